@@ -1,0 +1,60 @@
+"""Every error of the house, in one small tree.
+
+::
+
+    LatentfarmError
+    ├── InputError            the row's or the command's fault: refused before anything is enqueued (exit 2)
+    │   └── InvalidRowsError  wrong rows of a prompt file, each with place, value and cure
+    ├── UnavailableError      the store's or the queue's fault: retry later (exit 3)
+    ├── JobError              the job's own fault: it becomes ``failed`` with this error's code
+    └── ModelError            a model that cannot be loaded: the worker does not start (exit 2)
+"""
+
+from __future__ import annotations
+
+
+class LatentfarmError(Exception):
+    """Base of every error that latentfarm raises on purpose; its text is meant for the user."""
+
+    exit_code = 2
+
+
+class InputError(LatentfarmError):
+    """A command, a setting or a row asks for something that is not allowed."""
+
+
+class InvalidRowsError(InputError):
+    """Rows of a prompt file are wrong; nothing was enqueued.
+
+    ``problems`` holds the first ones as text, ``total`` how many there are.
+    """
+
+    def __init__(self, problems: list[str], total: int) -> None:
+        self.problems = problems
+        self.total = total
+        lines = list(problems)
+        if total > len(problems):
+            lines.append(f"... and {total - len(problems)} more")
+        noun = "problem" if total == 1 else "problems"
+        super().__init__("\n".join([*lines, f"{total} {noun}; nothing was enqueued"]))
+
+
+class UnavailableError(LatentfarmError):
+    """Redis or the bucket does not answer or refuses the credentials."""
+
+    exit_code = 3
+
+
+class JobError(LatentfarmError):
+    """One job cannot be rendered, and no other worker could either.
+
+    ``code`` is stable and short (``scheduler``, ``too_large``, ``render``): users group failures by it.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class ModelError(LatentfarmError):
+    """A model's weights or layout cannot be used: missing, not safetensors, an unknown kind of pipeline."""

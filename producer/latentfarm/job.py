@@ -1,0 +1,241 @@
+"""The job: its fields, limits and defaults; its states and the allowed moves between them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from enum import IntEnum
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from latentfarm import schedulers
+from latentfarm.errors import InputError
+
+#: bytes of UTF-8 in one prompt
+MAX_PROMPT_BYTES = 4096
+#: pixels of a picture's side; also a multiple of 8, the VAE's downsampling
+MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 8
+MAX_STEPS = 500
+MAX_GUIDANCE = 100.0
+MAX_SEED = 2**63 - 1
+MAX_IMAGES_PER_PROMPT = 10_000
+MAX_SCHEDULER_OPTIONS = 16
+
+DEFAULT_STEPS = 25
+DEFAULT_GUIDANCE = 7.5
+
+_BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class JobState(IntEnum):
+    """A job's state: the byte that the ledger holds for it."""
+
+    PENDING = 0
+    LEASED = 1
+    DONE = 2
+    FAILED = 3
+    CANCELLED = 4
+
+    @property
+    def word(self) -> str:
+        """The state as users read it."""
+        return self.name.lower()
+
+
+#: nothing more happens to a job in one of these by itself
+TERMINAL_STATES = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
+
+#: every move of a job; the ledger's scripts make no other
+ALLOWED_MOVES = frozenset(
+    {
+        (JobState.PENDING, JobState.LEASED),  # lease
+        (JobState.LEASED, JobState.PENDING),  # release, or a lease that ran out
+        (JobState.LEASED, JobState.DONE),  # commit
+        (JobState.LEASED, JobState.FAILED),  # fail, or the last attempt was lost
+    }
+)
+
+
+def _prompt_fits(text: str) -> str:
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > MAX_PROMPT_BYTES:
+        raise ValueError(f"is {size:,} bytes long; shorten it to {MAX_PROMPT_BYTES:,}")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("holds a lone surrogate, which is no text; write valid UTF-8")
+    return text
+
+
+def _side_fits(side: int) -> int:
+    if not MIN_SIDE <= side <= MAX_SIDE:
+        raise ValueError(f"is out of range; write {MIN_SIDE} to {MAX_SIDE}")
+    if side % SIDE_MULTIPLE:
+        below = side - side % SIDE_MULTIPLE
+        raise ValueError(f"is not a multiple of {SIDE_MULTIPLE}; write {below} or {below + SIDE_MULTIPLE}")
+    return side
+
+
+def _scheduler_known(name: str) -> str:
+    try:
+        schedulers.resolve(name)
+    except InputError as error:
+        raise ValueError(str(error).split(" ", 2)[2]) from None
+    return name
+
+
+def _options_fit(options: dict[str, Any]) -> dict[str, Any]:
+    if len(options) > MAX_SCHEDULER_OPTIONS:
+        raise ValueError(f"has {len(options)} entries; write at most {MAX_SCHEDULER_OPTIONS}")
+    for key, value in options.items():
+        if not key.isidentifier() or key.startswith("_"):
+            raise ValueError(f"has the key {key!r}; write a field of the scheduler's config")
+        if not isinstance(value, bool | int | float | str | None):
+            raise ValueError(f"has a {type(value).__name__} under {key!r}; write a number, a text or a boolean")
+    return options
+
+
+def _no_bool(value: object) -> object:
+    # pydantic reads true as 1; a seed of true is a slip, not a number
+    if isinstance(value, bool):
+        raise ValueError("is a boolean; write a number")
+    return value
+
+
+Prompt = Annotated[str, AfterValidator(_prompt_fits)]
+Side = Annotated[int, BeforeValidator(_no_bool), AfterValidator(_side_fits)]
+Steps = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_SEED)]
+SchedulerField = Annotated[str, AfterValidator(_scheduler_known)]
+SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_options_fit)]
+
+
+class Defaults(BaseModel):
+    """What a batch says once for all its rows; a row's own field wins."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    negative_prompt: Prompt | None = None
+    width: Side | None = None
+    height: Side | None = None
+    num_inference_steps: Steps | None = None
+    guidance_scale: Guidance | None = None
+    seed: Seed | None = None
+    scheduler: SchedulerField | None = None
+    scheduler_options: SchedulerOptions | None = None
+    num_images_per_prompt: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None = (
+        None
+    )
+
+
+class Row(Defaults):
+    """One row of a prompt file, in diffusers' parameter names; ``id`` is the client's own name for it."""
+
+    prompt: Prompt
+    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+
+    def with_defaults(self, defaults: Defaults) -> Row:
+        """Fill what the row leaves open from the batch's ``defaults``."""
+        own = self.model_dump(exclude_none=True)
+        return Row.model_construct(**{**defaults.model_dump(exclude_none=True), **own})
+
+
+class Job(BaseModel):
+    """One picture to make: ``batch`` and ``index`` name it, the rest says what it shows.
+
+    ``width`` and ``height`` are pixels; None means the model's native size. ``scheduler`` None is the model's own.
+    ``row`` is the row of the prompt file, from 0, that the job came from.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    batch: str
+    index: Annotated[int, Field(ge=0)]
+    row: Annotated[int, Field(ge=0)] = 0
+    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    prompt: Prompt
+    negative_prompt: Prompt = ""
+    width: Side | None = None
+    height: Side | None = None
+    num_inference_steps: Steps = DEFAULT_STEPS
+    guidance_scale: Guidance = DEFAULT_GUIDANCE
+    seed: Seed
+    scheduler: SchedulerField | None = None
+    scheduler_options: SchedulerOptions = Field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The job's id, ``<batch>/<index>``."""
+        return f"{self.batch}/{self.index}"
+
+    @property
+    def guided(self) -> bool:
+        """Whether classifier-free guidance is on: two U-Net rows instead of one, as in diffusers (scale > 1)."""
+        return self.guidance_scale > 1.0
+
+    def request(self) -> dict[str, Any]:
+        """What was asked for, in diffusers' parameter names."""
+        return self.model_dump(exclude={"batch", "index", "row", "id"})
+
+
+def seed_for(batch: str, index: int) -> int:
+    """Return the seed, 0 to 2**32 - 1, of a job that names none: it depends on the batch and the index only."""
+    digest = hashlib.blake2b(f"{batch}/{index}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest)
+
+
+def jobs_of(row: Row, *, batch: str, row_number: int, first_index: int) -> list[Job]:
+    """Return the jobs that a row (defaults already filled in) stands for: one an image, seeds s, s+1, ..."""
+    fields = row.model_dump(exclude_none=True)
+    images = fields.pop("num_images_per_prompt", 1)
+    seed = fields.pop("seed", seed_for(batch, first_index))
+    return [
+        Job.model_construct(
+            _fields_set=None,
+            batch=batch,
+            index=first_index + offset,
+            row=row_number,
+            seed=(seed + offset) % (MAX_SEED + 1),
+            **fields,
+        )
+        for offset in range(images)
+    ]
+
+
+def check_batch_name(name: str) -> str:
+    """Return ``name``.
+
+    Raises:
+        InputError: it could not serve as part of a key.
+    """
+    if not _BATCH_NAME.fullmatch(name):
+        raise InputError(
+            f"batch name {name!r}: write 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit"
+        )
+    return name
+
+
+def check_model_alias(alias: str) -> str:
+    """Return ``alias``.
+
+    Raises:
+        InputError: it could not serve as part of a queue's name.
+    """
+    if not _MODEL_ALIAS.fullmatch(alias):
+        raise InputError(
+            f"model alias {alias!r}: write 1 to 64 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit"
+        )
+    return alias
+
+
+def parse_job_name(name: str) -> tuple[str, int]:
+    """Split ``<batch>/<index>``.
+
+    Raises:
+        InputError: it is not of that form.
+    """
+    batch, slash, index = name.partition("/")
+    if not slash or not index.isascii() or not index.isdecimal():
+        raise InputError(f"job {name!r}: write BATCH/INDEX, such as {batch or 'cats'}/17")
+    return check_batch_name(batch), int(index)

@@ -1,0 +1,1 @@
+"""latentfarm_worker: the side with the GPU. Importing it imports no torch; its modules do."""
