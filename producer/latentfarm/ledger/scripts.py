@@ -1,0 +1,36 @@
+"""The ledger's Lua scripts, loaded from the files beside this one."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any, Protocol
+
+import redis
+
+
+class Script(Protocol):
+    """A registered script: EVALSHA with the arguments, loading the source where Redis does not know it yet."""
+
+    def __call__(self, *, args: list[Any]) -> Any: ...
+
+
+class Scripts:
+    """Every change the ledger can make, one attribute a script; each docstring is the head of its file."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        folder = files("latentfarm.ledger")
+        common = (folder / "_common.lua").read_text()
+
+        def load(name: str) -> Script:
+            return client.register_script(common + (folder / f"{name}.lua").read_text())
+
+        self.reserve = load("reserve")
+        self.open = load("open")
+        self.lease = load("lease")
+        self.renew = load("renew")
+        self.commit = load("commit")
+        self.fail = load("fail")
+        self.release = load("release")
+        self.sweep = load("sweep")
+        self.trim = load("trim")
+        self.beat = load("beat")
