@@ -1,0 +1,12 @@
+"""The bundled small Stable Diffusion of latentfarm, and the code that made it.
+
+``MODEL_DIR`` is a complete diffusers folder: ``StableDiffusionPipeline.from_pretrained(MODEL_DIR)``
+loads it, and so does everything that loads Stable Diffusion 1.x.  Importing this package imports
+neither torch nor diffusers.
+"""
+
+from pathlib import Path
+
+MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
+
+__all__ = ["MODEL_DIR"]
