@@ -1,0 +1,143 @@
+"""Stable diffusion 1.x and 2.x: CLIP text encoder, conditional U-Net, KL autoencoder (arXiv 2112.10752).
+
+Everything diffusers' StableDiffusionPipeline loads, without its safety checker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from latentfarm.errors import JobError, ModelError
+
+from latentfarm_worker.families.files import read_json, weights_digest
+from latentfarm_worker.text import Text, encode_clip
+
+_PARTS = ("text_encoder", "unet", "vae")
+
+
+class StableDiffusion:
+    """One model of the family; see ``families.base.Family`` for the three verbs."""
+
+    def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
+        self.tokenizer, self.text_encoder = parts["tokenizer"], parts["text_encoder"]
+        self.unet, self.vae = parts["unet"], parts["vae"]
+        self.name = name
+        self.model_digest = model_digest
+        self.dtype = dtype
+        self.device = torch.device(self.unet.device)
+        self.latent_channels: int = self.unet.config.in_channels
+        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.native_width, self.native_height = width * self.vae_scale_factor, height * self.vae_scale_factor
+        self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> StableDiffusion:
+        """Load a diffusers folder.
+
+        Raises:
+            ModelError: weights that are no safetensors, or a U-Net that needs more than sample, timestep and text.
+
+        """
+        digest = weights_digest(folder, _PARTS)
+        _check_unet(folder / "unet" / "config.json")
+        try:
+            parts = _load_parts(folder, dtype, device)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ModelError(
+                f"{folder}: cannot be loaded as {dtype} on {device}: {error}; check that the folder is complete and "
+                "opens with StableDiffusionPipeline.from_pretrained"
+            ) from error
+        return cls(parts, name=name, model_digest=digest, dtype=dtype)
+
+    @torch.inference_mode()
+    def encode(self, prompt: str) -> Text:
+        """Encode one prompt to (77, D)."""
+        return encode_clip(self.tokenizer, self.text_encoder, prompt)
+
+    @torch.inference_mode()
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Return the U-Net's output, float32 (R, C, h, w)."""
+        output = self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text, return_dict=False)[
+            0
+        ]
+        return output.float()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the picture, uint8 (H, W, 3); a half-precision decoder that overflows is tried again in float32."""
+        image = self._decode(latents)
+        own = self.vae.dtype
+        if not torch.isfinite(image).all() and own != torch.float32:
+            self.vae.to(torch.float32)
+            image = self._decode(latents)
+            self.vae.to(own)  # exact: the weights came from this dtype
+        if not torch.isfinite(image).all():
+            raise JobError(
+                "nan", "the VAE decoder gave numbers that are not finite; try another seed or dtype float32"
+            )
+        image = (image / 2 + 0.5).clamp(0, 1)
+        return (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
+        image: torch.Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return image.float()
+
+
+def _load_parts(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    local = {"use_safetensors": True, "local_files_only": True}
+    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **local)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **local)
+    if vae.config.force_upcast and dtype == torch.float16:
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32, **local)
+    encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **local)
+    models = {"unet": unet, "vae": vae, "text_encoder": encoder}
+    for model in models.values():
+        model.eval().requires_grad_(False).to(device)  # noqa: FBT003 (torch's own signature)
+    return {
+        **models,
+        "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
+        "scheduler_config": _scheduler_config(folder),
+    }
+
+
+def _scheduler_config(folder: Path) -> dict[str, Any]:
+    """Return the scheduler's config with the two corrections that StableDiffusionPipeline makes to old models."""
+    import diffusers
+
+    config = read_json(folder / "scheduler" / "scheduler_config.json")
+    cls = getattr(diffusers, str(config.get("_class_name")), None)
+    if cls is None:
+        raise ModelError(f"{folder / 'scheduler'}: diffusers has no scheduler {config.get('_class_name')!r}")
+    filled = dict(cls.from_config(config).config)
+    if "steps_offset" in filled:
+        filled["steps_offset"] = 1
+    filled["clip_sample"] = False
+    return {**filled, "_class_name": cls.__name__}
+
+
+def _check_unet(path: Path) -> None:
+    config = read_json(path)
+    for key, wanted in (
+        ("time_cond_proj_dim", None),
+        ("addition_embed_type", None),
+        ("class_embed_type", None),
+    ):
+        if config.get(key) != wanted:
+            raise ModelError(
+                f"{path}: {key} is {config[key]!r}; the U-Net may need sample, timestep and text only: use a plain "
+                "stable diffusion 1.x or 2.x model"
+            )
+    if config.get("in_channels", 4) != config.get("out_channels", 4):
+        raise ModelError(
+            f"{path}: in_channels is {config['in_channels']}, out_channels {config['out_channels']}: this is no "
+            "text-to-image model (inpainting takes 9); use the base model"
+        )
