@@ -22,7 +22,7 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from latentfarm.errors import UnavailableError
-from latentfarm.ledger.ledger import PART_JOBS
+from latentfarm.job import PART_JOBS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client

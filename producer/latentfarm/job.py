@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from latentfarm import schedulers
 from latentfarm.errors import InputError
 
+#: jobs in one part of the manifest and of the results
+PART_JOBS = 1_000
 #: bytes of UTF-8 in one prompt
 MAX_PROMPT_BYTES = 4096
 #: pixels of a picture's side; also a multiple of 8, the VAE's downsampling

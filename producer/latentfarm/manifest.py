@@ -12,9 +12,8 @@ from pydantic import BaseModel, ConfigDict
 
 from latentfarm.bucket import Bucket, MissingObjectError, header_key, manifest_key, part_of
 from latentfarm.errors import InputError
-from latentfarm.job import Job
+from latentfarm.job import PART_JOBS, Job
 from latentfarm.jsonl import pack, unpack
-from latentfarm.ledger.ledger import PART_JOBS
 
 
 class Header(BaseModel):

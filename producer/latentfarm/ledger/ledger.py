@@ -15,7 +15,6 @@ from latentfarm.job import JobState
 from latentfarm.ledger.scripts import Scripts
 
 CHUNK_JOBS = 1_000_000
-PART_JOBS = 1_000
 #: a job that lost its worker this often has failed
 MAX_ATTEMPTS = 3
 _SWEEP_LIMIT = 1_000

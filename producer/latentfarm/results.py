@@ -1,0 +1,79 @@
+"""Receipts and failures on their way from the ledger to ``results/part-*.jsonl.gz``, and back to whoever asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from latentfarm.bucket import Bucket, MissingObjectError, results_key
+from latentfarm.job import PART_JOBS, TERMINAL_STATES, JobState
+from latentfarm.jsonl import pack, unpack
+from latentfarm.ledger import JobRecord, Ledger
+
+
+def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
+    """Write a part whose jobs have all ended to the bucket, then forget its receipts; return how many lines it has.
+
+    Anyone may do it, more than once: what the bucket already holds is kept where the ledger has forgotten it.
+    """
+    total = ledger.batch(batch).total
+    indices = range(part * PART_JOBS, min((part + 1) * PART_JOBS, total))
+    stored = {line["index"]: line for line in read_part(bucket, batch, part)}
+    for record in ledger.jobs(batch, indices):
+        if record.receipt is not None or record.index not in stored:
+            stored[record.index] = result_line(record)
+    lines = [stored[index] for index in sorted(stored)]
+    bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
+    ledger.trim(batch, part)
+    return len(lines)
+
+
+def flush_full_parts(ledger: Ledger, bucket: Bucket, *, batch: str | None = None) -> int:
+    """Flush every part that waits, of one batch or of all; return how many."""
+    parts = [(name, part) for name, part in ledger.full_parts() if batch in {None, name}]
+    for name, part in parts:
+        flush_part(ledger, bucket, name, part)
+    return len(parts)
+
+
+def read_part(bucket: Bucket, batch: str, part: int) -> list[dict[str, Any]]:
+    """Return the result lines of a part, none where it was not flushed yet."""
+    try:
+        return unpack(bucket.get(results_key(batch, part)))
+    except MissingObjectError:
+        return []
+
+
+def read_results(ledger: Ledger, bucket: Bucket, batch: str, total: int) -> Iterator[dict[str, Any]]:
+    """Yield a result line for every job of the batch, in order, from wherever it is now."""
+    for start in range(0, total, PART_JOBS):
+        yield from read_range(ledger, bucket, batch, range(start, min(start + PART_JOBS, total)))
+
+
+def read_range(ledger: Ledger, bucket: Bucket, batch: str, indices: range) -> Iterator[dict[str, Any]]:
+    """Yield the result lines of some jobs of one part."""
+    records = ledger.jobs(batch, indices)
+    stored: dict[int, dict[str, Any]] = {}
+    # a receipt leaves the ledger only after its part lies in the bucket: asking in this order misses none
+    if any(record.state is JobState.DONE and record.receipt is None for record in records):
+        stored = {line["index"]: line for line in read_part(bucket, batch, indices.start // PART_JOBS)}
+    for record in records:
+        line = result_line(record)
+        kept = stored.get(record.index)
+        yield line if kept is None or record.receipt is not None else {**line, **kept}
+
+
+def result_line(record: JobRecord) -> dict[str, Any]:
+    """Return what is known of a job, as it stands in ``results/``."""
+    line: dict[str, Any] = {
+        "job": f"{record.batch}/{record.index}",
+        "index": record.index,
+        "state": record.state.word,
+        "attempts": record.attempts,
+        "worker": record.worker,
+    }
+    if record.error is not None:
+        line["error"] = record.error
+    if record.state in TERMINAL_STATES and record.receipt is not None:
+        line |= record.receipt
+    return line
