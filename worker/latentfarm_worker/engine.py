@@ -1,7 +1,7 @@
 """The engine: continuous batching at the denoising step. It knows no Redis, no S3 and no Celery.
 
-A job joins the batch at any step and leaves it when its own steps are done, whatever its neighbours' step count,
-scheduler, guidance or prompt. ``Engine.step`` is one iteration: admit, denoise one step, retire.
+A job joins the batch at any step and leaves it when its own steps are done, whatever its neighbours' step
+count, scheduler, guidance or prompt. ``Engine.step`` is one iteration: admit, denoise one step, retire.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from latentfarm_worker.text import TextCache
 class Rendered:
     """A finished picture.
 
-    ``pixels``: uint8 (height, width, 3) on the CPU. ``scheduler``: diffusers' class name. ``timings``: seconds of
-    ``encode``, ``denoise`` (on the wall, from admission to the last step) and ``decode``.
+    ``pixels``: uint8 (height, width, 3) on the CPU. ``scheduler``: diffusers' class name. ``timings``:
+    seconds of ``encode``, ``denoise`` (on the wall, from admission to the last step) and ``decode``.
     """
 
     job: Job
@@ -51,8 +51,8 @@ class Failed:
 class Image:
     """One image in flight, or waiting with no rows yet.
 
-    ``rows``: its rows of the batch: (unconditional, conditional), or only the second without guidance; its latents
-    and their past are kept in the first. ``call``: how many calls of the model are behind it.
+    ``rows``: its rows of the batch: (unconditional, conditional), or only the second without guidance; its
+    latents and their past are kept in the first. ``call``: how many calls of the model are behind it.
     """
 
     job: Job
@@ -77,15 +77,16 @@ class Image:
         return self.call == self.plan.calls
 
 
-#: called after each step of each image with the job, its calls so far, its calls in all, its latents (C, h, w)
+#: called after each step of each image: the job, its calls so far, its calls in all, its latents (C, h, w)
 Observer = Callable[[Job, int, int, torch.Tensor], None]
 
 
 class Engine:
     """Renders jobs on one device, many at once.
 
-    ``slots`` is the number of guided jobs of the native size that run together. With ``fixed_rows`` the model always
-    sees the same number of rows, so that a job's bytes do not depend on its neighbours; without, only those in use.
+    ``slots`` is the number of guided jobs of the native size that run together. With ``fixed_rows`` the model
+    always sees the same number of rows, so that a job's bytes do not depend on its neighbours; without, only
+    those in use.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Engine:
         """Queue a job; it starts with the next ``step`` that has room for it.
 
         Raises:
-            JobError: code ``scheduler``: its scheduler or the scheduler's options cannot be used. Nothing is queued.
+            JobError: code ``scheduler``: its scheduler or options cannot be used. Nothing is queued.
 
         """
         plan = plan_for(
@@ -142,6 +143,12 @@ class Engine:
                 return True
         return False
 
+    def clear(self) -> None:
+        """Drop everything that waits or runs."""
+        self._waiting.clear()
+        for image in self._running[:]:
+            self._leave(image)
+
     @torch.inference_mode()
     def step(self) -> list[Rendered | Failed]:
         """Admit what waits, denoise everything by one step, retire what is finished."""
@@ -157,7 +164,7 @@ class Engine:
             raise AssertionError(f"rows owned and free: {everything}")
 
     def _admit_waiting(self) -> None:
-        """Start waiting images in the order they came, until one has another shape or too few rows are free."""
+        """Start waiting images in their order, until one has another shape or too few rows are free."""
         while self._waiting:
             image = self._waiting[0]
             shape = (image.latent_height, image.latent_width)
@@ -168,7 +175,7 @@ class Engine:
             self._start(self._waiting.popleft(), self._rows)
 
     def _row_count(self, shape: tuple[int, int]) -> int:
-        """Return the rows of a batch of latents (h, w): fewer where pictures are larger than native, at least 2."""
+        """Return the rows of a batch of latents (h, w): fewer above the native area, at least 2."""
         factor = self.family.vae_scale_factor
         native = (self.family.native_height // factor) * (self.family.native_width // factor)
         return max(2, min(2 * self.slots, 2 * self.slots * native // (shape[0] * shape[1])))

@@ -1,0 +1,5 @@
+"""``python -m latentfarm`` is the command ``latentfarm``."""
+
+from latentfarm.cli import main
+
+main()

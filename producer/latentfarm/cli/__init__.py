@@ -1,0 +1,50 @@
+"""The command ``latentfarm``: a thin skin over the Python API, one module a group of verbs.
+
+Data goes to stdout, progress and errors to stderr. Exit codes: 0 all done, 1 some job failed, 2 bad input or usage,
+3 store or queue not to be reached, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from latentfarm.cli import collect, doctor, look, render, run, submit
+from latentfarm.errors import LatentfarmError
+
+INTERRUPTED = 130
+
+app = typer.Typer(
+    help="A render farm for latent diffusion: a prompt file in, pictures and a manifest in your own bucket out.",
+    epilog="Start here: `latentfarm render prompts.txt -o out`",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+render.register(app)
+run.register(app)
+submit.register(app)
+look.register(app)
+collect.register(app)
+doctor.register(app)
+
+
+def main() -> None:
+    """Run the command; errors of ours become a line and an exit code, all others keep their traceback."""
+    try:
+        app()
+    except LatentfarmError as error:
+        sys.stderr.write(f"latentfarm: {error}\n")
+        sys.exit(error.exit_code)
+    except TimeoutError as error:
+        sys.stderr.write(f"latentfarm: {error}\n")
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.stderr.write("latentfarm: interrupted; run the same command again to go on\n")
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # the reader of our output has seen enough
+        sys.stderr.close()
+        sys.exit(0)

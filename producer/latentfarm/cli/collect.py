@@ -1,0 +1,79 @@
+"""``wait`` and ``fetch``: from a submitted batch to pictures in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from latentfarm.cli import options
+from latentfarm.cli.options import print_json
+from latentfarm.cli.progress import BatchProgress, note
+from latentfarm.farm import Batch, BatchStatus, Farm
+from latentfarm.fetch import RESULTS_FILE, Fetched
+
+
+def wait_for(
+    batch: Batch, *, timeout_s: float | None = None, meanwhile: Callable[[], None] | None = None
+) -> BatchStatus:
+    """Wait with a progress bar; exit 1 if a job failed. ``meanwhile`` runs between two looks."""
+    with BatchProgress() as progress:
+
+        def show(status: BatchStatus) -> None:
+            progress(status)
+            if meanwhile is not None:
+                meanwhile()
+
+        status = batch.wait(timeout_s=timeout_s, progress=show)
+    if status.failed:
+        note(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
+        raise typer.Exit(1)
+    return status
+
+
+def wait(
+    batch: options.BatchName,
+    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this, with exit code 1.")] = None,
+    as_json: options.Json = False,  # noqa: FBT002
+) -> None:
+    """Return when every job of a batch has ended; exit 1 if one failed.
+
+    Example: `latentfarm wait cats && latentfarm fetch cats -o cats`
+    """
+    found = Farm.from_env().batch(batch)
+    try:
+        wait_for(found, timeout_s=timeout)
+    finally:
+        if as_json:
+            print_json(found.status().model_dump())
+
+
+def fetch(batch: options.BatchName, output: options.OutputFolder, as_json: options.Json = False) -> None:  # noqa: FBT002
+    """Download the finished pictures of a batch and write results.jsonl; what is there already is left alone.
+
+    Example: `latentfarm fetch cats -o cats`
+    """
+    found = Farm.from_env().batch(batch)
+    fetched = fetch_into(found, output)
+    if as_json:
+        summary = {"batch": batch, "directory": str(output), "downloaded": fetched.downloaded}
+        print_json({**summary, "present": fetched.present, "results": str(output / RESULTS_FILE)})
+    if any(line["state"] == "failed" for line in fetched.lines):
+        raise typer.Exit(1)
+
+
+def fetch_into(batch: Batch, directory: Path) -> Fetched:
+    """Download and say what was done."""
+    fetched = batch.fetch(directory)
+    rest = len(fetched.lines) - fetched.downloaded - fetched.present
+    text = f"{fetched.downloaded} pictures fetched into {directory}, {fetched.present} were there already"
+    note(text + (f", {rest} are not done" if rest else ""))
+    return fetched
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(wait)
+    app.command()(fetch)

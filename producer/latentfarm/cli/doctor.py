@@ -1,0 +1,81 @@
+"""``doctor``: is everything there that a farm needs?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import typer
+
+from latentfarm.bucket import Bucket
+from latentfarm.cli import options
+from latentfarm.cli.options import print_json
+from latentfarm.errors import InputError, LatentfarmError
+from latentfarm.ledger import Ledger
+from latentfarm.settings import Settings
+
+
+def doctor(as_json: options.Json = False) -> None:  # noqa: FBT002
+    """Check Redis, the bucket, the model and the device, a line each; nothing is written. Exit 1 if any is bad.
+
+    Example: `latentfarm doctor`
+    """
+    settings = Settings.load()
+    checks: dict[str, Callable[[Settings], str]] = {
+        "redis": _redis,
+        "bucket": _bucket,
+        "model": _model,
+        "device": _device,
+    }
+    findings = [_finding(name, check, settings) for name, check in checks.items()]
+    if as_json:
+        print_json(findings)
+    else:
+        for finding in findings:
+            typer.echo(f"{'ok ' if finding['ok'] else 'BAD'}  {finding['check']:<7} {finding['text']}")
+    if not all(finding["ok"] for finding in findings):
+        raise typer.Exit(1)
+
+
+def _finding(name: str, check: Callable[[Settings], str], settings: Settings) -> dict[str, object]:
+    try:
+        return {"check": name, "ok": True, "text": check(settings)}
+    except LatentfarmError as error:
+        return {"check": name, "ok": False, "text": " ".join(str(error).split())}
+
+
+def _redis(settings: Settings) -> str:
+    ledger = Ledger.connect(settings.require().redis_url)
+    version = ledger.ping()
+    workers = len(ledger.workers(settings.model))
+    return f"Redis {version} at {ledger.where}; {workers} workers for {settings.model}"
+
+
+def _bucket(settings: Settings) -> str:
+    bucket = Bucket.connect(settings.require())
+    bucket.check()
+    return bucket.where
+
+
+def _model(settings: Settings) -> str:
+    if find_spec("torch") is None:
+        raise InputError("no torch here, so no worker can run: pip install 'latentfarm[worker]' (submitting needs none)")
+    from latentfarm_worker.resident import load_model
+
+    family = load_model(settings)
+    size = f"{family.native_width}x{family.native_height}"
+    return f"{settings.model}: {family.name}, {size}, digest {family.model_digest[:12]}"
+
+
+def _device(settings: Settings) -> str:
+    if find_spec("torch") is None:
+        raise InputError("no torch here, so no device can be used: pip install 'latentfarm[worker]'")
+    from latentfarm_worker.resident import pick_device, pick_dtype
+
+    device = pick_device()
+    return f"{device}, dtype {str(pick_dtype(settings.dtype, device)).removeprefix('torch.')}"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(doctor)

@@ -1,0 +1,148 @@
+"""``render``: the whole way in one command."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from latentfarm.cli import options
+from latentfarm.cli.collect import fetch_into, wait_for
+from latentfarm.cli.options import check_dtype, print_json
+from latentfarm.cli.progress import note
+from latentfarm.contact_sheet import contact_sheet
+from latentfarm.farm import Batch, Farm
+from latentfarm.fetch import RESULTS_FILE, Fetched
+from latentfarm.local.process import Child
+from latentfarm.local.stack import Stack, end_all, require_worker_packages, start_workers
+from latentfarm.models import ModelSpec, parse_model
+from latentfarm.prompts import check_all, check_defaults, read_file
+from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
+
+CONTACT_SHEET = "contact-sheet.png"
+_WORKER_END_S = 20.0
+
+
+def render(  # noqa: PLR0913 - one a shared option
+    file: options.PromptFile,
+    output: options.OutputFolder,
+    batch: options.NewBatch = None,
+    model: options.RenderModel = DEFAULT_MODEL,
+    dtype: options.Dtype = None,
+    slots: options.Slots = None,
+    workers: options.Workers = 1,
+    num_inference_steps: options.Steps = None,
+    guidance_scale: options.Guidance = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    seed: options.Seed = None,
+    negative_prompt: options.Negative = None,
+    scheduler: options.Scheduler = None,
+    num_images_per_prompt: options.Images = None,
+    priority: options.Priority = 0,
+    as_json: options.Json = False,  # noqa: FBT002
+) -> None:
+    """Render a prompt file into a folder: start what is not running, submit, wait, fetch, stop what was started.
+
+    Run again, it goes on where it stopped and renders nothing twice.
+
+    Example: `latentfarm render prompts.txt -o out --num-inference-steps 30`
+    """
+    spec = parse_model(model)
+    fields = options.defaults(
+        num_inference_steps, guidance_scale, width, height, seed, negative_prompt, scheduler, num_images_per_prompt
+    )
+    # before anything is started: a wrong row or option costs no time
+    check_all(read_file(file), where=file.name)
+    check_defaults(fields)
+    with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (farm, staff):
+        found = farm.submit(file, batch=batch, model=spec.alias, priority=priority, **fields)
+        failed = _finish(found, staff)
+        fetched = fetch_into(found, output)
+    _write_contact_sheet(fetched)
+    if as_json:
+        print_json(_summary(found, fetched))
+    if failed:
+        raise typer.Exit(1)
+
+
+def _finish(batch: Batch, staff: _Staff) -> bool:
+    """Wait for the batch, with workers if any job is left; return whether a job failed."""
+    if not batch.status().complete:
+        staff.engage()
+    try:
+        wait_for(batch, meanwhile=staff.check)
+    except typer.Exit:
+        return True
+    return False
+
+
+class _Staff:
+    """The workers that this command starts, if nobody else serves the model."""
+
+    def __init__(self, start: Callable[[], list[Child]], *, others: Callable[[], bool]) -> None:
+        self._start = start
+        self._others = others
+        self._children: list[Child] = []
+
+    def engage(self) -> None:
+        """Start them, unless somebody works already."""
+        if not self._others():
+            note("loading the model ...")
+            self._children = self._start()
+
+    def check(self) -> None:
+        """Raise UnavailableError when one has ended: it would not come back."""
+        for child in self._children:
+            child.require_alive()
+
+
+@contextmanager
+def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -> Iterator[tuple[Farm, _Staff]]:
+    """Give the farm that the settings name, else one of our own; in the end stop what was started."""
+    settings = Settings.load()
+    children: list[Child] = []
+    arguments: dict[str, Any] = {"dtype": dtype, "slots": slots}
+    with ExitStack() as cleanup:
+        if not settings.configured:
+            require_worker_packages()
+            settings = cleanup.enter_context(Stack(LOCAL_FOLDER)).settings
+        farm = Farm(settings)
+
+        def start() -> list[Child]:
+            # registered first, so that a Ctrl-C between two starts leaves none behind
+            cleanup.callback(end_all, children, _WORKER_END_S)
+            start_workers(settings, count, spec, logs=LOCAL_FOLDER / "logs", into=children, **arguments)
+            return children
+
+        yield farm, _Staff(start, others=lambda: bool(farm.ledger.workers(spec.alias)))
+
+
+def _write_contact_sheet(fetched: Fetched) -> None:
+    done = [line for line in fetched.lines if line["file"]]
+    if not done:
+        return
+    sheet = contact_sheet([(fetched.directory / line["file"], line["prompt"]) for line in done])
+    sheet.save(fetched.directory / CONTACT_SHEET)
+    note(f"contact sheet: {fetched.directory / CONTACT_SHEET}")
+
+
+def _summary(batch: Batch, fetched: Fetched) -> dict[str, Any]:
+    states = [line["state"] for line in fetched.lines]
+    return {
+        "batch": batch.name,
+        "directory": str(fetched.directory),
+        "total": len(states),
+        "done": states.count("done"),
+        "failed": states.count("failed"),
+        "downloaded": fetched.downloaded,
+        "results": str(Path(fetched.directory) / RESULTS_FILE),
+    }
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(render)

@@ -1,0 +1,99 @@
+"""``up`` and ``worker``: the processes that stay."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from latentfarm.cli import options
+from latentfarm.cli.options import check_dtype
+from latentfarm.cli.progress import note
+from latentfarm.errors import UnavailableError
+from latentfarm.local.stack import Stack, interruption, require_worker_packages
+from latentfarm.models import parse_model
+from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
+
+_LOOK_S = 0.5
+
+
+def up(
+    workers: options.Workers = 1,
+    model: options.RenderModel = DEFAULT_MODEL,
+    dtype: options.Dtype = None,
+    slots: options.Slots = None,
+) -> None:
+    """Run Redis, an S3 server and workers in the foreground, below ./.latentfarm; Ctrl-C ends them all.
+
+    Other commands run in the same folder find this farm by themselves. Nothing listens beyond this machine.
+
+    Example: `latentfarm up --workers 2`
+    """
+    spec = parse_model(model)
+    check_dtype(dtype or "auto")
+    if workers:
+        require_worker_packages()
+    with interruption() as interrupted, Stack(LOCAL_FOLDER) as stack:
+        stack.start_workers(workers, spec, dtype=dtype or "auto", slots=slots or 0)
+        note(f"Redis   {stack.settings.redis_url}")
+        note(f"S3      {stack.settings.s3_endpoint_url}, bucket {stack.settings.bucket}")
+        note(f"workers {workers}, model {spec.alias}; logs in {LOCAL_FOLDER / 'logs'}")
+        note("up; Ctrl-C ends everything")
+        _watch(stack, interrupted.wait)
+
+
+def _watch(stack: Stack, interrupted: Callable[[float], bool]) -> None:
+    """Return when interrupted, telling of workers that end meanwhile; the servers must not."""
+    told: set[int] = set()
+    while not interrupted(_LOOK_S):
+        for child in stack.workers:
+            if child.pid not in told and child.exit_code() is not None:
+                told.add(child.pid)
+                note(f"{child.name} ended with exit code {child.exit_code()}; its log is {child.log}")
+        if stack.workers and len(told) == len(stack.workers):
+            raise UnavailableError(f"no worker is left; {stack.workers[-1].log} ends with:\n{stack.workers[-1].log_tail()}")
+        for child in stack.children:
+            if child not in stack.workers:
+                child.require_alive()
+
+
+def worker(
+    model: Annotated[
+        str | None,
+        typer.Option("--model", metavar="MODEL", help="An alias, folder, hub id or ALIAS=one of these. (env: LATENTFARM_MODEL, LATENTFARM_MODEL_SOURCE)"),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, float16 or bfloat16. (env: LATENTFARM_DTYPE)")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=0, max=256, help="Pictures denoised at once; 0: by the device. (env: LATENTFARM_SLOTS)")
+    ] = None,
+) -> None:
+    """Run one worker in the foreground: it holds the model and renders what the farm has for it.
+
+    Example: `latentfarm worker --model sd14=CompVis/stable-diffusion-v1-4`
+    """
+    settings = Settings.load().require()
+    require_worker_packages()
+    chosen: dict[str, object] = {}
+    if model is not None:
+        spec = parse_model(model)
+        chosen |= {"model": spec.alias, "model_source": spec.source}
+    if dtype is not None:
+        chosen["dtype"] = check_dtype(dtype)
+    if slots is not None:
+        chosen["slots"] = slots
+    # the worker reads its settings from the environment, as under `celery -A latentfarm_worker worker`
+    os.environ.pop("LATENTFARM_MODEL_SOURCE", None)
+    os.environ |= settings.model_copy(update=chosen).environment()
+    from latentfarm_worker.tasks import app
+
+    app.worker_main(["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"])
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    app.command()(up)
+    app.command()(worker)

@@ -1,0 +1,5 @@
+"""A farm on one machine: a Redis, an S3 server and workers as child processes, below one folder."""
+
+from latentfarm.local.stack import Stack
+
+__all__ = ["Stack"]

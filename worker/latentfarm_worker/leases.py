@@ -1,0 +1,83 @@
+"""Keeping leases: a thread that renews them while the GPU works, and takes note of those that are lost."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from threading import Event, Lock, Thread
+
+from latentfarm.errors import UnavailableError
+from latentfarm.ledger import Lease, Ledger
+
+log = logging.getLogger(__name__)
+
+#: renewals within one lease, so that a few may fail
+_RENEWALS_PER_LEASE = 6
+
+
+class LeaseKeeper:
+    """The leases that this worker holds, renewed every sixth of their length by a thread of its own."""
+
+    def __init__(self, ledger: Ledger, *, lease_s: float) -> None:
+        self._ledger = ledger
+        self._lease_s = lease_s
+        self._held: dict[str, Lease] = {}
+        self._lost: set[str] = set()
+        self._lock = Lock()
+        self._stop = Event()
+        self._thread = Thread(target=self._renew_for_ever, name="leases", daemon=True)
+        self._thread.start()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def hold(self, leases: Iterable[Lease]) -> None:
+        """Begin to renew these."""
+        with self._lock:
+            self._held.update((lease.name, lease) for lease in leases)
+
+    def get(self, name: str) -> Lease | None:
+        """Return the lease on a job, or None once it is lost."""
+        with self._lock:
+            return self._held.get(name)
+
+    def drop(self, name: str) -> None:
+        """Stop renewing: the job is committed, failed or given back."""
+        with self._lock:
+            self._held.pop(name, None)
+
+    def take_lost(self) -> set[str]:
+        """Return the jobs that went to somebody else since the last call; rendering them on would be in vain."""
+        with self._lock:
+            lost, self._lost = self._lost, set()
+        return lost
+
+    def held(self) -> list[Lease]:
+        """Return every lease that is still held."""
+        with self._lock:
+            return list(self._held.values())
+
+    def close(self) -> None:
+        """Stop renewing everything."""
+        self._stop.set()
+        self._thread.join()
+
+    def _renew_for_ever(self) -> None:
+        while not self._stop.wait(self._lease_s / _RENEWALS_PER_LEASE):
+            held = self.held()
+            if not held:
+                continue
+            try:
+                lost = self._ledger.renew(held, lease_s=self._lease_s)
+            except UnavailableError as error:
+                log.warning("leases were not renewed, trying again: %s", error)
+                continue
+            # a job committed a moment ago, between the question and the answer, is not lost
+            epochs = {lease.name: lease.epoch for lease in held}
+            with self._lock:
+                gone = {n for n in lost if n in self._held and self._held[n].epoch == epochs[n]}
+                self._lost |= gone
+                for name in gone:
+                    del self._held[name]
+            for name in gone:
+                log.warning("the lease on %s is lost; it runs elsewhere", name)

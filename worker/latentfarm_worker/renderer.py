@@ -1,0 +1,227 @@
+"""One worker's way from a lease to a commit: lease -> engine -> encode -> put -> commit.
+
+The engine runs on the thread that calls ``render_all``; pictures are encoded, stored and committed on others while
+the next steps run; leases are renewed on a third kind.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import BoundedSemaphore, Event, Lock
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of
+from latentfarm.errors import InputError, JobError, UnavailableError
+from latentfarm.ledger import Lease, Ledger
+from latentfarm.manifest import ManifestReader
+from latentfarm.results import flush_part
+from latentfarm_worker.engine import Engine, Failed, Rendered
+from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
+from latentfarm_worker.leases import LeaseKeeper
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_STORE_THREADS = 4
+#: finished pictures that wait for the store; beyond it no step is made, so memory stays bounded
+_MAX_BACKLOG = 64
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+
+
+class Renderer:
+    """A resident pipeline that renders whatever the ledger leases it.
+
+    ``render_all`` is for one thread; ``stop`` may be called from any.
+    """
+
+    def __init__(  # noqa: PLR0913 - each a part of the worker, made by whoever starts it
+        self,
+        *,
+        ledger: Ledger,
+        bucket: Bucket,
+        engine: Engine,
+        model: str,
+        worker: str,
+        lease_s: float,
+        embed_metadata: bool = True,
+    ) -> None:
+        self.model = model
+        self.worker = worker
+        self._ledger = ledger
+        self._bucket = bucket
+        self._engine = engine
+        self._lease_s = lease_s
+        self._embed_metadata = embed_metadata
+        self._manifest = ManifestReader(bucket)
+        self._leases = LeaseKeeper(ledger, lease_s=lease_s)
+        self._stop = Event()
+        # the engine is for one thread: a second doorbell heard at once waits, then finds nothing left to do
+        self._turn = Lock()
+        self._store_pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
+        self._backlog = BoundedSemaphore(_MAX_BACKLOG)
+
+    def render_all(self) -> int:
+        """Render until the ledger has no more job of the model, or ``stop``; return how many pictures were made."""
+        made = 0
+        with self._turn:
+            while not self._stop.is_set():
+                self._abandon_lost()
+                self._lease_what_fits()
+                if not self._engine.busy:
+                    break
+                for outcome in self._engine.step():
+                    made += 1
+                    self._hand_on(outcome)
+        return made
+
+    def stop(self) -> None:
+        """Let ``render_all`` return after the step that runs now."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Store what is finished, give back what is not, uncharged, and stop every thread."""
+        self._stop.set()
+        with self._turn:
+            self._engine.clear()
+        # pictures first: what the store still takes need not be rendered again
+        self._store_pool.shutdown()
+        unfinished = self._leases.held()
+        self._leases.close()
+        try:
+            log.info("gave %d unfinished jobs back", self._ledger.release(unfinished))
+        except UnavailableError as error:
+            log.warning("%d jobs could not be given back, their leases will run out: %s", len(unfinished), error)
+
+    # -- leasing ---------------------------------------------------------------------------------------------
+
+    def _abandon_lost(self) -> None:
+        for name in self._leases.take_lost():
+            self._engine.cancel(name)
+
+    def _lease_what_fits(self) -> None:
+        if not self._engine.free:
+            return
+        leases = self._patiently(
+            "lease", lambda: self._ledger.lease(self.model, self.worker, self._engine.free, lease_s=self._lease_s)
+        )
+        self._leases.hold(leases or [])
+        for lease in leases or []:
+            try:
+                job = self._patiently("read the manifest", lambda lease=lease: self._read(lease))
+                if job is not None:
+                    self._engine.admit(job)
+            except JobError as error:
+                self._store_pool.submit(self._fail, lease, error)
+
+    def _read(self, lease: Lease) -> Any:
+        try:
+            return self._manifest.job(lease.batch, lease.index)
+        except (InputError, ValidationError, MissingObjectError) as error:
+            raise JobError("manifest", f"{lease.name} cannot be read from the manifest: {error}") from error
+
+    # -- after the last step ---------------------------------------------------------------------------------
+
+    def _hand_on(self, outcome: Rendered | Failed) -> None:
+        lease = self._leases.get(outcome.job.name)
+        if lease is None:
+            return
+        if isinstance(outcome, Failed):
+            self._store_pool.submit(self._fail, lease, outcome.error)
+            return
+        self._backlog.acquire()
+        self._store_pool.submit(self._store, lease, outcome)
+
+    def _store(self, lease: Lease, picture: Rendered) -> None:
+        """Encode, put and commit one picture; its pixels are kept until the store has them."""
+        try:
+            began = time.perf_counter()
+            body = encode_png(picture.pixels, metadata=self._metadata(picture))
+            encoded = time.perf_counter()
+            key = image_key(lease.batch, lease.index)
+            self._patiently("put", lambda: self._bucket.put(key, body, content_type=CONTENT_TYPE), lease=lease)
+            timings = {**picture.timings, "png": encoded - began, "put": time.perf_counter() - encoded}
+            receipt = self._receipt(picture, key=key, body=body, timings=timings)
+            outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
+            self._after(lease, outcome)
+        except Exception:
+            # the lease is dropped, so the sweep gives the job to the next worker
+            log.exception("%s could not be stored", lease.name)
+        finally:
+            self._leases.drop(lease.name)
+            self._backlog.release()
+
+    def _fail(self, lease: Lease, error: JobError) -> None:
+        try:
+            log.warning("%s failed: %s: %s", lease.name, error.code, error)
+            record = {"code": error.code, "message": str(error), "worker": self.worker}
+            self._after(lease, self._patiently("fail", lambda: self._ledger.fail(lease, record), lease=lease))
+        finally:
+            self._leases.drop(lease.name)
+
+    def _after(self, lease: Lease, outcome: str | None) -> None:
+        if outcome == "stale":
+            log.warning("%s was leased elsewhere meanwhile; that worker's result counts", lease.name)
+        if outcome == "full":
+            self._patiently(
+                "flush", lambda: flush_part(self._ledger, self._bucket, lease.batch, part_of(lease.index))
+            )
+
+    def _metadata(self, picture: Rendered) -> dict[str, str]:
+        if not self._embed_metadata:
+            return {}
+        text = parameters_text(
+            picture.job,
+            width=picture.width,
+            height=picture.height,
+            scheduler=picture.scheduler,
+            model=self.model,
+            model_digest=self._engine.family.model_digest,
+        )
+        return {"parameters": text}
+
+    def _receipt(
+        self, picture: Rendered, *, key: str, body: bytes, timings: dict[str, float]
+    ) -> dict[str, Any]:
+        family = self._engine.family
+        return {
+            "key": key,
+            "sha256": hashlib.sha256(body).hexdigest(),
+            "bytes": len(body),
+            "request": {
+                **picture.job.request(),
+                "width": picture.width,
+                "height": picture.height,
+                "scheduler": picture.scheduler,
+            },
+            "worker": self.worker,
+            "model": self.model,
+            "model_digest": family.model_digest,
+            "plan": picture.plan_digest,
+            "device": str(family.device),
+            "dtype": str(family.dtype).removeprefix("torch."),
+            "slots": self._engine.slots,
+            "prompt_truncated": picture.prompt_truncated,
+            "timings": {name: round(seconds, 6) for name, seconds in timings.items()},
+        }
+
+    # -- patience --------------------------------------------------------------------------------------------
+
+    def _patiently(self, what: str, action: Callable[[], T], *, lease: Lease | None = None) -> T | None:
+        """Repeat until Redis and the store answer; give up, with None, when stopped or when the lease is lost."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return action()
+            except UnavailableError as error:
+                if isinstance(error, MissingObjectError):
+                    raise
+                log.warning("cannot %s, trying again in %.1f s: %s", what, pause_s, error)
+            if self._stop.wait(pause_s) or (lease is not None and self._leases.get(lease.name) is None):
+                return None
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -1,0 +1,115 @@
+"""What a worker process keeps for its whole life: the loaded model and the threads around it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import uuid
+from pathlib import Path
+from threading import Event, Thread
+
+import torch
+from celery import Celery
+
+from latentfarm import doorbell
+from latentfarm.bucket import Bucket
+from latentfarm.errors import UnavailableError
+from latentfarm.ledger import Ledger
+from latentfarm.results import flush_full_parts
+from latentfarm.settings import Settings
+from latentfarm_worker.engine import Engine
+from latentfarm_worker.families import Family, load_family
+from latentfarm_worker.mini import MODEL_DIR
+from latentfarm_worker.renderer import Renderer
+from latentfarm_worker.tiny import make_tiny
+
+log = logging.getLogger(__name__)
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_CPU_SLOTS, _GPU_SLOTS = 8, 16
+
+
+def pick_device() -> torch.device:
+    """Return the GPU if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """Return the dtype that a setting names; ``auto`` is float32 on a CPU and float16 on a GPU."""
+    if name == "auto":
+        return torch.float16 if device.type == "cuda" else torch.float32
+    return _DTYPES[name]
+
+
+def load_model(settings: Settings) -> Family:
+    """Load the model that the settings name.
+
+    Raises:
+        ModelError: it cannot be used.
+    """
+    device = pick_device()
+    source = settings.model_source or str(bundled_model())
+    return load_family(source, dtype=pick_dtype(settings.dtype, device), device=device)
+
+
+def bundled_model() -> Path:
+    """Return the folder of the bundled model; where none was trained yet, of a random one of the same layout."""
+    if (MODEL_DIR / "model_index.json").exists():
+        return MODEL_DIR
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return make_tiny(cache / "latentfarm" / "tiny-sd1")
+
+
+class Resident:
+    """A worker: its renderer, and the thread that says it lives, sweeps and rings missing doorbells."""
+
+    def __init__(self, settings: Settings, app: Celery) -> None:
+        settings.require()
+        self.settings = settings
+        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self._app = app
+        self._ledger = Ledger.connect(settings.redis_url)
+        self._bucket = Bucket.connect(settings)
+        self._bucket.check()
+        family = load_model(settings)
+        slots = settings.slots or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
+        self.renderer = Renderer(
+            ledger=self._ledger,
+            bucket=self._bucket,
+            engine=Engine(family, slots=slots),
+            model=settings.model,
+            worker=self.worker,
+            lease_s=settings.lease_s,
+            embed_metadata=settings.embed_metadata,
+        )
+        self._stop = Event()
+        self._housekeeper = Thread(target=self._keep_house, name="housekeeper", daemon=True)
+        self._housekeeper.start()
+        log.info("worker %s serves %s on %s, %d slots", self.worker, settings.model, family.device, slots)
+
+    def close(self) -> None:
+        """Leave in order: no more leases, unfinished jobs back, finished ones stored."""
+        self._stop.set()
+        self.renderer.close()
+        self._housekeeper.join()
+        try:
+            self._ledger.leave(self.settings.model, self.worker)
+        except UnavailableError as error:
+            log.warning("could not sign off: %s", error)
+
+    def _keep_house(self) -> None:
+        while True:
+            try:
+                waiting = self._ledger.beat(self.settings.model, self.worker)
+                swept = self._ledger.sweep()
+                if swept > 0:
+                    log.warning("%d leases had run out; their jobs run again", swept)
+                doorbell.ring(self._ledger.redis, self._app, self.settings.model, waiting + max(swept, 0))
+                flush_full_parts(self._ledger, self._bucket)
+            except UnavailableError as error:
+                log.warning("housekeeping is put off: %s", error)
+            except Exception:
+                log.exception("housekeeping failed; the next round comes")
+            if self._stop.wait(self.settings.sweep_s):
+                return

@@ -1,0 +1,54 @@
+"""The one Celery task: a doorbell was heard, so render until no job of the model is left."""
+
+from __future__ import annotations
+
+import logging
+import os
+from typing import Any
+
+from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+
+from latentfarm import doorbell
+from latentfarm.errors import LatentfarmError
+from latentfarm.settings import Settings
+
+log = logging.getLogger(__name__)
+
+settings = Settings.load()
+app = doorbell.make_app(settings.redis_url, model=settings.model)
+
+#: the worker's resident pipeline: made once, when the worker starts, on its main thread
+_resident: Any = None
+
+
+@app.task(name=doorbell.TASK_NAME)  # type: ignore[untyped-decorator]
+def render() -> None:
+    """Render until the ledger has no more job of this worker's model."""
+    made = _resident.renderer.render_all()
+    log.info("rendered %d", made)
+
+
+@worker_init.connect  # type: ignore[untyped-decorator]
+def _start(**_: Any) -> None:
+    global _resident  # noqa: PLW0603 - Celery gives a task no other way to reach what its worker holds
+    # torch takes seconds to import, and only a worker needs it
+    from latentfarm_worker.resident import Resident
+
+    try:
+        _resident = Resident(settings, app)
+    except LatentfarmError as error:
+        log.critical("the worker cannot start: %s", error)
+        # Celery turns an exception in a signal's receiver into a log line and starts all the same
+        os._exit(error.exit_code)
+
+
+@worker_shutting_down.connect  # type: ignore[untyped-decorator]
+def _stop(**_: Any) -> None:
+    if _resident is not None:
+        _resident.renderer.stop()
+
+
+@worker_shutdown.connect  # type: ignore[untyped-decorator]
+def _close(**_: Any) -> None:
+    if _resident is not None:
+        _resident.close()
