@@ -79,8 +79,8 @@ def _article(phrase: str) -> str:
     return ("an " if phrase[0] in "aeiou" else "a ") + phrase
 
 
-def _noun(thing: Thing, size: str, keep_colour: bool, rng: np.random.Generator) -> str:
-    """'large red circle'"""
+def _noun(thing: Thing, size: str, rng: np.random.Generator, *, keep_colour: bool = True) -> str:
+    """Name a thing: 'large red circle'."""
     words = [_of(SIZE_WORDS[size], rng)] if size else []
     if keep_colour:
         words.append(_of(COLOUR_WORDS[thing.colour], rng))
@@ -91,12 +91,17 @@ def _noun(thing: Thing, size: str, keep_colour: bool, rng: np.random.Generator) 
 def _ground(background: str, rng: np.random.Generator) -> str:
     """'on a white background', or shorter."""
     colour = _of(COLOUR_WORDS[background], rng)
-    forms = (f"on {_article(colour)} background", f"on {colour}", f"{colour} background", f"on {colour} background")
+    forms = (
+        f"on {_article(colour)} background",
+        f"on {colour}",
+        f"{colour} background",
+        f"on {colour} background",
+    )
     return _of(forms, rng)
 
 
-def _english_pair(scene: Scene, with_ground: bool, article: bool, rng: np.random.Generator) -> list[str]:
-    left, right = (_noun(thing, "", True, rng) for thing in scene.things)
+def _english_pair(scene: Scene, rng: np.random.Generator, *, with_ground: bool, article: bool) -> list[str]:
+    left, right = (_noun(thing, "", rng) for thing in scene.things)
     if article:
         left, right = _article(left), _article(right)
     forms = (
@@ -115,7 +120,7 @@ def _join(parts: list[str], rng: np.random.Generator) -> str:
 
 
 def full_caption(scene: Scene) -> str:
-    """The plain caption that names everything: 'a large red circle on the left on a white background'."""
+    """Return the caption that names all: 'a large red circle on the left on a white background'."""
     ground = f"on {_article(scene.background)} background"
     if len(scene.things) > 1:
         left, right = (_article(f"{t.colour} {t.shape}") for t in scene.things)
@@ -154,15 +159,15 @@ def _kept(scene: Scene, rng: np.random.Generator) -> dict[str, bool]:
 
 
 def caption(scene: Scene, rng: np.random.Generator) -> str:
-    """A caption of the scene with random wording, order and omissions."""
+    """Return a caption of the scene with random wording, order and omissions."""
     keep = _kept(scene, rng)
     if rng.random() < THAI_SHARE:
         return _thai(scene, keep, rng)
     article = bool(rng.random() < 0.8)
     if len(scene.things) > 1:
-        parts = _english_pair(scene, keep["ground"], article, rng)
+        parts = _english_pair(scene, rng, with_ground=keep["ground"], article=article)
     else:
-        noun = _noun(scene.things[0], scene.size if keep["size"] else "", keep["colour"], rng)
+        noun = _noun(scene.things[0], scene.size if keep["size"] else "", rng, keep_colour=keep["colour"])
         parts = [_article(noun) if article else noun]
         if keep["place"]:
             parts.append(_of(PLACE_WORDS[scene.place], rng))

@@ -8,7 +8,12 @@ import shutil
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from latentfarm_worker.mini.loop import Stage
@@ -18,7 +23,7 @@ MOST_BYTES = 12_000_000
 
 
 def scheduler() -> DPMSolverMultistepScheduler:
-    """The default sampler: DPM-Solver++ of second order, on Stable Diffusion 1's noise schedule."""
+    """Return the default sampler: DPM-Solver++ of second order, on Stable Diffusion 1's noise schedule."""
     return DPMSolverMultistepScheduler(
         num_train_timesteps=NOISE_STEPS,
         beta_start=BETA_START,
@@ -37,7 +42,7 @@ def pipeline(
     tokenizer: CLIPTokenizer,
     scaling: float,
 ) -> StableDiffusionPipeline:
-    """The parts put together, in float32 and ready to draw."""
+    """Return the parts put together, in float32 and ready to draw."""
     vae.register_to_config(scaling_factor=scaling)
     return StableDiffusionPipeline(
         vae=vae.eval(),
@@ -52,7 +57,7 @@ def pipeline(
 
 
 def export(pipe: StableDiffusionPipeline, tokenizer_folder: Path, where: Path) -> int:
-    """Writes the folder anew and returns its size in bytes."""
+    """Write the folder anew and return its size in bytes."""
     if where.exists():
         shutil.rmtree(where)
     halved = copy.deepcopy(pipe).to(torch.float16)
@@ -66,7 +71,7 @@ def export(pipe: StableDiffusionPipeline, tokenizer_folder: Path, where: Path) -
 
 
 def _tidy(path: Path) -> None:
-    """Drops the paths of the machine that wrote a config, and asks for float32 arithmetic."""
+    """Drop the paths of the machine that wrote a config, and ask for float32 arithmetic."""
     values = json.loads(path.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)
     if "dtype" in values:
@@ -81,5 +86,5 @@ def averaged(stage: Stage, name: str) -> torch.nn.Module:
 
 
 def folder_bytes(where: Path) -> int:
-    """The size of all files below a folder."""
+    """Return the size of all files below a folder."""
     return sum(p.stat().st_size for p in where.rglob("*") if p.is_file())

@@ -63,7 +63,7 @@ class Verdict:
 
 
 def nearest_colour(rgb: NDArray[np.float32]) -> str:
-    """The named colour nearest to an RGB value, unless that is far from all of them."""
+    """Return the named colour nearest to an RGB value, unless that is far from all of them."""
     names = list(world.COLOURS)
     gaps = np.linalg.norm(np.asarray(list(world.COLOURS.values()), dtype=np.float32) - rgb, axis=1)
     best = int(gaps.argmin())
@@ -79,7 +79,7 @@ def _rim(picture: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def blobs(mask: Mask) -> Iterator[Mask]:
-    """The 4-connected parts of a mask, biggest first."""
+    """Return the 4-connected parts of a mask, biggest first."""
     labels = np.where(mask, np.arange(1, mask.size + 1).reshape(mask.shape), 0)
     while True:
         padded = np.pad(labels, 1)
@@ -99,7 +99,7 @@ def blobs(mask: Mask) -> Iterator[Mask]:
 
 
 def framed(mask: Mask) -> Mask:
-    """A blob moved to the middle of a small grid and scaled to a fixed area: (48, 48)."""
+    """Return a blob moved to the middle of a small grid and scaled to a fixed area: (48, 48)."""
     rows, columns = np.nonzero(mask)
     reach = math.sqrt(rows.size) * _FRAME / 2
     axis = (np.arange(_GRID) + 0.5) / _GRID * 2 - 1
@@ -107,12 +107,13 @@ def framed(mask: Mask) -> Mask:
     x = np.rint(columns.mean() + axis * reach).astype(int)
     inside = ((y >= 0) & (y < mask.shape[0]))[:, None] & ((x >= 0) & (x < mask.shape[1]))[None, :]
     taken = mask[np.clip(y, 0, mask.shape[0] - 1)[:, None], np.clip(x, 0, mask.shape[1] - 1)[None, :]]
-    return taken & inside
+    result: Mask = taken & inside
+    return result
 
 
 @functools.cache
 def _outlines() -> tuple[list[str], NDArray[np.bool_]]:
-    """The framed shapes in a few turns, and the name of each: (N, 48, 48)."""
+    """Return the framed shapes in a few turns, and the name of each: (N, 48, 48)."""
     names, grids = [], []
     for shape in world.SHAPES:
         for turn in _TURNS:
@@ -123,12 +124,12 @@ def _outlines() -> tuple[list[str], NDArray[np.bool_]]:
 
 @functools.cache
 def _unit_area(shape: str) -> float:
-    """A shape's area at radius one."""
+    """Return a shape's area at radius one."""
     return float(world.coverage(shape, 0.5, 0.5, 0.4, 0.0, 400).mean()) / 0.4**2
 
 
 def name_shape(mask: Mask) -> tuple[str, float]:
-    """The best matching shape of a blob and its overlap (intersection over union)."""
+    """Return the best matching shape of a blob and its overlap (intersection over union)."""
     names, grids = _outlines()
     blob = framed(mask)
     both = (grids & blob).sum(axis=(1, 2))
@@ -163,11 +164,11 @@ def _see(picture: NDArray[np.float32], blob: Mask, ground: NDArray[np.float32]) 
 
 
 def judge(picture: world.Image) -> Verdict:
-    """What a picture (H, W, 3) of uint8 shows."""
+    """Tell what a picture (H, W, 3) of uint8 shows."""
     values = picture.astype(np.float32)
     ground = _rim(values)
     mask = np.linalg.norm(values - ground, axis=-1) > STEP
-    found = []
+    found: list[Seen] = []
     for blob in blobs(mask):
         if blob.mean() < SMALLEST_BLOB or len(found) == 4:
             break
@@ -190,7 +191,7 @@ def matches(verdict: Verdict, combination: world.Combination) -> dict[str, bool]
 
 
 def pair_matches(verdict: Verdict, scene: world.Scene) -> dict[str, bool]:
-    """The same for a scene of two objects, the left one first."""
+    """Return the same for a scene of two objects, the left one first."""
     seen = verdict.things
     two = len(seen) == 2
     return {

@@ -10,7 +10,6 @@ import copy
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,7 +63,7 @@ def learning_rate(plan: Plan, progress: Progress) -> float:
 
 
 def generators(plan: Plan, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """The random numbers of one step, the same on every run."""
+    """Return the random numbers of one step, the same on every run."""
     stage = int.from_bytes(plan.name.encode()[:4], "big")
     numbers = np.random.default_rng([plan.seed, stage, step])
     return numbers, torch.Generator().manual_seed(int(numbers.integers(2**62)))
@@ -76,7 +75,7 @@ class Stage:
     def __init__(self, plan: Plan, models: dict[str, torch.nn.Module], batch: Batch, folder: Path) -> None:
         self.plan = plan
         self.models = torch.nn.ModuleDict(models)
-        self.averages = copy.deepcopy(self.models).requires_grad_(False)
+        self.averages = copy.deepcopy(self.models).requires_grad_(requires_grad=False)
         self.batch = batch
         self.path = folder / f"{plan.name}.pt"
         self.progress = Progress()
@@ -85,7 +84,7 @@ class Stage:
         )
 
     def resume(self) -> bool:
-        """Loads the stage's checkpoint, if there is one."""
+        """Load the stage's checkpoint, if there is one."""
         if not self.path.exists():
             return False
         state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -96,7 +95,7 @@ class Stage:
         return True
 
     def save(self) -> None:
-        """Writes the checkpoint in one rename, so that a cut never leaves half a file."""
+        """Write the checkpoint in one rename, so that a cut never leaves half a file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         done = self.progress
         state = {
@@ -107,7 +106,7 @@ class Stage:
         }
         fresh = self.path.with_suffix(".tmp")
         torch.save(state, fresh)
-        os.replace(fresh, self.path)
+        fresh.replace(self.path)
 
     def step(self) -> float:
         """One step of the optimizer; returns its loss."""
@@ -117,7 +116,7 @@ class Stage:
         numbers, noise = generators(plan, done.step)
         loss = self.batch(numbers, noise, done.share(plan))
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(self.models.parameters(), plan.clip)
         self.optimizer.step()
         self._average()
@@ -167,7 +166,7 @@ class Stage:
 
 
 def device() -> torch.device:
-    """A GPU where there is one, else the CPU."""
+    """Return a GPU where there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -32,7 +32,7 @@ TINY = Sizes((8, 8, 8, 8), (16, 16), 8, 16, 1, picture=64)
 
 
 def build_vae(sizes: Sizes) -> AutoencoderKL:
-    """An untrained autoencoder: (B, 3, S, S) in [-1, 1] to latents (B, 4, S/8, S/8) and back."""
+    """Return an untrained autoencoder: (B, 3, S, S) in [-1, 1] to latents (B, 4, S/8, S/8) and back."""
     model = AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -52,7 +52,7 @@ def build_vae(sizes: Sizes) -> AutoencoderKL:
 
 
 def build_unet(sizes: Sizes) -> UNet2DConditionModel:
-    """An untrained denoiser of latents (B, 4, S/8, S/8), conditioned on (B, 77, text_width)."""
+    """Return an untrained denoiser of latents (B, 4, S/8, S/8), conditioned on (B, 77, text_width)."""
     deeper = len(sizes.unet_channels) - 1
     model = UNet2DConditionModel(
         sample_size=sizes.picture // DOWNSAMPLE,
@@ -71,7 +71,7 @@ def build_unet(sizes: Sizes) -> UNet2DConditionModel:
 
 
 def build_text(sizes: Sizes, vocabulary: int, end: int, start: int) -> CLIPTextModel:
-    """An untrained text encoder: token ids (B, 77) to (B, 77, text_width)."""
+    """Return an untrained text encoder: token ids (B, 77) to (B, 77, text_width)."""
     config = CLIPTextConfig(
         vocab_size=vocabulary,
         hidden_size=sizes.text_width,

@@ -33,7 +33,7 @@ HEADS = {
 
 
 def targets(scene: world.Scene) -> list[int]:
-    """The class of each head for a scene, in the order of ``HEADS``."""
+    """Return the class of each head for a scene, in the order of ``HEADS``."""
     first = scene.things[0]
     second = scene.things[1] if len(scene.things) > 1 else None
     return [
@@ -91,14 +91,14 @@ def reading_accuracy(
 
 
 def text_stage(plan: Plan, sizes: Sizes, folder: Path, tokenizer: CLIPTokenizer, batch: int) -> Stage:
-    """The stage that trains the text encoder and its heads."""
+    """Return the stage that trains the text encoder and its heads."""
     torch.manual_seed(plan.seed + 1)
     place = device()
     start, end = tokenizer.bos_token_id, tokenizer.eos_token_id
     text = build_text(sizes, len(tokenizer), end, start).to(place)
     heads = torch.nn.Linear(sizes.text_width, sum(HEADS.values())).to(place)
 
-    def loss(rng: np.random.Generator, noise: torch.Generator, share: float) -> torch.Tensor:
+    def loss(rng: np.random.Generator, _noise: torch.Generator, _share: float) -> torch.Tensor:
         scenes = [world.training_scene(rng) for _ in range(batch)]
         ids = encode_texts(tokenizer, [captions.caption(s, rng) for s in scenes])
         wanted = torch.tensor([targets(s) for s in scenes])

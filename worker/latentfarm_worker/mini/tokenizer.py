@@ -6,6 +6,7 @@ then merges), so ``CLIPTokenizer`` loads it and any text at all can be encoded.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -37,14 +38,22 @@ def _folder(where: Path, merges: list[tuple[str, str]]) -> None:
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     (where / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END}
-    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, **special}
+    config = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": LENGTH,
+        "do_lower_case": True,
+        **special,
+    }
     (where / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     (where / "special_tokens_map.json").write_text(json.dumps(special, indent=2) + "\n", encoding="utf-8")
 
 
 def _words(texts: list[str], splitter: CLIPTokenizer) -> Counter[tuple[str, ...]]:
-    """How often each word occurs, as its starting pieces.  The unmerged tokenizer does the splitting,
-    so that merges are learned on just the words that it will see later."""
+    """Count each word, as its starting pieces.
+
+    The unmerged tokenizer does the splitting, so that merges are learned on just the words that it
+    will see later.
+    """
     counts: Counter[tuple[str, ...]] = Counter()
     for text, times in Counter(texts).items():
         word: list[str] = []
@@ -57,12 +66,12 @@ def _words(texts: list[str], splitter: CLIPTokenizer) -> Counter[tuple[str, ...]
 
 
 def learn_merges(words: Counter[tuple[str, ...]], most: int) -> list[tuple[str, str]]:
-    """The merges of byte-pair encoding (Sennrich et al. 2016), commonest pair first."""
+    """Return the merges of byte-pair encoding (Sennrich et al. 2016), commonest pair first."""
     merges: list[tuple[str, str]] = []
     while len(merges) < most:
         pairs: Counter[tuple[str, str]] = Counter()
         for word, times in words.items():
-            for pair in zip(word, word[1:], strict=False):
+            for pair in itertools.pairwise(word):
                 pairs[pair] += times
         if not pairs:
             break
@@ -91,12 +100,13 @@ def corpus(count: int, seed: int = 0) -> list[str]:
 def build_tokenizer(where: Path, count: int = 6000, most: int = 600) -> CLIPTokenizer:
     """Learns the merges, writes the tokenizer's folder and loads it."""
     _folder(where, [])
-    words = _words(corpus(count), load_tokenizer(where))
+    # Captions are longer than 77 while nothing is merged yet.
+    words = _words(corpus(count), load_tokenizer(where, length=10_000))
     _folder(where, learn_merges(words, most))
     return load_tokenizer(where)
 
 
-def load_tokenizer(where: Path) -> CLIPTokenizer:
-    """The tokenizer of a folder, set to CLIP's 77 tokens."""
-    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(where, model_max_length=LENGTH)
+def load_tokenizer(where: Path, length: int = LENGTH) -> CLIPTokenizer:
+    """Return the tokenizer of a folder, set to CLIP's 77 tokens unless told else."""
+    tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(where, model_max_length=length)
     return tokenizer

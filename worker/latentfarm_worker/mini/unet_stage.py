@@ -38,7 +38,7 @@ def noise_levels() -> torch.Tensor:
 
 
 def loss_weights(levels: torch.Tensor) -> torch.Tensor:
-    """The weight of the noise's squared error at each level, of mean one."""
+    """Return the weight of the noise's squared error at each level, of mean one."""
     weights = (1 / levels).clamp(max=WEIGHT_CAP)
     return weights / weights.mean()
 
@@ -62,7 +62,7 @@ def cache_latents(vae: AutoencoderKL, sizes: Sizes, count: int, seed: int, path:
 
 
 def cached_scenes(count: int, seed: int) -> list[world.Scene]:
-    """The scenes behind the cache; the same for the same seed."""
+    """Return the scenes behind the cache; the same for the same seed."""
     rng = np.random.default_rng([seed, 4])
     return [world.training_scene(rng) for _ in range(count)]
 
@@ -87,7 +87,8 @@ def noise_loss(
     with mixed(place):
         guess = unet(noisy.to(place), steps.to(place), hidden).sample
     error = (guess.float() - added.to(place)).square().mean(dim=(1, 2, 3))
-    return (error * loss_weights(levels)[steps].to(place)).mean()
+    loss: torch.Tensor = (error * loss_weights(levels)[steps].to(place)).mean()
+    return loss
 
 
 def unet_stage(
@@ -99,14 +100,14 @@ def unet_stage(
     cache: dict[str, Any],
     batch: int,
 ) -> Stage:
-    """The stage that trains denoiser and text encoder together."""
+    """Return the stage that trains denoiser and text encoder together."""
     torch.manual_seed(plan.seed + 2)
     place = device()
     unet = build_unet(sizes).to(place)
     text = text.to(place).train()
     latents, scenes, scaling = cache["latents"], cache["scenes"], cache["scaling"]
 
-    def loss(rng: np.random.Generator, noise: torch.Generator, share: float) -> torch.Tensor:
+    def loss(rng: np.random.Generator, noise: torch.Generator, _share: float) -> torch.Tensor:
         chosen = rng.integers(len(scenes), size=batch)
         texts = ["" if rng.random() < DROPPED else captions.caption(scenes[i], rng) for i in chosen]
         ids = encode_texts(tokenizer, texts).to(place)
@@ -119,5 +120,5 @@ def unet_stage(
 
 
 def write_facts(path: Path, facts: dict[str, Any], plan: Plan) -> None:
-    """Keeps what the model card needs to say about a run."""
+    """Keep what the model card needs to say about a run."""
     path.write_text(json.dumps({**facts, "plan": asdict(plan)}, indent=2) + "\n", encoding="utf-8")

@@ -46,13 +46,13 @@ def to_tensor(pictures: list[world.Image]) -> torch.Tensor:
 
 
 def to_pictures(tensor: torch.Tensor) -> list[world.Image]:
-    """The opposite of ``to_tensor``, clipped."""
+    """Return the opposite of ``to_tensor``, clipped."""
     scaled = ((tensor.float() + 1) * 127.5).round().clamp(0, 255)
     return list(scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy())
 
 
 def pictures(rng: np.random.Generator, count: int, side: int, crop: int) -> torch.Tensor:
-    """A batch to train on: (count, 3, crop, crop), half of it from the world."""
+    """Return a batch to train on: (count, 3, crop, crop), half of it from the world."""
     drawn = []
     for i in range(count):
         scene = world.training_scene(rng) if i % 2 else busy_scene(rng)
@@ -70,11 +70,12 @@ def vae_loss(vae: AutoencoderKL, target: torch.Tensor, noise: torch.Generator) -
     gap = rebuilt.float() - target
     mean, logvar = posterior.mean.float(), posterior.logvar.float()
     divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-    return gap.square().mean() + EDGE_WEIGHT * gap.abs().mean() + KL_WEIGHT * divergence
+    loss: torch.Tensor = gap.square().mean() + EDGE_WEIGHT * gap.abs().mean() + KL_WEIGHT * divergence
+    return loss
 
 
 def vae_stage(plan: Plan, sizes: Sizes, folder: Path, batch: int) -> Stage:
-    """The stage that trains the autoencoder; ``batch`` counts whole pictures."""
+    """Return the stage that trains the autoencoder; ``batch`` counts whole pictures."""
     torch.manual_seed(plan.seed)
     place = device()
     vae = build_vae(sizes).to(place)

@@ -107,15 +107,12 @@ def _segments(px: Floats, py: Floats, corners: list[tuple[float, float]]) -> Flo
 def _spikes(count: int, outer: float, inner: float) -> list[tuple[float, float]]:
     """Corners that alternate between two radii, the first one straight up."""
     step = math.pi / count
-    radii = itertools.cycle((outer, inner))
-    return [
-        (next(radii) * math.sin(i * step), 0.0 - r * math.cos(i * step))
-        for i, r in zip(range(2 * count), itertools.cycle((outer, inner)), strict=False)
-    ]
+    radii = [inner if i % 2 else outer for i in range(2 * count)]
+    return [(r * math.sin(i * step), -r * math.cos(i * step)) for i, r in enumerate(radii)]
 
 
 def _heart_outline() -> list[tuple[float, float]]:
-    """The well-known heart curve (x = 16 sin^3 t), scaled to a half extent of about one."""
+    """Return the well-known heart curve (x = 16 sin^3 t), scaled to a half extent of about one."""
     outline = []
     for t in np.linspace(0, 2 * math.pi, 40, endpoint=False):
         x = 16 * math.sin(t) ** 3
@@ -162,8 +159,10 @@ def coverage(shape: str, x: float, y: float, radius: float, turn: float, side: i
     axis = (np.arange(side, dtype=np.float32) + 0.5) / side
     gx, gy = np.meshgrid((axis - x) / radius, (axis - y) / radius)
     c, s = math.cos(turn), math.sin(turn)
-    distance = SHAPES[shape](c * gx + s * gy, c * gy - s * gx) * (radius * side)
-    return np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    across, down = (c * gx + s * gy).astype(np.float32), (c * gy - s * gx).astype(np.float32)
+    distance = SHAPES[shape](across, down) * (radius * side)
+    covered: Floats = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
+    return covered
 
 
 def draw(scene: Scene, side: int = NATIVE) -> Image:
@@ -223,7 +222,7 @@ def _pick(names: dict[str, object] | list[str], rng: np.random.Generator) -> str
 
 
 def pair_scene(rng: np.random.Generator) -> Scene:
-    """A scene with two things side by side, the left one first."""
+    """Return a scene with two things side by side, the left one first."""
     background = _pick(list(COLOURS), rng)
     things: list[Thing] = []
     for x in PAIR_X:
@@ -233,7 +232,7 @@ def pair_scene(rng: np.random.Generator) -> Scene:
 
 
 def single_scene(rng: np.random.Generator) -> Scene:
-    """A scene with one thing whose combination is not held out."""
+    """Return a scene with one thing whose combination is not held out."""
     while True:
         background = _pick(list(COLOURS), rng)
         colour = _pick([c for c in COLOURS if c != background], rng)
@@ -245,5 +244,5 @@ def single_scene(rng: np.random.Generator) -> Scene:
 
 
 def training_scene(rng: np.random.Generator) -> Scene:
-    """A scene to train on: never a held-out combination."""
+    """Return a scene to train on: never a held-out combination."""
     return pair_scene(rng) if rng.random() < PAIR_SHARE else single_scene(rng)
