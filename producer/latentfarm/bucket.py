@@ -128,7 +128,8 @@ class Bucket:
             MissingObjectError: there is none.
         """
         with self._answered(key):
-            return self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+            body: bytes = self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+            return body
 
     def exists(self, key: str) -> bool:
         """Ask whether an object is there."""

@@ -7,7 +7,6 @@ visibility timeout may be long and its redelivery slow.
 from __future__ import annotations
 
 from math import ceil
-from typing import cast
 from urllib.parse import parse_qsl, urlencode, urlparse
 
 import redis
@@ -79,7 +78,7 @@ def ring(client: redis.Redis, app: Celery, model: str, waiting_jobs: int) -> int
     queue = queue_name(model)
     wanted = min(ceil(waiting_jobs / JOBS_PER_DOORBELL), MAX_DOORBELLS)
     try:
-        missing = wanted - cast("int", client.llen(queue))
+        missing = wanted - client.llen(queue)
         if missing <= 0:
             return 0
         with app.connection_for_write() as connection, app.amqp.Producer(connection) as producer:

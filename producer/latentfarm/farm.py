@@ -159,9 +159,7 @@ class Farm:
 
     def ring(self, model: str) -> int:
         """Wake workers of the model, as far as jobs wait; return how many doorbells were sent."""
-        waiting = sum(
-            record.pending for record in self._records() if record.model == model and record.state == "open"
-        )
+        waiting = sum(record.pending for record in self._records() if record.model == model and record.state == "open")
         return doorbell.ring(self.ledger.redis, self._celery, model, waiting)
 
     def _records(self) -> Iterator[BatchRecord]:
@@ -228,7 +226,9 @@ class Batch:
                 results.flush_full_parts(self.farm.ledger, self.farm.bucket, batch=self.name)
                 return status
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"batch {self.name} is not complete after {timeout_s:g} s: {status.ended} of {status.total}")
+                raise TimeoutError(
+                    f"batch {self.name} is not complete after {timeout_s:g} s: {status.ended} of {status.total}"
+                )
             time.sleep(_POLL_S)
 
     def jobs(self, *, state: JobState | None = None) -> Iterator[JobStatus]:
@@ -262,9 +262,7 @@ class Batch:
             # the receipt knows what the worker filled in: the native size, the model's own scheduler
             yield {"id": job.id, **line, "request": {**job.request(), **line.get("request", {})}}
 
-    def fetch(
-        self, directory: str | Path, *, progress: Callable[[int, int], None] | None = None
-    ) -> Fetched:
+    def fetch(self, directory: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Fetched:
         """Download the finished pictures and write ``results.jsonl``; what is there already is left alone."""
         return fetch_batch(self.farm.bucket, self.results(), Path(directory), progress=progress)
 
@@ -301,5 +299,3 @@ def _name_for(where: str, rows: Iterable[PlacedRow | Problem], model: str, defau
             content.update(found.row.model_dump_json().encode() + b"\n")
     slug = re.sub(r"[^a-z0-9]+", "-", Path(where).stem.lower()).strip("-")[:40].rstrip("-") or "batch"
     return f"{slug}-{content.hexdigest()[:8]}"
-
-

@@ -121,7 +121,9 @@ def _parse_jsonl(place: str, line: str) -> PlacedRow | Problem | None:
         fields = json.loads(line)
     except (json.JSONDecodeError, RecursionError) as error:
         column = error.colno if isinstance(error, json.JSONDecodeError) else 1
-        return Problem(f'{place} column {column}: {_shown(line)} is no JSON; write an object such as {{"prompt": "a cat"}}')
+        return Problem(
+            f'{place} column {column}: {_shown(line)} is no JSON; write an object such as {{"prompt": "a cat"}}'
+        )
     if not isinstance(fields, dict):
         return Problem(f'{place}: {_shown(line)} is no object; write one such as {{"prompt": "a cat"}}')
     return _check(place, fields)

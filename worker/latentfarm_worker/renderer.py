@@ -11,16 +11,19 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import BoundedSemaphore, Event, Lock
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
+from latentfarm import schedulers
 from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of
 from latentfarm.errors import InputError, JobError, UnavailableError
+from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.manifest import ManifestReader
 from latentfarm.results import flush_part
+from pydantic import ValidationError
+
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
 from latentfarm_worker.leases import LeaseKeeper
@@ -40,7 +43,7 @@ class Renderer:
     ``render_all`` is for one thread; ``stop`` may be called from any.
     """
 
-    def __init__(  # noqa: PLR0913 - each a part of the worker, made by whoever starts it
+    def __init__(
         self,
         *,
         ledger: Ledger,
@@ -108,18 +111,19 @@ class Renderer:
         if not self._engine.free:
             return
         leases = self._patiently(
-            "lease", lambda: self._ledger.lease(self.model, self.worker, self._engine.free, lease_s=self._lease_s)
+            "lease",
+            lambda: self._ledger.lease(self.model, self.worker, self._engine.free, lease_s=self._lease_s),
         )
         self._leases.hold(leases or [])
         for lease in leases or []:
             try:
-                job = self._patiently("read the manifest", lambda lease=lease: self._read(lease))
+                job = self._patiently("read the manifest", partial(self._read, lease))
                 if job is not None:
                     self._engine.admit(job)
             except JobError as error:
                 self._store_pool.submit(self._fail, lease, error)
 
-    def _read(self, lease: Lease) -> Any:
+    def _read(self, lease: Lease) -> Job:
         try:
             return self._manifest.job(lease.batch, lease.index)
         except (InputError, ValidationError, MissingObjectError) as error:
@@ -168,9 +172,7 @@ class Renderer:
         if outcome == "stale":
             log.warning("%s was leased elsewhere meanwhile; that worker's result counts", lease.name)
         if outcome == "full":
-            self._patiently(
-                "flush", lambda: flush_part(self._ledger, self._bucket, lease.batch, part_of(lease.index))
-            )
+            self._patiently("flush", lambda: flush_part(self._ledger, self._bucket, lease.batch, part_of(lease.index)))
 
     def _metadata(self, picture: Rendered) -> dict[str, str]:
         if not self._embed_metadata:
@@ -185,9 +187,7 @@ class Renderer:
         )
         return {"parameters": text}
 
-    def _receipt(
-        self, picture: Rendered, *, key: str, body: bytes, timings: dict[str, float]
-    ) -> dict[str, Any]:
+    def _receipt(self, picture: Rendered, *, key: str, body: bytes, timings: dict[str, float]) -> dict[str, Any]:
         family = self._engine.family
         return {
             "key": key,
@@ -197,7 +197,9 @@ class Renderer:
                 **picture.job.request(),
                 "width": picture.width,
                 "height": picture.height,
+                # a short name may stand for options: what is written down needs no table of ours
                 "scheduler": picture.scheduler,
+                "scheduler_options": {**_named_options(picture.job), **picture.job.scheduler_options},
             },
             "worker": self.worker,
             "model": self.model,
@@ -225,3 +227,7 @@ class Renderer:
             if self._stop.wait(pause_s) or (lease is not None and self._leases.get(lease.name) is None):
                 return None
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _named_options(job: Job) -> dict[str, object]:
+    return dict(schedulers.resolve(job.scheduler).options) if job.scheduler else {}

@@ -35,8 +35,10 @@ def wait_for(
 
 def wait(
     batch: options.BatchName,
-    timeout: Annotated[float | None, typer.Option(metavar="SECONDS", help="Give up after this, with exit code 1.")] = None,
-    as_json: options.Json = False,  # noqa: FBT002
+    timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up after this, with exit code 1.")
+    ] = None,
+    as_json: options.Json = False,
 ) -> None:
     """Return when every job of a batch has ended; exit 1 if one failed.
 
@@ -50,7 +52,7 @@ def wait(
             print_json(found.status().model_dump())
 
 
-def fetch(batch: options.BatchName, output: options.OutputFolder, as_json: options.Json = False) -> None:  # noqa: FBT002
+def fetch(batch: options.BatchName, output: options.OutputFolder, as_json: options.Json = False) -> None:
     """Download the finished pictures of a batch and write results.jsonl; what is there already is left alone.
 
     Example: `latentfarm fetch cats -o cats`

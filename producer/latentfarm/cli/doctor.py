@@ -1,4 +1,4 @@
-"""``doctor``: is everything there that a farm needs?"""
+"""``doctor``: whether everything is there that a farm needs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentfarm.ledger import Ledger
 from latentfarm.settings import Settings
 
 
-def doctor(as_json: options.Json = False) -> None:  # noqa: FBT002
+def doctor(as_json: options.Json = False) -> None:
     """Check Redis, the bucket, the model and the device, a line each; nothing is written. Exit 1 if any is bad.
 
     Example: `latentfarm doctor`
@@ -59,7 +59,9 @@ def _bucket(settings: Settings) -> str:
 
 def _model(settings: Settings) -> str:
     if find_spec("torch") is None:
-        raise InputError("no torch here, so no worker can run: pip install 'latentfarm[worker]' (submitting needs none)")
+        raise InputError(
+            "no torch here, so no worker can run: pip install 'latentfarm[worker]' (submitting needs none)"
+        )
     from latentfarm_worker.resident import load_model
 
     family = load_model(settings)

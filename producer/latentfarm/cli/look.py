@@ -19,7 +19,7 @@ _COLUMNS = ("batch", "model", "state", "total", "pending", "leased", "done", "fa
 
 def status(
     batch: Annotated[str | None, typer.Argument(metavar="[BATCH]", help="One batch; all of them if left out.")] = None,
-    as_json: options.Json = False,  # noqa: FBT002
+    as_json: options.Json = False,
 ) -> None:
     """Say how far a batch is, or all of them.
 
@@ -41,7 +41,7 @@ def status(
 
 
 def _print_table(statuses: list[BatchStatus]) -> None:
-    rows = [(*_COLUMNS, "images/s", "ETA")]
+    rows: list[tuple[str, ...]] = [(*_COLUMNS, "images/s", "ETA")]
     for each in statuses:
         rate = "-" if each.images_per_s is None else f"{each.images_per_s:.2f}"
         eta = "-" if each.eta_s is None or each.complete else duration(each.eta_s)
@@ -56,7 +56,7 @@ def jobs(
     state: Annotated[
         str | None, typer.Option(help=f"Only jobs in this state: {', '.join(s.word for s in JobState)}.")
     ] = None,
-    as_json: options.Json = False,  # noqa: FBT002
+    as_json: options.Json = False,
 ) -> None:
     """List the jobs of a batch, a line each (with --json a JSON object a line).
 
@@ -81,7 +81,7 @@ def _state(word: str | None) -> JobState | None:
 
 def job(
     name: Annotated[str, typer.Argument(metavar="BATCH/INDEX", help="The job's id.")],
-    as_json: options.Json = False,  # noqa: FBT002
+    as_json: options.Json = False,
 ) -> None:
     """Show one job: its state, and what its receipt or its failure says.
 

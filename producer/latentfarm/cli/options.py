@@ -13,7 +13,8 @@ from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from latentfarm.schedulers import SHORT_NAMES
 
 PromptFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="Prompts: .txt, one a line, or .jsonl in diffusers' parameter names.")
+    Path,
+    typer.Argument(metavar="FILE", help="Prompts: .txt, one a line, or .jsonl in diffusers' parameter names."),
 ]
 BatchName = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's name, as `submit` printed it.")]
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the pictures go.")]
@@ -23,7 +24,8 @@ NewBatch = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RenderModel = Annotated[
-    str, typer.Option("--model", metavar="MODEL", help="An alias, a diffusers folder, a hub id, or ALIAS=one of these.")
+    str,
+    typer.Option("--model", metavar="MODEL", help="An alias, a diffusers folder, a hub id, or ALIAS=one of these."),
 ]
 Dtype = Annotated[
     str | None,
@@ -35,10 +37,12 @@ Slots = Annotated[
 Workers = Annotated[int, typer.Option("--workers", min=0, max=64, help="Worker processes to start.")]
 
 Steps = Annotated[
-    int | None, typer.Option("--num-inference-steps", help=f"Denoising steps, 1 to 500; {DEFAULT_STEPS} if open.")
+    int | None,
+    typer.Option("--num-inference-steps", help=f"Denoising steps, 1 to 500; {DEFAULT_STEPS} if open."),
 ]
 Guidance = Annotated[
-    float | None, typer.Option("--guidance-scale", help=f"How closely to follow the prompt; {DEFAULT_GUIDANCE} if open.")
+    float | None,
+    typer.Option("--guidance-scale", help=f"How closely to follow the prompt; {DEFAULT_GUIDANCE} if open."),
 ]
 Width = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8; the model's own if open.")]
 Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8; the model's own if open.")]
@@ -54,7 +58,7 @@ Priority = Annotated[int, typer.Option(min=-1000, max=1000, help="Batches of a h
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def defaults(  # noqa: PLR0913 - one a shared option
+def defaults(
     steps: int | None,
     guidance: float | None,
     width: int | None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -26,7 +27,7 @@ class BatchProgress:
             self._task = self._bar.add_task("rendering", total=None, facts="")
         self._last_line = 0.0
 
-    def __enter__(self) -> BatchProgress:
+    def __enter__(self) -> Self:
         if self._bar is not None:
             self._bar.start()
         return self

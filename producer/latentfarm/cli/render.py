@@ -26,7 +26,7 @@ CONTACT_SHEET = "contact-sheet.png"
 _WORKER_END_S = 20.0
 
 
-def render(  # noqa: PLR0913 - one a shared option
+def render(
     file: options.PromptFile,
     output: options.OutputFolder,
     batch: options.NewBatch = None,
@@ -43,7 +43,7 @@ def render(  # noqa: PLR0913 - one a shared option
     scheduler: options.Scheduler = None,
     num_images_per_prompt: options.Images = None,
     priority: options.Priority = 0,
-    as_json: options.Json = False,  # noqa: FBT002
+    as_json: options.Json = False,
 ) -> None:
     """Render a prompt file into a folder: start what is not running, submit, wait, fetch, stop what was started.
 
@@ -53,12 +53,22 @@ def render(  # noqa: PLR0913 - one a shared option
     """
     spec = parse_model(model)
     fields = options.defaults(
-        num_inference_steps, guidance_scale, width, height, seed, negative_prompt, scheduler, num_images_per_prompt
+        num_inference_steps,
+        guidance_scale,
+        width,
+        height,
+        seed,
+        negative_prompt,
+        scheduler,
+        num_images_per_prompt,
     )
     # before anything is started: a wrong row or option costs no time
     check_all(read_file(file), where=file.name)
     check_defaults(fields)
-    with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (farm, staff):
+    with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (
+        farm,
+        staff,
+    ):
         found = farm.submit(file, batch=batch, model=spec.alias, priority=priority, **fields)
         failed = _finish(found, staff)
         fetched = fetch_into(found, output)

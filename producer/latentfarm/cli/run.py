@@ -53,7 +53,9 @@ def _watch(stack: Stack, interrupted: Callable[[float], bool]) -> None:
                 told.add(child.pid)
                 note(f"{child.name} ended with exit code {child.exit_code()}; its log is {child.log}")
         if stack.workers and len(told) == len(stack.workers):
-            raise UnavailableError(f"no worker is left; {stack.workers[-1].log} ends with:\n{stack.workers[-1].log_tail()}")
+            raise UnavailableError(
+                f"no worker is left; {stack.workers[-1].log} ends with:\n{stack.workers[-1].log_tail()}"
+            )
         for child in stack.children:
             if child not in stack.workers:
                 child.require_alive()
@@ -62,13 +64,18 @@ def _watch(stack: Stack, interrupted: Callable[[float], bool]) -> None:
 def worker(
     model: Annotated[
         str | None,
-        typer.Option("--model", metavar="MODEL", help="An alias, folder, hub id or ALIAS=one of these. (env: LATENTFARM_MODEL, LATENTFARM_MODEL_SOURCE)"),
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="An alias, folder, hub id or ALIAS=one of these. (env: LATENTFARM_MODEL, LATENTFARM_MODEL_SOURCE)",
+        ),
     ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, float16 or bfloat16. (env: LATENTFARM_DTYPE)")
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(min=0, max=256, help="Pictures denoised at once; 0: by the device. (env: LATENTFARM_SLOTS)")
+        int | None,
+        typer.Option(min=0, max=256, help="Pictures denoised at once; 0: by the device. (env: LATENTFARM_SLOTS)"),
     ] = None,
 ) -> None:
     """Run one worker in the foreground: it holds the model and renders what the farm has for it.

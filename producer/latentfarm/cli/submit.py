@@ -15,7 +15,7 @@ from latentfarm.settings import DEFAULT_MODEL
 Alias = Annotated[str, typer.Option("--model", metavar="ALIAS", help="The alias under which workers serve the model.")]
 
 
-def submit(  # noqa: PLR0913 - one a shared option
+def submit(
     file: options.PromptFile,
     batch: options.NewBatch = None,
     model: Alias = DEFAULT_MODEL,
@@ -28,8 +28,8 @@ def submit(  # noqa: PLR0913 - one a shared option
     scheduler: options.Scheduler = None,
     num_images_per_prompt: options.Images = None,
     priority: options.Priority = 0,
-    wait: Annotated[bool, typer.Option("--wait", help="Return when every job has ended.")] = False,  # noqa: FBT002
-    as_json: options.Json = False,  # noqa: FBT002
+    wait: Annotated[bool, typer.Option("--wait", help="Return when every job has ended.")] = False,
+    as_json: options.Json = False,
 ) -> None:
     """Check a prompt file, store its manifest and open the batch; print the batch's name.
 
@@ -39,7 +39,14 @@ def submit(  # noqa: PLR0913 - one a shared option
     """
     farm = Farm.from_env()
     fields = options.defaults(
-        num_inference_steps, guidance_scale, width, height, seed, negative_prompt, scheduler, num_images_per_prompt
+        num_inference_steps,
+        guidance_scale,
+        width,
+        height,
+        seed,
+        negative_prompt,
+        scheduler,
+        num_images_per_prompt,
     )
     submitted = farm.submit(file, batch=batch, model=model, priority=priority, **fields)
     if as_json:

@@ -113,7 +113,7 @@ class Ledger:
 
     # -- a batch's life --------------------------------------------------------------------------------------
 
-    def reserve(  # noqa: PLR0913 - the fields of the batch's record
+    def reserve(
         self, batch: str, *, digest: str, model: str, total: int, priority: int = 0, weight: int = 1
     ) -> Literal["new", "same"]:
         """Take the batch's name; ``same`` when this very batch was reserved before.
@@ -236,10 +236,20 @@ class Ledger:
                 raise InputError(f"batch {name!r} is not known; `latentfarm status` lists the batches")
             first_ms, last_ms = int(facts.get("first_ms", 0)), int(facts.get("last_ms", 0))
             rate = self._images_per_s(name, facts["state"], int(facts["done"]), first_ms, last_ms)
-        counters = {key: int(facts[key]) for key in ("total", "leased", "done", "failed", "cancelled", "priority")}
-        words = {key: facts[key] for key in ("model", "digest", "state")}
         return BatchRecord(
-            name=name, first_ms=first_ms, last_ms=last_ms, images_per_s=rate, **words, **counters
+            name=name,
+            model=facts["model"],
+            digest=facts["digest"],
+            state=facts["state"],
+            total=int(facts["total"]),
+            leased=int(facts["leased"]),
+            done=int(facts["done"]),
+            failed=int(facts["failed"]),
+            cancelled=int(facts["cancelled"]),
+            priority=int(facts["priority"]),
+            first_ms=first_ms,
+            last_ms=last_ms,
+            images_per_s=rate,
         )
 
     def states(self, batch: str, start: int, stop: int) -> list[JobState]:
@@ -249,7 +259,7 @@ class Ledger:
             while start < stop:
                 chunk, at = divmod(start, CHUNK_JOBS)
                 end = min(stop - chunk * CHUNK_JOBS, CHUNK_JOBS)
-                piece = self.redis.getrange(f"lf:states:{batch}:{chunk}", at, end - 1)
+                piece = cast("bytes", self.redis.getrange(f"lf:states:{batch}:{chunk}", at, end - 1))
                 found += piece.ljust(end - at, b"\0")
                 start = chunk * CHUNK_JOBS + end
         return [JobState(byte) for byte in found]
@@ -277,7 +287,7 @@ class Ledger:
         seconds, micros = self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def _images_per_s(self, batch: str, state: str, done: int, first_ms: int, last_ms: int) -> float | None:  # noqa: PLR0913
+    def _images_per_s(self, batch: str, state: str, done: int, first_ms: int, last_ms: int) -> float | None:
         """Return the rate of the last two minutes, or of the whole run once it is complete."""
         if not done:
             return None
@@ -290,7 +300,7 @@ class Ledger:
         return sum(int(count or 0) for count in counts) / max(span_ms, 1) * 1000
 
 
-def _job_record(  # noqa: PLR0913 - one reply of each question
+def _job_record(
     batch: str,
     index: int,
     state: bytes,
@@ -313,8 +323,8 @@ def _job_record(  # noqa: PLR0913 - one reply of each question
     )
 
 
-def _text(value: bytes | str) -> str:
-    return value.decode() if isinstance(value, bytes) else value
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 def _without_password(url: str) -> str:

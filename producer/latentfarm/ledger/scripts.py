@@ -11,7 +11,8 @@ import redis
 class Script(Protocol):
     """A registered script: EVALSHA with the arguments, loading the source where Redis does not know it yet."""
 
-    def __call__(self, *, args: list[Any]) -> Any: ...
+    def __call__(self, *, args: list[Any]) -> Any:
+        """Run it."""
 
 
 class Scripts:

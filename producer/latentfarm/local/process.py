@@ -24,7 +24,7 @@ class Child:
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as out:
-            self._process = subprocess.Popen(  # noqa: PLW1509 - see _tie_to_parent
+            self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
                 stdout=out,
@@ -32,7 +32,8 @@ class Child:
                 env={**os.environ, **(env or {})},
                 # a terminal's Ctrl-C is for us alone: the order in which the children end is ours to keep
                 start_new_session=True,
-                preexec_fn=_tie_to_parent if sys.platform == "linux" else None,
+                # we start children before any thread of ours, which is when a preexec_fn is safe
+                preexec_fn=_tie_to_parent if sys.platform == "linux" else None,  # noqa: PLW1509
             )
 
     @property

@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Event
 from types import FrameType
+from typing import Self
 
 from latentfarm.errors import InputError
 from latentfarm.local.process import Child
@@ -67,7 +68,7 @@ class Stack:
             self.close()
             raise
 
-    def __enter__(self) -> Stack:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -85,7 +86,13 @@ class Stack:
     def start_workers(self, count: int, model: ModelSpec, *, dtype: str, slots: int) -> None:
         """Start workers for a model; each gets its share of the cores."""
         start_workers(
-            self.settings, count, model, dtype=dtype, slots=slots, logs=self.folder / "logs", into=self._workers
+            self.settings,
+            count,
+            model,
+            dtype=dtype,
+            slots=slots,
+            logs=self.folder / "logs",
+            into=self._workers,
         )
 
     @property
@@ -107,7 +114,7 @@ class Stack:
         self._lock.close()
 
 
-def start_workers(  # noqa: PLR0913 - what a worker has to know
+def start_workers(
     settings: Settings, count: int, model: ModelSpec, *, dtype: str, slots: int, logs: Path, into: list[Child]
 ) -> None:
     """Start worker processes on any farm, appending them to ``into`` one by one."""

@@ -1,0 +1,41 @@
+# The README's commands, from a bare checkout: Python 3.11+ and make are all they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+QUICK := not slow and not gpu and not bench
+
+.PHONY: demo test check format bench clean
+
+demo: $(VENV)/.run  ## render examples/prompts.txt into out/
+	$(BIN)/latentfarm render examples/prompts.txt --output out
+
+test: $(VENV)/.dev  ## every test that needs no GPU and less than a minute of its own
+	$(BIN)/python -m pytest -m "$(QUICK)"
+
+check: $(VENV)/.dev  ## lint, format, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev  ## measurements; minutes each
+	$(BIN)/python -m pytest -m bench
+
+clean:
+	rm -rf $(VENV) .latentfarm out
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "latentfarm needs Python 3.11 or newer; name one with make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) --editable '.[worker,local]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) --editable '.[worker,local,dev]'
+	touch $@ $(VENV)/.run
