@@ -89,9 +89,7 @@ class Engine:
     those in use.
     """
 
-    def __init__(
-        self, family: Family, *, slots: int, fixed_rows: bool = True, on_step: Observer | None = None
-    ) -> None:
+    def __init__(self, family: Family, *, slots: int, fixed_rows: bool = True, on_step: Observer | None = None) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; write 1 or more")
         self.family = family
@@ -121,9 +119,7 @@ class Engine:
             JobError: code ``scheduler``: its scheduler or options cannot be used. Nothing is queued.
 
         """
-        plan = plan_for(
-            self.family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps
-        )
+        plan = plan_for(self.family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
         factor = self.family.vae_scale_factor
         width, height = job.width or self.family.native_width, job.height or self.family.native_height
         self._waiting.append(Image(job, plan, latent_height=height // factor, latent_width=width // factor))
@@ -215,9 +211,7 @@ class Engine:
 
     def _decode(self, image: Image, latents: torch.Tensor) -> Rendered:
         if not torch.isfinite(latents).all():
-            raise JobError(
-                "nan", "the model's output was not finite; try another seed, less guidance or dtype float32"
-            )
+            raise JobError("nan", "the model's output was not finite; try another seed, less guidance or dtype float32")
         began = time.perf_counter()
         pixels = self.family.decode(latents).cpu()
         image.timings |= {"denoise": began - image.started, "decode": time.perf_counter() - began}

@@ -1,14 +1,15 @@
 """Sampling plans: everything a diffusers scheduler does for one (scheduler, steps), as a table of numbers.
 
-Every scheduler that stable diffusion uses is *linear* in the sample, the model's outputs and the noise. So for call i
+Every scheduler that stable diffusion uses is *linear* in the sample, the model's outputs and the noise. So
+for call i
 
     x[i+1] = sum_k a[i,k] x[i-k]  +  sum_k b[i,k] m[i-k]  +  c[i] noise[i]        k < HISTORY
 
-and the model's input is ``s[i] * x[i]`` at timestep ``t[i]``. The numbers are not derived from papers again: the
-scheduler is *probed*. It gets, in float64, the first unit vector of a long space as the sample and the (1+i)-th one as
-the model's output of call i; what its ``step`` returns is then the vector of the coefficients over the whole past, and
-least squares finds the shortest recurrence that gives the same. A last run over dense random numbers proves the plan:
-clipping and thresholding, which are not linear, do not get past it.
+and the model's input is ``s[i] * x[i]`` at timestep ``t[i]``. The numbers are not derived from papers again:
+the scheduler is *probed*. It gets, in float64, the first unit vector of a long space as the sample and the
+(1+i)-th one as the model's output of call i; what its ``step`` returns is then the vector of the coefficients
+over the whole past, and least squares finds the shortest recurrence that gives the same. A last run over
+dense random numbers proves the plan: clipping and thresholding, which are not linear, do not get past it.
 """
 
 from __future__ import annotations
@@ -34,23 +35,34 @@ HISTORY = 4
 COLUMNS = 2 * HISTORY + 1
 #: the worst error of a fitted recurrence, relative to the largest coefficient (or 1): a few float32 roundings
 MAX_RESIDUAL = 2e-6
+#: an error that no more terms need to make smaller
+EXACT = 1e-9
 #: the same over a whole run of dense numbers; what clips or thresholds is wrong by 1e-2 and more
 MAX_REPLAY_ERROR = 1e-4
 
 #: config entries that make a scheduler non-linear, for the message
 _NON_LINEAR = ("thresholding", "clip_sample")
 #: what diffusers raises for options or step counts that a scheduler cannot take
-_REFUSALS = (ValueError, TypeError, NotImplementedError, IndexError, AssertionError, ArithmeticError, ImportError,
-             AttributeError, KeyError, RuntimeError)  # fmt: skip
+_REFUSALS = (
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    RuntimeError,
+)
 
 
 @dataclass(frozen=True)
 class Plan:
     """A scheduler as numbers. A row is one call of the model; some schedulers make more calls than steps.
 
-    ``coefficients``: float64 (calls, COLUMNS), the columns a[0..3], b[0..3], c. ``timesteps`` and ``input_scales``:
-    one number a call. ``draws``: whether the call draws noise from the job's generator (it may draw and not use it).
-    ``init_noise_sigma``: the factor of the initial latents. ``digest``: sha256 of all of it in float32.
+    ``coefficients``: float64 (calls, COLUMNS), the columns a[0..3], b[0..3], c. ``timesteps`` and
+    ``input_scales``: one number a call. ``draws``: whether the call draws noise from the job's generator (it
+    may draw and not use it). ``init_noise_sigma``: the factor of the initial latents. ``digest``: sha256 of
+    all of it in float32.
     """
 
     scheduler: str
@@ -68,7 +80,7 @@ class Plan:
 
     @cached_property
     def ring_coefficients(self) -> list[list[float]]:
-        """``coefficients`` for a past kept as rings: x[i] at place i mod HISTORY, m[i] at HISTORY + i mod HISTORY."""
+        """``coefficients`` for a past kept as rings: x[i] at place i mod HISTORY, m[i] that much further."""
         turned = []
         for call, row in enumerate(self.coefficients.tolist()):
             line = [0.0] * COLUMNS
@@ -89,7 +101,8 @@ def plan_for(
     ``latentfarm.schedulers.resolve``, None for the model's own; ``options`` override the config.
 
     Raises:
-        JobError: code ``scheduler``: unknown name or option, a value the scheduler refuses, or it is not linear.
+        JobError: code ``scheduler``: unknown name or option, a value the scheduler refuses, or it is not
+            linear.
 
     """
     class_name, own = str(model_config["_class_name"]), {}
@@ -114,21 +127,19 @@ def _cached_plan(class_name: str, key: str, num_inference_steps: int) -> Plan:
     config, options = json.loads(key)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # deprecations inside diffusers; nothing a job's owner could act on
+            warnings.simplefilter("ignore")  # deprecations inside diffusers; nothing a job's owner could act on
             return make_plan(lambda: make_scheduler(class_name, config, options), num_inference_steps)
     except _REFUSALS as error:
         said = f"with {options} " if options else ""
         raise JobError(
             "scheduler",
-            f"{class_name} {said}and num_inference_steps={num_inference_steps} is refused by diffusers: {error}; "
-            "change scheduler_options or num_inference_steps",
+            f"{class_name} {said}and num_inference_steps={num_inference_steps} is refused by diffusers: "
+            f"{error}; change scheduler_options or num_inference_steps",
         ) from error
 
 
 def make_scheduler(class_name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """Return a fresh diffusers scheduler of ``class_name`` from the model's ``config``, overridden by ``options``.
+    """Return a diffusers scheduler of ``class_name`` from the model's ``config``, overridden by ``options``.
 
     Raises:
         JobError: code ``scheduler``: an option that the class does not have.
@@ -142,7 +153,9 @@ def make_scheduler(class_name: str, config: Mapping[str, Any], options: Mapping[
                 "scheduler",
                 f"scheduler_options: {class_name} has no {key!r}; write one of {', '.join(known)}",
             )
-    return cls.from_config({key: value for key, value in config.items() if key != "_class_name"}, **options)
+    # the rest of the model's config belongs to other classes; diffusers would only warn about it
+    own = {key: value for key, value in config.items() if key in known or key == "_use_default_values"}
+    return cls.from_config(own, **options)
 
 
 def make_plan(new_scheduler: Any, num_inference_steps: int) -> Plan:
@@ -171,7 +184,7 @@ def make_plan(new_scheduler: Any, num_inference_steps: int) -> Plan:
 
 
 def step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """Return the keywords that StableDiffusionPipeline gives to ``step`` (prepare_extra_step_kwargs, eta 0)."""
+    """Return the keywords that StableDiffusionPipeline gives to ``step``: eta 0 and the generator."""
     accepted = inspect.signature(scheduler.step).parameters
     offered = {"eta": 0.0, "generator": generator}
     return {key: value for key, value in offered.items() if key in accepted}
@@ -194,7 +207,7 @@ class _Row:
 
 
 class _Probe:
-    """One scheduler driven over unit vectors; samples, outputs and noise are kept as float64 vectors (space,)."""
+    """One scheduler driven over unit vectors; samples, outputs and noise are float64 vectors (space,)."""
 
     def __init__(self, scheduler: Any, num_inference_steps: int) -> None:
         scheduler.set_timesteps(num_inference_steps, device="cpu")
@@ -249,25 +262,31 @@ class _Probe:
         raise self._refusal("its noise is not one normal draw of the sample's shape")
 
     def _explains(self, noise: torch.Tensor) -> bool:
-        # in the dimensions that no unit vector owns, the new sample is made of noise alone (or it is not used)
+        # in the dimensions that no unit vector owns, the new sample is made of noise alone, old and new
         columns = [*self.samples[-1 - HISTORY : -1], noise.flatten().double()]
         _, error = _fit(columns, self.samples[-1], rest=self.space - 32)
         return error < MAX_RESIDUAL
 
     def _shortest(self, noise: torch.Tensor | None) -> torch.Tensor:
-        """Return the recurrence with the fewest terms, as float64 (COLUMNS,)."""
-        past = min(HISTORY, len(self.outputs))
-        sizes = [(a, b) for a in range(1, past + 1) for b in range(1, past + 1)]
-        for a, b in sorted(sizes, key=lambda size: (sum(size), size[0])):
-            columns = [self.samples[-2 - k] for k in range(a)] + [self.outputs[-1 - k] for k in range(b)]
-            columns += [] if noise is None else [noise]
-            found, error = _fit(columns, self.samples[-1])
-            if error < MAX_RESIDUAL:
-                row = torch.zeros(COLUMNS, dtype=torch.float64)
-                row[:a], row[HISTORY : HISTORY + b] = found[:a], found[a : a + b]
-                row[-1] = 0.0 if noise is None else found[-1]
-                return row
-        raise self._refusal(f"no linear recurrence over {HISTORY} calls gives the same samples")
+        """Return the exact recurrence with the fewest and then the smallest terms: float64 (COLUMNS,)."""
+        past = range(1, 1 + min(HISTORY, len(self.outputs)))
+        fits = [(a + b, *self._fit_recurrence(a, b, noise)) for a in past for b in past]
+        best = min(error for _, _, error in fits)
+        if best > MAX_RESIDUAL:
+            raise self._refusal(f"no linear recurrence over {HISTORY} calls gives the same samples")
+        exact = [(terms, row) for terms, row, error in fits if error <= max(4 * best, EXACT)]
+        return min(exact, key=lambda fit: (fit[0], float(fit[1].abs().max())))[1]
+
+    def _fit_recurrence(self, a: int, b: int, noise: torch.Tensor | None) -> tuple[torch.Tensor, float]:
+        """Fit ``a`` samples, ``b`` outputs and the noise; return float64 (COLUMNS,) and the worst error."""
+        columns = [self.samples[-2 - k] for k in range(a)] + [self.outputs[-1 - k] for k in range(b)]
+        columns += [] if noise is None else [noise]
+        found, error = _fit(columns, self.samples[-1])
+        row = torch.zeros(COLUMNS, dtype=torch.float64)
+        row[:a], row[HISTORY : HISTORY + b] = found[:a], found[a : a + b]
+        row[-1] = 0.0 if noise is None else found[-1]
+        row[row.abs() < 1e-12] = 0.0  # rounding of float64, different on each machine
+        return row, error
 
     def _check(self, got: torch.Tensor, wanted: torch.Tensor) -> None:
         if float((got - wanted).abs().max()) > MAX_RESIDUAL * max(1.0, float(got.abs().max())):
@@ -301,9 +320,10 @@ def _fit(columns: list[torch.Tensor], wanted: torch.Tensor, rest: int = 0) -> tu
 
 
 def replay(plan: Plan, start: torch.Tensor, model: Any, generator: torch.Generator) -> torch.Tensor:
-    """Run a plan over one sample the plain way, in the sample's dtype; the engine does the same for many at once.
+    """Run a plan over one sample the plain way, in its dtype; the engine does the same for many at once.
 
-    ``model(call)`` returns the model's output of a call; noise is drawn from ``generator`` in the sample's dtype.
+    ``model(call)`` returns the model's output of a call; noise is drawn from ``generator`` in the sample's
+    dtype.
     """
     coefficients = plan.coefficients.to(start.dtype)
     samples, outputs = [start], []

@@ -1,8 +1,8 @@
 """The rows of the batch: what is resident on the device, and one denoising step of all of it.
 
-A row is one line of the model's batch. The first row of an image also keeps its past, in float32: the last HISTORY
-samples x and model outputs m as rings (x[i] at place i mod HISTORY), and the step's noise. So a step moves no past
-around; the coefficients are laid out to match the rings instead.
+A row is one line of the model's batch. The first row of an image also keeps its past, in float32: the last
+HISTORY samples x and model outputs m as rings (x[i] at place i mod HISTORY), and the step's noise. So a step
+moves no past around; the coefficients are laid out to match the rings instead.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NOISE = COLUMNS - 1
 
 
 class Rows:
-    """``count`` rows for latents of one ``shape`` (h, w); ``free`` are the rows that no image owns, ascending."""
+    """``count`` rows for latents of one ``shape`` (h, w); ``free`` are the rows without an image."""
 
     def __init__(self, family: Family, shape: tuple[int, int], count: int) -> None:
         self.family = family
@@ -35,13 +35,11 @@ class Rows:
         self._text: torch.Tensor | None = None  # (count, 77, D); D is known with the first text
 
     def take(self, texts: Sequence[torch.Tensor], latents: torch.Tensor) -> tuple[int, ...]:
-        """Give an image a row for each of its texts (77, D), and put its initial latents (C, h, w) in place."""
+        """Give an image a row for each of its texts (77, D) and put its first latents (C, h, w) in place."""
         rows = tuple(self.free[: len(texts)])
         del self.free[: len(texts)]
         if self._text is None:
-            self._text = torch.zeros(
-                (self.count, *texts[0].shape), dtype=texts[0].dtype, device=self.family.device
-            )
+            self._text = torch.zeros((self.count, *texts[0].shape), dtype=texts[0].dtype, device=self.family.device)
         for row, text in zip(rows, texts, strict=True):
             self._text[row] = text
         self._past[list(rows)] = 0.0
@@ -88,8 +86,8 @@ class Rows:
 class _Table:
     """The numbers of one step, a line for each row; rows that no image owns get zeros and themselves.
 
-    ``owner``: the row with the image's past. ``conditional``: the row with the guided half. ``place``: the past's
-    ring place of x[i] and m[i]. ``next_place``: that of x[i+1].
+    ``owner``: the row with the image's past. ``conditional``: the row with the guided half. ``place``: the
+    past's ring place of x[i] and m[i]. ``next_place``: that of x[i+1].
     """
 
     def __init__(self, images: Sequence[Image], count: int, device: torch.device) -> None:

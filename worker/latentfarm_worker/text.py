@@ -14,8 +14,8 @@ import torch
 class Text:
     """One encoded prompt.
 
-    ``states``: (77, D) in the encoder's dtype, on its device. ``truncated``: whether the prompt was longer than the
-    tokenizer's 77 tokens and lost its end.
+    ``states``: (77, D) in the encoder's dtype, on its device. ``truncated``: whether the prompt was longer
+    than the tokenizer's 77 tokens and lost its end.
     """
 
     states: torch.Tensor
@@ -23,11 +23,9 @@ class Text:
 
 
 def encode_clip(tokenizer: Any, encoder: Any, prompt: str) -> Text:
-    """Encode one prompt, padded to the tokenizer's length (diffusers: StableDiffusionPipeline.encode_prompt)."""
+    """Encode one prompt, padded to the tokenizer's length: StableDiffusionPipeline.encode_prompt."""
     length = tokenizer.model_max_length
-    tokens = tokenizer(
-        [prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt"
-    )
+    tokens = tokenizer([prompt], padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     whole = tokenizer([prompt], padding="longest", truncation=False, verbose=False).input_ids[0]
     masked = getattr(encoder.config, "use_attention_mask", False)
     states = encoder(
@@ -38,7 +36,7 @@ def encode_clip(tokenizer: Any, encoder: Any, prompt: str) -> Text:
 
 
 class TextCache:
-    """The most recently used texts, at most ``size``; an empty negative prompt is encoded once for all jobs."""
+    """The most recently used texts, at most ``size``: the empty negative prompt is encoded once for all."""
 
     def __init__(self, encode: Callable[[str], Text], size: int = 256) -> None:
         self._encode = encode

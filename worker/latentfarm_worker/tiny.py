@@ -1,7 +1,7 @@
-"""A complete stable diffusion model with random weights, about a million parameters: it loads like a real one.
+"""A complete stable diffusion model with random weights, a million parameters: it loads like a real one.
 
-It stands in for a trained model in tests and wherever only the plumbing matters. Its pictures are coloured noise, but
-they depend on seed, prompt, steps and scheduler as those of a real model do.
+It stands in for a trained model in tests and wherever only the plumbing matters. Its pictures are coloured
+noise, but they depend on seed, prompt, steps and scheduler as those of a real model do.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 
 
 def make_tiny(directory: Path, *, seed: int = 0, kind: Literal["sd1", "sd2"] = "sd1") -> Path:
-    """Write the model as a diffusers folder and return ``directory``; a folder that is already there is left alone.
+    """Write the model as a diffusers folder and return ``directory``; one that is there is left alone.
 
-    ``sd1`` predicts the noise (epsilon), with convolutional projections in the transformers; ``sd2`` predicts the
-    velocity, with linear projections and a number of heads for each level. The bytes depend on ``seed`` and ``kind``
-    only. Several processes may make the same folder at once.
+    ``sd1`` predicts the noise (epsilon), with convolutional projections in the transformers; ``sd2`` predicts
+    the velocity, with linear projections and a number of heads for each level. The bytes depend on ``seed``
+    and ``kind`` only. Several processes may make the same folder at once.
     """
     directory = Path(directory)
     if (directory / "model_index.json").is_file():
@@ -43,9 +43,7 @@ def make_tiny(directory: Path, *, seed: int = 0, kind: Literal["sd1", "sd2"] = "
         try:
             draft.rename(directory)
         except OSError:
-            if not (
-                directory / "model_index.json"
-            ).is_file():  # another process was not faster: a real obstacle
+            if not (directory / "model_index.json").is_file():  # another process was not faster: a real obstacle
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -90,7 +88,7 @@ def _write_json(path: Path, value: object) -> None:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    """Write a byte-level CLIP vocabulary: every byte, inside a word and at its end; no merges, so any text fits."""
+    """Write a byte-level CLIP vocabulary: each byte, within and at the end of a word, no merges."""
     folder.mkdir()
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]

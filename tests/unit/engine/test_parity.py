@@ -9,7 +9,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-
 from latentfarm import schedulers
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Rendered
@@ -85,7 +84,12 @@ def test_every_scheduler_mixed_in_one_run_gives_the_pipelines_picture(
 
 def test_another_seed_or_scheduler_or_prompt_is_told_apart(family: Any, pipeline: Any, own_config: Any) -> None:
     picture = by_pipeline(pipeline, own_config, job(0, "euler"))
-    others = [job(0, "euler", seed=99), job(0, "ddim"), job(0, "euler", prompt="x"), job(0, "euler", guidance_scale=5)]
+    others = [
+        job(0, "euler", seed=99),
+        job(0, "ddim"),
+        job(0, "euler", prompt="x"),
+        job(0, "euler", guidance_scale=5),
+    ]
     for other in others:
         pixels = render(Engine(family, slots=1), [other])[0].pixels.numpy()
         assert np.abs(picture - pixels).max() > BOUND + 2, other

@@ -28,7 +28,7 @@ def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device)
     kind = read_json(folder / "model_index.json").get("_class_name")
     if kind not in FAMILIES:
         raise ModelError(
-            f"{source}: model_index.json names the pipeline {kind!r}; latentfarm renders {', '.join(FAMILIES)}: "
-            "use a model saved by one of these"
+            f"{source}: model_index.json names the pipeline {kind!r}; latentfarm renders "
+            f"{', '.join(FAMILIES)}: use a model saved by one of these"
         )
     return FAMILIES[kind].load(folder, name=str(source), dtype=dtype, device=device)

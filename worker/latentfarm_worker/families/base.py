@@ -13,7 +13,8 @@ class Family(Protocol):
     """One loaded model.
 
     ``native_width`` and ``native_height`` are pixels, ``vae_scale_factor`` pixels to a latent's side,
-    ``scheduler_config`` the model's own with its ``_class_name``, ``model_digest`` a sha256 over the weight files.
+    ``scheduler_config`` the model's own with its ``_class_name``, ``model_digest`` a sha256 over the weight
+    files.
     """
 
     name: str
@@ -30,7 +31,7 @@ class Family(Protocol):
         """Encode one prompt to (77, D): alone, so that its numbers never depend on neighbours."""
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Return the model's output, float32 (R, C, h, w), of float32 latents (R, C, h, w), (R,), (R, 77, D)."""
+        """Return the model's output of latents (R, C, h, w), (R,) and (R, 77, D): float32, as the latents."""
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Return the picture, uint8 (H, W, 3) on the device, of float32 latents (1, C, h, w).

@@ -39,21 +39,19 @@ def fetch(source: str | Path) -> Path:
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise ModelError(
-            f"{source}: no model_index.json there; give a folder saved by diffusers' save_pretrained or a hub id "
-            "such as CompVis/stable-diffusion-v1-4"
+            f"{source}: no model_index.json there; give a folder saved by save_pretrained or a hub "
+            "id such as CompVis/stable-diffusion-v1-4"
         )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(
-            snapshot_download(
-                str(source), allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_LEFT_OUT)
-            )
+            snapshot_download(str(source), allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_LEFT_OUT))
         )
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{source}: not in the local hub cache and not to be had from the hub ({error}); check the id, the "
-            "network and HF_HUB_OFFLINE, or give a local folder"
+            f"{source}: not in the local hub cache and not to be had from the hub ({error}); check the id, "
+            "the network and HF_HUB_OFFLINE, or give a local folder"
         ) from error
 
 
@@ -67,9 +65,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{path}: cannot be read ({error}); save the model again with save_pretrained"
-        ) from error
+        raise ModelError(f"{path}: cannot be read ({error}); save the model again with save_pretrained") from error
     if not isinstance(config, dict):
         raise ModelError(f"{path}: holds no JSON object; save the model again with save_pretrained")
     return config
@@ -98,6 +94,6 @@ def _no_safetensors(place: Path) -> ModelError:
     pickles = sorted(path.name for path in place.glob("*") if path.suffix in _PICKLES)
     there = f"only {', '.join(pickles)}" if pickles else "no weights"
     return ModelError(
-        f"{place}: {there} there; latentfarm loads safetensors only, since pickles run code: save the model with "
-        "save_pretrained(..., safe_serialization=True)"
+        f"{place}: {there} there; latentfarm loads safetensors only, since pickles run code: save the model "
+        "with save_pretrained(..., safe_serialization=True)"
     )

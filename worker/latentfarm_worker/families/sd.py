@@ -40,7 +40,7 @@ class StableDiffusion:
         """Load a diffusers folder.
 
         Raises:
-            ModelError: weights that are no safetensors, or a U-Net that needs more than sample, timestep and text.
+            ModelError: weights that are no safetensors, or a U-Net with other inputs than ours.
 
         """
         digest = weights_digest(folder, _PARTS)
@@ -49,8 +49,8 @@ class StableDiffusion:
             parts = _load_parts(folder, dtype, device)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(
-                f"{folder}: cannot be loaded as {dtype} on {device}: {error}; check that the folder is complete and "
-                "opens with StableDiffusionPipeline.from_pretrained"
+                f"{folder}: cannot be loaded as {dtype} on {device}: {error}; check that the folder is "
+                "complete and opens with StableDiffusionPipeline.from_pretrained"
             ) from error
         return cls(parts, name=name, model_digest=digest, dtype=dtype)
 
@@ -62,14 +62,12 @@ class StableDiffusion:
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Return the U-Net's output, float32 (R, C, h, w)."""
-        output = self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text, return_dict=False)[
-            0
-        ]
+        output = self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text, return_dict=False)[0]
         return output.float()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the picture, uint8 (H, W, 3); a half-precision decoder that overflows is tried again in float32."""
+        """Return the picture, uint8 (H, W, 3); half precision that overflows is tried again in float32."""
         image = self._decode(latents)
         own = self.vae.dtype
         if not torch.isfinite(image).all() and own != torch.float32:
@@ -77,9 +75,7 @@ class StableDiffusion:
             image = self._decode(latents)
             self.vae.to(own)  # exact: the weights came from this dtype
         if not torch.isfinite(image).all():
-            raise JobError(
-                "nan", "the VAE decoder gave numbers that are not finite; try another seed or dtype float32"
-            )
+            raise JobError("nan", "the VAE decoder gave numbers that are not finite; try another seed or dtype float32")
         image = (image / 2 + 0.5).clamp(0, 1)
         return (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
 
@@ -101,7 +97,7 @@ def _load_parts(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[
     encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **local)
     models = {"unet": unet, "vae": vae, "text_encoder": encoder}
     for model in models.values():
-        model.eval().requires_grad_(False).to(device)  # noqa: FBT003 (torch's own signature)
+        model.eval().requires_grad_(requires_grad=False).to(device)
     return {
         **models,
         "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
@@ -110,7 +106,7 @@ def _load_parts(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[
 
 
 def _scheduler_config(folder: Path) -> dict[str, Any]:
-    """Return the scheduler's config with the two corrections that StableDiffusionPipeline makes to old models."""
+    """Return the scheduler's config, corrected where StableDiffusionPipeline corrects old models."""
     import diffusers
 
     config = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -133,11 +129,11 @@ def _check_unet(path: Path) -> None:
     ):
         if config.get(key) != wanted:
             raise ModelError(
-                f"{path}: {key} is {config[key]!r}; the U-Net may need sample, timestep and text only: use a plain "
-                "stable diffusion 1.x or 2.x model"
+                f"{path}: {key} is {config[key]!r}; the U-Net may need sample, timestep and text only: use a "
+                "plain stable diffusion 1.x or 2.x model"
             )
     if config.get("in_channels", 4) != config.get("out_channels", 4):
         raise ModelError(
-            f"{path}: in_channels is {config['in_channels']}, out_channels {config['out_channels']}: this is no "
-            "text-to-image model (inpainting takes 9); use the base model"
+            f"{path}: in_channels is {config['in_channels']}, out_channels {config['out_channels']}: this is "
+            "no text-to-image model (inpainting takes 9); use the base model"
         )

@@ -1,0 +1,230 @@
+"""Continuous batching: neighbours, capacity, cancellation, failures."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from latentfarm.errors import JobError
+from latentfarm.job import Job
+from latentfarm_worker.engine import Engine, Failed, Rendered
+
+pytestmark = pytest.mark.unit
+
+NAMES = ["euler", "euler_a", "dpm++2m", "heun", "ddim", None]
+SIZES = [(None, None), (None, None), (96, 64), (64, 128), (128, 128)]
+
+
+def make(index: int, **fields: Any) -> Job:
+    wanted = {"prompt": f"picture {index}", "seed": index, "num_inference_steps": 3}
+    return Job(batch="b", index=index, **{**wanted, **fields})
+
+
+def stranger(dice: random.Random, index: int) -> Job:
+    width, height = dice.choice(SIZES)
+    return make(
+        index,
+        width=width,
+        height=height,
+        num_inference_steps=dice.randint(1, 6),
+        guidance_scale=dice.choice([1.0, 3.0, 7.5]),
+        scheduler=dice.choice(NAMES),
+    )
+
+
+def run(engine: Engine) -> dict[int, Rendered | Failed]:
+    done = {}
+    while engine.busy:
+        for result in engine.step():
+            done[result.job.index] = result
+        engine.check_integrity()
+    return done
+
+
+def pixels(result: Rendered | Failed) -> bytes:
+    assert isinstance(result, Rendered), result
+    return result.pixels.numpy().tobytes()
+
+
+class Poisoned:
+    """A family whose model gives NaN to the rows of one prompt."""
+
+    def __init__(self, family: Any, prompt: str) -> None:
+        self.family = family
+        self.mark = family.encode(prompt).states
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.family, name)
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        output = self.family.predict(latents, timesteps, text).clone()
+        output[(text == self.mark).all(dim=2).all(dim=1)] = torch.nan
+        return output
+
+
+JOBS = [
+    make(0, scheduler="euler", num_inference_steps=5),
+    make(0, scheduler="euler_a", guidance_scale=1.0, num_inference_steps=4),
+    make(0, scheduler="dpm++2m", width=96, height=64),
+]
+
+
+@pytest.fixture(scope="module")
+def alone(sd1: Any) -> list[bytes]:
+    found = []
+    for job in JOBS:
+        engine = Engine(sd1, slots=3)
+        engine.admit(job)
+        found.append(pixels(run(engine)[0]))
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(which=st.integers(0, len(JOBS) - 1), seed=st.integers(0, 2**32), company=st.integers(1, 8))
+def test_the_same_bytes_alone_and_in_any_company(
+    sd1: Any, alone: list[bytes], which: int, seed: int, company: int
+) -> None:
+    dice = random.Random(seed)  # noqa: S311 (dice, not keys)
+    coming = [stranger(dice, index) for index in range(1, company + 1)]
+    coming.insert(dice.randint(0, company), JOBS[which])
+    engine, done = Engine(sd1, slots=3), {}
+    while coming or engine.busy:
+        for _ in range(dice.randint(0, 3)):
+            if coming:
+                engine.admit(coming.pop(0))
+        for result in engine.step():
+            done[result.job.index] = result
+        engine.check_integrity()
+    assert pixels(done[0]) == alone[which]
+    assert len(done) == company + 1
+
+
+def test_without_fixed_rows_pictures_are_the_same_to_one_in_255(sd1: Any, alone: list[bytes]) -> None:
+    engine = Engine(sd1, slots=3, fixed_rows=False)
+    engine.admit(JOBS[0])
+    engine.admit(make(1, guidance_scale=1.0, num_inference_steps=2))
+    got = run(engine)[0]
+    assert isinstance(got, Rendered)
+    wanted = torch.frombuffer(bytearray(alone[0]), dtype=torch.uint8).reshape(got.pixels.shape)
+    assert (got.pixels.int() - wanted.int()).abs().max() <= 1
+
+
+def test_a_result_says_what_was_done(sd1: Any) -> None:
+    engine = Engine(sd1, slots=1)
+    engine.admit(make(4, scheduler="euler", width=96, height=64, prompt="long " * 40))
+    result = run(engine)[4]
+    assert isinstance(result, Rendered)
+    assert (result.width, result.height, result.scheduler) == (96, 64, "EulerDiscreteScheduler")
+    assert result.pixels.dtype == torch.uint8
+    assert result.prompt_truncated
+    assert set(result.timings) == {"encode", "denoise", "decode"}
+    assert all(seconds > 0 for seconds in result.timings.values())
+
+
+def test_capacity_is_counted_in_rows(sd1: Any) -> None:
+    engine = Engine(sd1, slots=2)
+    seen = []
+
+    def note(*told: Any) -> None:
+        job, call, calls, latents = told
+        seen.append((job.index, call, calls, tuple(latents.shape)))
+
+    engine.on_step = note
+    for index in range(4):
+        engine.admit(make(index, guidance_scale=1.0, num_inference_steps=2, scheduler="euler"))
+    assert engine.free == 0
+    engine.step()
+    assert seen == [(index, 1, 2, (4, 8, 8)) for index in range(4)]  # four unguided jobs in two slots
+    engine.step()
+    assert (engine.free, engine.busy) == (2, False)
+    engine.admit(make(9))
+    assert engine.free == 1
+
+
+def test_large_pictures_get_fewer_rows_and_never_less_than_two(sd1: Any) -> None:
+    engine = Engine(sd1, slots=4)
+    assert [engine._row_count(shape) for shape in [(8, 8), (4, 8), (8, 16), (16, 16), (64, 64)]] == [
+        8,
+        8,
+        4,
+        2,
+        2,
+    ]
+
+
+def test_another_shape_waits_and_is_not_overtaken(sd1: Any) -> None:
+    engine, order = Engine(sd1, slots=2), []
+    engine.admit(make(0, num_inference_steps=3, scheduler="euler"))
+    engine.admit(make(1, num_inference_steps=1, scheduler="euler", width=128))
+    engine.admit(make(2, num_inference_steps=1, scheduler="euler"))
+    while engine.busy:
+        order += [result.job.index for result in engine.step()]
+    assert order == [0, 1, 2]
+
+
+def test_cancelling_frees_rows_before_the_next_step(sd1: Any) -> None:
+    engine = Engine(sd1, slots=1)
+    engine.admit(make(0, num_inference_steps=50))
+    engine.admit(make(1, num_inference_steps=50))
+    engine.admit(make(2, num_inference_steps=1, scheduler="euler"))
+    engine.step()
+    assert engine.cancel("b/0")
+    engine.check_integrity()
+    assert engine.cancel("b/1")  # still waiting
+    assert not engine.cancel("b/0")
+    assert [result.job.index for result in engine.step()] == [2]
+    assert engine.free == 1
+    assert not engine.busy
+
+
+def test_a_job_that_goes_nan_fails_alone(sd1: Any, alone: list[bytes]) -> None:
+    engine = Engine(Poisoned(sd1, "poison"), slots=3)
+    engine.admit(make(1, prompt="poison", num_inference_steps=2))
+    engine.admit(JOBS[0])
+    engine.admit(make(2, num_inference_steps=3))
+    done = run(engine)
+    failed = done[1]
+    assert isinstance(failed, Failed)
+    assert failed.error.code == "nan"
+    assert pixels(done[0]) == alone[0]
+    engine.admit(make(3))  # the rows of the failed one are clean again
+    assert isinstance(run(engine)[3], Rendered)
+
+
+def test_a_decoder_that_goes_nan_fails_the_job(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sd1, "_decode", lambda *_: torch.full((1, 3, 64, 64), torch.inf))
+    engine = Engine(sd1, slots=1)
+    engine.admit(make(0))
+    failed = run(engine)[0]
+    assert isinstance(failed, Failed)
+    assert failed.error.code == "nan"
+
+
+def test_a_refused_job_leaves_nothing_behind(sd1: Any) -> None:
+    engine = Engine(sd1, slots=2)
+    for options in ({"use_karras": True}, {"thresholding": True}):
+        with pytest.raises(JobError) as refused:
+            engine.admit(make(0, scheduler="ddim", scheduler_options=options))
+        assert refused.value.code == "scheduler"
+    assert (engine.free, engine.busy) == (2, False)
+    engine.check_integrity()
+
+
+def test_texts_are_encoded_once(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded = []
+    encode = sd1.encode
+    monkeypatch.setattr(sd1, "encode", lambda prompt: encoded.append(prompt) or encode(prompt))
+    engine = Engine(sd1, slots=2)
+    for index in range(3):
+        engine.admit(make(index, prompt="same", num_inference_steps=1, scheduler="euler"))
+    run(engine)
+    assert encoded == ["", "same"]
+
+
+def test_no_slots_is_refused(sd1: Any) -> None:
+    with pytest.raises(ValueError, match="slots is 0"):
+        Engine(sd1, slots=0)
