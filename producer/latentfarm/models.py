@@ -32,7 +32,8 @@ def parse_model(text: str) -> ModelSpec:
         return ModelSpec(check_model_alias(alias), _absolute(source))
     if text == DEFAULT_MODEL:
         return ModelSpec(DEFAULT_MODEL)
-    if Path(text).is_dir() or _HUB_ID.fullmatch(text):
+    # an empty text would be a path: that of this very folder
+    if text and (Path(text).is_dir() or _HUB_ID.fullmatch(text)):
         return ModelSpec(_alias_of(text), _absolute(text))
     raise InputError(
         f"model {text!r}: write {DEFAULT_MODEL}, a diffusers folder, a hub id such as CompVis/stable-diffusion-v1-4, "
@@ -43,7 +44,7 @@ def parse_model(text: str) -> ModelSpec:
 def _absolute(source: str) -> str:
     if source == DEFAULT_MODEL:
         return ""
-    if Path(source).is_dir():
+    if source and Path(source).is_dir():
         # workers are other processes, perhaps in another folder
         return str(Path(source).resolve())
     if _HUB_ID.fullmatch(source):

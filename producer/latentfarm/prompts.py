@@ -95,7 +95,7 @@ def check_defaults(fields: dict[str, Any]) -> Defaults:
     try:
         return Defaults(**{name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise InputError("\n".join(_sentences(error, "options:", Defaults))) from None
+        raise InputError("\n".join(_sentences(error, "options", Defaults))) from None
 
 
 def _parse_line(parse: Any, place: str, raw: bytes, *, first: bool) -> PlacedRow | Problem | None:

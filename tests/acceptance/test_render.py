@@ -1,0 +1,133 @@
+"""``render`` as a user runs it: real processes, a real interruption."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.conftest import Command, read_lines
+
+pytestmark = pytest.mark.acceptance
+
+FEW_STEPS = ("--num-inference-steps", "4", "--width", "64", "--height", "64")
+
+
+def test_prompts_become_pictures_once(latentfarm: Command, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("# two\na red circle\n\na blue square\n")
+    first = latentfarm("render", "p.txt", "-o", "out", *FEW_STEPS, "--scheduler", "euler", "--json")
+    assert first.returncode == 0, first.stderr
+    summary = json.loads(first.stdout)
+    assert (summary["total"], summary["done"], summary["downloaded"]) == (2, 2, 2)
+    out = tmp_path / "out"
+    assert {f.name for f in out.iterdir()} == {"000000.png", "000001.png", "contact-sheet.png", "results.jsonl"}
+    lines = read_lines(out / "results.jsonl")
+    assert [line["prompt"] for line in lines] == ["a red circle", "a blue square"]
+    assert [line["scheduler"] for line in lines] == ["EulerDiscreteScheduler"] * 2
+    with Image.open(out / "000000.png") as image:
+        image.load()
+        assert image.size == (64, 64)
+        assert image.info["parameters"].startswith("a red circle\nSteps: 4, Sampler: euler")
+
+    log = tmp_path / ".latentfarm" / "logs" / "worker-1.log"
+    log.unlink()
+    again = latentfarm("render", "p.txt", "-o", "out", *FEW_STEPS, "--scheduler", "euler", "--json")
+    assert again.returncode == 0, again.stderr
+    assert json.loads(again.stdout)["downloaded"] == 0
+    assert not log.exists(), "no worker was needed"
+    assert not (tmp_path / ".latentfarm" / "farm.json").exists(), "everything that was started is stopped"
+
+
+def test_an_interrupted_render_goes_on_where_it_stopped(latentfarm: Command, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(24)))
+    options = ("render", "p.txt", "-o", "out", "--num-inference-steps", "30", "--width", "64", "--height", "64")
+    command = [sys.executable, "-m", "latentfarm", *options, "--batch", "b", "--slots", "2"]
+    running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if line.startswith("b: ") and not line.startswith("b: 0/"):
+            break
+    running.send_signal(signal.SIGINT)
+    _, rest = running.communicate(timeout=60)
+    assert running.returncode == 130, rest
+    assert "run the same command again" in rest
+
+    again = latentfarm(*options, "--batch", "b", "--slots", "4")
+    assert again.returncode == 0, again.stderr
+    assert len(read_lines(tmp_path / "out" / "results.jsonl")) == 24
+    log = (tmp_path / ".latentfarm" / "logs" / "worker-1.log").read_text()
+    rendered = sum(int(line.rpartition(" ")[2]) for line in log.splitlines() if "] rendered " in line)
+    assert rendered == 24, "nothing was rendered twice"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("render", "none.txt", "-o", "out"), "none.txt cannot be read"),
+        (("render", "p.txt", "-o", "out", "--scheduler", "eulr"), "did you mean 'euler'"),
+        (("render", "p.txt", "-o", "out", "--width", "1030"), "write 1024 or 1032"),
+        (("render", "p.txt", "-o", "out", "--model", "nothing"), "model 'nothing': write mini"),
+        (("render", "p.txt", "-o", "out", "--dtype", "float8"), "--dtype 'float8': write one of"),
+        (("render", "bad.jsonl", "-o", "out"), "bad.jsonl line 2: width 1030 is not a multiple of 8"),
+        (("up", "--model", "nothing"), "model 'nothing'"),
+        (("status",), "start one here with `latentfarm up`"),
+        (("job", "cats"), "write BATCH/INDEX"),
+        (("render", "p.txt"), "Missing option"),
+    ],
+)
+def test_a_wrong_command_says_what_to_write_and_starts_nothing(
+    latentfarm: Command, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "width": 1030}\n')
+    result = latentfarm(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert not (tmp_path / ".latentfarm").exists()
+
+
+@pytest.mark.parametrize("missing", ["redis", "s3"])
+def test_a_store_or_queue_that_is_not_there_is_exit_code_3(latentfarm: Command, tmp_path: Path, missing: str) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    environment = {
+        "LATENTFARM_REDIS_URL": "redis://:secret@127.0.0.1:1/0",
+        "LATENTFARM_BUCKET": "b",
+        "AWS_ENDPOINT_URL": "http://127.0.0.1:1",
+        "AWS_ACCESS_KEY_ID": "k",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+    }
+    command = ("status",) if missing == "redis" else ("submit", "p.txt")
+    result = latentfarm(*command, **environment)
+    assert result.returncode == 3, result.stderr
+    assert "127.0.0.1:1" in result.stderr
+    assert "secret" not in result.stderr
+
+
+def test_a_picture_of_this_machine_is_the_one_that_diffusers_makes(latentfarm: Command, tmp_path: Path) -> None:
+    import numpy as np
+    import torch
+    from diffusers import StableDiffusionPipeline
+    from latentfarm_worker.tiny import make_tiny
+
+    model = make_tiny(tmp_path / "tiny-model")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a red circle", "seed": 7, "num_inference_steps": 6}\n')
+    result = latentfarm("render", "p.jsonl", "-o", "out", "--model", f"mine={model}")
+    assert result.returncode == 0, result.stderr
+    pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    [expected] = pipe(
+        "a red circle", num_inference_steps=6, generator=torch.Generator("cpu").manual_seed(7), output_type="np"
+    ).images
+    with Image.open(io.BytesIO((tmp_path / "out" / "000000.png").read_bytes())) as image:
+        found = np.asarray(image).astype(int)
+    assert np.abs(found - (expected * 255).round().astype(int)).max() <= 1
+    assert os.path.getsize(tmp_path / "out" / "000000.png") > 0

@@ -1,0 +1,186 @@
+"""A farm of real processes, one of them killed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from latentfarm import Farm
+from latentfarm.local.process import Child
+from latentfarm.settings import Settings
+from PIL import Image
+
+from tests.conftest import REPOSITORY, Command
+
+pytestmark = pytest.mark.acceptance
+
+
+def until(condition: Callable[[], bool], *, timeout_s: float = 90) -> None:
+    """Return as soon as the condition holds; other processes give us no event to wait for."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)
+
+
+@contextmanager
+def running_up(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "latentfarm", "up", *arguments],
+        cwd=folder,
+        env={**os.environ, **environment},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("up;"):
+            break
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+
+
+def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
+    with running_up(tmp_path, "--workers", "2", LATENTFARM_LEASE_S="5", LATENTFARM_SWEEP_S="1"):
+        farm = Farm(Settings.load(tmp_path / ".latentfarm"))
+        rows = [{"prompt": f"picture {n}", "num_inference_steps": 6, "width": 64, "height": 64} for n in range(200)]
+        batch = farm.submit(rows, batch="b")
+        until(lambda: len(farm.ledger.workers("mini")) == 2 and batch.status().done >= 40)
+
+        def holders() -> set[str]:
+            return {value.decode().partition(" ")[2] for value in farm.ledger.redis.hvals("lf:holders")}
+
+        until(lambda: len(holders()) == 2)
+        victim = sorted(holders())[0]
+        pid = re.fullmatch(r".*-(\d+)-[0-9a-f]{6}", victim)
+        assert pid is not None
+        os.kill(int(pid[1]), signal.SIGKILL)
+        status = batch.wait(timeout_s=150)
+
+        assert (status.done, status.failed, status.leased) == (200, 0, 0)
+        lines = list(batch.results())
+        # each commit counts one: 200 of them for 200 jobs, each under an epoch of its own
+        assert len({line["epoch"] for line in lines}) == 200
+        charged = [line["job"] for line in lines if line["attempts"] > 1]
+        assert charged, "the killed worker held jobs"
+        keys = set(farm.bucket.keys("batches/b/images/"))
+        assert keys == {line["key"] for line in lines}
+        for line in lines:
+            body = farm.bucket.get(line["key"])
+            assert hashlib.sha256(body).hexdigest() == line["sha256"]
+            with Image.open(io.BytesIO(body)) as image:
+                image.load()
+        assert farm.ledger.redis.zcard("lf:leases") == 0
+
+
+def test_up_is_one_to_a_folder_listens_on_loopback_only_and_leaves_nothing_behind(
+    latentfarm: Command, tmp_path: Path
+) -> None:
+    with running_up(tmp_path, "--workers", "0") as process:
+        second = latentfarm("up")
+        assert second.returncode == 2
+        assert f"already runs in .latentfarm (process {process.pid})" in second.stderr
+
+        settings = Settings.load(tmp_path / ".latentfarm")
+        assert settings.redis_url.startswith("unix://")
+        assert settings.s3_endpoint_url.startswith("http://127.0.0.1:")
+        redis = Farm(settings).ledger.redis
+        assert redis.config_get("port")["port"] == "0"
+        assert redis.config_get("appendonly")["appendonly"] == "yes"
+        assert redis.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
+
+        (tmp_path / "p.txt").write_text("a cat\na dog\n")
+        name = latentfarm("submit", "p.txt").stdout.strip()
+        status = json.loads(latentfarm("status", name, "--json").stdout)
+        assert list(status) == (
+            "batch model state total pending leased done failed cancelled images_per_s eta_s".split()
+        )
+        assert (status["state"], status["pending"]) == ("open", 2)
+        assert latentfarm("jobs", name, "--state", "pending").stdout.split("\n")[0] == f"{name}/0  pending"
+        assert json.loads(latentfarm("job", f"{name}/1", "--json").stdout)["state"] == "pending"
+        assert latentfarm("wait", name, "--timeout", "0").returncode == 1
+        servers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal() and _parent(path) == process.pid]
+        assert len(servers) == 2
+    assert process.returncode == 0
+    assert not [pid for pid in servers if Path(f"/proc/{pid}").exists()]
+    assert not (tmp_path / ".latentfarm" / "farm.json").exists()
+
+
+def _parent(path: Path) -> int:
+    try:
+        return int((path / "stat").read_text().rpartition(") ")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return -1
+
+
+def test_celery_itself_starts_a_proper_worker(settings: Settings, tmp_path: Path) -> None:
+    farm = Farm(settings)
+    batch = farm.submit([{"prompt": "a cat", "num_inference_steps": 2, "width": 64, "height": 64}], batch="b")
+    worker = Child(
+        "worker",
+        [sys.executable, "-m", "celery", "-A", "latentfarm_worker", "worker"],
+        log=tmp_path / "log",
+        env=settings.environment(),
+    )
+    try:
+        assert batch.wait(timeout_s=90).done == 1
+    finally:
+        worker.terminate()
+        assert worker.wait_or_kill(30) == 0, worker.log_tail()
+    assert farm.ledger.workers("mini") == []
+
+
+def test_a_worker_without_its_model_does_not_start_and_says_why(
+    settings: Settings, latentfarm: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "empty").mkdir()
+    result = latentfarm("worker", "--model", "sd=empty", settings=settings)
+    assert result.returncode == 2
+    assert "model_index.json" in result.stderr
+
+
+def test_doctor_tells_what_is_well_and_what_is_not(settings: Settings, latentfarm: Command) -> None:
+    well = latentfarm("doctor", "--json", settings=settings)
+    assert well.returncode == 0, well.stdout + well.stderr
+    assert [line["check"] for line in json.loads(well.stdout)] == ["redis", "bucket", "model", "device"]
+    ill = latentfarm("doctor", settings=settings.model_copy(update={"bucket": "nowhere"}))
+    assert ill.returncode == 1
+    assert [line.split()[0] for line in ill.stdout.splitlines()] == ["ok", "BAD", "ok", "ok"]
+
+
+def test_the_light_install_submits_without_torch(settings: Settings, tmp_path: Path) -> None:
+    environment = {**os.environ, **settings.environment()}
+    environment.pop("PYTHONPATH", None)
+    python = tmp_path / "light" / "bin" / "python"
+
+    def run(*command: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+    run(sys.executable, "-m", "venv", str(python.parents[1]))
+    constraints = str(REPOSITORY / "constraints.txt")
+    install = run(str(python), "-m", "pip", "install", "--quiet", "--constraint", constraints, str(REPOSITORY))
+    assert install.returncode == 0, install.stderr
+    assert run(str(python), "-c", "import torch").returncode != 0
+    (tmp_path / "p.txt").write_text("a cat\n")
+    submitted = run(str(python), "-m", "latentfarm", "submit", "p.txt", "--batch", "light")
+    assert (submitted.returncode, submitted.stdout) == (0, "light\n"), submitted.stderr
+    refused = run(str(python), "-m", "latentfarm", "worker")
+    assert refused.returncode == 2
+    assert "pip install 'latentfarm[worker]'" in refused.stderr
+    doctor = run(str(python), "-m", "latentfarm", "doctor")
+    assert doctor.returncode == 1
+    assert "no torch here" in doctor.stdout

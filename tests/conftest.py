@@ -1,0 +1,85 @@
+"""Fixtures of every tier: a real Redis and a real S3 server, started once, emptied for each test."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from latentfarm.bucket import Bucket
+from latentfarm.farm import Farm
+from latentfarm.ledger import Ledger
+from latentfarm.local.redis_server import start_redis
+from latentfarm.local.s3_server import start_s3
+from latentfarm.settings import Settings
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in os.environ:
+        if name.startswith(("LATENTFARM_", "AWS_")):
+            monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("servers")
+    redis, url = start_redis(folder / "redis", log=folder / "redis.log")
+    s3, settings = start_s3(folder / "s3", log=folder / "s3.log")
+    yield settings.model_copy(update={"redis_url": url})
+    s3.terminate()
+    s3.wait_or_kill(5)
+    redis.terminate()
+    redis.wait_or_kill(5)
+
+
+@pytest.fixture
+def settings(servers: Settings) -> Settings:
+    Ledger.connect(servers.redis_url).redis.flushall()
+    bucket = Bucket.connect(servers)
+    for key in list(bucket.keys("")):
+        bucket.client.delete_object(Bucket=bucket.name, Key=key)
+    return servers
+
+
+@pytest.fixture
+def farm(settings: Settings) -> Farm:
+    return Farm(settings)
+
+
+@pytest.fixture
+def ledger(farm: Farm) -> Ledger:
+    return farm.ledger
+
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def latentfarm(tmp_path: Path) -> Command:
+    """Run the real command in an empty folder."""
+
+    def run(*arguments: str, settings: Settings | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, **(settings.environment() if settings else {}), **more}
+        return subprocess.run(
+            [sys.executable, "-m", "latentfarm", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+            check=False,
+        )
+
+    return run
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().split("\n") if line]

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from latentfarm import Batch, Farm, InputError, InvalidRowsError, UnavailableError
+from latentfarm.bucket import Bucket, MissingObjectError, image_key, manifest_key
+from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
+from latentfarm.errors import LatentfarmError
+from latentfarm.job import JobState
+from latentfarm.jsonl import unpack
+from latentfarm.manifest import ManifestReader
+from latentfarm.results import flush_full_parts, read_part
+from latentfarm.settings import Settings
+from pydantic import SecretStr
+
+from tests.conftest import read_lines
+
+pytestmark = pytest.mark.integration
+
+
+def work(farm: Farm, batch: Batch, *, fail: frozenset[int] = frozenset()) -> None:
+    """Do what a worker does, with bytes that are no picture."""
+    while found := farm.ledger.lease("mini", "worker-a", 100, lease_s=30):
+        for lease in found:
+            if lease.index in fail:
+                farm.ledger.fail(lease, {"code": "nan", "message": "not finite"})
+                continue
+            body, key = f"image {lease.name}".encode(), image_key(batch.name, lease.index)
+            farm.bucket.put(key, body)
+            sha256 = hashlib.sha256(body).hexdigest()
+            farm.ledger.commit(lease, {"key": key, "sha256": sha256, "worker": "worker-a", "timings": {"png": 0.1}})
+
+
+def test_a_submitted_file_lies_in_the_bucket_as_numbered_jobs_and_nowhere_in_redis(farm: Farm, tmp_path: Path) -> None:
+    file = tmp_path / "cats.jsonl"
+    file.write_text('{"prompt": "a secret cat", "seed": 5, "num_images_per_prompt": 2}\n{"prompt": "a dog", "id": "d"}\n')
+    batch = farm.submit(file, batch="cats", num_inference_steps=30)
+    lines = unpack(farm.bucket.get(manifest_key("cats", 0)))
+    assert [(line["index"], line["prompt"], line["num_inference_steps"]) for line in lines] == [
+        (0, "a secret cat", 30),
+        (1, "a secret cat", 30),
+        (2, "a dog", 30),
+    ]
+    assert [line["seed"] for line in lines[:2]] == [5, 6]
+    assert batch.status().pending == 3
+    client = farm.ledger.redis
+    for key in client.keys("*"):
+        assert b"secret cat" not in (client.dump(key) or b"")
+
+
+def test_jobs_come_back_from_the_manifest_as_they_were_asked_for(farm: Farm) -> None:
+    farm.submit([{"prompt": f"row {n}", "seed": n} for n in range(2345)], batch="many")
+    reader = ManifestReader(farm.bucket, parts=1)
+    assert [reader.job("many", index).prompt for index in (0, 999, 1000, 2344)] == [
+        "row 0",
+        "row 999",
+        "row 1000",
+        "row 2344",
+    ]
+    with pytest.raises(InputError, match="is not in the manifest"):
+        reader.job("many", 2345)
+
+
+def test_the_same_submission_again_finds_its_batch_and_renders_nothing_twice(farm: Farm) -> None:
+    first = farm.submit(["a", "b"])
+    work(farm, first)
+    again = farm.submit(["a", "b"])
+    assert again.name == first.name
+    assert again.status().done == 2
+
+
+def test_another_file_under_the_same_name_is_refused_and_changes_nothing(farm: Farm) -> None:
+    farm.submit(["a"], batch="cats")
+    before = farm.bucket.get(manifest_key("cats", 0))
+    with pytest.raises(InputError, match="other content"):
+        farm.submit(["b"], batch="cats")
+    assert farm.bucket.get(manifest_key("cats", 0)) == before
+
+
+def test_one_wrong_row_enqueues_nothing(farm: Farm) -> None:
+    with pytest.raises(InvalidRowsError, match="row 2: width 65 is not a multiple of 8; write 64 or 72"):
+        farm.submit(["a", {"prompt": "b", "width": 65}], batch="cats")
+    assert farm.ledger.redis.keys("*") == []
+    assert list(farm.bucket.keys("")) == []
+
+
+def test_a_submission_killed_before_the_end_leaves_an_opening_batch_and_is_repeated(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(_: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(farm.ledger, "open", killed)
+    with pytest.raises(KeyboardInterrupt):
+        farm.submit(["a", "b"], batch="cats")
+    assert farm.batch("cats").status().state == "opening"
+    monkeypatch.undo()
+    farm.submit(["a", "b"], batch="cats")
+    assert farm.batch("cats").status().state == "open"
+
+
+def test_results_join_request_and_receipt_from_ledger_and_bucket_alike(farm: Farm) -> None:
+    batch = farm.submit([{"prompt": "a", "id": "x", "seed": 1}, "b", "c"], batch="cats")
+    work(farm, batch, fail=frozenset({1}))
+    before = list(batch.results())
+    assert flush_full_parts(farm.ledger, farm.bucket) == 1
+    assert [line["index"] for line in read_part(farm.bucket, "cats", 0)] == [0, 1, 2]
+    assert farm.ledger.redis.hlen("lf:results:cats") == 0
+    after = list(batch.results())
+    assert after == before
+    assert (after[0]["id"], after[0]["request"]["seed"], after[0]["request"]["prompt"]) == ("x", 1, "a")
+    assert after[1]["error"]["code"] == "nan"
+
+
+def test_flushing_a_part_twice_loses_no_receipt(farm: Farm) -> None:
+    batch = farm.submit(["a"], batch="cats")
+    work(farm, batch)
+    flush_full_parts(farm.ledger, farm.bucket)
+    before = read_part(farm.bucket, "cats", 0)
+    farm.ledger.redis.sadd("lf:flush", "cats/0")
+    flush_full_parts(farm.ledger, farm.bucket)
+    assert read_part(farm.bucket, "cats", 0) == before
+
+
+def test_a_job_tells_its_state_attempts_seed_key_and_timings(farm: Farm) -> None:
+    batch = farm.submit([{"prompt": "a", "seed": 9}, "b"], batch="cats")
+    assert batch.job(0).state == "pending"
+    work(farm, batch, fail=frozenset({1}))
+    done, failed = batch.jobs()
+    assert done.model_dump() == {
+        "id": "cats/0",
+        "state": "done",
+        "attempts": 1,
+        "seed": 9,
+        "key": "batches/cats/images/00000/00000000.png",
+        "sha256": hashlib.sha256(b"image cats/0").hexdigest(),
+        "worker": "worker-a",
+        "error": None,
+        "timings": {"png": 0.1},
+    }
+    assert (failed.state, failed.error) == ("failed", {"code": "nan", "message": "not finite"})
+    assert [job.id for job in batch.jobs(state=JobState.FAILED)] == ["cats/1"]
+    with pytest.raises(InputError, match="the batch has the jobs 0 to 1"):
+        batch.job(2)
+
+
+def test_fetch_resumes_checks_and_writes_a_line_a_job(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit([{"prompt": "a", "id": "x"}, "b", "c"], batch="cats")
+    work(farm, batch, fail=frozenset({1}))
+    first = batch.fetch(tmp_path)
+    assert (first.downloaded, first.present) == (2, 0)
+    assert {file.name for file in tmp_path.iterdir()} == {"000000.png", "000002.png", "results.jsonl"}
+    (tmp_path / "000002.png").write_bytes(b"cut")
+    second = batch.fetch(tmp_path)
+    assert (second.downloaded, second.present) == (1, 1)
+    assert (tmp_path / "000002.png").read_bytes() == b"image cats/2"
+    lines = read_lines(tmp_path / "results.jsonl")
+    assert [(line["id"], line["state"], line["file"]) for line in lines] == [
+        ("x", "done", "000000.png"),
+        (None, "failed", None),
+        (None, "done", "000002.png"),
+    ]
+    assert lines[1]["error"]["code"] == "nan"
+    assert {"job", "index", "key", "sha256", "prompt", "seed", "guidance_scale"} <= lines[0].keys()
+
+
+def test_an_object_that_is_not_what_its_receipt_says_is_told(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit(["a"], batch="cats")
+    work(farm, batch)
+    farm.bucket.put(image_key("cats", 0), b"forged")
+    with pytest.raises(UnavailableError, match="its sha256 differs"):
+        batch.fetch(tmp_path)
+    assert not (tmp_path / "000000.png").exists()
+
+
+def test_wait_ends_with_the_batch_or_with_its_time(farm: Farm) -> None:
+    batch = farm.submit(["a"], batch="cats")
+    with pytest.raises(TimeoutError, match="0 of 1"):
+        batch.wait(timeout_s=0)
+    work(farm, batch)
+    seen: list[int] = []
+    assert batch.wait(progress=lambda status: seen.append(status.done)).complete
+    assert seen == [1]
+    assert farm.ledger.full_parts() == []
+
+
+def test_doorbells_are_few_however_large_the_batch(farm: Farm) -> None:
+    app = make_app(farm.settings.redis_url)
+    client = farm.ledger.redis
+    assert ring(client, app, "m", 10) == 3
+    assert ring(client, app, "m", 10) == 0
+    ring(client, app, "m", 10**8)
+    assert client.llen("render.m") == MAX_DOORBELLS
+    assert max(len(message) for message in client.lrange("render.m", 0, 5)) < 1500
+
+
+def test_a_missing_object_and_a_missing_bucket_are_told_apart_from_an_outage(settings: Settings) -> None:
+    bucket = Bucket.connect(settings)
+    with pytest.raises(MissingObjectError, match="nothing"):
+        bucket.get("nothing")
+    with pytest.raises(MissingObjectError):
+        Bucket.connect(settings.model_copy(update={"bucket": "nowhere"})).check()
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"s3_endpoint_url": "http://127.0.0.1:1"}, {"s3_secret_key": SecretStr("wrong")}]
+)
+def test_a_store_that_does_not_answer_or_refuses_is_unavailable(settings: Settings, wrong: dict[str, Any]) -> None:
+    with pytest.raises(LatentfarmError) as caught:
+        Bucket.connect(settings.model_copy(update=wrong)).check()
+    assert caught.value.exit_code == 3

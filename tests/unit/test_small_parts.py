@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from latentfarm.bucket import image_key, manifest_key, part_of
+from latentfarm.cli.progress import duration
+from latentfarm.contact_sheet import contact_sheet
+from latentfarm.doorbell import broker_url, make_app
+from latentfarm.errors import InputError
+from latentfarm.job import Job
+from latentfarm.jsonl import pack, unpack
+from latentfarm.local.redis_server import socket_path
+from latentfarm.models import ModelSpec, parse_model
+from latentfarm.settings import Settings, write_farm_file
+from latentfarm_worker.images import encode_png, parameters_text
+from PIL import Image
+
+pytestmark = pytest.mark.unit
+
+JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8")), lambda x: st.lists(x, max_size=3))
+
+
+@given(st.lists(st.dictionaries(st.text(st.characters(codec="utf-8")), JSON, max_size=3), max_size=4))
+def test_json_lines_come_back_and_their_bytes_depend_on_content_only(lines: list[dict[str, object]]) -> None:
+    assert unpack(pack(lines)) == lines
+    assert pack(lines) == pack(lines)
+
+
+@given(st.integers(0, 10**8 - 2))
+def test_keys_sort_as_their_jobs_do(index: int) -> None:
+    assert image_key("b", index) < image_key("b", index + 1)
+    assert f"/{part_of(index):05d}/" in image_key("b", index)
+    assert manifest_key("b", part_of(index)) <= manifest_key("b", part_of(index + 1))
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "broker"),
+    [
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+        ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
+        ("rediss://:secret@host:6380/1", "rediss://:secret@host:6380/1"),
+    ],
+)
+def test_kombu_is_told_of_a_socket_in_its_own_words(redis_url: str, broker: str) -> None:
+    assert broker_url(redis_url) == broker
+
+
+def test_celery_accepts_json_only_and_keeps_no_results() -> None:
+    conf = make_app("redis://localhost", model="mini").conf
+    assert conf.accept_content == ["json"]
+    assert conf.result_backend is None
+    assert conf.worker_pool == "threads"
+    assert conf.worker_enable_remote_control is False
+    assert [queue.name for queue in conf.task_queues] == ["render.mini"]
+
+
+def test_a_model_is_an_alias_a_folder_a_hub_id_or_an_alias_of_these(tmp_path: Path) -> None:
+    folder = tmp_path / "My Model"
+    folder.mkdir()
+    assert parse_model("mini") == ModelSpec("mini", "")
+    assert parse_model(str(folder)) == ModelSpec("my-model", str(folder))
+    assert parse_model("CompVis/stable-diffusion-v1-4") == ModelSpec("stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-4")
+    assert parse_model(f"sd={folder}") == ModelSpec("sd", str(folder))
+    for wrong in ("nothing", "SD=mini", "sd=nowhere", ""):
+        with pytest.raises(InputError, match="model"):
+            parse_model(wrong)
+
+
+def test_half_a_farm_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LATENTFARM_REDIS_URL", "redis://localhost")
+    with pytest.raises(InputError, match="LATENTFARM_BUCKET is not set"):
+        Settings.load(tmp_path)
+
+
+def test_a_wrong_setting_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LATENTFARM_LEASE_S", "soon")
+    with pytest.raises(InputError, match="LATENTFARM_LEASE_S is 'soon'"):
+        Settings.load(tmp_path)
+
+
+def test_a_local_farm_is_found_and_its_keys_are_for_the_owner_only(tmp_path: Path) -> None:
+    file = tmp_path / "farm.json"
+    write_farm_file(file, Settings().model_copy(update={"redis_url": "unix:///s", "bucket": "b"}))
+    assert file.stat().st_mode & 0o777 == 0o600
+    found = Settings.load(tmp_path)
+    assert (found.redis_url, found.bucket) == ("unix:///s", "b")
+
+
+def test_a_socket_never_outgrows_what_the_kernel_takes(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 120)
+    deep.mkdir()
+    assert len(str(socket_path(deep))) < 100
+    assert socket_path(tmp_path) == tmp_path.resolve() / "redis.sock" or len(str(tmp_path)) > 80
+
+
+def test_a_png_carries_its_pixels_and_the_settings_that_made_them() -> None:
+    job = Job(batch="b", index=0, prompt="a cat: \N{SNOWMAN}", negative_prompt="a dog", seed=7, guidance_scale=7.0)
+    text = parameters_text(job, width=8, height=4, scheduler="EulerDiscreteScheduler", model="m,x", model_digest="0123456789abc")
+    pixels = torch.arange(96, dtype=torch.uint8).reshape(4, 8, 3)
+    with Image.open(io.BytesIO(encode_png(pixels, metadata={"parameters": text}))) as image:
+        assert image.info["parameters"] == (
+            "a cat: \N{SNOWMAN}\nNegative prompt: a dog\nSteps: 25, Sampler: EulerDiscreteScheduler, CFG scale: 7, "
+            'Seed: 7, Size: 8x4, Model hash: 0123456789, Model: "m,x"'
+        )
+        assert image.tobytes() == pixels.numpy().tobytes()
+
+
+def test_a_png_without_metadata_has_no_text() -> None:
+    with Image.open(io.BytesIO(encode_png(torch.zeros(8, 8, 3, dtype=torch.uint8), metadata={}))) as image:
+        assert image.info == {}
+
+
+def test_a_contact_sheet_shows_every_picture_in_order(tmp_path: Path) -> None:
+    colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200)]
+    for number, colour in enumerate(colours):
+        Image.new("RGB", (64, 32), colour).save(tmp_path / f"{number}.png")
+    sheet = contact_sheet([(tmp_path / f"{number}.png", "a word " * 20) for number in range(5)])
+    seen = [sheet.getpixel((12 + 204 * (n % 4) + 96, 12 + 253 * (n // 4) + 96)) for n in range(5)]
+    assert seen == colours
+
+
+def test_durations_read_as_people_say_them() -> None:
+    assert [duration(s) for s in (0.4, 59, 61, 3600, 7325)] == ["0 s", "59 s", "1 min 1 s", "1 h 0 min", "2 h 2 min"]
