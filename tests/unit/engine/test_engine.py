@@ -228,3 +228,13 @@ def test_texts_are_encoded_once(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> No
 def test_no_slots_is_refused(sd1: Any) -> None:
     with pytest.raises(ValueError, match="slots is 0"):
         Engine(sd1, slots=0)
+
+
+def test_clearing_drops_everything(sd1: Any) -> None:
+    engine = Engine(sd1, slots=1)
+    engine.admit(make(0))
+    engine.admit(make(1))
+    engine.step()
+    engine.clear()
+    engine.check_integrity()
+    assert (engine.free, engine.busy, engine.step()) == (1, False, [])
