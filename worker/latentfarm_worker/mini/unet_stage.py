@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -117,8 +115,3 @@ def unet_stage(
         return noise_loss(unet, hidden.float(), clean, noise)
 
     return Stage(plan, {"unet": unet, "text": text}, loss, folder)
-
-
-def write_facts(path: Path, facts: dict[str, Any], plan: Plan) -> None:
-    """Keep what the model card needs to say about a run."""
-    path.write_text(json.dumps({**facts, "plan": asdict(plan)}, indent=2) + "\n", encoding="utf-8")
