@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 QUICK := not slow and not gpu and not bench
 
-.PHONY: demo test check format bench clean
+.PHONY: demo test check format bench docs clean
 
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
-	$(BIN)/latentfarm render examples/prompts.txt --output out
+	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
 
 test: $(VENV)/.dev  ## every test that needs no GPU and less than a minute of its own
 	$(BIN)/python -m pytest -m "$(QUICK)"
@@ -24,6 +24,9 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev  ## measurements; minutes each
 	$(BIN)/python -m pytest -m bench
+
+docs: $(VENV)/.dev  ## write the commands into docs/reference.md
+	$(BIN)/python docs/write_reference.py
 
 clean:
 	rm -rf $(VENV) .latentfarm out

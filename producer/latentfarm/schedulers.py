@@ -47,7 +47,8 @@ def _short_names() -> dict[str, SchedulerName]:
         "kdpm2_a": SchedulerName("KDPM2AncestralDiscreteScheduler"),
         "lcm": SchedulerName("LCMScheduler"),
         "lms": SchedulerName("LMSDiscreteScheduler"),
-        "pndm": SchedulerName("PNDMScheduler"),
+        # with its Runge-Kutta start, PNDM looks back further than any plan
+        "pndm": SchedulerName("PNDMScheduler", {"skip_prk_steps": True}),
         "sa_solver": SchedulerName("SASolverScheduler"),
         "tcd": SchedulerName("TCDScheduler"),
         "unipc": SchedulerName("UniPCMultistepScheduler"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -46,8 +45,8 @@ def test_prompts_become_pictures_once(latentfarm: Command, tmp_path: Path) -> No
 
 
 def test_an_interrupted_render_goes_on_where_it_stopped(latentfarm: Command, tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(24)))
-    options = ("render", "p.txt", "-o", "out", "--num-inference-steps", "30", "--width", "64", "--height", "64")
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(12)))
+    options = ("render", "p.txt", "-o", "out", "--num-inference-steps", "12", "--width", "64", "--height", "64")
     command = [sys.executable, "-m", "latentfarm", *options, "--batch", "b", "--slots", "2"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert running.stderr is not None
@@ -61,10 +60,10 @@ def test_an_interrupted_render_goes_on_where_it_stopped(latentfarm: Command, tmp
 
     again = latentfarm(*options, "--batch", "b", "--slots", "4")
     assert again.returncode == 0, again.stderr
-    assert len(read_lines(tmp_path / "out" / "results.jsonl")) == 24
+    assert len(read_lines(tmp_path / "out" / "results.jsonl")) == 12
     log = (tmp_path / ".latentfarm" / "logs" / "worker-1.log").read_text()
     rendered = sum(int(line.rpartition(" ")[2]) for line in log.splitlines() if "] rendered " in line)
-    assert rendered == 24, "nothing was rendered twice"
+    assert rendered == 12, "nothing was rendered twice"
 
 
 @pytest.mark.parametrize(
@@ -130,4 +129,3 @@ def test_a_picture_of_this_machine_is_the_one_that_diffusers_makes(latentfarm: C
     with Image.open(io.BytesIO((tmp_path / "out" / "000000.png").read_bytes())) as image:
         found = np.asarray(image).astype(int)
     assert np.abs(found - (expected * 255).round().astype(int)).max() <= 1
-    assert os.path.getsize(tmp_path / "out" / "000000.png") > 0

@@ -36,7 +36,9 @@ def work(farm: Farm, batch: Batch, *, fail: frozenset[int] = frozenset()) -> Non
 
 def test_a_submitted_file_lies_in_the_bucket_as_numbered_jobs_and_nowhere_in_redis(farm: Farm, tmp_path: Path) -> None:
     file = tmp_path / "cats.jsonl"
-    file.write_text('{"prompt": "a secret cat", "seed": 5, "num_images_per_prompt": 2}\n{"prompt": "a dog", "id": "d"}\n')
+    file.write_text(
+        '{"prompt": "a secret cat", "seed": 5, "num_images_per_prompt": 2}\n{"prompt": "a dog", "id": "d"}\n'
+    )
     batch = farm.submit(file, batch="cats", num_inference_steps=30)
     lines = unpack(farm.bucket.get(manifest_key("cats", 0)))
     assert [(line["index"], line["prompt"], line["num_inference_steps"]) for line in lines] == [
@@ -205,9 +207,7 @@ def test_a_missing_object_and_a_missing_bucket_are_told_apart_from_an_outage(set
         Bucket.connect(settings.model_copy(update={"bucket": "nowhere"})).check()
 
 
-@pytest.mark.parametrize(
-    "wrong", [{"s3_endpoint_url": "http://127.0.0.1:1"}, {"s3_secret_key": SecretStr("wrong")}]
-)
+@pytest.mark.parametrize("wrong", [{"s3_endpoint_url": "http://127.0.0.1:1"}, {"s3_secret_key": SecretStr("wrong")}])
 def test_a_store_that_does_not_answer_or_refuses_is_unavailable(settings: Settings, wrong: dict[str, Any]) -> None:
     with pytest.raises(LatentfarmError) as caught:
         Bucket.connect(settings.model_copy(update=wrong)).check()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 from latentfarm.errors import InputError, UnavailableError
@@ -24,8 +25,9 @@ def lease(ledger: Ledger, k: int = 1, *, lease_s: float = 30) -> list[Lease]:
 
 def expire(ledger: Ledger) -> int:
     """Let every lease run out now, without waiting for it."""
-    for name in ledger.redis.zrange("lf:leases", 0, -1):
-        ledger.redis.zadd("lf:leases", {name: 1})
+    client: Any = ledger.redis
+    for name in client.zrange("lf:leases", 0, -1):
+        client.zadd("lf:leases", {name: 1})
     ledger.redis.delete("lf:sweeper")
     return ledger.sweep()
 
@@ -207,7 +209,8 @@ def test_trimming_a_part_leaves_only_the_states(ledger: Ledger) -> None:
     ledger.commit(held, {"sha256": "x"})
     ledger.trim("cats", 0)
     assert ledger.full_parts() == []
-    left = {key.decode() for key in ledger.redis.keys("lf:*") if b"pace" not in key}
+    client: Any = ledger.redis
+    left = {key.decode() for key in client.keys("lf:*") if b"pace" not in key}
     assert left == {"lf:batches", "lf:batch:cats", "lf:states:cats:0"}
 
 

@@ -99,8 +99,9 @@ class LedgerMoves(RuleBasedStateMachine):
     @invariant()
     def ties_are_broken_by_index(self) -> None:
         # jobs that came back within one millisecond and within two would be leased in another order
-        for index in self.ledger.redis.zrange("lf:again:b", 0, -1):
-            self.ledger.redis.zadd("lf:again:b", {index: 1})
+        client: Any = self.ledger.redis
+        for index in client.zrange("lf:again:b", 0, -1):
+            client.zadd("lf:again:b", {index: 1})
 
     @invariant()
     def the_ledger_agrees(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from importlib.metadata import requires
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import latentfarm
@@ -44,12 +45,16 @@ def test_the_light_side_names_no_torch() -> None:
 
 
 def test_only_commands_that_run_a_worker_import_the_worker() -> None:
-    knowing = {file.relative_to(LIGHT).as_posix() for file in LIGHT.rglob("*.py") if "latentfarm_worker" in roots_of(file)}
+    knowing = {
+        file.relative_to(LIGHT).as_posix() for file in LIGHT.rglob("*.py") if "latentfarm_worker" in roots_of(file)
+    }
     assert knowing == {"cli/run.py", "cli/doctor.py"}
 
 
 def test_the_engine_knows_no_queue_and_no_store() -> None:
-    engine = [WORKER / name for name in ("engine.py", "rows.py", "plan.py", "text.py")] + [*(WORKER / "families").glob("*.py")]
+    engine = [WORKER / name for name in ("engine.py", "rows.py", "plan.py", "text.py")] + [
+        *(WORKER / "families").glob("*.py")
+    ]
     for file in engine:
         assert not roots_of(file) & {"redis", "boto3", "botocore", "celery", "kombu"}, file.name
         assert not imports_of(file) & {"latentfarm.ledger", "latentfarm.bucket", "latentfarm.doorbell"}, file.name
@@ -76,6 +81,15 @@ def test_every_command_has_an_example_in_its_help_and_a_place_in_the_reference(n
     assert f"## latentfarm {name}" in (REPOSITORY / "docs" / "reference.md").read_text()
 
 
+def test_the_reference_tells_the_commands_as_they_are() -> None:
+    spec = spec_from_file_location("write_reference", REPOSITORY / "docs" / "write_reference.py")
+    assert spec is not None
+    assert spec.loader is not None
+    writer = module_from_spec(spec)
+    spec.loader.exec_module(writer)
+    assert writer.REFERENCE.read_text() == writer.reference_text(), "run make docs"
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_option_of_a_command_is_explained(name: str) -> None:
     assert [option.name for option in COMMANDS[name].params if not getattr(option, "help", "")] == []
@@ -85,7 +99,9 @@ def test_every_setting_is_in_the_reference() -> None:
     text = (REPOSITORY / "docs" / "reference.md").read_text()
     from latentfarm.settings import Settings
 
-    names = [str(field.validation_alias or f"LATENTFARM_{name.upper()}") for name, field in Settings.model_fields.items()]
+    names = [
+        str(field.validation_alias or f"LATENTFARM_{name.upper()}") for name, field in Settings.model_fields.items()
+    ]
     assert [name for name in names if f"`{name}`" not in text] == []
 
 
@@ -95,7 +111,9 @@ def test_exit_codes_follow_whose_fault_it_is() -> None:
 
 
 def test_every_module_keeps_to_a_readable_length() -> None:
-    long = {f.name: n for f in [*LIGHT.rglob("*.py"), *WORKER.rglob("*.py")] if (n := len(f.read_text().splitlines())) > 450}
+    long = {
+        f.name: n for f in [*LIGHT.rglob("*.py"), *WORKER.rglob("*.py")] if (n := len(f.read_text().splitlines())) > 450
+    }
     assert long == {}
 
 

@@ -77,9 +77,9 @@ def test_the_last_seed_is_followed_by_zero() -> None:
 )
 def test_a_row_beyond_a_limit_is_refused_by_producer_and_worker_alike(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        Row(**{"prompt": "a", **wrong})  # type: ignore[arg-type]
+        Row(**{"prompt": "a", **wrong})
     with pytest.raises(ValidationError):
-        Job(**{"batch": "b", "index": 0, "prompt": "a", "seed": 0, **wrong})  # type: ignore[arg-type]
+        Job(**{"batch": "b", "index": 0, "prompt": "a", "seed": 0, **wrong})
 
 
 @given(st.text(max_size=80))

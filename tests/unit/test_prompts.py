@@ -39,10 +39,13 @@ def test_jsonl_takes_diffusers_names_and_null_means_not_given(tmp_path: Path) ->
             "p.jsonl line 1: width 1030 is not a multiple of 8; write 1024 or 1032",
         ),
         ('{"prompt": "a", "widht": 64}', "p.jsonl line 1: field 'widht' (64) is not known; did you mean 'width'?"),
-        ('{"promt": "a"}', "p.jsonl line 1: prompt is missing; write \"prompt\": \"...\""),
+        ('{"promt": "a"}', 'p.jsonl line 1: prompt is missing; write "prompt": "..."'),
         ('{"prompt": "a", "seed": "x"}', "p.jsonl line 1: seed 'x' is wrong; write a valid integer"),
         ('{"prompt": "a", "num_inference_steps": 501}', "p.jsonl line 1: num_inference_steps 501 is wrong; write less"),
-        ('{"prompt": "a", "scheduler": "eulr"}', "p.jsonl line 1: scheduler 'eulr' is not known; did you mean 'euler'?"),
+        (
+            '{"prompt": "a", "scheduler": "eulr"}',
+            "p.jsonl line 1: scheduler 'eulr' is not known; did you mean 'euler'?",
+        ),
         ('{"prompt": " "}', "p.jsonl line 1: prompt '' is empty; write what the picture shows"),
         ('{"prompt": "a",}', "p.jsonl line 1 column 1"),
         ('["a"]', "p.jsonl line 1: '[\"a\"]' is no object"),
@@ -86,7 +89,9 @@ def test_wrong_defaults_are_refused_like_rows() -> None:
 
 
 @given(st.binary(max_size=200), st.sampled_from([".txt", ".jsonl"]))
-def test_any_bytes_give_rows_or_problems_and_never_an_exception(tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str) -> None:
+def test_any_bytes_give_rows_or_problems_and_never_an_exception(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes, suffix: str
+) -> None:
     file = tmp_path_factory.getbasetemp() / f"any{suffix}"
     file.write_bytes(data)
     for found in read_file(file):
@@ -94,7 +99,11 @@ def test_any_bytes_give_rows_or_problems_and_never_an_exception(tmp_path_factory
 
 
 @given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip), max_size=5))
-def test_every_prompt_of_a_jsonl_comes_back_as_it_was(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
+def test_every_prompt_of_a_jsonl_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
+) -> None:
     file = tmp_path_factory.getbasetemp() / "same.jsonl"
-    file.write_text("".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts), newline="")
+    file.write_text(
+        "".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts), newline=""
+    )
     assert [found.row.prompt for found in read_file(file) if isinstance(found, PlacedRow)] == prompts

@@ -22,7 +22,9 @@ from PIL import Image
 
 pytestmark = pytest.mark.unit
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8")), lambda x: st.lists(x, max_size=3))
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(st.characters(codec="utf-8")), lambda x: st.lists(x, max_size=3)
+)
 
 
 @given(st.lists(st.dictionaries(st.text(st.characters(codec="utf-8")), JSON, max_size=3), max_size=4))
@@ -64,7 +66,9 @@ def test_a_model_is_an_alias_a_folder_a_hub_id_or_an_alias_of_these(tmp_path: Pa
     folder.mkdir()
     assert parse_model("mini") == ModelSpec("mini", "")
     assert parse_model(str(folder)) == ModelSpec("my-model", str(folder))
-    assert parse_model("CompVis/stable-diffusion-v1-4") == ModelSpec("stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-4")
+    assert parse_model("CompVis/stable-diffusion-v1-4") == ModelSpec(
+        "stable-diffusion-v1-4", "CompVis/stable-diffusion-v1-4"
+    )
     assert parse_model(f"sd={folder}") == ModelSpec("sd", str(folder))
     for wrong in ("nothing", "SD=mini", "sd=nowhere", ""):
         with pytest.raises(InputError, match="model"):
@@ -100,7 +104,9 @@ def test_a_socket_never_outgrows_what_the_kernel_takes(tmp_path: Path) -> None:
 
 def test_a_png_carries_its_pixels_and_the_settings_that_made_them() -> None:
     job = Job(batch="b", index=0, prompt="a cat: \N{SNOWMAN}", negative_prompt="a dog", seed=7, guidance_scale=7.0)
-    text = parameters_text(job, width=8, height=4, scheduler="EulerDiscreteScheduler", model="m,x", model_digest="0123456789abc")
+    text = parameters_text(
+        job, width=8, height=4, scheduler="EulerDiscreteScheduler", model="m,x", model_digest="0123456789abc"
+    )
     pixels = torch.arange(96, dtype=torch.uint8).reshape(4, 8, 3)
     with Image.open(io.BytesIO(encode_png(pixels, metadata={"parameters": text}))) as image:
         assert image.info["parameters"] == (

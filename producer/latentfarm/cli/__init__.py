@@ -13,8 +13,6 @@ import typer
 from latentfarm.cli import collect, doctor, look, render, run, submit
 from latentfarm.errors import LatentfarmError
 
-INTERRUPTED = 130
-
 app = typer.Typer(
     help="A render farm for latent diffusion: a prompt file in, pictures and a manifest in your own bucket out.",
     epilog="Start here: `latentfarm render prompts.txt -o out`",
@@ -41,9 +39,6 @@ def main() -> None:
     except TimeoutError as error:
         sys.stderr.write(f"latentfarm: {error}\n")
         sys.exit(1)
-    except KeyboardInterrupt:
-        sys.stderr.write("latentfarm: interrupted; run the same command again to go on\n")
-        sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # the reader of our output has seen enough
         sys.stderr.close()

@@ -26,7 +26,11 @@ def wait_for(
             if meanwhile is not None:
                 meanwhile()
 
-        status = batch.wait(timeout_s=timeout_s, progress=show)
+        try:
+            status = batch.wait(timeout_s=timeout_s, progress=show)
+        except KeyboardInterrupt:
+            note("interrupted; run the same command again to go on")
+            raise
     if status.failed:
         note(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
         raise typer.Exit(1)

@@ -61,7 +61,7 @@ class Poisoned:
         return getattr(self.family, name)
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        output = self.family.predict(latents, timesteps, text).clone()
+        output: torch.Tensor = self.family.predict(latents, timesteps, text).clone()
         output[(text == self.mark).all(dim=2).all(dim=1)] = torch.nan
         return output
 
@@ -215,9 +215,14 @@ def test_a_refused_job_leaves_nothing_behind(sd1: Any) -> None:
 
 
 def test_texts_are_encoded_once(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded = []
+    encoded: list[str] = []
     encode = sd1.encode
-    monkeypatch.setattr(sd1, "encode", lambda prompt: encoded.append(prompt) or encode(prompt))
+
+    def note_and_encode(prompt: str) -> Any:
+        encoded.append(prompt)
+        return encode(prompt)
+
+    monkeypatch.setattr(sd1, "encode", note_and_encode)
     engine = Engine(sd1, slots=2)
     for index in range(3):
         engine.admit(make(index, prompt="same", num_inference_steps=1, scheduler="euler"))

@@ -40,7 +40,8 @@ def test_blur_does_not_mislead_the_judge() -> None:
     def blurred(picture: world.Image) -> world.Image:
         soft = np.pad(picture.astype(float), ((1, 1), (1, 1), (0, 0)), mode="edge")
         taps = [soft[i : i + 128, j : j + 128] for i in range(3) for j in range(3)]
-        return np.rint(np.mean(taps, axis=0)).astype(np.uint8)
+        mean: world.Image = np.rint(np.mean(taps, axis=0)).astype(np.uint8)
+        return mean
 
     assert min(_right([blurred(p) for _, p in TRUTH]).values()) >= 0.99
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from latentfarm_worker.mini import MODEL_DIR, captions, measure, world
+from latentfarm_worker.mini import MODEL_DIR, captions, measure, vae_stage, world
 from latentfarm_worker.mini.export import MOST_BYTES, folder_bytes
 from latentfarm_worker.mini.judge import judge
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -83,7 +83,7 @@ def test_the_tokenizer_knows_every_english_concept_as_one_token() -> None:
 
 def test_latents_have_unit_spread_after_scaling() -> None:
     rng = np.random.default_rng(1)
-    drawn = measure.to_tensor([world.draw(world.training_scene(rng)) for _ in range(24)])
+    drawn = vae_stage.to_tensor([world.draw(world.training_scene(rng)) for _ in range(24)])
     with torch.no_grad():
         latents = _pipe().vae.encode(drawn).latent_dist.mean * _pipe().vae.config.scaling_factor
     assert float(latents.std()) == pytest.approx(1, abs=0.15)

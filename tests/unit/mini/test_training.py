@@ -66,9 +66,7 @@ def test_the_text_stage_learns(tmp_path: Path) -> None:
     assert np.mean(losses[-5:]) < 0.85 * np.mean(losses[:5])
 
 
-def test_a_whole_tiny_training_writes_a_folder_that_draws(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_whole_tiny_training_writes_a_folder_that_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = train.parse(
         [
             "--work",

@@ -61,9 +61,7 @@ def head_scores(text: CLIPTextModel, heads: torch.nn.Linear, ids: torch.Tensor) 
     return list(heads(hidden).split(list(HEADS.values()), dim=-1))
 
 
-def text_loss(
-    text: CLIPTextModel, heads: torch.nn.Linear, ids: torch.Tensor, wanted: torch.Tensor
-) -> torch.Tensor:
+def text_loss(text: CLIPTextModel, heads: torch.nn.Linear, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the heads over the end token and the padding after it."""
     with mixed(ids.device):
         scores = head_scores(text, heads, ids)
