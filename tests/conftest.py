@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -83,3 +84,11 @@ def latentfarm(tmp_path: Path) -> Command:
 
 def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().split("\n") if line]
+
+
+def until(condition: Callable[[], bool], *, timeout_s: float = 90) -> None:
+    """Return as soon as the condition holds; other processes give us no event to wait for."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it never came true"
+        time.sleep(0.05)

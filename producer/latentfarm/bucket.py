@@ -5,6 +5,7 @@
     batches/<batch>/batch.json                        what was asked: model, totals, digest; written last
     batches/<batch>/manifest/part-00017.jsonl.gz      the jobs 17000 to 17999, prompts and all
     batches/<batch>/images/00017/00017042.png         job 17042
+    batches/<batch>/traces/00017/00017042.png         its strip from noise to result, if one was asked for
     batches/<batch>/results/part-00017.jsonl.gz       the receipts of the jobs 17000 to 17999
 """
 
@@ -59,6 +60,11 @@ def results_key(batch: str, part: int) -> str:
 def image_key(batch: str, index: int) -> str:
     """Return the key of a job's image: it depends on the job only, so a second render replaces the first."""
     return f"batches/{batch}/images/{part_of(index):05d}/{index:08d}.png"
+
+
+def trace_key(batch: str, index: int) -> str:
+    """Return the key of a job's strip from noise to result."""
+    return f"batches/{batch}/traces/{part_of(index):05d}/{index:08d}.png"
 
 
 class Bucket:

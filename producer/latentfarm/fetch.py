@@ -33,6 +33,11 @@ def file_name(index: int) -> str:
     return f"{index:06d}.png"
 
 
+def trace_name(index: int) -> str:
+    """Return the name of the file of a job's strip from noise to result."""
+    return f"{index:06d}-trace.png"
+
+
 def fetch_batch(
     bucket: Bucket,
     results: Iterable[dict[str, Any]],
@@ -50,26 +55,28 @@ def fetch_batch(
     directory.mkdir(parents=True, exist_ok=True)
     found = list(results)
     done = [line for line in found if line["state"] == "done"]
+    files = [(line, file_name(line["index"])) for line in done]
+    files += [(line["trace"], trace_name(line["index"])) for line in done if "trace" in line]
     downloaded = 0
     with ThreadPoolExecutor(_THREADS) as pool:
-        fetches = pool.map(lambda line: _fetch_one(bucket, line, directory / file_name(line["index"])), done)
+        fetches = pool.map(lambda wanted: _fetch_one(bucket, wanted[0], directory / wanted[1]), files)
         for count, fresh in enumerate(fetches, start=1):
             downloaded += fresh
             if progress is not None:
-                progress(count, len(done))
+                progress(count, len(files))
     lines = [_line(result) for result in found]
     text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     _write(directory / RESULTS_FILE, text.encode())
-    return Fetched(directory, downloaded, len(done) - downloaded, lines)
+    return Fetched(directory, downloaded, len(files) - downloaded, lines)
 
 
 def _fetch_one(bucket: Bucket, line: dict[str, Any], file: Path) -> bool:
-    """Return whether the file had to be downloaded."""
+    """Fetch the object that ``line`` tells the key and the sha256 of; return whether it had to be downloaded."""
     if file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == line["sha256"]:
         return False
     body = bucket.get(line["key"])
     if hashlib.sha256(body).hexdigest() != line["sha256"]:
-        raise UnavailableError(f"{line['key']} is not what the receipt of {line['job']} says; its sha256 differs")
+        raise UnavailableError(f"{line['key']} is not what its receipt says; its sha256 differs")
     _write(file, body)
     return True
 
@@ -92,4 +99,6 @@ def _line(result: dict[str, Any]) -> dict[str, Any]:
         "sha256": result.get("sha256"),
         **result["request"],
     }
+    if "trace" in result:
+        line["trace"] = trace_name(result["index"])
     return {**line, "error": result["error"]} if "error" in result else line

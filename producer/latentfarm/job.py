@@ -126,6 +126,7 @@ class Defaults(BaseModel):
     seed: Seed | None = None
     scheduler: SchedulerField | None = None
     scheduler_options: SchedulerOptions | None = None
+    trace: bool | None = None
     num_images_per_prompt: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None = (
         None
     )
@@ -147,7 +148,8 @@ class Job(BaseModel):
     """One picture to make: ``batch`` and ``index`` name it, the rest says what it shows.
 
     ``width`` and ``height`` are pixels; None means the model's native size. ``scheduler`` None is the model's own.
-    ``row`` is the row of the prompt file, from 0, that the job came from.
+    ``row`` is the row of the prompt file, from 0, that the job came from; ``trace`` asks for the strip of pictures from
+    noise to result beside the picture.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -165,6 +167,7 @@ class Job(BaseModel):
     seed: Seed
     scheduler: SchedulerField | None = None
     scheduler_options: SchedulerOptions = Field(default_factory=dict)
+    trace: bool = False
 
     @property
     def name(self) -> str:
@@ -178,7 +181,7 @@ class Job(BaseModel):
 
     def request(self) -> dict[str, Any]:
         """What was asked for, in diffusers' parameter names."""
-        return self.model_dump(exclude={"batch", "index", "row", "id"})
+        return self.model_dump(exclude={"batch", "index", "row", "id", "trace"})
 
 
 def seed_for(batch: str, index: int) -> int:

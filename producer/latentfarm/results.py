@@ -14,15 +14,12 @@ from latentfarm.ledger import JobRecord, Ledger
 def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
     """Write a part whose jobs have all ended to the bucket, then forget its receipts; return how many lines it has.
 
-    Anyone may do it, more than once: what the bucket already holds is kept where the ledger has forgotten it.
+    Anyone may do it, more than once and at the same time as others: what the ledger has forgotten meanwhile is taken
+    from the bucket, so every writer writes the same lines.
     """
     total = ledger.batch(batch).total
     indices = range(part * PART_JOBS, min((part + 1) * PART_JOBS, total))
-    stored = {line["index"]: line for line in read_part(bucket, batch, part)}
-    for record in ledger.jobs(batch, indices):
-        if record.receipt is not None or record.index not in stored:
-            stored[record.index] = result_line(record)
-    lines = [stored[index] for index in sorted(stored)]
+    lines = list(read_range(ledger, bucket, batch, indices))
     bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
     ledger.trim(batch, part)
     return len(lines)

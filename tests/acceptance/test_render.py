@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from latentfarm import Farm
+from latentfarm.settings import Settings
 from PIL import Image
 
-from tests.conftest import Command, read_lines
+from tests.conftest import Command, read_lines, until
 
 pytestmark = pytest.mark.acceptance
 
@@ -45,14 +47,13 @@ def test_prompts_become_pictures_once(latentfarm: Command, tmp_path: Path) -> No
 
 
 def test_an_interrupted_render_goes_on_where_it_stopped(latentfarm: Command, tmp_path: Path) -> None:
-    (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(12)))
-    options = ("render", "p.txt", "-o", "out", "--num-inference-steps", "12", "--width", "64", "--height", "64")
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(24)))
+    options = ("render", "p.txt", "-o", "out", "--num-inference-steps", "20", "--width", "64", "--height", "64")
     command = [sys.executable, "-m", "latentfarm", *options, "--batch", "b", "--slots", "2"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
-    assert running.stderr is not None
-    for line in running.stderr:
-        if line.startswith("b: ") and not line.startswith("b: 0/"):
-            break
+    until((tmp_path / ".latentfarm" / "farm.json").exists)
+    farm = Farm(Settings.load(tmp_path / ".latentfarm"))
+    until(lambda: "b" in farm.ledger.batches() and farm.batch("b").status().done > 0)
     running.send_signal(signal.SIGINT)
     _, rest = running.communicate(timeout=60)
     assert running.returncode == 130, rest
@@ -60,10 +61,10 @@ def test_an_interrupted_render_goes_on_where_it_stopped(latentfarm: Command, tmp
 
     again = latentfarm(*options, "--batch", "b", "--slots", "4")
     assert again.returncode == 0, again.stderr
-    assert len(read_lines(tmp_path / "out" / "results.jsonl")) == 12
+    assert len(read_lines(tmp_path / "out" / "results.jsonl")) == 24
     log = (tmp_path / ".latentfarm" / "logs" / "worker-1.log").read_text()
     rendered = sum(int(line.rpartition(" ")[2]) for line in log.splitlines() if "] rendered " in line)
-    assert rendered == 12, "nothing was rendered twice"
+    assert rendered == 24, "nothing was rendered twice"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,7 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,17 +21,9 @@ from latentfarm.local.process import Child
 from latentfarm.settings import Settings
 from PIL import Image
 
-from tests.conftest import REPOSITORY, Command
+from tests.conftest import REPOSITORY, Command, until
 
 pytestmark = pytest.mark.acceptance
-
-
-def until(condition: Callable[[], bool], *, timeout_s: float = 90) -> None:
-    """Return as soon as the condition holds; other processes give us no event to wait for."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, "it never came true"
-        time.sleep(0.05)
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
 from latentfarm.errors import LatentfarmError
 from latentfarm.job import JobState
 from latentfarm.jsonl import unpack
+from latentfarm.ledger import JobRecord
 from latentfarm.manifest import ManifestReader
-from latentfarm.results import flush_full_parts, read_part
+from latentfarm.results import flush_full_parts, flush_part, read_part
 from latentfarm.settings import Settings
 from pydantic import SecretStr
 
@@ -125,6 +127,22 @@ def test_flushing_a_part_twice_loses_no_receipt(farm: Farm) -> None:
     farm.ledger.redis.sadd("lf:flush", "cats/0")
     flush_full_parts(farm.ledger, farm.bucket)
     assert read_part(farm.bucket, "cats", 0) == before
+
+
+def test_a_part_flushed_by_two_at_once_keeps_every_receipt(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = farm.submit(["a", "b"], batch="cats")
+    work(farm, batch)
+    records_of = farm.ledger.jobs
+
+    def other_flushes_first(name: str, indices: Sequence[int]) -> list[JobRecord]:
+        monkeypatch.undo()
+        flush_part(farm.ledger, farm.bucket, name, 0)
+        return records_of(name, indices)
+
+    # the other one is done between our first look at the bucket, if there was one, and our look at the ledger
+    monkeypatch.setattr(farm.ledger, "jobs", other_flushes_first)
+    flush_part(farm.ledger, farm.bucket, "cats", 0)
+    assert [line["key"] for line in read_part(farm.bucket, "cats", 0)] == [image_key("cats", 0), image_key("cats", 1)]
 
 
 def test_a_job_tells_its_state_attempts_seed_key_and_timings(farm: Farm) -> None:

@@ -15,8 +15,9 @@ from functools import partial
 from threading import BoundedSemaphore, Event, Lock
 from typing import Any, TypeVar
 
+import torch
 from latentfarm import schedulers
-from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of
+from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of, trace_key
 from latentfarm.errors import InputError, JobError, UnavailableError
 from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
@@ -27,6 +28,7 @@ from pydantic import ValidationError
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
 from latentfarm_worker.leases import LeaseKeeper
+from latentfarm_worker.trace import Tracer
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class Renderer:
         ledger: Ledger,
         bucket: Bucket,
         engine: Engine,
+        tracer: Tracer,
         model: str,
         worker: str,
         lease_s: float,
@@ -59,6 +62,7 @@ class Renderer:
         self._ledger = ledger
         self._bucket = bucket
         self._engine = engine
+        self._tracer = tracer
         self._lease_s = lease_s
         self._embed_metadata = embed_metadata
         self._manifest = ManifestReader(bucket)
@@ -106,6 +110,7 @@ class Renderer:
     def _abandon_lost(self) -> None:
         for name in self._leases.take_lost():
             self._engine.cancel(name)
+            self._tracer.forget(name)
 
     def _lease_what_fits(self) -> None:
         if not self._engine.free:
@@ -133,24 +138,27 @@ class Renderer:
 
     def _hand_on(self, outcome: Rendered | Failed) -> None:
         lease = self._leases.get(outcome.job.name)
+        if lease is None or isinstance(outcome, Failed):
+            self._tracer.forget(outcome.job.name)
         if lease is None:
             return
         if isinstance(outcome, Failed):
             self._store_pool.submit(self._fail, lease, outcome.error)
             return
         self._backlog.acquire()
-        self._store_pool.submit(self._store, lease, outcome)
+        self._store_pool.submit(self._store, lease, outcome, self._tracer.take(outcome.job, outcome.pixels))
 
-    def _store(self, lease: Lease, picture: Rendered) -> None:
+    def _store(self, lease: Lease, picture: Rendered, strip: torch.Tensor | None) -> None:
         """Encode, put and commit one picture; its pixels are kept until the store has them."""
         try:
             began = time.perf_counter()
             body = encode_png(picture.pixels, metadata=self._metadata(picture))
             encoded = time.perf_counter()
-            key = image_key(lease.batch, lease.index)
-            self._patiently("put", lambda: self._bucket.put(key, body, content_type=CONTENT_TYPE), lease=lease)
+            stored = self._put(lease, image_key(lease.batch, lease.index), body)
             timings = {**picture.timings, "png": encoded - began, "put": time.perf_counter() - encoded}
-            receipt = self._receipt(picture, key=key, body=body, timings=timings)
+            receipt = {**stored, **self._receipt(picture, timings=timings)}
+            if strip is not None:
+                receipt["trace"] = self._put(lease, trace_key(lease.batch, lease.index), encode_png(strip, metadata={}))
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
             self._after(lease, outcome)
         except Exception:
@@ -159,6 +167,11 @@ class Renderer:
         finally:
             self._leases.drop(lease.name)
             self._backlog.release()
+
+    def _put(self, lease: Lease, key: str, body: bytes) -> dict[str, Any]:
+        """Put an object; return what a receipt says of it."""
+        self._patiently("put", lambda: self._bucket.put(key, body, content_type=CONTENT_TYPE), lease=lease)
+        return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
 
     def _fail(self, lease: Lease, error: JobError) -> None:
         try:
@@ -187,12 +200,9 @@ class Renderer:
         )
         return {"parameters": text}
 
-    def _receipt(self, picture: Rendered, *, key: str, body: bytes, timings: dict[str, float]) -> dict[str, Any]:
+    def _receipt(self, picture: Rendered, *, timings: dict[str, float]) -> dict[str, Any]:
         family = self._engine.family
         return {
-            "key": key,
-            "sha256": hashlib.sha256(body).hexdigest(),
-            "bytes": len(body),
             "request": {
                 **picture.job.request(),
                 "width": picture.width,

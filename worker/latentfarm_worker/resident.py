@@ -23,6 +23,7 @@ from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.renderer import Renderer
 from latentfarm_worker.tiny import make_tiny
+from latentfarm_worker.trace import Tracer
 
 log = logging.getLogger(__name__)
 
@@ -74,10 +75,12 @@ class Resident:
         self._bucket.check()
         family = load_model(settings)
         slots = settings.slots or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
+        tracer = Tracer(family)
         self.renderer = Renderer(
             ledger=self._ledger,
             bucket=self._bucket,
-            engine=Engine(family, slots=slots),
+            engine=Engine(family, slots=slots, on_step=tracer),
+            tracer=tracer,
             model=settings.model,
             worker=self.worker,
             lease_s=settings.lease_s,

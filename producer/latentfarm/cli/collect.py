@@ -73,8 +73,8 @@ def fetch(batch: options.BatchName, output: options.OutputFolder, as_json: optio
 def fetch_into(batch: Batch, directory: Path) -> Fetched:
     """Download and say what was done."""
     fetched = batch.fetch(directory)
-    rest = len(fetched.lines) - fetched.downloaded - fetched.present
-    text = f"{fetched.downloaded} pictures fetched into {directory}, {fetched.present} were there already"
+    rest = sum(line["state"] != "done" for line in fetched.lines)
+    text = f"{fetched.downloaded} files fetched into {directory}, {fetched.present} were there already"
     note(text + (f", {rest} are not done" if rest else ""))
     return fetched
 

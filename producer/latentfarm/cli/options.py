@@ -53,6 +53,9 @@ Scheduler = Annotated[
     typer.Option(help=f"A diffusers class name or one of {', '.join(SHORT_NAMES)}; the model's own if open."),
 ]
 Images = Annotated[int | None, typer.Option("--num-images-per-prompt", help="Pictures of each row: seeds s, s+1, ...")]
+Trace = Annotated[
+    bool | None, typer.Option("--trace", help="Also save, for each job, the strip of pictures from noise to result.")
+]
 Priority = Annotated[int, typer.Option(min=-1000, max=1000, help="Batches of a higher priority run first.")]
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
@@ -67,6 +70,7 @@ def defaults(
     negative: str | None,
     scheduler: str | None,
     images: int | None,
+    trace: bool | None,  # noqa: FBT001
 ) -> dict[str, Any]:
     """Return the batch's defaults in diffusers' parameter names."""
     return {
@@ -78,6 +82,7 @@ def defaults(
         "negative_prompt": negative,
         "scheduler": scheduler,
         "num_images_per_prompt": images,
+        "trace": trace,
     }
 
 

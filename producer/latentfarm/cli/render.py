@@ -42,6 +42,7 @@ def render(
     negative_prompt: options.Negative = None,
     scheduler: options.Scheduler = None,
     num_images_per_prompt: options.Images = None,
+    trace: options.Trace = None,
     priority: options.Priority = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -61,6 +62,7 @@ def render(
         negative_prompt,
         scheduler,
         num_images_per_prompt,
+        trace,
     )
     # before anything is started: a wrong row or option costs no time
     check_all(read_file(file), where=file.name)

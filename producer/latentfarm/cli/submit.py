@@ -27,6 +27,7 @@ def submit(
     negative_prompt: options.Negative = None,
     scheduler: options.Scheduler = None,
     num_images_per_prompt: options.Images = None,
+    trace: options.Trace = None,
     priority: options.Priority = 0,
     wait: Annotated[bool, typer.Option("--wait", help="Return when every job has ended.")] = False,
     as_json: options.Json = False,
@@ -47,6 +48,7 @@ def submit(
         negative_prompt,
         scheduler,
         num_images_per_prompt,
+        trace,
     )
     submitted = farm.submit(file, batch=batch, model=model, priority=priority, **fields)
     if as_json:
