@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from latentfarm.bucket import Bucket
 from latentfarm.farm import Farm
@@ -18,6 +19,11 @@ from latentfarm.ledger import Ledger
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
 from latentfarm.settings import Settings
+
+# at a desk every run tries new examples; in CI a change is judged by the same ones as the change before it
+hypothesis.settings.register_profile("desk", deadline=None)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -146,7 +146,8 @@ def _see(picture: NDArray[np.float32], blob: Mask, ground: NDArray[np.float32]) 
     tint = np.median(picture[core], axis=0).astype(np.float32)
     # Half way between the two colours is where the outline runs.
     axis = tint - ground
-    along = (picture - ground) @ axis / float(axis @ axis)
+    # A blob of many colours may have the background's as its median: then no axis tells it apart.
+    along = (picture - ground) @ axis / (float(axis @ axis) or 1.0)
     rows, columns = np.nonzero(blob)
     near = np.zeros_like(blob)
     near[max(rows.min() - 2, 0) : rows.max() + 3, max(columns.min() - 2, 0) : columns.max() + 3] = True
