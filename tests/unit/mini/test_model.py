@@ -75,6 +75,12 @@ def test_it_loads_as_stable_diffusion_in_float32() -> None:
     assert pipe.scheduler.config.beta_schedule == "scaled_linear"
 
 
+def test_other_schedulers_are_told_not_to_clip_latents() -> None:
+    scheduler = diffusers.DDIMScheduler.from_config(_pipe().scheduler.config)
+    assert scheduler.config.clip_sample is False
+    assert scheduler.config.set_alpha_to_one is False
+
+
 def test_the_tokenizer_knows_every_english_concept_as_one_token() -> None:
     tables = (captions.COLOUR_WORDS, captions.SHAPE_WORDS, captions.SIZE_WORDS)
     for word in (w for table in tables for ws in table.values() for w in ws):

@@ -62,12 +62,23 @@ def export(pipe: StableDiffusionPipeline, tokenizer_folder: Path, where: Path) -
         shutil.rmtree(where)
     halved = copy.deepcopy(pipe).to(torch.float16)
     halved.save_pretrained(where, safe_serialization=True)
+    _for_other_schedulers(where / "scheduler" / "scheduler_config.json")
     # Our own tokenizer files are CLIP's classic pair; the library writes one of its own form.
     shutil.rmtree(where / "tokenizer")
     shutil.copytree(tokenizer_folder, where / "tokenizer")
     for config in where.glob("*/config.json"):
         _tidy(config)
     return folder_bytes(where)
+
+
+def _for_other_schedulers(path: Path) -> None:
+    """Add what SD 1's config tells the schedulers that may replace ours.
+
+    Without it DDIM would clip latents to [-1, 1] as if they were pixels.
+    """
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values.update(clip_sample=False, set_alpha_to_one=False, skip_prk_steps=True)
+    path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _tidy(path: Path) -> None:
