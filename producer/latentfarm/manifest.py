@@ -7,8 +7,9 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from threading import Lock
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentfarm.bucket import Bucket, MissingObjectError, header_key, manifest_key, part_of
 from latentfarm.errors import InputError
@@ -88,31 +89,32 @@ class ManifestReader:
     def __init__(self, bucket: Bucket, *, parts: int = 8) -> None:
         self._bucket = bucket
         self._limit = parts
-        self._parts: OrderedDict[tuple[str, int], list[Job]] = OrderedDict()
+        self._parts: OrderedDict[tuple[str, int], list[dict[str, Any]]] = OrderedDict()
         self._lock = Lock()
 
     def job(self, batch: str, index: int) -> Job:
         """Return a job as it was asked for, checked again: the worker trusts no one's limits but its own.
 
         Raises:
-            InputError: the manifest has no such job.
+            InputError: the manifest has no such job, or one beyond the limits.
         """
-        jobs = self.part(batch, part_of(index))
-        if index % PART_JOBS >= len(jobs):
+        lines = self._part(batch, part_of(index))
+        if index % PART_JOBS >= len(lines):
             raise InputError(f"job {batch}/{index} is not in the manifest")
-        return jobs[index % PART_JOBS]
+        try:
+            return Job.model_validate({**lines[index % PART_JOBS], "batch": batch, "index": index})
+        except ValidationError as error:
+            raise InputError(f"job {batch}/{index} is not valid in the manifest: {error}") from None
 
-    def part(self, batch: str, part: int) -> list[Job]:
-        """Return the jobs of a part."""
+    def _part(self, batch: str, part: int) -> list[dict[str, Any]]:
         key = (batch, part)
         with self._lock:
             if key in self._parts:
                 self._parts.move_to_end(key)
                 return self._parts[key]
         lines = unpack(self._bucket.get(manifest_key(batch, part)))
-        jobs = [Job.model_validate({"batch": batch, **line}) for line in lines]
         with self._lock:
-            self._parts[key] = jobs
+            self._parts[key] = lines
             while len(self._parts) > self._limit:
                 self._parts.popitem(last=False)
-        return jobs
+        return lines

@@ -36,6 +36,8 @@ def test_prompts_become_pictures_once(latentfarm: Command, tmp_path: Path) -> No
         image.load()
         assert image.size == (64, 64)
         assert image.info["parameters"].startswith("a red circle\nSteps: 4, Sampler: euler")
+        receipt = json.loads(image.info["latentfarm"])
+        assert (receipt["job"], receipt["request"]["seed"]) == (lines[0]["job"], lines[0]["seed"])
 
     log = tmp_path / ".latentfarm" / "logs" / "worker-1.log"
     log.unlink()

@@ -11,7 +11,7 @@ from latentfarm.bucket import Bucket, MissingObjectError, image_key, manifest_ke
 from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
 from latentfarm.errors import LatentfarmError
 from latentfarm.job import JobState
-from latentfarm.jsonl import unpack
+from latentfarm.jsonl import pack, unpack
 from latentfarm.ledger import JobRecord
 from latentfarm.manifest import ManifestReader
 from latentfarm.results import flush_full_parts, flush_part, read_part
@@ -66,6 +66,16 @@ def test_jobs_come_back_from_the_manifest_as_they_were_asked_for(farm: Farm) -> 
     ]
     with pytest.raises(InputError, match="is not in the manifest"):
         reader.job("many", 2345)
+
+
+def test_a_forged_row_of_the_manifest_is_refused_by_the_worker_and_its_neighbours_are_not(farm: Farm) -> None:
+    farm.submit(["a", "b"], batch="cats")
+    lines = unpack(farm.bucket.get(manifest_key("cats", 0)))
+    farm.bucket.put(manifest_key("cats", 0), pack([{**lines[0], "width": 16_384}, lines[1]]))
+    reader = ManifestReader(farm.bucket)
+    with pytest.raises(InputError, match="cats/0 is not valid in the manifest"):
+        reader.job("cats", 0)
+    assert reader.job("cats", 1).prompt == "b"
 
 
 def test_the_same_submission_again_finds_its_batch_and_renders_nothing_twice(farm: Farm) -> None:

@@ -7,6 +7,7 @@ the next steps run; leases are renewed on a third kind.
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -23,7 +24,6 @@ from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.manifest import ManifestReader
 from latentfarm.results import flush_part
-from pydantic import ValidationError
 
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
@@ -131,8 +131,8 @@ class Renderer:
     def _read(self, lease: Lease) -> Job:
         try:
             return self._manifest.job(lease.batch, lease.index)
-        except (InputError, ValidationError, MissingObjectError) as error:
-            raise JobError("manifest", f"{lease.name} cannot be read from the manifest: {error}") from error
+        except (InputError, MissingObjectError) as error:
+            raise JobError("manifest", str(error)) from error
 
     # -- after the last step ---------------------------------------------------------------------------------
 
@@ -156,7 +156,8 @@ class Renderer:
             encoded = time.perf_counter()
             stored = self._put(lease, image_key(lease.batch, lease.index), body)
             timings = {**picture.timings, "png": encoded - began, "put": time.perf_counter() - encoded}
-            receipt = {**stored, **self._receipt(picture, timings=timings)}
+            rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
+            receipt = {**stored, **self._provenance(picture), "worker": self.worker, "timings": rounded}
             if strip is not None:
                 receipt["trace"] = self._put(lease, trace_key(lease.batch, lease.index), encode_png(strip, metadata={}))
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
@@ -188,6 +189,7 @@ class Renderer:
             self._patiently("flush", lambda: flush_part(self._ledger, self._bucket, lease.batch, part_of(lease.index)))
 
     def _metadata(self, picture: Rendered) -> dict[str, str]:
+        """Return the text chunks of a PNG. Nothing of when or where: the same job gives the same bytes."""
         if not self._embed_metadata:
             return {}
         text = parameters_text(
@@ -198,28 +200,29 @@ class Renderer:
             model=self.model,
             model_digest=self._engine.family.model_digest,
         )
-        return {"parameters": text}
+        receipt = {"job": picture.job.name, **self._provenance(picture)}
+        return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
 
-    def _receipt(self, picture: Rendered, *, timings: dict[str, float]) -> dict[str, Any]:
+    def _provenance(self, picture: Rendered) -> dict[str, Any]:
+        """Return what the picture's bytes depend on."""
         family = self._engine.family
+        job = picture.job
         return {
             "request": {
-                **picture.job.request(),
+                **job.request(),
                 "width": picture.width,
                 "height": picture.height,
                 # a short name may stand for options: what is written down needs no table of ours
                 "scheduler": picture.scheduler,
-                "scheduler_options": {**_named_options(picture.job), **picture.job.scheduler_options},
+                "scheduler_options": {**_named_options(job), **job.scheduler_options},
             },
-            "worker": self.worker,
             "model": self.model,
             "model_digest": family.model_digest,
             "plan": picture.plan_digest,
-            "device": str(family.device),
+            "device": family.device.type,
             "dtype": str(family.dtype).removeprefix("torch."),
             "slots": self._engine.slots,
             "prompt_truncated": picture.prompt_truncated,
-            "timings": {name: round(seconds, 6) for name, seconds in timings.items()},
         }
 
     # -- patience --------------------------------------------------------------------------------------------

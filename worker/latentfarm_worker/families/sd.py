@@ -88,12 +88,19 @@ class StableDiffusion:
 def _load_parts(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
+    from transformers.utils import logging
 
+    # stderr is for whoever started the worker, not for a bar that fills in no time
+    logging.disable_progress_bar()
     local = {"use_safetensors": True, "local_files_only": True}
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **local)
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **local)
+    unet = UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", torch_dtype=dtype, low_cpu_mem_usage=False, **local
+    )
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, low_cpu_mem_usage=False, **local)
     if vae.config.force_upcast and dtype == torch.float16:
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32, **local)
+        vae = AutoencoderKL.from_pretrained(
+            folder, subfolder="vae", torch_dtype=torch.float32, low_cpu_mem_usage=False, **local
+        )
     encoder = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder", dtype=dtype, **local)
     models = {"unet": unet, "vae": vae, "text_encoder": encoder}
     for model in models.values():
