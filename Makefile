@@ -23,6 +23,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 bench: $(VENV)/.dev  ## measurements; minutes each
+	$(BIN)/python tests/bench/bench_mini.py --write
 	$(BIN)/python -m pytest -m bench
 
 docs: $(VENV)/.dev  ## write the commands into docs/reference.md

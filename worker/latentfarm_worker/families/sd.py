@@ -93,10 +93,12 @@ def _load_parts(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[
     # stderr is for whoever started the worker, not for a bar that fills in no time
     logging.disable_progress_bar()
     local = {"use_safetensors": True, "local_files_only": True}
+    # the other way needs accelerate, and a line on stderr says so
+    own = {**local, "low_cpu_mem_usage": False}
     unet = UNet2DConditionModel.from_pretrained(
         folder, subfolder="unet", torch_dtype=dtype, low_cpu_mem_usage=False, **local
     )
-    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, low_cpu_mem_usage=False, **local)
+    vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **own)
     if vae.config.force_upcast and dtype == torch.float16:
         vae = AutoencoderKL.from_pretrained(
             folder, subfolder="vae", torch_dtype=torch.float32, low_cpu_mem_usage=False, **local
