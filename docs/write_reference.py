@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-from latentfarm.cli import app
 from typer.main import get_command
+
+from latentfarm.cli import app
 
 REFERENCE = Path(__file__).parent / "reference.md"
 BEGIN, END = "<!-- commands: written by make docs -->", "<!-- /commands -->"

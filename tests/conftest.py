@@ -13,6 +13,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+
 from latentfarm.bucket import Bucket
 from latentfarm.farm import Farm
 from latentfarm.ledger import Ledger

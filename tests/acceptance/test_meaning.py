@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latentfarm_worker.mini.judge import judge
 from PIL import Image
-
 from tests.conftest import Command, read_lines
+
+from latentfarm_worker.mini.judge import judge
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from tests.conftest import Command, read_lines, until
+
 from latentfarm import Farm
 from latentfarm.settings import Settings
-from PIL import Image
-
-from tests.conftest import Command, read_lines, until
 
 pytestmark = pytest.mark.acceptance
 
@@ -48,7 +48,10 @@ def test_prompts_become_pictures_once(latentfarm: Command, tmp_path: Path) -> No
     assert not (tmp_path / ".latentfarm" / "farm.json").exists(), "everything that was started is stopped"
 
 
-def test_an_interrupted_render_goes_on_where_it_stopped(latentfarm: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_render_goes_on_where_it_stopped(
+    latentfarm: Command, tmp_path: Path, how: signal.Signals
+) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(24)))
     options = ("render", "p.txt", "-o", "out", "--num-inference-steps", "20", "--width", "64", "--height", "64")
     command = [sys.executable, "-m", "latentfarm", *options, "--batch", "b", "--slots", "2"]
@@ -56,7 +59,7 @@ def test_an_interrupted_render_goes_on_where_it_stopped(latentfarm: Command, tmp
     until((tmp_path / ".latentfarm" / "farm.json").exists)
     farm = Farm(Settings.load(tmp_path / ".latentfarm"))
     until(lambda: "b" in farm.ledger.batches() and farm.batch("b").status().done > 0)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(how)
     _, rest = running.communicate(timeout=60)
     assert running.returncode == 130, rest
     assert "run the same command again" in rest
@@ -118,6 +121,7 @@ def test_a_picture_of_this_machine_is_the_one_that_diffusers_makes(latentfarm: C
     import numpy as np
     import torch
     from diffusers import StableDiffusionPipeline
+
     from latentfarm_worker.tiny import make_tiny
 
     model = make_tiny(tmp_path / "tiny-model")

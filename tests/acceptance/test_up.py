@@ -16,12 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from tests.conftest import REPOSITORY, Command, until
+
 from latentfarm import Farm
 from latentfarm.local.process import Child
 from latentfarm.settings import Settings
-from PIL import Image
-
-from tests.conftest import REPOSITORY, Command, until
 
 pytestmark = pytest.mark.acceptance
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import torch
+
 from latentfarm_worker.mini import MODEL_DIR, captions, measure, world
 
 CARD = MODEL_DIR.parent / "README.md"

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Rendered
 from latentfarm_worker.families import load_family

@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
+from tests.conftest import read_lines
+
 from latentfarm import Batch, Farm, InputError, InvalidRowsError, UnavailableError
 from latentfarm.bucket import Bucket, MissingObjectError, image_key, manifest_key
 from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
@@ -16,9 +19,6 @@ from latentfarm.ledger import JobRecord
 from latentfarm.manifest import ManifestReader
 from latentfarm.results import flush_full_parts, flush_part, read_part
 from latentfarm.settings import Settings
-from pydantic import SecretStr
-
-from tests.conftest import read_lines
 
 pytestmark = pytest.mark.integration
 

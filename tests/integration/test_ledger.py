@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job import JobState
 from latentfarm.ledger import Lease, Ledger

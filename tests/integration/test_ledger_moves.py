@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+
 from latentfarm.job import ALLOWED_MOVES, TERMINAL_STATES, JobState
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.ledger import MAX_ATTEMPTS

@@ -8,15 +8,15 @@ from importlib.metadata import requires
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
-import latentfarm
 import pytest
 import typer
+from tests.conftest import REPOSITORY
+from typer.main import get_command
+
+import latentfarm
 from latentfarm import schedulers
 from latentfarm.cli import app
 from latentfarm.errors import InputError, JobError, LatentfarmError, ModelError, UnavailableError
-from typer.main import get_command
-
-from tests.conftest import REPOSITORY
 
 pytestmark = pytest.mark.unit
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
 from latentfarm.errors import InputError
 from latentfarm.job import (
     ALLOWED_MOVES,
@@ -17,7 +19,6 @@ from latentfarm.job import (
     parse_job_name,
     seed_for,
 )
-from pydantic import ValidationError
 
 pytestmark = pytest.mark.unit
 

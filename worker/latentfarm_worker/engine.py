@@ -9,15 +9,15 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
+
 from latentfarm.errors import JobError
 from latentfarm.job import Job
-
 from latentfarm_worker.families.base import Family
-from latentfarm_worker.plan import Plan, plan_for
-from latentfarm_worker.rows import Rows
+from latentfarm_worker.plan import plan_for
+from latentfarm_worker.rows import Image, Rows
 from latentfarm_worker.text import TextCache
 
 
@@ -45,36 +45,6 @@ class Failed:
 
     job: Job
     error: JobError
-
-
-@dataclass(eq=False)
-class Image:
-    """One image in flight, or waiting with no rows yet.
-
-    ``rows``: its rows of the batch: (unconditional, conditional), or only the second without guidance; its
-    latents and their past are kept in the first. ``call``: how many calls of the model are behind it.
-    """
-
-    job: Job
-    plan: Plan
-    latent_height: int
-    latent_width: int
-    rows: tuple[int, ...] = ()
-    call: int = 0
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
-    prompt_truncated: bool = False
-    started: float = 0.0
-    timings: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def width_in_rows(self) -> int:
-        """How many rows it takes."""
-        return 2 if self.job.guided else 1
-
-    @property
-    def done(self) -> bool:
-        """Whether all its steps are made."""
-        return self.call == self.plan.calls
 
 
 #: called after each step of each image: the job, its calls so far, its calls in all, its latents (C, h, w)

@@ -7,9 +7,10 @@ import json
 
 import numpy as np
 import torch
-from latentfarm.job import Job
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from latentfarm.job import Job
 
 CONTENT_TYPE = "image/png"
 

@@ -26,6 +26,7 @@ from typing import Any
 
 import diffusers
 import torch
+
 from latentfarm import schedulers
 from latentfarm.errors import InputError, JobError
 

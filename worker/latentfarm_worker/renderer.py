@@ -17,6 +17,7 @@ from threading import BoundedSemaphore, Event, Lock
 from typing import Any, TypeVar
 
 import torch
+
 from latentfarm import schedulers
 from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of, trace_key
 from latentfarm.errors import InputError, JobError, UnavailableError
@@ -24,7 +25,6 @@ from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.manifest import ManifestReader
 from latentfarm.results import flush_part
-
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
 from latentfarm_worker.leases import LeaseKeeper

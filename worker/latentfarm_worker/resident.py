@@ -11,13 +11,13 @@ from threading import Event, Thread
 
 import torch
 from celery import Celery
+
 from latentfarm import doorbell
 from latentfarm.bucket import Bucket
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger import Ledger
 from latentfarm.results import flush_full_parts
 from latentfarm.settings import Settings
-
 from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.mini import MODEL_DIR

@@ -1,4 +1,4 @@
-"""The rows of the batch: what is resident on the device, and one denoising step of all of it.
+"""The rows of the batch and the images that own them: what is resident, and one denoising step of all of it.
 
 A row is one line of the model's batch. The first row of an image also keeps its past, in float32: the last
 HISTORY samples x and model outputs m as rings (x[i] at place i mod HISTORY), and the step's noise. So a step
@@ -9,17 +9,45 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
 
 import torch
 
+from latentfarm.job import Job
 from latentfarm_worker.families.base import Family
-from latentfarm_worker.plan import COLUMNS, HISTORY
-
-if TYPE_CHECKING:
-    from latentfarm_worker.engine import Image
+from latentfarm_worker.plan import COLUMNS, HISTORY, Plan
 
 _NOISE = COLUMNS - 1
+
+
+@dataclass(eq=False)
+class Image:
+    """One image in flight, or waiting with no rows yet.
+
+    ``rows``: its rows of the batch: (unconditional, conditional), or only the second without guidance; its
+    latents and their past are kept in the first. ``call``: how many calls of the model are behind it.
+    """
+
+    job: Job
+    plan: Plan
+    latent_height: int
+    latent_width: int
+    rows: tuple[int, ...] = ()
+    call: int = 0
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
+    prompt_truncated: bool = False
+    started: float = 0.0
+    timings: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def width_in_rows(self) -> int:
+        """How many rows it takes."""
+        return 2 if self.job.guided else 1
+
+    @property
+    def done(self) -> bool:
+        """Whether all its steps are made."""
+        return self.call == self.plan.calls
 
 
 class Rows:

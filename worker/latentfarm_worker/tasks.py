@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+
 from latentfarm import doorbell
 from latentfarm.errors import LatentfarmError
 from latentfarm.settings import Settings

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from latentfarm.job import Job
 
+from latentfarm.job import Job
 from latentfarm_worker.families.base import Family
 
 #: pictures of a strip, the finished one counted in

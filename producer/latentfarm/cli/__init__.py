@@ -6,6 +6,7 @@ Data goes to stdout, progress and errors to stderr. Exit codes: 0 all done, 1 so
 
 from __future__ import annotations
 
+import signal
 import sys
 
 import typer
@@ -31,6 +32,8 @@ doctor.register(app)
 
 def main() -> None:
     """Run the command; errors of ours become a line and an exit code, all others keep their traceback."""
+    # asked to end is like Ctrl-C: what was started is stopped in order, and unfinished jobs go back
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
     except LatentfarmError as error:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from latentfarm_worker.families import load_family
 from latentfarm_worker.tiny import make_tiny
 

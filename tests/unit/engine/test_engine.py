@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Failed, Rendered

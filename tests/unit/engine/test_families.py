@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from latentfarm.errors import ModelError
 from latentfarm_worker.families import load_family
 from latentfarm_worker.text import Text, TextCache

@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+
 from latentfarm import schedulers
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Rendered

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latentfarm import schedulers
 from latentfarm.errors import JobError
 from latentfarm_worker import plan as plans

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
+
 from latentfarm_worker.mini import world
 from latentfarm_worker.mini.judge import blobs, judge, matches, nearest_colour, pair_matches
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from transformers import CLIPTextModel, CLIPTokenizer
+
 from latentfarm_worker.mini import MODEL_DIR, captions, measure, vae_stage, world
 from latentfarm_worker.mini.export import MOST_BYTES, folder_bytes
 from latentfarm_worker.mini.judge import judge
-from transformers import CLIPTextModel, CLIPTokenizer
 
 pytestmark = [
     pytest.mark.unit,

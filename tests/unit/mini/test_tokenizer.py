@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import CLIPTokenizer
+
 from latentfarm_worker.mini import captions
 from latentfarm_worker.mini.tokenizer import (
     END,
@@ -18,7 +20,6 @@ from latentfarm_worker.mini.tokenizer import (
     learn_merges,
     load_tokenizer,
 )
-from transformers import CLIPTokenizer
 
 pytestmark = pytest.mark.unit
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+
 from latentfarm_worker.mini import train, world
 from latentfarm_worker.mini.loop import Plan, Progress, Stage, generators, learning_rate
 from latentfarm_worker.mini.nets import TINY

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from latentfarm_worker.mini import captions, world
 from latentfarm_worker.mini.judge import judge
 

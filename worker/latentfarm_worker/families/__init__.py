@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from latentfarm.errors import ModelError
 
+from latentfarm.errors import ModelError
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.families.files import fetch, read_json
 from latentfarm_worker.families.sd import StableDiffusion

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from latentfarm.errors import JobError, ModelError
 
+from latentfarm.errors import JobError, ModelError
 from latentfarm_worker.families.files import read_json, weights_digest
 from latentfarm_worker.text import Text, encode_clip
 
