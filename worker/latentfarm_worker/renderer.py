@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from threading import BoundedSemaphore, Event, Lock
 from typing import Any, TypeVar
@@ -37,6 +38,10 @@ _STORE_THREADS = 4
 #: finished pictures that wait for the store; beyond it no step is made, so memory stays bounded
 _MAX_BACKLOG = 64
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+
+
+class GaveUpError(Exception):
+    """The worker stops, or a lease is lost, before Redis or the store answered."""
 
 
 class Renderer:
@@ -76,7 +81,7 @@ class Renderer:
     def render_all(self) -> int:
         """Render until the ledger has no more job of the model, or ``stop``; return how many pictures were made."""
         made = 0
-        with self._turn:
+        with self._turn, suppress(GaveUpError):
             while not self._stop.is_set():
                 self._abandon_lost()
                 self._lease_what_fits()
@@ -119,12 +124,10 @@ class Renderer:
             "lease",
             lambda: self._ledger.lease(self.model, self.worker, self._engine.free, lease_s=self._lease_s),
         )
-        self._leases.hold(leases or [])
-        for lease in leases or []:
+        self._leases.hold(leases)
+        for lease in leases:
             try:
-                job = self._patiently("read the manifest", partial(self._read, lease))
-                if job is not None:
-                    self._engine.admit(job)
+                self._engine.admit(self._patiently("read the manifest", partial(self._read, lease)))
             except JobError as error:
                 self._store_pool.submit(self._fail, lease, error)
 
@@ -162,11 +165,15 @@ class Renderer:
                 receipt["trace"] = self._put(lease, trace_key(lease.batch, lease.index), encode_png(strip, metadata={}))
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
             self._after(lease, outcome)
-        except Exception:
-            # the lease is dropped, so the sweep gives the job to the next worker
-            log.exception("%s could not be stored", lease.name)
-        finally:
             self._leases.drop(lease.name)
+        except GaveUpError:
+            # the lease is still held: ``close`` gives the job back, uncharged
+            log.warning("%s is not stored", lease.name)
+        except Exception:
+            # no longer renewed: the sweep charges the job and gives it to the next worker
+            log.exception("%s could not be stored", lease.name)
+            self._leases.drop(lease.name)
+        finally:
             self._backlog.release()
 
     def _put(self, lease: Lease, key: str, body: bytes) -> dict[str, Any]:
@@ -179,10 +186,11 @@ class Renderer:
             log.warning("%s failed: %s: %s", lease.name, error.code, error)
             record = {"code": error.code, "message": str(error), "worker": self.worker}
             self._after(lease, self._patiently("fail", lambda: self._ledger.fail(lease, record), lease=lease))
-        finally:
             self._leases.drop(lease.name)
+        except GaveUpError:
+            log.warning("that %s failed is not recorded", lease.name)
 
-    def _after(self, lease: Lease, outcome: str | None) -> None:
+    def _after(self, lease: Lease, outcome: str) -> None:
         if outcome == "stale":
             log.warning("%s was leased elsewhere meanwhile; that worker's result counts", lease.name)
         if outcome == "full":
@@ -227,18 +235,22 @@ class Renderer:
 
     # -- patience --------------------------------------------------------------------------------------------
 
-    def _patiently(self, what: str, action: Callable[[], T], *, lease: Lease | None = None) -> T | None:
-        """Repeat until Redis and the store answer; give up, with None, when stopped or when the lease is lost."""
+    def _patiently(self, what: str, action: Callable[[], T], *, lease: Lease | None = None) -> T:
+        """Repeat until Redis and the store answer.
+
+        Raises:
+            GaveUpError: the worker was stopped, or the lease was lost, before they did.
+        """
         pause_s = _FIRST_PAUSE_S
         while True:
             try:
                 return action()
+            except MissingObjectError:
+                raise
             except UnavailableError as error:
-                if isinstance(error, MissingObjectError):
-                    raise
                 log.warning("cannot %s, trying again in %.1f s: %s", what, pause_s, error)
             if self._stop.wait(pause_s) or (lease is not None and self._leases.get(lease.name) is None):
-                return None
+                raise GaveUpError(what)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
