@@ -106,6 +106,41 @@ def test_a_drained_worker_gives_unfinished_jobs_back_uncharged(farm: Farm, famil
     assert [lease.attempts for lease in farm.ledger.lease("mini", "w", 2, lease_s=30)] == [0, 0]
 
 
+def test_a_step_that_breaks_costs_its_jobs_an_attempt_and_no_more(
+    farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predict, broken = family.predict, iter([True])
+
+    def predict_after_breaking(*tensors: torch.Tensor) -> torch.Tensor:
+        if next(broken, False):
+            raise RuntimeError("out of memory")
+        return predict(*tensors)
+
+    monkeypatch.setattr(family, "predict", predict_after_breaking)
+    batch = submit(farm, 2)
+    with renderer(farm, family) as worker:
+        while not batch.status().complete:
+            worker.render_all()
+    assert [(job.state, job.attempts, job.error) for job in batch.jobs()] == [("done", 2, None)] * 2
+
+
+def test_a_step_that_always_breaks_fails_its_jobs_and_ends(
+    farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def break_always(*_: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(family, "predict", break_always)
+    batch = submit(farm, 1)
+    with renderer(farm, family) as worker:
+        while not batch.status().complete:
+            worker.render_all()
+    [job] = batch.jobs()
+    assert job.error is not None
+    assert (job.state, job.attempts, job.error["code"]) == ("failed", 3, "render")
+    assert "out of memory" in job.error["message"]
+
+
 def test_a_job_that_cannot_be_rendered_fails_alone_with_its_reason(farm: Farm, family: Family) -> None:
     rows = [{"prompt": "good", **SMALL}, {"prompt": "bad", **SMALL, "scheduler_options": {"no_such_option": 1}}]
     batch = farm.submit(rows, batch="b")

@@ -109,11 +109,13 @@ class Engine:
                 return True
         return False
 
-    def clear(self) -> None:
-        """Drop everything that waits or runs."""
+    def clear(self) -> list[Job]:
+        """Drop everything that waits or runs; return those jobs."""
+        images = [*self._running, *self._waiting]
         self._waiting.clear()
         for image in self._running[:]:
             self._leave(image)
+        return [image.job for image in images]
 
     @torch.inference_mode()
     def step(self) -> list[Rendered | Failed]:

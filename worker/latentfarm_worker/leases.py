@@ -41,10 +41,15 @@ class LeaseKeeper:
         with self._lock:
             return self._held.get(name)
 
-    def drop(self, name: str) -> None:
+    def holds(self, lease: Lease) -> bool:
+        """Return whether this very lease is still held: the same job may have come back under a later one."""
+        return self.get(lease.name) == lease
+
+    def drop(self, lease: Lease) -> None:
         """Stop renewing: the job is committed, failed or given back."""
         with self._lock:
-            self._held.pop(name, None)
+            if self._held.get(lease.name) == lease:
+                del self._held[lease.name]
 
     def take_lost(self) -> set[str]:
         """Return the jobs that went to somebody else since the last call; rendering them on would be in vain."""

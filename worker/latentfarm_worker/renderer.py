@@ -87,10 +87,23 @@ class Renderer:
                 self._lease_what_fits()
                 if not self._engine.busy:
                     break
-                for outcome in self._engine.step():
+                for outcome in self._step():
                     made += 1
                     self._hand_on(outcome)
         return made
+
+    def _step(self) -> list[Rendered | Failed]:
+        """Make one step; if it breaks, charge every job in it an attempt, so that none is leased for ever."""
+        try:
+            return self._engine.step()
+        except Exception as error:
+            log.exception("a step broke")
+            for job in self._engine.clear():
+                self._tracer.forget(job.name)
+                if lease := self._leases.get(job.name):
+                    failure = JobError("render", f"{type(error).__name__}: {error}")
+                    self._store_pool.submit(self._fail, lease, failure, retry=True)
+            return []
 
     def stop(self) -> None:
         """Let ``render_all`` return after the step that runs now."""
@@ -165,14 +178,14 @@ class Renderer:
                 receipt["trace"] = self._put(lease, trace_key(lease.batch, lease.index), encode_png(strip, metadata={}))
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
             self._after(lease, outcome)
-            self._leases.drop(lease.name)
+            self._leases.drop(lease)
         except GaveUpError:
             # the lease is still held: ``close`` gives the job back, uncharged
             log.warning("%s is not stored", lease.name)
         except Exception:
             # no longer renewed: the sweep charges the job and gives it to the next worker
             log.exception("%s could not be stored", lease.name)
-            self._leases.drop(lease.name)
+            self._leases.drop(lease)
         finally:
             self._backlog.release()
 
@@ -181,12 +194,13 @@ class Renderer:
         self._patiently("put", lambda: self._bucket.put(key, body, content_type=CONTENT_TYPE), lease=lease)
         return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
 
-    def _fail(self, lease: Lease, error: JobError) -> None:
+    def _fail(self, lease: Lease, error: JobError, *, retry: bool = False) -> None:
         try:
             log.warning("%s failed: %s: %s", lease.name, error.code, error)
             record = {"code": error.code, "message": str(error), "worker": self.worker}
-            self._after(lease, self._patiently("fail", lambda: self._ledger.fail(lease, record), lease=lease))
-            self._leases.drop(lease.name)
+            outcome = self._patiently("fail", lambda: self._ledger.fail(lease, record, retry=retry), lease=lease)
+            self._after(lease, outcome)
+            self._leases.drop(lease)
         except GaveUpError:
             log.warning("that %s failed is not recorded", lease.name)
 
@@ -249,7 +263,7 @@ class Renderer:
                 raise
             except UnavailableError as error:
                 log.warning("cannot %s, trying again in %.1f s: %s", what, pause_s, error)
-            if self._stop.wait(pause_s) or (lease is not None and self._leases.get(lease.name) is None):
+            if self._stop.wait(pause_s) or (lease is not None and not self._leases.holds(lease)):
                 raise GaveUpError(what)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
