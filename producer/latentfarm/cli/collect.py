@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -14,15 +15,23 @@ from latentfarm.cli.progress import BatchProgress, note
 from latentfarm.farm import Batch, BatchStatus, Farm
 from latentfarm.fetch import RESULTS_FILE, Fetched
 
+#: seconds of waiting, more than a worker needs to start, after which a missing one is told of
+_NO_WORKER_S = 20.0
+
 
 def wait_for(
     batch: Batch, *, timeout_s: float | None = None, meanwhile: Callable[[], None] | None = None
 ) -> BatchStatus:
     """Wait with a progress bar; exit 1 if a job failed. ``meanwhile`` runs between two looks."""
+    began, told = time.monotonic(), False
     with BatchProgress() as progress:
 
         def show(status: BatchStatus) -> None:
+            nonlocal told
             progress(status)
+            if not told and not status.complete and time.monotonic() - began > _NO_WORKER_S:
+                told = True
+                _tell_of_no_worker(batch, status.model)
             if meanwhile is not None:
                 meanwhile()
 
@@ -35,6 +44,11 @@ def wait_for(
         note(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
         raise typer.Exit(1)
     return status
+
+
+def _tell_of_no_worker(batch: Batch, model: str) -> None:
+    if not batch.farm.ledger.workers(model):
+        note(f"no worker serves {model!r} now; start one with `latentfarm worker` or `latentfarm up`")
 
 
 def wait(
