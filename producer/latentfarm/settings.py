@@ -89,12 +89,15 @@ class Settings(BaseSettings):
             "AWS_ENDPOINT_URL": self.s3_endpoint_url,
             "AWS_ACCESS_KEY_ID": self.s3_access_key,
             "AWS_SECRET_ACCESS_KEY": self.s3_secret_key.get_secret_value(),
+        }
+        # the model is said in full, so that the caller's own environment cannot mix with it
+        return {
+            **{name: value for name, value in known.items() if value},
             "LATENTFARM_MODEL": self.model,
             "LATENTFARM_MODEL_SOURCE": self.model_source,
             "LATENTFARM_DTYPE": self.dtype,
             "LATENTFARM_SLOTS": str(self.slots),
         }
-        return {name: value for name, value in known.items() if value}
 
     def require(self) -> Self:
         """Return the settings.

@@ -28,9 +28,6 @@ class LeaseKeeper:
         self._thread = Thread(target=self._renew_for_ever, name="leases", daemon=True)
         self._thread.start()
 
-    def __len__(self) -> int:
-        return len(self._held)
-
     def hold(self, leases: Iterable[Lease]) -> None:
         """Begin to renew these."""
         with self._lock:

@@ -93,7 +93,6 @@ def worker(
     if slots is not None:
         chosen["slots"] = slots
     # the worker reads its settings from the environment, as under `celery -A latentfarm_worker worker`
-    os.environ.pop("LATENTFARM_MODEL_SOURCE", None)
     os.environ |= settings.model_copy(update=chosen).environment()
     from latentfarm_worker.tasks import app
 
