@@ -26,7 +26,7 @@ from latentfarm.bucket import Bucket, image_key
 from latentfarm.errors import InputError
 from latentfarm.fetch import Fetched, fetch_batch
 from latentfarm.job import PART_JOBS, Defaults, Job, JobState, check_batch_name, check_model_alias, jobs_of
-from latentfarm.ledger import BatchRecord, Ledger
+from latentfarm.ledger import Ledger
 from latentfarm.manifest import Digest, Header, ManifestReader, read_header, write_manifest
 from latentfarm.prompts import PlacedRow, Problem, check_all, check_defaults, read_file, read_rows
 from latentfarm.settings import DEFAULT_MODEL, Settings
@@ -159,11 +159,7 @@ class Farm:
 
     def ring(self, model: str) -> int:
         """Wake workers of the model, as far as jobs wait; return how many doorbells were sent."""
-        waiting = sum(record.pending for record in self._records() if record.model == model and record.state == "open")
-        return doorbell.ring(self.ledger.redis, self._celery, model, waiting)
-
-    def _records(self) -> Iterator[BatchRecord]:
-        return (self.ledger.batch(name) for name in self.ledger.batches())
+        return doorbell.ring(self.ledger.redis, self._celery, model, self.ledger.waiting(model))
 
     def batches(self) -> list[Batch]:
         """Return every batch, oldest first."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import make_tiny
 
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Rendered
 from latentfarm_worker.families import load_family
-from latentfarm_worker.tiny import make_tiny
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import make_tiny
 
 from latentfarm import Batch, Farm, UnavailableError
 from latentfarm.bucket import Bucket, image_key
 from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.renderer import Renderer
-from latentfarm_worker.tiny import make_tiny
 from latentfarm_worker.trace import Tracer
 
 pytestmark = pytest.mark.integration

@@ -6,7 +6,6 @@ import logging
 import os
 import socket
 import uuid
-from pathlib import Path
 from threading import Event, Thread
 
 import torch
@@ -22,7 +21,6 @@ from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.renderer import Renderer
-from latentfarm_worker.tiny import make_tiny
 from latentfarm_worker.trace import Tracer
 
 log = logging.getLogger(__name__)
@@ -50,16 +48,8 @@ def load_model(settings: Settings) -> Family:
         ModelError: it cannot be used.
     """
     device = pick_device()
-    source = settings.model_source or str(bundled_model())
+    source = settings.model_source or MODEL_DIR
     return load_family(source, dtype=pick_dtype(settings.dtype, device), device=device)
-
-
-def bundled_model() -> Path:
-    """Return the folder of the bundled model; where none was trained yet, of a random one of the same layout."""
-    if (MODEL_DIR / "model_index.json").exists():
-        return MODEL_DIR
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return make_tiny(cache / "latentfarm" / "tiny-sd1")
 
 
 class Resident:

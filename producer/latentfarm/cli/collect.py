@@ -22,7 +22,7 @@ _NO_WORKER_S = 20.0
 def wait_for(
     batch: Batch, *, timeout_s: float | None = None, meanwhile: Callable[[], None] | None = None
 ) -> BatchStatus:
-    """Wait with a progress bar; exit 1 if a job failed. ``meanwhile`` runs between two looks."""
+    """Wait with a progress bar, and tell of failed jobs. ``meanwhile`` runs between two looks."""
     began, told = time.monotonic(), False
     with BatchProgress() as progress:
 
@@ -42,8 +42,13 @@ def wait_for(
             raise
     if status.failed:
         note(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
-        raise typer.Exit(1)
     return status
+
+
+def exit_if(failed: int) -> None:
+    """End the command with exit code 1 if jobs have failed."""
+    if failed:
+        raise typer.Exit(1)
 
 
 def _tell_of_no_worker(batch: Batch, model: str) -> None:
@@ -64,7 +69,7 @@ def wait(
     """
     found = Farm.from_env().batch(batch)
     try:
-        wait_for(found, timeout_s=timeout)
+        exit_if(wait_for(found, timeout_s=timeout).failed)
     finally:
         if as_json:
             print_json(found.status().model_dump())
@@ -80,8 +85,7 @@ def fetch(batch: options.BatchName, output: options.OutputFolder, as_json: optio
     if as_json:
         summary = {"batch": batch, "directory": str(output), "downloaded": fetched.downloaded}
         print_json({**summary, "present": fetched.present, "results": str(output / RESULTS_FILE)})
-    if any(line["state"] == "failed" for line in fetched.lines):
-        raise typer.Exit(1)
+    exit_if(sum(line["state"] == "failed" for line in fetched.lines))
 
 
 def fetch_into(batch: Batch, directory: Path) -> Fetched:

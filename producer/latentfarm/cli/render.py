@@ -10,20 +10,19 @@ from typing import Any
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.collect import fetch_into, wait_for
+from latentfarm.cli.collect import exit_if, fetch_into, wait_for
 from latentfarm.cli.options import check_dtype, print_json
 from latentfarm.cli.progress import note
 from latentfarm.contact_sheet import contact_sheet
 from latentfarm.farm import Batch, Farm
 from latentfarm.fetch import RESULTS_FILE, Fetched
 from latentfarm.local.process import Child
-from latentfarm.local.stack import Stack, end_all, require_worker_packages, start_workers
+from latentfarm.local.stack import WORKER_END_S, Stack, end_all, require_worker_packages, start_workers
 from latentfarm.models import ModelSpec, parse_model
 from latentfarm.prompts import check_all, check_defaults, read_file
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 
 CONTACT_SHEET = "contact-sheet.png"
-_WORKER_END_S = 20.0
 
 
 def render(
@@ -72,24 +71,14 @@ def render(
         staff,
     ):
         found = farm.submit(file, batch=batch, model=spec.alias, priority=priority, **fields)
-        failed = _finish(found, staff)
+        if not found.status().complete:
+            staff.engage()
+        failed = wait_for(found, meanwhile=staff.check).failed
         fetched = fetch_into(found, output)
     _write_contact_sheet(fetched)
     if as_json:
         print_json(_summary(found, fetched))
-    if failed:
-        raise typer.Exit(1)
-
-
-def _finish(batch: Batch, staff: _Staff) -> bool:
-    """Wait for the batch, with workers if any job is left; return whether a job failed."""
-    if not batch.status().complete:
-        staff.engage()
-    try:
-        wait_for(batch, meanwhile=staff.check)
-    except typer.Exit:
-        return True
-    return False
+    exit_if(failed)
 
 
 class _Staff:
@@ -126,7 +115,7 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
 
         def start() -> list[Child]:
             # registered first, so that a Ctrl-C between two starts leaves none behind
-            cleanup.callback(end_all, children, _WORKER_END_S)
+            cleanup.callback(end_all, children, WORKER_END_S)
             start_workers(settings, count, spec, logs=LOCAL_FOLDER / "logs", into=children, **arguments)
             return children
 

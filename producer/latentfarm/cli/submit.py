@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.collect import wait_for
+from latentfarm.cli.collect import exit_if, wait_for
 from latentfarm.cli.options import print_json
 from latentfarm.farm import Farm
 from latentfarm.settings import DEFAULT_MODEL
@@ -56,7 +56,7 @@ def submit(
     else:
         typer.echo(submitted.name)
     if wait:
-        wait_for(submitted)
+        exit_if(wait_for(submitted).failed)
 
 
 def register(app: typer.Typer) -> None:

@@ -102,3 +102,15 @@ local function give_back(batch, index, name, from_ms)
   set_state(batch, index, PENDING)
   redis.call('ZADD', 'lf:again:' .. batch, from_ms, text(index))
 end
+
+-- The jobs of a model's open batches that wait to be leased
+local function waiting_jobs(model)
+  local waiting = 0
+  for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
+    local f = redis.call('HMGET', batch_key(batch), 'state', 'cursor', 'total')
+    if f[1] == 'open' then
+      waiting = waiting + tonumber(f[3]) - tonumber(f[2]) + redis.call('ZCARD', 'lf:again:' .. batch)
+    end
+  end
+  return waiting
+end

@@ -188,6 +188,11 @@ class Ledger:
         with _reachable(self.where):
             return int(self._scripts.beat(args=[model, worker, _WORKER_FORGOTTEN_MS]))
 
+    def waiting(self, model: str) -> int:
+        """Return how many jobs of a model wait to be leased."""
+        with _reachable(self.where):
+            return int(self._scripts.waiting(args=[model]))
+
     def leave(self, model: str, worker: str) -> None:
         """Say that the worker is gone."""
         with _reachable(self.where):

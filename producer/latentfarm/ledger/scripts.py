@@ -16,7 +16,7 @@ class Script(Protocol):
 
 
 class Scripts:
-    """Every change the ledger can make, one attribute a script; each docstring is the head of its file."""
+    """The ledger's scripts, one attribute each; what a script does stands at the head of its file."""
 
     def __init__(self, client: redis.Redis) -> None:
         folder = files("latentfarm.ledger")
@@ -35,3 +35,4 @@ class Scripts:
         self.sweep = load("sweep")
         self.trim = load("trim")
         self.beat = load("beat")
+        self.waiting = load("waiting")

@@ -22,7 +22,7 @@ from latentfarm.models import ModelSpec
 from latentfarm.settings import FARM_FILE, Settings, write_farm_file
 
 #: a worker finishes its step, stores what is done and gives the rest back
-_WORKER_END_S = 20.0
+WORKER_END_S = 20.0
 _SERVER_END_S = 10.0
 #: what pip has to bring for a worker
 _WORKER_PACKAGES = ("torch", "diffusers", "transformers")
@@ -107,7 +107,7 @@ class Stack:
 
     def close(self) -> None:
         """End the workers, then the servers they use."""
-        end_all(self._workers, _WORKER_END_S)
+        end_all(self._workers, WORKER_END_S)
         (self.folder / FARM_FILE).unlink(missing_ok=True)
         # Redis last: whatever ended before has had its say
         end_all(self._servers, _SERVER_END_S)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import make_tiny
 
 from latentfarm_worker.families import load_family
-from latentfarm_worker.tiny import make_tiny
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from tests.tiny import make_tiny
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.families import load_family
 from latentfarm_worker.text import Text, TextCache
-from latentfarm_worker.tiny import make_tiny
 
 pytestmark = pytest.mark.unit
 
