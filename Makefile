@@ -41,5 +41,5 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP_INSTALL) --editable '.[worker,local,dev]'
+	$(PIP_INSTALL) --editable '.[worker,local,parquet,dev]'
 	touch $@ $(VENV)/.run

@@ -1,5 +1,6 @@
 """latentfarm: a render farm for latent diffusion. This package is the light side: it imports no torch."""
 
+from latentfarm.batch import Batch, BatchStatus, JobStatus
 from latentfarm.errors import (
     InputError,
     InvalidRowsError,
@@ -8,7 +9,7 @@ from latentfarm.errors import (
     ModelError,
     UnavailableError,
 )
-from latentfarm.farm import Batch, BatchStatus, Farm, JobStatus
+from latentfarm.farm import Farm
 from latentfarm.job import Job, JobState
 
 __version__ = "0.1.0"

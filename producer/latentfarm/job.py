@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from enum import IntEnum
 from typing import Annotated, Any
@@ -23,6 +24,8 @@ MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
 MAX_IMAGES_PER_PROMPT = 10_000
 MAX_SCHEDULER_OPTIONS = 16
+#: columns of a row that nobody here reads but that come back in its results, and their bytes as JSON
+MAX_COLUMNS, MAX_COLUMNS_BYTES = 64, 16_384
 
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE = 7.5
@@ -61,12 +64,27 @@ ALLOWED_MOVES = frozenset(
 
 
 def _prompt_fits(text: str) -> str:
-    size = len(text.encode("utf-8", "surrogatepass"))
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise ValueError("holds a lone surrogate, which is no text; write valid UTF-8") from None
     if size > MAX_PROMPT_BYTES:
         raise ValueError(f"is {size:,} bytes long; shorten it to {MAX_PROMPT_BYTES:,}")
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("holds a lone surrogate, which is no text; write valid UTF-8")
+    if "\0" in text:
+        raise ValueError("holds a NUL character; leave it out")
     return text
+
+
+def _columns_fit(columns: dict[str, Any]) -> dict[str, Any]:
+    if len(columns) > MAX_COLUMNS:
+        raise ValueError(f"has {len(columns)} entries; keep at most {MAX_COLUMNS}")
+    try:
+        size = len(json.dumps(columns, ensure_ascii=False, allow_nan=False).encode())
+    except ValueError:
+        raise ValueError("holds a lone surrogate or a number that is not finite; leave it out") from None
+    if size > MAX_COLUMNS_BYTES:
+        raise ValueError(f"is {size:,} bytes long as JSON; keep at most {MAX_COLUMNS_BYTES:,}")
+    return columns
 
 
 def _side_fits(side: int) -> int:
@@ -111,6 +129,8 @@ Guidance = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_GUIDAN
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_SEED)]
 SchedulerField = Annotated[str, AfterValidator(_scheduler_known)]
 SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_options_fit)]
+ClientId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_prompt_fits)]
+Columns = Annotated[dict[str, Any], AfterValidator(_columns_fit)]
 
 
 class Defaults(BaseModel):
@@ -133,10 +153,14 @@ class Defaults(BaseModel):
 
 
 class Row(Defaults):
-    """One row of a prompt file, in diffusers' parameter names; ``id`` is the client's own name for it."""
+    """One row of a prompt file, in diffusers' parameter names; ``id`` is the client's own name for it.
+
+    ``columns`` are the row's other columns, kept for the results and read by nobody here.
+    """
 
     prompt: Prompt
-    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    id: ClientId | None = None
+    columns: Columns | None = None
 
     def with_defaults(self, defaults: Defaults) -> Row:
         """Fill what the row leaves open from the batch's ``defaults``."""
@@ -157,7 +181,8 @@ class Job(BaseModel):
     batch: str
     index: Annotated[int, Field(ge=0)]
     row: Annotated[int, Field(ge=0)] = 0
-    id: Annotated[str, Field(min_length=1, max_length=256)] | None = None
+    id: ClientId | None = None
+    columns: Columns | None = None
     prompt: Prompt
     negative_prompt: Prompt = ""
     width: Side | None = None
@@ -181,7 +206,7 @@ class Job(BaseModel):
 
     def request(self) -> dict[str, Any]:
         """What was asked for, in diffusers' parameter names."""
-        return self.model_dump(exclude={"batch", "index", "row", "id", "trace"})
+        return self.model_dump(exclude={"batch", "index", "row", "id", "columns", "trace"})
 
 
 def seed_for(batch: str, index: int) -> int:

@@ -9,10 +9,11 @@ from typing import Annotated
 
 import typer
 
+from latentfarm.batch import Batch, BatchStatus
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
 from latentfarm.cli.progress import BatchProgress, note
-from latentfarm.farm import Batch, BatchStatus, Farm
+from latentfarm.farm import Farm
 from latentfarm.fetch import RESULTS_FILE, Fetched
 
 #: seconds of waiting, more than a worker needs to start, after which a missing one is told of

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from latentfarm.batch import BatchStatus, JobStatus
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
 from latentfarm.cli.progress import duration
 from latentfarm.errors import InputError
-from latentfarm.farm import BatchStatus, Farm, JobStatus
+from latentfarm.farm import Farm
 from latentfarm.job import JobState, parse_job_name
 
 _COLUMNS = ("batch", "model", "state", "total", "pending", "leased", "done", "failed", "cancelled")

@@ -10,7 +10,7 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from latentfarm.farm import BatchStatus
+from latentfarm.batch import BatchStatus
 
 _LINE_EVERY_S = 5.0
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import typer
 
+from latentfarm.batch import Batch
 from latentfarm.cli import options
 from latentfarm.cli.collect import exit_if, fetch_into, wait_for
 from latentfarm.cli.options import check_dtype, print_json
 from latentfarm.cli.progress import note
 from latentfarm.contact_sheet import contact_sheet
-from latentfarm.farm import Batch, Farm
+from latentfarm.farm import Farm
 from latentfarm.fetch import RESULTS_FILE, Fetched
 from latentfarm.local.process import Child
 from latentfarm.local.stack import WORKER_END_S, Stack, end_all, require_worker_packages, start_workers
