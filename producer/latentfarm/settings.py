@@ -55,6 +55,11 @@ class Settings(BaseSettings):
     embed_metadata: bool = True
     """Write the prompt and the settings into each PNG."""
 
+    webhook_secret: SecretStr = SecretStr("")
+    """``whsec_`` and base64 of 24 to 64 bytes: what a worker signs webhooks with."""
+    webhook_allow_private: bool = False
+    """Let webhooks go to addresses that are not globally routable."""
+
     @property
     def configured(self) -> bool:
         """Whether both the queue and the store are known."""

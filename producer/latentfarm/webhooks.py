@@ -1,0 +1,311 @@
+"""Webhooks: the end of a batch, told to a URL of its user's, by https://www.standardwebhooks.com.
+
+A POST of compact JSON with ``webhook-id`` (the same on every retry), ``webhook-timestamp`` and ``webhook-signature``.
+An address is connected to only after it was checked, https only, no redirect is followed and no proxy asked: a user's
+URL must not reach what is private to the workers' network.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import random
+import re
+import socket
+import ssl
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from http.client import HTTPException, HTTPSConnection
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from threading import Thread, Timer
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from latentfarm.errors import InputError, LatentfarmError
+from latentfarm.ledger import Ledger
+from latentfarm.ledger.webhooks import Event, Webhooks
+from latentfarm.settings import Settings
+
+#: seconds after which a failed attempt is repeated, up to a fifth more; then the event is given up
+RETRY_DELAYS_S = (5, 30, 5 * 60, 30 * 60, 2 * 3600, 5 * 3600, 10 * 3600, 14 * 3600)
+MAX_URL_CHARACTERS = 2048
+
+#: one attempt, from asking for the address to the end of the answer
+_ATTEMPT_S = 15.0
+_CONNECT_S = 5.0
+_ANSWER_BYTES = 64 * 1024
+#: longer than any attempt, so that an event is claimed again only when its sender died
+_HOLD_S = 60.0
+#: events sent at once in a round
+_AT_ONCE = 4
+#: the longest wait that an endpoint may ask for
+_RETRY_AFTER_MAX_S = 24 * 3600
+
+_SECRET_PREFIX = "whsec_"  # noqa: S105 - the mark of a secret, not one
+_SECRET_BYTES = range(24, 65)
+_HOST = re.compile(
+    r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?\Z"
+)
+_GLOBAL_UNICAST, _NAT64 = IPv6Network("2000::/3"), IPv6Network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    status: int
+    retry_after_s: float
+
+
+def check_url(url: str) -> str:
+    """Return a webhook's URL as it is; the network is not asked.
+
+    Raises:
+        InputError: it is no https URL, too long, or holds a password.
+    """
+    _parts(url)
+    return url
+
+
+def deliver_due(ledger: Ledger, settings: Settings) -> int:
+    """Send the events that are due, a few at once; return how many were delivered. Returns within 16 seconds.
+
+    What goes wrong with an endpoint is recorded in the ledger, not raised.
+    """
+    outbox = Webhooks(ledger.redis, ledger.where)
+    events = outbox.take(_AT_ONCE, hold_s=_HOLD_S)
+    if not events:
+        return 0
+    with ThreadPoolExecutor(len(events), thread_name_prefix="webhook") as pool:
+        return sum(pool.map(lambda event: _deliver(outbox, event, settings), events))
+
+
+def sign(secret: bytes, webhook_id: str, timestamp_s: int, body: bytes) -> str:
+    """Return the signature ``v1,<base64>`` of a message: HMAC-SHA256 of ``id.timestamp.body``."""
+    message = b".".join((webhook_id.encode(), str(timestamp_s).encode(), body))
+    return "v1," + base64.b64encode(hmac.digest(secret, message, "sha256")).decode()
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is globally routable unicast; so must be the IPv4 address that an IPv6 one wraps."""
+    found = ip_address(address)
+    if isinstance(found, IPv6Address):
+        wrapped = found.ipv4_mapped or found.sixtofour
+        if found in _NAT64:
+            wrapped = IPv4Address(int(found) & 0xFFFF_FFFF)
+        if wrapped is not None:
+            return is_public(str(wrapped))
+        if found not in _GLOBAL_UNICAST:
+            return False
+    return found.is_global and not found.is_multicast
+
+
+def _deliver(outbox: Webhooks, event: Event, settings: Settings) -> bool:
+    error, wait_s, gone = "", 0.0, False
+    began = time.monotonic()
+    try:
+        answer = _send(event, settings)
+    except (LatentfarmError, OSError, HTTPException) as problem:
+        # whatever a cut connection raised, its time was over
+        late = time.monotonic() - began >= _ATTEMPT_S
+        error = f"no answer within {_ATTEMPT_S:g} s" if late else str(problem) or type(problem).__name__
+    else:
+        if 200 <= answer.status < 300:
+            return outbox.sent(event)
+        error, wait_s, gone = _refusal(answer.status), answer.retry_after_s, answer.status == 410
+    if gone or event.attempt > len(RETRY_DELAYS_S):
+        outbox.give_up(event, f"{error}; attempt {event.attempt} was the last")
+    else:
+        # endpoints that failed together are not asked again together
+        delay_s = RETRY_DELAYS_S[event.attempt - 1] * random.uniform(1, 1.2)  # noqa: S311
+        outbox.retry(event, error, delay_s=max(delay_s, wait_s))
+    return False
+
+
+def _refusal(status: int) -> str:
+    if 300 <= status < 400:
+        return f"the answer was {status}, and redirects are not followed; give the final URL"
+    return f"the answer was {status}"
+
+
+def _send(event: Event, settings: Settings) -> _Answer:
+    """POST the event and return the answer's status.
+
+    Raises:
+        InputError: the secret, the URL or the address it leads to cannot be used.
+        OSError, HTTPException: the endpoint cannot be reached, is not who it should be or speaks no HTTP.
+    """
+    deadline = time.monotonic() + _ATTEMPT_S
+    secret = _decode_secret(settings.webhook_secret.get_secret_value())
+    parts = _parts(event.url)
+    host, port = str(parts.hostname), parts.port or 443
+    addresses = _resolve(host, port)
+    if not settings.webhook_allow_private:
+        _require_public(host, addresses)
+    body, webhook_id, now_s = _body(event), _webhook_id(event), int(time.time())
+    headers = {
+        "content-type": "application/json",
+        "user-agent": "latentfarm",
+        "webhook-id": webhook_id,
+        "webhook-timestamp": str(now_s),
+        "webhook-signature": sign(secret, webhook_id, now_s, body),
+    }
+    with _connected(host, port, addresses, deadline) as connection:
+        connection.request("POST", (parts.path or "/") + (f"?{parts.query}" if parts.query else ""), body, headers)
+        with connection.getresponse() as response:
+            # a connection that was cut among the headers looks like one that ends there
+            if time.monotonic() >= deadline:
+                raise TimeoutError
+            # the status has said it; what follows is taken out of courtesy
+            with suppress(OSError, HTTPException):
+                response.read(_ANSWER_BYTES)
+            wanted = response.headers.get("retry-after", "")
+            wait_s = min(int(wanted), _RETRY_AFTER_MAX_S) if re.fullmatch("[0-9]{1,9}", wanted) else 0
+            return _Answer(response.status, wait_s)
+
+
+def _body(event: Event) -> bytes:
+    ended = datetime.fromtimestamp(event.ended_ms / 1000, UTC)
+    data: dict[str, Any] = {
+        "batch": event.batch,
+        "model": event.model,
+        "state": event.state,
+        "total": event.total,
+        "done": event.done,
+        "failed": event.failed,
+        "cancelled": event.cancelled,
+    }
+    if event.errors:
+        data["errors"] = event.errors
+    message = {
+        "type": "batch.completed" if event.state == "complete" else "batch.cancelled",
+        "timestamp": ended.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "data": data,
+    }
+    return json.dumps(message, separators=(",", ":")).encode()
+
+
+def _webhook_id(event: Event) -> str:
+    """Name the event: the same for all its attempts, another when the batch ends once more."""
+    return "msg_" + hashlib.sha256(f"{event.batch}/{event.ended_ms}".encode()).hexdigest()[:32]
+
+
+def _decode_secret(secret: str) -> bytes:
+    cure = "set one on the workers, for instance whsec_$(openssl rand -base64 32)"
+    if not secret:
+        raise InputError(f"LATENTFARM_WEBHOOK_SECRET is not set; {cure}")
+    if not secret.startswith(_SECRET_PREFIX):
+        raise InputError(f"LATENTFARM_WEBHOOK_SECRET does not begin with {_SECRET_PREFIX}; {cure}")
+    try:
+        key = base64.b64decode(secret.removeprefix(_SECRET_PREFIX), validate=True)
+    except (binascii.Error, ValueError):
+        raise InputError(f"LATENTFARM_WEBHOOK_SECRET is not base64 after {_SECRET_PREFIX}; {cure}") from None
+    if len(key) not in _SECRET_BYTES:
+        raise InputError(f"LATENTFARM_WEBHOOK_SECRET holds {len(key)} bytes, not 24 to 64; {cure}")
+    return key
+
+
+def _parts(url: str) -> SplitResult:
+    """Return a URL's parts, or raise InputError."""
+    if len(url) > MAX_URL_CHARACTERS:
+        raise InputError(f"the webhook's URL has {len(url)} characters; at most {MAX_URL_CHARACTERS} are allowed")
+    if not re.fullmatch("[!-~]+", url):
+        raise InputError(f"webhook {url!r}: write it in printable ASCII, percent-encoded, a host name as xn--...")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname or "", parts.port
+    except ValueError as error:
+        raise InputError(f"webhook {url!r}: {error}; write https://HOST/PATH") from None
+    if parts.username is not None or parts.password is not None:
+        # not repeated here: it holds a password
+        raise InputError("the webhook's URL holds a user or password before its host; leave both out")
+    if parts.scheme != "https":
+        raise InputError(f"webhook {url!r}: only https is allowed; write https://HOST/PATH")
+    if port == 0 or not (_is_ipv6(host) if "[" in parts.netloc else _HOST.match(host)):
+        raise InputError(f"webhook {url!r} names no host; write https://HOST/PATH")
+    return parts
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        IPv6Address(host)
+    except ValueError:
+        return False
+    return "%" not in host
+
+
+def _resolve(host: str, port: int) -> list[str]:
+    """Return all addresses of a host. On a thread of its own, as no timeout reaches the resolver."""
+    answer: Future[list[Any]] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            answer.set_exception(error)
+
+    Thread(target=ask, name="webhook-dns", daemon=True).start()
+    try:
+        infos = answer.result(_CONNECT_S)
+    except TimeoutError:
+        raise TimeoutError(f"{host} was not found within {_CONNECT_S:g} s") from None
+    except (OSError, UnicodeError) as error:
+        raise OSError(f"{host} cannot be found: {error}") from None
+    return list(dict.fromkeys(str(info[4][0]) for info in infos))
+
+
+def _require_public(host: str, addresses: list[str]) -> None:
+    # all of them: which one is tried first is up to whoever answers for the name
+    for address in addresses:
+        if not is_public(address):
+            raise InputError(
+                f"{host} is {address}, which is no public address; "
+                "if it is meant, set LATENTFARM_WEBHOOK_ALLOW_PRIVATE=true on the workers"
+            )
+
+
+@contextmanager
+def _connected(host: str, port: int, addresses: list[str], deadline: float) -> Iterator[HTTPSConnection]:
+    """Give a connection to one of exactly these addresses, proven to be the host's; it is cut at the deadline."""
+    context = ssl.create_default_context()
+    with _first_to_connect(addresses, port) as raw:
+        # no step of the handshake or of the answer may take longer than all of them together
+        raw.settimeout(_ATTEMPT_S)
+        with context.wrap_socket(raw, server_hostname=host.rstrip("."), do_handshake_on_connect=False) as tls:
+            timer = Timer(max(0, deadline - time.monotonic()), _cut, [tls])
+            timer.daemon = True
+            timer.start()
+            try:
+                tls.do_handshake()
+                connection = HTTPSConnection(host, port, context=context)
+                connection.sock = tls
+                yield connection
+            finally:
+                timer.cancel()
+
+
+def _first_to_connect(addresses: list[str], port: int) -> socket.socket:
+    before = time.monotonic() + _CONNECT_S
+    problem: OSError = TimeoutError(f"no connection within {_CONNECT_S:g} s")
+    for address in addresses:
+        left_s = before - time.monotonic()
+        if left_s <= 0:
+            break
+        try:
+            return socket.create_connection((address, port), timeout=left_s)
+        except TimeoutError:
+            break
+        except OSError as error:
+            problem = OSError(f"no connection to {address} port {port}: {error.strerror}")
+    raise problem
+
+
+def _cut(tls: ssl.SSLSocket) -> None:
+    """End a connection under whoever waits for it. Not ``tls.shutdown``, which first drops the encryption."""
+    with suppress(OSError):
+        socket.socket.shutdown(tls, socket.SHUT_RDWR)
