@@ -1,0 +1,141 @@
+"""Tables as text: csv and tsv, the first row being the header."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+from pydantic_core import from_json
+
+from latentfarm.errors import InputError
+from latentfarm.prompts.lines import MAX_LINE_BYTES, MAX_SKIPPED_BYTES, no_utf8, nothing_there, read_lines, too_long
+from latentfarm.prompts.rows import Found, Problem, RowCheck, shown
+
+
+def read_table(stream: BinaryIO, name: str, check: RowCheck, *, delimiter: str) -> Iterator[Found]:
+    """Yield the rows of a table; its place is the line that the row begins on. An empty cell says "not given".
+
+    Raises:
+        InputError: the stream cannot be read as lines of text, or the header is wrong.
+    """
+    feed = _Feed(read_lines(stream, name), name)
+    records = csv.reader(feed, delimiter=delimiter, strict=True)
+    header: list[str] | None = None
+    while True:
+        place = feed.begin_record()
+        try:
+            cells = next(records, None)
+        except UnicodeDecodeError as error:
+            yield _or_raise(no_utf8(feed.place, error), header)
+            continue
+        except csv.Error as error:
+            yield _or_raise(
+                Problem(f"{place}: {error}; write a cell with such characters in double quotes", "not CSV"), header
+            )
+            continue
+        if cells is None:
+            return
+        if not cells:
+            continue
+        feed.end_skipped()
+        if header is None:
+            header = check_header([cell.strip() for cell in cells], name, check, delimiter=delimiter)
+        elif len(cells) != len(header):
+            text = f"{place}: {len(cells)} cells, but the header has {len(header)}; quote cells with delimiters in them"
+            yield Problem(text, "ragged row")
+        else:
+            yield _row(place, header, cells, check)
+
+
+def check_header(columns: list[str], name: str, check: RowCheck, *, delimiter: str | None = None) -> list[str]:
+    """Return the columns of a table.
+
+    Raises:
+        InputError: one is empty, given twice or unknown, or none is the prompt.
+    """
+    for number, column in enumerate(columns, start=1):
+        if not column:
+            raise InputError(f"{name}: column {number} of the header has no name; write one")
+        if column in columns[: number - 1]:
+            raise InputError(f"{name}: the header names column {shown(column)} twice; rename one")
+    if check.prompt_column not in columns:
+        known = ", ".join(shown(column) for column in columns[:20])
+        cure = "say which one holds the prompts with --prompt-column"
+        if delimiter and len(columns) == 1 and any(other in columns[0] for other in ";,\t|"):
+            cure = f"separate the columns by {'commas' if delimiter == ',' else 'tabs'}"
+        raise InputError(f"{name}: the header names no column {check.prompt_column!r}, but {known}; {cure}")
+    if not check.keep_columns:
+        for column in columns:
+            if check.field(column) is None:
+                cure = "or carry it through to the results with --keep-columns"
+                raise InputError(f"{name}: column {shown(column)} {check.cure(column)}, {cure}")
+    return columns
+
+
+def _row(place: str, header: list[str], cells: list[str], check: RowCheck) -> Found:
+    fields: dict[str, Any] = {}
+    for column, cell in zip(header, cells, strict=True):
+        if not cell:
+            # an unknown column that is kept is kept in every row
+            fields[column] = None if check.field(column) else cell
+        elif check.field(column) == "scheduler_options":
+            try:
+                fields[column] = from_json(cell, allow_inf_nan=False)
+            except ValueError:
+                text = (
+                    f'{place}: {column} {shown(cell)} is no JSON; write an object such as {{"use_karras_sigmas": true}}'
+                )
+                return Problem(text, "scheduler_options")
+        else:
+            fields[column] = cell
+    return check.row(place, fields)
+
+
+def _or_raise(problem: Problem, header: list[str] | None) -> Problem:
+    """Without a header there is no telling what the rows mean."""
+    if header is None:
+        raise InputError(problem.text)
+    return problem
+
+
+class _Feed:
+    """Hands lines to ``csv.reader``, and keeps a record within bounds.
+
+    A class and no generator: after a line that is no UTF-8, it goes on with the next.
+    """
+
+    def __init__(self, blocks: Iterator[tuple[int, list[bytes]]], name: str) -> None:
+        self._lines = (line for _, lines in blocks for line in lines)
+        self._name = name
+        self._number = 0
+        self._record_bytes = 0
+        self._skipped_bytes = 0
+
+    @property
+    def place(self) -> str:
+        """The place of the last line."""
+        return f"{self._name} line {self._number}"
+
+    def begin_record(self) -> str:
+        """Note that a new record begins with the next line; return its place."""
+        self._record_bytes = 0
+        return f"{self._name} line {self._number + 1}"
+
+    def end_skipped(self) -> None:
+        """Note that a record was not blank."""
+        self._skipped_bytes = 0
+
+    def __iter__(self) -> _Feed:
+        return self
+
+    def __next__(self) -> str:
+        line = next(self._lines)
+        self._number += 1
+        self._record_bytes += len(line) + 1
+        self._skipped_bytes += len(line) + 1
+        if self._record_bytes > MAX_LINE_BYTES:
+            raise InputError(f"{too_long(self.place)} Or is a double quote not closed?")
+        if self._skipped_bytes > MAX_SKIPPED_BYTES:
+            raise InputError(nothing_there(self.place))
+        return line.decode() + "\n"

@@ -1,0 +1,38 @@
+"""Text: a prompt a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import BinaryIO
+
+from latentfarm.prompts import flags
+from latentfarm.prompts.lines import no_utf8, rows_of_lines
+from latentfarm.prompts.rows import Found, RowCheck
+
+
+def read_txt(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Found]:
+    """Yield the prompts of a text file; blank lines and those that begin with ``#`` are skipped.
+
+    ``latentfarm.prompts.flags`` says what a line may hold beside its prompt.
+
+    Raises:
+        InputError: the stream cannot be read as lines of text.
+    """
+    return rows_of_lines(stream, name, partial(_parse, f"{name} line ", check))
+
+
+def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Iterator[Found]:
+    for raw in lines:
+        number += 1
+        try:
+            line = raw.decode().strip()
+        except UnicodeDecodeError as error:
+            yield no_utf8(f"{prefix}{number}", error)
+            continue
+        if not line or line[0] == "#":
+            continue
+        if "--" in line and flags.has_flags(line):
+            yield flags.check_line(f"{prefix}{number}", check, line)
+        else:
+            yield check.prompt(f"{prefix}{number}", line)
