@@ -3,40 +3,53 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm import results
-from latentfarm.bucket import image_key
+from latentfarm.bucket import batch_prefix, image_key, part_of
 from latentfarm.errors import InputError
 from latentfarm.fetch import Fetched, fetch_batch
 from latentfarm.job import PART_JOBS, JobState
-from latentfarm.manifest import ManifestReader
+from latentfarm.ledger import MAX_JOBS_PER_CALL
+from latentfarm.manifest import INVALID_ROW, NOT_THE_REQUEST, ManifestReader
 
 if TYPE_CHECKING:
     from latentfarm.farm import Farm
 
 #: seconds between two looks at a batch that is waited for
 _POLL_S = 0.25
+#: the reason, or its beginning, of a pause that a user asked for
+BY_ITS_USER = "by its user"
 
 
 class BatchStatus(BaseModel):
-    """How far a batch is. ``images_per_s`` is that of the last two minutes, or of the whole run once complete."""
+    """How far a batch is.
+
+    ``state`` is opening (its manifest is still being stored, ``total`` grows), open, paused, complete or cancelled;
+    ``paused`` the reason of a pause; ``errors`` the failed jobs by code; ``webhook`` empty, due, sent or failed.
+    ``images_per_s`` is that of the last two minutes, or of the whole run once it is over.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     batch: str
     model: str
     state: str
+    paused: str
+    priority: int
     total: int
     pending: int
     leased: int
     done: int
     failed: int
     cancelled: int
+    errors: dict[str, int]
+    webhook: str
     images_per_s: float | None
     eta_s: float | None
 
@@ -50,6 +63,16 @@ class BatchStatus(BaseModel):
         """Whether every job has ended."""
         return self.state == "complete"
 
+    @property
+    def over(self) -> bool:
+        """Whether nothing more happens: complete or cancelled."""
+        return self.state in {"complete", "cancelled"}
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it is paused for a reason that lies in the batch, not by its user: somebody has to look."""
+        return self.state == "paused" and not self.paused.startswith(BY_ITS_USER)
+
 
 class JobStatus(BaseModel):
     """One job: its state, and what its receipt or its failure says."""
@@ -59,7 +82,7 @@ class JobStatus(BaseModel):
     id: str
     state: str
     attempts: int
-    seed: int
+    seed: int | None
     key: str
     sha256: str | None = None
     worker: str | None = None
@@ -70,9 +93,11 @@ class JobStatus(BaseModel):
 class Batch:
     """A submitted batch."""
 
-    def __init__(self, farm: Farm, name: str) -> None:
+    def __init__(self, farm: Farm, name: str, *, rejected: Mapping[str, int] | None = None) -> None:
         self.farm = farm
         self.name = name
+        #: of a batch that was just submitted: wrong rows by reason; they are failed jobs
+        self.rejected = dict(rejected or {})
         self._manifest = ManifestReader(farm.bucket)
 
     def __repr__(self) -> str:
@@ -86,13 +111,17 @@ class Batch:
         return BatchStatus(
             batch=record.name,
             model=record.model,
-            state=record.state,
+            state="paused" if record.paused else record.state,
+            paused=record.paused,
+            priority=record.priority,
             total=record.total,
             pending=record.pending,
             leased=record.leased,
             done=record.done,
             failed=record.failed,
             cancelled=record.cancelled,
+            errors=record.errors,
+            webhook=record.webhook,
             images_per_s=rate,
             eta_s=left / rate if rate and left else (0.0 if not left else None),
         )
@@ -100,7 +129,7 @@ class Batch:
     def wait(
         self, *, timeout_s: float | None = None, progress: Callable[[BatchStatus], None] | None = None
     ) -> BatchStatus:
-        """Return when every job has ended and every receipt lies in the bucket.
+        """Return when every job has ended and every receipt lies in the bucket, or the batch is cancelled or stuck.
 
         Raises:
             TimeoutError: ``timeout_s`` passed before that.
@@ -110,14 +139,99 @@ class Batch:
             status = self.status()
             if progress is not None:
                 progress(status)
-            if status.complete:
+            if status.over:
                 results.flush_full_parts(self.farm.ledger, self.farm.bucket, batch=self.name)
+            if status.over or status.stuck:
                 return status
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
                     f"batch {self.name} is not complete after {timeout_s:g} s: {status.ended} of {status.total}"
                 )
             time.sleep(_POLL_S)
+
+    # -- control: all of it lasts, and doing it twice changes nothing ------------------------------------------
+
+    def pause(self, reason: str = "") -> BatchStatus:
+        """Start no more jobs until ``resume``; those that run now may end.
+
+        Raises:
+            InputError: the batch is over.
+        """
+        self._require_going(self.farm.ledger.pause(self.name, f"{BY_ITS_USER}: {reason}" if reason else BY_ITS_USER))
+        return self.status()
+
+    def resume(self) -> BatchStatus:
+        """Go on after a pause or a canary; the failure budget begins anew.
+
+        Raises:
+            InputError: the batch is over.
+        """
+        self._require_going(self.farm.ledger.resume(self.name))
+        status = self.status()
+        self.farm.ring(status.model)
+        return status
+
+    def cancel(self) -> BatchStatus:
+        """End the batch for good: running jobs stop at their next denoising step, finished pictures stay."""
+        self.farm.ledger.cancel(self.name)
+        results.flush_full_parts(self.farm.ledger, self.farm.bucket, batch=self.name)
+        return self.status()
+
+    def retry(self, *, code: str | None = None) -> int:
+        """Run failed jobs again, all or those of one error code; return how many.
+
+        Jobs whose row was wrong stay failed: no worker could read them.
+
+        Raises:
+            InputError: the batch is cancelled, or ``code`` is that of wrong rows.
+        """
+        if code == INVALID_ROW:
+            raise InputError(f"rows that were wrong cannot run; mend the file and submit it again (code {code})")
+        retried, found = 0, self._failed_with_codes(code)
+        while group := list(islice(found, MAX_JOBS_PER_CALL)):
+            retried += self.farm.ledger.retry(self.name, group)
+        if retried:
+            self.farm.ring(self.farm.ledger.batch(self.name).model)
+        return retried
+
+    def _failed_with_codes(self, wanted: str | None) -> Iterator[tuple[int, str]]:
+        failed = self.farm.ledger.indices(self.name, JobState.FAILED)
+        for _, group in groupby(failed, key=part_of):
+            indices = list(group)
+            span = range(indices[0], indices[-1] + 1)
+            lines = {
+                line["index"]: line
+                for line in results.read_range(self.farm.ledger, self.farm.bucket, self.name, span)
+            }
+            for index in indices:
+                code = lines[index].get("error", {}).get("code", "")
+                if code != INVALID_ROW and wanted in {None, code}:
+                    yield index, code
+
+    def set_priority(self, priority: int) -> BatchStatus:
+        """Let the batch run before all of a lower priority."""
+        self.farm.ledger.set_priority(self.name, priority)
+        return self.status()
+
+    def delete(self, *, progress: Callable[[int], None] | None = None) -> int:
+        """Remove the batch from the ledger and all its objects from the bucket; return how many there were.
+
+        Killed midway and run again, it goes on. What runs is cancelled first.
+        """
+        self.farm.ledger.begin_delete(self.name)
+        removed = 0
+        for count in self.farm.bucket.delete_all(batch_prefix(self.name)):
+            removed += count
+            if progress is not None:
+                progress(removed)
+        self.farm.ledger.forget(self.name)
+        return removed
+
+    def _require_going(self, state: str) -> None:
+        if state not in {"opening", "open"}:
+            raise InputError(f"batch {self.name!r} is {state}; only one that is not over can be paused or resumed")
+
+    # -- questions -------------------------------------------------------------------------------------------
 
     def jobs(self, *, state: JobState | None = None) -> Iterator[JobStatus]:
         """Yield the jobs in order, or only those in one state."""
@@ -146,15 +260,17 @@ class Batch:
         """Yield a line a job, in order: its request (diffusers' names, seed resolved) joined with its receipt."""
         total = self.farm.ledger.batch(self.name).total
         for line in results.read_results(self.farm.ledger, self.farm.bucket, self.name, total):
-            job = self._manifest.job(self.name, line["index"])
+            asked = self._manifest.line(self.name, line["index"])
+            request = {name: value for name, value in asked.items() if name not in NOT_THE_REQUEST}
             # the receipt knows what the worker filled in: the native size, the model's own scheduler
-            yield {"id": job.id, **line, "request": {**job.request(), **line.get("request", {})}}
+            joined = {"id": asked.get("id"), **line, "request": {**request, **line.get("request", {})}}
+            yield {**joined, "columns": asked["columns"]} if "columns" in asked else joined
 
     def fetch(self, directory: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Fetched:
         """Download the finished pictures and write ``results.jsonl``; what is there already is left alone."""
         return fetch_batch(self.farm.bucket, self.results(), Path(directory), progress=progress)
 
     def _status_of(self, line: dict[str, Any]) -> JobStatus:
-        job = self._manifest.job(self.name, line["index"])
-        fields = {**line, "id": line["job"], "seed": job.seed, "key": image_key(self.name, line["index"])}
+        seed = self._manifest.line(self.name, line["index"]).get("seed")
+        fields = {**line, "id": line["job"], "seed": seed, "key": image_key(self.name, line["index"])}
         return JobStatus.model_validate(fields)

@@ -27,6 +27,7 @@ from latentfarm.job import PART_JOBS
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import DeleteTypeDef
 
     from latentfarm.settings import Settings
 
@@ -40,6 +41,11 @@ class MissingObjectError(UnavailableError):
 def part_of(index: int) -> int:
     """Return the number of the part that a job belongs to."""
     return index // PART_JOBS
+
+
+def batch_prefix(batch: str) -> str:
+    """Return what all keys of a batch begin with."""
+    return f"batches/{batch}/"
 
 
 def header_key(batch: str) -> str:
@@ -152,6 +158,21 @@ class Bucket:
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
                 for entry in page.get("Contents", []):
                     yield entry["Key"]
+
+    def delete_all(self, prefix: str) -> Iterator[int]:
+        """Delete every object below a prefix, up to a thousand a request; yield how many each one took."""
+        with self._answered(prefix):
+            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
+                keys = [entry["Key"] for entry in page.get("Contents", [])]
+                if keys:
+                    self._delete(keys)
+                    yield len(keys)
+
+    def _delete(self, keys: list[str]) -> None:
+        wanted: DeleteTypeDef = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        answer = self.client.delete_objects(Bucket=self.name, Delete=wanted)
+        for refused in answer.get("Errors", [])[:1]:
+            raise UnavailableError(f"the store ({self.where}) keeps {refused.get('Key')}: {refused.get('Message')}")
 
     def check(self) -> None:
         """Ask for the bucket itself; it is read only."""

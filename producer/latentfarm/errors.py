@@ -12,6 +12,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+_TOLD_REASONS = 10
+
 
 class LatentfarmError(Exception):
     """Base of every error that latentfarm raises on purpose; its text is meant for the user."""
@@ -24,19 +28,39 @@ class InputError(LatentfarmError):
 
 
 class InvalidRowsError(InputError):
-    """Rows of a prompt file are wrong; nothing was enqueued.
+    """Rows of a prompt file are wrong.
 
-    ``problems`` holds the first ones as text, ``total`` how many there are.
+    ``problems`` holds the first ones as text, ``total`` how many there are, ``reasons`` counts them by reason;
+    ``outcome`` says what became of the batch.
     """
 
-    def __init__(self, problems: list[str], total: int) -> None:
+    def __init__(
+        self,
+        problems: list[str],
+        total: int,
+        *,
+        reasons: Mapping[str, int] | None = None,
+        outcome: str = "nothing was enqueued",
+    ) -> None:
         self.problems = problems
         self.total = total
+        self.reasons = dict(reasons or {})
         lines = list(problems)
         if total > len(problems):
             lines.append(f"... and {total - len(problems)} more")
         noun = "problem" if total == 1 else "problems"
-        super().__init__("\n".join([*lines, f"{total} {noun}; nothing was enqueued"]))
+        super().__init__("\n".join([*lines, f"{total} {noun}{counted(self.reasons)}; {outcome}"]))
+
+
+def counted(reasons: Mapping[str, int]) -> str:
+    """Return the counts by reason in brackets, the most frequent first; nothing where there is but one problem."""
+    if sum(reasons.values()) < 2:
+        return ""
+    ordered = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
+    told = [f"{reason}: {count}" for reason, count in ordered[:_TOLD_REASONS]]
+    if len(ordered) > _TOLD_REASONS:
+        told.append(f"{len(ordered) - _TOLD_REASONS} other reasons")
+    return f" ({', '.join(told)})"
 
 
 class UnavailableError(LatentfarmError):

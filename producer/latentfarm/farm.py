@@ -10,11 +10,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from celery import Celery
@@ -22,14 +19,14 @@ from celery import Celery
 from latentfarm import doorbell
 from latentfarm.batch import Batch
 from latentfarm.bucket import Bucket
-from latentfarm.errors import InputError
-from latentfarm.job import Defaults, Job, check_batch_name, check_model_alias, jobs_of
+from latentfarm.expansion import Expansion
+from latentfarm.job import check_batch_name
 from latentfarm.ledger import Ledger
-from latentfarm.manifest import Digest, Header, read_header, write_manifest
-from latentfarm.prompts import PlacedRow, Problem, check_all, check_defaults, read_file, read_rows
+from latentfarm.prompts import ReadOptions, SourceLike, check_defaults, open_source
 from latentfarm.settings import DEFAULT_MODEL, Settings
+from latentfarm.submission import Request, Rules, Submission, check
 
-Source = str | Path | Iterable[str | dict[str, Any]]
+_PLAIN_RULES, _PLAIN_READING, _NO_EXPANSION = Rules(), ReadOptions(), Expansion.parse()
 
 
 class Farm:
@@ -51,62 +48,78 @@ class Farm:
 
     def submit(
         self,
-        source: Source,
+        source: SourceLike,
         *,
         batch: str | None = None,
         model: str = DEFAULT_MODEL,
-        priority: int = 0,
-        progress: Callable[[int, int], None] | None = None,
+        rules: Rules = _PLAIN_RULES,
+        expansion: Expansion = _NO_EXPANSION,
+        reading: ReadOptions = _PLAIN_READING,
+        progress: Callable[[int], None] | None = None,
         **defaults: Any,
     ) -> Batch:
-        """Check every row, store the manifest, open the batch and ring the doorbell.
+        """Number the rows, store them in parts, let workers lease each part as it is stored, ring the doorbell.
 
         Args:
-            source: a prompt file's path, or prompts, or dictionaries in diffusers' parameter names.
+            source: a prompt file's path, ``-`` for standard input, ``s3://bucket/key``, or prompts and dictionaries
+                in diffusers' parameter names.
             batch: the batch's name; by default made of the file's name and its content, so that submitting
                 the same file with the same options again finds the batch instead of making another.
             model: the alias under which workers serve the model.
-            priority: batches of a higher one are leased first.
-            progress: called with (jobs stored, jobs in all).
+            rules: priority, canary, failure budget, webhook and how wrong rows are met.
+            expansion: sweeps and dynamic prompts.
+            reading: which columns are read, and the format where the name does not tell it.
+            progress: called with the number of jobs that can be leased.
             defaults: what a row leaves open, such as ``num_inference_steps=30``.
 
         Raises:
-            InvalidRowsError: some rows are wrong; nothing was enqueued.
+            InvalidRowsError: some rows are wrong (in a large file: too many); it says what became of the batch.
             InputError: an option is wrong, or the name belongs to another batch.
         """
-        check_model_alias(model)
-        filled = check_defaults(defaults)
-        where, rows = _repeatable(source)
-        check_all(rows(), where=where)
-        name = check_batch_name(batch) if batch else _name_for(where, rows(), model, filled)
-        digest = Digest(model)
-        for job in _jobs(rows(), name, filled):
-            digest.add(job)
-        header = Header(batch=name, model=model, total=digest.total, digest=digest.hexdigest(), priority=priority)
-        self._store(header, _jobs(rows(), name, filled), progress)
-        self.ring(model)
-        return Batch(self, name)
+        request = self.request(source, model=model, expansion=expansion, reading=reading, **defaults)
+        check(request, rules)
+        return self.enqueue(request, rules, batch=batch, progress=progress)
 
-    def _store(self, header: Header, jobs: Iterator[Job], progress: Callable[[int, int], None] | None) -> None:
-        asked = read_header(self.bucket, header.batch)
-        if asked is not None and asked.digest != header.digest:
-            raise InputError(
-                f"batch {header.batch!r} lies in the bucket with other content (its digest is {asked.digest[:12]}, "
-                f"yours {header.digest[:12]}); choose another --batch name"
-            )
-        self.ledger.reserve(
-            header.batch,
-            digest=header.digest,
-            model=header.model,
-            total=header.total,
-            priority=header.priority,
-        )
-        if asked is None:
-            for stored in write_manifest(self.bucket, header, jobs):
-                if progress is not None:
-                    progress(stored, header.total)
-        # only now may a worker see the batch: its manifest is whole
-        self.ledger.open(header.batch)
+    def request(
+        self,
+        source: SourceLike,
+        *,
+        model: str = DEFAULT_MODEL,
+        expansion: Expansion = _NO_EXPANSION,
+        reading: ReadOptions = _PLAIN_READING,
+        **defaults: Any,
+    ) -> Request:
+        """Return what ``submit`` would hand in; nothing is read yet but what is needed to know the source.
+
+        Raises:
+            InputError: the source cannot be read, or an option is wrong.
+        """
+        opened = open_source(source, reading, client=self.bucket.client)
+        return Request(opened, model, check_defaults(defaults), expansion, reading)
+
+    def enqueue(
+        self,
+        request: Request,
+        rules: Rules = _PLAIN_RULES,
+        *,
+        batch: str | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Batch:
+        """Hand in a request that was checked; see ``submit``."""
+        rung = False
+
+        def stored(jobs: int) -> None:
+            nonlocal rung
+            if not rung:
+                # the first part wakes the workers; they ring for each other from there on
+                rung = self.ring(request.model) > 0
+            if progress is not None:
+                progress(jobs)
+
+        submission = Submission(self.ledger, self.bucket, request, rules, batch=batch, on_stored=stored)
+        submission.run()
+        self.ring(request.model)
+        return Batch(self, submission.batch, rejected=submission.found.reasons)
 
     def ring(self, model: str) -> int:
         """Wake workers of the model, as far as jobs wait; return how many doorbells were sent."""
@@ -124,32 +137,3 @@ class Farm:
         """
         self.ledger.batch(check_batch_name(name))
         return Batch(self, name)
-
-
-def _repeatable(source: Source) -> tuple[str, Callable[[], Iterator[PlacedRow | Problem]]]:
-    """Return the source's name and a function that reads it from its beginning."""
-    if isinstance(source, str | Path):
-        path = Path(source)
-        return path.name, lambda: read_file(path)
-    rows = list(source)
-    return "rows", lambda: read_rows(rows)
-
-
-def _jobs(rows: Iterable[PlacedRow | Problem], batch: str, defaults: Defaults) -> Iterator[Job]:
-    index = 0
-    for number, found in enumerate(rows):
-        if isinstance(found, Problem):
-            # the whole file was good a moment ago
-            raise InputError(f"{found.text}\nthe file changed while it was read; submit it again")
-        jobs = jobs_of(found.row.with_defaults(defaults), batch=batch, row_number=number, first_index=index)
-        yield from jobs
-        index += len(jobs)
-
-
-def _name_for(where: str, rows: Iterable[PlacedRow | Problem], model: str, defaults: Defaults) -> str:
-    content = hashlib.sha256(f"{model}\n{defaults.model_dump_json()}\n".encode())
-    for found in rows:
-        if isinstance(found, PlacedRow):
-            content.update(found.row.model_dump_json().encode() + b"\n")
-    slug = re.sub(r"[^a-z0-9]+", "-", Path(where).stem.lower()).strip("-")[:40].rstrip("-") or "batch"
-    return f"{slug}-{content.hexdigest()[:8]}"

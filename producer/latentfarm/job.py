@@ -59,6 +59,10 @@ ALLOWED_MOVES = frozenset(
         (JobState.LEASED, JobState.PENDING),  # release, or a lease that ran out
         (JobState.LEASED, JobState.DONE),  # commit
         (JobState.LEASED, JobState.FAILED),  # fail, or the last attempt was lost
+        (JobState.PENDING, JobState.FAILED),  # a wrong row of a streamed submission
+        (JobState.FAILED, JobState.PENDING),  # retry
+        (JobState.PENDING, JobState.CANCELLED),  # cancel
+        (JobState.LEASED, JobState.CANCELLED),  # cancel
     }
 )
 
@@ -151,6 +155,10 @@ class Defaults(BaseModel):
         None
     )
 
+    def given(self) -> dict[str, Any]:
+        """Return the fields that are not left open, in the order of their declaration."""
+        return {name: value for name, value in self.__dict__.items() if value is not None}
+
 
 class Row(Defaults):
     """One row of a prompt file, in diffusers' parameter names; ``id`` is the client's own name for it.
@@ -161,11 +169,6 @@ class Row(Defaults):
     prompt: Prompt
     id: ClientId | None = None
     columns: Columns | None = None
-
-    def with_defaults(self, defaults: Defaults) -> Row:
-        """Fill what the row leaves open from the batch's ``defaults``."""
-        own = self.model_dump(exclude_none=True)
-        return Row.model_construct(**{**defaults.model_dump(exclude_none=True), **own})
 
 
 class Job(BaseModel):
@@ -213,24 +216,6 @@ def seed_for(batch: str, index: int) -> int:
     """Return the seed, 0 to 2**32 - 1, of a job that names none: it depends on the batch and the index only."""
     digest = hashlib.blake2b(f"{batch}/{index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest)
-
-
-def jobs_of(row: Row, *, batch: str, row_number: int, first_index: int) -> list[Job]:
-    """Return the jobs that a row (defaults already filled in) stands for: one an image, seeds s, s+1, ..."""
-    fields = row.model_dump(exclude_none=True)
-    images = fields.pop("num_images_per_prompt", 1)
-    seed = fields.pop("seed", seed_for(batch, first_index))
-    return [
-        Job.model_construct(
-            _fields_set=None,
-            batch=batch,
-            index=first_index + offset,
-            row=row_number,
-            seed=(seed + offset) % (MAX_SEED + 1),
-            **fields,
-        )
-        for offset in range(images)
-    ]
 
 
 def check_batch_name(name: str) -> str:

@@ -7,11 +7,23 @@ import json
 from collections.abc import Iterable
 from typing import Any
 
+# made once: json.dumps makes a new one at each call that asks for its own separators
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+
+
+def dump_line(fields: dict[str, Any]) -> str:
+    """Return the object as one line, its end included."""
+    return _encode(fields) + "\n"
+
+
+def compress(lines: bytes) -> bytes:
+    """Return the lines gzipped."""
+    return gzip.compress(lines, compresslevel=6, mtime=0)
+
 
 def pack(lines: Iterable[dict[str, Any]]) -> bytes:
     """Return the objects as gzipped JSON lines."""
-    text = "".join(json.dumps(line, ensure_ascii=False, separators=(",", ":")) + "\n" for line in lines)
-    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
+    return compress("".join(map(dump_line, lines)).encode())
 
 
 def unpack(body: bytes) -> list[dict[str, Any]]:

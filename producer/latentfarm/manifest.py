@@ -1,11 +1,15 @@
-"""The manifest: what was asked, in parts of a thousand jobs, immutable, and the only place where prompts are stored."""
+"""The manifest: what was asked, in parts of a thousand jobs, immutable, and the only place where prompts are stored.
+
+A row of the prompt file that was wrong has its jobs' place too, with what was wrong instead of a prompt, so that every
+job's index depends on the file only.
+"""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
@@ -13,12 +17,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentfarm.bucket import Bucket, MissingObjectError, header_key, manifest_key, part_of
 from latentfarm.errors import InputError
-from latentfarm.job import PART_JOBS, Job
-from latentfarm.jsonl import pack, unpack
+from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_SEED, PART_JOBS, Defaults, Job, Row, seed_for
+from latentfarm.jsonl import compress, dump_line, unpack
+
+#: the error code of a job whose row was wrong
+INVALID_ROW = "invalid_row"
+#: what a line holds beside what the picture depends on
+NOT_THE_REQUEST = frozenset({"index", "row", "id", "columns", "trace", "invalid"})
 
 
 class Header(BaseModel):
-    """``batch.json``: written after the last part, so its presence says that the manifest is whole."""
+    """``batch.json``: written after the last part, so its presence says that the manifest is whole.
+
+    ``digest`` tells the submission (its file and options), ``chain`` the content of its parts.
+    """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -26,53 +38,89 @@ class Header(BaseModel):
     model: str
     total: int
     digest: str
+    chain: str
     priority: int = 0
 
 
-class Digest:
-    """A running sha256 over a batch's model and jobs: the same file, options and name give the same digest."""
+@dataclass(frozen=True)
+class Part:
+    """Up to a thousand numbered jobs: ``lines`` as they will be stored, ``wrong`` the errors of wrong rows by index.
 
-    def __init__(self, model: str) -> None:
-        self._hash = hashlib.sha256(model.encode())
+    ``chain`` is the digest of this part and all before it.
+    """
+
+    number: int
+    first: int
+    total: int
+    lines: bytes
+    chain: str
+    wrong: dict[int, dict[str, str]] = field(default_factory=dict)
+
+    def store(self, bucket: Bucket, batch: str) -> None:
+        """Put the part; doing so again puts the same bytes."""
+        bucket.put(manifest_key(batch, self.number), compress(self.lines), content_type="application/gzip")
+
+
+class PartWriter:
+    """Numbers the jobs that rows stand for and gathers them to parts; it holds one part at a time."""
+
+    def __init__(self, batch: str, defaults: Defaults) -> None:
+        self._batch = batch
+        # written down in full: a manifest must not change its meaning with a later version's defaults
+        own = {"negative_prompt": "", "num_inference_steps": DEFAULT_STEPS, "guidance_scale": DEFAULT_GUIDANCE}
+        self._defaults = {**own, **defaults.given()}
+        self._lines: list[str] = []
+        self._wrong: dict[int, dict[str, str]] = {}
+        self._chain = ""
+        self._part = 0
         self.total = 0
 
-    def add(self, job: Job) -> None:
-        """Take in the next job."""
+    def add(self, row: Row, row_number: int) -> Iterator[Part]:
+        """Take in a row: one job an image, seeds s, s+1, ...; yield the parts that it filled."""
+        fields = {**self._defaults, **row.given()}
+        images = fields.pop("num_images_per_prompt", 1)
+        seed = fields.pop("seed", None)
+        if seed is None:
+            seed = seed_for(self._batch, self.total)
+        for offset in range(images):
+            line = {"index": self.total, "row": row_number, **fields, "seed": (seed + offset) % (MAX_SEED + 1)}
+            yield from self._append(line)
+
+    def add_wrong(self, message: str, row_number: int) -> Iterator[Part]:
+        """Take in a row that is wrong: one job that has failed already."""
+        error = {"code": INVALID_ROW, "message": message}
+        self._wrong[self.total] = error
+        yield from self._append({"index": self.total, "row": row_number, "invalid": error})
+
+    def rest(self) -> Iterator[Part]:
+        """Yield the last part, unless it is empty."""
+        if self._lines:
+            yield self._close()
+
+    @property
+    def chain(self) -> str:
+        """The digest of all parts so far, 64 hex digits; empty before the first."""
+        return self._chain
+
+    def _append(self, line: dict[str, Any]) -> Iterator[Part]:
+        self._lines.append(dump_line(line))
         self.total += 1
-        self._hash.update(json.dumps(_line(job), sort_keys=True).encode())
+        if len(self._lines) == PART_JOBS:
+            yield self._close()
 
-    def hexdigest(self) -> str:
-        """Return the digest so far, 64 hex digits."""
-        return self._hash.hexdigest()
+    def _close(self) -> Part:
+        lines = "".join(self._lines).encode()
+        self._chain = hashlib.sha256(self._chain.encode() + hashlib.sha256(lines).digest()).hexdigest()
+        first = self.total - len(self._lines)
+        part = Part(self._part, first, self.total, lines, self._chain, self._wrong)
+        self._lines, self._wrong = [], {}
+        self._part += 1
+        return part
 
 
-def _line(job: Job) -> dict[str, object]:
-    return job.model_dump(exclude={"batch"}, exclude_none=True)
-
-
-def write_manifest(bucket: Bucket, header: Header, jobs: Iterable[Job]) -> Iterator[int]:
-    """Write the parts, then the header; yield after each part how many jobs are stored.
-
-    Writing the same batch again puts the same bytes under the same keys, so a killed submission is simply repeated.
-    """
-    stored = 0
-    for part, group in enumerate(_batched(jobs, PART_JOBS)):
-        body = pack(_line(job) for job in group)
-        bucket.put(manifest_key(header.batch, part), body, content_type="application/gzip")
-        stored += len(group)
-        yield stored
+def write_header(bucket: Bucket, header: Header) -> None:
+    """Say that the manifest is whole."""
     bucket.put(header_key(header.batch), header.model_dump_json(indent=2).encode(), content_type="application/json")
-
-
-def _batched(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
-    group: list[Job] = []
-    for job in jobs:
-        group.append(job)
-        if len(group) == size:
-            yield group
-            group = []
-    if group:
-        yield group
 
 
 def read_header(bucket: Bucket, batch: str) -> Header | None:
@@ -98,13 +146,22 @@ class ManifestReader:
         Raises:
             InputError: the manifest has no such job, or one beyond the limits.
         """
+        line = self.line(batch, index)
+        try:
+            return Job.model_validate({**line, "batch": batch, "index": index})
+        except ValidationError as error:
+            raise InputError(f"job {batch}/{index} is not valid in the manifest: {error}") from None
+
+    def line(self, batch: str, index: int) -> dict[str, Any]:
+        """Return what is written of a job; of a wrong row's, ``invalid`` instead of a prompt.
+
+        Raises:
+            InputError: the manifest has no such job.
+        """
         lines = self._part(batch, part_of(index))
         if index % PART_JOBS >= len(lines):
             raise InputError(f"job {batch}/{index} is not in the manifest")
-        try:
-            return Job.model_validate({**lines[index % PART_JOBS], "batch": batch, "index": index})
-        except ValidationError as error:
-            raise InputError(f"job {batch}/{index} is not valid in the manifest: {error}") from None
+        return lines[index % PART_JOBS]
 
     def _part(self, batch: str, part: int) -> list[dict[str, Any]]:
         key = (batch, part)

@@ -17,11 +17,11 @@ def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
     Anyone may do it, more than once and at the same time as others: what the ledger has forgotten meanwhile is taken
     from the bucket, so every writer writes the same lines.
     """
-    total = ledger.batch(batch).total
-    indices = range(part * PART_JOBS, min((part + 1) * PART_JOBS, total))
+    record = ledger.batch(batch)
+    indices = range(part * PART_JOBS, min((part + 1) * PART_JOBS, record.total))
     lines = list(read_range(ledger, bucket, batch, indices))
     bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
-    ledger.trim(batch, part)
+    ledger.trim(batch, part, retries=record.retries)
     return len(lines)
 
 
@@ -52,12 +52,18 @@ def read_range(ledger: Ledger, bucket: Bucket, batch: str, indices: range) -> It
     records = ledger.jobs(batch, indices)
     stored: dict[int, dict[str, Any]] = {}
     # a receipt leaves the ledger only after its part lies in the bucket: asking in this order misses none
-    if any(record.state is JobState.DONE and record.receipt is None for record in records):
+    if any(_lies_elsewhere(record) for record in records):
         stored = {line["index"]: line for line in read_part(bucket, batch, indices.start // PART_JOBS)}
     for record in records:
         line = result_line(record)
         kept = stored.get(record.index)
-        yield line if kept is None or record.receipt is not None else {**line, **kept}
+        yield {**line, **kept} if kept is not None and _lies_elsewhere(record) else line
+
+
+def _lies_elsewhere(record: JobRecord) -> bool:
+    """Return whether what is to be known of an ended job has left the ledger."""
+    done = record.state is JobState.DONE and record.receipt is None
+    return done or (record.state is JobState.FAILED and record.error is None)
 
 
 def result_line(record: JobRecord) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 from tests.conftest import read_lines
 
-from latentfarm import Batch, Farm, InputError, InvalidRowsError, UnavailableError
+from latentfarm import Batch, Farm, InputError, UnavailableError
 from latentfarm.bucket import Bucket, MissingObjectError, image_key, manifest_key
 from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
 from latentfarm.errors import LatentfarmError
@@ -76,44 +76,6 @@ def test_a_forged_row_of_the_manifest_is_refused_by_the_worker_and_its_neighbour
     with pytest.raises(InputError, match="cats/0 is not valid in the manifest"):
         reader.job("cats", 0)
     assert reader.job("cats", 1).prompt == "b"
-
-
-def test_the_same_submission_again_finds_its_batch_and_renders_nothing_twice(farm: Farm) -> None:
-    first = farm.submit(["a", "b"])
-    work(farm, first)
-    again = farm.submit(["a", "b"])
-    assert again.name == first.name
-    assert again.status().done == 2
-
-
-def test_another_file_under_the_same_name_is_refused_and_changes_nothing(farm: Farm) -> None:
-    farm.submit(["a"], batch="cats")
-    before = farm.bucket.get(manifest_key("cats", 0))
-    with pytest.raises(InputError, match="other content"):
-        farm.submit(["b"], batch="cats")
-    assert farm.bucket.get(manifest_key("cats", 0)) == before
-
-
-def test_one_wrong_row_enqueues_nothing(farm: Farm) -> None:
-    with pytest.raises(InvalidRowsError, match="row 2: width 65 is not a multiple of 8; write 64 or 72"):
-        farm.submit(["a", {"prompt": "b", "width": 65}], batch="cats")
-    assert farm.ledger.redis.keys("*") == []
-    assert list(farm.bucket.keys("")) == []
-
-
-def test_a_submission_killed_before_the_end_leaves_an_opening_batch_and_is_repeated(
-    farm: Farm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def killed(_: str) -> str:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(farm.ledger, "open", killed)
-    with pytest.raises(KeyboardInterrupt):
-        farm.submit(["a", "b"], batch="cats")
-    assert farm.batch("cats").status().state == "opening"
-    monkeypatch.undo()
-    farm.submit(["a", "b"], batch="cats")
-    assert farm.batch("cats").status().state == "open"
 
 
 def test_results_join_request_and_receipt_from_ledger_and_bucket_alike(farm: Farm) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    rule,
+)
 
+from latentfarm.errors import InputError
 from latentfarm.job import ALLOWED_MOVES, TERMINAL_STATES, JobState
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.ledger import MAX_ATTEMPTS
@@ -16,6 +26,8 @@ from latentfarm.ledger.ledger import MAX_ATTEMPTS
 pytestmark = pytest.mark.integration
 
 TOTAL = 6
+#: a row that was wrong at submission: it has failed before it was ever leased
+WRONG_ROW = 4
 
 
 class LedgerMoves(RuleBasedStateMachine):
@@ -25,16 +37,74 @@ class LedgerMoves(RuleBasedStateMachine):
     @initialize()
     def open_batch(self) -> None:
         self.ledger.redis.flushall()
-        self.ledger.reserve("b", digest="d", model="m", total=TOTAL)
-        self.ledger.open("b")
+        self.ledger.reserve("b", digest="d", model="m", budget=0)
+        wrong = {WRONG_ROW: {"code": "invalid_row", "message": "w"}}
+        self.ledger.grow("b", before=0, total=TOTAL, chain="c", closed=False, wrong=wrong)
         self.states = [JobState.PENDING] * TOTAL
+        self.states[WRONG_ROW] = JobState.FAILED
         self.epochs: dict[int, int] = {}
         self.charged = [0] * TOTAL
+        self.codes = ["invalid_row"] * TOTAL
         self.highest = 0
+        self.closed = self.paused = self.cancelled = self.flushed = False
+
+    @property
+    def ended(self) -> bool:
+        return set(self.states) <= TERMINAL_STATES
+
+    @rule()
+    def close(self) -> None:
+        self.ledger.grow("b", before=TOTAL, total=TOTAL, chain="c", closed=True)
+        self.closed |= not self.cancelled
+        self.over_if_ended()
+
+    @rule()
+    def pause(self) -> None:
+        self.ledger.pause("b", "by its user")
+        self.paused |= not (self.cancelled or (self.closed and self.ended))
+
+    @rule()
+    def resume(self) -> None:
+        self.ledger.resume("b")
+        self.paused = False
+
+    @rule(dice=st.integers(0, 15))
+    def cancel(self, dice: int) -> None:
+        if dice:
+            return  # nothing happens after it, so it comes rarely
+        self.ledger.cancel("b")
+        if self.closed and self.ended:
+            return
+        self.cancelled, self.paused = True, False
+        for index, state in enumerate(self.states):
+            if state not in TERMINAL_STATES:
+                self.move(index, JobState.CANCELLED)
+        self.epochs.clear()
+
+    @rule(index=st.integers(0, TOTAL - 1))
+    def retry(self, index: int) -> None:
+        if self.cancelled:
+            with pytest.raises(InputError):
+                self.ledger.retry("b", [(index, "x")])
+            return
+        failed = self.states[index] is JobState.FAILED
+        assert self.ledger.retry("b", [(index, self.codes[index])]) == int(failed)
+        if failed:
+            self.move(index, JobState.PENDING)
+            self.charged[index], self.flushed = 0, False
+
+    @rule()
+    def flush(self) -> None:
+        if self.ledger.full_parts():
+            assert self.ledger.trim("b", 0, retries=self.ledger.batch("b").retries)
+            self.flushed = True
 
     def move(self, index: int, state: JobState) -> None:
         assert (self.states[index], state) in ALLOWED_MOVES
         self.states[index] = state
+
+    def over_if_ended(self) -> None:
+        self.paused &= not (self.closed and self.ended)
 
     def holds(self, lease: Lease) -> bool:
         return self.epochs.get(lease.index) == lease.epoch
@@ -42,7 +112,7 @@ class LedgerMoves(RuleBasedStateMachine):
     @rule(target=leases, k=st.integers(1, 4))
     def lease(self, k: int) -> Any:
         found = self.ledger.lease("m", "w", k, lease_s=1000)
-        assert len(found) == min(k, self.states.count(JobState.PENDING))
+        assert len(found) == (0 if self.paused else min(k, self.states.count(JobState.PENDING)))
         for each in found:
             assert each.epoch > self.highest
             assert each.attempts == self.charged[each.index]
@@ -57,7 +127,8 @@ class LedgerMoves(RuleBasedStateMachine):
         if self.holds(lease):
             del self.epochs[lease.index]
             self.move(lease.index, JobState.DONE)
-            assert outcome == ("full" if set(self.states) <= TERMINAL_STATES else "done")
+            self.over_if_ended()
+            assert outcome == ("full" if self.ended else "done")
         else:
             assert outcome in {"stale", "again"}
 
@@ -69,8 +140,10 @@ class LedgerMoves(RuleBasedStateMachine):
             return
         del self.epochs[lease.index]
         self.charged[lease.index] += 1
+        self.codes[lease.index] = "x"
         again = retry and self.charged[lease.index] < MAX_ATTEMPTS
         self.move(lease.index, JobState.PENDING if again else JobState.FAILED)
+        self.over_if_ended()
         assert (outcome == "retry") == again
 
     @rule(lease=consumes(leases))
@@ -94,8 +167,10 @@ class LedgerMoves(RuleBasedStateMachine):
         if held:
             del self.epochs[lease.index]
             self.charged[lease.index] += 1
+            self.codes[lease.index] = "poison"
             lost = self.charged[lease.index] >= MAX_ATTEMPTS
             self.move(lease.index, JobState.FAILED if lost else JobState.PENDING)
+            self.over_if_ended()
 
     @invariant()
     def ties_are_broken_by_index(self) -> None:
@@ -104,16 +179,24 @@ class LedgerMoves(RuleBasedStateMachine):
         for index in client.zrange("lf:again:b", 0, -1):
             client.zadd("lf:again:b", {index: 1})
 
+    def open_state(self) -> str:
+        return "open" if self.closed else "opening"
+
     @invariant()
     def the_ledger_agrees(self) -> None:
         if not hasattr(self, "states"):
             return
         assert self.ledger.states("b", 0, TOTAL) == self.states
         record = self.ledger.batch("b")
-        counted = (record.pending, record.leased, record.done, record.failed)
-        states = (JobState.PENDING, JobState.LEASED, JobState.DONE, JobState.FAILED)
-        assert counted == tuple(self.states.count(state) for state in states)
-        assert record.complete == (set(self.states) <= TERMINAL_STATES)
+        counted = (record.pending, record.leased, record.done, record.failed, record.cancelled)
+        assert counted == tuple(self.states.count(state) for state in JobState)
+        over = self.closed and self.ended and not self.cancelled
+        assert record.state == ("cancelled" if self.cancelled else "complete" if over else self.open_state())
+        assert bool(record.paused) == self.paused
+        failed = [index for index, state in enumerate(self.states) if state is JobState.FAILED]
+        assert record.errors == Counter(self.codes[index] for index in failed)
+        to_flush = (self.ended or self.cancelled) and not self.flushed
+        assert self.ledger.full_parts() == ([("b", 0)] if to_flush else [])
         assert self.ledger.redis.zcard("lf:leases") == self.ledger.redis.hlen("lf:holders") == len(self.epochs)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conftest import until
 from tests.tiny import make_tiny
 
 from latentfarm import Batch, Farm, UnavailableError
@@ -106,6 +107,30 @@ def test_a_drained_worker_gives_unfinished_jobs_back_uncharged(farm: Farm, famil
     assert [lease.attempts for lease in farm.ledger.lease("mini", "w", 2, lease_s=30)] == [0, 0]
 
 
+def test_a_cancelled_batch_frees_its_slots_before_the_next_step_but_one(farm: Farm, family: Family) -> None:
+    batch = submit(farm, 2, num_inference_steps=500)
+    with renderer(farm, family) as worker:
+        thread = Thread(target=worker.render_all)
+        thread.start()
+        until(lambda: batch.status().leased == 2)
+        batch.cancel()
+        thread.join(10)
+        assert not thread.is_alive()
+    status = batch.status()
+    assert (status.state, status.done, status.cancelled, status.leased) == ("cancelled", 0, 2, 0)
+
+
+def test_a_worker_measures_what_it_renders(farm: Farm, family: Family) -> None:
+    submit(farm, 3)
+    with renderer(farm, family) as worker:
+        worker.render_all()
+    measured = worker.meter.take()
+    assert (measured["images"], measured["pixels"], measured["work"]) == (3, 3 * 64 * 64, 3 * 64 * 64 * 3 * 2)
+    assert measured["busy_s"] > 0
+    assert measured["size_bytes"] > 3 * 64
+    assert worker.meter.take() == {}
+
+
 def test_a_step_that_breaks_costs_its_jobs_an_attempt_and_no_more(
     farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,8 +187,8 @@ def test_the_same_job_gives_the_same_file_alone_and_in_company(farm: Farm, famil
     receipts = list(batch.results())
     assert {"plan", "model_digest", "device", "dtype", "slots"} <= receipts[0].keys()
     farm.ledger.redis.flushall()
-    farm.ledger.reserve("b", digest="again", model="mini", total=6)
-    farm.ledger.open("b")
+    farm.ledger.reserve("b", digest="again", model="mini")
+    farm.ledger.grow("b", before=0, total=6, chain="c", closed=True)
     farm.ledger.redis.hset("lf:batch:b", "cursor", 5)
     with renderer(farm, family) as worker:
         assert worker.render_all() == 1

@@ -8,14 +8,11 @@ from pydantic import ValidationError
 from latentfarm.errors import InputError
 from latentfarm.job import (
     ALLOWED_MOVES,
-    MAX_SEED,
     TERMINAL_STATES,
-    Defaults,
     Job,
     JobState,
     Row,
     check_batch_name,
-    jobs_of,
     parse_job_name,
     seed_for,
 )
@@ -23,33 +20,14 @@ from latentfarm.job import (
 pytestmark = pytest.mark.unit
 
 
-def test_no_move_leads_out_of_a_terminal_state() -> None:
-    assert not {before for before, _ in ALLOWED_MOVES} & TERMINAL_STATES
-
-
-def test_a_rows_own_field_wins_over_the_batchs_default() -> None:
-    row = Row(prompt="a", width=128).with_defaults(Defaults(width=64, height=64))
-    assert (row.width, row.height) == (128, 64)
-
-
-def test_images_per_prompt_makes_that_many_jobs_with_rising_seeds() -> None:
-    jobs = jobs_of(Row(prompt="a", seed=7, num_images_per_prompt=3, id="x"), batch="b", row_number=2, first_index=5)
-    assert [(job.index, job.seed, job.row, job.id) for job in jobs] == [(5, 7, 2, "x"), (6, 8, 2, "x"), (7, 9, 2, "x")]
+def test_only_a_retry_leads_out_of_a_terminal_state() -> None:
+    assert {move for move in ALLOWED_MOVES if move[0] in TERMINAL_STATES} == {(JobState.FAILED, JobState.PENDING)}
 
 
 @given(st.text("abc", min_size=1), st.integers(0, 10**8))
-def test_a_seed_not_given_depends_on_batch_and_index_only(batch: str, index: int) -> None:
-    seeds = [
-        jobs_of(Row(prompt=prompt), batch=batch, row_number=row, first_index=index)[0].seed
-        for row, prompt in enumerate(("one", "another"))
-    ]
-    assert seeds == [seed_for(batch, index)] * 2
-    assert 0 <= seeds[0] < 2**32
-
-
-def test_the_last_seed_is_followed_by_zero() -> None:
-    jobs = jobs_of(Row(prompt="a", seed=MAX_SEED, num_images_per_prompt=2), batch="b", row_number=0, first_index=0)
-    assert [job.seed for job in jobs] == [MAX_SEED, 0]
+def test_a_seed_made_for_a_job_depends_on_batch_and_index_only(batch: str, index: int) -> None:
+    assert seed_for(batch, index) == seed_for(batch, index)
+    assert 0 <= seed_for(batch, index) < 2**32
 
 
 @pytest.mark.parametrize(
@@ -68,6 +46,12 @@ def test_the_last_seed_is_followed_by_zero() -> None:
         {"prompt": "x" * 4097},
         {"prompt": "\N{THAI CHARACTER KO KAI}" * 1366},
         {"prompt": "\ud800"},
+        {"prompt": "a\0b"},
+        {"id": "\ud800"},
+        {"columns": {"a": "\ud800"}},
+        {"columns": {"a": float("inf")}},
+        {"columns": {"a": "x" * 16_384}},
+        {"columns": {str(n): n for n in range(65)}},
         {"scheduler": "eulr"},
         {"scheduler_options": {"__class__": 1}},
         {"scheduler_options": {"a": [1]}},

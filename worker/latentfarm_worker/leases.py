@@ -1,18 +1,24 @@
-"""Keeping leases: a thread that renews them while the GPU works, and takes note of those that are lost."""
+"""Keeping leases: a thread that renews them while the GPU works, and takes note of those that are lost.
+
+The same thread listens for cancelled batches, so that their jobs stop at the next step, not at the next renewal.
+"""
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterable
 from threading import Event, Lock, Thread
 
 from latentfarm.errors import UnavailableError
-from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger import Cancellations, Lease, Ledger
 
 log = logging.getLogger(__name__)
 
 #: renewals within one lease, so that a few may fail
 _RENEWALS_PER_LEASE = 6
+#: seconds between two looks at whether to stop, and the pause after Redis did not answer
+_LISTEN_S = 0.25
 
 
 class LeaseKeeper:
@@ -21,6 +27,7 @@ class LeaseKeeper:
     def __init__(self, ledger: Ledger, *, lease_s: float) -> None:
         self._ledger = ledger
         self._lease_s = lease_s
+        self._interval_s = lease_s / _RENEWALS_PER_LEASE
         self._held: dict[str, Lease] = {}
         self._lost: set[str] = set()
         self._lock = Lock()
@@ -65,21 +72,42 @@ class LeaseKeeper:
         self._thread.join()
 
     def _renew_for_ever(self) -> None:
-        while not self._stop.wait(self._lease_s / _RENEWALS_PER_LEASE):
-            held = self.held()
-            if not held:
-                continue
-            try:
-                lost = self._ledger.renew(held, lease_s=self._lease_s)
-            except UnavailableError as error:
-                log.warning("leases were not renewed, trying again: %s", error)
-                continue
-            # a job committed a moment ago, between the question and the answer, is not lost
-            epochs = {lease.name: lease.epoch for lease in held}
-            with self._lock:
-                gone = {n for n in lost if n in self._held and self._held[n].epoch == epochs[n]}
-                self._lost |= gone
-                for name in gone:
-                    del self._held[name]
+        with self._ledger.cancellations() as cancellations:
+            due = time.monotonic() + self._interval_s
+            while not self._stop.is_set():
+                cancelled = self._listen(cancellations)
+                if time.monotonic() < due and not (cancelled and self._holds_any_of(cancelled)):
+                    continue
+                self._renew()
+                due = time.monotonic() + self._interval_s
+
+    def _listen(self, cancellations: Cancellations) -> str | None:
+        """Return the batch that was cancelled just now, if one was."""
+        try:
+            return cancellations.wait(_LISTEN_S)
+        except UnavailableError:
+            # renewing tells of it; a cancellation that is missed here shows there as a lost lease
+            self._stop.wait(_LISTEN_S)
+            return None
+
+    def _holds_any_of(self, batch: str) -> bool:
+        return any(lease.batch == batch for lease in self.held())
+
+    def _renew(self) -> None:
+        held = self.held()
+        if not held:
+            return
+        try:
+            lost = self._ledger.renew(held, lease_s=self._lease_s)
+        except UnavailableError as error:
+            log.warning("leases were not renewed, trying again: %s", error)
+            return
+        # a job committed a moment ago, between the question and the answer, is not lost
+        epochs = {lease.name: lease.epoch for lease in held}
+        with self._lock:
+            gone = {n for n in lost if n in self._held and self._held[n].epoch == epochs[n]}
+            self._lost |= gone
             for name in gone:
-                log.warning("the lease on %s is lost; it runs elsewhere", name)
+                del self._held[name]
+        for name in gone:
+            log.warning("the lease on %s is lost; it runs elsewhere, or its batch was cancelled", name)

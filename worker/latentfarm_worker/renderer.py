@@ -29,6 +29,7 @@ from latentfarm.results import flush_part
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
 from latentfarm_worker.leases import LeaseKeeper
+from latentfarm_worker.meter import Meter, work_of
 from latentfarm_worker.trace import Tracer
 
 T = TypeVar("T")
@@ -72,6 +73,7 @@ class Renderer:
         self._embed_metadata = embed_metadata
         self._manifest = ManifestReader(bucket)
         self._leases = LeaseKeeper(ledger, lease_s=lease_s)
+        self.meter = Meter()
         self._stop = Event()
         # the engine is for one thread: a second doorbell heard at once waits, then finds nothing left to do
         self._turn = Lock()
@@ -94,6 +96,7 @@ class Renderer:
 
     def _step(self) -> list[Rendered | Failed]:
         """Make one step; if it breaks, charge every job in it an attempt, so that none is leased for ever."""
+        began = time.perf_counter()
         try:
             return self._engine.step()
         except Exception as error:
@@ -104,6 +107,8 @@ class Renderer:
                     failure = JobError("render", f"{type(error).__name__}: {error}")
                     self._store_pool.submit(self._fail, lease, failure, retry=True)
             return []
+        finally:
+            self.meter.add(busy_s=time.perf_counter() - began)
 
     def stop(self) -> None:
         """Let ``render_all`` return after the step that runs now."""
@@ -177,6 +182,7 @@ class Renderer:
             if strip is not None:
                 receipt["trace"] = self._put(lease, trace_key(lease.batch, lease.index), encode_png(strip, metadata={}))
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
+            self._measure(picture, len(body))
             self._after(lease, outcome)
             self._leases.drop(lease)
         except GaveUpError:
@@ -188,6 +194,10 @@ class Renderer:
             self._leases.drop(lease)
         finally:
             self._backlog.release()
+
+    def _measure(self, picture: Rendered, size_bytes: int) -> None:
+        pixels = picture.width * picture.height
+        self.meter.add(images=1, work=work_of(picture.job, pixels=pixels), size_bytes=size_bytes, pixels=pixels)
 
     def _put(self, lease: Lease, key: str, body: bytes) -> dict[str, Any]:
         """Put an object; return what a receipt says of it."""

@@ -91,10 +91,19 @@ class Resident:
         except UnavailableError as error:
             log.warning("could not sign off: %s", error)
 
+    def _beat(self) -> int:
+        """Say that the worker lives and what it measured; return how many jobs wait."""
+        measured = self.renderer.meter.take()
+        try:
+            return self._ledger.beat(self.settings.model, self.worker, measured)
+        except UnavailableError:
+            self.renderer.meter.add(**measured)
+            raise
+
     def _keep_house(self) -> None:
         while True:
             try:
-                waiting = self._ledger.beat(self.settings.model, self.worker)
+                waiting = self._beat()
                 swept = self._ledger.sweep()
                 if swept > 0:
                     log.warning("%d leases had run out; their jobs run again", swept)

@@ -4,6 +4,8 @@
 Redis ``TIME``; nothing here knows what a picture is.
 """
 
-from latentfarm.ledger.ledger import BatchRecord, JobRecord, Lease, Ledger
+from latentfarm.ledger.connection import Cancellations
+from latentfarm.ledger.ledger import MAX_JOBS_PER_CALL, Ledger
+from latentfarm.ledger.records import BatchRecord, JobRecord, Lease, Reservation, Speed
 
-__all__ = ["BatchRecord", "JobRecord", "Lease", "Ledger"]
+__all__ = ["MAX_JOBS_PER_CALL", "BatchRecord", "Cancellations", "JobRecord", "Lease", "Ledger", "Reservation", "Speed"]

@@ -1,30 +1,46 @@
 -- Every key of the ledger. <b> is a batch, <m> a model alias, <c> a chunk of a million jobs, <p> a part of 1,000.
 --
 -- key                 type    meaning                                                   removed by
--- lf:batches          zset    every batch, by the time it was reserved (ms)             delete
--- lf:open:<m>         set     open batches of a model that are not complete             commit, fail, sweep
--- lf:batch:<b>        hash    model, total, digest, priority, weight, state, cursor,    delete
---                             counters (leased, done, failed, cancelled), epoch,
---                             served (virtual time), times in ms
--- lf:states:<b>:<c>   string  one byte a job: 0 pending 1 leased 2 done 3 failed        delete
+-- lf:batches          zset    every batch, by the time it was reserved (ms)             forget
+-- lf:open:<m>         set     batches of a model that are opening or open               finish, cancel, forget
+-- lf:batch:<b>        hash    digest, chain (digest of the parts stored so far), model, forget
+--                             state (opening, open, complete, cancelled, deleting),
+--                             paused (the reason, '' if it is not), total (jobs stored
+--                             so far; final once the state is not opening), cursor,
+--                             hold (a canary: jobs from here on wait; 0 for none),
+--                             counters (leased, done, failed, cancelled, invalid),
+--                             priority, weight, served (virtual time), epoch,
+--                             budget (share of failures that pauses it; 0 for none) and
+--                             the counters at its start (budget_done, budget_failed),
+--                             retries, webhook (URL) and webhook_*, times in ms
+-- lf:states:<b>:<c>   string  one byte a job: 0 pending 1 leased 2 done 3 failed        forget
 --                             4 cancelled; a byte that was never written is pending
--- lf:again:<b>        zset    jobs that came back, by the time from which they may run  lease
--- lf:attempts:<b>     hash    index -> charged attempts, only of jobs that had trouble  delete
--- lf:errors:<b>       hash    index -> {code, message, worker}, of the same jobs        delete
--- lf:leases           zset    "<b>/<index>" in flight, by expiry (ms)                   commit, fail, release, sweep
+--                             (in a cancelled batch: cancelled)
+-- lf:again:<b>        zset    jobs that came back, by the time from which they may run  lease, cancel
+-- lf:attempts:<b>     hash    index -> charged attempts, only of jobs that had trouble  trim, retry
+-- lf:errors:<b>       hash    index -> {code, message, worker}, of the same jobs        trim, retry
+-- lf:reasons:<b>      hash    code -> failed jobs                                       forget
+-- lf:leases           zset    "<b>/<index>" in flight, by expiry (ms)                   commit, fail, release, sweep, cancel
 -- lf:holders          hash    "<b>/<index>" -> "<epoch> <worker>"                       with lf:leases
 -- lf:results:<b>      hash    index -> receipt, until its part lies in the bucket       trim
 -- lf:parts:<b>        hash    part -> jobs of it that have ended                        trim
--- lf:flush            set     "<b>/<p>": parts whose receipts wait for the bucket       trim
+-- lf:flush            set     "<b>/<p>": parts whose receipts wait for the bucket       trim, retry
 -- lf:pace:<b>:<slot>  string  jobs done in ten seconds; the measured rate               expiry, 3 minutes
 -- lf:workers:<m>      zset    workers of a model, by the time last seen (ms)            beat
+-- lf:speed:<m>        hash    what all workers of a model measured: images, work,       nobody: one small key a model
+--                             busy_s, bytes, pixels
 -- lf:sweeper          string  held by the one worker that sweeps now                    expiry, 2 seconds
+-- lf:webhooks         zset    batch whose completion is to be told, by the due time     webhook_settle
+--
+-- Channel lf:cancelled: the names of batches, as they are cancelled; a worker that misses one learns it from `renew`.
 --
 -- Time is Redis TIME, never a caller's clock. Each script is atomic; this file is put before each.
 
 local PENDING, LEASED, DONE, FAILED, CANCELLED = 0, 1, 2, 3, 4
 local CHUNK, PART = 1000000, 1000
 local PACE_SLOT_MS, PACE_KEEP_S = 10000, 180
+-- the failure budget: this many failures with no success, or more than a share after this many have ended
+local BUDGET_FIRST, BUDGET_AFTER = 50, 500
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -56,6 +72,8 @@ local function split(name)
   return batch, tonumber(index)
 end
 
+local function part_size(part, total) return math.min(PART, total - part * PART) end
+
 -- The epoch and the worker of the lease on a job, or nil
 local function holder(name)
   local value = redis.call('HGET', 'lf:holders', name)
@@ -70,30 +88,68 @@ local function drop_lease(batch, name)
   redis.call('HINCRBY', batch_key(batch), 'leased', -1)
 end
 
--- A job reached a terminal state: count it, close its part and perhaps its batch. Returns 1 if the part is full.
-local function finish(batch, index, counter, now)
-  local key = batch_key(batch)
-  redis.call('HINCRBY', key, counter, 1)
-  redis.call('HSET', key, 'last_ms', now)
-  local facts = redis.call('HMGET', key, 'total', 'done', 'failed', 'cancelled', 'model')
-  local total = tonumber(facts[1])
-  if tonumber(facts[2]) + tonumber(facts[3]) + tonumber(facts[4]) == total then
-    redis.call('HSET', key, 'state', 'complete', 'completed_ms', now)
-    redis.call('SREM', 'lf:open:' .. facts[5], batch)
+-- Nothing more will happen in the batch: tell its webhook, if it has one
+local function announce(batch, now)
+  local url = redis.call('HGET', batch_key(batch), 'webhook')
+  if url and url ~= '' then
+    redis.call('ZADD', 'lf:webhooks', now, batch)
+    redis.call('HSET', batch_key(batch), 'webhook_state', 'due', 'webhook_attempts', 0, 'webhook_error', '')
   end
-  local part = math.floor(index / PART)
-  local ended = redis.call('HINCRBY', 'lf:parts:' .. batch, text(part), 1)
-  if ended == math.min(PART, total - part * PART) then
+end
+
+-- The batch is complete once all of a closed manifest has ended; a canary's batch pauses once all it may run has.
+local function settle(batch, now)
+  local key = batch_key(batch)
+  local f = redis.call('HMGET', key, 'state', 'total', 'done', 'failed', 'cancelled', 'model', 'hold', 'cursor', 'leased')
+  if f[1] == 'open' and tonumber(f[3]) + tonumber(f[4]) + tonumber(f[5]) == tonumber(f[2]) then
+    redis.call('HSET', key, 'state', 'complete', 'paused', '', 'completed_ms', now)
+    redis.call('SREM', 'lf:open:' .. f[6], batch)
+    announce(batch, now)
+  elseif f[7] ~= '0' and tonumber(f[8]) >= tonumber(f[7]) and f[9] == '0'
+    and redis.call('ZCARD', 'lf:again:' .. batch) == 0 then
+    redis.call('HSET', key, 'paused', 'canary: the first ' .. f[7] .. ' jobs have ended')
+  end
+end
+
+-- `count` jobs of a part reached a terminal state: count them. Returns 1 if that made the part full.
+local function finish(batch, part, count, counter, now)
+  local key = batch_key(batch)
+  redis.call('HINCRBY', key, counter, count)
+  redis.call('HSET', key, 'last_ms', now)
+  settle(batch, now)
+  local ended = redis.call('HINCRBY', 'lf:parts:' .. batch, text(part), count)
+  if ended == part_size(part, tonumber(redis.call('HGET', key, 'total'))) then
     redis.call('SADD', 'lf:flush', job_name(batch, part))
     return 1
   end
   return 0
 end
 
+-- Pause a batch that fails more than its budget allows. Wrong rows are not counted: they have a limit of their own.
+local function spend_budget(batch)
+  local key = batch_key(batch)
+  local f = redis.call('HMGET', key, 'budget', 'done', 'failed', 'invalid', 'budget_done', 'budget_failed', 'paused')
+  local share = tonumber(f[1])
+  local done, failed = tonumber(f[2]) - tonumber(f[5]), tonumber(f[3]) - tonumber(f[4]) - tonumber(f[6])
+  if share == 0 or f[7] ~= '' then return end
+  local hopeless = done == 0 and failed >= BUDGET_FIRST
+  if hopeless or (done + failed >= BUDGET_AFTER and failed > share * (done + failed)) then
+    local reasons = {}
+    local counts = redis.call('HGETALL', 'lf:reasons:' .. batch)
+    for at = 1, #counts, 2 do reasons[#reasons + 1] = counts[at] .. ' ' .. counts[at + 1] end
+    table.sort(reasons)
+    redis.call('HSET', key, 'paused', 'failure budget: ' .. text(failed) .. ' failed and ' .. text(done)
+      .. ' done (' .. table.concat(reasons, ', ') .. ')')
+  end
+end
+
 local function record_failure(batch, index, error, now)
   set_state(batch, index, FAILED)
   redis.call('HSET', 'lf:errors:' .. batch, text(index), error)
-  return finish(batch, index, 'failed', now)
+  redis.call('HINCRBY', 'lf:reasons:' .. batch, cjson.decode(error).code, 1)
+  local full = finish(batch, math.floor(index / PART), 1, 'failed', now)
+  spend_budget(batch)
+  return full
 end
 
 -- Give a leased job back, to run again from a time on
@@ -103,13 +159,37 @@ local function give_back(batch, index, name, from_ms)
   redis.call('ZADD', 'lf:again:' .. batch, from_ms, text(index))
 end
 
--- The jobs of a model's open batches that wait to be leased
+-- Whether jobs of the batch may be leased, and up to which index, given state, paused, total and hold
+local function leasable_until(state, paused, total, hold)
+  if paused ~= '' or (state ~= 'open' and state ~= 'opening') then return nil end
+  if hold ~= '0' then return math.min(tonumber(total), tonumber(hold)) end
+  return tonumber(total)
+end
+
+-- A batch that had nothing to lease begins beside its peers: neither behind work done long ago nor ahead of everybody
+local function catch_up(batch, model)
+  local least
+  for _, peer in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
+    if peer ~= batch then
+      local f = redis.call('HMGET', batch_key(peer), 'state', 'paused', 'total', 'hold', 'cursor', 'served')
+      local limit = leasable_until(f[1], f[2], f[3], f[4])
+      local busy = limit and (tonumber(f[5]) < limit or redis.call('ZCARD', 'lf:again:' .. peer) > 0)
+      if busy and (not least or tonumber(f[6]) < least) then least = tonumber(f[6]) end
+    end
+  end
+  if least and least > tonumber(redis.call('HGET', batch_key(batch), 'served')) then
+    redis.call('HSET', batch_key(batch), 'served', tostring(least))
+  end
+end
+
+-- The jobs of a model's batches that wait to be leased
 local function waiting_jobs(model)
   local waiting = 0
   for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
-    local f = redis.call('HMGET', batch_key(batch), 'state', 'cursor', 'total')
-    if f[1] == 'open' then
-      waiting = waiting + tonumber(f[3]) - tonumber(f[2]) + redis.call('ZCARD', 'lf:again:' .. batch)
+    local f = redis.call('HMGET', batch_key(batch), 'state', 'paused', 'total', 'hold', 'cursor')
+    local limit = leasable_until(f[1], f[2], f[3], f[4])
+    if limit then
+      waiting = waiting + math.max(0, limit - tonumber(f[5])) + redis.call('ZCARD', 'lf:again:' .. batch)
     end
   end
   return waiting

@@ -1,19 +1,47 @@
--- A job's image lies in the bucket. ARGV: name, epoch, receipt.
--- Returns 'done', 'full' (done, and with it its part), 'again' (this very commit came before) or 'stale'.
-local name, epoch = ARGV[1], tonumber(ARGV[2])
-local batch, index = split(name)
-if holder(name) ~= epoch then
-  -- the answer to a first try may have been lost on the way: the same epoch committing twice is no conflict
-  local receipt = redis.call('HGET', 'lf:results:' .. batch, text(index))
-  if receipt and cjson.decode(receipt).epoch == epoch then return 'again' end
-  return 'stale'
-end
+-- Images lie in the bucket. ARGV: name, epoch and receipt of each. Returns for each
+-- 'done', 'full' (done, and with it its part), 'again' (this very commit came before) or 'stale'.
 local now = now_ms()
-drop_lease(batch, name)
-set_state(batch, index, DONE)
-redis.call('HSET', 'lf:results:' .. batch, text(index), ARGV[3])
-local pace = 'lf:pace:' .. batch .. ':' .. text(math.floor(now / PACE_SLOT_MS))
-redis.call('INCR', pace)
-redis.call('EXPIRE', pace, PACE_KEEP_S)
-if finish(batch, index, 'done', now) == 1 then return 'full' end
-return 'done'
+local outcomes, leases, parts, order = {}, {}, {}, {}
+
+-- The answer to a first try may have been lost on the way: the same epoch committing twice is no conflict
+local function came_before(batch, index, epoch)
+  local receipt = redis.call('HGET', 'lf:results:' .. batch, text(index))
+  return receipt and cjson.decode(receipt).epoch == epoch
+end
+
+local function commit(at, name, epoch, receipt)
+  local batch, index = split(name)
+  -- a name twice in one call is held by its first entry only
+  if holder(name) ~= epoch or leases[name] then
+    return (leases[name] or came_before(batch, index, epoch)) and 'again' or 'stale'
+  end
+  leases[name], leases[#leases + 1] = true, name
+  set_state(batch, index, DONE)
+  redis.call('HSET', 'lf:results:' .. batch, text(index), receipt)
+  local part = job_name(batch, math.floor(index / PART))
+  if not parts[part] then
+    parts[part] = { count = 0 }
+    order[#order + 1] = part
+  end
+  parts[part].count = parts[part].count + 1
+  parts[part].last = at
+  return 'done'
+end
+
+for at = 1, #ARGV, 3 do
+  outcomes[#outcomes + 1] = commit(#outcomes + 1, ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2])
+end
+if #leases > 0 then
+  redis.call('ZREM', 'lf:leases', unpack(leases))
+  redis.call('HDEL', 'lf:holders', unpack(leases))
+end
+for _, name in ipairs(order) do
+  local batch, part = split(name)
+  local count = parts[name].count
+  redis.call('HINCRBY', batch_key(batch), 'leased', -count)
+  local pace = 'lf:pace:' .. batch .. ':' .. text(math.floor(now / PACE_SLOT_MS))
+  redis.call('INCRBY', pace, count)
+  redis.call('EXPIRE', pace, PACE_KEEP_S)
+  if finish(batch, part, count, 'done', now) == 1 then outcomes[parts[name].last] = 'full' end
+end
+return outcomes

@@ -3,93 +3,40 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, cast
 
 import redis
 
-from latentfarm.errors import InputError, UnavailableError
+from latentfarm.errors import InputError
 from latentfarm.job import JobState
+from latentfarm.ledger.connection import Cancellations, reachable
+from latentfarm.ledger.records import (
+    BatchRecord,
+    CommitOutcome,
+    FailOutcome,
+    JobRecord,
+    Lease,
+    Reservation,
+    Speed,
+    batch_record,
+    job_record,
+    text,
+)
 from latentfarm.ledger.scripts import Scripts
 
 CHUNK_JOBS = 1_000_000
 #: a job that lost its worker this often has failed
 MAX_ATTEMPTS = 3
+#: jobs in one lease, commit or retry: a script's arguments have their limit
+MAX_JOBS_PER_CALL = 1_000
+#: the share of failures, after the first 500 jobs, that pauses a batch
+DEFAULT_BUDGET = 0.1
 _SWEEP_LIMIT = 1_000
 _SWEEP_LOCK_MS = 2_000
 _WORKER_FORGOTTEN_MS = 60_000
 _WORKER_ALIVE_MS = 15_000
 _PACE_SLOT_MS, _PACE_SLOTS = 10_000, 12
-
-CommitOutcome = Literal["done", "full", "again", "stale"]
-FailOutcome = Literal["failed", "full", "retry", "stale"]
-
-
-@dataclass(frozen=True)
-class Lease:
-    """A worker's right to render one job. ``epoch`` rises with every lease of the batch."""
-
-    batch: str
-    index: int
-    epoch: int
-    attempts: int
-
-    @property
-    def name(self) -> str:
-        """The job's id, ``<batch>/<index>``."""
-        return f"{self.batch}/{self.index}"
-
-
-@dataclass(frozen=True)
-class BatchRecord:
-    """What the ledger knows of a batch. Times are milliseconds of Redis ``TIME``, 0 where not reached."""
-
-    name: str
-    model: str
-    digest: str
-    state: str
-    total: int
-    leased: int
-    done: int
-    failed: int
-    cancelled: int
-    priority: int
-    first_ms: int = 0
-    last_ms: int = 0
-    images_per_s: float | None = field(default=None)
-
-    @property
-    def pending(self) -> int:
-        """Jobs that wait for a lease."""
-        return self.total - self.leased - self.done - self.failed - self.cancelled
-
-    @property
-    def complete(self) -> bool:
-        """Whether every job has ended."""
-        return self.state == "complete"
-
-
-@dataclass(frozen=True)
-class JobRecord:
-    """What the ledger knows of a job; ``receipt`` is None once its part was flushed to the bucket."""
-
-    batch: str
-    index: int
-    state: JobState
-    attempts: int
-    worker: str | None
-    error: dict[str, str] | None
-    receipt: dict[str, Any] | None
-
-
-@contextmanager
-def _reachable(where: str) -> Iterator[None]:
-    try:
-        yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.AuthenticationError) as error:
-        raise UnavailableError(f"Redis at {where} cannot be used: {error}") from error
 
 
 class Ledger:
@@ -114,57 +61,132 @@ class Ledger:
     # -- a batch's life --------------------------------------------------------------------------------------
 
     def reserve(
-        self, batch: str, *, digest: str, model: str, total: int, priority: int = 0, weight: int = 1
-    ) -> Literal["new", "same"]:
-        """Take the batch's name; ``same`` when this very batch was reserved before.
+        self,
+        batch: str,
+        *,
+        digest: str,
+        model: str,
+        priority: int = 0,
+        weight: int = 1,
+        budget: float = DEFAULT_BUDGET,
+        hold: int = 0,
+        webhook: str = "",
+    ) -> Reservation:
+        """Take the batch's name, or find who has it.
 
-        Raises:
-            InputError: the name belongs to another batch.
+        Args:
+            batch: the name.
+            digest: what tells this batch from any other of its name.
+            model: the alias of its model.
+            priority: batches of a higher one are leased first.
+            weight: its share among batches of one priority.
+            budget: the share of failures that pauses it, 0 for none.
+            hold: the jobs from this index on wait for ``resume``; 0 for none.
+            webhook: the URL that is told of its completion, or empty.
         """
-        with _reachable(self.where):
-            answer = _text(self._scripts.reserve(args=[batch, digest, model, total, priority, weight]))
-        if answer not in {"new", "same"}:
-            raise InputError(
-                f"batch {batch!r} exists with other content (its digest is {answer[:12]}, yours {digest[:12]}); "
-                "choose another --batch name"
-            )
-        return cast("Literal['new', 'same']", answer)
+        args = [batch, digest, model, priority, weight, budget, hold, webhook]
+        with reachable(self.where):
+            answer, state, stored, chain = self._scripts.reserve(args=args)
+        holder = text(answer) if text(answer) not in {"new", "same"} else digest
+        return Reservation(digest=holder, state=text(state), stored=int(stored), chain=text(chain))
 
-    def open(self, batch: str) -> str:
-        """Let workers lease the jobs of a reserved batch; return the batch's state."""
-        with _reachable(self.where):
-            state = _text(self._scripts.open(args=[batch]))
-        if not state:
-            raise InputError(f"batch {batch!r} is not known")
-        return state
+    def grow(
+        self,
+        batch: str,
+        *,
+        before: int,
+        total: int,
+        chain: str,
+        closed: bool,
+        wrong: Mapping[int, dict[str, str]] | None = None,
+    ) -> str:
+        """Let workers lease the jobs ``before`` to ``total - 1``, whose part lies in the bucket; return the state.
+
+        ``wrong`` are those of them that have failed before they began, with their error. ``closed`` says that no more
+        jobs come. The state is ``elsewhere`` when another submission of the batch has come further.
+        """
+        args: list[Any] = [batch, before, total, chain, int(closed)]
+        for index, error in (wrong or {}).items():
+            args += [index, json.dumps(error, ensure_ascii=False)]
+        return self._known(batch, self._scripts.grow, args)
+
+    def pause(self, batch: str, reason: str) -> str:
+        """Lease no more jobs of the batch; return its state."""
+        return self._known(batch, self._scripts.pause, [batch, reason])
+
+    def resume(self, batch: str) -> str:
+        """Let the batch go on; return its state."""
+        return self._known(batch, self._scripts.resume, [batch])
+
+    def cancel(self, batch: str) -> str:
+        """End the batch: nothing more of it is leased, and every lease on it is lost; return its state before."""
+        return self._known(batch, self._scripts.cancel, [batch])
+
+    def set_priority(self, batch: str, priority: int) -> str:
+        """Let the batch run before all of a lower priority; return its state."""
+        return self._known(batch, self._scripts.priority, [batch, priority])
+
+    def retry(self, batch: str, failed: Sequence[tuple[int, str]]) -> int:
+        """Let failed jobs, given as (index, error code), run again; return how many do."""
+        args: list[Any] = [batch]
+        for index, code in failed:
+            args += [index, code]
+        with reachable(self.where):
+            retried = int(self._scripts.retry(args=args))
+        if retried < 0:
+            raise InputError(f"batch {batch!r} is {self.batch(batch).state}; its jobs cannot run again")
+        return retried
+
+    def begin_delete(self, batch: str) -> None:
+        """Make sure that nobody works on the batch any more."""
+        self.cancel(batch)
+        self._known(batch, self._scripts.deleting, [batch])
+
+    def forget(self, batch: str) -> None:
+        """Remove every trace of a batch whose objects are gone."""
+        with reachable(self.where):
+            self._scripts.forget(args=[batch])
+
+    def _known(self, batch: str, script: Any, args: list[Any]) -> str:
+        with reachable(self.where):
+            answer = text(script(args=args))
+        if not answer:
+            raise _unknown(batch)
+        return answer
 
     # -- a job's life ----------------------------------------------------------------------------------------
 
     def lease(self, model: str, worker: str, k: int, *, lease_s: float) -> list[Lease]:
-        """Lease up to ``k`` jobs of the model."""
-        with _reachable(self.where):
-            found = self._scripts.lease(args=[model, worker, k, int(lease_s * 1000)])
-        return [Lease(_text(batch), index, epoch, attempts) for batch, index, epoch, attempts in found]
+        """Lease up to ``k`` jobs of the model, at most 1,000 at once."""
+        with reachable(self.where):
+            found = self._scripts.lease(args=[model, worker, min(k, MAX_JOBS_PER_CALL), int(lease_s * 1000)])
+        return [Lease(text(batch), index, epoch, attempts) for batch, index, epoch, attempts in found]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:
         """Hold the leases for another ``lease_s``; return the names of those that are lost."""
         args: list[Any] = [int(lease_s * 1000)]
         for lease in leases:
             args += [lease.name, lease.epoch]
-        with _reachable(self.where):
-            return {_text(name) for name in self._scripts.renew(args=args)}
+        with reachable(self.where):
+            return {text(name) for name in self._scripts.renew(args=args)}
 
     def commit(self, lease: Lease, receipt: dict[str, Any]) -> CommitOutcome:
         """Record that the job's image lies in the bucket; ``stale`` when the lease went to somebody else."""
-        document = json.dumps({**receipt, "epoch": lease.epoch}, ensure_ascii=False)
-        with _reachable(self.where):
-            return cast("CommitOutcome", _text(self._scripts.commit(args=[lease.name, lease.epoch, document])))
+        return self.commit_all([(lease, receipt)])[0]
+
+    def commit_all(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
+        """Record several images, at most 1,000, in one call; return each one's outcome."""
+        args: list[Any] = []
+        for lease, receipt in finished:
+            args += [lease.name, lease.epoch, json.dumps({**receipt, "epoch": lease.epoch}, ensure_ascii=False)]
+        with reachable(self.where):
+            return [cast("CommitOutcome", text(outcome)) for outcome in self._scripts.commit(args=args)]
 
     def fail(self, lease: Lease, error: dict[str, str], *, retry: bool = False, delay_s: float = 0) -> FailOutcome:
         """Charge the job an attempt for its own fault: it failed, or runs again after ``delay_s`` if ``retry``."""
         args = [lease.name, lease.epoch, json.dumps(error), int(retry), MAX_ATTEMPTS, int(delay_s * 1000)]
-        with _reachable(self.where):
-            return cast("FailOutcome", _text(self._scripts.fail(args=args)))
+        with reachable(self.where):
+            return cast("FailOutcome", text(self._scripts.fail(args=args)))
 
     def release(self, leases: Iterable[Lease]) -> int:
         """Give jobs back uncharged; return how many were still held."""
@@ -173,61 +195,80 @@ class Ledger:
             args += [lease.name, lease.epoch]
         if not args:
             return 0
-        with _reachable(self.where):
+        with reachable(self.where):
             return int(self._scripts.release(args=args))
 
     def sweep(self) -> int:
         """Return jobs whose lease ran out, each charged an attempt; -1 when another worker does it now."""
-        with _reachable(self.where):
+        with reachable(self.where):
             return int(self._scripts.sweep(args=[MAX_ATTEMPTS, _SWEEP_LIMIT, _SWEEP_LOCK_MS]))
+
+    def cancellations(self) -> Cancellations:
+        """Listen for batches that are cancelled from now on."""
+        return Cancellations(self.redis, self.where)
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def beat(self, model: str, worker: str) -> int:
-        """Say that the worker lives; return how many jobs of its model wait."""
-        with _reachable(self.where):
-            return int(self._scripts.beat(args=[model, worker, _WORKER_FORGOTTEN_MS]))
+    def beat(self, model: str, worker: str, measured: Mapping[str, float] | None = None) -> int:
+        """Say that the worker lives, and what it measured since it last did; return how many jobs of its model wait.
+
+        ``measured`` has the fields of ``Speed``.
+        """
+        args: list[Any] = [model, worker, _WORKER_FORGOTTEN_MS]
+        for name, value in (measured or {}).items():
+            args += [name, repr(float(value))]
+        with reachable(self.where):
+            return int(self._scripts.beat(args=args))
+
+    def speed(self, model: str) -> Speed | None:
+        """Return what the workers of a model have measured, None where none has rendered anything."""
+        with reachable(self.where):
+            figures = {text(key): float(value) for key, value in self.redis.hgetall(f"lf:speed:{model}").items()}
+        return Speed(**figures) if figures else None
 
     def waiting(self, model: str) -> int:
         """Return how many jobs of a model wait to be leased."""
-        with _reachable(self.where):
+        with reachable(self.where):
             return int(self._scripts.waiting(args=[model]))
 
     def leave(self, model: str, worker: str) -> None:
         """Say that the worker is gone."""
-        with _reachable(self.where):
+        with reachable(self.where):
             self.redis.zrem(f"lf:workers:{model}", worker)
 
     def workers(self, model: str) -> list[str]:
         """Return the workers of a model that were seen in the last 15 seconds."""
-        with _reachable(self.where):
+        with reachable(self.where):
             since = self._now_ms() - _WORKER_ALIVE_MS
-            return [_text(worker) for worker in self.redis.zrangebyscore(f"lf:workers:{model}", since, "+inf")]
+            return [text(worker) for worker in self.redis.zrangebyscore(f"lf:workers:{model}", since, "+inf")]
 
     # -- results on their way to the bucket ------------------------------------------------------------------
 
     def full_parts(self) -> list[tuple[str, int]]:
         """Return (batch, part) whose jobs have all ended and whose receipts wait for the bucket."""
-        with _reachable(self.where):
-            names = sorted(_text(name) for name in self.redis.smembers("lf:flush"))
+        with reachable(self.where):
+            names = sorted(text(name) for name in self.redis.smembers("lf:flush"))
         return [(name.rpartition("/")[0], int(name.rpartition("/")[2])) for name in names]
 
-    def trim(self, batch: str, part: int) -> None:
-        """Forget the receipts of a part that lies in the bucket."""
-        with _reachable(self.where):
-            self._scripts.trim(args=[batch, part])
+    def trim(self, batch: str, part: int, *, retries: int) -> bool:
+        """Forget the receipts and errors of a part that lies in the bucket, as it was at the batch's ``retries``.
+
+        Returns False, and forgets nothing, if jobs of it run again meanwhile.
+        """
+        with reachable(self.where):
+            return int(self._scripts.trim(args=[batch, part, retries])) >= 0
 
     # -- questions -------------------------------------------------------------------------------------------
 
     def ping(self) -> str:
         """Return the server's version."""
-        with _reachable(self.where):
+        with reachable(self.where):
             return str(self.redis.info("server")["redis_version"])
 
     def batches(self) -> list[str]:
         """Return every batch's name, oldest first."""
-        with _reachable(self.where):
-            return [_text(name) for name in self.redis.zrange("lf:batches", 0, -1)]
+        with reachable(self.where):
+            return [text(name) for name in self.redis.zrange("lf:batches", 0, -1)]
 
     def batch(self, name: str) -> BatchRecord:
         """Return a batch's record.
@@ -235,46 +276,57 @@ class Ledger:
         Raises:
             InputError: there is no such batch.
         """
-        with _reachable(self.where):
-            facts = {_text(key): _text(value) for key, value in self.redis.hgetall(f"lf:batch:{name}").items()}
+        with reachable(self.where):
+            pipe = self.redis.pipeline(transaction=True)
+            pipe.hgetall(f"lf:batch:{name}")
+            pipe.hgetall(f"lf:reasons:{name}")
+            found, counted = pipe.execute()
+            facts = {text(key): text(value) for key, value in found.items()}
             if not facts:
-                raise InputError(f"batch {name!r} is not known; `latentfarm status` lists the batches")
-            first_ms, last_ms = int(facts.get("first_ms", 0)), int(facts.get("last_ms", 0))
-            rate = self._images_per_s(name, facts["state"], int(facts["done"]), first_ms, last_ms)
-        return BatchRecord(
-            name=name,
-            model=facts["model"],
-            digest=facts["digest"],
-            state=facts["state"],
-            total=int(facts["total"]),
-            leased=int(facts["leased"]),
-            done=int(facts["done"]),
-            failed=int(facts["failed"]),
-            cancelled=int(facts["cancelled"]),
-            priority=int(facts["priority"]),
-            first_ms=first_ms,
-            last_ms=last_ms,
-            images_per_s=rate,
-        )
+                raise _unknown(name)
+            rate = self._images_per_s(name, facts)
+        errors = {text(code): int(count) for code, count in counted.items()}
+        return batch_record(name, facts, errors, rate)
 
     def states(self, batch: str, start: int, stop: int) -> list[JobState]:
         """Return the states of the jobs ``start`` to ``stop - 1``."""
+        untouched = self._untouched(batch)
+        return [JobState(byte) or untouched for byte in self._state_bytes(batch, start, stop)]
+
+    def indices(self, batch: str, state: JobState) -> Iterator[int]:
+        """Yield the indices of the jobs in a state that leaves its byte: any but pending and cancelled."""
+        total, wanted = self.batch(batch).total, bytes([state])
+        for start in range(0, total, CHUNK_JOBS):
+            chunk = self._state_bytes(batch, start, min(start + CHUNK_JOBS, total))
+            at = chunk.find(wanted)
+            while at >= 0:
+                yield start + at
+                at = chunk.find(wanted, at + 1)
+
+    def _untouched(self, batch: str) -> JobState:
+        """Return what a byte that was never written means."""
+        with reachable(self.where):
+            state = self.redis.hget(f"lf:batch:{batch}", "state")
+        return JobState.CANCELLED if state == b"cancelled" else JobState.PENDING
+
+    def _state_bytes(self, batch: str, start: int, stop: int) -> bytes:
         found = bytearray()
-        with _reachable(self.where):
+        with reachable(self.where):
             while start < stop:
                 chunk, at = divmod(start, CHUNK_JOBS)
                 end = min(stop - chunk * CHUNK_JOBS, CHUNK_JOBS)
                 piece = cast("bytes", self.redis.getrange(f"lf:states:{batch}:{chunk}", at, end - 1))
                 found += piece.ljust(end - at, b"\0")
                 start = chunk * CHUNK_JOBS + end
-        return [JobState(byte) for byte in found]
+        return bytes(found)
 
     def jobs(self, batch: str, indices: Sequence[int]) -> list[JobRecord]:
         """Return the records of the jobs with these indices, in order; the receipts only while they are here."""
         if not indices:
             return []
         names = [str(index) for index in indices]
-        with _reachable(self.where):
+        untouched = self._untouched(batch)
+        with reachable(self.where):
             pipe = self.redis.pipeline(transaction=True)
             for index in indices:
                 pipe.getrange(f"lf:states:{batch}:{index // CHUNK_JOBS}", index % CHUNK_JOBS, index % CHUNK_JOBS)
@@ -282,9 +334,10 @@ class Ledger:
             pipe.hmget(f"lf:errors:{batch}", names)
             pipe.hmget(f"lf:results:{batch}", names)
             pipe.hmget("lf:holders", [f"{batch}/{name}" for name in names])
-            *states, attempts, errors, receipts, holders = pipe.execute()
+            *bytes_, attempts, errors, receipts, holders = pipe.execute()
+        states = [JobState(byte[0]) or untouched if byte else untouched for byte in bytes_]
         return [
-            _job_record(batch, index, *facts)
+            job_record(batch, index, *facts)
             for index, *facts in zip(indices, states, attempts, errors, receipts, holders, strict=True)
         ]
 
@@ -292,11 +345,12 @@ class Ledger:
         seconds, micros = self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def _images_per_s(self, batch: str, state: str, done: int, first_ms: int, last_ms: int) -> float | None:
-        """Return the rate of the last two minutes, or of the whole run once it is complete."""
+    def _images_per_s(self, batch: str, facts: Mapping[str, str]) -> float | None:
+        """Return the rate of the last two minutes, or of the whole run once it is over."""
+        done, first_ms, last_ms = (int(facts.get(name, 0)) for name in ("done", "first_ms", "last_ms"))
         if not done:
             return None
-        if state == "complete":
+        if facts["state"] in {"complete", "cancelled"}:
             return done / max(last_ms - first_ms, 1) * 1000
         now = self._now_ms()
         slot = now // _PACE_SLOT_MS
@@ -305,31 +359,8 @@ class Ledger:
         return sum(int(count or 0) for count in counts) / max(span_ms, 1) * 1000
 
 
-def _job_record(
-    batch: str,
-    index: int,
-    state: bytes,
-    attempts: bytes | None,
-    error: bytes | None,
-    receipt: bytes | None,
-    holder: bytes | None,
-) -> JobRecord:
-    found = JobState(state[0]) if state else JobState.PENDING
-    # charged attempts are those that went wrong; the one that runs or ended well comes on top
-    running = found in {JobState.LEASED, JobState.DONE}
-    return JobRecord(
-        batch=batch,
-        index=index,
-        state=found,
-        attempts=int(attempts or 0) + int(running),
-        worker=_text(holder).partition(" ")[2] if holder else None,
-        error=json.loads(error) if error and found is not JobState.DONE else None,
-        receipt=json.loads(receipt) if receipt else None,
-    )
-
-
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _unknown(batch: str) -> InputError:
+    return InputError(f"batch {batch!r} is not known; `latentfarm list` shows them all")
 
 
 def _without_password(url: str) -> str:

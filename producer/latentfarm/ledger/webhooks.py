@@ -37,6 +37,7 @@ class Webhooks:
 
     def __init__(self, client: redis.Redis, where: str) -> None:
         self.where = where
+        self._client = client
         folder = files("latentfarm.ledger")
         common = (folder / "_common.lua").read_text()
         self._take = client.register_script(common + (folder / "webhook_take.lua").read_text())
@@ -59,6 +60,12 @@ class Webhooks:
     def give_up(self, event: Event, error: str) -> bool:
         """Record that the event will never be delivered."""
         return self._record(event, "failed", error)
+
+    def problem(self, batch: str) -> str:
+        """Return why the last attempt to tell a batch's end failed, empty where none did."""
+        with self._reachable():
+            found: Any = self._client.hget(f"lf:batch:{batch}", "webhook_error")
+        return found.decode() if found else ""
 
     def _record(
         self, event: Event, outcome: Literal["sent", "retry", "failed"], error: str = "", delay_s: float = 0

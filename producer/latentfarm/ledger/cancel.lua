@@ -1,0 +1,27 @@
+-- End the batch: what waits is cancelled, what runs loses its lease, what is done stays. ARGV: batch.
+-- Returns the state before it, '' for an unknown batch.
+local batch = ARGV[1]
+local key, now = batch_key(batch), now_ms()
+local f = redis.call('HMGET', key, 'state', 'model', 'total', 'done', 'failed')
+if not f[1] then return '' end
+if f[1] ~= 'open' and f[1] ~= 'opening' then return f[1] end
+local prefix = batch .. '/'
+for _, name in ipairs(redis.call('ZRANGE', 'lf:leases', 0, -1)) do
+  if string.sub(name, 1, #prefix) == prefix then
+    local _, index = split(name)
+    redis.call('ZREM', 'lf:leases', name)
+    redis.call('HDEL', 'lf:holders', name)
+    set_state(batch, index, CANCELLED)
+  end
+end
+redis.call('DEL', 'lf:again:' .. batch)
+redis.call('SREM', 'lf:open:' .. f[2], batch)
+redis.call('HSET', key, 'state', 'cancelled', 'paused', '', 'leased', 0, 'last_ms', now, 'completed_ms', now,
+  'cancelled', tonumber(f[3]) - tonumber(f[4]) - tonumber(f[5]))
+-- parts with some ended jobs never get full now
+for _, part in ipairs(redis.call('HKEYS', 'lf:parts:' .. batch)) do
+  redis.call('SADD', 'lf:flush', job_name(batch, tonumber(part)))
+end
+announce(batch, now)
+redis.call('PUBLISH', 'lf:cancelled', batch)
+return f[1]

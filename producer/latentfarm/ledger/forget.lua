@@ -1,0 +1,10 @@
+-- The batch's objects are gone: forget all of it. ARGV: batch.
+local batch = ARGV[1]
+local total = tonumber(redis.call('HGET', batch_key(batch), 'total') or '0')
+for chunk = 0, math.floor(total / CHUNK) do redis.call('UNLINK', 'lf:states:' .. batch .. ':' .. chunk) end
+for _, kind in ipairs({ 'again', 'attempts', 'errors', 'reasons', 'results', 'parts' }) do
+  redis.call('UNLINK', 'lf:' .. kind .. ':' .. batch)
+end
+redis.call('UNLINK', batch_key(batch))
+redis.call('ZREM', 'lf:batches', batch)
+return 1

@@ -1,0 +1,32 @@
+"""What a worker measures of itself, for estimates before a batch is submitted."""
+
+from __future__ import annotations
+
+from threading import Lock
+
+from latentfarm.job import Job
+
+
+def work_of(job: Job, *, pixels: int) -> float:
+    """Return what a job costs, in a unit that jobs of any kind share: pixels x steps x U-Net rows."""
+    return float(pixels * job.num_inference_steps * (2 if job.guided else 1))
+
+
+class Meter:
+    """Sums since the last look, under the names of ``latentfarm.ledger.Speed``; safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = {}
+        self._lock = Lock()
+
+    def add(self, **figures: float) -> None:
+        """Add to the sums."""
+        with self._lock:
+            for name, figure in figures.items():
+                self._sums[name] = self._sums.get(name, 0.0) + figure
+
+    def take(self) -> dict[str, float]:
+        """Return the sums and begin anew."""
+        with self._lock:
+            taken, self._sums = self._sums, {}
+        return taken
