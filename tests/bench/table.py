@@ -1,0 +1,120 @@
+"""A table of figures and bars: printed, and written between markers into docs/benchmarks.md.
+
+A script gathers ``Line``s, and ends with ``return report("submission", lines, conditions, write=args.write)``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a table; ``bar`` is None where the figure is only reported."""
+
+    what: str
+    figure: float
+    unit: str = ""
+    bar: float | None = None
+    at_least: bool = False
+
+    @property
+    def met(self) -> bool:
+        """Whether the figure meets its bar, if it has one."""
+        if self.bar is None:
+            return True
+        return self.figure >= self.bar if self.at_least else self.figure <= self.bar
+
+    def markdown(self) -> str:
+        """The line as a table's row."""
+        bar = "" if self.bar is None else f"{'≥' if self.at_least else '≤'} {shown(self.bar)} {self.unit}".strip()
+        met = "" if self.bar is None else ("yes" if self.met else "**no**")
+        return f"| {self.what} | {f'{shown(self.figure)} {self.unit}'.strip()} | {bar} | {met} |"
+
+
+class Conditions:
+    """Under what a measurement was taken: made when it begins, asked when all its child processes have ended."""
+
+    def __init__(self, redis_version: str = "") -> None:
+        self.redis_version = redis_version
+        self._began = time.monotonic()
+        self._busy_s = _machine_busy_s()
+        self._own_s = own_cpu_s()
+
+    def markdown(self) -> str:
+        """One sentence: when, on what, with which versions, and what else the machine did meanwhile."""
+        wall_s = time.monotonic() - self._began
+        others = max(0.0, _machine_busy_s() - self._busy_s - (own_cpu_s() - self._own_s)) / wall_s
+        redis = f"Redis {self.redis_version}, " if self.redis_version else ""
+        return (
+            f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
+            f"{redis}redis-py {version('redis')}, celery {version('celery')}. The run took {wall_s:.0f} s, in which "
+            f"other processes kept {others:.2f} cores busy."
+        )
+
+
+def cpu_name() -> str:
+    """Return the processor's name."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def own_cpu_s() -> float:
+    """Return the CPU seconds, user and system, of this process and of its children that have ended."""
+    used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def _machine_busy_s() -> float:
+    """Return the seconds that all cores together were not idle, since the machine started."""
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / _TICKS_PER_S
+
+
+def shown(figure: float) -> str:
+    """Return a figure with three digits that count, or as a whole number."""
+    return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
+
+
+def parse_arguments(description: str | None) -> argparse.Namespace:
+    """Return ``quick`` and ``write``, the options of every measurement."""
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small run that shows only that the script works")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    return parser.parse_args()
+
+
+def report(name: str, lines: Sequence[Line], conditions: Conditions, *, write: bool, note: str = "") -> int:
+    """Print a table and say which bars are missed; with ``write`` put it into the page. Returns 1 for a missed bar."""
+    header = ["| measured | figure | bar | met |", "| --- | --- | --- | --- |"]
+    text = "\n".join([*header, *(line.markdown() for line in lines), "", conditions.markdown(), *([note] * bool(note))])
+    print(text, flush=True)
+    missed = [line.what for line in lines if not line.met]
+    print(f"\n{name}: " + (f"MISSED: {'; '.join(missed)}" if missed else "every bar is met"), flush=True)
+    if write:
+        write_between(name, text)
+    return int(bool(missed))
+
+
+def write_between(name: str, text: str, page: Path = PAGE) -> None:
+    """Put the text between ``<!-- name -->`` and ``<!-- /name -->`` of the page; both markers must be there."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    head, begun, rest = page.read_text(encoding="utf-8").partition(begin)
+    _, ended, tail = rest.partition(end)
+    if not begun or not ended:
+        raise ValueError(f"{page} has no {begin} ... {end}")
+    page.write_text(f"{head}{begin}\n{text}\n{end}{tail}", encoding="utf-8")
