@@ -22,9 +22,9 @@ from latentfarm.bucket import Bucket
 from latentfarm.expansion import Expansion
 from latentfarm.job import check_batch_name
 from latentfarm.ledger import Ledger
-from latentfarm.prompts import ReadOptions, SourceLike, check_defaults, open_source
+from latentfarm.prompts import ReadOptions, SourceLike
 from latentfarm.settings import DEFAULT_MODEL, Settings
-from latentfarm.submission import Request, Rules, Submission, check
+from latentfarm.submission import Request, Rules, Submission, check, make_request
 
 _PLAIN_RULES, _PLAIN_READING, _NO_EXPANSION = Rules(), ReadOptions(), Expansion.parse()
 
@@ -76,26 +76,10 @@ class Farm:
             InvalidRowsError: some rows are wrong (in a large file: too many); it says what became of the batch.
             InputError: an option is wrong, or the name belongs to another batch.
         """
-        request = self.request(source, model=model, expansion=expansion, reading=reading, **defaults)
+        client = self.bucket.client
+        request = make_request(source, reading, client=client, model=model, expansion=expansion, **defaults)
         check(request, rules)
         return self.enqueue(request, rules, batch=batch, progress=progress)
-
-    def request(
-        self,
-        source: SourceLike,
-        *,
-        model: str = DEFAULT_MODEL,
-        expansion: Expansion = _NO_EXPANSION,
-        reading: ReadOptions = _PLAIN_READING,
-        **defaults: Any,
-    ) -> Request:
-        """Return what ``submit`` would hand in; nothing is read yet but what is needed to know the source.
-
-        Raises:
-            InputError: the source cannot be read, or an option is wrong.
-        """
-        opened = open_source(source, reading, client=self.bucket.client)
-        return Request(opened, model, check_defaults(defaults), expansion, reading)
 
     def enqueue(
         self,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from latentfarm.bucket import Bucket
 from latentfarm.errors import InputError, InvalidRowsError
@@ -23,7 +24,10 @@ from latentfarm.job import Defaults, Row, check_batch_name, check_model_alias
 from latentfarm.ledger import Ledger, Reservation
 from latentfarm.ledger.ledger import DEFAULT_BUDGET
 from latentfarm.manifest import Header, Part, PartWriter, write_header
-from latentfarm.prompts import Problem, ReadOptions, Source
+from latentfarm.prompts import Problem, ReadOptions, Source, SourceLike, check_defaults, open_source
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 #: files of fewer rows are checked whole before anything is opened
 CHECK_FIRST_ROWS = 100_000
@@ -102,6 +106,25 @@ class Request:
                     yield number, Problem(f"{found.place}: {error}", "expansion")
 
 
+def make_request(
+    source: SourceLike,
+    reading: ReadOptions,
+    *,
+    model: str,
+    expansion: Expansion,
+    client: S3Client | None = None,
+    **defaults: Any,
+) -> Request:
+    """Return what is to be handed in; nothing is read yet but what it takes to know the source.
+
+    Raises:
+        InputError: the source is not there, or an option is wrong.
+    """
+    check_model_alias(model)
+    opened = open_source(source, reading, client=client)
+    return Request(opened, model, check_defaults(defaults), expansion, reading)
+
+
 @dataclass
 class Findings:
     """Wrong rows, counted; the first of them in full."""
@@ -172,7 +195,6 @@ class Submission:
         batch: str | None = None,
         on_stored: Callable[[int], None] = lambda _: None,
     ) -> None:
-        check_model_alias(request.model)
         self.batch = check_batch_name(batch) if batch else request.name
         self.found = Findings()
         self._ledger = ledger

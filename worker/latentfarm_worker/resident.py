@@ -17,6 +17,7 @@ from latentfarm.errors import UnavailableError
 from latentfarm.ledger import Ledger
 from latentfarm.results import flush_full_parts
 from latentfarm.settings import Settings
+from latentfarm.webhooks import deliver_due
 from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.mini import MODEL_DIR
@@ -53,7 +54,7 @@ def load_model(settings: Settings) -> Family:
 
 
 class Resident:
-    """A worker: its renderer, and the thread that says it lives, sweeps and rings missing doorbells."""
+    """A worker: its renderer, a thread that says it lives, sweeps and rings missing doorbells, and one for webhooks."""
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         settings.require()
@@ -79,6 +80,9 @@ class Resident:
         self._stop = Event()
         self._housekeeper = Thread(target=self._keep_house, name="housekeeper", daemon=True)
         self._housekeeper.start()
+        # a thread of its own: a slow endpoint must not keep the worker from saying that it lives
+        self._messenger = Thread(target=self._tell_ends, name="messenger", daemon=True)
+        self._messenger.start()
         log.info("worker %s serves %s on %s, %d slots", self.worker, settings.model, family.device, slots)
 
     def close(self) -> None:
@@ -99,6 +103,16 @@ class Resident:
         except UnavailableError:
             self.renderer.meter.add(**measured)
             raise
+
+    def _tell_ends(self) -> None:
+        """Send the webhooks of batches that have ended, whichever worker finds them due."""
+        while not self._stop.wait(self.settings.sweep_s):
+            try:
+                deliver_due(self._ledger, self.settings)
+            except UnavailableError as error:
+                log.warning("webhooks are put off: %s", error)
+            except Exception:
+                log.exception("webhooks failed; the next round comes")
 
     def _keep_house(self) -> None:
         while True:

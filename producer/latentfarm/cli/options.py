@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
 from latentfarm.errors import InputError
+from latentfarm.expansion import Expansion
 from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from latentfarm.prompts import FORMATS, ReadOptions
 from latentfarm.schedulers import SHORT_NAMES
 
 PromptFile = Annotated[
-    Path,
-    typer.Argument(metavar="FILE", help="Prompts: .txt, one a line, or .jsonl in diffusers' parameter names."),
+    str,
+    typer.Argument(
+        metavar="FILE",
+        help="Prompts: .txt, .jsonl, .csv, .tsv, each also .gz, or .parquet; `-` for stdin; s3://bucket/key.",
+    ),
 ]
 BatchName = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's name, as `submit` printed it.")]
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Where the pictures go.")]
@@ -26,6 +35,12 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RenderModel = Annotated[
     str,
     typer.Option("--model", metavar="MODEL", help="An alias, a diffusers folder, a hub id, or ALIAS=one of these."),
+]
+PlannedModel = Annotated[
+    str,
+    typer.Option(
+        "--model", metavar="MODEL", help="The alias that workers serve, or a folder or hub id with a tokenizer."
+    ),
 ]
 Dtype = Annotated[
     str | None,
@@ -58,32 +73,102 @@ Trace = Annotated[
 ]
 Priority = Annotated[int, typer.Option(min=-1000, max=1000, help="Batches of a higher priority run first.")]
 
+PromptColumn = Annotated[
+    str | None, typer.Option(metavar="NAME", help="The column that holds the prompt, if it is not `prompt`.")
+]
+KeepColumns = Annotated[
+    bool, typer.Option("--keep-columns", help="Carry unknown columns through to the results instead of refusing them.")
+]
+Format = Annotated[
+    str | None,
+    typer.Option("--format", metavar="FORMAT", help=f"{', '.join(FORMATS)}; by the name if open (stdin has none)."),
+]
+Sweeps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="FIELD=VALUES",
+        help="Render every row with each value: guidance_scale=5,7.5 or seed=1..4; more sweeps multiply.",
+    ),
+]
+Dynamic = Annotated[
+    bool, typer.Option("--dynamic-prompts", help="Choose one of `{a|b}` and a line of `__wildcards__` in each prompt.")
+]
+Wildcards = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Where NAME.txt of `__NAME__` lies; implies --dynamic-prompts.")
+]
+PromptSeed = Annotated[int, typer.Option(help="What the choices of --dynamic-prompts are made of.")]
+
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
-def defaults(
-    steps: int | None,
-    guidance: float | None,
-    width: int | None,
-    height: int | None,
-    seed: int | None,
-    negative: str | None,
-    scheduler: str | None,
-    images: int | None,
-    trace: bool | None,  # noqa: FBT001
-) -> dict[str, Any]:
-    """Return the batch's defaults in diffusers' parameter names."""
-    return {
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        "width": width,
-        "height": height,
-        "seed": seed,
-        "negative_prompt": negative,
-        "scheduler": scheduler,
-        "num_images_per_prompt": images,
-        "trace": trace,
-    }
+@dataclass(frozen=True)
+class Rows:
+    """What a command was told about its rows: how they are read, what each becomes, what they leave open."""
+
+    reading: ReadOptions
+    expansion: Expansion
+    defaults: dict[str, Any]
+
+
+def _rows(
+    prompt_column: PromptColumn = None,
+    keep_columns: KeepColumns = False,
+    format_: Format = None,
+    sweep: Sweeps = None,
+    dynamic_prompts: Dynamic = False,
+    wildcards: Wildcards = None,
+    prompt_seed: PromptSeed = 0,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    width: Width = None,
+    height: Height = None,
+    seed: Seed = None,
+    negative_prompt: Negative = None,
+    scheduler: Scheduler = None,
+    num_images_per_prompt: Images = None,
+    trace: Trace = None,
+) -> Rows:
+    return Rows(
+        reading=ReadOptions(prompt_column=prompt_column, keep_columns=keep_columns, format=format_),
+        expansion=Expansion.parse(
+            sweep or (), wildcards=wildcards, dynamic=dynamic_prompts or wildcards is not None, seed=prompt_seed
+        ),
+        defaults={
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "width": width,
+            "height": height,
+            "seed": seed,
+            "negative_prompt": negative_prompt,
+            "scheduler": scheduler,
+            "num_images_per_prompt": num_images_per_prompt,
+            "trace": trace,
+        },
+    )
+
+
+def takes_rows(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say what its rows are; its parameter ``rows`` receives them as one ``Rows``.
+
+    They stand in the command's signature where ``rows`` stands, as typer reads it.
+    """
+    shared = inspect.signature(_rows, eval_str=True).parameters
+    for parameter in shared.values():
+        get_args(parameter.annotation)[1].rich_help_panel = "What the rows are"
+    own = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        parameters += shared.values() if name == "rows" else [parameter]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        rows = _rows(**{name: given.pop(name) for name in shared})
+        command(rows=rows, **given)
+
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def check_dtype(dtype: str) -> str:

@@ -4,45 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from latentfarm.batch import Batch
+from latentfarm.bucket import Bucket
 from latentfarm.cli import options
 from latentfarm.cli.collect import exit_if, fetch_into, wait_for
 from latentfarm.cli.options import check_dtype, print_json
 from latentfarm.cli.progress import note
 from latentfarm.contact_sheet import contact_sheet
 from latentfarm.farm import Farm
-from latentfarm.fetch import RESULTS_FILE, Fetched
+from latentfarm.fetch import Fetched
 from latentfarm.local.process import Child
 from latentfarm.local.stack import WORKER_END_S, Stack, end_all, require_worker_packages, start_workers
 from latentfarm.models import ModelSpec, parse_model
-from latentfarm.prompts import check_all, check_defaults, read_file
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
+from latentfarm.submission import Rules, check, make_request
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 CONTACT_SHEET = "contact-sheet.png"
 
 
+@options.takes_rows
 def render(
     file: options.PromptFile,
     output: options.OutputFolder,
+    rows: options.Rows,
     batch: options.NewBatch = None,
     model: options.RenderModel = DEFAULT_MODEL,
     dtype: options.Dtype = None,
     slots: options.Slots = None,
     workers: options.Workers = 1,
-    num_inference_steps: options.Steps = None,
-    guidance_scale: options.Guidance = None,
-    width: options.Width = None,
-    height: options.Height = None,
-    seed: options.Seed = None,
-    negative_prompt: options.Negative = None,
-    scheduler: options.Scheduler = None,
-    num_images_per_prompt: options.Images = None,
-    trace: options.Trace = None,
     priority: options.Priority = 0,
     as_json: options.Json = False,
 ) -> None:
@@ -53,33 +49,31 @@ def render(
     Example: `latentfarm render prompts.txt -o out --num-inference-steps 30`
     """
     spec = parse_model(model)
-    fields = options.defaults(
-        num_inference_steps,
-        guidance_scale,
-        width,
-        height,
-        seed,
-        negative_prompt,
-        scheduler,
-        num_images_per_prompt,
-        trace,
-    )
+    rules = Rules(priority=priority)
     # before anything is started: a wrong row or option costs no time
-    check_all(read_file(file), where=file.name)
-    check_defaults(fields)
+    request = make_request(
+        file, rows.reading, client=_client(), model=spec.alias, expansion=rows.expansion, **rows.defaults
+    )
+    check(request, rules)
     with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (
         farm,
         staff,
     ):
-        found = farm.submit(file, batch=batch, model=spec.alias, priority=priority, **fields)
-        if not found.status().complete:
+        found = farm.enqueue(request, rules, batch=batch)
+        if not found.status().over:
             staff.engage()
-        failed = wait_for(found, meanwhile=staff.check).failed
+        status = wait_for(found, meanwhile=staff.check)
         fetched = fetch_into(found, output)
-    _write_contact_sheet(fetched)
+    write_contact_sheet(fetched)
     if as_json:
         print_json(_summary(found, fetched))
-    exit_if(failed)
+    exit_if(status.failed or not status.over)
+
+
+def _client() -> S3Client | None:
+    """Return what reads an ``s3://`` source, where a store is known before a farm of our own is started."""
+    settings = Settings.load()
+    return Bucket.connect(settings).client if settings.configured else None
 
 
 class _Staff:
@@ -123,25 +117,23 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
         yield farm, _Staff(start, others=lambda: bool(farm.ledger.workers(spec.alias)))
 
 
-def _write_contact_sheet(fetched: Fetched) -> None:
-    done = [line for line in fetched.lines if line["file"]]
-    if not done:
+def write_contact_sheet(fetched: Fetched) -> None:
+    """Draw the first pictures of a fetch beside them."""
+    if not fetched.pictures:
         return
-    sheet = contact_sheet([(fetched.directory / line["file"], line["prompt"]) for line in done])
-    sheet.save(fetched.directory / CONTACT_SHEET)
+    contact_sheet(fetched.pictures).save(fetched.directory / CONTACT_SHEET)
     note(f"contact sheet: {fetched.directory / CONTACT_SHEET}")
 
 
 def _summary(batch: Batch, fetched: Fetched) -> dict[str, Any]:
-    states = [line["state"] for line in fetched.lines]
     return {
         "batch": batch.name,
         "directory": str(fetched.directory),
-        "total": len(states),
-        "done": states.count("done"),
-        "failed": states.count("failed"),
+        "total": fetched.jobs,
+        "done": fetched.states["done"],
+        "failed": fetched.states["failed"],
         "downloaded": fetched.downloaded,
-        "results": str(Path(fetched.directory) / RESULTS_FILE),
+        "results": str(fetched.results),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -10,8 +11,9 @@ from latentfarm.errors import ModelError
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.families.files import fetch, read_json
 from latentfarm_worker.families.sd import StableDiffusion
+from latentfarm_worker.mini import MODEL_DIR
 
-__all__ = ["Family", "load_family"]
+__all__ = ["Family", "load_family", "token_counter"]
 
 #: model_index.json's _class_name -> family
 FAMILIES = {"StableDiffusionPipeline": StableDiffusion}
@@ -32,3 +34,20 @@ def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device)
             f"{', '.join(FAMILIES)}: use a model saved by one of these"
         )
     return FAMILIES[kind].load(folder, name=str(source), dtype=dtype, device=device)
+
+
+def token_counter(source: str | Path) -> Callable[[str], int]:
+    """Return what counts a prompt's tokens, start and end among them, as the model at ``source`` (or mini) does.
+
+    Raises:
+        ModelError: there is no such model, or it has no CLIP tokenizer.
+
+    """
+    from transformers import CLIPTokenizer
+
+    folder = fetch(source or MODEL_DIR)
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source}: its tokenizer cannot be loaded: {error}") from error
+    return lambda prompt: len(tokenizer([prompt], truncation=False, verbose=False).input_ids[0])

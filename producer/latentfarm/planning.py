@@ -1,0 +1,130 @@
+"""What a prompt file would become, before anything is submitted: rows, pictures, and what they will cost."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from math import sqrt
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, Row
+from latentfarm.ledger import Speed
+from latentfarm.prompts import ClientIds, Problem
+from latentfarm.submission import Request
+
+#: CLIP reads so many tokens of a prompt, its start and its end among them
+MAX_TOKENS = 77
+#: a token stands for at least one byte, so a shorter prompt needs no counting
+_SURELY_SHORT_BYTES = 64
+_SHOWN_PROBLEMS = 20
+
+
+class Plan(BaseModel):
+    """What ``submit`` would make of a file.
+
+    ``rows`` are those of the file, ``duplicates`` those of them that ask for the same as an earlier one, ``jobs`` the
+    pictures of all good rows. ``over_77_tokens`` counts jobs whose prompt CLIP would cut; None where no tokenizer is
+    at hand. ``size_bytes`` and ``gpu_hours`` are estimated from what the workers of the model have measured; None where
+    none has rendered yet.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    source: str
+    model: str
+    rows: int
+    invalid: int
+    reasons: dict[str, int]
+    duplicates: int
+    jobs: int
+    over_77_tokens: int | None
+    size_bytes: int | None
+    gpu_hours: float | None
+    problems: list[str]
+
+
+@dataclass
+class _Sums:
+    rows: int = 0
+    invalid: int = 0
+    duplicates: int = 0
+    jobs: int = 0
+    too_long: int = 0
+    #: steps x U-Net rows, and pictures, by size; (None, None) is the model's own
+    work: Counter[tuple[int | None, int | None]] = field(default_factory=Counter)
+    pictures: Counter[tuple[int | None, int | None]] = field(default_factory=Counter)
+    reasons: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+
+def make_plan(request: Request, *, speed: Speed | None, count_tokens: Callable[[str], int] | None) -> Plan:
+    """Read every row of a request and add up what it stands for.
+
+    Args:
+        request: what would be handed in.
+        speed: what the model's workers have measured.
+        count_tokens: gives a prompt's tokens, its start and its end among them.
+    """
+    sums, seen, last = _Sums(), ClientIds(), -1
+    for number, row in request.rows():
+        fresh, last = number != last, number
+        sums.rows += fresh
+        if isinstance(row, Problem):
+            sums.invalid += 1
+            sums.reasons[row.reason] += 1
+            if len(sums.problems) < _SHOWN_PROBLEMS:
+                sums.problems.append(row.text)
+            continue
+        if fresh and not seen.add(_content(row)):
+            sums.duplicates += 1
+        _add(sums, {**request.defaults.given(), **row.given()}, count_tokens)
+    size_bytes, gpu_hours = _cost(sums, speed)
+    return Plan(
+        source=request.source.name,
+        model=request.model,
+        rows=sums.rows,
+        invalid=sums.invalid,
+        reasons=dict(sums.reasons),
+        duplicates=sums.duplicates,
+        jobs=sums.jobs,
+        over_77_tokens=None if count_tokens is None else sums.too_long,
+        size_bytes=size_bytes,
+        gpu_hours=gpu_hours,
+        problems=sums.problems,
+    )
+
+
+def _content(row: Row) -> str:
+    # the client's own name and columns do not change the picture
+    return json.dumps({name: value for name, value in row.given().items() if name not in {"id", "columns"}})
+
+
+def _add(sums: _Sums, fields: dict[str, Any], count_tokens: Callable[[str], int] | None) -> None:
+    jobs = int(fields.get("num_images_per_prompt", 1))
+    steps = int(fields.get("num_inference_steps", DEFAULT_STEPS))
+    rows = 2 if float(fields.get("guidance_scale", DEFAULT_GUIDANCE)) > 1 else 1
+    size = (fields.get("width"), fields.get("height"))
+    sums.jobs += jobs
+    sums.pictures[size] += jobs
+    sums.work[size] += jobs * steps * rows
+    prompt = str(fields["prompt"])
+    if count_tokens and len(prompt.encode()) > _SURELY_SHORT_BYTES and count_tokens(prompt) > MAX_TOKENS:
+        sums.too_long += jobs
+
+
+def _cost(sums: _Sums, speed: Speed | None) -> tuple[int | None, float | None]:
+    """Return bytes and GPU-hours, None where no worker has measured anything."""
+    if speed is None or not (speed.images and speed.busy_s):
+        return None, None
+    # what the light side does not know is the model's own size: the mean of what was rendered stands for it
+    own_side = sqrt(speed.pixels / speed.images)
+
+    def total(counts: Counter[tuple[int | None, int | None]]) -> float:
+        return sum((width or own_side) * (height or own_side) * count for (width, height), count in counts.items())
+
+    size_bytes = total(sums.pictures) * speed.size_bytes / speed.pixels
+    return round(size_bytes), total(sums.work) * speed.busy_s / speed.work / 3600
