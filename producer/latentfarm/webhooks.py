@@ -192,7 +192,7 @@ def _body(event: Event) -> bytes:
 
 def _webhook_id(event: Event) -> str:
     """Name the event: the same for all its attempts, another when the batch ends once more."""
-    return "msg_" + hashlib.sha256(f"{event.batch}/{event.ended_ms}".encode()).hexdigest()[:32]
+    return "msg_" + hashlib.sha256(f"{event.batch}/{event.ended_ms}/{event.retries}".encode()).hexdigest()[:32]
 
 
 def _decode_secret(secret: str) -> bytes:
@@ -263,10 +263,9 @@ def _require_public(host: str, addresses: list[str]) -> None:
     # all of them: which one is tried first is up to whoever answers for the name
     for address in addresses:
         if not is_public(address):
-            raise InputError(
-                f"{host} is {address}, which is no public address; "
-                "if it is meant, set LATENTFARM_WEBHOOK_ALLOW_PRIVATE=true on the workers"
-            )
+            found = host if host == address else f"{host} is {address}, which"
+            cure = "if it is meant, set LATENTFARM_WEBHOOK_ALLOW_PRIVATE=true on the workers"
+            raise InputError(f"{found} is no public address; {cure}")
 
 
 @contextmanager

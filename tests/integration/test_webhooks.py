@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from latentfarm.webhooks import RETRY_DELAYS_S, deliver_due
 
 pytestmark = pytest.mark.integration
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SECRET = b"a secret of thirty-two bytes ..."
 Reply = Callable[[BaseHTTPRequestHandler], None]
 
@@ -111,16 +113,22 @@ def worker(settings: Settings) -> Settings:
     return settings.model_copy(update={"webhook_secret": secret, "webhook_allow_private": True})
 
 
-def ended(
-    ledger: Ledger, url: str, *, batch: str = "cats", state: str = "complete", ms: int = 1_700_000_000_123
-) -> None:
-    """Leave what the ledger's scripts leave of a batch that has ended."""
-    client: Any = ledger.redis
-    counters = {"model": "mini", "total": 3, "done": 2, "failed": 1, "cancelled": 0, "completed_ms": ms}
-    hook = {"webhook": url, "webhook_state": "due", "webhook_attempts": 0, "webhook_error": ""}
-    client.hset(f"lf:batch:{batch}", mapping={"state": state, **counters, **hook})
-    client.hset(f"lf:reasons:{batch}", mapping={"nan": 1})
-    client.zadd("lf:webhooks", {batch: 1})
+def ended(ledger: Ledger, url: str, *, batch: str = "cats", cancel: bool = False) -> None:
+    """Let a batch of three jobs end as the ledger lets it, with one failed or with all cancelled."""
+    ledger.reserve(batch, digest="d", model="mini", webhook=url)
+    ledger.grow(batch, before=0, total=3, chain="c", closed=True)
+    if cancel:
+        ledger.cancel(batch)
+        return
+    work(ledger, fail=0)
+
+
+def work(ledger: Ledger, *, fail: int | None = None) -> None:
+    for lease in ledger.lease("mini", "test", 3, lease_s=60):
+        if lease.index == fail:
+            ledger.fail(lease, {"code": "nan", "message": "not finite"})
+        else:
+            ledger.commit(lease, {"key": "k"})
 
 
 def facts(ledger: Ledger, batch: str = "cats") -> tuple[str, int, str]:
@@ -161,7 +169,8 @@ def test_the_end_of_a_batch_arrives_signed_and_once(ledger: Ledger, worker: Sett
     assert is_signed(headers, body)
     message = json.loads(body)
     assert message["type"] == "batch.completed"
-    assert message["timestamp"] == "2023-11-14T22:13:20.123Z"
+    completed_ms = int(ledger.redis.hget("lf:batch:cats", "completed_ms") or 0)
+    assert datetime.fromisoformat(message["timestamp"]) == EPOCH + timedelta(milliseconds=completed_ms)
     assert message["data"] == {
         "batch": "cats",
         "model": "mini",
@@ -179,10 +188,11 @@ def test_the_end_of_a_batch_arrives_signed_and_once(ledger: Ledger, worker: Sett
 
 
 def test_a_cancelled_batch_is_told_as_such(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
-    ended(ledger, f"https://localhost:{endpoint.port}/", state="cancelled")
+    ended(ledger, f"https://localhost:{endpoint.port}/", cancel=True)
     assert deliver_due(ledger, worker) == 1
     message = json.loads(endpoint.received[0][2])
     assert (message["type"], message["data"]["state"]) == ("batch.cancelled", "cancelled")
+    assert (message["data"]["cancelled"], "errors" in message["data"]) == (3, False)
 
 
 def test_after_a_500_the_same_event_comes_again_under_its_id(
@@ -506,28 +516,43 @@ def test_a_batch_that_ends_again_is_told_again_under_a_new_id(
 ) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/")
     deliver_due(ledger, worker)
-    ended(ledger, f"https://localhost:{endpoint.port}/", ms=1_700_000_999_999)
+    assert ledger.retry("cats", [(0, "nan")]) == 1
+    work(ledger)
     assert deliver_due(ledger, worker) == 1
     first, second = (headers["webhook-id"] for _, headers, _ in endpoint.received)
     assert first != second
+    assert [json.loads(body)["data"]["done"] for _, _, body in endpoint.received] == [2, 3]
 
 
-@pytest.mark.parametrize("state", ["open", "opening", "deleting"])
-def test_a_batch_that_goes_on_after_all_is_not_told(
-    ledger: Ledger, worker: Settings, endpoint: Endpoint, state: str
+def test_a_batch_whose_failed_jobs_run_again_is_told_of_at_its_next_end(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
 ) -> None:
-    ended(ledger, f"https://localhost:{endpoint.port}/", state=state)
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    ledger.retry("cats", [(0, "nan")])
     assert deliver_due(ledger, worker) == 0
     assert endpoint.received == []
-    assert facts(ledger)[0] == ""
+    assert ledger.batch("cats").webhook == ""
     assert ledger.redis.zcard("lf:webhooks") == 0
+    work(ledger)
+    assert ledger.batch("cats").webhook == "due"
+    assert deliver_due(ledger, worker) == 1
+    assert ledger.batch("cats").webhook == "sent"
 
 
-def test_a_deleted_batch_is_not_told_and_leaves_no_key(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+def test_a_deleted_batch_is_not_told_and_nothing_of_it_comes_back(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/")
-    ledger.redis.delete("lf:batch:cats", "lf:reasons:cats")
+    ledger.begin_delete("cats")
     assert deliver_due(ledger, worker) == 0
-    assert ledger.redis.dbsize() == 0
+    # a sender may have asked for another try meanwhile
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 0
+    ledger.forget("cats")
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 0
+    assert endpoint.received == []
+    assert not ledger.redis.exists("lf:batch:cats", "lf:webhooks")
 
 
 def test_an_attempt_that_is_late_decides_nothing_unless_it_arrived(ledger: Ledger) -> None:
@@ -541,7 +566,11 @@ def test_an_attempt_that_is_late_decides_nothing_unless_it_arrived(ledger: Ledge
     assert not outbox.retry(first, "late", delay_s=1)
     assert not outbox.give_up(first, "late")
     assert facts(ledger) == ("due", 2, "")
+    assert outbox.problem("cats") == ""
+    assert outbox.retry(second, "the answer was 500", delay_s=60)
+    assert outbox.problem("cats") == "the answer was 500"
     assert outbox.sent(first)
+    assert outbox.problem("cats") == ""
     assert not outbox.retry(second, "it was there already", delay_s=1)
     assert facts(ledger)[0] == "sent"
 
@@ -550,7 +579,8 @@ def test_what_becomes_of_an_earlier_end_does_not_touch_the_later_one(ledger: Led
     outbox = Webhooks(ledger.redis, ledger.where)
     ended(ledger, "https://x.org/")
     [first] = outbox.take(5, hold_s=60)
-    ended(ledger, "https://x.org/", ms=1_800_000_000_000)
+    ledger.retry("cats", [(0, "nan")])
+    work(ledger)
     assert not outbox.sent(first)
     assert facts(ledger) == ("due", 0, "")
-    assert [event.ended_ms for event in outbox.take(5, hold_s=60)] == [1_800_000_000_000]
+    assert [event.done for event in outbox.take(5, hold_s=60)] == [3]

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from latentfarm.cli import collect, doctor, look, render, run, submit
+from latentfarm.cli import collect, control, doctor, look, render, run, submit
 from latentfarm.errors import LatentfarmError
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ render.register(app)
 run.register(app)
 submit.register(app)
 look.register(app)
+control.register(app)
 collect.register(app)
 doctor.register(app)
 

@@ -3,53 +3,82 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated
 
 import typer
 
-from latentfarm.batch import BatchStatus, JobStatus
+from latentfarm.batch import Batch, BatchStatus, JobStatus
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
-from latentfarm.cli.progress import duration
+from latentfarm.cli.progress import eta, failures, rate
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.job import JobState, parse_job_name
+from latentfarm.ledger.webhooks import Webhooks
 
-_COLUMNS = ("batch", "model", "state", "total", "pending", "leased", "done", "failed", "cancelled")
+_COLUMNS = ("batch", "model", "state", "priority", "total", "pending", "leased", "done", "failed", "cancelled")
+#: failed jobs named under each error code
+_NAMED_JOBS = 20
+#: different messages of one code that are counted; beyond them only those known already are
+_COUNTED_MESSAGES = 1_000
 
 
 def status(
     batch: Annotated[str | None, typer.Argument(metavar="[BATCH]", help="One batch; all of them if left out.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say how far a batch is, or all of them.
+    """Say how far a batch is, or all of them, as `list` does.
 
     Example: `latentfarm status cats --json`
     """
     farm = Farm.from_env()
-    if batch is not None:
-        found = farm.batch(batch).status()
+    if batch is None:
+        found = statuses_of(farm)
         if as_json:
-            print_json(found.model_dump())
+            print_json([each.model_dump() for each in found])
         else:
-            _print_table([found])
+            print_statuses(found)
         return
-    statuses = [each.status() for each in farm.batches()]
+    one = farm.batch(batch).status()
     if as_json:
-        print_json([each.model_dump() for each in statuses])
-    elif statuses:
-        _print_table(statuses)
+        print_json(one.model_dump())
+    else:
+        print_statuses([one])
+        _print_troubles(farm, one)
 
 
-def _print_table(statuses: list[BatchStatus]) -> None:
+def statuses_of(farm: Farm, names: Iterable[str] | None = None) -> list[BatchStatus]:
+    """Return the status of these batches, else of all, oldest first; without those that are deleted meanwhile."""
+    found = []
+    for name in farm.ledger.batches() if names is None else names:
+        try:
+            found.append(Batch(farm, name).status())
+        except InputError:
+            continue
+    return found
+
+
+def print_statuses(statuses: Sequence[BatchStatus]) -> None:
+    """Print a table, a line a batch; nothing of none."""
+    if not statuses:
+        return
     rows: list[tuple[str, ...]] = [(*_COLUMNS, "images/s", "ETA")]
-    for each in statuses:
-        rate = "-" if each.images_per_s is None else f"{each.images_per_s:.2f}"
-        eta = "-" if each.eta_s is None or each.complete else duration(each.eta_s)
-        rows.append((*(str(getattr(each, name)) for name in _COLUMNS), rate, eta))
+    rows += [(*(str(getattr(each, name)) for name in _COLUMNS), rate(each), eta(each)) for each in statuses]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:
         typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _print_troubles(farm: Farm, found: BatchStatus) -> None:
+    if found.paused:
+        typer.echo(f"paused   {found.paused}")
+    if found.failed:
+        typer.echo(f"errors   {failures(found)}")
+    if found.webhook:
+        problem = Webhooks(farm.ledger.redis, farm.ledger.where).problem(found.batch)
+        typer.echo(f"webhook  {found.webhook}" + (f": {problem}" if problem else ""))
 
 
 def jobs(
@@ -59,16 +88,61 @@ def jobs(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the jobs of a batch, a line each (with --json a JSON object a line).
+    """List the jobs of a batch, a line each (with --json a JSON object a line); failed ones by error code.
 
     Example: `latentfarm jobs cats --state failed`
     """
-    for each in Farm.from_env().batch(batch).jobs(state=_state(state)):
+    wanted = _state(state)
+    found = Farm.from_env().batch(batch).jobs(state=wanted)
+    if wanted is JobState.FAILED and not as_json:
+        for line in grouped(found):
+            typer.echo(line)
+        return
+    for each in found:
         if as_json:
             typer.echo(json.dumps(each.model_dump(), ensure_ascii=False))
         else:
             error = f"  {each.error['code']}: {each.error['message']}" if each.error else ""
             typer.echo(f"{each.id}  {each.state}{error}")
+
+
+class _Group:
+    """The failed jobs of one code: how many, the first of them, and what they say."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first: list[tuple[str, str]] = []
+        self.messages: Counter[str] = Counter()
+
+    def add(self, name: str, message: str) -> None:
+        self.count += 1
+        if len(self.first) < _NAMED_JOBS:
+            self.first.append((name, message))
+        if message in self.messages or len(self.messages) < _COUNTED_MESSAGES:
+            self.messages[message] += 1
+
+    def lines(self, code: str) -> Iterator[str]:
+        [(usual, times)] = self.messages.most_common(1)
+        often = "" if times == self.count else f", {times} of them"
+        yield f"{code}  {self.count} job{'' if self.count == 1 else 's'}{often}: {usual}"
+        for name, message in self.first:
+            yield f"  {name}" + ("" if message == usual else f"  {message}")
+        if self.count > len(self.first):
+            yield f"  ... and {self.count - len(self.first)} more"
+
+
+def grouped(failed: Iterable[JobStatus]) -> Iterator[str]:
+    """Yield lines that tell failed jobs by error code, the most frequent first, however many they are.
+
+    A code's heading has its count and its most frequent message. The first 20 jobs follow, with their own message
+    where it is another.
+    """
+    groups: dict[str, _Group] = {}
+    for each in failed:
+        error = each.error or {"code": "unknown", "message": ""}
+        groups.setdefault(error["code"], _Group()).add(each.id, error["message"])
+    for code, group in sorted(groups.items(), key=lambda item: (-item[1].count, item[0])):
+        yield from group.lines(code)
 
 
 def _state(word: str | None) -> JobState | None:

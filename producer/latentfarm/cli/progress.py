@@ -1,18 +1,26 @@
-"""Progress on stderr: a bar on a terminal, a line every few seconds elsewhere."""
+"""How far a batch is, as it goes on: a bar or a table on a terminal, a line every few seconds elsewhere."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
+import typer
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 
 from latentfarm.batch import BatchStatus
 
 _LINE_EVERY_S = 5.0
+_BAR_CHARACTERS = 24
 
 
 class BatchProgress:
@@ -22,7 +30,7 @@ class BatchProgress:
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}", markup=False))
             self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task("rendering", total=None, facts="")
         self._last_line = 0.0
@@ -41,24 +49,135 @@ class BatchProgress:
     def __call__(self, status: BatchStatus) -> None:
         """Show this status."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=status.ended, total=status.total, facts=_facts(status))
+            self._bar.update(self._task, completed=status.ended, total=status.total, facts=facts(status))
             return
         now = time.monotonic()
-        if status.complete or now - self._last_line >= _LINE_EVERY_S:
+        if status.over or now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            sys.stderr.write(f"{status.batch}: {_facts(status)}\n")
-            sys.stderr.flush()
+            note(f"{status.batch}: {facts(status)}")
 
 
-def _facts(status: BatchStatus) -> str:
-    facts = [f"{status.ended}/{status.total}"]
+class Screen(Protocol):
+    """What `watch` shows its batches on; a context manager, called about every second."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def __call__(self, statuses: Sequence[BatchStatus]) -> None:
+        """Show how far they are now."""
+
+
+def make_screen(*, as_json: bool) -> Screen:
+    """Return a table that is redrawn where stdout is a terminal, else lines as something changes."""
+    console = Console()
+    if as_json:
+        return _JsonLines()
+    return _LiveTable(console) if console.is_terminal else _Lines()
+
+
+class _LiveTable:
+    def __init__(self, console: Console) -> None:
+        self._live = Live(console=console, auto_refresh=False)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def __call__(self, statuses: Sequence[BatchStatus]) -> None:
+        self._live.update(_table(statuses), refresh=True)
+
+
+class _Lines:
+    """A line of a batch that has changed, at most every few seconds unless it is over."""
+
+    def __init__(self) -> None:
+        self._told: dict[str, tuple[BatchStatus, float]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def __call__(self, statuses: Sequence[BatchStatus]) -> None:
+        for status in statuses:
+            now = time.monotonic()
+            told, at = self._told.get(status.batch, (None, 0.0))
+            if _same(status, told) or (told is not None and not status.over and now - at < self._every_s):
+                continue
+            self._told[status.batch] = (status, now)
+            self._say(status)
+
+    _every_s = _LINE_EVERY_S
+
+    def _say(self, status: BatchStatus) -> None:
+        typer.echo(f"{status.batch}: {status.state}  {facts(status)}")
+
+
+class _JsonLines(_Lines):
+    _every_s = 0.0
+
+    def _say(self, status: BatchStatus) -> None:
+        typer.echo(json.dumps(status.model_dump(), ensure_ascii=False))
+
+
+def _same(status: BatchStatus, told: BatchStatus | None) -> bool:
+    # a rate and an ETA change by the mere passing of time
+    dull = {"images_per_s", "eta_s"}
+    return told is not None and status.model_dump(exclude=dull) == told.model_dump(exclude=dull)
+
+
+def _table(statuses: Sequence[BatchStatus]) -> Table:
+    table = Table("batch", "state", "", "ended", "images/s", "ETA", "failed", "", box=None, padding=(0, 2, 0, 0))
+    for status in statuses:
+        bar = ProgressBar(total=max(status.total, 1), completed=status.ended, width=_BAR_CHARACTERS)
+        texts = (f"{status.ended}/{status.total}", rate(status), eta(status), failures(status), status.paused)
+        # names and reasons come from users: no markup in them
+        table.add_row(Text(status.batch), status.state, bar, *(Text(text) for text in texts))
+    return table
+
+
+def facts(status: BatchStatus) -> str:
+    """Return what there is to say of a batch's progress, in one line."""
+    found = [f"{status.ended}/{status.total}"]
     if status.failed:
-        facts.append(f"{status.failed} failed")
+        found.append(failures(status))
     if status.images_per_s is not None:
-        facts.append(f"{status.images_per_s:.2f} images/s")
-    if status.eta_s is not None and not status.complete:
-        facts.append(f"ETA {duration(status.eta_s)}")
-    return "  ".join(facts)
+        found.append(f"{status.images_per_s:.2f} images/s")
+    if status.eta_s is not None and not status.over:
+        found.append(f"ETA {duration(status.eta_s)}")
+    if status.paused:
+        found.append(f"paused: {status.paused}")
+    return "  ".join(found)
+
+
+def failures(status: BatchStatus) -> str:
+    """Return the failed jobs with their codes, the most frequent first: ``7 failed (nan 5, render 2)``."""
+    if not status.failed:
+        return ""
+    codes = sorted(status.errors.items(), key=lambda item: (-item[1], item[0]))
+    listed = ", ".join(f"{code} {count}" for code, count in codes)
+    return f"{status.failed} failed" + (f" ({listed})" if listed else "")
+
+
+def rate(status: BatchStatus) -> str:
+    """Return the images a second, or a dash."""
+    return "-" if status.images_per_s is None else f"{status.images_per_s:.2f}"
+
+
+def eta(status: BatchStatus) -> str:
+    """Return the time left, or a dash."""
+    return "-" if status.eta_s is None or status.over else duration(status.eta_s)
 
 
 def duration(seconds: float) -> str:

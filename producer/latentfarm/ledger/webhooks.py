@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any, Literal
 
 import redis
 
-from latentfarm.errors import UnavailableError
+from latentfarm.ledger.connection import reachable
+from latentfarm.ledger.records import text
 
 
 @dataclass(frozen=True)
 class Event:
-    """The end of a batch, claimed for one attempt to tell it. ``ended_ms`` is Redis ``TIME``; attempts count from 1."""
+    """The end of a batch, claimed for one attempt to tell it; attempts count from 1.
+
+    ``ended_ms`` is Redis ``TIME``, ``retries`` how often failed jobs of the batch were made to run again before it:
+    together they tell one end of a batch from another.
+    """
 
     batch: str
     #: may hold a token, so it is kept out of logs
@@ -23,6 +26,7 @@ class Event:
     attempt: int
     state: str
     ended_ms: int
+    retries: int
     model: str
     total: int
     done: int
@@ -45,7 +49,7 @@ class Webhooks:
 
     def take(self, limit: int, *, hold_s: float) -> list[Event]:
         """Claim up to ``limit`` events that are due; nobody else gets them for ``hold_s``."""
-        with self._reachable():
+        with reachable(self.where):
             found: Any = self._take(args=[limit, int(hold_s * 1000)])
         return [_event(facts) for facts in found]
 
@@ -63,37 +67,39 @@ class Webhooks:
 
     def problem(self, batch: str) -> str:
         """Return why the last attempt to tell a batch's end failed, empty where none did."""
-        with self._reachable():
+        with reachable(self.where):
             found: Any = self._client.hget(f"lf:batch:{batch}", "webhook_error")
-        return found.decode() if found else ""
+        return text(found or "")
 
     def _record(
         self, event: Event, outcome: Literal["sent", "retry", "failed"], error: str = "", delay_s: float = 0
     ) -> bool:
-        args: list[Any] = [event.batch, event.ended_ms, event.attempt, outcome, error, int(delay_s * 1000)]
-        with self._reachable():
+        args: list[Any] = [
+            event.batch,
+            event.ended_ms,
+            event.retries,
+            event.attempt,
+            outcome,
+            error,
+            int(delay_s * 1000),
+        ]
+        with reachable(self.where):
             return bool(self._settle(args=args))
-
-    @contextmanager
-    def _reachable(self) -> Iterator[None]:
-        try:
-            yield
-        except (redis.ConnectionError, redis.TimeoutError, redis.AuthenticationError) as error:
-            raise UnavailableError(f"Redis at {self.where} cannot be used: {error}") from error
 
 
 def _event(facts: list[Any]) -> Event:
-    batch, url, attempt, state, ended_ms, model, total, done, failed, cancelled, codes = facts
+    batch, url, attempt, state, ended_ms, retries, model, total, done, failed, cancelled, codes = facts
     return Event(
-        batch=batch.decode(),
-        url=url.decode(),
+        batch=text(batch),
+        url=text(url),
         attempt=attempt,
-        state=state.decode(),
+        state=text(state),
         ended_ms=int(ended_ms),
-        model=model.decode(),
+        retries=int(retries),
+        model=text(model),
         total=int(total),
         done=int(done),
         failed=int(failed),
         cancelled=int(cancelled),
-        errors={code.decode(): int(count) for code, count in zip(codes[::2], codes[1::2], strict=True)},
+        errors={text(code): int(count) for code, count in zip(codes[::2], codes[1::2], strict=True)},
     )

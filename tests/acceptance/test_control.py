@@ -1,0 +1,244 @@
+"""What a user does to batches under way: real commands, real servers, a real worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import Command, until
+
+from latentfarm import Batch, Farm
+from latentfarm.ledger import Ledger
+from latentfarm.local.process import Child
+from latentfarm.settings import Settings
+from latentfarm.submission import Rules
+
+pytestmark = pytest.mark.acceptance
+
+SMALL = {"width": 64, "height": 64}
+
+
+@pytest.fixture(scope="module")
+def worked(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A farm with one worker, for all tests that need one: their batches have names of their own."""
+    Ledger.connect(servers.redis_url).redis.flushall()
+    log = tmp_path_factory.mktemp("worker") / "log"
+    worker = Child("worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env=servers.environment())
+    yield servers
+    worker.terminate()
+    assert worker.wait_or_kill(30) == 0, worker.log_tail()
+
+
+def rows(count: int, steps: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"picture {n}", "num_inference_steps": steps, **SMALL} for n in range(count)]
+
+
+def on_nobodys_model(settings: Settings, name: str, count: int, rules: Rules | None = None) -> tuple[Farm, Batch]:
+    """Submit a batch that no worker takes, so that the test is its worker."""
+    farm = Farm(settings)
+    return farm, farm.submit(rows(count, 2), batch=name, model="nobodys", rules=rules or Rules())
+
+
+def fail(farm: Farm, count: int, code: str, message: str) -> None:
+    for lease in farm.ledger.lease("nobodys", "test", count, lease_s=60):
+        farm.ledger.fail(lease, {"code": code, "message": message})
+
+
+@contextmanager
+def at_a_terminal(folder: Path, settings: Settings, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """Run the command with a terminal for everything."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "latentfarm", *arguments]
+    environment = {**os.environ, **settings.environment(), "TERM": "xterm", "COLUMNS": "160"}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    try:
+        yield process, ours
+    finally:
+        process.kill()
+        process.wait()
+        os.close(ours)
+
+
+def read_until(terminal: int, text: str) -> str:
+    """Return what the command has written, up to a text, or to its end."""
+    seen = ""
+    # at its end a terminal gives an error, not an empty answer
+    with suppress(OSError):
+        while text not in seen:
+            seen += os.read(terminal, 4096).decode(errors="replace")
+    return seen
+
+
+def said(result: subprocess.CompletedProcess[str]) -> str:
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
+    worked: Settings, latentfarm: Command, tmp_path: Path
+) -> None:
+    farm = Farm(worked)
+    cats = farm.submit(rows(40, 16), batch="cats")
+    environment = {**os.environ, **worked.environment()}
+    command = [sys.executable, "-m", "latentfarm", "watch", "cats", "--json"]
+    watching = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    until(lambda: cats.status().done > 0)
+
+    assert said(latentfarm("pause", "cats", settings=worked)) == "cats is paused"
+    until(lambda: cats.status().leased == 0)
+    stands = cats.status()
+    assert 0 < stands.done < 40
+    # the worker is there, and has other things to do
+    assert farm.submit(rows(2, 2), batch="dogs").wait(timeout_s=30).done == 2
+    assert cats.status().done == stands.done
+    assert said(latentfarm("pause", "cats", settings=worked)) == "cats is paused already: by its user"
+    assert "paused   by its user" in said(latentfarm("status", "cats", settings=worked))
+
+    assert said(latentfarm("resume", "cats", settings=worked)) == "cats goes on: open"
+    assert cats.wait(timeout_s=60).done == 40
+    over = latentfarm("pause", "cats", settings=worked)
+    assert (over.returncode, "is complete" in over.stderr) == (2, True)
+
+    lines = [json.loads(line) for line in watching.communicate(timeout=30)[0].splitlines()]
+    assert watching.returncode == 0
+    assert [line["done"] for line in lines] == sorted(line["done"] for line in lines)
+    assert "by its user" in {line["paused"] for line in lines}
+    assert (lines[-1]["state"], lines[-1]["done"]) == ("complete", 40)
+
+
+def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
+    worked: Settings, latentfarm: Command
+) -> None:
+    farm = Farm(worked)
+    # half a minute for the first of these, if they ran to their end
+    long = farm.submit(rows(30, 500), batch="long")
+    until(lambda: long.status().leased >= 8)
+    long.pause()
+    mixed = farm.submit(rows(6, 4), batch="mixed")
+    for lease, code in zip(farm.ledger.lease("mini", "test", 2, lease_s=60), ("nan", "render"), strict=True):
+        assert lease.batch == "mixed"
+        farm.ledger.fail(lease, {"code": code, "message": "made up"})
+
+    assert said(latentfarm("cancel", "long", settings=worked)) == "long is cancelled: 0 done, 0 failed, 30 cancelled"
+    assert mixed.wait(timeout_s=15).failed == 2
+    assert (long.status().leased, farm.ledger.redis.zcard("lf:leases")) == (0, 0)
+    assert said(latentfarm("cancel", "long", settings=worked)) == "long is cancelled already"
+    assert latentfarm("resume", "long", settings=worked).returncode == 2
+
+    before = {line["job"]: line.get("epoch") for line in mixed.results() if line["state"] == "done"}
+    assert said(latentfarm("retry", "mixed", "--code", "nan", settings=worked)) == "mixed runs 1 job again"
+    until(lambda: mixed.status().done == 5)
+    assert mixed.status().errors == {"render": 1}
+    none = "mixed has no failed job with code 'nan' to run again; it has 1 failed (render 1)"
+    assert said(latentfarm("retry", "mixed", "--code", "nan", settings=worked)) == none
+    assert json.loads(said(latentfarm("retry", "mixed", "--json", settings=worked)))["failed"] == 0
+    assert mixed.wait(timeout_s=30).done == 6
+    assert said(latentfarm("retry", "mixed", settings=worked)) == "mixed has no failed job to run again"
+    after = {line["job"]: line["epoch"] for line in mixed.results()}
+    assert {job: after[job] for job in before} == before, "what was done was not rendered again"
+
+
+def test_delete_asks_and_leaves_neither_keys_nor_objects(worked: Settings, latentfarm: Command, tmp_path: Path) -> None:
+    farm = Farm(worked)
+    batch = farm.submit(rows(12, 2), batch="doomed")
+    batch.wait(timeout_s=30)
+    unasked = latentfarm("delete", "doomed", settings=worked)
+    assert (unasked.returncode, "write --yes" in unasked.stderr) == (2, True)
+    with at_a_terminal(tmp_path, worked, "delete", "doomed") as (process, terminal):
+        asked = read_until(terminal, "]")
+        assert "Delete 12 pictures and everything else of batch 'doomed'? [y/N]" in asked
+        os.write(terminal, b"n\n")
+        assert "nothing was deleted" in read_until(terminal, "deleted")
+        assert process.wait(10) == 1
+    assert batch.status().done == 12
+
+    objects = sum(1 for _ in farm.bucket.keys("batches/doomed/"))
+    assert objects >= 12
+    removed = said(latentfarm("delete", "doomed", "--yes", settings=worked))
+    assert removed == f"doomed is deleted: {objects} objects"
+    assert list(farm.bucket.keys("batches/doomed/")) == []
+    client: Any = farm.ledger.redis
+    # those that expire by themselves count the pace
+    assert [key for key in client.keys("*doomed*") if client.ttl(key) < 0] == []
+    for key in client.keys("lf:*"):
+        assert b"doomed" not in (client.dump(key) or b""), key
+    assert said(latentfarm("delete", "doomed", "--yes", settings=worked)) == "doomed is not there; nothing to delete"
+    assert latentfarm("status", "doomed", settings=worked).returncode == 2
+    assert latentfarm("delete", "../x", "--yes", settings=worked).returncode == 2
+
+
+def test_several_batches_are_paused_at_once_or_none_of_them(settings: Settings, latentfarm: Command) -> None:
+    farm, _ = on_nobodys_model(settings, "one", 2)
+    on_nobodys_model(settings, "two", 2)
+    wrong = latentfarm("pause", "one", "tow", settings=settings)
+    assert (wrong.returncode, "'tow' is not known" in wrong.stderr) == (2, True)
+    assert farm.batch("one").status().state == "open"
+    assert said(latentfarm("pause", "one", "two", settings=settings)) == "one is paused\ntwo is paused"
+
+    listed = latentfarm("list", "--state", "paused", "--json", settings=settings)
+    assert [each["batch"] for each in json.loads(listed.stdout)] == ["one", "two"]
+    assert said(latentfarm("list", "--state", "open", settings=settings)) == ""
+    assert said(latentfarm("list", settings=settings)) == said(latentfarm("status", settings=settings))
+    assert said(latentfarm("resume", "one", "two", settings=settings)) == "one goes on: open\ntwo goes on: open"
+    again = said(latentfarm("resume", "one", "two", "--json", settings=settings))
+    assert [json.loads(line)["state"] for line in again.splitlines()] == ["open", "open"]
+    assert said(latentfarm("resume", "one", settings=settings)) == "one is open already"
+    refused = latentfarm("list", "--state", "done", settings=settings)
+    assert (refused.returncode, "write one of opening, open" in refused.stderr) == (2, True)
+
+
+def test_a_priority_may_be_negative_and_is_kept(settings: Settings, latentfarm: Command) -> None:
+    _, batch = on_nobodys_model(settings, "low", 1)
+    assert said(latentfarm("priority", "low", "-5", settings=settings)) == "low has priority -5"
+    assert said(latentfarm("priority", "low", "-5", settings=settings)) == "low has priority -5 already"
+    assert batch.status().priority == -5
+    assert latentfarm("priority", "low", "1001", settings=settings).returncode == 2
+
+
+def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command) -> None:
+    farm, _ = on_nobodys_model(settings, "ill", 30, Rules(webhook="https://hooks.example.com/"))
+    fail(farm, 1, "nan", "another")
+    fail(farm, 24, "nan", "not finite")
+    fail(farm, 5, "render", "broke")
+    lines = said(latentfarm("jobs", "ill", "--state", "failed", settings=settings)).split("\n")
+    assert lines[0] == "nan  25 jobs, 24 of them: not finite"
+    assert lines[1:3] == ["  ill/0  another", "  ill/1"]
+    assert lines[20:23] == ["  ill/19", "  ... and 5 more", "render  5 jobs: broke"]
+    assert lines[23:] == [f"  ill/{n}" for n in range(25, 30)]
+    whole = latentfarm("jobs", "ill", "--state", "failed", "--json", settings=settings).stdout
+    assert [json.loads(line)["id"] for line in whole.splitlines()] == [f"ill/{n}" for n in range(30)]
+
+    troubles = said(latentfarm("status", "ill", settings=settings)).split("\n")[2:]
+    assert troubles == ["errors   30 failed (nan 25, render 5)", "webhook  due"]
+
+
+def test_watch_draws_a_table_on_a_terminal_until_all_is_over(settings: Settings, tmp_path: Path) -> None:
+    farm, batch = on_nobodys_model(settings, "seen", 4)
+    with at_a_terminal(tmp_path, settings, "watch") as (process, terminal):
+        assert "0/4" in read_until(terminal, "0/4")
+        fail(farm, 3, "nan", "not finite")
+        assert "3 failed (nan 3)" in read_until(terminal, "(nan 3)")
+        batch.cancel()
+        assert "cancelled" in read_until(terminal, "cancelled")
+        read_until(terminal, "never said, so read to the end")
+        assert process.wait(10) == 0
+
+
+def test_watch_ends_quietly_on_ctrl_c(settings: Settings, tmp_path: Path) -> None:
+    on_nobodys_model(settings, "seen", 4)
+    with at_a_terminal(tmp_path, settings, "watch", "seen") as (process, terminal):
+        read_until(terminal, "0/4")
+        process.send_signal(signal.SIGINT)
+        rest = read_until(terminal, "never said, so read to the end")
+        assert process.wait(10) == 130
+    assert "Traceback" not in rest
