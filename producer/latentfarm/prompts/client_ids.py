@@ -22,12 +22,12 @@ class ClientIds:
     second copy of one table only.
     """
 
-    __slots__ = ("_counts", "_limits", "_tables")
+    __slots__ = ("_room", "_tables")
 
     def __init__(self) -> None:
         self._tables = [array("Q", bytes(8 * _FIRST_SLOTS)) for _ in range(_SEGMENTS)]
-        self._counts = [0] * _SEGMENTS
-        self._limits = [int(_FIRST_SLOTS * _FULL)] * _SEGMENTS
+        #: how many more each table takes before it grows
+        self._room = [int(_FIRST_SLOTS * _FULL)] * _SEGMENTS
 
     def add(self, client_id: str) -> bool:
         """Note an id; return whether it is new."""
@@ -44,17 +44,15 @@ class ClientIds:
             step = step or 1 + (key >> 32) % (slots - 1)
             slot = (slot + step) % slots
         table[slot] = key
-        self._counts[segment] += 1
-        if self._counts[segment] > self._limits[segment]:
+        self._room[segment] -= 1
+        if not self._room[segment]:
             self._grow(segment)
         return True
 
-    def __len__(self) -> int:
-        return sum(self._counts)
-
     def _grow(self, segment: int) -> None:
+        count = int(len(self._tables[segment]) * _FULL)
         # a prime number of slots, so that every step comes by all of them
-        slots = _next_prime(int(self._counts[segment] / _AFTER))
+        slots = _next_prime(int(count / _AFTER))
         table = array("Q", bytes(8 * slots))
         for key in self._tables[segment]:
             if key:
@@ -65,7 +63,7 @@ class ClientIds:
                         slot = (slot + step) % slots
                 table[slot] = key
         self._tables[segment] = table
-        self._limits[segment] = int(slots * _FULL)
+        self._room[segment] = int(slots * _FULL) - count
 
 
 def _next_prime(number: int) -> int:

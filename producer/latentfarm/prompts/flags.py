@@ -121,6 +121,8 @@ def _fields(line: str) -> tuple[dict[str, object], dict[str, str]]:
             own[field] = _scheduler(value)
         elif not (flag == "seed" and value == "-1"):
             own[field] = value
+    if not own.get("prompt"):
+        raise _FlagError("prompt is missing; write it before the flags", "prompt is missing")
     return own, labels
 
 

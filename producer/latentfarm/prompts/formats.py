@@ -51,10 +51,10 @@ def format_of(name: str, options: ReadOptions) -> str:
         endings = (".".join(parts[-count:]) for count in (2, 1))
         ending = next((ending for ending in endings if ending in FORMATS), None)
         if ending is None:
-            raise InputError(
-                f"{name}: a prompt file ends in .{', .'.join(_READERS)} (all but parquet also with .gz); "
-                "rename it, or say its format with --format"
-            )
+            if not parts:
+                raise InputError(f"{name}: its name tells no format; say it with --format ({', '.join(FORMATS)})")
+            known = f"a prompt file ends in .{', .'.join(_READERS)} (all but parquet also with .gz)"
+            raise InputError(f"{name}: {known}; rename it, or say its format with --format")
         found = ending
     if options.prompt_column is not None and found.removesuffix(_GZIP) == "txt":
         raise InputError(f"{name}: --prompt-column {options.prompt_column!r}: text has no columns; leave it out")

@@ -35,15 +35,16 @@ def _parse_direct(prefix: str, check: RowCheck, number: int, lines: list[bytes])
         number += 1
         if len(line) < _SHORTEST_ROW and not line.strip():
             continue
-        try:
-            row = _validate_line(line)
-        except ValidationError:
-            found = parse_line(f"{prefix}{number}", check, line)
-        else:
-            if row.prompt and row.columns is None and not row.prompt.isspace():
-                found = PlacedRow(f"{prefix}{number}", row)
+        if b'"custom_id"' not in line:
+            try:
+                row = _validate_line(line)
+            except ValidationError:
+                pass
             else:
-                found = parse_line(f"{prefix}{number}", check, line)
+                if row.prompt and row.columns is None and not row.prompt.isspace():
+                    yield PlacedRow(f"{prefix}{number}", row)
+                    continue
+        found = parse_line(f"{prefix}{number}", check, line)
         if found is not None:
             yield found
 

@@ -27,6 +27,8 @@ _OTHER_BOMS = (
     (b"\xff\xfe", "UTF-16"),
     (b"\xfe\xff", "UTF-16"),
 )
+#: where the first four bytes of text in UTF-16 are not NUL, if they have no mark and are ASCII
+_UTF16_STARTS = (b"\0\1\0\1", b"\1\0\1\0")
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
 
@@ -121,6 +123,8 @@ def _checked_start(block: bytes, name: str) -> bytes:
     for mark, encoding in _OTHER_BOMS:
         if block.startswith(mark):
             raise InputError(f"{name} is {encoding}; save it as UTF-8")
+    if bytes(map(bool, block[:4])) in _UTF16_STARTS:
+        raise InputError(f"{name} looks like UTF-16; save it as UTF-8")
     if block.startswith(_GZIP_MAGIC):
         raise InputError(f"{name} is compressed with gzip; end its name in .gz, or its format (such as jsonl.gz)")
     if block.startswith(_PARQUET_MAGIC):

@@ -8,15 +8,16 @@ from datetime import date, time
 from typing import Any, BinaryIO
 
 from latentfarm.errors import InputError
-from latentfarm.prompts.lines import MAX_LINE_BYTES
 from latentfarm.prompts.rows import Found, Problem, RowCheck, shown
 from latentfarm.prompts.tables import check_header
 
-_BATCH_ROWS = 1024
-_SLICE_ROWS = 64
+#: rows that are unpacked at once; a text that a dictionary repeats takes its room in each
+_BATCH_ROWS = 64
 _BUFFER_BYTES = 2**20
-#: a column of a row group that unpacks to more than this, and to over a thousand times its size, is a bomb
-_BOMB_BYTES, _BOMB_RATIO = 2**28, 1000
+#: bytes, and times its packed size, over which a column of a row group is refused
+_PLAIN_BOMB, _DICTIONARY_BOMB = (2**28, 1000), (2**22, 200)
+#: packed; writers give a dictionary up at 1 MiB
+_MAX_DICTIONARY_BYTES = 2**24
 
 
 def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Found]:
@@ -36,10 +37,9 @@ def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Found
         columns = check_header(list(file.schema_arrow.names), name, check)
         _refuse_bombs(file.metadata, name)
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-            for start in range(0, batch.num_rows, _SLICE_ROWS):
-                for fields in _rows(batch.slice(start, _SLICE_ROWS), columns):
-                    number += 1
-                    yield _checked(f"{name} row {number}", fields, check)
+            for fields in _rows(batch, columns):
+                number += 1
+                yield _checked(f"{name} row {number}", fields, check)
     except (pa.ArrowException, OSError) as error:
         after = f" after row {number}" if number else ""
         reason = str(error).split("\n", 1)[0][:200].rstrip(".")
@@ -47,17 +47,26 @@ def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Found
 
 
 def _refuse_bombs(metadata: Any, name: str) -> None:
+    """Look for columns that unpack to far more than there is; a dictionary multiplies whatever lies in it.
+
+    Raises:
+        InputError: there is one.
+    """
     for group in range(metadata.num_row_groups):
-        for column in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(column)
+        for number in range(metadata.num_columns):
+            chunk = metadata.row_group(group).column(number)
             unpacked, packed = chunk.total_uncompressed_size, max(chunk.total_compressed_size, 1)
-            if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * packed:
-                what = f"{packed:,} bytes of column {shown(chunk.path_in_schema)} unpack to {unpacked:,}"
-                raise InputError(f"{name}: {what}; write smaller row groups")
+            dictionary = chunk.has_dictionary_page and chunk.data_page_offset - chunk.dictionary_page_offset
+            most, ratio = _DICTIONARY_BOMB if dictionary else _PLAIN_BOMB
+            what = f"{name}: column {shown(chunk.path_in_schema)} of row group {group}"
+            if unpacked > most and unpacked > ratio * packed:
+                raise InputError(f"{what} unpacks {packed:,} bytes to {unpacked:,}; write smaller row groups")
+            if dictionary > _MAX_DICTIONARY_BYTES:
+                raise InputError(f"{what} has a dictionary of {dictionary:,} bytes; write it without")
 
 
 def _rows(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a short batch as Python values; a value that has none is an exception in its place."""
+    """Yield the rows of a batch as Python values; a value that has none is an exception in its place."""
     values = [_values(column) for column in batch.columns]
     for row in zip(*values, strict=True):
         yield dict(zip(columns, row, strict=True))
@@ -91,8 +100,6 @@ def _checked(place: str, fields: dict[str, Any], check: RowCheck) -> Found:
             if isinstance(value, UnicodeDecodeError):
                 return Problem(f"{place}: {column} is no UTF-8; write text as UTF-8", "not UTF-8")
             return Problem(f"{place}: {column} cannot be read ({value}); write a number or a text", column)
-        if isinstance(value, str | bytes) and len(value) > MAX_LINE_BYTES:
-            raise InputError(f"{place}: {column} is longer than {MAX_LINE_BYTES:,} bytes; shorten it")
         if isinstance(value, bytes):
             try:
                 fields[column] = value.decode()

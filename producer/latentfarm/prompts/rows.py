@@ -75,13 +75,6 @@ class RowCheck:
         """Return the field that a column stands for; None where it is an unknown column."""
         return self._field_of.get(column)
 
-    def prompt(self, place: str, text: str) -> Found:
-        """Check a row that is a prompt and nothing else."""
-        try:
-            return PlacedRow(place, _validate({"prompt": text}))
-        except ValidationError:
-            return self.row(place, {self.prompt_column: text})
-
     def row(self, place: str, fields: Mapping[str, Any]) -> Found:
         """Check a row whose keys are columns; a value of None says "not given"."""
         own: dict[str, Any] = {}
@@ -128,9 +121,8 @@ class RowCheck:
         """Say what to do about an unknown column."""
         known = sorted(self._field_of)
         close = get_close_matches(column, known, n=1) if len(column) <= _SHOWN_VALUE else []
-        return (
-            f"is not known; did you mean {close[0]!r}?" if close else f"is not known; write one of {', '.join(known)}"
-        )
+        other = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(known)}."
+        return f"is not known; {other} --keep-columns would carry it through to the results"
 
 
 def check_all(rows: Iterable[Found], *, where: str) -> int:

@@ -120,7 +120,7 @@ class FileSource:
         except OSError as error:
             raise _unreadable(self.path, error) from None
         with stream:
-            yield from _unique(read_stream(stream, self.name, self._format, self._options))
+            yield from _checked(self.name, read_stream(stream, self.name, self._format, self._options))
 
 
 class StreamSource:
@@ -172,7 +172,7 @@ class StreamSource:
             self._read = True
             # not BufferedReader's own reading ahead: the blocks are given up as they are used
             content = io.BufferedReader(_Chained(blocks, rest))
-        yield from _unique(read_stream(content, self.name, self._format, self._options))
+        yield from _checked(self.name, read_stream(content, self.name, self._format, self._options))
 
 
 class S3Source:
@@ -191,7 +191,7 @@ class S3Source:
 
     def read(self) -> Iterator[Found]:
         """Yield the rows from the beginning."""
-        yield from _unique(read_stream(self._object.open(), self.name, self._format, self._options))
+        yield from _checked(self.name, read_stream(self._object.open(), self.name, self._format, self._options))
 
 
 class RowsSource:
@@ -221,7 +221,8 @@ class RowsSource:
             raise InputError("rows can be read only once; give a list")
         self._read = True
         check = RowCheck(self._options)
-        yield from _unique(_check_row(f"row {number}", row, check) for number, row in enumerate(self._rows, start=1))
+        rows = (_check_row(f"row {number}", row, check) for number, row in enumerate(self._rows, start=1))
+        yield from _checked(self.name, rows)
 
 
 def _row_bytes(row: object) -> bytes:
@@ -233,7 +234,7 @@ def _row_bytes(row: object) -> bytes:
 
 def _check_row(place: str, row: object, check: RowCheck) -> Found:
     if isinstance(row, str):
-        return check.prompt(place, row)
+        return check.row(place, {check.prompt_column: row})
     if isinstance(row, Mapping):
         try:
             return check.row(place, {name: plain(v) if check.field(name) is None else v for name, v in row.items()})
@@ -242,9 +243,10 @@ def _check_row(place: str, row: object, check: RowCheck) -> Found:
     return Problem(f"{place}: {shown(row)} is neither a text nor a dictionary; write one of them", "not a row")
 
 
-def _unique(rows: Iterable[Found]) -> Iterator[Found]:
-    """Make a problem of every row whose id was there before."""
+def _checked(name: str, rows: Iterable[Found]) -> Iterator[Found]:
+    """Make a problem of every row whose id was there before, and an error of a source that is empty."""
     ids = ClientIds()
+    found: Found | None = None
     for found in rows:
         if isinstance(found, PlacedRow):
             client_id = found.row.id
@@ -253,6 +255,8 @@ def _unique(rows: Iterable[Found]) -> Iterator[Found]:
                 yield Problem(text, "id is not unique")
                 continue
         yield found
+    if found is None:
+        raise InputError(f"{name} holds no prompt; write one a line")
 
 
 class _Chained(io.RawIOBase):

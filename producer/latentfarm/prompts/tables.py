@@ -30,9 +30,8 @@ def read_table(stream: BinaryIO, name: str, check: RowCheck, *, delimiter: str) 
             yield _or_raise(no_utf8(feed.place, error), header)
             continue
         except csv.Error as error:
-            yield _or_raise(
-                Problem(f"{place}: {error}; write a cell with such characters in double quotes", "not CSV"), header
-            )
+            text = f"{place}: {error}; close the double quotes, and write one inside of a cell twice"
+            yield _or_raise(Problem(text, "not CSV"), header)
             continue
         if cells is None:
             return
@@ -42,8 +41,7 @@ def read_table(stream: BinaryIO, name: str, check: RowCheck, *, delimiter: str) 
         if header is None:
             header = check_header([cell.strip() for cell in cells], name, check, delimiter=delimiter)
         elif len(cells) != len(header):
-            text = f"{place}: {len(cells)} cells, but the header has {len(header)}; quote cells with delimiters in them"
-            yield Problem(text, "ragged row")
+            yield _ragged(place, len(cells), len(header))
         else:
             yield _row(place, header, cells, check)
 
@@ -68,17 +66,15 @@ def check_header(columns: list[str], name: str, check: RowCheck, *, delimiter: s
     if not check.keep_columns:
         for column in columns:
             if check.field(column) is None:
-                cure = "or carry it through to the results with --keep-columns"
-                raise InputError(f"{name}: column {shown(column)} {check.cure(column)}, {cure}")
+                raise InputError(f"{name}: column {shown(column)} {check.cure(column)}")
     return columns
 
 
 def _row(place: str, header: list[str], cells: list[str], check: RowCheck) -> Found:
     fields: dict[str, Any] = {}
     for column, cell in zip(header, cells, strict=True):
-        if not cell:
-            # an unknown column that is kept is kept in every row
-            fields[column] = None if check.field(column) else cell
+        if not cell and check.field(column) not in {None, "prompt"}:
+            fields[column] = None
         elif check.field(column) == "scheduler_options":
             try:
                 fields[column] = from_json(cell, allow_inf_nan=False)
@@ -90,6 +86,12 @@ def _row(place: str, header: list[str], cells: list[str], check: RowCheck) -> Fo
         else:
             fields[column] = cell
     return check.row(place, fields)
+
+
+def _ragged(place: str, cells: int, columns: int) -> Problem:
+    noun = "cell" if cells == 1 else "cells"
+    cure = "write the empty ones too" if cells < columns else "write one with a delimiter in it in double quotes"
+    return Problem(f"{place}: {cells} {noun}, but the header has {columns}; {cure}", "ragged row")
 
 
 def _or_raise(problem: Problem, header: list[str] | None) -> Problem:

@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO
 
+from pydantic import ValidationError
+
+from latentfarm.job import Row
 from latentfarm.prompts import flags
 from latentfarm.prompts.lines import no_utf8, rows_of_lines
-from latentfarm.prompts.rows import Found, RowCheck
+from latentfarm.prompts.rows import Found, PlacedRow, RowCheck
+
+_validate = Row.__pydantic_validator__.validate_python
 
 
 def read_txt(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Found]:
@@ -34,5 +39,10 @@ def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Ite
             continue
         if "--" in line and flags.has_flags(line):
             yield flags.check_line(f"{prefix}{number}", check, line)
+            continue
+        try:
+            row = _validate({"prompt": line})
+        except ValidationError:
+            yield check.row(f"{prefix}{number}", {"prompt": line})
         else:
-            yield check.prompt(f"{prefix}{number}", line)
+            yield PlacedRow(f"{prefix}{number}", row)
