@@ -45,7 +45,7 @@ def test_an_object_is_read_like_a_file_and_again(bucket: Bucket) -> None:
 
 
 def test_an_object_of_many_ranges_comes_whole(bucket: Bucket) -> None:
-    expected = [f"a photograph of a red cat number {number}" for number in range(300_000)]
+    expected = [f"a photograph of a red cat number {number}" for number in range(150_000)]
     source = source_of(bucket, "big.txt", "\n".join(expected).encode())
     assert prompts(source) == expected
 
@@ -118,4 +118,4 @@ def test_a_body_that_breaks_off_is_asked_for_again(bucket: Bucket) -> None:
 
     client: S3Client = Cutting()  # type: ignore[assignment]
     with S3Object(client, bucket.name, "cut.txt").open() as stream:
-        assert stream.read() == body
+        assert b"".join(iter(lambda: stream.read(2**18), b"")) == body

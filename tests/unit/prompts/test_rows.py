@@ -90,7 +90,11 @@ def test_wrong_defaults_are_refused_like_rows() -> None:
 
 
 @given(
-    st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip), max_size=5)
+    st.lists(
+        st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip),
+        min_size=1,
+        max_size=5,
+    )
 )
 def test_every_prompt_of_a_jsonl_comes_back_as_it_was(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
