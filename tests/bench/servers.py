@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,16 @@ from tempfile import TemporaryDirectory
 
 import redis
 
+from latentfarm.ledger import Ledger
 from latentfarm.local.process import Child
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
+from latentfarm.local.stack import WORKER_END_S, end_all, start_workers
+from latentfarm.models import parse_model
 from latentfarm.settings import Settings
+
+#: seconds between two looks at another process
+_LOOK_S = 0.02
 
 
 @contextmanager
@@ -48,6 +54,32 @@ def farm_servers(folder: Path) -> Iterator[Settings]:
             _end(child)
 
 
+@contextmanager
+def workers(settings: Settings, count: int, logs: Path) -> Iterator[None]:
+    """Run real workers with the bundled model, sharing the cores; they have loaded it when this begins."""
+    children: list[Child] = []
+    try:
+        start_workers(settings, count, parse_model(settings.model), dtype="auto", slots=0, logs=logs, into=children)
+        ledger = Ledger.connect(settings.redis_url)
+        until(lambda: len(ledger.workers(settings.model)) == count, "the workers", timeout_s=120)
+        yield
+    finally:
+        end_all(children, WORKER_END_S)
+
+
+def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 300) -> None:
+    """Return as soon as the condition holds.
+
+    Raises:
+        RuntimeError: ``what`` did not come in time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"{what} did not come within {timeout_s:g} s")
+        time.sleep(_LOOK_S)
+
+
 def _end(child: Child) -> None:
     child.terminate()
     child.wait_or_kill(20)
@@ -69,6 +101,7 @@ def run_command(arguments: Sequence[str], settings: Settings, *, log: Path) -> U
         RuntimeError: it failed.
     """
     began = time.monotonic()
+    peak_bytes = 0
     with log.open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "latentfarm", *arguments],
@@ -77,12 +110,24 @@ def run_command(arguments: Sequence[str], settings: Settings, *, log: Path) -> U
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-        # not subprocess's own wait: this one tells the resources of the process and its children
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+    # not subprocess's own wait: this one tells the CPU time. The memory it tells would be ours where we are larger.
+    ended = 0
+    while not ended:
+        peak_bytes = max(peak_bytes, _peak_bytes(process.pid))
+        time.sleep(_LOOK_S)
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+    process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"latentfarm {' '.join(arguments)} failed:\n{log.read_text()[-2000:]}")
-    return Used(usage.ru_utime + usage.ru_stime, time.monotonic() - began, usage.ru_maxrss * 1024)
+    return Used(usage.ru_utime + usage.ru_stime, time.monotonic() - began, peak_bytes)
+
+
+def _peak_bytes(pid: int) -> int:
+    """Return the largest resident memory so far of a process, 0 for one that has just ended."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def redis_cpu_s(client: redis.Redis) -> float:
@@ -94,3 +139,9 @@ def redis_cpu_s(client: redis.Redis) -> float:
 def used_memory_bytes(client: redis.Redis) -> int:
     """Return Redis' ``used_memory``."""
     return int(client.info("memory")["used_memory"])
+
+
+def redis_ms(client: redis.Redis) -> float:
+    """Return Redis ``TIME`` in milliseconds, the clock of the ledger."""
+    seconds, micros = client.time()
+    return int(seconds) * 1000 + int(micros) / 1000

@@ -1,0 +1,219 @@
+"""Measures the ledger alone: eight client processes lease and commit, and nothing is rendered.
+
+    python -m tests.bench.bench_ledger            # prints the table
+    python -m tests.bench.bench_ledger --write    # and puts it into docs/benchmarks.md
+
+Each client leases 64 jobs, commits them with one receipt each, and flushes every part that it filled, as a worker does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import os
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tests.bench.servers import farm_servers, redis_cpu_s, redis_server, temporary_folder, used_memory_bytes
+from tests.bench.table import Conditions, Line, own_cpu_s, parse_arguments, report
+
+from latentfarm.bucket import Bucket, image_key, part_of
+from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger.ledger import CHUNK_JOBS
+from latentfarm.results import flush_part
+from latentfarm.settings import Settings
+
+CLIENTS = 8
+JOBS_PER_LEASE = 64
+_LEASE_S = 60
+_FORK = multiprocessing.get_context("fork")
+
+_PROVENANCE = {
+    "request": {
+        "prompt": "a large red circle on the left of a white background, a picture number 000000",
+        "negative_prompt": "",
+        "width": 128,
+        "height": 128,
+        "num_inference_steps": 25,
+        "guidance_scale": 7.5,
+        "scheduler": "DPMSolverMultistepScheduler",
+        "scheduler_options": {},
+    },
+    "model": "mini",
+    "model_digest": hashlib.sha256(b"model").hexdigest(),
+    "plan": hashlib.sha256(b"plan").hexdigest()[:16],
+    "device": "cpu",
+    "dtype": "float32",
+    "slots": 8,
+    "prompt_truncated": False,
+    "worker": "host-4711-abcdef",
+    "timings": {"encode": 0.012345, "denoise": 3.456789, "decode": 0.045678, "png": 0.012345, "put": 0.004567},
+}
+
+
+def receipt_of(lease: Lease) -> dict[str, Any]:
+    """Return a receipt as a worker writes it, some 900 bytes of JSON; what varies is made from the index."""
+    digest = f"{lease.index:064x}"
+    varying = {"key": image_key(lease.batch, lease.index), "sha256": digest, "bytes": 20_000 + lease.index % 997}
+    return {**_PROVENANCE, **varying}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What leasing and committing some jobs cost: wall seconds, and CPU seconds of Redis and of all clients."""
+
+    jobs: int
+    wall_s: float
+    redis_s: float
+    clients_s: float
+
+    @property
+    def jobs_per_s(self) -> float:
+        """The rate on the wall."""
+        return self.jobs / self.wall_s
+
+
+def open_batch(ledger: Ledger, batch: str, total: int) -> None:
+    """Open a batch of that size, whose model has the batch's name, so that nobody else leases it."""
+    ledger.reserve(batch, digest="0" * 64, model=batch)
+    ledger.grow(batch, before=0, total=total, chain="0" * 64, closed=True)
+
+
+def work(settings: Settings, batch: str, jobs: int, *, to_bucket: bool) -> Run:
+    """Let the clients lease and commit ``jobs`` jobs of the batch and hand their receipts on."""
+    ledger = Ledger.connect(settings.redis_url)
+    ready = _FORK.Barrier(CLIENTS + 1)
+    shares = [jobs // CLIENTS + (client < jobs % CLIENTS) for client in range(CLIENTS)]
+    clients = [_FORK.Process(target=_client, args=(settings, batch, share, ready, to_bucket)) for share in shares]
+    for client in clients:
+        client.start()
+    ready.wait()
+    began, redis_s, clients_s = time.monotonic(), redis_cpu_s(ledger.redis), own_cpu_s()
+    for client in clients:
+        client.join()
+    if any(client.exitcode for client in clients):
+        raise RuntimeError("a client failed")
+    return Run(jobs, time.monotonic() - began, redis_cpu_s(ledger.redis) - redis_s, own_cpu_s() - clients_s)
+
+
+def _client(settings: Settings, batch: str, jobs: int, ready: Any, to_bucket: bool) -> None:  # noqa: FBT001
+    ledger, bucket = Ledger.connect(settings.redis_url), Bucket.connect(settings)
+    ledger.ping()
+    hand_on: Callable[[int], Any] = lambda part: ledger.trim(batch, part, retries=0)  # noqa: E731
+    if to_bucket:
+        hand_on = lambda part: flush_part(ledger, bucket, batch, part)  # noqa: E731
+    worker = f"client-{os.getpid()}"
+    ready.wait()
+    while jobs:
+        leases = ledger.lease(batch, worker, min(JOBS_PER_LEASE, jobs), lease_s=_LEASE_S)
+        outcomes = ledger.commit_all([(lease, receipt_of(lease)) for lease in leases])
+        if not leases or set(outcomes) - {"done", "full"}:
+            raise RuntimeError(f"{batch}: {len(leases)} leases, {set(outcomes)}")
+        for lease, outcome in zip(leases, outcomes, strict=True):
+            if outcome == "full":
+                hand_on(part_of(lease.index))
+        jobs -= len(leases)
+
+
+def throughput(settings: Settings, jobs: int) -> list[Line]:
+    """A batch from its first job to its last, with its receipts going to the bucket, and with them only trimmed."""
+    ledger = Ledger.connect(settings.redis_url)
+    runs = {}
+    for name, to_bucket in (("bucket", True), ("trim", False)):
+        open_batch(ledger, f"whole-{name}", jobs)
+        runs[name] = work(settings, f"whole-{name}", jobs, to_bucket=to_bucket)
+        record = ledger.batch(f"whole-{name}")
+        if record.state != "complete" or record.done != jobs or ledger.full_parts():
+            raise RuntimeError(f"{record} after {jobs} jobs; waiting parts: {len(ledger.full_parts())}")
+        print(runs[name], flush=True)
+    bucket, trim = runs["bucket"], runs["trim"]
+    what = f"{jobs:,} jobs leased and committed, results in the bucket"
+    return [
+        Line(what, bucket.jobs_per_s, "jobs/s", 10_000, at_least=True),
+        Line("CPU of Redis a job in it", bucket.redis_s / jobs * 1e6, "µs"),
+        Line("CPU of the 8 clients a job in it (gzip and put included)", bucket.clients_s / jobs * 1e6, "µs"),
+        Line("the same jobs, receipts trimmed without the bucket", trim.jobs_per_s, "jobs/s"),
+        Line("CPU of Redis a job in it", trim.redis_s / jobs * 1e6, "µs"),
+        Line("CPU of the 8 clients a job in it", trim.clients_s / jobs * 1e6, "µs"),
+    ]
+
+
+def flatness(settings: Settings, *, small: int, large: int, slice_jobs: int, rounds: int) -> list[Line]:
+    """Cost a job in a small batch, and at the beginning, in the middle and at the end of a large one, in turn."""
+    ledger = Ledger.connect(settings.redis_url)
+    open_batch(ledger, "large", large)
+    places = {"beginning": 0, "middle": large // 2, "end": large - rounds * slice_jobs}
+    runs: dict[str, list[Run]] = {name: [] for name in ("small", *places)}
+    for turn in range(rounds):
+        open_batch(ledger, f"small-{turn}", small)
+        runs["small"].append(work(settings, f"small-{turn}", small, to_bucket=True))
+        for name, start in places.items():
+            # what lies between was never worked on: only the cursor is moved, by hand
+            ledger.redis.hset("lf:batch:large", "cursor", start + turn * slice_jobs)
+            runs[name].append(work(settings, "large", slice_jobs, to_bucket=True))
+        print({name: found[-1] for name, found in runs.items()}, flush=True)
+    wall = {name: statistics.median(run.wall_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
+    cpu = {name: statistics.median(run.redis_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
+    lines = []
+    for what, costs in (("CPU of Redis", cpu), ("wall time", wall)):
+        lines.append(Line(f"{what} a job, batch of {small:,}", costs["small"], "µs"))
+        lines += [Line(f"{what} a job, {name} of a batch of {large:,}", costs[name], "µs") for name in places]
+        apart = max(abs(costs[name] / costs["small"] - 1) for name in places)
+        lines.append(Line(f"{what} a job: how far apart the two batches are", 100 * apart, "%", 20))
+    return lines
+
+
+#: writes the states of a chunk job by job, as leases do: the string grows as it would. ARGV: batch, chunk.
+_TOUCH = """
+local key = 'lf:states:' .. ARGV[1] .. ':' .. ARGV[2]
+for at = 0, 999999 do redis.call('SETRANGE', key, at, '\\2') end
+"""
+
+
+def huge(url: str, *, total: int, questions: int) -> list[Line]:
+    """A huge batch: opened, leased at both ends, then with the states of all its jobs written; its status asked."""
+    ledger = Ledger.connect(url)
+    memory = used_memory_bytes(ledger.redis)
+    open_batch(ledger, "huge", total)
+    leases = ledger.lease("huge", "bench", 1_000, lease_s=_LEASE_S)
+    ledger.redis.hset("lf:batch:huge", "cursor", total - 1_000)
+    leases += ledger.lease("huge", "bench", 1_000, lease_s=_LEASE_S)
+    if [leases[0].index, leases[-1].index, len(leases)] != [0, total - 1, 2_000]:
+        raise RuntimeError(f"leased {len(leases)} jobs, {leases[0].index} to {leases[-1].index}")
+    ends = used_memory_bytes(ledger.redis) - memory
+    for chunk in range(total // CHUNK_JOBS):
+        ledger.redis.eval(_TOUCH, 0, "huge", chunk)
+    full = used_memory_bytes(ledger.redis)
+    times_ms = []
+    for _ in range(questions):
+        began = time.perf_counter()
+        ledger.batch("huge")
+        times_ms.append((time.perf_counter() - began) * 1000)
+    return [
+        Line(f"batch of {total:,}: Redis with 1,000 jobs leased at each end", ends / 1e6, "MB"),
+        Line(f"batch of {total:,}: Redis in all, every job's state written", full / 1e6, "MB", 200),
+        Line(f"batch of {total:,}: its status, median of {questions}", statistics.median(times_ms), "ms", 5),
+        Line(f"batch of {total:,}: its status, p99", statistics.quantiles(times_ms, n=100)[-1], "ms", 5),
+    ]
+
+
+def main() -> int:
+    """Return 1 where a bar is missed."""
+    arguments = parse_arguments(__doc__)
+    quick = arguments.quick
+    with temporary_folder() as folder:
+        with farm_servers(folder / "farm") as settings:
+            conditions = Conditions(Ledger.connect(settings.redis_url).ping())
+            lines = throughput(settings, 10_000 if quick else 1_000_000)
+            sizes = (1_000, 100_000, 1_000, 1) if quick else (100_000, 10_000_000, 100_000, 3)
+            lines += flatness(settings, small=sizes[0], large=sizes[1], slice_jobs=sizes[2], rounds=sizes[3])
+        with redis_server(folder / "huge") as url:
+            lines += huge(url, total=1_000_000 if quick else 100_000_000, questions=200)
+    return report("ledger", lines, conditions, write=arguments.write)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
