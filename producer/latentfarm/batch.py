@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
 from itertools import groupby, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm import results
-from latentfarm.bucket import batch_prefix, image_key, part_of
+from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix, image_key, part_of
 from latentfarm.errors import InputError
-from latentfarm.fetch import Fetched, fetch_batch
+from latentfarm.fetch import DEFAULT_TEMPLATE, Fetched, Layout, fetch_batch
 from latentfarm.job import PART_JOBS, JobState
 from latentfarm.ledger import MAX_JOBS_PER_CALL
 from latentfarm.manifest import INVALID_ROW, NOT_THE_REQUEST, ManifestReader
@@ -88,6 +89,16 @@ class JobStatus(BaseModel):
     worker: str | None = None
     error: dict[str, str] | None = None
     timings: dict[str, float] | None = None
+
+
+class PresignedUrl(BaseModel):
+    """Where anyone may read a job's picture until ``expires``."""
+
+    model_config = ConfigDict(frozen=True)
+
+    job: str
+    url: str
+    expires: datetime
 
 
 class Batch:
@@ -200,8 +211,7 @@ class Batch:
             indices = list(group)
             span = range(indices[0], indices[-1] + 1)
             lines = {
-                line["index"]: line
-                for line in results.read_range(self.farm.ledger, self.farm.bucket, self.name, span)
+                line["index"]: line for line in results.read_range(self.farm.ledger, self.farm.bucket, self.name, span)
             }
             for index in indices:
                 code = lines[index].get("error", {}).get("code", "")
@@ -263,12 +273,63 @@ class Batch:
             asked = self._manifest.line(self.name, line["index"])
             request = {name: value for name, value in asked.items() if name not in NOT_THE_REQUEST}
             # the receipt knows what the worker filled in: the native size, the model's own scheduler
-            joined = {"id": asked.get("id"), **line, "request": {**request, **line.get("request", {})}}
+            joined = {"id": asked.get("id"), "row": asked.get("row"), **line}
+            joined["request"] = {**request, **line.get("request", {})}
             yield {**joined, "columns": asked["columns"]} if "columns" in asked else joined
 
-    def fetch(self, directory: str | Path, *, progress: Callable[[int, int], None] | None = None) -> Fetched:
-        """Download the finished pictures and write ``results.jsonl``; what is there already is left alone."""
-        return fetch_batch(self.farm.bucket, self.results(), Path(directory), progress=progress)
+    def fetch(
+        self,
+        directory: str | Path,
+        *,
+        layout: Layout = "files",
+        name_template: str = DEFAULT_TEMPLATE,
+        only_new: bool = False,
+        states: Collection[JobState] = (),
+        progress: Callable[[Fetched], None] = lambda _: None,
+    ) -> Fetched:
+        """Download the finished pictures and write ``results.jsonl``; what is there already is left alone.
+
+        Args:
+            directory: made if it is not there.
+            layout: ``files``, with a ``metadata.jsonl`` that Hugging Face's ImageFolder reads, or ``webdataset``: tar
+                shards of a thousand jobs with an ``index.parquet``.
+            name_template: how the files are called, such as ``{id}-{seed}.png``.
+            only_new: pass over what an earlier fetch into the folder has fetched, even if the file is gone by now.
+            states: only jobs in these; all if empty. Only done ones have pictures.
+            progress: called after each job with the counts so far.
+
+        Raises:
+            InputError: names that are not safe or not unique, or a folder that cannot be written to.
+        """
+        return fetch_batch(
+            self.farm.bucket,
+            self.results,
+            Path(directory),
+            layout=layout,
+            name_template=name_template,
+            only_new=only_new,
+            states={state.word for state in states},
+            progress=progress,
+        )
+
+    def presigned(self, *, expires_s: int = 3600) -> Iterator[PresignedUrl]:
+        """Yield a URL for each finished picture, in order; it needs no credentials until it expires.
+
+        Args:
+            expires_s: seconds from now, 1 to 604,800 (a week); less where the credentials themselves expire sooner.
+
+        Raises:
+            InputError: ``expires_s`` is out of range.
+        """
+        if not 1 <= expires_s <= MAX_PRESIGN_S:
+            raise InputError(
+                f"a URL that expires in {expires_s} s cannot be signed; write 1 to {MAX_PRESIGN_S} seconds"
+            )
+        for line in self.results():
+            if line["state"] == JobState.DONE.word:
+                expires = datetime.now(UTC) + timedelta(seconds=expires_s)
+                url = self.farm.bucket.presign(line["key"], expires_s=expires_s)
+                yield PresignedUrl(job=line["job"], url=url, expires=expires.replace(microsecond=0))
 
     def _status_of(self, line: dict[str, Any]) -> JobStatus:
         seed = self._manifest.line(self.name, line["index"]).get("seed")

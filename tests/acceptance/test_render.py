@@ -28,7 +28,9 @@ def test_prompts_become_pictures_once(latentfarm: Command, tmp_path: Path) -> No
     summary = json.loads(first.stdout)
     assert (summary["total"], summary["done"], summary["downloaded"]) == (2, 2, 2)
     out = tmp_path / "out"
-    assert {f.name for f in out.iterdir()} == {"000000.png", "000001.png", "contact-sheet.png", "results.jsonl"}
+    assert {f.name for f in out.iterdir() if not f.name.startswith(".")} == {
+        *("000000.png", "000001.png", "contact-sheet.png", "results.jsonl", "metadata.jsonl")
+    }
     lines = read_lines(out / "results.jsonl")
     assert [line["prompt"] for line in lines] == ["a red circle", "a blue square"]
     assert [line["scheduler"] for line in lines] == ["EulerDiscreteScheduler"] * 2

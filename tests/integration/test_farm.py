@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from tests.conftest import read_lines
 
-from latentfarm import Batch, Farm, InputError, UnavailableError
+from latentfarm import Batch, Farm, InputError
 from latentfarm.bucket import Bucket, MissingObjectError, image_key, manifest_key
 from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
 from latentfarm.errors import LatentfarmError
@@ -137,35 +136,6 @@ def test_a_job_tells_its_state_attempts_seed_key_and_timings(farm: Farm) -> None
     assert [job.id for job in batch.jobs(state=JobState.FAILED)] == ["cats/1"]
     with pytest.raises(InputError, match="the batch has the jobs 0 to 1"):
         batch.job(2)
-
-
-def test_fetch_resumes_checks_and_writes_a_line_a_job(farm: Farm, tmp_path: Path) -> None:
-    batch = farm.submit([{"prompt": "a", "id": "x"}, "b", "c"], batch="cats")
-    work(farm, batch, fail=frozenset({1}))
-    first = batch.fetch(tmp_path)
-    assert (first.downloaded, first.present) == (2, 0)
-    assert {file.name for file in tmp_path.iterdir()} == {"000000.png", "000002.png", "results.jsonl"}
-    (tmp_path / "000002.png").write_bytes(b"cut")
-    second = batch.fetch(tmp_path)
-    assert (second.downloaded, second.present) == (1, 1)
-    assert (tmp_path / "000002.png").read_bytes() == b"image cats/2"
-    lines = read_lines(tmp_path / "results.jsonl")
-    assert [(line["id"], line["state"], line["file"]) for line in lines] == [
-        ("x", "done", "000000.png"),
-        (None, "failed", None),
-        (None, "done", "000002.png"),
-    ]
-    assert lines[1]["error"]["code"] == "nan"
-    assert {"job", "index", "key", "sha256", "prompt", "seed", "guidance_scale"} <= lines[0].keys()
-
-
-def test_an_object_that_is_not_what_its_receipt_says_is_told(farm: Farm, tmp_path: Path) -> None:
-    batch = farm.submit(["a"], batch="cats")
-    work(farm, batch)
-    farm.bucket.put(image_key("cats", 0), b"forged")
-    with pytest.raises(UnavailableError, match="its sha256 differs"):
-        batch.fetch(tmp_path)
-    assert not (tmp_path / "000000.png").exists()
 
 
 def test_wait_ends_with_the_batch_or_with_its_time(farm: Farm) -> None:

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from latentfarm.cli import collect, control, doctor, look, render, run, submit
+from latentfarm.cli import collect, control, doctor, look, plan, render, results, run, submit
 from latentfarm.errors import LatentfarmError
 
 app = typer.Typer(
@@ -25,9 +25,11 @@ app = typer.Typer(
 render.register(app)
 run.register(app)
 submit.register(app)
+plan.register(app)
 look.register(app)
 control.register(app)
 collect.register(app)
+results.register(app)
 doctor.register(app)
 
 

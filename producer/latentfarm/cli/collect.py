@@ -5,16 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Self
 
 import typer
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import BarColumn, Progress, TextColumn
 
 from latentfarm.batch import Batch, BatchStatus
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
 from latentfarm.cli.progress import BatchProgress, note
+from latentfarm.cli.results import StateWords, states_of, to_reader
+from latentfarm.errors import InputError
 from latentfarm.farm import Farm
-from latentfarm.fetch import RESULTS_FILE, Fetched
+from latentfarm.fetch import DEFAULT_TEMPLATE, LAYOUTS, Fetched, Layout
+from latentfarm.job import JobState
 
 #: seconds of waiting, more than a worker needs to start, after which a missing one is told of
 _NO_WORKER_S = 20.0
@@ -30,7 +36,7 @@ def wait_for(
         def show(status: BatchStatus) -> None:
             nonlocal told
             progress(status)
-            if not told and not status.complete and time.monotonic() - began > _NO_WORKER_S:
+            if not told and not status.over and time.monotonic() - began > _NO_WORKER_S:
                 told = True
                 _tell_of_no_worker(batch, status.model)
             if meanwhile is not None:
@@ -43,12 +49,16 @@ def wait_for(
             raise
     if status.failed:
         note(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
+    if status.state == "cancelled":
+        note(f"the batch was cancelled; {status.done} of {status.total} jobs were done")
+    if status.stuck:
+        note(f"the batch is paused ({status.paused}): `latentfarm resume {batch.name}`")
     return status
 
 
-def exit_if(failed: int) -> None:
-    """End the command with exit code 1 if jobs have failed."""
-    if failed:
+def exit_if(problem: object) -> None:
+    """End the command with exit code 1 if something has gone wrong: jobs have failed, a batch is not complete."""
+    if problem:
         raise typer.Exit(1)
 
 
@@ -66,36 +76,186 @@ def wait(
 ) -> None:
     """Return when every job of a batch has ended; exit 1 if one failed.
 
+    It ends too, with exit code 1, when the batch is cancelled or has paused itself.
+
     Example: `latentfarm wait cats && latentfarm fetch cats -o cats`
     """
     found = Farm.from_env().batch(batch)
     try:
-        exit_if(wait_for(found, timeout_s=timeout).failed)
+        status = wait_for(found, timeout_s=timeout)
+        exit_if(status.failed or not status.complete)
     finally:
         if as_json:
             print_json(found.status().model_dump())
 
 
-def fetch(batch: options.BatchName, output: options.OutputFolder, as_json: options.Json = False) -> None:
+def fetch(
+    batch: options.BatchName,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="DIR", help="Where the pictures go; needed unless --presign."),
+    ] = None,
+    layout: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="files: a PNG a picture and the metadata.jsonl that Hugging Face's ImageFolder reads. webdataset: tar "
+            "shards of 1,000 jobs, each sample .png, .txt and .json, and index.parquet.",
+        ),
+    ] = "files",
+    name_template: Annotated[
+        str,
+        typer.Option(
+            metavar="TEMPLATE",
+            help="How the files are called, such as {id}-{seed}.png. Fields: id, index, batch, seed, row, width, "
+            "height, num_inference_steps, guidance_scale, scheduler. A name that is not safe on every system (/, .., a "
+            "leading dot, control characters, Windows' reserved ones) or that two jobs share is an error before "
+            "anything is downloaded.",
+        ),
+    ] = DEFAULT_TEMPLATE,
+    state: StateWords = None,
+    only_new: Annotated[
+        bool,
+        typer.Option(
+            "--only-new",
+            help="Pass over pictures that an earlier fetch into DIR has fetched, even if their files were moved away "
+            "since. A plain re-run checks each file's sha256 and fetches what is missing or changed.",
+        ),
+    ] = False,
+    presign: Annotated[
+        bool,
+        typer.Option(
+            "--presign",
+            help="Download nothing; print a URL for each finished picture, one a line (with --json an object a line: "
+            "job, url, expires).",
+        ),
+    ] = False,
+    expires: Annotated[
+        int, typer.Option(metavar="SECONDS", help="How long the URLs of --presign can be read: 1 to 604800.")
+    ] = 3600,
+    as_json: options.Json = False,
+) -> None:
     """Download the finished pictures of a batch and write results.jsonl; what is there already is left alone.
 
-    Example: `latentfarm fetch cats -o cats`
+    Run again, it goes on where it stopped. Exit code 1 if a job of those asked for has failed.
+
+    Example: `latentfarm fetch cats -o cats --name-template "{id}-{seed}.png"`
     """
+    chosen = layout_of(layout)
+    states = states_of(state)
+    if output is None and not presign:
+        raise InputError("fetch: write -o DIR, or --presign to print URLs")
     found = Farm.from_env().batch(batch)
-    fetched = fetch_into(found, output)
+    if presign:
+        with to_reader() as lines:
+            for each in found.presigned(expires_s=expires):
+                lines.write(f"{each.model_dump_json() if as_json else each.url}\n".encode())
+        return
+    fetched = fetch_into(
+        found, output or Path(), layout=chosen, name_template=name_template, only_new=only_new, states=states
+    )
     if as_json:
-        summary = {"batch": batch, "directory": str(output), "downloaded": fetched.downloaded}
-        print_json({**summary, "present": fetched.present, "results": str(output / RESULTS_FILE)})
-    exit_if(sum(line["state"] == "failed" for line in fetched.lines))
+        print_json(fetched_summary(batch, fetched))
+    exit_if(fetched.states["failed"])
 
 
-def fetch_into(batch: Batch, directory: Path) -> Fetched:
-    """Download and say what was done."""
-    fetched = batch.fetch(directory)
-    rest = sum(line["state"] != "done" for line in fetched.lines)
-    text = f"{fetched.downloaded} files fetched into {directory}, {fetched.present} were there already"
+def layout_of(word: str) -> Layout:
+    """Return the layout that ``--format`` names.
+
+    Raises:
+        InputError: there is no such one.
+    """
+    for layout in LAYOUTS:
+        if word == layout:
+            return layout
+    raise InputError(f"--format {word!r}: write one of {', '.join(LAYOUTS)}")
+
+
+def fetch_into(
+    batch: Batch,
+    directory: Path,
+    *,
+    layout: Layout = "files",
+    name_template: str = DEFAULT_TEMPLATE,
+    only_new: bool = False,
+    states: frozenset[JobState] = frozenset(),
+) -> Fetched:
+    """Download with a progress bar and say what was done."""
+    status = batch.status()
+    total = sum(getattr(status, state.word) for state in states) if states else status.total
+    with FetchProgress(total) as progress:
+        try:
+            fetched = batch.fetch(
+                directory,
+                layout=layout,
+                name_template=name_template,
+                only_new=only_new,
+                states=states,
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            note("interrupted; run the same command again to go on")
+            raise
+    rest = fetched.jobs - fetched.states["done"]
+    word = "files" if layout == "files" else "shards"
+    text = f"{fetched.downloaded} {word} fetched into {directory}, {fetched.present} were there already"
+    text += f", {fetched.skipped} pictures were fetched before" if fetched.skipped else ""
     note(text + (f", {rest} are not done" if rest else ""))
     return fetched
+
+
+def fetched_summary(batch: str, fetched: Fetched) -> dict[str, Any]:
+    """Return what ``--json`` prints of a fetch."""
+    return {
+        "batch": batch,
+        "directory": str(fetched.directory),
+        "downloaded": fetched.downloaded,
+        "present": fetched.present,
+        "skipped": fetched.skipped,
+        "bytes": fetched.size_bytes,
+        "states": dict(fetched.states),
+        "results": str(fetched.results),
+    }
+
+
+class FetchProgress:
+    """Shows jobs and bytes a second on stderr: a bar on a terminal, a line every few seconds elsewhere."""
+
+    _REDRAW_S, _LINE_S = 0.1, 5.0
+
+    def __init__(self, total: int) -> None:
+        console = Console(stderr=True)
+        self._total = total
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("fetching", total=total, facts="")
+        self._began = self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, fetched: Fetched) -> None:
+        """Show how far it is."""
+        now = time.monotonic()
+        last = fetched.jobs == self._total
+        if not (last and self._bar) and now - self._told < (self._REDRAW_S if self._bar else self._LINE_S):
+            return
+        self._told = now
+        rate = decimal(int(fetched.size_bytes / max(now - self._began, 1e-6)))
+        facts = f"{fetched.jobs}/{self._total}  {decimal(fetched.size_bytes)}  {rate}/s"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=fetched.jobs, facts=facts)
+        else:
+            note(f"fetching: {facts}")
 
 
 def register(app: typer.Typer) -> None:

@@ -1,0 +1,418 @@
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+from botocore.credentials import Credentials
+from PIL import Image
+from pyarrow import parquet
+from tests.conftest import Command, read_lines, until
+
+from latentfarm import Batch, Farm, InputError, JobState, UnavailableError
+from latentfarm.bucket import Bucket, image_key, trace_key
+from latentfarm.fetch import Fetched
+from latentfarm.prompts import ReadOptions
+from latentfarm.results import flush_full_parts
+from latentfarm.settings import Settings
+
+pytestmark = pytest.mark.integration
+
+
+def picture(index: int) -> bytes:
+    """A PNG of its own."""
+    opened = io.BytesIO()
+    Image.new("RGB", (8, 8), (index % 256, index // 256 % 256, 7)).save(opened, "PNG")
+    return opened.getvalue()
+
+
+def work(
+    farm: Farm,
+    batch: Batch,
+    *,
+    count: int = 10**6,
+    fail: frozenset[int] = frozenset(),
+    traced: bool = False,
+    offset: int = 0,
+) -> None:
+    """Do what a worker does with the next ``count`` jobs."""
+    while count and (found := farm.ledger.lease("mini", "worker-a", min(count, 100), lease_s=30)):
+        count -= len(found)
+        for lease in found:
+            if lease.index in fail:
+                farm.ledger.fail(lease, {"code": "nan", "message": "not finite"})
+                continue
+            receipt = stored(farm.bucket, image_key(batch.name, lease.index), picture(lease.index + offset))
+            if traced:
+                receipt["trace"] = stored(farm.bucket, trace_key(batch.name, lease.index), picture(lease.index + 7))
+            request = {"width": 8, "height": 8, "scheduler": "PNDMScheduler"}
+            farm.ledger.commit(lease, {**receipt, "request": request, "worker": "worker-a"})
+
+
+def stored(bucket: Bucket, key: str, body: bytes) -> dict[str, Any]:
+    bucket.put(key, body)
+    return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+
+
+def names_in(folder: Path) -> set[str]:
+    return {file.name for file in folder.iterdir() if not file.name.startswith(".fetched")}
+
+
+def test_fetch_resumes_checks_and_writes_a_line_a_job(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit([{"prompt": "a", "id": "x"}, "b", "c"], batch="cats")
+    work(farm, batch, fail=frozenset({1}))
+    first = batch.fetch(tmp_path)
+    assert (first.downloaded, first.present, first.states) == (2, 0, {"done": 2, "failed": 1})
+    assert names_in(tmp_path) == {"000000.png", "000002.png", "results.jsonl", "metadata.jsonl"}
+    (tmp_path / "000002.png").write_bytes(b"cut")
+    second = batch.fetch(tmp_path)
+    assert (second.downloaded, second.present, second.size_bytes) == (1, 1, len(picture(2)))
+    assert (tmp_path / "000002.png").read_bytes() == picture(2)
+    lines = read_lines(tmp_path / "results.jsonl")
+    assert [(line["id"], line["state"], line["file"]) for line in lines] == [
+        ("x", "done", "000000.png"),
+        (None, "failed", None),
+        (None, "done", "000002.png"),
+    ]
+    assert lines[1]["error"]["code"] == "nan"
+    assert {"job", "index", "row", "key", "sha256", "prompt", "seed", "guidance_scale"} <= lines[0].keys()
+    assert first.pictures == [(tmp_path / "000000.png", "a"), (tmp_path / "000002.png", "c")]
+
+
+def test_an_object_that_is_not_what_its_receipt_says_is_told(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit(["a"], batch="cats")
+    work(farm, batch)
+    farm.bucket.put(image_key("cats", 0), b"forged")
+    with pytest.raises(UnavailableError, match="its sha256 differs"):
+        batch.fetch(tmp_path)
+    assert names_in(tmp_path) == set()
+
+
+def test_an_object_that_is_gone_is_told_and_the_old_results_stay_whole(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit(["a", "b"], batch="cats")
+    work(farm, batch, count=1)
+    batch.fetch(tmp_path)
+    before = (tmp_path / "results.jsonl").read_bytes()
+    work(farm, batch)
+    farm.bucket.client.delete_object(Bucket=farm.bucket.name, Key=image_key("cats", 1))
+    with pytest.raises(UnavailableError, match=r"00000001.png is not in the store"):
+        batch.fetch(tmp_path)
+    assert (tmp_path / "results.jsonl").read_bytes() == before
+
+
+def test_a_store_that_is_reached_in_no_plain_way_is_still_read(
+    farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = farm.submit(["a"] * 40, batch="cats")
+    work(farm, batch)
+    # the plain connections are told a wrong secret; boto3 keeps the right one
+    monkeypatch.setattr(farm.bucket, "_credentials", Credentials("somebody", "wrong"))
+    assert batch.fetch(tmp_path).downloaded == 40
+
+
+def test_an_interrupted_fetch_leaves_no_half_file_and_the_next_goes_on(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit(["a"] * 300, batch="cats")
+    work(farm, batch)
+
+    def interrupt(fetched: Fetched) -> None:
+        if fetched.jobs == 100:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.fetch(tmp_path, progress=interrupt)
+    found = names_in(tmp_path)
+    assert len(found) >= 100
+    assert all((tmp_path / name).read_bytes() == picture(int(name.removesuffix(".png"))) for name in found)
+    again = batch.fetch(tmp_path)
+    assert (again.downloaded, again.present) == (300 - len(found), len(found))
+    assert len(read_lines(tmp_path / "results.jsonl")) == 300
+
+
+def test_a_fetch_ended_by_a_signal_leaves_only_whole_files(farm: Farm, settings: Settings, tmp_path: Path) -> None:
+    batch = farm.submit(["a"] * 3000, batch="cats")
+    work(farm, batch)
+    command = [sys.executable, "-m", "latentfarm", "fetch", "cats", "-o", "out"]
+    environment = {**os.environ, **settings.environment()}
+    running = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    until((tmp_path / "out" / "000040.png").exists)
+    running.send_signal(signal.SIGINT)
+    _, told = running.communicate(timeout=60)
+    assert running.returncode == 130, told
+    assert "run the same command again" in told
+    found = names_in(tmp_path / "out")
+    assert 40 < len(found) < 3000
+    assert all((tmp_path / "out" / name).read_bytes() == picture(int(name[:6])) for name in found)
+
+
+def test_only_new_passes_over_what_was_fetched_even_if_it_was_moved_away(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit(["a", "b", "c"], batch="cats")
+    work(farm, batch, count=2)
+    batch.fetch(tmp_path)
+    (tmp_path / "000000.png").unlink()
+    work(farm, batch)
+    fetched = batch.fetch(tmp_path, only_new=True)
+    assert (fetched.downloaded, fetched.present, fetched.skipped) == (1, 0, 2)
+    assert [line["file_name"] for line in read_lines(tmp_path / "metadata.jsonl")] == ["000001.png", "000002.png"]
+    assert batch.fetch(tmp_path).downloaded == 1, "a plain run fetches what is missing"
+
+
+def test_only_new_fetches_another_picture_under_the_same_index(farm: Farm, tmp_path: Path) -> None:
+    skipped = []
+    for name, offset in (("cats", 0), ("same-cats", 0), ("dogs", 50)):
+        batch = farm.submit(["a"], batch=name)
+        work(farm, batch, offset=offset)
+        skipped.append(batch.fetch(tmp_path, only_new=True).skipped)
+    assert skipped == [0, 1, 0]
+    assert (tmp_path / "000000.png").read_bytes() == picture(50)
+
+
+def test_only_jobs_in_the_states_asked_for_appear(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit(["a", "b", "c", "d"], batch="cats")
+    work(farm, batch, count=3, fail=frozenset({1}))
+    fetched = batch.fetch(tmp_path / "failed", states={JobState.FAILED, JobState.PENDING})
+    assert (fetched.downloaded, fetched.states) == (0, {"failed": 1, "pending": 1})
+    assert batch.fetch(tmp_path / "done", states={JobState.DONE}).states == {"done": 2}
+
+
+def test_names_come_from_the_template_and_a_clash_is_told_before_anything_is_downloaded(
+    farm: Farm, tmp_path: Path
+) -> None:
+    batch = farm.submit([{"prompt": "a", "id": "x", "seed": 1}, {"prompt": "b", "id": "y", "seed": 1}], batch="cats")
+    work(farm, batch, traced=True)
+    batch.fetch(tmp_path / "good", name_template="{id}-{seed}.png")
+    assert names_in(tmp_path / "good") == {"x-1.png", "y-1.png", "traces", "results.jsonl", "metadata.jsonl"}
+    assert names_in(tmp_path / "good" / "traces") == {"x-1.png", "y-1.png"}
+    assert [line["trace"] for line in read_lines(tmp_path / "good" / "results.jsonl")] == [
+        "traces/x-1.png",
+        "traces/y-1.png",
+    ]
+    with pytest.raises(InputError, match=r"jobs cats/0 and cats/1 would both be the file '1.png'.*add \{index\}"):
+        batch.fetch(tmp_path / "clash", name_template="{seed}.png")
+    assert not (tmp_path / "clash").exists()
+
+
+def test_an_id_that_would_leave_the_folder_is_refused_before_anything_is_downloaded(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit([{"prompt": "a", "id": "ok"}, {"prompt": "b", "id": "../../evil"}], batch="cats")
+    work(farm, batch)
+    with pytest.raises(InputError, match=r"job cats/1: its file name '../../evil.png'.*use \{index\}"):
+        batch.fetch(tmp_path / "out", name_template="{id}.png")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_metadata_names_only_finished_pictures_with_flat_columns_of_one_type(farm: Farm, tmp_path: Path) -> None:
+    rows: list[str | dict[str, Any]] = [
+        {"prompt": "a", "id": "x", "guidance_scale": 4},
+        "b",
+        {"prompt": "c", "class": 3},
+    ]
+    batch = farm.submit(rows, batch="cats", reading=ReadOptions(keep_columns=True))
+    work(farm, batch, fail=frozenset({1}), traced=True)
+    batch.fetch(tmp_path)
+    lines = read_lines(tmp_path / "metadata.jsonl")
+    assert [(line["file_name"], line["text"], line["id"]) for line in lines] == [
+        ("000000.png", "a", "x"),
+        ("000002.png", "c", ""),
+    ]
+    assert all((tmp_path / line["file_name"]).is_file() for line in lines)
+    assert len({tuple((name, type(value)) for name, value in line.items()) for line in lines}) == 1
+
+
+def test_webdataset_shards_hold_each_picture_with_its_prompt_and_line(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit([{"prompt": f"prompt {n}", "id": f"i{n}"} for n in range(1010)], batch="cats")
+    work(farm, batch, fail=frozenset({1}), traced=True)
+    fetched = batch.fetch(tmp_path, layout="webdataset")
+    assert (fetched.downloaded, fetched.states) == (2, {"done": 1009, "failed": 1})
+    assert names_in(tmp_path) == {"shard-00000.tar", "shard-00001.tar", "index.parquet", "results.jsonl"}
+    with tarfile.open(tmp_path / "shard-00001.tar") as tar:
+        members = tar.getmembers()
+        assert [m.name for m in members[:4]] == ["00001000.json", "00001000.png", "00001000.trace.png", "00001000.txt"]
+        assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
+        bodies = [opened.read() for m in members[:4] if (opened := tar.extractfile(m)) is not None]
+    assert bodies[1:] == [picture(1000), picture(1007), b"prompt 1000"]
+    line = json.loads(bodies[0])
+    assert line == read_lines(tmp_path / "results.jsonl")[1000]
+    assert (line["file"], line["shard"]) == ("00001000.png", "shard-00001.tar")
+    index = parquet.read_table(tmp_path / "index.parquet").to_pylist()
+    assert len(index) == 1009
+    assert (index[1]["key"], index[1]["shard"], index[1]["prompt"]) == ("00000002", "shard-00000.tar", "prompt 2")
+    assert index[1]["sha256"] == hashlib.sha256(picture(2)).hexdigest()
+
+
+def test_a_whole_shard_is_left_alone_and_one_with_more_done_is_made_again(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit(["a"] * 1020, batch="cats")
+    work(farm, batch, count=1005)
+    first = batch.fetch(tmp_path, layout="webdataset")
+    whole, begun = ((tmp_path / f"shard-0000{n}.tar") for n in (0, 1))
+    at, before = whole.stat().st_mtime_ns, whole.read_bytes()
+    work(farm, batch)
+    second = batch.fetch(tmp_path, layout="webdataset")
+    assert (first.downloaded, second.downloaded, second.present) == (2, 1, 1)
+    assert whole.stat().st_mtime_ns == at
+    with tarfile.open(begun) as tar:
+        assert len(tar.getnames()) == 60
+    # cut, as by a full disk: made again with the same bytes
+    whole.write_bytes(before[: len(before) // 2])
+    third = batch.fetch(tmp_path, layout="webdataset")
+    assert (third.downloaded, third.present) == (1, 1)
+    assert whole.read_bytes() == before
+    begun.unlink()
+    fourth = batch.fetch(tmp_path, layout="webdataset", only_new=True)
+    assert (fourth.downloaded, fourth.skipped, begun.exists()) == (0, 1020, False)
+
+
+def test_an_interrupted_shard_is_absent_and_the_whole_ones_before_it_stay(farm: Farm, tmp_path: Path) -> None:
+    batch = farm.submit(["a"] * 1050, batch="cats")
+    work(farm, batch)
+
+    def interrupt(_: Fetched) -> None:
+        if (tmp_path / "shard-00000.tar").exists() and list(tmp_path.glob(".shard-00001.tar.*")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        batch.fetch(tmp_path, layout="webdataset", progress=interrupt)
+    assert names_in(tmp_path) == {"shard-00000.tar"}
+    again = batch.fetch(tmp_path, layout="webdataset")
+    assert (again.downloaded, again.present) == (1, 1)
+
+
+def test_a_webdataset_takes_no_name_template(farm: Farm, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="leave out --name-template"):
+        farm.submit(["a"], batch="cats").fetch(tmp_path / "out", layout="webdataset", name_template="{id}.png")
+
+
+def test_presigned_urls_are_read_without_credentials(farm: Farm) -> None:
+    batch = farm.submit(["a", "b"], batch="cats")
+    work(farm, batch, fail=frozenset({0}))
+    [found] = batch.presigned(expires_s=60)
+    assert found.job == "cats/1"
+    assert timedelta(seconds=50) < found.expires - datetime.now(UTC) <= timedelta(seconds=60)
+    with urlopen(found.url) as answer:  # noqa: S310
+        assert answer.read() == picture(1)
+    with pytest.raises(HTTPError) as caught:
+        urlopen(found.url.replace("00000001", "00000000"))  # noqa: S310
+    caught.value.close()
+    assert caught.value.code == 403
+    for wrong in (0, 604_801):
+        with pytest.raises(InputError, match=r"write 1 to 604800"):
+            next(batch.presigned(expires_s=wrong))
+
+
+def test_the_command_fetches_and_lists_urls(farm: Farm, settings: Settings, latentfarm: Command) -> None:
+    batch = farm.submit([{"prompt": "a", "id": "x"}, "b"], batch="cats")
+    work(farm, batch, fail=frozenset({1}))
+    fetched = latentfarm("fetch", "cats", "-o", "out", "--state", "done", "--json", settings=settings)
+    assert fetched.returncode == 0, fetched.stderr
+    assert json.loads(fetched.stdout)["states"] == {"done": 1}
+    assert latentfarm("fetch", "cats", "-o", "out", settings=settings).returncode == 1, "a job has failed"
+    listed = latentfarm("fetch", "cats", "--presign", "--expires", "9", "--json", settings=settings)
+    assert listed.returncode == 0, listed.stderr
+    assert json.loads(listed.stdout).keys() == {"job", "url", "expires"}
+    plain = latentfarm("fetch", "cats", "--presign", settings=settings).stdout
+    assert plain.startswith("http")
+    assert plain.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("fetch", "cats"), "write -o DIR, or --presign"),
+        (("fetch", "cats", "-o", "file"), "file cannot be written"),
+        (("fetch", "cats", "-o", "out", "--format", "zip"), "--format 'zip': write one of files, webdataset"),
+        (("fetch", "cats", "-o", "out", "--state", "done,lost"), "--state 'lost': write one of pending"),
+        (("fetch", "cats", "-o", "out", "--name-template", "{prompt}.png"), "{prompt} is not known"),
+        (("fetch", "cats", "--presign", "--expires", "604801"), "write 1 to 604800 seconds"),
+        (("results", "cats", "--format", "xml"), "--format 'xml': write one of jsonl, csv, parquet"),
+        (("results", "cats", "--format", "parquet"), "write -o FILE"),
+        (("results", "cats", "-o", "no/where.csv"), "where.csv cannot be written"),
+        (("results", "dogs"), "dogs"),
+    ],
+)
+def test_a_wrong_command_says_what_to_write_and_leaves_nothing(
+    farm: Farm, settings: Settings, latentfarm: Command, tmp_path: Path, arguments: tuple[str, ...], told: str
+) -> None:
+    work(farm, farm.submit(["a"], batch="cats"))
+    (tmp_path / "file").write_text("mine")
+    result = latentfarm(*arguments, settings=settings)
+    assert result.returncode == 2, result.stderr
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["file"]
+
+
+def test_results_are_the_same_lines_in_every_format(
+    farm: Farm, settings: Settings, latentfarm: Command, tmp_path: Path
+) -> None:
+    rows: list[str | dict[str, Any]] = [{"prompt": 'say "hi",\ncat', "id": "x", "class": 3}, "=1+1", "c"]
+    batch = farm.submit(rows, batch="cats", reading=ReadOptions(keep_columns=True))
+    work(farm, batch, fail=frozenset({1}))
+    out = latentfarm("results", "cats", settings=settings)
+    assert out.returncode == 0, out.stderr
+    lines = [json.loads(line) for line in out.stdout.splitlines()]
+    assert [line["state"] for line in lines] == ["done", "failed", "done"]
+    assert (lines[0]["columns"], lines[1]["error"]["code"]) == ({"class": 3}, "nan")
+    for name in ("r.csv", "r.parquet"):
+        assert latentfarm("results", "cats", "-o", name, settings=settings).returncode == 0
+    with (tmp_path / "r.csv").open(newline="") as opened:
+        cells = list(csv.DictReader(opened))
+    table = parquet.read_table(tmp_path / "r.parquet").to_pylist()
+    for line, row, cell in zip(lines, table, cells, strict=True):
+        for name in ("job", "id", "state", "key", "prompt", "seed", "width"):
+            assert line.get(name) == row[name], name
+            assert cell[name] == ("" if row[name] is None else str(row[name]))
+    assert (cells[0]["columns"], table[1]["error_code"]) == ('{"class": 3}', "nan")
+    done = latentfarm("results", "cats", "--state", "done", "--state", "pending", settings=settings).stdout
+    assert [json.loads(line)["index"] for line in done.splitlines()] == [0, 2]
+
+
+def test_results_read_two_objects_for_a_thousand_jobs_and_no_picture(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = farm.submit(["a"] * 1500, batch="cats")
+    work(farm, batch)
+    flush_full_parts(farm.ledger, farm.bucket)
+    asked: list[str] = []
+    get = farm.bucket.get
+
+    def counted(key: str) -> bytes:
+        asked.append(key.split("/")[2])
+        return get(key)
+
+    monkeypatch.setattr(farm.bucket, "get", counted)
+    assert sum(1 for _ in batch.results()) == 1500
+    assert sorted(asked) == ["manifest", "manifest", "results", "results"]
+
+
+def test_a_reader_of_results_that_has_seen_enough_ends_it_quietly(
+    farm: Farm, settings: Settings, tmp_path: Path
+) -> None:
+    farm.submit(["a long prompt " * 20] * 3000, batch="cats")
+    command = [sys.executable, "-m", "latentfarm", "results", "cats"]
+    environment = {**os.environ, **settings.environment()}
+    for form in ("jsonl", "csv"):
+        running = subprocess.Popen(
+            [*command, "--format", form],
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert running.stdout is not None
+        assert running.stderr is not None
+        assert "job" in running.stdout.readline()
+        running.stdout.close()
+        told = running.stderr.read()
+        running.stderr.close()
+        assert (running.wait(timeout=60), told) == (0, "")
