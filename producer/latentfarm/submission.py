@@ -195,7 +195,7 @@ class Submission:
         batch: str | None = None,
         on_stored: Callable[[int], None] = lambda _: None,
     ) -> None:
-        self.batch = check_batch_name(batch) if batch else request.name
+        self.batch = request.name if batch is None else check_batch_name(batch)
         self.found = Findings()
         self._ledger = ledger
         self._bucket = bucket
