@@ -321,24 +321,25 @@ class Ledger:
         return bytes(found)
 
     def jobs(self, batch: str, indices: Sequence[int]) -> list[JobRecord]:
-        """Return the records of the jobs with these indices, in order; the receipts only while they are here."""
+        """Return the records of jobs of one chunk, in the order given; the receipts only while they are here."""
         if not indices:
             return []
         names = [str(index) for index in indices]
+        chunk, first = divmod(min(indices), CHUNK_JOBS)
+        last = max(indices) - chunk * CHUNK_JOBS
         untouched = self._untouched(batch)
         with reachable(self.where):
             pipe = self.redis.pipeline(transaction=True)
-            for index in indices:
-                pipe.getrange(f"lf:states:{batch}:{index // CHUNK_JOBS}", index % CHUNK_JOBS, index % CHUNK_JOBS)
+            pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)
             pipe.hmget(f"lf:attempts:{batch}", names)
             pipe.hmget(f"lf:errors:{batch}", names)
             pipe.hmget(f"lf:results:{batch}", names)
             pipe.hmget("lf:holders", [f"{batch}/{name}" for name in names])
-            *bytes_, attempts, errors, receipts, holders = pipe.execute()
-        states = [JobState(byte[0]) or untouched if byte else untouched for byte in bytes_]
+            found, *facts = pipe.execute()
+        states = found.ljust(last - first + 1, b"\0")
         return [
-            job_record(batch, index, *facts)
-            for index, *facts in zip(indices, states, attempts, errors, receipts, holders, strict=True)
+            job_record(batch, index, JobState(states[index - chunk * CHUNK_JOBS - first]) or untouched, *each)
+            for index, *each in zip(indices, *facts, strict=True)
         ]
 
     def _now_ms(self) -> int:
