@@ -70,6 +70,7 @@ _SAMPLERS = MappingProxyType(
     }
 )
 
+_WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
 _FLAG = re.compile(r"(?:^|(?<=\s))--([A-Za-z]\S*)")
 _FLAG_WORD = re.compile(r"--([A-Za-z]\S*)")
 
@@ -136,7 +137,7 @@ def _kohya_pairs(line: str) -> list[tuple[str, str]]:
 def _a1111_pairs(text: str) -> list[tuple[str, str]]:
     """Split into a shell's words; a value is one word, or for the two long texts all words up to the next flag."""
     try:
-        words = shlex.split(text)
+        words = list(_shell(text))
     except ValueError as error:
         raise _FlagError(
             f'{shown(text)} has {str(error).lower()}; write "..." around a text', "flags' quotes"
@@ -156,12 +157,21 @@ def _a1111_pairs(text: str) -> list[tuple[str, str]]:
     return [(name, " ".join(values)) for name, values in pairs]
 
 
+def _shell(text: str) -> shlex.shlex:
+    """As ``shlex.split``, but with the white space of all scripts, which ends a flag's name too."""
+    lexer = shlex.shlex(text, posix=True)
+    lexer.whitespace_split = True
+    lexer.whitespace = _WHITE_SPACE
+    lexer.commenters = ""
+    return lexer
+
+
 def _known(written: str) -> str:
     flag = written.lower()
     if flag in _FIELD_OF:
         return flag
     known = [f"--{name}" for name in _FIELD_OF]
-    close = get_close_matches(f"--{flag}", known, n=1) if len(flag) < 40 else []
+    close = get_close_matches(f"--{flag}", known, n=1) if 1 < len(flag) < 40 else []
     cure = (
         f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}, or put a blank behind the dashes"
     )
