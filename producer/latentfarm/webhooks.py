@@ -111,9 +111,7 @@ def _deliver(outbox: Webhooks, event: Event, settings: Settings) -> bool:
     try:
         answer = _send(event, settings)
     except (LatentfarmError, OSError, HTTPException) as problem:
-        # whatever a cut connection raised, its time was over
-        late = time.monotonic() - began >= _ATTEMPT_S
-        error = f"no answer within {_ATTEMPT_S:g} s" if late else str(problem) or type(problem).__name__
+        error = _explain(problem, late=time.monotonic() - began >= _ATTEMPT_S)
     else:
         if 200 <= answer.status < 300:
             return outbox.sent(event)
@@ -125,6 +123,16 @@ def _deliver(outbox: Webhooks, event: Event, settings: Settings) -> bool:
         delay_s = RETRY_DELAYS_S[event.attempt - 1] * random.uniform(1, 1.2)  # noqa: S311
         outbox.retry(event, error, delay_s=max(delay_s, wait_s))
     return False
+
+
+def _explain(problem: Exception, *, late: bool) -> str:
+    if late:
+        # whatever a cut connection raised, its time was over
+        return f"no answer within {_ATTEMPT_S:g} s"
+    if isinstance(problem, HTTPException):
+        # its text is whatever the endpoint has sent
+        return f"the answer is no HTTP ({type(problem).__name__})"
+    return str(problem) or type(problem).__name__
 
 
 def _refusal(status: int) -> str:

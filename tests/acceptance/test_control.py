@@ -18,9 +18,11 @@ from tests.conftest import Command, until
 
 from latentfarm import Batch, Farm
 from latentfarm.ledger import Ledger
+from latentfarm.ledger.webhooks import Webhooks
 from latentfarm.local.process import Child
 from latentfarm.settings import Settings
 from latentfarm.submission import Rules
+from latentfarm.webhooks import deliver_due
 
 pytestmark = pytest.mark.acceptance
 
@@ -99,17 +101,17 @@ def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
     stands = cats.status()
     assert 0 < stands.done < 40
     # the worker is there, and has other things to do
-    assert farm.submit(rows(2, 2), batch="dogs").wait(timeout_s=30).done == 2
+    assert farm.submit(rows(2, 2), batch="dogs").wait(timeout_s=90).done == 2
     assert cats.status().done == stands.done
     assert said(latentfarm("pause", "cats", settings=worked)) == "cats is paused already: by its user"
     assert "paused   by its user" in said(latentfarm("status", "cats", settings=worked))
 
     assert said(latentfarm("resume", "cats", settings=worked)) == "cats goes on: open"
-    assert cats.wait(timeout_s=60).done == 40
+    assert cats.wait(timeout_s=120).done == 40
     over = latentfarm("pause", "cats", settings=worked)
     assert (over.returncode, "is complete" in over.stderr) == (2, True)
 
-    lines = [json.loads(line) for line in watching.communicate(timeout=30)[0].splitlines()]
+    lines = [json.loads(line) for line in watching.communicate(timeout=60)[0].splitlines()]
     assert watching.returncode == 0
     assert [line["done"] for line in lines] == sorted(line["done"] for line in lines)
     assert "by its user" in {line["paused"] for line in lines}
@@ -120,8 +122,8 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
     worked: Settings, latentfarm: Command
 ) -> None:
     farm = Farm(worked)
-    # half a minute for the first of these, if they ran to their end
-    long = farm.submit(rows(30, 500), batch="long")
+    # two minutes for the first of these, if they ran to their end
+    long = farm.submit([{**row, "width": 128, "height": 128} for row in rows(30, 500)], batch="long")
     until(lambda: long.status().leased >= 8)
     long.pause()
     mixed = farm.submit(rows(6, 4), batch="mixed")
@@ -130,7 +132,7 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
         farm.ledger.fail(lease, {"code": code, "message": "made up"})
 
     assert said(latentfarm("cancel", "long", settings=worked)) == "long is cancelled: 0 done, 0 failed, 30 cancelled"
-    assert mixed.wait(timeout_s=15).failed == 2
+    assert mixed.wait(timeout_s=60).failed == 2
     assert (long.status().leased, farm.ledger.redis.zcard("lf:leases")) == (0, 0)
     assert said(latentfarm("cancel", "long", settings=worked)) == "long is cancelled already"
     assert latentfarm("resume", "long", settings=worked).returncode == 2
@@ -142,7 +144,7 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
     none = "mixed has no failed job with code 'nan' to run again; it has 1 failed (render 1)"
     assert said(latentfarm("retry", "mixed", "--code", "nan", settings=worked)) == none
     assert json.loads(said(latentfarm("retry", "mixed", "--json", settings=worked)))["failed"] == 0
-    assert mixed.wait(timeout_s=30).done == 6
+    assert mixed.wait(timeout_s=60).done == 6
     assert said(latentfarm("retry", "mixed", settings=worked)) == "mixed has no failed job to run again"
     after = {line["job"]: line["epoch"] for line in mixed.results()}
     assert {job: after[job] for job in before} == before, "what was done was not rendered again"
@@ -151,7 +153,7 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
 def test_delete_asks_and_leaves_neither_keys_nor_objects(worked: Settings, latentfarm: Command, tmp_path: Path) -> None:
     farm = Farm(worked)
     batch = farm.submit(rows(12, 2), batch="doomed")
-    batch.wait(timeout_s=30)
+    batch.wait(timeout_s=90)
     unasked = latentfarm("delete", "doomed", settings=worked)
     assert (unasked.returncode, "write --yes" in unasked.stderr) == (2, True)
     with at_a_terminal(tmp_path, worked, "delete", "doomed") as (process, terminal):
@@ -159,7 +161,7 @@ def test_delete_asks_and_leaves_neither_keys_nor_objects(worked: Settings, laten
         assert "Delete 12 pictures and everything else of batch 'doomed'? [y/N]" in asked
         os.write(terminal, b"n\n")
         assert "nothing was deleted" in read_until(terminal, "deleted")
-        assert process.wait(10) == 1
+        assert process.wait(60) == 1
     assert batch.status().done == 12
 
     objects = sum(1 for _ in farm.bucket.keys("batches/doomed/"))
@@ -218,8 +220,21 @@ def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command
     whole = latentfarm("jobs", "ill", "--state", "failed", "--json", settings=settings).stdout
     assert [json.loads(line)["id"] for line in whole.splitlines()] == [f"ill/{n}" for n in range(30)]
 
-    troubles = said(latentfarm("status", "ill", settings=settings)).split("\n")[2:]
-    assert troubles == ["errors   30 failed (nan 25, render 5)", "webhook  due"]
+    # who has no secret cannot sign; a worker that is there has tried it before
+    deliver_due(farm.ledger, settings)
+    until(lambda: bool(Webhooks(farm.ledger.redis, farm.ledger.where).problem("ill")))
+    errors, webhook = said(latentfarm("status", "ill", settings=settings)).split("\n")[2:]
+    assert errors == "errors   30 failed (nan 25, render 5)"
+    assert webhook.startswith("webhook  due: LATENTFARM_WEBHOOK_SECRET is not set; set one on the workers")
+
+
+def test_a_retry_in_a_paused_batch_says_what_it_waits_for(settings: Settings, latentfarm: Command) -> None:
+    farm, batch = on_nobodys_model(settings, "held", 3)
+    fail(farm, 2, "nan", "not finite")
+    batch.pause("lunch")
+    told = said(latentfarm("retry", "held", settings=settings))
+    assert told == "held will run 2 jobs again after `resume`: by its user: lunch"
+    assert batch.status().pending == 3
 
 
 def test_watch_draws_a_table_on_a_terminal_until_all_is_over(settings: Settings, tmp_path: Path) -> None:
@@ -231,7 +246,7 @@ def test_watch_draws_a_table_on_a_terminal_until_all_is_over(settings: Settings,
         batch.cancel()
         assert "cancelled" in read_until(terminal, "cancelled")
         read_until(terminal, "never said, so read to the end")
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
 
 
 def test_watch_ends_quietly_on_ctrl_c(settings: Settings, tmp_path: Path) -> None:
@@ -240,5 +255,5 @@ def test_watch_ends_quietly_on_ctrl_c(settings: Settings, tmp_path: Path) -> Non
         read_until(terminal, "0/4")
         process.send_signal(signal.SIGINT)
         rest = read_until(terminal, "never said, so read to the end")
-        assert process.wait(10) == 130
+        assert process.wait(60) == 130
     assert "Traceback" not in rest

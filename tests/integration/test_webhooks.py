@@ -426,7 +426,7 @@ def test_an_answer_that_is_no_http_is_a_failed_attempt(ledger: Ledger, worker: S
     endpoint.replies = [reply]
     ended(ledger, f"https://localhost:{endpoint.port}/")
     assert deliver_due(ledger, worker) == 0
-    assert facts(ledger) == ("due", 1, "SSH-2.0-x\r\n")
+    assert facts(ledger) == ("due", 1, "the answer is no HTTP (BadStatusLine)")
 
 
 def test_a_dead_endpoint_does_not_delay_the_others(

@@ -8,6 +8,9 @@ import hmac
 import ipaddress
 import json
 import re
+import ssl
+from http.client import HTTPSConnection
+from urllib.parse import urlsplit
 
 import pytest
 from hypothesis import given
@@ -19,6 +22,7 @@ from latentfarm.webhooks import MAX_URL_CHARACTERS, _body, _decode_secret, _webh
 
 pytestmark = pytest.mark.unit
 
+TLS = ssl.create_default_context()
 EVENT = Event("cats", "https://x.org/", 1, "complete", 1_700_000_000_123, 0, "mini", 12, 10, 2, 0, {"nan": 2})
 
 
@@ -81,6 +85,19 @@ def test_any_text_is_taken_or_refused_never_a_crash(text: str) -> None:
             assert check_url(url) == url
         except InputError:
             continue
+
+
+@given(st.from_regex(r"https://[a-zA-Z0-9._-]{1,80}(:[0-9]{1,5})?(/[!-~]{0,20})?", fullmatch=True))
+def test_a_url_that_is_taken_can_be_asked_for(url: str) -> None:
+    try:
+        parts = urlsplit(check_url(url))
+    except InputError:
+        return
+    host = str(parts.hostname)
+    TLS.wrap_bio(ssl.MemoryBIO(), ssl.MemoryBIO(), server_hostname=host.rstrip("."))
+    connection = HTTPSConnection(host, parts.port or 443, context=TLS)
+    connection.putrequest("POST", parts.path or "/")
+    host.encode("idna")
 
 
 @pytest.mark.parametrize(

@@ -84,9 +84,12 @@ def retry(
     """
 
     def act(found: Batch) -> str:
-        if again := found.retry(code=code):
-            return f"runs {again} {_plural(again, 'job')} again"
-        left = failures(found.status())
+        again = found.retry(code=code)
+        after = found.status()
+        if again:
+            jobs = f"{again} {_plural(again, 'job')}"
+            return f"will run {jobs} again after `resume`: {after.paused}" if after.paused else f"runs {jobs} again"
+        left = failures(after)
         which = f" with code {code!r}" if code else ""
         return f"has no failed job{which} to run again" + (f"; it has {left}" if left else "")
 

@@ -98,6 +98,8 @@ class _LiveTable:
 class _Lines:
     """A line of a batch that has changed, at most every few seconds unless it is over."""
 
+    every_s = _LINE_EVERY_S
+
     def __init__(self) -> None:
         self._told: dict[str, tuple[BatchStatus, float]] = {}
 
@@ -113,19 +115,19 @@ class _Lines:
         for status in statuses:
             now = time.monotonic()
             told, at = self._told.get(status.batch, (None, 0.0))
-            if _same(status, told) or (told is not None and not status.over and now - at < self._every_s):
+            if _same(status, told) or (told is not None and not status.over and now - at < self.every_s):
                 continue
             self._told[status.batch] = (status, now)
             self._say(status)
-
-    _every_s = _LINE_EVERY_S
 
     def _say(self, status: BatchStatus) -> None:
         typer.echo(f"{status.batch}: {status.state}  {facts(status)}")
 
 
 class _JsonLines(_Lines):
-    _every_s = 0.0
+    """A JSON object of a batch that has changed, at once."""
+
+    every_s = 0.0
 
     def _say(self, status: BatchStatus) -> None:
         typer.echo(json.dumps(status.model_dump(), ensure_ascii=False))
@@ -154,8 +156,8 @@ def facts(status: BatchStatus) -> str:
         found.append(failures(status))
     if status.images_per_s is not None:
         found.append(f"{status.images_per_s:.2f} images/s")
-    if status.eta_s is not None and not status.over:
-        found.append(f"ETA {duration(status.eta_s)}")
+    if (left := eta(status)) != "-":
+        found.append(f"ETA {left}")
     if status.paused:
         found.append(f"paused: {status.paused}")
     return "  ".join(found)
@@ -176,8 +178,8 @@ def rate(status: BatchStatus) -> str:
 
 
 def eta(status: BatchStatus) -> str:
-    """Return the time left, or a dash."""
-    return "-" if status.eta_s is None or status.over else duration(status.eta_s)
+    """Return the time left, or a dash: nobody knows for how long a pause will last."""
+    return "-" if status.eta_s is None or status.over or status.paused else duration(status.eta_s)
 
 
 def duration(seconds: float) -> str:
