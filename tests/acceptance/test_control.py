@@ -136,6 +136,7 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
     assert (long.status().leased, farm.ledger.redis.zcard("lf:leases")) == (0, 0)
     assert said(latentfarm("cancel", "long", settings=worked)) == "long is cancelled already"
     assert latentfarm("resume", "long", settings=worked).returncode == 2
+    assert said(latentfarm("watch", "long", settings=worked)) == "long: cancelled  30/30"
 
     before = {line["job"]: line.get("epoch") for line in mixed.results() if line["state"] == "done"}
     assert said(latentfarm("retry", "mixed", "--code", "nan", settings=worked)) == "mixed runs 1 job again"
