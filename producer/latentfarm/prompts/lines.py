@@ -17,7 +17,7 @@ from latentfarm.prompts.rows import Found, Problem
 #: bytes of the longest line, and of the longest record of a table
 MAX_LINE_BYTES = 2**20
 #: bytes of blank lines and comments in a row
-MAX_SKIPPED_BYTES = 8 * 2**20
+MAX_SKIPPED_BYTES = 2 * 2**20
 _BLOCK_BYTES = 2**18
 
 _UTF8_BOM = b"\xef\xbb\xbf"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 #: bytes of a stream that are read ahead; a stream that ends within them can be read twice
 AHEAD_BYTES = 32 * 2**20
+_AHEAD_BLOCK_BYTES = 2**20
 
 PromptRow = str | dict[str, Any]
 SourceLike = str | Path | Iterable[PromptRow]
@@ -66,7 +69,7 @@ def open_source(
         InputError: it is not there, or its format is not known.
     """
     if isinstance(source, str) and source == "-":
-        return StreamSource("stdin", lambda: sys.stdin.buffer, options)
+        return StreamSource("stdin", _stdin, options)
     if isinstance(source, str) and source.startswith("s3://"):
         bucket, key = parse_url(source)
         if client is None:
@@ -93,6 +96,11 @@ def _open_path(path: Path, options: ReadOptions) -> Source:
 
 def _unreadable(path: Path, error: OSError | ValueError) -> InputError:
     return InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}")
+
+
+def _stdin() -> BinaryIO:
+    # a duplicate, so that closing it leaves stdin open
+    return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
 
 
 class FileSource:
@@ -124,7 +132,10 @@ class FileSource:
 
 
 class StreamSource:
-    """Stdin, a FIFO or a device; if it ends within 32 MiB, it is as good as a file."""
+    """Stdin, a FIFO or a device; if it ends within 32 MiB, it is as good as a file.
+
+    ``start`` opens it, when it is first needed: a FIFO waits there for its writer.
+    """
 
     def __init__(self, name: str, start: Callable[[], BinaryIO], options: ReadOptions) -> None:
         self.name = name
@@ -137,15 +148,15 @@ class StreamSource:
     def _ahead(self) -> tuple[list[bytes], BinaryIO | None]:
         """The stream's beginning in blocks, and the stream where there is more of it."""
         blocks: list[bytes] = []
-        size_bytes = 0
         try:
-            stream = self._start()
-            while size_bytes < AHEAD_BYTES:
-                block = stream.read(2**20)
-                if not block:
-                    return blocks, None
-                blocks.append(block)
-                size_bytes += len(block)
+            with ExitStack() as cleanup:
+                stream = cleanup.enter_context(self._start())
+                while sum(map(len, blocks)) < AHEAD_BYTES:
+                    block = stream.read(_AHEAD_BLOCK_BYTES)
+                    if not block:
+                        return blocks, None
+                    blocks.append(block)
+                cleanup.pop_all()
         except OSError as error:
             raise InputError(f"{self.name} cannot be read: {error.strerror or error}") from None
         return blocks, stream
@@ -165,14 +176,15 @@ class StreamSource:
         """Yield the rows from the beginning."""
         blocks, rest = self._ahead
         if rest is None:
-            content: BinaryIO = io.BytesIO(b"".join(blocks))
+            # every reader needs blocks of its own: they are given up as they are used
+            content = io.BufferedReader(_Chained([*blocks], io.BytesIO()))
+        elif self._read:
+            raise InputError(f"{self.name} can be read only once; save it to a file")
         else:
-            if self._read:
-                raise InputError(f"{self.name} can be read only once; save it to a file")
-            self._read = True
-            # not BufferedReader's own reading ahead: the blocks are given up as they are used
             content = io.BufferedReader(_Chained(blocks, rest))
-        yield from _checked(self.name, read_stream(content, self.name, self._format, self._options))
+        self._read = True
+        with content:
+            yield from _checked(self.name, read_stream(content, self.name, self._format, self._options))
 
 
 class S3Source:
@@ -270,6 +282,10 @@ class _Chained(io.RawIOBase):
 
     def readable(self) -> bool:
         return True
+
+    def close(self) -> None:
+        self._rest.close()
+        super().close()
 
     def readinto(self, buffer: Any) -> int:
         if not self._blocks:
