@@ -25,6 +25,7 @@ from latentfarm.ledger import Ledger, Reservation
 from latentfarm.ledger.ledger import DEFAULT_BUDGET
 from latentfarm.manifest import Header, Part, PartWriter, write_header
 from latentfarm.prompts import Problem, ReadOptions, Source, SourceLike, check_defaults, open_source
+from latentfarm.webhooks import check_url
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -159,8 +160,11 @@ def check(request: Request, rules: Rules) -> None:
 
     Raises:
         InvalidRowsError: some are wrong; in a file that will be streamed, more than ``rules.max_invalid``.
-        InputError: there is no row at all, or the source cannot be read twice and was to be checked first.
+        InputError: there is no row at all, the source cannot be read twice and was to be checked first, or the
+            webhook is no https URL.
     """
+    if rules.webhook:
+        check_url(rules.webhook)
     if rules.check_first is False:
         return
     if request.source.digest is None:

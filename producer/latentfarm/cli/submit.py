@@ -19,7 +19,6 @@ from latentfarm.farm import Farm
 from latentfarm.ledger.ledger import DEFAULT_BUDGET
 from latentfarm.settings import DEFAULT_MODEL
 from latentfarm.submission import CHECK_FIRST_ROWS, DEFAULT_MAX_INVALID, Rules
-from latentfarm.webhooks import check_url
 
 Alias = Annotated[str, typer.Option("--model", metavar="ALIAS", help="The alias under which workers serve the model.")]
 Canary = Annotated[
@@ -81,7 +80,7 @@ def submit(
         priority=priority,
         canary=canary,
         failure_budget=failure_budget / 100,
-        webhook=check_url(webhook) if webhook else "",
+        webhook=webhook,
         check_first=check_first,
         max_invalid=max_invalid / 100,
     )
@@ -107,8 +106,10 @@ def submit(
         note(f"{wrong} rows were wrong and are failed jobs{counted(submitted.rejected)}")
     if canary:
         _show_canary(submitted, output or Path(f"{submitted.name}-canary"))
-    failed = wait_for(submitted).failed if wait else 0
-    exit_if(failed or sum(submitted.rejected.values()))
+    if wait:
+        status = wait_for(submitted)
+        exit_if(status.failed or not status.complete)
+    exit_if(submitted.rejected)
 
 
 def _show_canary(batch: Batch, directory: Path) -> None:

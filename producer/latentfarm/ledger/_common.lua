@@ -12,7 +12,8 @@
 --                             priority, weight, served (virtual time), epoch,
 --                             budget (share of failures that pauses it; 0 for none) and
 --                             the counters at its start (budget_done, budget_failed),
---                             retries, webhook (URL) and webhook_*, times in ms
+--                             retries, webhook (URL), webhook_state ('', due, sent,
+--                             failed), webhook_attempts, webhook_error; times in ms
 -- lf:states:<b>:<c>   string  one byte a job: 0 pending 1 leased 2 done 3 failed        forget
 --                             4 cancelled; a byte that was never written is pending
 --                             (in a cancelled batch: cancelled)
@@ -30,7 +31,7 @@
 -- lf:speed:<m>        hash    what all workers of a model measured: images, work,       nobody: one small key a model
 --                             busy_s, bytes, pixels
 -- lf:sweeper          string  held by the one worker that sweeps now                    expiry, 2 seconds
--- lf:webhooks         zset    batch whose completion is to be told, by the due time     webhook_settle
+-- lf:webhooks         zset    batch whose end is to be told, by the due time (ms)       webhook_take, webhook_settle
 --
 -- Channel lf:cancelled: the names of batches, as they are cancelled; a worker that misses one learns it from `renew`.
 --

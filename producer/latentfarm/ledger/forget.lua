@@ -5,6 +5,10 @@ for chunk = 0, math.floor(total / CHUNK) do redis.call('UNLINK', 'lf:states:' ..
 for _, kind in ipairs({ 'again', 'attempts', 'errors', 'reasons', 'results', 'parts' }) do
   redis.call('UNLINK', 'lf:' .. kind .. ':' .. batch)
 end
+local slot = math.floor(now_ms() / PACE_SLOT_MS)
+for back = 0, PACE_KEEP_S * 1000 / PACE_SLOT_MS do
+  redis.call('UNLINK', 'lf:pace:' .. batch .. ':' .. text(slot - back))
+end
 redis.call('UNLINK', batch_key(batch))
 redis.call('ZREM', 'lf:batches', batch)
 return 1
