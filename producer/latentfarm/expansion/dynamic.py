@@ -22,8 +22,10 @@ from latentfarm.prompts.rows import shown, wrong_value
 
 _MAX_DEPTH = 20
 _MAX_CHOICES = 1000
-_ESCAPED = "{}|_"
 
+#: text in which nothing can begin
+_PLAIN = re.compile(r"[^\\{_]+")
+_ESCAPED = re.compile(r"\\([{}|_])")
 _WILDCARD = re.compile(r"__([A-Za-z0-9][\w./ -]*?)__")
 _WEIGHT = re.compile(r"\s*(\d{1,6}(?:\.\d{1,6})?)::")
 _COUNT = re.compile(r"\s*(\d{1,4})(?:-(\d{1,4}))?\$\$")
@@ -60,9 +62,7 @@ class DynamicPrompts:
             draws = _Draws(f"{self._seed}/{number}/{position}/{field}")
             try:
                 changes[field] = _Text(self._wildcards, draws).expand(text, 0)
-            except _ChoiceError as error:
-                raise InputError(f"{field} {shown(text)}: {error}") from None
-            except InputError as error:
+            except (_ChoiceError, InputError) as error:
                 raise InputError(f"{field} {shown(text)}: {error}") from None
         return _changed(row, changes) if changes else row
 
@@ -113,9 +113,12 @@ class _Text:
         done: list[str] = []
         at = 0
         while at < len(text):
-            if text[at] == "\\" and text[at + 1 : at + 2] in _ESCAPED and at + 1 < len(text):
-                done.append(text[at + 1])
-                at += 2
+            if plain := _PLAIN.match(text, at):
+                done.append(plain[0])
+                at = plain.end()
+            elif escaped := _ESCAPED.match(text, at):
+                done.append(escaped[1])
+                at = escaped.end()
             elif text[at] == "{":
                 end, alternatives = _alternatives(text, at)
                 done.append(self._choice(alternatives, depth))
