@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import random
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,15 +24,21 @@ from latentfarm.doorbell import broker_url
 from latentfarm.ledger import Ledger
 from latentfarm.settings import Settings
 
-_COLOURS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink", "white", "black")
-_SHAPES = ("circle", "square", "triangle", "star", "ring", "heart", "cross", "diamond")
+_WORDS = (
+    ("a photo of", "an oil painting of", "a pencil sketch of", "a watercolour of", "a film still of", "a mosaic of"),
+    ("an old", "a tiny", "a crowded", "a lonely", "a golden", "a broken", "a huge", "a frozen", "a glass", "a quiet"),
+    ("lighthouse", "tram", "market", "orchard", "piano", "harbour", "fox", "library", "bridge", "teapot", "robot"),
+    ("at dawn", "at night", "in the rain", "in fog", "under neon light", "in deep snow", "by candlelight", "in spring"),
+    ("wide angle", "close up", "from above", "in muted colours", "highly detailed", "soft focus", "isometric"),
+)
 _SPAWN = multiprocessing.get_context("spawn")
 
 
 def prompt_of(number: int) -> str:
-    """Return a prompt of some 80 characters, another one for each number."""
-    colour, shape = _COLOURS[number % 10], _SHAPES[number // 10 % 8]
-    return f"a large {colour} {shape} on the left of a white background, picture number {number:07d}"
+    """Return a prompt of some 80 characters: words drawn at random, and its number, so that no two are the same."""
+    words = random.Random(number)  # noqa: S311 - the same prompts in every run
+    subject = " ".join(words.choice(choices) for choices in _WORDS[:3])
+    return f"{subject} {words.choice(_WORDS[3])}, {words.choice(_WORDS[4])}, picture number {number:07d}"
 
 
 def write_prompts(folder: Path, rows: int) -> Path:
