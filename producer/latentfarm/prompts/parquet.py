@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from datetime import date, time
+from io import SEEK_END
 from typing import Any, BinaryIO
 
 from latentfarm.errors import InputError
@@ -14,10 +15,8 @@ from latentfarm.prompts.tables import check_header
 #: rows that are unpacked at once; a text that a dictionary repeats takes its room in each
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 2**20
-#: bytes, and times its packed size, over which a column of a row group is refused
-_PLAIN_BOMB, _DICTIONARY_BOMB = (2**28, 1000), (2**22, 200)
-#: packed; writers give a dictionary up at 1 MiB
-_MAX_DICTIONARY_BYTES = 2**24
+#: a row group over this that unpacks to over so many times the file's size is refused
+_BOMB_BYTES, _BOMB_RATIO = 2**22, 200
 
 
 def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Found]:
@@ -35,34 +34,30 @@ def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Found
     try:
         file = ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         columns = check_header(list(file.schema_arrow.names), name, check)
-        _refuse_bombs(file.metadata, name)
+        _refuse_bombs(file.metadata, name, stream.seek(0, SEEK_END))
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
             for fields in _rows(batch, columns):
                 number += 1
                 yield _checked(f"{name} row {number}", fields, check)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         after = f" after row {number}" if number else ""
         reason = str(error).split("\n", 1)[0][:200].rstrip(".")
         raise InputError(f"{name} cannot be read as parquet{after} ({reason}); write it again") from None
 
 
-def _refuse_bombs(metadata: Any, name: str) -> None:
-    """Look for columns that unpack to far more than there is; a dictionary multiplies whatever lies in it.
+def _refuse_bombs(metadata: Any, name: str, size_bytes: int) -> None:
+    """Look for row groups that unpack to far more than the whole file.
+
+    Only whole row groups are looked at: pyarrow 26 ends the process where it is asked for the size of a damaged column.
 
     Raises:
         InputError: there is one.
     """
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            chunk = metadata.row_group(group).column(number)
-            unpacked, packed = chunk.total_uncompressed_size, max(chunk.total_compressed_size, 1)
-            dictionary = chunk.has_dictionary_page and chunk.data_page_offset - chunk.dictionary_page_offset
-            most, ratio = _DICTIONARY_BOMB if dictionary else _PLAIN_BOMB
-            what = f"{name}: column {shown(chunk.path_in_schema)} of row group {group}"
-            if unpacked > most and unpacked > ratio * packed:
-                raise InputError(f"{what} unpacks {packed:,} bytes to {unpacked:,}; write smaller row groups")
-            if dictionary > _MAX_DICTIONARY_BYTES:
-                raise InputError(f"{what} has a dictionary of {dictionary:,} bytes; write it without")
+    for number in range(metadata.num_row_groups):
+        unpacked = metadata.row_group(number).total_byte_size
+        if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * size_bytes:
+            what = f"row group {number} unpacks to {unpacked:,} bytes, the whole file has {size_bytes:,}"
+            raise InputError(f"{name}: {what}; write smaller row groups, or with dictionaries")
 
 
 def _rows(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:

@@ -211,5 +211,5 @@ def _findings(
 def _said(kind: str, value: object, finding: Any) -> str:
     if kind == "value_error":
         return f"{shown(value)} {finding['ctx']['error']}"
-    message: str = finding["msg"]
+    message = finding["msg"].partition(", unable to")[0]
     return f"{shown(value)} is wrong; {(message[0].lower() + message[1:]).replace('input should be', 'write')}"

@@ -99,6 +99,8 @@ def _unreadable(path: Path, error: OSError | ValueError) -> InputError:
 
 
 def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise InputError("stdin is closed; give it a file, or name one")
     # a duplicate, so that closing it leaves stdin open
     return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
 

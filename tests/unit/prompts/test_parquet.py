@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from pathlib import Path
@@ -14,7 +15,6 @@ from tests.unit.prompts import helpers
 from latentfarm.errors import InputError
 from latentfarm.job import Row
 from latentfarm.prompts import PlacedRow, Problem, ReadOptions, open_source
-from latentfarm.prompts import parquet as reader
 
 pytestmark = pytest.mark.unit
 
@@ -114,15 +114,13 @@ def test_a_file_that_is_no_parquet_or_is_cut_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("repeated", [False, True])
 def test_a_parquet_bomb_is_refused_before_it_is_unpacked(
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     repeated: bool,  # noqa: FBT001 - a column of few values
 ) -> None:
-    monkeypatch.setattr(reader, "_PLAIN_BOMB", (8 * 2**20, 1000))
     text = "a" * (5 * 2**20)
     column = pa.DictionaryArray.from_arrays([0] * 1000, [text]) if repeated else pa.array([text] * 2)
     file = tmp_path / "bomb.parquet"
     parquet.write_table(pa.table({"prompt": column}), file, compression="zstd", use_dictionary=repeated)
-    with pytest.raises(InputError, match=r"column 'prompt' of row group 0 unpacks .* bytes to .*; write smaller row"):
+    with pytest.raises(InputError, match=r"row group 0 unpacks to [\d,]{9,} bytes, the whole file has [\d,]{3,5}; wr"):
         list(open_source(file).read())
 
 
@@ -146,3 +144,29 @@ def test_every_prompt_of_parquet_comes_back_as_it_was(
     columns = {"prompt": pa.array(prompts, kind), "seed": pa.array(seeds, pa.uint64())}
     found = read(tmp_path_factory.getbasetemp() / "same.parquet", columns)
     assert [(entry.row.prompt, entry.row.seed) for entry in found if isinstance(entry, PlacedRow)] == written
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    columns = {
+        "prompt": ["a cat", None, "c'est l'été", "a dog"] * 10,
+        "when": pa.array([1, 2, 3, None] * 10, pa.timestamp("ns", "UTC")),
+        "tags": [["x"], [], None, ["y", "z"]] * 10,
+        "kind": pa.array(["x", "y"] * 20).dictionary_encode(),
+    }
+    file = tmp_path_factory.mktemp("parquet") / "whole.parquet"
+    parquet.write_table(pa.table(columns), file)
+    return file.read_bytes()
+
+
+@given(changes=st.dictionaries(st.integers(0, 10_000), st.integers(0, 255), max_size=8))
+def test_a_damaged_file_gives_rows_or_problems_or_an_input_error(
+    tmp_path_factory: pytest.TempPathFactory, whole: bytes, changes: dict[int, int]
+) -> None:
+    damaged = bytearray(whole)
+    for place, byte in changes.items():
+        damaged[place % len(damaged)] = byte
+    file = tmp_path_factory.getbasetemp() / "damaged.parquet"
+    with suppress(InputError):
+        for found in helpers.found(file, bytes(damaged), helpers.KEEP):
+            assert isinstance(found, PlacedRow | Problem)
