@@ -17,7 +17,7 @@ import socket
 import ssl
 from base64 import b64encode
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote, urlparse, urlsplit
@@ -40,11 +40,12 @@ if TYPE_CHECKING:
     from latentfarm.settings import Settings
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+_THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
+#: connections that boto3 keeps
+_CONNECTIONS = 16
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5, 30
 #: how long a presigned URL may live: what SigV4 allows
 MAX_PRESIGN_S = 7 * 24 * 3600
-#: reads an object by key and checks it against its sha256
-Read = Callable[[str, str], bytes]
 
 
 class MissingObjectError(UnavailableError):
@@ -76,16 +77,6 @@ def results_key(batch: str, part: int) -> str:
     return f"batches/{batch}/results/part-{part:05d}.jsonl.gz"
 
 
-def image_key(batch: str, index: int) -> str:
-    """Return the key of a job's image: it depends on the job only, so a second render replaces the first."""
-    return f"batches/{batch}/images/{part_of(index):05d}/{index:08d}.png"
-
-
-def trace_key(batch: str, index: int) -> str:
-    """Return the key of a job's strip from noise to result."""
-    return f"batches/{batch}/traces/{part_of(index):05d}/{index:08d}.png"
-
-
 class Bucket:
     """One bucket of an S3-compatible store.
 
@@ -100,7 +91,7 @@ class Bucket:
         self._credentials = credentials
 
     @classmethod
-    def connect(cls, settings: Settings, *, max_connections: int = 16) -> Bucket:
+    def connect(cls, settings: Settings, *, max_connections: int = _CONNECTIONS) -> Bucket:
         """Return the bucket that the settings name; nothing is sent yet."""
         endpoint = settings.s3_endpoint_url or None
         foreign = endpoint is not None and not (urlparse(endpoint).hostname or "").endswith(".amazonaws.com")
@@ -158,23 +149,11 @@ class Bucket:
             return body
 
     @contextmanager
-    def reading(self) -> Iterator[Read]:
-        """Give a function that reads many objects fast, each by its key and sha256, on any thread.
-
-        It raises as ``get`` does, and ``UnavailableError`` where an object is not what its sha256 says.
-        """
+    def reading(self) -> Iterator[Reading]:
+        """Give a way to read many objects fast, on several threads."""
         lines = _Lines.to(self, self._credentials)
-
-        def read(key: str, sha256: str) -> bytes:
-            body = lines.get(key) if lines is not None else None
-            if body is None or hashlib.sha256(body).hexdigest() != sha256:
-                body = self.get(key)
-                if hashlib.sha256(body).hexdigest() != sha256:
-                    raise UnavailableError(f"{key} is not what its receipt says; its sha256 differs")
-            return body
-
         try:
-            yield read
+            yield Reading(self, lines)
         finally:
             if lines is not None:
                 lines.close()
@@ -229,6 +208,30 @@ class Bucket:
             self.client.create_bucket(Bucket=self.name)
 
 
+class Reading:
+    """Reads objects, each by its key and sha256, on any of up to ``threads`` threads."""
+
+    def __init__(self, bucket: Bucket, lines: _Lines | None) -> None:
+        self._bucket = bucket
+        self._lines = lines
+        # a distant store is waited for; one on this machine shares its cores with us, and threads only add to the work
+        host = urlparse(bucket.client.meta.endpoint_url).hostname
+        self.threads = 4 if host in _THIS_MACHINE else _CONNECTIONS
+
+    def __call__(self, key: str, sha256: str) -> bytes:
+        """Return an object.
+
+        Raises:
+            UnavailableError: as ``Bucket.get``, and where the object is not what its sha256 says.
+        """
+        body = self._lines.get(key) if self._lines is not None else None
+        if body is None or hashlib.sha256(body).hexdigest() != sha256:
+            body = self._bucket.get(key)
+            if hashlib.sha256(body).hexdigest() != sha256:
+                raise UnavailableError(f"{key} is not what its receipt says; its sha256 differs")
+        return body
+
+
 class _Lines:
     """Kept connections on which objects are asked for plainly: one signed GET, one answer, no retry.
 
@@ -246,7 +249,8 @@ class _Lines:
         self._address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
         self._tls: ssl.SSLContext | None = None
         if parts.scheme == "https":
-            self._tls = ssl.create_default_context(cafile=os.environ.get("AWS_CA_BUNDLE") or get_cert_path(verify=True))
+            trusted = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
+            self._tls = ssl.create_default_context(cafile=trusted or get_cert_path(verify=True))
         self._region, self._credentials = region, credentials
         self._idle: deque[tuple[socket.socket, IO[bytes]]] = deque()
         self._failures = 0

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,14 +17,18 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+import trustme
 from botocore.credentials import Credentials
 from PIL import Image
 from pyarrow import parquet
+from pydantic import SecretStr
 from tests.conftest import Command, read_lines, until
 
 from latentfarm import Batch, Farm, InputError, JobState, UnavailableError
-from latentfarm.bucket import Bucket, image_key, trace_key
+from latentfarm.bucket import Bucket, _Lines
 from latentfarm.fetch import Fetched
+from latentfarm.local.process import Child
+from latentfarm.local.s3_server import find_rclone
 from latentfarm.prompts import ReadOptions
 from latentfarm.results import flush_full_parts
 from latentfarm.settings import Settings
@@ -36,6 +41,11 @@ def picture(index: int) -> bytes:
     opened = io.BytesIO()
     Image.new("RGB", (8, 8), (index % 256, index // 256 % 256, 7)).save(opened, "PNG")
     return opened.getvalue()
+
+
+def key_of(batch: Batch, index: int) -> str:
+    """Where a picture lies; only its receipt needs to know."""
+    return f"pictures/{batch.name}/{index}.png"
 
 
 def work(
@@ -54,9 +64,9 @@ def work(
             if lease.index in fail:
                 farm.ledger.fail(lease, {"code": "nan", "message": "not finite"})
                 continue
-            receipt = stored(farm.bucket, image_key(batch.name, lease.index), picture(lease.index + offset))
+            receipt = stored(farm.bucket, key_of(batch, lease.index), picture(lease.index + offset))
             if traced:
-                receipt["trace"] = stored(farm.bucket, trace_key(batch.name, lease.index), picture(lease.index + 7))
+                receipt["trace"] = stored(farm.bucket, f"{key_of(batch, lease.index)}.trace", picture(lease.index + 7))
             request = {"width": 8, "height": 8, "scheduler": "PNDMScheduler"}
             farm.ledger.commit(lease, {**receipt, "request": request, "worker": "worker-a"})
 
@@ -94,7 +104,7 @@ def test_fetch_resumes_checks_and_writes_a_line_a_job(farm: Farm, tmp_path: Path
 def test_an_object_that_is_not_what_its_receipt_says_is_told(farm: Farm, tmp_path: Path) -> None:
     batch = farm.submit(["a"], batch="cats")
     work(farm, batch)
-    farm.bucket.put(image_key("cats", 0), b"forged")
+    farm.bucket.put(key_of(batch, 0), b"forged")
     with pytest.raises(UnavailableError, match="its sha256 differs"):
         batch.fetch(tmp_path)
     assert names_in(tmp_path) == set()
@@ -106,8 +116,8 @@ def test_an_object_that_is_gone_is_told_and_the_old_results_stay_whole(farm: Far
     batch.fetch(tmp_path)
     before = (tmp_path / "results.jsonl").read_bytes()
     work(farm, batch)
-    farm.bucket.client.delete_object(Bucket=farm.bucket.name, Key=image_key("cats", 1))
-    with pytest.raises(UnavailableError, match=r"00000001.png is not in the store"):
+    farm.bucket.client.delete_object(Bucket=farm.bucket.name, Key=key_of(batch, 1))
+    with pytest.raises(UnavailableError, match=r"cats/1.png is not in the store"):
         batch.fetch(tmp_path)
     assert (tmp_path / "results.jsonl").read_bytes() == before
 
@@ -120,6 +130,39 @@ def test_a_store_that_is_reached_in_no_plain_way_is_still_read(
     # the plain connections are told a wrong secret; boto3 keeps the right one
     monkeypatch.setattr(farm.bucket, "_credentials", Credentials("somebody", "wrong"))
     assert batch.fetch(tmp_path).downloaded == 40
+
+
+def test_a_store_behind_tls_is_read_plainly_if_its_certificate_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.private_key_and_cert_chain_pem.write_to_path(tmp_path / "server.pem")
+    (tmp_path / "s3" / "b").mkdir(parents=True)
+    (tmp_path / "s3" / "b" / "ä 1.png").write_bytes(b"picture")
+    pem = str(tmp_path / "server.pem")
+    command = [find_rclone(), "serve", "s3", str(tmp_path / "s3"), "--addr", "127.0.0.1:0", "--cert", pem, "--key", pem]
+    keys = {"RCLONE_AUTH_KEY": '"somebody,secret"', "RCLONE_CONFIG": "/dev/null"}
+    log = tmp_path / "log"
+    server = Child("the S3 server", command, log=log, env=keys)
+    try:
+        until(lambda: re.search(r"https://127.0.0.1:\d+", log.read_text()) is not None)
+        [address] = re.findall(r"https://127.0.0.1:\d+", log.read_text())
+        fields = {"bucket": "b", "s3_endpoint_url": address, "s3_access_key": "somebody"}
+        settings = Settings().model_copy(update={**fields, "s3_secret_key": SecretStr("secret")})
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
+        for plainly in (True, False):
+            bucket = Bucket.connect(settings)
+            lines = _Lines.to(bucket, bucket._credentials)
+            assert lines is not None
+            assert [lines.get("ä 1.png") for _ in range(3)] == [b"picture" if plainly else None] * 3
+            assert lines.get("none.png") is None
+            lines.close()
+            monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
+    finally:
+        server.terminate()
+        server.wait_or_kill(5)
 
 
 def test_an_interrupted_fetch_leaves_no_half_file_and_the_next_goes_on(farm: Farm, tmp_path: Path) -> None:
@@ -301,7 +344,7 @@ def test_presigned_urls_are_read_without_credentials(farm: Farm) -> None:
     with urlopen(found.url) as answer:  # noqa: S310
         assert answer.read() == picture(1)
     with pytest.raises(HTTPError) as caught:
-        urlopen(found.url.replace("00000001", "00000000"))  # noqa: S310
+        urlopen(found.url.replace("cats/1", "cats/0"))  # noqa: S310
     caught.value.close()
     assert caught.value.code == 403
     for wrong in (0, 604_801):

@@ -14,19 +14,18 @@ from typing import IO, TypeVar
 
 from latentfarm.errors import InputError
 
-#: more hide the way to a distant store; on two cores beside the store 4 to 8 are the fastest
-THREADS = 8
-
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def in_order(items: Iterable[T], work: Callable[[T], R], *, group: int) -> Generator[tuple[T, R], None, None]:
+def in_order(
+    items: Iterable[T], work: Callable[[T], R], *, threads: int, group: int
+) -> Generator[tuple[T, R], None, None]:
     """Yield each item with what ``work`` made of it on some thread, in the items' order.
 
     A task takes ``group`` items, for handing one over costs a tenth of a download; 2 tasks a thread are ahead of the
-    consumer, so at most 16 x ``group`` items are held. When the consumer stops or anything raises, items that are being
-    worked on are finished and no more begun.
+    consumer, so at most 2 x ``threads`` x ``group`` items are held. When the consumer stops or anything raises, items
+    that are being worked on are finished and no more begun.
     """
     stopped = Event()
 
@@ -35,10 +34,10 @@ def in_order(items: Iterable[T], work: Callable[[T], R], *, group: int) -> Gener
 
     source = iter(items)
     ahead: deque[Future[list[tuple[T, R]]]] = deque()
-    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fetch")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     try:
         while True:
-            while len(ahead) < 2 * THREADS and (some := list(islice(source, group))):
+            while len(ahead) < 2 * threads and (some := list(islice(source, group))):
                 ahead.append(pool.submit(run, some))
             if not ahead:
                 return

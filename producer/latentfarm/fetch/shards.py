@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from latentfarm.bucket import Read, part_of
+from latentfarm.bucket import Reading, part_of
 from latentfarm.fetch.downloads import in_order, whole_file
 from latentfarm.fetch.fetched import RESULTS_FILE, Fetched
 from latentfarm.fetch.lines import flat_line, to_json
@@ -22,7 +22,7 @@ from latentfarm.fetch.record import FetchRecord
 from latentfarm.fetch.tables import ParquetTable, require_parquet
 
 INDEX_FILE = "index.parquet"
-#: pictures to a task: whole ones are held until their turn in the tar, 16 tasks of them
+#: pictures to a task: whole ones are held until their turn in the tar, two tasks a thread
 _GROUP = 2
 _INDEX_COLUMNS = {
     "key": "string",
@@ -46,7 +46,7 @@ Member = tuple[str, bytes | None]
 
 
 def fetch_shards(
-    read: Read,
+    read: Reading,
     results: Iterable[dict[str, Any]],
     directory: Path,
     *,
@@ -114,7 +114,7 @@ def _members(result: dict[str, Any], line: dict[str, Any]) -> list[Member]:
 
 
 def _write_shard(
-    read: Read, file: Path, samples: list[tuple[dict[str, Any], dict[str, Any]]], count: Callable[[int], None]
+    read: Reading, file: Path, samples: list[tuple[dict[str, Any], dict[str, Any]]], count: Callable[[int], None]
 ) -> None:
     def pictures(sample: tuple[dict[str, Any], dict[str, Any]]) -> list[bytes]:
         result, _ = sample
@@ -124,7 +124,7 @@ def _write_shard(
     with (
         whole_file(file) as opened,
         _tar(opened) as tar,
-        closing(in_order(samples, pictures, group=_GROUP)) as downloads,
+        closing(in_order(samples, pictures, threads=read.threads, group=_GROUP)) as downloads,
     ):
         for sample, bodies in downloads:
             rest = iter(bodies)

@@ -1,0 +1,126 @@
+"""Measures a fetch against what one would write without us: a loop over boto3's ``get_object``, one client.
+
+    python -m tests.bench.bench_fetch            # prints the table
+    python -m tests.bench.bench_fetch --write    # and puts it into docs/benchmarks.md
+
+Both store 2,000 objects of 30,000 bytes, mini's size, in a new folder of the same disk. The loop is given its keys; the
+fetch reads receipts and manifest, checks each sha256 and writes results.jsonl and metadata.jsonl besides. Rounds
+alternate, so that what else the machine does meets both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import boto3
+from tests.bench.servers import farm_servers, temporary_folder
+from tests.bench.table import Conditions, Line, parse_arguments, report
+
+from latentfarm.batch import Batch
+from latentfarm.farm import Farm
+from latentfarm.results import flush_full_parts
+from latentfarm.settings import Settings
+
+_IMAGE_BYTES = 30_000
+_BAR = 3.0
+
+
+@dataclass(frozen=True)
+class Round:
+    """Wall and CPU seconds of this process for one way of fetching all pictures."""
+
+    wall_s: float
+    cpu_s: float
+
+
+def key_of(index: int) -> str:
+    """Where a picture lies."""
+    return f"pictures/{index:08d}.png"
+
+
+def rendered_batch(farm: Farm, count: int) -> Batch:
+    """Return a complete batch of ``count`` pictures of noise."""
+    batch = farm.submit([f"a red circle on a blue background, number {n}" for n in range(count)], batch="bench")
+    noise = random.Random(0)  # noqa: S311
+    while leases := farm.ledger.lease("mini", "bench", 100, lease_s=60):
+        for lease in leases:
+            body, key = noise.randbytes(_IMAGE_BYTES), key_of(lease.index)
+            farm.bucket.put(key, body)
+            sha256 = hashlib.sha256(body).hexdigest()
+            farm.ledger.commit(lease, {"key": key, "sha256": sha256, "bytes": len(body), "worker": "bench"})
+    flush_full_parts(farm.ledger, farm.bucket)
+    return batch
+
+
+def boto3_loop(settings: Settings, keys: list[str], folder: Path) -> None:
+    """What a user would write."""
+    client = boto3.client(
+        "s3",
+        endpoint_url=settings.s3_endpoint_url,
+        region_name="us-east-1",
+        aws_access_key_id=settings.s3_access_key,
+        aws_secret_access_key=settings.s3_secret_key.get_secret_value(),
+    )
+    folder.mkdir()
+    for key in keys:
+        body = client.get_object(Bucket=settings.bucket, Key=key)["Body"].read()
+        (folder / key.rpartition("/")[2]).write_bytes(body)
+
+
+def timed(work: Callable[[Path], object], folder: Path, count: int) -> Round:
+    """Run one way into a new folder, check that it has all pictures, and remove it."""
+    # what earlier rounds left to be written is not this one's
+    os.sync()
+    began, cpu = time.perf_counter(), time.process_time()
+    work(folder)
+    taken = Round(time.perf_counter() - began, time.process_time() - cpu)
+    found = sum(file.stat().st_size == _IMAGE_BYTES for file in folder.glob("*.png"))
+    if found != count:
+        raise RuntimeError(f"{found} of {count} pictures in {folder}")
+    shutil.rmtree(folder)
+    return taken
+
+
+def measure(settings: Settings, folder: Path, *, count: int, rounds: int) -> list[Line]:
+    """Return the table's lines."""
+    batch = rendered_batch(Farm(settings), count)
+    keys = [key_of(index) for index in range(count)]
+    loops, fetches = [], []
+    for _ in range(rounds):
+        loops.append(timed(lambda out: boto3_loop(settings, keys, out), folder / "loop", count))
+        fetches.append(timed(batch.fetch, folder / "fetch", count))
+
+    def median(values: list[float]) -> float:
+        return statistics.median(values)
+
+    ratios = [loop.wall_s / fetch.wall_s for loop, fetch in zip(loops, fetches, strict=True)]
+    return [
+        Line(f"`get_object` loop, {count:,} pictures", median([each.wall_s for each in loops]), "s"),
+        Line(f"fetch, {count:,} pictures", median([each.wall_s for each in fetches]), "s"),
+        Line("the loop's CPU for a picture", median([each.cpu_s for each in loops]) / count * 1000, "ms"),
+        Line("fetch's CPU for a picture", median([each.cpu_s for each in fetches]) / count * 1000, "ms"),
+        Line("fetch is faster, worst round", min(ratios), "times"),
+        Line(f"fetch is faster, median of {rounds} rounds", median(ratios), "times", _BAR, at_least=True),
+    ]
+
+
+def main() -> int:
+    """Return 1 where a bar is missed."""
+    arguments = parse_arguments(__doc__)
+    with temporary_folder() as folder, farm_servers(folder / "farm") as settings:
+        conditions = Conditions(Farm(settings).ledger.ping())
+        count, rounds = (100, 1) if arguments.quick else (2_000, 5)
+        lines = measure(settings, folder, count=count, rounds=rounds)
+    return report("fetch", lines, conditions, write=arguments.write)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
