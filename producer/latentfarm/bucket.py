@@ -77,6 +77,16 @@ def results_key(batch: str, part: int) -> str:
     return f"batches/{batch}/results/part-{part:05d}.jsonl.gz"
 
 
+def image_key(batch: str, index: int) -> str:
+    """Return the key of a job's image: it depends on the job only, so a second render replaces the first."""
+    return f"batches/{batch}/images/{part_of(index):05d}/{index:08d}.png"
+
+
+def trace_key(batch: str, index: int) -> str:
+    """Return the key of a job's strip from noise to result."""
+    return f"batches/{batch}/traces/{part_of(index):05d}/{index:08d}.png"
+
+
 class Bucket:
     """One bucket of an S3-compatible store.
 
