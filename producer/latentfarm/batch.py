@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm import results
-from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix, image_key, part_of
+from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix, part_of
 from latentfarm.errors import InputError
 from latentfarm.fetch import DEFAULT_TEMPLATE, Fetched, Layout, fetch_batch
 from latentfarm.job import PART_JOBS, JobState
@@ -84,7 +84,7 @@ class JobStatus(BaseModel):
     state: str
     attempts: int
     seed: int | None
-    key: str
+    key: str | None = None
     sha256: str | None = None
     worker: str | None = None
     error: dict[str, str] | None = None
@@ -333,5 +333,5 @@ class Batch:
 
     def _status_of(self, line: dict[str, Any]) -> JobStatus:
         seed = self._manifest.line(self.name, line["index"]).get("seed")
-        fields = {**line, "id": line["job"], "seed": seed, "key": image_key(self.name, line["index"])}
+        fields = {**line, "id": line["job"], "seed": seed}
         return JobStatus.model_validate(fields)

@@ -2,10 +2,10 @@
 
 ::
 
-    batches/<batch>/batch.json                        what was asked: model, totals, digest; written last
+    batches/<batch>/batch.json                        what was asked: model, digest, and at the end its total
     batches/<batch>/manifest/part-00017.jsonl.gz      the jobs 17000 to 17999, prompts and all
-    batches/<batch>/images/00017/00017042.png         job 17042
-    batches/<batch>/traces/00017/00017042.png         its strip from noise to result, if one was asked for
+    batches/<batch>/images/00017/00017042-<epoch>.png job 17042, as the lease of that epoch made it
+    batches/<batch>/traces/00017/00017042-<epoch>.png its strip from noise to result, if one was asked for
     batches/<batch>/results/part-00017.jsonl.gz       the receipts of the jobs 17000 to 17999
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import socket
 import ssl
 from base64 import b64encode
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from latentfarm.settings import Settings
 
+_IMAGE_KEY = re.compile(r"/(\d{8,})-(\d+)\.png\Z")
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 _THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 #: connections that boto3 keeps
@@ -77,14 +79,33 @@ def results_key(batch: str, part: int) -> str:
     return f"batches/{batch}/results/part-{part:05d}.jsonl.gz"
 
 
-def image_key(batch: str, index: int) -> str:
-    """Return the key of a job's image: it depends on the job only, so a second render replaces the first."""
-    return f"batches/{batch}/images/{part_of(index):05d}/{index:08d}.png"
+def images_prefix(batch: str, part: int) -> str:
+    """Return what the keys of a part's images begin with."""
+    return f"batches/{batch}/images/{part:05d}/"
 
 
-def trace_key(batch: str, index: int) -> str:
+def traces_prefix(batch: str, part: int) -> str:
+    """Return what the keys of a part's traces begin with."""
+    return f"batches/{batch}/traces/{part:05d}/"
+
+
+def image_key(batch: str, index: int, epoch: int) -> str:
+    """Return the key of what a lease makes of a job.
+
+    The epoch in it keeps a worker that was presumed dead from overwriting what its successor has stored.
+    """
+    return f"{images_prefix(batch, part_of(index))}{index:08d}-{epoch}.png"
+
+
+def trace_key(batch: str, index: int, epoch: int) -> str:
     """Return the key of a job's strip from noise to result."""
-    return f"batches/{batch}/traces/{part_of(index):05d}/{index:08d}.png"
+    return f"{traces_prefix(batch, part_of(index))}{index:08d}-{epoch}.png"
+
+
+def parse_image_key(key: str) -> tuple[int, int] | None:
+    """Return the index and the epoch in the key of an image or a trace, None where it is none."""
+    found = _IMAGE_KEY.search(key)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 class Bucket:
@@ -198,12 +219,14 @@ class Bucket:
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
                 keys = [entry["Key"] for entry in page.get("Contents", [])]
                 if keys:
-                    self._delete(keys)
+                    self.delete(keys)
                     yield len(keys)
 
-    def _delete(self, keys: list[str]) -> None:
+    def delete(self, keys: list[str]) -> None:
+        """Delete objects, at most a thousand; those that are not there are none too many."""
         wanted: DeleteTypeDef = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        answer = self.client.delete_objects(Bucket=self.name, Delete=wanted)
+        with self._answered(keys[0]):
+            answer = self.client.delete_objects(Bucket=self.name, Delete=wanted)
         for refused in answer.get("Errors", [])[:1]:
             raise UnavailableError(f"the store ({self.where}) keeps {refused.get('Key')}: {refused.get('Message')}")
 

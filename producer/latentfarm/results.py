@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from typing import Any
 
-from latentfarm.bucket import Bucket, MissingObjectError, results_key
+from latentfarm.bucket import (
+    Bucket,
+    MissingObjectError,
+    images_prefix,
+    parse_image_key,
+    results_key,
+    traces_prefix,
+)
+from latentfarm.errors import InputError
 from latentfarm.job import PART_JOBS, TERMINAL_STATES, JobState
 from latentfarm.jsonl import pack, unpack
 from latentfarm.ledger import JobRecord, Ledger
+
+log = logging.getLogger(__name__)
 
 
 def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
@@ -21,22 +32,45 @@ def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
     indices = range(part * PART_JOBS, min((part + 1) * PART_JOBS, record.total))
     lines = list(read_range(ledger, bucket, batch, indices))
     bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
+    if ledger.had_returns(batch, part):
+        _discard_leftovers(bucket, batch, part, lines)
     ledger.trim(batch, part, retries=record.retries)
     return len(lines)
 
 
+def _discard_leftovers(bucket: Bucket, batch: str, part: int, lines: list[dict[str, Any]]) -> None:
+    """Remove what leases left in the bucket that ended without a commit: images older than the committed one."""
+    epochs = {line["index"]: line["epoch"] for line in lines if line["state"] == JobState.DONE.word}
+    for folder in (images_prefix(batch, part), traces_prefix(batch, part)):
+        found = [(key, *named) for key in bucket.keys(folder) if (named := parse_image_key(key))]
+        older = [key for key, index, epoch in found if epoch < epochs.get(index, 0)]
+        for at in range(0, len(older), PART_JOBS):
+            bucket.delete(older[at : at + PART_JOBS])
+
+
 def flush_full_parts(ledger: Ledger, bucket: Bucket, *, batch: str | None = None) -> int:
-    """Flush every part that waits, of one batch or of all; return how many."""
+    """Flush every part that waits, of one batch or of all; return how many could be."""
     parts = [(name, part) for name, part in ledger.full_parts() if batch in {None, name}]
+    flushed = 0
     for name, part in parts:
-        flush_part(ledger, bucket, name, part)
-    return len(parts)
+        try:
+            flush_part(ledger, bucket, name, part)
+            flushed += 1
+        except InputError as error:
+            # one batch that was tampered with must not keep all others from their results
+            log.warning("part %d of %s is not flushed: %s", part, name, error)
+    return flushed
 
 
 def read_part(bucket: Bucket, batch: str, part: int) -> list[dict[str, Any]]:
-    """Return the result lines of a part, none where it was not flushed yet."""
+    """Return the result lines of a part, none where it was not flushed yet.
+
+    Raises:
+        InputError: what lies there is no part of ours.
+    """
     try:
-        return unpack(bucket.get(results_key(batch, part)))
+        key = results_key(batch, part)
+        return unpack(bucket.get(key), name=key)
     except MissingObjectError:
         return []
 

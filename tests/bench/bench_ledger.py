@@ -20,7 +20,7 @@ from typing import Any
 from tests.bench.servers import farm_servers, redis_cpu_s, redis_server, temporary_folder, used_memory_bytes
 from tests.bench.table import Conditions, Line, own_cpu_s, parse_arguments, report
 
-from latentfarm.bucket import Bucket, image_key, part_of
+from latentfarm.bucket import Bucket, part_of
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.ledger import CHUNK_JOBS
 from latentfarm.results import flush_part
@@ -55,9 +55,10 @@ _PROVENANCE = {
 
 
 def receipt_of(lease: Lease) -> dict[str, Any]:
-    """Return a receipt as a worker writes it, some 900 bytes of JSON; what varies is made from the index."""
+    """Return a receipt as a worker writes it, some 800 bytes of JSON; what varies is made from the index."""
     digest = f"{lease.index:064x}"
-    varying = {"key": image_key(lease.batch, lease.index), "sha256": digest, "bytes": 20_000 + lease.index % 997}
+    key = f"batches/{lease.batch}/images/{part_of(lease.index):05d}/{lease.index:08d}-{lease.epoch}.png"
+    varying = {"key": key, "sha256": digest, "bytes": 20_000 + lease.index % 997}
     return {**_PROVENANCE, **varying}
 
 

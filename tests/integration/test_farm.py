@@ -29,7 +29,7 @@ def work(farm: Farm, batch: Batch, *, fail: frozenset[int] = frozenset()) -> Non
             if lease.index in fail:
                 farm.ledger.fail(lease, {"code": "nan", "message": "not finite"})
                 continue
-            body, key = f"image {lease.name}".encode(), image_key(batch.name, lease.index)
+            body, key = f"image {lease.name}".encode(), image_key(batch.name, lease.index, 1)
             farm.bucket.put(key, body)
             sha256 = hashlib.sha256(body).hexdigest()
             farm.ledger.commit(lease, {"key": key, "sha256": sha256, "worker": "worker-a", "timings": {"png": 0.1}})
@@ -113,7 +113,10 @@ def test_a_part_flushed_by_two_at_once_keeps_every_receipt(farm: Farm, monkeypat
     # the other one is done between our first look at the bucket, if there was one, and our look at the ledger
     monkeypatch.setattr(farm.ledger, "jobs", other_flushes_first)
     flush_part(farm.ledger, farm.bucket, "cats", 0)
-    assert [line["key"] for line in read_part(farm.bucket, "cats", 0)] == [image_key("cats", 0), image_key("cats", 1)]
+    assert [line["key"] for line in read_part(farm.bucket, "cats", 0)] == [
+        image_key("cats", 0, 1),
+        image_key("cats", 1, 1),
+    ]
 
 
 def test_a_job_tells_its_state_attempts_seed_key_and_timings(farm: Farm) -> None:
@@ -126,7 +129,7 @@ def test_a_job_tells_its_state_attempts_seed_key_and_timings(farm: Farm) -> None
         "state": "done",
         "attempts": 1,
         "seed": 9,
-        "key": "batches/cats/images/00000/00000000.png",
+        "key": "batches/cats/images/00000/00000000-1.png",
         "sha256": hashlib.sha256(b"image cats/0").hexdigest(),
         "worker": "worker-a",
         "error": None,

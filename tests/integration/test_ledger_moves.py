@@ -45,6 +45,8 @@ class LedgerMoves(RuleBasedStateMachine):
         self.epochs: dict[int, int] = {}
         self.charged = [0] * TOTAL
         self.codes = ["invalid_row"] * TOTAL
+        self.workers: dict[int, str] = {}
+        self.losers: list[list[str]] = [[] for _ in range(TOTAL)]
         self.highest = 0
         self.closed = self.paused = self.cancelled = self.flushed = False
 
@@ -91,7 +93,7 @@ class LedgerMoves(RuleBasedStateMachine):
         assert self.ledger.retry("b", [(index, self.codes[index])]) == int(failed)
         if failed:
             self.move(index, JobState.PENDING)
-            self.charged[index], self.flushed = 0, False
+            self.charged[index], self.losers[index], self.flushed = 0, [], False
 
     @rule()
     def flush(self) -> None:
@@ -109,9 +111,9 @@ class LedgerMoves(RuleBasedStateMachine):
     def holds(self, lease: Lease) -> bool:
         return self.epochs.get(lease.index) == lease.epoch
 
-    @rule(target=leases, k=st.integers(1, 4))
-    def lease(self, k: int) -> Any:
-        found = self.ledger.lease("m", "w", k, lease_s=1000)
+    @rule(target=leases, k=st.integers(1, 4), worker=st.sampled_from("wwwv"))
+    def lease(self, k: int, worker: str) -> Any:
+        found = self.ledger.lease("m", worker, k, lease_s=1000)
         assert len(found) == (0 if self.paused else min(k, self.states.count(JobState.PENDING)))
         for each in found:
             assert each.epoch > self.highest
@@ -119,6 +121,7 @@ class LedgerMoves(RuleBasedStateMachine):
             self.highest = each.epoch
             self.move(each.index, JobState.LEASED)
             self.epochs[each.index] = each.epoch
+            self.workers[each.index] = worker
         return multiple(*found)
 
     @rule(lease=leases)
@@ -130,7 +133,8 @@ class LedgerMoves(RuleBasedStateMachine):
             self.over_if_ended()
             assert outcome == ("full" if self.ended else "done")
         else:
-            assert outcome in {"stale", "again"}
+            open_again = self.states[lease.index] is JobState.PENDING
+            assert outcome in ({"stale"} if open_again else {"superseded", "again"})
 
     @rule(lease=leases, retry=st.booleans())
     def fail(self, lease: Lease, *, retry: bool) -> None:
@@ -168,7 +172,9 @@ class LedgerMoves(RuleBasedStateMachine):
             del self.epochs[lease.index]
             self.charged[lease.index] += 1
             self.codes[lease.index] = "poison"
-            lost = self.charged[lease.index] >= MAX_ATTEMPTS
+            losers = self.losers[lease.index]
+            losers.append(self.workers[lease.index])
+            lost = (len(losers) >= 3 and len(set(losers)) > 1) or len(losers) >= 6
             self.move(lease.index, JobState.FAILED if lost else JobState.PENDING)
             self.over_if_ended()
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from latentfarm.bucket import image_key, manifest_key, part_of
+from latentfarm.bucket import image_key, manifest_key, parse_image_key, part_of
 from latentfarm.cli.progress import duration
 from latentfarm.contact_sheet import contact_sheet
 from latentfarm.doorbell import broker_url, make_app
@@ -36,8 +36,9 @@ def test_json_lines_come_back_and_their_bytes_depend_on_content_only(lines: list
 
 @given(st.integers(0, 10**8 - 2))
 def test_keys_sort_as_their_jobs_do(index: int) -> None:
-    assert image_key("b", index) < image_key("b", index + 1)
-    assert f"/{part_of(index):05d}/" in image_key("b", index)
+    assert image_key("b", index, 9) < image_key("b", index + 1, 1)
+    assert f"/{part_of(index):05d}/" in image_key("b", index, 1)
+    assert parse_image_key(image_key("b", index, 7)) == (index, 7)
     assert manifest_key("b", part_of(index)) <= manifest_key("b", part_of(index + 1))
 
 

@@ -175,15 +175,18 @@ class Renderer:
             began = time.perf_counter()
             body = encode_png(picture.pixels, metadata=self._metadata(picture))
             encoded = time.perf_counter()
-            stored = self._put(lease, image_key(lease.batch, lease.index), body)
+            stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch), body)
             timings = {**picture.timings, "png": encoded - began, "put": time.perf_counter() - encoded}
             rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
             receipt = {**stored, **self._provenance(picture), "worker": self.worker, "timings": rounded}
             if strip is not None:
-                receipt["trace"] = self._put(lease, trace_key(lease.batch, lease.index), encode_png(strip, metadata={}))
+                key = trace_key(lease.batch, lease.index, lease.epoch)
+                receipt["trace"] = self._put(lease, key, encode_png(strip, metadata={}))
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
             self._measure(picture, len(body))
             self._after(lease, outcome)
+            if outcome == "superseded":
+                self._discard(receipt)
             self._leases.drop(lease)
         except GaveUpError:
             # the lease is still held: ``close`` gives the job back, uncharged
@@ -194,6 +197,11 @@ class Renderer:
             self._leases.drop(lease)
         finally:
             self._backlog.release()
+
+    def _discard(self, receipt: dict[str, Any]) -> None:
+        """Remove what nobody will want; if that fails, the flush of the part tries again."""
+        with suppress(UnavailableError):
+            self._bucket.delete([each["key"] for each in (receipt, receipt.get("trace")) if each])
 
     def _measure(self, picture: Rendered, size_bytes: int) -> None:
         pixels = picture.width * picture.height
@@ -215,7 +223,7 @@ class Renderer:
             log.warning("that %s failed is not recorded", lease.name)
 
     def _after(self, lease: Lease, outcome: str) -> None:
-        if outcome == "stale":
+        if outcome in {"stale", "superseded"}:
             log.warning("%s was leased elsewhere meanwhile; that worker's result counts", lease.name)
         if outcome == "full":
             self._patiently("flush", lambda: flush_part(self._ledger, self._bucket, lease.batch, part_of(lease.index)))

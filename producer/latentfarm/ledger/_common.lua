@@ -12,25 +12,30 @@
 --                             priority, weight, served (virtual time), epoch,
 --                             budget (share of failures that pauses it; 0 for none) and
 --                             the counters at its start (budget_done, budget_failed),
---                             retries, webhook (URL), webhook_state ('', due, sent,
+--                             retries, gaps (1 if some jobs at or behind the cursor are
+--                             not pending), webhook (URL), webhook_state ('', due, sent,
 --                             failed), webhook_attempts, webhook_error; times in ms
 -- lf:states:<b>:<c>   string  one byte a job: 0 pending 1 leased 2 done 3 failed        forget
 --                             4 cancelled; a byte that was never written is pending
 --                             (in a cancelled batch: cancelled)
 -- lf:again:<b>        zset    jobs that came back, by the time from which they may run  lease, cancel
 -- lf:attempts:<b>     hash    index -> charged attempts, only of jobs that had trouble  trim, retry
+-- lf:losers:<b>       hash    index -> the workers that were lost with it, one a loss   trim, retry
 -- lf:errors:<b>       hash    index -> {code, message, worker}, of the same jobs        trim, retry
 -- lf:reasons:<b>      hash    code -> failed jobs                                       forget
 -- lf:leases           zset    "<b>/<index>" in flight, by expiry (ms)                   commit, fail, release, sweep, cancel
 -- lf:holders          hash    "<b>/<index>" -> "<epoch> <worker>"                       with lf:leases
 -- lf:results:<b>      hash    index -> receipt, until its part lies in the bucket       trim
 -- lf:parts:<b>        hash    part -> jobs of it that have ended                        trim
+-- lf:returned:<b>     set     parts with jobs that were leased more than once           trim
 -- lf:flush            set     "<b>/<p>": parts whose receipts wait for the bucket       trim, retry
 -- lf:pace:<b>:<slot>  string  jobs done in ten seconds; the measured rate               expiry, 3 minutes
 -- lf:workers:<m>      zset    workers of a model, by the time last seen (ms)            beat
 -- lf:speed:<m>        hash    what all workers of a model measured: images, work,       nobody: one small key a model
 --                             busy_s, bytes, pixels
 -- lf:sweeper          string  held by the one worker that sweeps now                    expiry, 2 seconds
+-- lf:swept            string  when leases were last looked at (ms)                      nobody
+-- lf:judged           string  before it no lease is judged: the farm was dark (ms)      expiry
 -- lf:webhooks         zset    batch whose end is to be told, by the due time (ms)       webhook_take, webhook_settle
 --
 -- Channel lf:cancelled: the names of batches, as they are cancelled; a worker that misses one learns it from `renew`.
@@ -46,6 +51,11 @@ local BUDGET_FIRST, BUDGET_AFTER = 50, 500
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function now_us()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
 end
 
 local function batch_key(batch) return 'lf:batch:' .. batch end
@@ -153,11 +163,17 @@ local function record_failure(batch, index, error, now)
   return full
 end
 
+-- A lease ended without a commit: an image of it may lie in the bucket all the same, or come to lie there
+local function note_return(batch, index)
+  redis.call('SADD', 'lf:returned:' .. batch, text(math.floor(index / PART)))
+end
+
 -- Give a leased job back, to run again from a time on
 local function give_back(batch, index, name, from_ms)
   drop_lease(batch, name)
   set_state(batch, index, PENDING)
   redis.call('ZADD', 'lf:again:' .. batch, from_ms, text(index))
+  note_return(batch, index)
 end
 
 -- Whether jobs of the batch may be leased, and up to which index, given state, paused, total and hold
@@ -187,9 +203,12 @@ end
 local function waiting_jobs(model)
   local waiting = 0
   for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
-    local f = redis.call('HMGET', batch_key(batch), 'state', 'paused', 'total', 'hold', 'cursor')
+    local f = redis.call('HMGET', batch_key(batch), 'state', 'paused', 'total', 'hold', 'cursor', 'leased', 'done',
+      'failed')
     local limit = leasable_until(f[1], f[2], f[3], f[4])
-    if limit then
+    if limit and f[4] == '0' then
+      waiting = waiting + limit - tonumber(f[6]) - tonumber(f[7]) - tonumber(f[8])
+    elseif limit then
       waiting = waiting + math.max(0, limit - tonumber(f[5])) + redis.call('ZCARD', 'lf:again:' .. batch)
     end
   end

@@ -12,6 +12,7 @@ for _, name in ipairs(redis.call('ZRANGE', 'lf:leases', 0, -1)) do
     redis.call('ZREM', 'lf:leases', name)
     redis.call('HDEL', 'lf:holders', name)
     set_state(batch, index, CANCELLED)
+    note_return(batch, index)
   end
 end
 redis.call('DEL', 'lf:again:' .. batch)

@@ -1,5 +1,6 @@
 -- Images lie in the bucket. ARGV: name, epoch and receipt of each. Returns for each
--- 'done', 'full' (done, and with it its part), 'again' (this very commit came before) or 'stale'.
+-- 'done', 'full' (done, and with it its part), 'again' (this very commit came before), 'superseded' (the job is done,
+-- failed, cancelled or leased anew: nobody will ever want this image) or 'stale' (the lease is lost, and no more is known).
 local now = now_ms()
 local outcomes, leases, parts, order = {}, {}, {}, {}
 
@@ -13,7 +14,9 @@ local function commit(at, name, epoch, receipt)
   local batch, index = split(name)
   -- a name twice in one call is held by its first entry only
   if holder(name) ~= epoch or leases[name] then
-    return (leases[name] or came_before(batch, index, epoch)) and 'again' or 'stale'
+    if leases[name] or came_before(batch, index, epoch) then return 'again' end
+    local wanted = redis.call('EXISTS', batch_key(batch)) == 0 or get_state(batch, index) == PENDING
+    return wanted and 'stale' or 'superseded'
   end
   leases[name], leases[#leases + 1] = true, name
   set_state(batch, index, DONE)

@@ -2,7 +2,7 @@
 local batch = ARGV[1]
 local total = tonumber(redis.call('HGET', batch_key(batch), 'total') or '0')
 for chunk = 0, math.floor(total / CHUNK) do redis.call('UNLINK', 'lf:states:' .. batch .. ':' .. chunk) end
-for _, kind in ipairs({ 'again', 'attempts', 'errors', 'reasons', 'results', 'parts' }) do
+for _, kind in ipairs({ 'again', 'attempts', 'losers', 'returned', 'errors', 'reasons', 'results', 'parts' }) do
   redis.call('UNLINK', 'lf:' .. kind .. ':' .. batch)
 end
 local slot = math.floor(now_ms() / PACE_SLOT_MS)

@@ -17,6 +17,7 @@ if ARGV[5] == '1' then redis.call('HSET', key, 'state', 'open', 'opened_ms', now
 if not repeated then
   for at = 6, #ARGV, 2 do
     redis.call('HINCRBY', key, 'invalid', 1)
+    redis.call('HSET', key, 'gaps', 1)
     record_failure(batch, tonumber(ARGV[at]), ARGV[at + 1], now)
   end
 end

@@ -2,18 +2,23 @@
 -- within a batch the jobs that came back first, then the cursor.
 -- ARGV: model, worker, k, lease_ms. Returns [batch, index, epoch, attempts charged so far] for each job.
 local model, worker, wanted, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local now = now_ms()
+local now, moment = now_ms(), now_us()
 local leased = {}
+-- bytes of state looked at in one call for the next pending job
+local MAX_SCAN, BLOCK = 4000000, 65536
+local scanned = 0
 
 local function candidates()
   local found = {}
   for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
     local f = redis.call('HMGET', batch_key(batch), 'state', 'paused', 'total', 'hold', 'cursor', 'priority', 'served',
-      'weight', 'epoch', 'invalid')
+      'weight', 'epoch', 'gaps')
     local limit = leasable_until(f[1], f[2], f[3], f[4])
     if limit then
       found[#found + 1] = { name = batch, limit = limit, cursor = tonumber(f[5]), priority = tonumber(f[6]),
-        served = tonumber(f[7]), weight = tonumber(f[8]), epoch = tonumber(f[9]), gaps = f[10] ~= '0', taken = 0 }
+        served = tonumber(f[7]), weight = tonumber(f[8]), gaps = f[10] ~= '0', taken = 0,
+        -- higher than any before, even if Redis came back with an older record: the clock has moved on
+        epoch = math.max(tonumber(f[9]), moment) }
     end
   end
   return found
@@ -33,6 +38,25 @@ local function first(batches)
   return best
 end
 
+-- Move the cursor behind jobs that are not pending: wrong rows, or all that was done before a recovery.
+-- Returns whether a pending one is there.
+local function skip_to_pending(batch)
+  while batch.cursor < batch.limit and scanned < MAX_SCAN do
+    local at = batch.cursor % CHUNK
+    local length = math.min(BLOCK, batch.limit - batch.cursor, CHUNK - at)
+    local key = 'lf:states:' .. batch.name .. ':' .. math.floor(batch.cursor / CHUNK)
+    local bytes = redis.call('GETRANGE', key, at, at + length - 1)
+    local found = string.find(bytes, '\0', 1, true)
+    if found or #bytes < length then
+      batch.cursor = batch.cursor + (found and found - 1 or #bytes)
+      scanned = scanned + (found or #bytes)
+      return true
+    end
+    batch.cursor, scanned = batch.cursor + length, scanned + length
+  end
+  return false
+end
+
 -- The next index of the batch and the attempts charged to it, or nil
 local function next_job(batch)
   if not batch.again then
@@ -45,13 +69,10 @@ local function next_job(batch)
     redis.call('ZREM', 'lf:again:' .. batch.name, index)
     return tonumber(index), tonumber(redis.call('HGET', 'lf:attempts:' .. batch.name, index) or '0')
   end
-  while batch.cursor < batch.limit do
-    local index = batch.cursor
-    batch.cursor = index + 1
-    -- a wrong row of the prompt file has failed before it was ever leased
-    if not batch.gaps or get_state(batch.name, index) == PENDING then return index, 0 end
-  end
-  return nil
+  if batch.gaps and not skip_to_pending(batch) then return nil end
+  if batch.cursor >= batch.limit then return nil end
+  batch.cursor = batch.cursor + 1
+  return batch.cursor - 1, 0
 end
 
 local expiries, holders = {}, {}
@@ -79,7 +100,7 @@ for _, batch in ipairs(touched) do
   local key = batch_key(batch.name)
   redis.call('HSET', key, 'cursor', batch.cursor)
   if batch.taken > 0 then
-    redis.call('HINCRBY', key, 'epoch', batch.taken)
+    redis.call('HSET', key, 'epoch', text(batch.epoch + batch.taken))
     redis.call('HINCRBY', key, 'leased', batch.taken)
     redis.call('HSET', key, 'served', tostring(batch.served))
     redis.call('HSETNX', key, 'first_ms', now)

@@ -26,7 +26,7 @@ from latentfarm.ledger.records import (
 from latentfarm.ledger.scripts import Scripts
 
 CHUNK_JOBS = 1_000_000
-#: a job that lost its worker this often has failed
+#: a job that failed this often by its own fault, or was lost, runs no more
 MAX_ATTEMPTS = 3
 #: jobs in one lease, commit or retry: a script's arguments have their limit
 MAX_JOBS_PER_CALL = 1_000
@@ -171,7 +171,10 @@ class Ledger:
             return {text(name) for name in self._scripts.renew(args=args)}
 
     def commit(self, lease: Lease, receipt: dict[str, Any]) -> CommitOutcome:
-        """Record that the job's image lies in the bucket; ``stale`` when the lease went to somebody else."""
+        """Record that the job's image lies in the bucket.
+
+        ``stale``: the lease is lost. ``superseded``: it is, and nobody will want this image.
+        """
         return self.commit_all([(lease, receipt)])[0]
 
     def commit_all(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
@@ -198,10 +201,14 @@ class Ledger:
         with reachable(self.where):
             return int(self._scripts.release(args=args))
 
-    def sweep(self) -> int:
-        """Return jobs whose lease ran out, each charged an attempt; -1 when another worker does it now."""
+    def sweep(self, *, patience_s: float = 10) -> int:
+        """Return jobs whose lease ran out, each charged an attempt; -1 when another worker does it now.
+
+        After ``patience_s`` without any sweep, Redis or every worker was away and no lease could be renewed: as long
+        again nothing is judged.
+        """
         with reachable(self.where):
-            return int(self._scripts.sweep(args=[MAX_ATTEMPTS, _SWEEP_LIMIT, _SWEEP_LOCK_MS]))
+            return int(self._scripts.sweep(args=[_SWEEP_LIMIT, _SWEEP_LOCK_MS, int(patience_s * 1000)]))
 
     def cancellations(self) -> Cancellations:
         """Listen for batches that are cancelled from now on."""
@@ -257,6 +264,11 @@ class Ledger:
         """
         with reachable(self.where):
             return int(self._scripts.trim(args=[batch, part, retries])) >= 0
+
+    def had_returns(self, batch: str, part: int) -> bool:
+        """Return whether a lease on a job of the part ended without a commit."""
+        with reachable(self.where):
+            return bool(self.redis.sismember(f"lf:returned:{batch}", str(part)))
 
     # -- questions -------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from latentfarm.job import JobState
 
-CommitOutcome = Literal["done", "full", "again", "stale"]
+CommitOutcome = Literal["done", "full", "again", "superseded", "stale"]
 FailOutcome = Literal["failed", "full", "retry", "stale"]
 
 

@@ -11,7 +11,7 @@ local now = now_ms()
 redis.call('ZADD', 'lf:batches', now, batch)
 redis.call('HSET', key, 'digest', digest, 'model', model, 'priority', ARGV[4], 'weight', ARGV[5], 'budget', ARGV[6],
   'hold', ARGV[7], 'webhook', ARGV[8], 'state', 'opening', 'paused', '', 'total', 0, 'chain', '', 'cursor', 0,
-  'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0, 'invalid', 0, 'retries', 0, 'epoch', 0, 'served', 0,
+  'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0, 'invalid', 0, 'retries', 0, 'gaps', 0, 'epoch', 0, 'served', 0,
   'budget_done', 0, 'budget_failed', 0, 'webhook_state', '', 'reserved_ms', now)
 redis.call('SADD', 'lf:open:' .. model, batch)
 return { 'new', 'opening', 0, '' }

@@ -14,6 +14,7 @@ for at = 2, #ARGV, 2 do
     redis.call('SREM', 'lf:flush', job_name(batch, part))
     set_state(batch, index, PENDING)
     redis.call('HDEL', 'lf:attempts:' .. batch, text(index))
+    redis.call('HDEL', 'lf:losers:' .. batch, text(index))
     redis.call('HDEL', 'lf:errors:' .. batch, text(index))
     redis.call('ZADD', 'lf:again:' .. batch, now, text(index))
     if redis.call('HINCRBY', 'lf:reasons:' .. batch, ARGV[at + 1], -1) == 0 then

@@ -11,6 +11,8 @@ if f[1] ~= 'cancelled' and ended > 0 and ended < part_size(part, tonumber(f[2]))
 local fields = {}
 for index = part * PART, part * PART + PART - 1 do fields[#fields + 1] = text(index) end
 redis.call('HDEL', 'lf:attempts:' .. batch, unpack(fields))
+redis.call('HDEL', 'lf:losers:' .. batch, unpack(fields))
 redis.call('HDEL', 'lf:errors:' .. batch, unpack(fields))
 redis.call('HDEL', 'lf:parts:' .. batch, text(part))
+redis.call('SREM', 'lf:returned:' .. batch, text(part))
 return redis.call('HDEL', 'lf:results:' .. batch, unpack(fields))
