@@ -23,7 +23,8 @@ MAX_STEPS = 500
 MAX_GUIDANCE = 100.0
 MAX_SEED = 2**63 - 1
 MAX_IMAGES_PER_PROMPT = 10_000
-MAX_SCHEDULER_OPTIONS = 16
+#: entries of ``scheduler_options``, and their bytes as JSON
+MAX_SCHEDULER_OPTIONS, MAX_OPTIONS_BYTES = 16, 4096
 #: columns of a row that nobody here reads but that come back in its results, and their bytes as JSON
 MAX_COLUMNS, MAX_COLUMNS_BYTES = 64, 16_384
 
@@ -116,6 +117,12 @@ def _options_fit(options: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"has the key {key!r}; write a field of the scheduler's config")
         if not isinstance(value, bool | int | float | str | None):
             raise ValueError(f"has a {type(value).__name__} under {key!r}; write a number, a text or a boolean")
+    try:
+        size = len(json.dumps(options, ensure_ascii=False).encode())
+    except ValueError:
+        raise ValueError("holds a lone surrogate or a number too long to write; leave it out") from None
+    if size > MAX_OPTIONS_BYTES:
+        raise ValueError(f"is {size:,} bytes long as JSON; keep at most {MAX_OPTIONS_BYTES:,}")
     return options
 
 

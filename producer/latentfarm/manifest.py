@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from latentfarm.bucket import Bucket, MissingObjectError, header_key, manifest_key, part_of
 from latentfarm.errors import InputError
 from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_SEED, PART_JOBS, Defaults, Job, Row, seed_for
-from latentfarm.jsonl import compress, dump_line, unpack
+from latentfarm.jsonl import compress, dump_line, parse, unpack_lines
 
 #: the error code of a job whose row was wrong
 INVALID_ROW = "invalid_row"
@@ -137,7 +137,8 @@ class ManifestReader:
     def __init__(self, bucket: Bucket, *, parts: int = 8) -> None:
         self._bucket = bucket
         self._limit = parts
-        self._parts: OrderedDict[tuple[str, int], list[dict[str, Any]]] = OrderedDict()
+        # as bytes: a few MB of brackets would be gigabytes of objects
+        self._parts: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
         self._lock = Lock()
 
     def job(self, batch: str, index: int) -> Job:
@@ -150,7 +151,7 @@ class ManifestReader:
         try:
             return Job.model_validate({**line, "batch": batch, "index": index})
         except ValidationError as error:
-            raise InputError(f"job {batch}/{index} is not valid in the manifest: {error}") from None
+            raise InputError(f"job {batch}/{index} is not valid in the manifest: {_findings(error)}") from None
 
     def line(self, batch: str, index: int) -> dict[str, Any]:
         """Return what is written of a job; of a wrong row's, ``invalid`` instead of a prompt.
@@ -161,17 +162,27 @@ class ManifestReader:
         lines = self._part(batch, part_of(index))
         if index % PART_JOBS >= len(lines):
             raise InputError(f"job {batch}/{index} is not in the manifest")
-        return lines[index % PART_JOBS]
+        return parse(lines[index % PART_JOBS], name=manifest_key(batch, part_of(index)))
 
-    def _part(self, batch: str, part: int) -> list[dict[str, Any]]:
+    def _part(self, batch: str, part: int) -> list[bytes]:
         key = (batch, part)
         with self._lock:
             if key in self._parts:
                 self._parts.move_to_end(key)
                 return self._parts[key]
-        lines = unpack(self._bucket.get(manifest_key(batch, part)))
+        place = manifest_key(batch, part)
+        lines = unpack_lines(self._bucket.get(place), name=place)
         with self._lock:
             self._parts[key] = lines
             while len(self._parts) > self._limit:
                 self._parts.popitem(last=False)
         return lines
+
+
+def _findings(error: ValidationError) -> str:
+    """Say which fields are wrong and how, without their values: this goes to logs and into the ledger."""
+    told = [
+        f"{'.'.join(str(place)[:60] for place in finding['loc'][:2])}: {finding['msg'][:200]}"
+        for finding in error.errors(include_url=False, include_context=False, include_input=False)[:8]
+    ]
+    return "; ".join(told)
