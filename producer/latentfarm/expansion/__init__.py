@@ -43,7 +43,7 @@ class Expansion:
             InputError: a sweep is wrong, or the folder cannot be read.
         """
         if wildcards is not None and not dynamic:
-            raise InputError(f"wildcards {wildcards}: prompts are taken as they stand; turn dynamic prompts on")
+            raise InputError(f"wildcards {wildcards}: prompts are taken as they stand; write --dynamic-prompts too")
         decided = DynamicPrompts(seed, Wildcards(wildcards)) if dynamic else None
         return cls(parse_sweeps(sweeps), decided)
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from latentfarm.errors import InputError, InvalidRowsError
+from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 
-#: wrong rows that are told one by one; the rest is counted
-SHOWN_PROBLEMS = 20
 #: findings of one row that are told; a row of 1 MiB could have 100,000
 _SHOWN_FINDINGS = 8
 _SHOWN_VALUE = 60
@@ -123,29 +121,6 @@ class RowCheck:
         close = get_close_matches(column, known, n=1) if len(column) <= _SHOWN_VALUE else []
         other = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(known)}."
         return f"is not known; {other} --keep-columns would carry it through to the results"
-
-
-def check_all(rows: Iterable[Found], *, where: str) -> int:
-    """Read every row and return how many there are.
-
-    Raises:
-        InvalidRowsError: some rows are wrong.
-        InputError: there is no row at all.
-    """
-    shown_problems: list[str] = []
-    wrong = good = 0
-    for row in rows:
-        if isinstance(row, PlacedRow):
-            good += 1
-        else:
-            wrong += 1
-            if wrong <= SHOWN_PROBLEMS:
-                shown_problems.append(row.text)
-    if wrong:
-        raise InvalidRowsError(shown_problems, wrong)
-    if not good:
-        raise InputError(f"{where} holds no prompt; write one a line")
-    return good
 
 
 def check_defaults(fields: dict[str, Any]) -> Defaults:

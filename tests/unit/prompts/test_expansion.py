@@ -168,7 +168,7 @@ def test_the_rows_are_the_product_in_order(sweeps: dict[str, list[int]]) -> None
 def test_prompts_are_taken_as_they_stand_unless_dynamic_prompts_are_on(wildcards: Path) -> None:
     braces = Row(prompt="{a|b} __c__ \\{")
     assert list(Expansion.parse(["seed=1"]).rows(braces, 0)) == [Row(prompt=braces.prompt, seed=1)]
-    with pytest.raises(InputError, match="turn dynamic prompts on"):
+    with pytest.raises(InputError, match="write --dynamic-prompts too"):
         Expansion.parse(wildcards=wildcards)
 
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from tests.unit.prompts import helpers
 
 from latentfarm import schedulers
-from latentfarm.prompts import FIELDS, PlacedRow
+from latentfarm.prompts import PlacedRow
 from latentfarm.prompts.flags import _FIELD_OF, _SAMPLERS, check_line, has_flags
-from latentfarm.prompts.rows import ReadOptions, RowCheck
+from latentfarm.prompts.rows import FIELDS, ReadOptions, RowCheck
 
 pytestmark = pytest.mark.unit
 
