@@ -6,15 +6,21 @@ The variables are ``LATENTFARM_*`` (each field's name in capitals) and the usual
 from __future__ import annotations
 
 import json
+import logging
 import os
+from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis.connection import parse_url
 
 from latentfarm.errors import InputError
 from latentfarm.job import check_model_alias
+
+log = logging.getLogger(__name__)
 
 #: the folder, below the working directory, in which ``latentfarm up`` keeps its Redis, its bucket and its logs
 LOCAL_FOLDER = Path(".latentfarm")
@@ -29,8 +35,10 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="LATENTFARM_", frozen=True, extra="ignore")
 
-    redis_url: str = ""
-    """``redis://``, ``rediss://`` or ``unix://``; the ledger and the doorbells live there."""
+    redis_url: Annotated[str, Field(repr=False)] = ""
+    """``redis://``, ``rediss://`` or ``unix://``; the ledger and the doorbells live there. It may hold a password."""
+    allow_insecure_redis: bool = False
+    """Use a Redis on another machine that has neither password nor TLS."""
     bucket: str = ""
     """The bucket's name; it is not created unless it belongs to ``latentfarm up``."""
     s3_endpoint_url: Annotated[str, Field(validation_alias="AWS_ENDPOINT_URL")] = ""
@@ -96,6 +104,8 @@ class Settings(BaseSettings):
             "AWS_SECRET_ACCESS_KEY": self.s3_secret_key.get_secret_value(),
         }
         # the model is said in full, so that the caller's own environment cannot mix with it
+        if self.allow_insecure_redis:
+            known["LATENTFARM_ALLOW_INSECURE_REDIS"] = "true"
         return {
             **{name: value for name, value in known.items() if value},
             "LATENTFARM_MODEL": self.model,
@@ -108,13 +118,80 @@ class Settings(BaseSettings):
         """Return the settings.
 
         Raises:
-            InputError: no farm is named and none runs here.
+            InputError: no farm is named and none runs here, or its Redis is open to a network.
         """
         if not self.configured:
             raise InputError(
                 "no farm: set LATENTFARM_REDIS_URL and LATENTFARM_BUCKET, or start one here with `latentfarm up`"
             )
+        problem = redis_problem(self.redis_url)
+        if problem and problem.fatal and not self.allow_insecure_redis:
+            raise InputError(problem.text)
+        if problem and not problem.fatal and not self.allow_insecure_redis:
+            _warn(problem.text)
         return self
+
+
+class RedisProblem(NamedTuple):
+    """Why a Redis URL is not safe; ``fatal`` where nothing at all keeps strangers out."""
+
+    text: str
+    fatal: bool
+
+
+def redis_problem(url: str) -> RedisProblem | None:
+    """Return what is not safe about the Redis at ``url``, None if nothing; no password is ever in the text.
+
+    Over a unix socket or the loopback interface all is well. Elsewhere a password or TLS that checks the certificate is
+    the least. A host name is not looked up: it may lead elsewhere the next time.
+
+    Raises:
+        InputError: it is no URL of a Redis.
+    """
+    try:
+        # what the ledger's own client will make of it, its query included
+        parts = parse_url(url)
+        port = int(parts.get("port", 6379))
+    except ValueError:
+        raise InputError(
+            "LATENTFARM_REDIS_URL is no URL of a Redis (it is not shown, for it may hold a password): write "
+            "redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, the password percent-encoded"
+        ) from None
+    host = str(parts.get("host", "localhost"))
+    if url.startswith("unix://") or _is_loopback(host):
+        return None
+    checked = parts.get("ssl_cert_reqs", "required") == "required" and parts.get("ssl_check_hostname", True)
+    tls, password = url.startswith("rediss://") and checked, parts.get("password")
+    place = f"LATENTFARM_REDIS_URL leads to {host} port {port}"
+    if not tls and not password:
+        return RedisProblem(
+            f"{place} with neither password nor verified TLS: whoever reaches it could read and change every batch. "
+            "Write rediss://USER:PASSWORD@HOST:PORT, or set LATENTFARM_ALLOW_INSECURE_REDIS=true where the network "
+            "itself keeps strangers out",
+            fatal=True,
+        )
+    if not tls:
+        return RedisProblem(
+            f"{place} without verified TLS: the password and all else travel in clear. Write rediss://, or set "
+            "LATENTFARM_ALLOW_INSECURE_REDIS=true where the network itself keeps listeners out",
+            fatal=False,
+        )
+    return None
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@cache
+def _warn(text: str) -> None:
+    """Warn once a process: every command asks for its settings more than once."""
+    log.warning("%s", text)
 
 
 def _local_fields(file: Path) -> dict[str, object]:

@@ -47,7 +47,11 @@ def test_keys_sort_as_their_jobs_do(index: int) -> None:
     [
         ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
         ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
-        ("rediss://:secret@host:6380/1", "rediss://:secret@host:6380/1"),
+        ("unix://user:secret@/run/redis.sock", "redis+socket://user:secret@/run/redis.sock?virtual_host=0"),
+        ("redis://:secret@host:6380/1", "redis://:secret@host:6380/1"),
+        ("rediss://:secret@host:6380/1", "rediss://:secret@host:6380/1?ssl_cert_reqs=required"),
+        ("rediss://host/1?ssl_ca_certs=a.pem", "rediss://host/1?ssl_ca_certs=a.pem&ssl_cert_reqs=required"),
+        ("rediss://host?ssl_cert_reqs=none", "rediss://host?ssl_cert_reqs=none"),
     ],
 )
 def test_kombu_is_told_of_a_socket_in_its_own_words(redis_url: str, broker: str) -> None:
