@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shutil
 import statistics
 import time
 from collections.abc import Callable
@@ -76,7 +75,11 @@ def boto3_loop(settings: Settings, keys: list[str], folder: Path) -> None:
 
 
 def timed(work: Callable[[Path], object], folder: Path, count: int) -> Round:
-    """Run one way into a new folder, check that it has all pictures, and remove it."""
+    """Run one way into a new folder and check that it has all pictures.
+
+    The folder stays until the end: ext4 passes over inodes freed in the last minutes one by one, and a file made right
+    after thousands were deleted takes 0.5 ms of CPU instead of 0.03.
+    """
     # what earlier rounds left to be written is not this one's
     os.sync()
     began, cpu = time.perf_counter(), time.process_time()
@@ -85,7 +88,6 @@ def timed(work: Callable[[Path], object], folder: Path, count: int) -> Round:
     found = sum(file.stat().st_size == _IMAGE_BYTES for file in folder.glob("*.png"))
     if found != count:
         raise RuntimeError(f"{found} of {count} pictures in {folder}")
-    shutil.rmtree(folder)
     return taken
 
 
@@ -94,9 +96,9 @@ def measure(settings: Settings, folder: Path, *, count: int, rounds: int) -> lis
     batch = rendered_batch(Farm(settings), count)
     keys = [key_of(index) for index in range(count)]
     loops, fetches = [], []
-    for _ in range(rounds):
-        loops.append(timed(lambda out: boto3_loop(settings, keys, out), folder / "loop", count))
-        fetches.append(timed(batch.fetch, folder / "fetch", count))
+    for number in range(rounds):
+        loops.append(timed(lambda out: boto3_loop(settings, keys, out), folder / f"loop-{number}", count))
+        fetches.append(timed(batch.fetch, folder / f"fetch-{number}", count))
 
     def median(values: list[float]) -> float:
         return statistics.median(values)

@@ -10,6 +10,8 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tracemalloc
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,7 @@ from tests.conftest import Command, read_lines, until
 
 from latentfarm import Batch, Farm, InputError, JobState, UnavailableError
 from latentfarm.bucket import Bucket, _Lines
-from latentfarm.fetch import Fetched
+from latentfarm.fetch import Fetched, Layout, fetch_batch
 from latentfarm.local.process import Child
 from latentfarm.local.s3_server import find_rclone
 from latentfarm.prompts import ReadOptions
@@ -130,6 +132,30 @@ def test_a_store_that_is_reached_in_no_plain_way_is_still_read(
     # the plain connections are told a wrong secret; boto3 keeps the right one
     monkeypatch.setattr(farm.bucket, "_credentials", Credentials("somebody", "wrong"))
     assert batch.fetch(tmp_path).downloaded == 40
+
+
+@pytest.mark.parametrize("layout", ["files", "webdataset"])
+def test_a_fetch_of_ten_times_the_jobs_takes_no_more_memory(farm: Farm, tmp_path: Path, layout: Layout) -> None:
+    sha256 = stored(farm.bucket, "one.png", b"picture")["sha256"]
+
+    def results(count: int) -> Iterator[dict[str, Any]]:
+        # one picture in a hundred, so that it is the lines that would fill memory
+        for index in range(count):
+            job = {"job": f"cats/{index}", "index": index, "request": {"prompt": f"prompt {index} " * 10}}
+            done = {"state": "done", "key": "one.png", "sha256": sha256}
+            yield {**job, **done} if index % 100 == 0 else {**job, "state": "failed"}
+
+    def peak(count: int) -> int:
+        tracemalloc.start()
+        fetch_batch(farm.bucket, lambda: results(count), tmp_path / f"{count}", layout=layout)
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(10)
+    small, large = peak(2_000), peak(20_000)
+    assert large < small + 500_000, f"{small} bytes, then {large}"
+    assert len(read_lines(tmp_path / "20000" / "results.jsonl")) == 20_000
 
 
 def test_a_store_behind_tls_is_read_plainly_if_its_certificate_is_trusted(
