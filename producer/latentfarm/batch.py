@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from latentfarm import results
 from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix, part_of
+from latentfarm.control import Control, write_control
 from latentfarm.errors import InputError
 from latentfarm.fetch import DEFAULT_TEMPLATE, Fetched, Layout, fetch_batch
 from latentfarm.job import PART_JOBS, JobState
@@ -169,6 +170,7 @@ class Batch:
             InputError: the batch is over.
         """
         self._require_going(self.farm.ledger.pause(self.name, f"{BY_ITS_USER}: {reason}" if reason else BY_ITS_USER))
+        self._keep_control()
         return self.status()
 
     def resume(self) -> BatchStatus:
@@ -178,6 +180,7 @@ class Batch:
             InputError: the batch is over.
         """
         self._require_going(self.farm.ledger.resume(self.name))
+        self._keep_control()
         status = self.status()
         self.farm.ring(status.model)
         return status
@@ -185,6 +188,7 @@ class Batch:
     def cancel(self) -> BatchStatus:
         """End the batch for good: running jobs stop at their next denoising step, finished pictures stay."""
         self.farm.ledger.cancel(self.name)
+        self._keep_control()
         results.flush_full_parts(self.farm.ledger, self.farm.bucket, batch=self.name)
         return self.status()
 
@@ -221,6 +225,7 @@ class Batch:
     def set_priority(self, priority: int) -> BatchStatus:
         """Let the batch run before all of a lower priority."""
         self.farm.ledger.set_priority(self.name, priority)
+        self._keep_control()
         return self.status()
 
     def delete(self, *, progress: Callable[[int], None] | None = None) -> int:
@@ -236,6 +241,10 @@ class Batch:
                 progress(removed)
         self.farm.ledger.forget(self.name)
         return removed
+
+    def _keep_control(self) -> None:
+        # the ledger acts on a decision at once; the bucket remembers it for a recovery
+        write_control(self.farm.bucket, self.name, Control.of(self.farm.ledger.batch(self.name)))
 
     def _require_going(self, state: str) -> None:
         if state not in {"opening", "open"}:

@@ -3,6 +3,7 @@
 ::
 
     batches/<batch>/batch.json                        what was asked: model, digest, and at the end its total
+    batches/<batch>/control.json                      what its user decided since: paused, cancelled, priority
     batches/<batch>/manifest/part-00017.jsonl.gz      the jobs 17000 to 17999, prompts and all
     batches/<batch>/images/00017/00017042-<epoch>.png job 17042, as the lease of that epoch made it
     batches/<batch>/traces/00017/00017042-<epoch>.png its strip from noise to result, if one was asked for
@@ -31,8 +32,9 @@ from botocore.exceptions import BotoCoreError, ClientError
 from botocore.httpsession import get_cert_path
 from botocore.utils import get_environ_proxies
 
-from latentfarm.errors import UnavailableError
+from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job import PART_JOBS
+from latentfarm.probe import probe_bucket
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -46,6 +48,8 @@ _THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 #: connections that boto3 keeps
 _CONNECTIONS = 16
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5, 30
+#: bytes of an object that is read whole; the largest of ours, a strip of eight large pictures, has less than half
+MAX_OBJECT_BYTES = 256 * 1024 * 1024
 #: how long a presigned URL may live: what SigV4 allows
 MAX_PRESIGN_S = 7 * 24 * 3600
 
@@ -67,6 +71,11 @@ def batch_prefix(batch: str) -> str:
 def header_key(batch: str) -> str:
     """Return the key of what was asked, which makes a manifest whole."""
     return f"batches/{batch}/batch.json"
+
+
+def control_key(batch: str) -> str:
+    """Return the key of what its user has decided about the batch since."""
+    return f"batches/{batch}/control.json"
 
 
 def manifest_key(batch: str, part: int) -> str:
@@ -174,9 +183,14 @@ class Bucket:
 
         Raises:
             MissingObjectError: there is none.
+            InputError: it is larger than any of ours, so somebody else's.
         """
         with self._answered(key):
-            body: bytes = self.client.get_object(Bucket=self.name, Key=key)["Body"].read()
+            answer = self.client.get_object(Bucket=self.name, Key=key)
+            if answer["ContentLength"] > MAX_OBJECT_BYTES:
+                answer["Body"].close()
+                raise InputError(f"{key} has {answer['ContentLength']:,} bytes; latentfarm writes no such object")
+            body: bytes = answer["Body"].read()
             return body
 
     @contextmanager
@@ -213,6 +227,14 @@ class Bucket:
                 for entry in page.get("Contents", []):
                     yield entry["Key"]
 
+    def folders(self, prefix: str) -> Iterator[str]:
+        """List what lies directly below a prefix and has more below it, each up to its next slash."""
+        with self._answered(prefix):
+            paginator = self.client.get_paginator("list_objects_v2")
+            for page in paginator.paginate(Bucket=self.name, Prefix=prefix, Delimiter="/"):
+                for entry in page.get("CommonPrefixes", []):
+                    yield entry["Prefix"]
+
     def delete_all(self, prefix: str) -> Iterator[int]:
         """Delete every object below a prefix, up to a thousand a request; yield how many each one took."""
         with self._answered(prefix):
@@ -234,6 +256,14 @@ class Bucket:
         """Ask for the bucket itself; it is read only."""
         with self._answered(""):
             self.client.head_bucket(Bucket=self.name)
+
+    def probe(self) -> None:
+        """Put, look at, read and delete an object of 64 random bytes under ``probe/``, outside of all batches.
+
+        Raises:
+            UnavailableError: one of these does not work; the text says which, why and what to do.
+        """
+        probe_bucket(self)
 
     def create(self) -> None:
         """Make the bucket; only ``latentfarm up`` does so, in its own store."""
@@ -351,6 +381,8 @@ class _Lines:
         if not status.startswith(b"HTTP/1.1 200 ") or not plain:
             return None, False
         length = int(headers[b"content-length"])
+        if not 0 <= length <= MAX_OBJECT_BYTES:
+            return None, False
         body = answer.read(length)
         return (body if len(body) == length else None), headers.get(b"connection", b"").lower() != b"close"
 

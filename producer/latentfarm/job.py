@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from enum import IntEnum
+from math import isfinite
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
@@ -115,6 +116,8 @@ def _options_fit(options: dict[str, Any]) -> dict[str, Any]:
     for key, value in options.items():
         if not key.isidentifier() or key.startswith("_"):
             raise ValueError(f"has the key {key!r}; write a field of the scheduler's config")
+        if isinstance(value, float) and not isfinite(value):
+            raise ValueError(f"has {value} under {key!r}; write a finite number")
         if not isinstance(value, bool | int | float | str | None):
             raise ValueError(f"has a {type(value).__name__} under {key!r}; write a number, a text or a boolean")
     try:

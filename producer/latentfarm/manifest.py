@@ -27,19 +27,23 @@ NOT_THE_REQUEST = frozenset({"index", "row", "id", "columns", "trace", "invalid"
 
 
 class Header(BaseModel):
-    """``batch.json``: written after the last part, so its presence says that the manifest is whole.
+    """``batch.json``: what was asked, beside the jobs.
 
-    ``digest`` tells the submission (its file and options), ``chain`` the content of its parts.
+    It is written before the first part, and once more after the last with ``total``, whose presence says that the
+    manifest is whole. ``digest`` tells the submission (its file and options), ``chain`` the content of its parts.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     batch: str
     model: str
-    total: int
     digest: str
-    chain: str
+    total: int | None = None
+    chain: str = ""
     priority: int = 0
+    failure_budget: float = 0.0
+    canary: int = 0
+    webhook: str = ""
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class PartWriter:
 
     def _close(self) -> Part:
         lines = "".join(self._lines).encode()
-        self._chain = hashlib.sha256(self._chain.encode() + hashlib.sha256(lines).digest()).hexdigest()
+        self._chain = chain_of(self._chain, lines)
         first = self.total - len(self._lines)
         part = Part(self._part, first, self.total, lines, self._chain, self._wrong)
         self._lines, self._wrong = [], {}
@@ -118,13 +122,18 @@ class PartWriter:
         return part
 
 
+def chain_of(before: str, lines: bytes) -> str:
+    """Return the digest, 64 hex digits, of a part's lines and of all parts before it."""
+    return hashlib.sha256(before.encode() + hashlib.sha256(lines).digest()).hexdigest()
+
+
 def write_header(bucket: Bucket, header: Header) -> None:
-    """Say that the manifest is whole."""
+    """Write what was asked; with a total, that the manifest is whole."""
     bucket.put(header_key(header.batch), header.model_dump_json(indent=2).encode(), content_type="application/json")
 
 
 def read_header(bucket: Bucket, batch: str) -> Header | None:
-    """Return what was asked, or None where no whole manifest lies in the bucket."""
+    """Return what was asked, or None where the bucket has no such batch."""
     try:
         return Header.model_validate_json(bucket.get(header_key(batch)))
     except MissingObjectError:

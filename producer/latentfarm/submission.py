@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentfarm.bucket import Bucket
+from latentfarm.bucket import Bucket, batch_prefix
 from latentfarm.errors import InputError, InvalidRowsError
 from latentfarm.expansion import Expansion
 from latentfarm.job import Defaults, Row, check_batch_name, check_model_alias
 from latentfarm.ledger import Ledger, Reservation
 from latentfarm.ledger.ledger import DEFAULT_BUDGET
-from latentfarm.manifest import Header, Part, PartWriter, write_header
+from latentfarm.manifest import Header, Part, PartWriter, read_header, write_header
 from latentfarm.prompts import Problem, ReadOptions, Source, SourceLike, check_defaults, open_source
 from latentfarm.webhooks import check_url
 
@@ -101,10 +101,17 @@ class Request:
                 yield number, found.row
             else:
                 try:
-                    for row in self.expansion.rows(found.row, number):
+                    for row in self.expansion.rows(self._with_negative(found.row), number):
                         yield number, row
                 except InputError as error:
                     yield number, Problem(f"{found.place}: {error}", "expansion")
+
+    def _with_negative(self, row: Row) -> Row:
+        """Fill in the batch's negative prompt, which may hold choices of its own."""
+        negative = self.defaults.negative_prompt
+        if negative is None or row.negative_prompt is not None:
+            return row
+        return row.model_copy(update={"negative_prompt": negative})
 
 
 def make_request(
@@ -221,6 +228,9 @@ class Submission:
         if reserved.state in {"open", "complete"} and self._request.source.digest:
             return
         self._resume_own_pause(reserved)
+        if not reserved.stored:
+            self._refuse_forgotten()
+            write_header(self._bucket, self._header())
         self._store_all(reserved)
 
     def _reserve(self) -> Reservation:
@@ -236,9 +246,27 @@ class Submission:
         )
         if reserved.digest != digest:
             raise _other_content(self.batch, reserved.digest, digest)
-        if reserved.state in {"cancelled", "deleting"}:
+        if reserved.state in {"cancelled", "deleting", "recovering"}:
             raise InputError(f"batch {self.batch!r} is {reserved.state}; choose another --batch name")
         return reserved
+
+    def _refuse_forgotten(self) -> None:
+        """Refuse a name that is free in the ledger but not in the bucket: a manifest is never overwritten.
+
+        Raises:
+            InputError: another batch lies there, or this very one, whose record was lost.
+        """
+        header = read_header(self._bucket, self.batch)
+        if header is None or (header.digest == self._request.digest and header.total is None):
+            return
+        self._ledger.begin_delete(self.batch)
+        self._ledger.forget(self.batch)
+        if header.digest != self._request.digest:
+            raise _other_content(self.batch, header.digest, self._request.digest)
+        raise InputError(
+            f"batch {self.batch!r} lies in the bucket, but the ledger has lost it: `latentfarm recover {self.batch}` "
+            "brings it back, and nothing that is finished is rendered again"
+        )
 
     def _resume_own_pause(self, reserved: Reservation) -> None:
         # a submission that stopped paused its batch; that it runs again, perhaps with more tolerance, lifts the pause
@@ -304,17 +332,22 @@ class Submission:
         if in_flight:
             part, stored = in_flight.popleft()
             stored.result()
-        request = self._request
-        header = Header(
-            batch=self.batch,
-            model=request.model,
-            total=writer.total,
-            digest=request.digest,
-            chain=writer.chain,
-            priority=self._rules.priority,
-        )
-        write_header(self._bucket, header)
+        write_header(self._bucket, self._header(total=writer.total, chain=writer.chain))
         self._grow(part, closed=True)
+
+    def _header(self, *, total: int | None = None, chain: str = "") -> Header:
+        rules = self._rules
+        return Header(
+            batch=self.batch,
+            model=self._request.model,
+            digest=self._request.digest,
+            total=total,
+            chain=chain,
+            priority=rules.priority,
+            failure_budget=rules.failure_budget,
+            canary=rules.canary,
+            webhook=rules.webhook,
+        )
 
     def _grow(self, part: Part, *, closed: bool) -> None:
         state = self._ledger.grow(
@@ -337,6 +370,8 @@ class Submission:
             )
         else:
             self._ledger.begin_delete(self.batch)
+            for _ in self._bucket.delete_all(batch_prefix(self.batch)):
+                pass
             self._ledger.forget(self.batch)
             outcome = "nothing was enqueued"
         return self.found.error(outcome) if self.found.wrong else InputError(f"{error}; {outcome}")
@@ -359,4 +394,3 @@ def _other_content(batch: str, theirs: str, ours: str) -> InputError:
         f"batch {batch!r} exists with other content or options (its digest is {theirs[:12]}, yours {ours[:12]}); "
         "choose another --batch name"
     )
-

@@ -55,6 +55,7 @@ def test_a_seed_made_for_a_job_depends_on_batch_and_index_only(batch: str, index
         {"scheduler": "eulr"},
         {"scheduler_options": {"__class__": 1}},
         {"scheduler_options": {"a": [1]}},
+        {"scheduler_options": {"a": float("nan")}},
         {"id": ""},
         {"num_images_per_prompt": 0},
         {"custom_pipeline": "evil/repo"},

@@ -7,5 +7,16 @@ Redis ``TIME``; nothing here knows what a picture is.
 from latentfarm.ledger.connection import Cancellations
 from latentfarm.ledger.ledger import MAX_JOBS_PER_CALL, Ledger
 from latentfarm.ledger.records import BatchRecord, JobRecord, Lease, Reservation, Speed
+from latentfarm.ledger.restoration import Restoration
 
-__all__ = ["MAX_JOBS_PER_CALL", "BatchRecord", "Cancellations", "JobRecord", "Lease", "Ledger", "Reservation", "Speed"]
+__all__ = [
+    "MAX_JOBS_PER_CALL",
+    "BatchRecord",
+    "Cancellations",
+    "JobRecord",
+    "Lease",
+    "Ledger",
+    "Reservation",
+    "Restoration",
+    "Speed",
+]

@@ -48,7 +48,7 @@ class Ledger:
     def __init__(self, client: redis.Redis, *, where: str) -> None:
         self.redis = client
         self.where = where
-        self._scripts = Scripts(client)
+        self.scripts = Scripts(client)
 
     @classmethod
     def connect(cls, url: str) -> Ledger:
@@ -86,7 +86,7 @@ class Ledger:
         """
         args = [batch, digest, model, priority, weight, budget, hold, webhook]
         with reachable(self.where):
-            answer, state, stored, chain = self._scripts.reserve(args=args)
+            answer, state, stored, chain = self.scripts.reserve(args=args)
         holder = text(answer) if text(answer) not in {"new", "same"} else digest
         return Reservation(digest=holder, state=text(state), stored=int(stored), chain=text(chain))
 
@@ -108,23 +108,23 @@ class Ledger:
         args: list[Any] = [batch, before, total, chain, int(closed)]
         for index, error in (wrong or {}).items():
             args += [index, json.dumps(error, ensure_ascii=False)]
-        return self._known(batch, self._scripts.grow, args)
+        return self._known(batch, self.scripts.grow, args)
 
     def pause(self, batch: str, reason: str) -> str:
         """Lease no more jobs of the batch; return its state."""
-        return self._known(batch, self._scripts.pause, [batch, reason])
+        return self._known(batch, self.scripts.pause, [batch, reason])
 
     def resume(self, batch: str) -> str:
         """Let the batch go on; return its state."""
-        return self._known(batch, self._scripts.resume, [batch])
+        return self._known(batch, self.scripts.resume, [batch])
 
     def cancel(self, batch: str) -> str:
         """End the batch: nothing more of it is leased, and every lease on it is lost; return its state before."""
-        return self._known(batch, self._scripts.cancel, [batch])
+        return self._known(batch, self.scripts.cancel, [batch])
 
     def set_priority(self, batch: str, priority: int) -> str:
         """Let the batch run before all of a lower priority; return its state."""
-        return self._known(batch, self._scripts.priority, [batch, priority])
+        return self._known(batch, self.scripts.priority, [batch, priority])
 
     def retry(self, batch: str, failed: Sequence[tuple[int, str]]) -> int:
         """Let failed jobs, given as (index, error code), run again; return how many do."""
@@ -132,7 +132,7 @@ class Ledger:
         for index, code in failed:
             args += [index, code]
         with reachable(self.where):
-            retried = int(self._scripts.retry(args=args))
+            retried = int(self.scripts.retry(args=args))
         if retried < 0:
             raise InputError(f"batch {batch!r} is {self.batch(batch).state}; its jobs cannot run again")
         return retried
@@ -140,12 +140,12 @@ class Ledger:
     def begin_delete(self, batch: str) -> None:
         """Make sure that nobody works on the batch any more."""
         self.cancel(batch)
-        self._known(batch, self._scripts.deleting, [batch])
+        self._known(batch, self.scripts.deleting, [batch])
 
     def forget(self, batch: str) -> None:
         """Remove every trace of a batch whose objects are gone."""
         with reachable(self.where):
-            self._scripts.forget(args=[batch])
+            self.scripts.forget(args=[batch])
 
     def _known(self, batch: str, script: Any, args: list[Any]) -> str:
         with reachable(self.where):
@@ -159,7 +159,7 @@ class Ledger:
     def lease(self, model: str, worker: str, k: int, *, lease_s: float) -> list[Lease]:
         """Lease up to ``k`` jobs of the model, at most 1,000 at once."""
         with reachable(self.where):
-            found = self._scripts.lease(args=[model, worker, min(k, MAX_JOBS_PER_CALL), int(lease_s * 1000)])
+            found = self.scripts.lease(args=[model, worker, min(k, MAX_JOBS_PER_CALL), int(lease_s * 1000)])
         return [Lease(text(batch), index, epoch, attempts) for batch, index, epoch, attempts in found]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:
@@ -168,7 +168,7 @@ class Ledger:
         for lease in leases:
             args += [lease.name, lease.epoch]
         with reachable(self.where):
-            return {text(name) for name in self._scripts.renew(args=args)}
+            return {text(name) for name in self.scripts.renew(args=args)}
 
     def commit(self, lease: Lease, receipt: dict[str, Any]) -> CommitOutcome:
         """Record that the job's image lies in the bucket.
@@ -183,13 +183,13 @@ class Ledger:
         for lease, receipt in finished:
             args += [lease.name, lease.epoch, json.dumps({**receipt, "epoch": lease.epoch}, ensure_ascii=False)]
         with reachable(self.where):
-            return [cast("CommitOutcome", text(outcome)) for outcome in self._scripts.commit(args=args)]
+            return [cast("CommitOutcome", text(outcome)) for outcome in self.scripts.commit(args=args)]
 
     def fail(self, lease: Lease, error: dict[str, str], *, retry: bool = False, delay_s: float = 0) -> FailOutcome:
         """Charge the job an attempt for its own fault: it failed, or runs again after ``delay_s`` if ``retry``."""
         args = [lease.name, lease.epoch, json.dumps(error), int(retry), MAX_ATTEMPTS, int(delay_s * 1000)]
         with reachable(self.where):
-            return cast("FailOutcome", text(self._scripts.fail(args=args)))
+            return cast("FailOutcome", text(self.scripts.fail(args=args)))
 
     def release(self, leases: Iterable[Lease]) -> int:
         """Give jobs back uncharged; return how many were still held."""
@@ -199,7 +199,7 @@ class Ledger:
         if not args:
             return 0
         with reachable(self.where):
-            return int(self._scripts.release(args=args))
+            return int(self.scripts.release(args=args))
 
     def sweep(self, *, patience_s: float = 10) -> int:
         """Return jobs whose lease ran out, each charged an attempt; -1 when another worker does it now.
@@ -208,7 +208,7 @@ class Ledger:
         again nothing is judged.
         """
         with reachable(self.where):
-            return int(self._scripts.sweep(args=[_SWEEP_LIMIT, _SWEEP_LOCK_MS, int(patience_s * 1000)]))
+            return int(self.scripts.sweep(args=[_SWEEP_LIMIT, _SWEEP_LOCK_MS, int(patience_s * 1000)]))
 
     def cancellations(self) -> Cancellations:
         """Listen for batches that are cancelled from now on."""
@@ -225,7 +225,7 @@ class Ledger:
         for name, value in (measured or {}).items():
             args += [name, repr(float(value))]
         with reachable(self.where):
-            return int(self._scripts.beat(args=args))
+            return int(self.scripts.beat(args=args))
 
     def speed(self, model: str) -> Speed | None:
         """Return what the workers of a model have measured, None where none has rendered anything."""
@@ -236,7 +236,7 @@ class Ledger:
     def waiting(self, model: str) -> int:
         """Return how many jobs of a model wait to be leased."""
         with reachable(self.where):
-            return int(self._scripts.waiting(args=[model]))
+            return int(self.scripts.waiting(args=[model]))
 
     def leave(self, model: str, worker: str) -> None:
         """Say that the worker is gone."""
@@ -263,7 +263,7 @@ class Ledger:
         Returns False, and forgets nothing, if jobs of it run again meanwhile.
         """
         with reachable(self.where):
-            return int(self._scripts.trim(args=[batch, part, retries])) >= 0
+            return int(self.scripts.trim(args=[batch, part, retries])) >= 0
 
     def had_returns(self, batch: str, part: int) -> bool:
         """Return whether a lease on a job of the part ended without a commit."""
@@ -377,5 +377,6 @@ def _unknown(batch: str) -> InputError:
 
 
 def _without_password(url: str) -> str:
+    # before the host, or in the query
     scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"

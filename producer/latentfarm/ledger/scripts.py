@@ -43,3 +43,6 @@ class Scripts:
         self.priority = load("priority")
         self.deleting = load("deleting")
         self.forget = load("forget")
+        self.restore_begin = load("restore_begin")
+        self.restore_part = load("restore_part")
+        self.restore_end = load("restore_end")
