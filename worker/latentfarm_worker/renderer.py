@@ -261,7 +261,7 @@ class Renderer:
             "plan": picture.plan_digest,
             "device": family.device.type,
             "dtype": str(family.dtype).removeprefix("torch."),
-            "slots": self._engine.slots,
+            "slots": picture.slots,
             "prompt_truncated": picture.prompt_truncated,
         }
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 
+from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.plan import COLUMNS, HISTORY, Plan
@@ -25,7 +26,8 @@ class Image:
     """One image in flight, or waiting with no rows yet.
 
     ``rows``: its rows of the batch: (unconditional, conditional), or only the second without guidance; its
-    latents and their past are kept in the first. ``call``: how many calls of the model are behind it.
+    latents and their past are kept in the first. ``call``: how many calls of the model are behind it. ``slots``:
+    those of its shape when it began. ``error``: why it has failed before its end.
     """
 
     job: Job
@@ -34,6 +36,8 @@ class Image:
     latent_width: int
     rows: tuple[int, ...] = ()
     call: int = 0
+    slots: int = 0
+    error: JobError | None = None
     generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
     prompt_truncated: bool = False
     started: float = 0.0
@@ -45,9 +49,13 @@ class Image:
         return 2 if self.job.guided else 1
 
     @property
-    def done(self) -> bool:
-        """Whether all its steps are made."""
-        return self.call == self.plan.calls
+    def over(self) -> bool:
+        """Whether all its steps are made, or no more will be."""
+        return self.call == self.plan.calls or self.error is not None
+
+    def restart(self) -> None:
+        """Forget what was done; the generator is seeded when it starts."""
+        self.rows, self.call, self.timings = (), 0, {}
 
 
 class Rows:

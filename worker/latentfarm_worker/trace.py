@@ -23,6 +23,9 @@ class Tracer:
 
     def __call__(self, job: Job, calls: int, total: int, latents: torch.Tensor) -> None:
         """Note a step: ``calls`` of ``total`` calls of the model are made, ``latents`` is float32 (C, h, w)."""
+        if calls == 1:
+            # a job that begins again, after the device's memory ran out, has no past
+            self._frames.pop(job.name, None)
         if job.trace and calls in frame_calls(total):
             # some schedulers carry latents far beyond unit variance, which the decoder never saw
             scaled = latents / latents.std().clamp(min=1.0)

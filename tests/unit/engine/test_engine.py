@@ -244,3 +244,190 @@ def test_clearing_drops_everything(sd1: Any) -> None:
     engine.clear()
     engine.check_integrity()
     assert (engine.free, engine.busy, engine.step()) == (1, False, [])
+
+
+class Faulty:
+    """A family whose verbs break as told."""
+
+    def __init__(self, family: Any, *, vae_dtype: torch.dtype = torch.float32, **verbs: Any) -> None:
+        self.family = family
+        self.vae_dtype = vae_dtype
+        self.__dict__ |= verbs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.family, name)
+
+
+def short_of_memory(family: Any, *, rows: int) -> Faulty:
+    """Return the family on a device that holds but so many rows."""
+
+    def predict(latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        if len(latents) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return family.predict(latents, timesteps, text)  # type: ignore[no-any-return]
+
+    return Faulty(family, predict=predict)
+
+
+def test_without_memory_slots_are_halved_for_good_and_bytes_are_those_of_the_fewer_slots(sd1: Any) -> None:
+    engine = Engine(short_of_memory(sd1, rows=4), slots=8)
+    jobs = [make(index, num_inference_steps=index + 2) for index in range(8)]
+    for job in jobs:
+        engine.admit(job)
+    done = run(engine)
+    assert len(done) == 8
+    assert engine.free == 2  # remembered
+    for job in jobs[:3]:
+        few = Engine(sd1, slots=2)
+        few.admit(job)
+        assert pixels(done[job.index]) == pixels(run(few)[job.index])
+    assert {result.slots for result in done.values() if isinstance(result, Rendered)} == {2}
+
+
+def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
+    calls = iter(range(1000))
+
+    def predict(latents: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 2:
+            raise RuntimeError("HIP out of memory")
+        return sd1.predict(latents, *more)  # type: ignore[no-any-return]
+
+    engine = Engine(Faulty(sd1, predict=predict), slots=4)
+    job = make(0, num_inference_steps=5, scheduler="euler_a")  # its generator has drawn meanwhile
+    engine.admit(job)
+    [got] = run(engine).values()
+    few = Engine(sd1, slots=2)
+    few.admit(job)
+    assert pixels(got) == pixels(run(few)[0])
+
+
+def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
+    def predict(latents: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+        if latents.shape[2:] == (16, 16) and len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sd1.predict(latents, *more)  # type: ignore[no-any-return]
+
+    engine = Engine(Faulty(sd1, predict=predict), slots=8)
+    for index in range(3):
+        engine.admit(make(index, width=128, height=128))
+    assert all(isinstance(result, Rendered) for result in run(engine).values())
+    assert engine.free == 8
+    assert [engine._row_count(shape) for shape in [(16, 16), (8, 8)]] == [2, 16]
+
+
+@pytest.mark.parametrize("verb", ["predict", "decode", "encode"])
+def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, verb: str) -> None:
+    def run_out(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = Engine(Faulty(sd1, **{verb: run_out}), slots=4)
+    for index in range(3):
+        engine.admit(make(index, num_inference_steps=1, scheduler="euler"))
+    done = run(engine)
+    assert {result.error.code for result in done.values() if isinstance(result, Failed)} == {"oom"}
+    assert len(done) == 3
+
+
+def decoder_that_needs_float32(family: Any, wrong: Any, asked: list[bool]) -> Any:
+    def decode(latents: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
+        asked.append(float32)
+        return family.decode(latents) if float32 else wrong(latents)  # type: ignore[no-any-return]
+
+    return decode
+
+
+def black(_: torch.Tensor) -> torch.Tensor:
+    return torch.zeros((64, 64, 3), dtype=torch.uint8)
+
+
+def grey(_: torch.Tensor) -> torch.Tensor:
+    return torch.full((64, 64, 3), 127, dtype=torch.uint8)
+
+
+def not_finite(_: torch.Tensor) -> torch.Tensor:
+    raise JobError("nan", "the VAE decoder gave numbers that are not finite")
+
+
+@pytest.mark.parametrize("wrong", [black, grey, not_finite])
+def test_a_picture_that_is_none_is_decoded_once_more_in_float32(sd1: Any, alone: list[bytes], wrong: Any) -> None:
+    asked: list[bool] = []
+    decode = decoder_that_needs_float32(sd1, wrong, asked)
+    engine = Engine(Faulty(sd1, vae_dtype=torch.float16, decode=decode), slots=3)
+    engine.admit(JOBS[0])
+    assert pixels(run(engine)[0]) == alone[0]
+    assert asked == [False, True]
+
+
+@pytest.mark.parametrize(("wrong", "code"), [(black, "flat"), (grey, "flat"), (not_finite, "nan")])
+@pytest.mark.parametrize(("vae_dtype", "tries"), [(torch.float16, [False, True]), (torch.float32, [False])])
+def test_where_float32_does_not_help_the_job_has_failed(
+    sd1: Any, wrong: Any, code: str, vae_dtype: torch.dtype, tries: list[bool]
+) -> None:
+    asked: list[bool] = []
+
+    def decode(latents: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
+        asked.append(float32)
+        return wrong(latents)  # type: ignore[no-any-return]
+
+    engine = Engine(Faulty(sd1, vae_dtype=vae_dtype, decode=decode), slots=1)
+    engine.admit(make(0))
+    failed = run(engine)[0]
+    assert isinstance(failed, Failed)
+    assert (failed.error.code, asked) == (code, tries)
+
+
+def test_a_picture_of_two_colours_is_one(sd1: Any) -> None:
+    almost = grey(torch.empty(0))
+    almost[63, 63, 2] = 128
+    engine = Engine(Faulty(sd1, decode=lambda _: almost), slots=1)
+    engine.admit(make(0))
+    assert isinstance(run(engine)[0], Rendered)
+
+
+def test_a_decoder_that_breaks_loses_neither_the_pictures_before_it_nor_the_jobs_behind(sd1: Any) -> None:
+    calls = iter(range(1000))
+
+    def decode(latents: torch.Tensor) -> torch.Tensor:
+        if next(calls) == 1:
+            raise RuntimeError("boom")
+        return sd1.decode(latents)  # type: ignore[no-any-return]
+
+    engine = Engine(Faulty(sd1, decode=decode), slots=3)
+    for index in range(3):
+        engine.admit(make(index, num_inference_steps=1, scheduler="euler"))
+    assert [result.job.index for result in engine.step()] == [0]
+    assert engine.calls_left() == {"b/1": 0, "b/2": 0}
+    assert [result.job.index for result in engine.step()] == [1, 2]
+
+
+def test_an_encoder_that_breaks_leaves_its_job_where_it_was(sd1: Any) -> None:
+    def encode(_: str) -> Any:
+        raise RuntimeError("boom")
+
+    engine = Engine(Faulty(sd1, encode=encode), slots=1)
+    engine.admit(make(0))
+    with pytest.raises(RuntimeError, match="boom"):
+        engine.step()
+    assert [job.index for job in engine.clear()] == [0]
+
+
+def test_a_trace_of_nan_fails_its_job_alone(sd1: Any, alone: list[bytes]) -> None:
+    def refuse(job: Job, *_: Any) -> None:
+        if job.index == 1:
+            raise JobError("nan", "a frame is not finite")
+
+    engine = Engine(sd1, slots=3, on_step=refuse)
+    engine.admit(make(1, num_inference_steps=9))
+    engine.admit(JOBS[0])
+    done = run(engine)
+    assert isinstance(done[1], Failed)
+    assert pixels(done[0]) == alone[0]
+
+
+def test_calls_left_are_told_of_running_and_waiting_jobs(sd1: Any) -> None:
+    engine = Engine(sd1, slots=1)
+    for index in range(2):
+        engine.admit(make(index, num_inference_steps=4, scheduler="euler"))
+    assert engine.calls_left() == {"b/0": None, "b/1": None}
+    engine.step()
+    assert engine.calls_left() == {"b/0": 3, "b/1": None}

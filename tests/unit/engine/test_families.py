@@ -87,6 +87,17 @@ def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
     assert family.decode(torch.randn(1, 4, 8, 8)).shape == (64, 64, 3)
 
 
+def test_decoding_in_float32_is_exact_and_leaves_the_vae_as_it_was(folder: Path) -> None:
+    half, latents = load(folder, torch.bfloat16), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    before = half.decode(latents)
+    exact = half.decode(latents, float32=True)
+    assert half.vae.dtype == half.vae_dtype == torch.bfloat16
+    assert torch.equal(half.decode(latents), before)
+    half.vae.to(torch.float32)
+    assert torch.equal(half.decode(latents), exact)
+    assert not torch.equal(exact, before)
+
+
 def test_a_folder_of_pickles_is_refused(folder: Path) -> None:
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))

@@ -20,6 +20,7 @@ class Family(Protocol):
     name: str
     device: torch.device
     dtype: torch.dtype
+    vae_dtype: torch.dtype
     latent_channels: int
     native_width: int
     native_height: int
@@ -33,8 +34,10 @@ class Family(Protocol):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
         """Return the model's output of latents (R, C, h, w), (R,) and (R, 77, D): float32, as the latents."""
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
         """Return the picture, uint8 (H, W, 3) on the device, of float32 latents (1, C, h, w).
+
+        With ``float32`` the decoder runs in that dtype, whatever its own: slower, and it overflows nowhere.
 
         Raises:
             JobError: code ``nan``: the decoder gave numbers that are not finite.

@@ -27,6 +27,7 @@ class StableDiffusion:
         self.name = name
         self.model_digest = model_digest
         self.dtype = dtype
+        self.vae_dtype: torch.dtype = self.vae.dtype
         self.device = torch.device(self.unet.device)
         self.latent_channels: int = self.unet.config.in_channels
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -66,14 +67,15 @@ class StableDiffusion:
         return output.float()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return the picture, uint8 (H, W, 3); half precision that overflows is tried again in float32."""
-        image = self._decode(latents)
-        own = self.vae.dtype
-        if not torch.isfinite(image).all() and own != torch.float32:
+    def decode(self, latents: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
+        """Return the picture, uint8 (H, W, 3), decoded in the VAE's own dtype or in float32."""
+        if float32:
             self.vae.to(torch.float32)
+        try:
             image = self._decode(latents)
-            self.vae.to(own)  # exact: the weights came from this dtype
+        finally:
+            if float32:
+                self.vae.to(self.vae_dtype)  # exact: the weights came from this dtype
         if not torch.isfinite(image).all():
             raise JobError("nan", "the VAE decoder gave numbers that are not finite; try another seed or dtype float32")
         image = (image / 2 + 0.5).clamp(0, 1)
