@@ -63,7 +63,7 @@ class Resident:
         self._app = app
         self._ledger = Ledger.connect(settings.redis_url)
         self._bucket = Bucket.connect(settings)
-        self._bucket.check()
+        self._bucket.probe()
         family = load_model(settings)
         slots = settings.slots or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
         tracer = Tracer(family)

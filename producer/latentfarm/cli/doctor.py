@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.util import find_spec
+from typing import Annotated
 
 import typer
 
@@ -15,15 +16,22 @@ from latentfarm.ledger import Ledger
 from latentfarm.settings import Settings
 
 
-def doctor(as_json: options.Json = False) -> None:
-    """Check Redis, the bucket, the model and the device, a line each; nothing is written. Exit 1 if any is bad.
+def doctor(
+    as_json: options.Json = False,
+    read_only: Annotated[
+        bool, typer.Option("--read-only", help="Only ask whether the bucket is there; write nothing to it.")
+    ] = False,
+) -> None:
+    """Check Redis, the bucket, the model and the device, a line each. Exit 1 if any is bad.
+
+    An object under probe/ is put into the bucket, looked at, read and removed again.
 
     Example: `latentfarm doctor`
     """
     settings = Settings.load()
     checks: dict[str, Callable[[Settings], str]] = {
         "redis": _redis,
-        "bucket": _bucket,
+        "bucket": _bucket_is_there if read_only else _bucket_works,
         "model": _model,
         "device": _device,
     }
@@ -51,10 +59,16 @@ def _redis(settings: Settings) -> str:
     return f"Redis {version} at {ledger.where}; {workers} workers for {settings.model}"
 
 
-def _bucket(settings: Settings) -> str:
+def _bucket_works(settings: Settings) -> str:
+    bucket = Bucket.connect(settings.require())
+    bucket.probe()
+    return f"{bucket.where}; put, head, get and delete work"
+
+
+def _bucket_is_there(settings: Settings) -> str:
     bucket = Bucket.connect(settings.require())
     bucket.check()
-    return bucket.where
+    return f"{bucket.where}; nothing was written"
 
 
 def _model(settings: Settings) -> str:
