@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from latentfarm.errors import InputError
 from latentfarm.job import ALLOWED_MOVES, TERMINAL_STATES, JobState
-from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger import Lease, Ledger, Restoration
 from latentfarm.ledger.ledger import MAX_ATTEMPTS
 
 pytestmark = pytest.mark.integration
@@ -178,6 +178,28 @@ class LedgerMoves(RuleBasedStateMachine):
             self.move(lease.index, JobState.FAILED if lost else JobState.PENDING)
             self.over_if_ended()
 
+    @rule()
+    def recover(self) -> None:
+        restoration = Restoration(self.ledger, "b")
+        paused = "by its user" if self.paused else ""
+        fields: dict[str, str | int | float] = {"digest": "d", "model": "m", "webhook": "", "paused": paused}
+        fields |= {"priority": 0, "budget": 0, "hold": 0}
+        restoration.begin(total=TOTAL, fields=fields)
+        for index in list(self.epochs):
+            self.move(index, JobState.PENDING)
+        self.epochs.clear()
+        proved = {JobState.DONE, JobState.FAILED}
+        states = [state if state in proved else JobState.PENDING for state in self.states]
+        done: dict[int, dict[str, Any]] = (
+            {} if self.flushed else {index: {} for index, state in enumerate(states) if state is JobState.DONE}
+        )
+        failed = [index for index, state in enumerate(states) if state is JobState.FAILED]
+        errors = {index: {"code": self.codes[index], "message": "m"} for index in failed}
+        restoration.write_part(0, states, receipts=done, errors=errors, flushed=self.flushed)
+        restoration.end(chain="c", closed=self.closed, cancelled=self.cancelled)
+        self.charged = [0] * TOTAL
+        self.losers = [[] for _ in range(TOTAL)]
+
     @invariant()
     def ties_are_broken_by_index(self) -> None:
         # jobs that came back within one millisecond and within two would be leased in another order
@@ -201,7 +223,8 @@ class LedgerMoves(RuleBasedStateMachine):
         assert bool(record.paused) == self.paused
         failed = [index for index, state in enumerate(self.states) if state is JobState.FAILED]
         assert record.errors == Counter(self.codes[index] for index in failed)
-        to_flush = (self.ended or self.cancelled) and not self.flushed
+        some = {JobState.DONE, JobState.FAILED} & set(self.states)
+        to_flush = (self.ended or self.cancelled) and some and not self.flushed
         assert self.ledger.full_parts() == ([("b", 0)] if to_flush else [])
         assert self.ledger.redis.zcard("lf:leases") == self.ledger.redis.hlen("lf:holders") == len(self.epochs)
 

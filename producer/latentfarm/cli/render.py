@@ -67,7 +67,7 @@ def render(
     write_contact_sheet(fetched)
     if as_json:
         print_json(_summary(found, fetched))
-    exit_if(status.failed or not status.over)
+    exit_if(status.failed or not status.complete)
 
 
 def _client() -> S3Client | None:

@@ -122,6 +122,14 @@ local function settle(batch, now)
   end
 end
 
+-- Have every part flushed of which some jobs have ended: in a cancelled batch they never get full
+local function flush_what_ended(batch)
+  local counts = redis.call('HGETALL', 'lf:parts:' .. batch)
+  for at = 1, #counts, 2 do
+    if counts[at + 1] ~= '0' then redis.call('SADD', 'lf:flush', job_name(batch, tonumber(counts[at]))) end
+  end
+end
+
 -- `count` jobs of a part reached a terminal state: count them. Returns 1 if that made the part full.
 local function finish(batch, part, count, counter, now)
   local key = batch_key(batch)

@@ -20,9 +20,7 @@ redis.call('SREM', 'lf:open:' .. f[2], batch)
 redis.call('HSET', key, 'state', 'cancelled', 'paused', '', 'leased', 0, 'last_ms', now, 'completed_ms', now,
   'cancelled', tonumber(f[3]) - tonumber(f[4]) - tonumber(f[5]))
 -- parts with some ended jobs never get full now
-for _, part in ipairs(redis.call('HKEYS', 'lf:parts:' .. batch)) do
-  redis.call('SADD', 'lf:flush', job_name(batch, tonumber(part)))
-end
+flush_what_ended(batch)
 announce(batch, now)
 redis.call('PUBLISH', 'lf:cancelled', batch)
 return f[1]

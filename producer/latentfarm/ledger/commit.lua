@@ -15,8 +15,9 @@ local function commit(at, name, epoch, receipt)
   -- a name twice in one call is held by its first entry only
   if holder(name) ~= epoch or leases[name] then
     if leases[name] or came_before(batch, index, epoch) then return 'again' end
-    local wanted = redis.call('EXISTS', batch_key(batch)) == 0 or get_state(batch, index) == PENDING
-    return wanted and 'stale' or 'superseded'
+    local state = redis.call('HGET', batch_key(batch), 'state')
+    local over = state == 'cancelled' or state == 'deleting'
+    return (not state or (get_state(batch, index) == PENDING and not over)) and 'stale' or 'superseded'
   end
   leases[name], leases[#leases + 1] = true, name
   set_state(batch, index, DONE)

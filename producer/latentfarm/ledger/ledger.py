@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
@@ -20,7 +19,9 @@ from latentfarm.ledger.records import (
     Reservation,
     Speed,
     batch_record,
+    error_text,
     job_record,
+    receipt_text,
     text,
 )
 from latentfarm.ledger.scripts import Scripts
@@ -107,7 +108,7 @@ class Ledger:
         """
         args: list[Any] = [batch, before, total, chain, int(closed)]
         for index, error in (wrong or {}).items():
-            args += [index, json.dumps(error, ensure_ascii=False)]
+            args += [index, error_text(error)]
         return self._known(batch, self.scripts.grow, args)
 
     def pause(self, batch: str, reason: str) -> str:
@@ -181,13 +182,13 @@ class Ledger:
         """Record several images, at most 1,000, in one call; return each one's outcome."""
         args: list[Any] = []
         for lease, receipt in finished:
-            args += [lease.name, lease.epoch, json.dumps({**receipt, "epoch": lease.epoch}, ensure_ascii=False)]
+            args += [lease.name, lease.epoch, receipt_text({**receipt, "epoch": lease.epoch})]
         with reachable(self.where):
             return [cast("CommitOutcome", text(outcome)) for outcome in self.scripts.commit(args=args)]
 
     def fail(self, lease: Lease, error: dict[str, str], *, retry: bool = False, delay_s: float = 0) -> FailOutcome:
         """Charge the job an attempt for its own fault: it failed, or runs again after ``delay_s`` if ``retry``."""
-        args = [lease.name, lease.epoch, json.dumps(error), int(retry), MAX_ATTEMPTS, int(delay_s * 1000)]
+        args = [lease.name, lease.epoch, error_text(error), int(retry), MAX_ATTEMPTS, int(delay_s * 1000)]
         with reachable(self.where):
             return cast("FailOutcome", text(self.scripts.fail(args=args)))
 

@@ -9,6 +9,13 @@ from typing import Any, Literal
 
 from latentfarm.job import JobState
 
+#: the error code of a job whose row was wrong
+INVALID_ROW = "invalid_row"
+_WRONG_ROW = "the row was wrong; the manifest says how"
+_PROMPTS = frozenset({"prompt", "negative_prompt"})
+#: of an error's message; a library's may go on for pages
+_MESSAGE_CHARACTERS = 2_000
+
 CommitOutcome = Literal["done", "full", "again", "superseded", "stale"]
 FailOutcome = Literal["failed", "full", "retry", "stale"]
 
@@ -151,6 +158,20 @@ def job_record(
         error=json.loads(error) if error and found is not JobState.DONE else None,
         receipt=json.loads(receipt) if receipt else None,
     )
+
+
+def receipt_text(receipt: Mapping[str, Any]) -> str:
+    """Return a receipt as Redis holds it: without the prompts, which only the manifest and the picture hold."""
+    if "request" in receipt:
+        request = {name: value for name, value in receipt["request"].items() if name not in _PROMPTS}
+        receipt = {**receipt, "request": request}
+    return json.dumps(receipt, ensure_ascii=False)
+
+
+def error_text(error: Mapping[str, str]) -> str:
+    """Return an error as Redis holds it: of a wrong row only that it was, for what the manifest says quotes the row."""
+    message = _WRONG_ROW if error["code"] == INVALID_ROW else error["message"][:_MESSAGE_CHARACTERS]
+    return json.dumps({**error, "message": message}, ensure_ascii=False)
 
 
 def text(value: Any) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from latentfarm.job import JobState
 from latentfarm.ledger.connection import reachable
 from latentfarm.ledger.ledger import Ledger
-from latentfarm.ledger.records import text
+from latentfarm.ledger.records import error_text, receipt_text, text
 
 
 class Restoration:
@@ -44,9 +43,10 @@ class Restoration:
     ) -> None:
         """Write the jobs of a part; ``flushed`` says that all its lines lie in the bucket already."""
         args: list[Any] = [self._batch, part, bytes(states), int(flushed), len(receipts)]
-        for told in (receipts, errors):
-            for index, document in told.items():
-                args += [index, json.dumps(document, ensure_ascii=False)]
+        for index, receipt in receipts.items():
+            args += [index, receipt_text(receipt)]
+        for index, error in errors.items():
+            args += [index, error_text(error)]
         with reachable(self._ledger.where):
             self._ledger.scripts.restore_part(args=args)
 

@@ -7,9 +7,7 @@ if f[1] ~= 'recovering' then return f[1] or '' end
 redis.call('HSET', key, 'chain', ARGV[2], 'budget_done', f[4], 'budget_failed', tonumber(f[5]) - tonumber(f[6]))
 if ARGV[4] == '1' then
   redis.call('HSET', key, 'state', 'cancelled', 'cancelled', tonumber(f[3]) - tonumber(f[4]) - tonumber(f[5]))
-  for _, part in ipairs(redis.call('HKEYS', 'lf:parts:' .. batch)) do
-    redis.call('SADD', 'lf:flush', job_name(batch, tonumber(part)))
-  end
+  flush_what_ended(batch)
   return 'cancelled'
 end
 redis.call('HSET', key, 'state', ARGV[3] == '1' and 'open' or 'opening')
