@@ -1,0 +1,91 @@
+"""Processes that kill themselves with kill -9 right before or right after a named act; run in a nursery's child."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+from PIL.Image import Image
+from tests.chaos import fake_worker
+
+from latentfarm.bucket import Bucket
+from latentfarm.ledger import Ledger
+from latentfarm_worker.engine import Engine
+
+#: how a process ends that killed itself
+KILLED = -signal.SIGKILL
+
+When = Callable[..., bool]
+
+
+def _always(*_: Any, **__: Any) -> bool:
+    return True
+
+
+def _key_has(part: str) -> When:
+    def has(_bucket: Bucket, key: str, *_: Any, **__: Any) -> bool:
+        return part in key
+
+    return has
+
+
+def _closes(*_: Any, **options: Any) -> bool:
+    return options["closed"] is True
+
+
+def _opens(*_: Any, **options: Any) -> bool:
+    return int(options["before"]) == 0
+
+
+#: act -> (whose method, its name, which calls are meant)
+WORKER_ACTS: dict[str, tuple[type, str, When]] = {
+    "lease": (Ledger, "lease", _always),
+    "render": (Engine, "step", _always),
+    "encode": (Image, "save", _always),
+    "put": (Bucket, "put", _key_has("/images/")),
+    "commit": (Ledger, "commit_all", _always),
+    "flush": (Bucket, "put", _key_has("/results/")),
+    "forget": (Ledger, "trim", _always),
+}
+PRODUCER_ACTS: dict[str, tuple[type, str, When]] = {
+    "reserve": (Ledger, "reserve", _always),
+    "put part 0": (Bucket, "put", _key_has("/manifest/part-00000")),
+    "put part 1": (Bucket, "put", _key_has("/manifest/part-00001")),
+    "first grow": (Ledger, "grow", _opens),
+    "header": (Bucket, "put", _key_has("/batch.json")),
+    "last grow": (Ledger, "grow", _closes),
+}
+
+
+def work(point: str) -> int:
+    """Be the real worker with the fake family, up to the point; to the end for an empty one."""
+    _set_up(point, WORKER_ACTS)
+    fake_worker.register()
+    return fake_worker.run_worker()
+
+
+def submit(point: str, arguments: list[str]) -> int:
+    """Be ``latentfarm submit``, up to the point; to the end for an empty one."""
+    _set_up(point, PRODUCER_ACTS)
+    return fake_worker.run_command(["submit", *arguments])
+
+
+def _set_up(point: str, acts: dict[str, tuple[type, str, When]]) -> None:
+    if not point:
+        return
+    moment, _, act = point.partition(" ")
+    owner, name, meant = acts[act]
+    original = getattr(owner, name)
+
+    def deadly(*args: Any, **options: Any) -> Any:
+        hit = meant(*args, **options)
+        if hit and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = original(*args, **options)
+        if hit and moment == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, name, deadly)

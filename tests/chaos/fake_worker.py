@@ -1,0 +1,130 @@
+"""The real worker, with a family of models that draws a small picture of the latents in 20 ms and needs no weights."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from tests.chaos.journal import Journal, watch_ledger
+
+from latentfarm.bucket import Bucket
+from latentfarm_worker.families import FAMILIES
+from latentfarm_worker.text import Text
+
+#: what stands in model_index.json
+PIPELINE = "ChaosPipeline"
+#: the alias that the fake workers serve
+ALIAS = "fake"
+
+
+class FakeFamily:
+    """See ``latentfarm_worker.families.base.Family``; its pictures depend on the seed only."""
+
+    #: seconds of one step of all rows
+    step_s = 0.02
+
+    def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
+        self.name, self.device, self.dtype = name, device, dtype
+        self.latent_channels, self.vae_scale_factor = 4, 8
+        self.native_width = self.native_height = 64
+        self.scheduler_config: dict[str, Any] = {
+            "_class_name": "EulerDiscreteScheduler",
+            "num_train_timesteps": 1000,
+            "beta_start": 0.00085,
+            "beta_end": 0.012,
+            "beta_schedule": "scaled_linear",
+        }
+        self.model_digest = "0" * 64
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> FakeFamily:
+        """There is nothing to load."""
+        del folder
+        return cls(name, device, dtype)
+
+    def encode(self, prompt: str) -> Text:
+        """Return states of no meaning, (77, 4)."""
+        del prompt
+        return Text(torch.zeros(77, 4), truncated=False)
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        """Return zeros, late."""
+        del timesteps, text
+        time.sleep(self.step_s)
+        return torch.zeros_like(latents)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return the first three channels as squares of 8 x 8 pixels."""
+        scaled = (latents[0, :3] / latents.std() * 60 + 128).clamp(0, 255).to(torch.uint8)
+        return scaled.repeat_interleave(8, 1).repeat_interleave(8, 2).permute(1, 2, 0).contiguous()
+
+
+class NoOpFamily(FakeFamily):
+    """The same without the wait."""
+
+    step_s = 0.0
+
+
+def write_model(folder: Path) -> Path:
+    """Write what makes ``load_family`` take the fake one; return the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": PIPELINE}))
+    return folder
+
+
+def register(family: type[FakeFamily] = FakeFamily) -> None:
+    """Let ``load_family`` find the fake family."""
+    FAMILIES[PIPELINE] = cast("Any", family)
+    torch.set_num_threads(1)
+
+
+def run(journal: str) -> int:
+    """Be a worker process: what ``latentfarm worker`` runs."""
+    register()
+    watch_ledger(Journal(Path(journal)))
+    return run_worker()
+
+
+def run_no_op() -> int:
+    """Be a worker whose pictures are made and encoded, but not stored."""
+    register(NoOpFamily)
+    put = Bucket.put
+
+    def put_all_but_images(self: Bucket, key: str, body: bytes, **options: Any) -> Any:
+        return None if "/images/" in key else put(self, key, body, **options)
+
+    Bucket.put = put_all_but_images  # type: ignore[method-assign]
+    return run_worker()
+
+
+def run_worker() -> int:
+    """Be a worker process, as ``latentfarm worker`` has one."""
+    # the settings are read when this is imported
+    from latentfarm_worker import tasks
+
+    serve = getattr(tasks, "serve", None)
+    if serve is not None:
+        return int(serve())
+    options = ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    tasks.app.worker_main(["worker", *options])
+    return 0
+
+
+def run_command(arguments: list[str]) -> int:
+    """Be the command ``latentfarm``."""
+    from latentfarm.cli import main
+
+    sys.argv = ["latentfarm", *arguments]
+    main()
+    return 0
+
+
+def run_mini(journal: str) -> int:
+    """Be a worker process with the bundled model."""
+    torch.set_num_threads(1)
+    watch_ledger(Journal(Path(journal)))
+    return run_worker()

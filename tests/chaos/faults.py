@@ -1,0 +1,73 @@
+"""What befalls a farm, and when: the same seed gives the same schedule."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Fault:
+    """``kind`` begins ``at_s`` after the start and lasts ``lasts_s``; ``target`` is a worker's number."""
+
+    at_s: float
+    kind: str
+    target: int
+    lasts_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """How often, relative to others, and for how long."""
+
+    weight: int
+    shortest_s: float = 0.0
+    longest_s: float = 0.0
+
+
+#: how long the shortest stop of a worker lasts: twice the lease of a run
+LEASE_S = 3.0
+
+KINDS = {
+    "kill -9 a worker": _Kind(8),
+    "stop a worker past its lease": _Kind(3, 2 * LEASE_S, 3 * LEASE_S),
+    "SIGTERM a worker": _Kind(3),
+    "black hole for a worker": _Kind(2, 2 * LEASE_S, 4 * LEASE_S),
+    "eat 10% of the replies to a worker": _Kind(2, 3, 6),
+    "restart Redis": _Kind(1),
+    "kill -9 Redis": _Kind(2),
+    "freeze Redis": _Kind(1, 15, 15),
+    "cut every connection to Redis": _Kind(2),
+    "delay Redis by 0.2 s": _Kind(1, 3, 6),
+    "S3: 30% 503": _Kind(2, 6, 12),
+    "S3: 10% resets": _Kind(1, 6, 12),
+    "S3: slow": _Kind(1, 6, 12),
+    "S3: down": _Kind(1, 4, 10),
+    "kill -9 the producer": _Kind(3),
+}
+#: those that a farm without our store and our producer meets too
+STOCK_KINDS = frozenset(kind for kind in KINDS if not kind.startswith("S3") and "producer" not in kind)
+_GAP_S = (0.5, 3.5)
+
+
+def seeded(seed: int) -> random.Random:
+    """Return the chance of a run; nothing of it is secret."""
+    return random.Random(seed)  # noqa: S311
+
+
+def schedule(seed: int, duration_s: float, workers: int, *, kinds: Collection[str] = frozenset(KINDS)) -> list[Fault]:
+    """Return the faults of a run in order: each kind once in a random order, then by their weights."""
+    chance = seeded(seed)
+    names = sorted(kinds)
+    first = chance.sample(names, len(names))
+    weights = [KINDS[name].weight for name in names]
+    faults, at_s = [], 3.0
+    while at_s < duration_s:
+        name = first.pop() if first else chance.choices(names, weights)[0]
+        kind = KINDS[name]
+        lasts_s = round(chance.uniform(kind.shortest_s, kind.longest_s), 3)
+        faults.append(Fault(round(at_s, 3), name, chance.randrange(workers), lasts_s))
+        # a frozen Redis stops everything; what befalls others meanwhile tells little
+        at_s += chance.uniform(*_GAP_S) + (lasts_s if name == "freeze Redis" else 0)
+    return faults

@@ -1,0 +1,231 @@
+"""What has to hold once the faults have ended and the farm has finished, whatever happened in between."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+from tests.chaos.ground import Kill
+from tests.chaos.journal import FRESH, Entry
+from tests.chaos.producer import Plan
+
+from latentfarm.batch import Batch
+from latentfarm.bucket import batch_prefix
+from latentfarm.farm import Farm
+from latentfarm.job import PART_JOBS
+from latentfarm.ledger.ledger import MAX_ATTEMPTS
+from latentfarm.manifest import ManifestReader, read_header
+from latentfarm.results import read_part
+
+#: reads an object by key and sha256
+Read = Callable[[str, str], bytes]
+
+_THREADS = 4
+#: of each invariant so many violations are told one by one
+_TOLD = 5
+
+
+@dataclass
+class Findings:
+    """What was found: ``violations`` by invariant, and figures."""
+
+    violations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    jobs: int = 0
+    done: int = 0
+    failed: int = 0
+    charged: int = 0
+    orphans: int = 0
+    poisoned: int = 0
+
+    def require(self, holds: object, invariant: str, what: str) -> None:
+        """Note a violation unless it holds."""
+        if not holds:
+            self.violations[invariant].append(what)
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was violated."""
+        for invariant, cases in self.violations.items():
+            more = f" and {len(cases) - _TOLD} more" if len(cases) > _TOLD else ""
+            yield f"{invariant}: {'; '.join(cases[:_TOLD])}{more}"
+
+
+def check_farm(farm: Farm, plans: Sequence[Plan], entries: Sequence[Entry]) -> Findings:
+    """Check everything that lies in the ledger, the bucket and the journals."""
+    found = Findings()
+    known = set(farm.ledger.batches())
+    found.require(known == {plan.batch for plan in plans}, "every batch is known", f"the ledger knows {sorted(known)}")
+    with farm.bucket.reading() as read, ThreadPoolExecutor(_THREADS) as pool:
+        for plan in plans:
+            if plan.batch in known:
+                _check_batch(found, farm, plan, read, pool)
+    _check_nothing_is_held(found, farm)
+    _check_journals(found, entries)
+    return found
+
+
+def _check_batch(found: Findings, farm: Farm, plan: Plan, read: Read, pool: ThreadPoolExecutor) -> None:
+    batch = farm.batch(plan.batch)
+    record = farm.ledger.batch(plan.batch)
+    counts = f"{plan.batch} is {record.state}: {record.done} done, {record.failed} failed of {plan.rows}"
+    found.require(record.state == "complete", "every batch is complete", counts)
+    found.require(record.done + record.failed == record.total == plan.rows, "done + failed = manifest", counts)
+    found.jobs, found.done, found.failed = (
+        found.jobs + plan.rows,
+        found.done + record.done,
+        found.failed + record.failed,
+    )
+    _check_manifest(found, farm, plan)
+    lines = list(batch.results())
+    for line in lines:
+        _check_line(found, plan, line)
+    _check_parts(found, farm, plan, lines)
+    _check_images(found, farm, batch, lines, read, pool)
+
+
+def _check_manifest(found: Findings, farm: Farm, plan: Plan) -> None:
+    header = read_header(farm.bucket, plan.batch)
+    whole = header is not None and header.total == plan.rows
+    found.require(whole, "the manifest is whole", f"{plan.batch}: header {header}")
+    reader = ManifestReader(farm.bucket)
+    wrong = [index for index in range(plan.rows) if reader.line(plan.batch, index)["index"] != index]
+    found.require(not wrong, "the manifest is whole", f"{plan.batch}: other lines at {wrong[:5]}")
+
+
+def _check_line(found: Findings, plan: Plan, line: dict[str, Any]) -> None:
+    job, attempts = line["job"], line["attempts"]
+    code = line.get("error", {}).get("code")
+    wanted = plan.fails.get(line["index"])
+    if code == "poison" and wanted != "poison":
+        found.poisoned += 1
+        found.violations["a job without fault does not fail"].append(f"{job}: {line['error']['message']}")
+    elif line["state"] in {"done", "failed"}:
+        found.require(code == wanted, "a job fails for its own fault only", f"{job}: {line.get('error')}, not {wanted}")
+    found.require(0 <= attempts <= MAX_ATTEMPTS, "attempts are within bounds", f"{job}: {attempts}")
+    found.charged += max(0, attempts - 1)
+
+
+def _check_parts(found: Findings, farm: Farm, plan: Plan, lines: Sequence[dict[str, Any]]) -> None:
+    """The parts of results in the bucket hold every job once, in the state that the ledger says."""
+    states = farm.ledger.states(plan.batch, 0, plan.rows)
+    waiting = [part for batch, part in farm.ledger.full_parts() if batch == plan.batch]
+    found.require(not waiting, "every part of results is flushed", f"{plan.batch}: {waiting} wait")
+    stored: list[dict[str, Any]] = []
+    for part in range(-(-plan.rows // PART_JOBS)):
+        stored += read_part(farm.bucket, plan.batch, part)
+    indices = [line["index"] for line in stored]
+    found.require(indices == list(range(plan.rows)), "parts of results are complete", f"{plan.batch}: {len(indices)}")
+    for line in stored:
+        state = states[line["index"]].word
+        found.require(
+            line["state"] == state, "results agree with the ledger", f"{line['job']}: {line['state']}, {state}"
+        )
+        told = line["state"] != "done" or {"key", "sha256", "epoch"} <= line.keys()
+        found.require(told, "a job that is done has its receipt", str(line["job"]))
+    differing = [
+        one["job"] for one, other in zip(stored, lines, strict=False) if one.get("sha256") != other.get("sha256")
+    ]
+    found.require(not differing, "results agree with the ledger", str(differing[:5]))
+
+
+def _check_images(
+    found: Findings, farm: Farm, batch: Batch, lines: Sequence[dict[str, Any]], read: Read, pool: ThreadPoolExecutor
+) -> None:
+    done = [line for line in lines if line["state"] == "done" and "key" in line]
+    epochs = Counter(line["epoch"] for line in done)
+    twice = [epoch for epoch, count in epochs.items() if count > 1]
+    found.require(not twice, "no epoch commits two jobs", f"{batch.name}: {twice[:5]}")
+    lying = {key for key in farm.bucket.keys(batch_prefix(batch.name)) if "/images/" in key}
+    receipts = {line["key"] for line in done}
+    missing, orphans = receipts - lying, lying - receipts
+    found.orphans += len(orphans)
+    found.require(not missing, "every job done has its object", f"{batch.name}: {sorted(missing)[:3]}")
+    found.require(not orphans, "every job has one object", f"{batch.name}: {len(orphans)}: {sorted(orphans)[:3]}")
+    there = [line for line in done if line["key"] in lying]
+    for problem in pool.map(lambda line: _problem_of(line, read), there):
+        found.require(not problem, "pictures decode and are what their receipts say", problem)
+
+
+def _problem_of(line: dict[str, Any], read: Read) -> str:
+    try:
+        body = read(line["key"], line["sha256"])
+        with Image.open(io.BytesIO(body), formats=["PNG"]) as picture:
+            picture.load()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the picture is not what it should be
+        return f"{line['job']}: {error}"
+    same = hashlib.sha256(body).hexdigest() == line["sha256"] and len(body) == line["bytes"]
+    return "" if same else f"{line['job']}: other bytes"
+
+
+def _check_nothing_is_held(found: Findings, farm: Farm) -> None:
+    leases, holders = farm.ledger.redis.zcard("lf:leases"), farm.ledger.redis.hlen("lf:holders")
+    found.require(not leases and not holders, "no lease is left", f"{leases} leases, {holders} holders")
+
+
+def _check_journals(found: Findings, entries: Sequence[Entry]) -> None:
+    leased: dict[tuple[str, int], str] = {}
+    last: dict[str, int] = {}
+    commits: Counter[str] = Counter()
+    for entry in entries:
+        batch = entry.job.rpartition("/")[0]
+        if entry.what == "lease":
+            before = leased.setdefault((batch, entry.epoch), entry.job)
+            found.require(before == entry.job, "no epoch is leased twice", f"{before} and {entry.job}: {entry.epoch}")
+            rises = entry.epoch > last.get(entry.job, 0)
+            found.require(rises, "epochs rise", f"{entry.job}: {entry.epoch} after {last.get(entry.job)}")
+            last[entry.job] = max(entry.epoch, last.get(entry.job, 0))
+        elif entry.what == "commit" and entry.outcome in FRESH:
+            commits[entry.job] += 1
+            known = last.get(entry.job, 0)
+            found.require(entry.epoch >= known, "no stale epoch commits", f"{entry.job}: {entry.epoch} after {known}")
+    twice = [job for job, count in commits.items() if count > 1]
+    found.require(not twice, "no job is committed twice", f"{len(twice)}: {twice[:5]}")
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """From the death of a worker to the commits of what it held, by others, in seconds."""
+
+    seconds: Sequence[float]
+
+    def at(self, share: float) -> float:
+        """Return the time that this share of jobs did not exceed."""
+        ordered = sorted(self.seconds)
+        return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else 0.0
+
+
+def recovery(entries: Iterable[Entry], kills: Iterable[Kill]) -> Recovery:
+    """Return how long the jobs of killed workers took to be committed elsewhere."""
+    by_pid: dict[int, list[Entry]] = defaultdict(list)
+    committed: dict[str, list[float]] = defaultdict(list)
+    for entry in entries:
+        by_pid[entry.pid].append(entry)
+        if entry.what == "commit" and entry.outcome in FRESH:
+            committed[entry.job].append(entry.at_s)
+    seconds = []
+    for kill in kills:
+        held: dict[str, int] = {}
+        for entry in by_pid.get(kill.pid, []):
+            if entry.what == "lease":
+                held[entry.job] = entry.epoch
+            else:
+                held.pop(entry.job, None)
+        for job in held:
+            after = next((at for at in committed.get(job, []) if at > kill.at_s), None)
+            seconds += [after - kill.at_s] if after is not None else []
+    return Recovery(seconds)
+
+
+def forgotten(farm: Farm, acknowledged: Iterable[Entry]) -> list[str]:
+    """Return the commits that were acknowledged and that the ledger does not know."""
+    lost = []
+    for entry in acknowledged:
+        batch, _, index = entry.job.rpartition("/")
+        if farm.ledger.states(batch, int(index), int(index) + 1)[0].word != "done":
+            lost.append(entry.job)
+    return lost

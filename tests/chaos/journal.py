@@ -1,0 +1,95 @@
+"""What each worker did, written by itself, line by line: a line that was written survives the writer's kill -9."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger.records import CommitOutcome, FailOutcome
+
+#: outcomes of a commit that took effect just now
+FRESH = frozenset({"done", "full"})
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One line. ``at_s`` is CLOCK_MONOTONIC, which all processes of a machine share; ``what`` is lease, commit, fail or
+    release, ``outcome`` the ledger's answer.
+    """
+
+    at_s: float
+    pid: int
+    what: str
+    job: str
+    epoch: int
+    outcome: str = ""
+    sha256: str = ""
+
+
+class Journal:
+    """Appends lines to a file of this process."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = os.open(folder / f"{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def write(self, what: str, leases: Sequence[Lease], outcomes: Sequence[str] = (), **more: str) -> None:
+        """Write a line for each lease."""
+        now, lines = time.monotonic(), []
+        for at, lease in enumerate(leases):
+            line = {"at_s": now, "pid": os.getpid(), "what": what, "job": lease.name, "epoch": lease.epoch, **more}
+            lines.append(json.dumps({**line, "outcome": outcomes[at] if outcomes else ""}) + "\n")
+        os.write(self._file, "".join(lines).encode())
+
+
+def read_journals(folder: Path) -> list[Entry]:
+    """Return the lines of all processes in the order of time."""
+    return sorted((entry for file in folder.glob("*.jsonl") for entry in read_journal(file)), key=lambda e: e.at_s)
+
+
+def read_journal(file: Path) -> Iterator[Entry]:
+    """Yield the lines of one process; its last one may be cut."""
+    for line in file.read_bytes().split(b"\n"):
+        try:
+            yield Entry(**json.loads(line))
+        except ValueError:
+            continue
+
+
+def watch_ledger(journal: Journal) -> None:
+    """Have every ledger of this process write down what it was answered."""
+    lease, commit_all, fail, release = Ledger.lease, Ledger.commit_all, Ledger.fail, Ledger.release
+
+    def noted_lease(self: Ledger, *args: Any, **options: Any) -> list[Lease]:
+        leases = lease(self, *args, **options)
+        journal.write("lease", leases)
+        return leases
+
+    def noted_commit_all(
+        self: Ledger, finished: Sequence[tuple[Lease, dict[str, Any]]], *args: Any, **options: Any
+    ) -> list[CommitOutcome]:
+        outcomes = commit_all(self, finished, *args, **options)
+        for (held, receipt), outcome in zip(finished, outcomes, strict=True):
+            journal.write("commit", [held], [outcome], sha256=receipt["sha256"])
+        return outcomes
+
+    def noted_fail(self: Ledger, lease: Lease, *args: Any, **options: Any) -> FailOutcome:
+        outcome = fail(self, lease, *args, **options)
+        journal.write("fail", [lease], [outcome])
+        return outcome
+
+    def noted_release(self: Ledger, leases: Any, *args: Any, **options: Any) -> int:
+        held = list(leases)
+        released = release(self, held, *args, **options)
+        journal.write("release", held)
+        return released
+
+    Ledger.lease = noted_lease  # type: ignore[method-assign]
+    Ledger.commit_all = noted_commit_all  # type: ignore[method-assign]
+    Ledger.fail = noted_fail  # type: ignore[method-assign]
+    Ledger.release = noted_release  # type: ignore[method-assign]

