@@ -10,6 +10,7 @@ import json
 import multiprocessing
 import random
 import statistics
+import uuid
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -81,9 +82,11 @@ def submit(settings: Settings, folder: Path, jobs: int, *arguments: str) -> Subm
     ledger = Ledger.connect(settings.redis_url)
     ledger.redis.flushall()
     before = used_memory_bytes(ledger.redis)
-    used = run_command(["submit", "--batch", "measured", *arguments], settings, log=folder / "submit.log")
+    # the bucket remembers the batches of the rounds before
+    batch = f"measured-{uuid.uuid4().hex[:8]}"
+    used = run_command(["submit", "--batch", batch, *arguments], settings, log=folder / "submit.log")
     grown = used_memory_bytes(ledger.redis) - before
-    record = ledger.batch("measured")
+    record = ledger.batch(batch)
     if (record.state, record.total, ledger.waiting("mini")) != ("open", jobs, jobs):
         raise RuntimeError(f"{record} after a submission of {jobs} jobs")
     return Submitted(used, grown, jobs)

@@ -18,10 +18,11 @@ from latentfarm.ledger import Ledger
 from latentfarm.local.process import Child
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
-from latentfarm.local.stack import WORKER_END_S, end_all, start_workers
+from latentfarm.local.stack import end_all, start_workers
 from latentfarm.models import parse_model
 from latentfarm.settings import Settings
 
+_WORKER_END_S = 60.0
 #: seconds between two looks at another process
 _LOOK_S = 0.02
 
@@ -64,7 +65,7 @@ def workers(settings: Settings, count: int, logs: Path) -> Iterator[None]:
         until(lambda: len(ledger.workers(settings.model)) == count, "the workers", timeout_s=120)
         yield
     finally:
-        end_all(children, WORKER_END_S)
+        end_all(children, _WORKER_END_S)
 
 
 def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 300) -> None:
