@@ -284,6 +284,8 @@ class Batch:
             # the receipt knows what the worker filled in: the native size, the model's own scheduler
             joined = {"id": asked.get("id"), "row": asked.get("row"), **line}
             joined["request"] = {**request, **line.get("request", {})}
+            if "invalid" in asked:
+                joined["error"] = asked["invalid"]
             yield {**joined, "columns": asked["columns"]} if "columns" in asked else joined
 
     def fetch(
@@ -341,6 +343,9 @@ class Batch:
                 yield PresignedUrl(job=line["job"], url=url, expires=expires.replace(microsecond=0))
 
     def _status_of(self, line: dict[str, Any]) -> JobStatus:
-        seed = self._manifest.line(self.name, line["index"]).get("seed")
-        fields = {**line, "id": line["job"], "seed": seed}
+        asked = self._manifest.line(self.name, line["index"])
+        fields = {**line, "id": line["job"], "seed": asked.get("seed")}
+        if "invalid" in asked:
+            # in full; the ledger and the results tell only that the row was wrong
+            fields["error"] = asked["invalid"]
         return JobStatus.model_validate(fields)

@@ -363,7 +363,10 @@ class Submission:
     def _stop(self, error: InputError) -> InputError:
         """Leave nothing behind if nothing was opened, else a paused batch; return the error that says which."""
         if self._stored:
-            self._ledger.pause(self.batch, _PAUSED_BY_SUBMISSION + str(error).splitlines()[0])
+            # the error's own text quotes rows, and no prompt may lie in Redis
+            rows = f"{self.found.wrong:,} of {self.found.good + self.found.wrong:,} rows are wrong"
+            reason = rows if self.found.wrong else str(error).splitlines()[0]
+            self._ledger.pause(self.batch, _PAUSED_BY_SUBMISSION + reason)
             outcome = (
                 f"batch {self.batch} is paused with its first {self._stored:,} jobs: `latentfarm delete {self.batch}` "
                 "and submit the mended file, or submit this one again with a higher --max-invalid"

@@ -88,7 +88,7 @@ def test_a_wrong_row_is_a_failed_job_that_nobody_leases(ledger: Ledger) -> None:
     found = lease(ledger, 9)
     assert [each.index for each in found] == [1, 3]
     assert ledger.commit_all([(each, {}) for each in found]) == ["done", "full"]
-    assert ledger.jobs("cats", [0])[0].error == error
+    assert ledger.jobs("cats", [0])[0].error == {**error, "message": "the row was wrong; the manifest says how"}
 
 
 def test_a_batch_of_wrong_rows_only_is_complete_at_once(ledger: Ledger) -> None:

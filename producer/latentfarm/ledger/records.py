@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from latentfarm.job import JobState
 
-#: the error code of a job whose row was wrong
-INVALID_ROW = "invalid_row"
+#: as ``manifest.INVALID_ROW``, which this layer does not import
+_INVALID_ROW = "invalid_row"
 _WRONG_ROW = "the row was wrong; the manifest says how"
 _PROMPTS = frozenset({"prompt", "negative_prompt"})
 #: of an error's message; a library's may go on for pages
@@ -170,7 +170,7 @@ def receipt_text(receipt: Mapping[str, Any]) -> str:
 
 def error_text(error: Mapping[str, str]) -> str:
     """Return an error as Redis holds it: of a wrong row only that it was, for what the manifest says quotes the row."""
-    message = _WRONG_ROW if error["code"] == INVALID_ROW else error["message"][:_MESSAGE_CHARACTERS]
+    message = _WRONG_ROW if error["code"] == _INVALID_ROW else error.get("message", "")[:_MESSAGE_CHARACTERS]
     return json.dumps({**error, "message": message}, ensure_ascii=False)
 
 
