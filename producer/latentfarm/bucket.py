@@ -13,28 +13,21 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import re
-import socket
-import ssl
 from base64 import b64encode
-from collections import deque
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import quote, urlparse, urlsplit
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 import boto3
-from botocore.auth import S3SigV4Auth
-from botocore.awsrequest import AWSRequest
 from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
-from botocore.httpsession import get_cert_path
-from botocore.utils import get_environ_proxies
 
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job import PART_JOBS
 from latentfarm.probe import probe_bucket
+from latentfarm.reading import MAX_OBJECT_BYTES, Reading
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -44,12 +37,9 @@ if TYPE_CHECKING:
 
 _IMAGE_KEY = re.compile(r"/(\d{8,})-(\d+)\.png\Z")
 _MISSING = {"404", "NoSuchKey", "NotFound"}
-_THIS_MACHINE = {"127.0.0.1", "::1", "localhost"}
 #: connections that boto3 keeps
 _CONNECTIONS = 16
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5, 30
-#: bytes of an object that is read whole; the largest of ours, a strip of eight large pictures, has less than half
-MAX_OBJECT_BYTES = 256 * 1024 * 1024
 #: how long a presigned URL may live: what SigV4 allows
 MAX_PRESIGN_S = 7 * 24 * 3600
 
@@ -196,12 +186,11 @@ class Bucket:
     @contextmanager
     def reading(self) -> Iterator[Reading]:
         """Give a way to read many objects fast, on several threads."""
-        lines = _Lines.to(self, self._credentials)
+        reading = Reading(self, self._credentials, connections=_CONNECTIONS)
         try:
-            yield Reading(self, lines)
+            yield reading
         finally:
-            if lines is not None:
-                lines.close()
+            reading.close()
 
     def presign(self, key: str, *, expires_s: int) -> str:
         """Return a URL that reads an object for ``expires_s`` seconds, up to a week; nothing is sent."""
@@ -269,125 +258,3 @@ class Bucket:
         """Make the bucket; only ``latentfarm up`` does so, in its own store."""
         with self._answered(""):
             self.client.create_bucket(Bucket=self.name)
-
-
-class Reading:
-    """Reads objects, each by its key and sha256, on any of up to ``threads`` threads."""
-
-    def __init__(self, bucket: Bucket, lines: _Lines | None) -> None:
-        self._bucket = bucket
-        self._lines = lines
-        # a distant store is waited for; one on this machine shares its cores with us, and threads only add to the work
-        host = urlparse(bucket.client.meta.endpoint_url).hostname
-        self.threads = 4 if host in _THIS_MACHINE else _CONNECTIONS
-
-    def __call__(self, key: str, sha256: str) -> bytes:
-        """Return an object.
-
-        Raises:
-            UnavailableError: as ``Bucket.get``, and where the object is not what its sha256 says.
-        """
-        body = self._lines.get(key) if self._lines is not None else None
-        if body is None or hashlib.sha256(body).hexdigest() != sha256:
-            body = self._bucket.get(key)
-            if hashlib.sha256(body).hexdigest() != sha256:
-                raise UnavailableError(f"{key} is not what its receipt says; its sha256 differs")
-        return body
-
-
-class _Lines:
-    """Kept connections on which objects are asked for plainly: one signed GET, one answer, no retry.
-
-    boto3 spends 1.3 ms of CPU on each request and holds the GIL meanwhile, so threads do not help; this spends 0.2 ms.
-    It knows one answer, 200 with a length. For anything else, an outage, a redirect, a slow-down, it gives None and
-    boto3 is to be asked, who retries, follows and words errors. It can fail but not mislead: callers check the sha256.
-    """
-
-    #: failures in a row after which boto3 is asked at once
-    _MAX_FAILURES = 8
-
-    def __init__(self, base: str, region: str, credentials: Any) -> None:
-        parts = urlsplit(base)
-        self._base, self._netloc, self._path = base, parts.netloc, parts.path
-        self._address = (parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
-        self._tls: ssl.SSLContext | None = None
-        if parts.scheme == "https":
-            trusted = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
-            self._tls = ssl.create_default_context(cafile=trusted or get_cert_path(verify=True))
-        self._region, self._credentials = region, credentials
-        self._idle: deque[tuple[socket.socket, IO[bytes]]] = deque()
-        self._failures = 0
-
-    @classmethod
-    def to(cls, bucket: Bucket, credentials: Any) -> _Lines | None:
-        """Return lines to the bucket, or None where only boto3 knows the way: a proxy, no credentials."""
-        if credentials is None:
-            return None
-        with suppress(UnavailableError, OSError):
-            # boto3's own idea of where the bucket is, by path or by host
-            base = bucket.presign("k", expires_s=1).partition("/k?")[0]
-            if not get_environ_proxies(base):
-                return cls(base, bucket.client.meta.region_name, credentials)
-        return None
-
-    def get(self, key: str) -> bytes | None:
-        """Return an object, or None if that did not work at the first try."""
-        if self._failures >= self._MAX_FAILURES:
-            return None
-        line = None
-        with suppress(IndexError):
-            line = self._idle.pop()
-        try:
-            line = line or self._connect()
-            body, keep = self._ask(*line, key)
-        except (OSError, ValueError, BotoCoreError):
-            body, keep = None, False
-        self._failures = 0 if body is not None else self._failures + 1
-        if keep and line is not None:
-            self._idle.append(line)
-        elif line is not None:
-            _hang_up(line)
-        return body
-
-    def close(self) -> None:
-        """Hang up."""
-        while self._idle:
-            _hang_up(self._idle.pop())
-
-    def _connect(self) -> tuple[socket.socket, IO[bytes]]:
-        plain = socket.create_connection(self._address, timeout=_CONNECT_TIMEOUT_S)
-        try:
-            plain.settimeout(_READ_TIMEOUT_S)
-            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            line = self._tls.wrap_socket(plain, server_hostname=self._address[0]) if self._tls else plain
-        except BaseException:
-            plain.close()
-            raise
-        return line, line.makefile("rb")
-
-    def _ask(self, line: socket.socket, answer: IO[bytes], key: str) -> tuple[bytes | None, bool]:
-        """Return the object, or None, and whether the connection may be used again."""
-        path = quote(key, safe="/~")
-        request = AWSRequest("GET", f"{self._base}/{path}")
-        S3SigV4Auth(self._credentials, "s3", self._region).add_auth(request)
-        fields = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
-        line.sendall(f"GET {self._path}/{path} HTTP/1.1\r\nHost: {self._netloc}\r\n{fields}\r\n".encode())
-        status = answer.readline(65536)
-        headers: dict[bytes, bytes] = {}
-        while (field := answer.readline(65536)).strip():
-            name, _, value = field.partition(b":")
-            headers[name.lower()] = value.strip()
-        plain = not headers.keys() & {b"transfer-encoding", b"content-encoding"} and b"content-length" in headers
-        if not status.startswith(b"HTTP/1.1 200 ") or not plain:
-            return None, False
-        length = int(headers[b"content-length"])
-        if not 0 <= length <= MAX_OBJECT_BYTES:
-            return None, False
-        body = answer.read(length)
-        return (body if len(body) == length else None), headers.get(b"connection", b"").lower() != b"close"
-
-
-def _hang_up(line: tuple[socket.socket, IO[bytes]]) -> None:
-    connection, answer = line
-    answer.close()
-    connection.close()

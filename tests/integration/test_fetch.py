@@ -27,7 +27,7 @@ from pydantic import SecretStr
 from tests.conftest import Command, read_lines, until
 
 from latentfarm import Batch, Farm, InputError, JobState, UnavailableError
-from latentfarm.bucket import Bucket, _Lines
+from latentfarm.bucket import Bucket
 from latentfarm.fetch import Fetched, Layout, fetch_batch
 from latentfarm.local.process import Child
 from latentfarm.local.s3_server import find_rclone
@@ -180,11 +180,11 @@ def test_a_store_behind_tls_is_read_plainly_if_its_certificate_is_trusted(
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
         for plainly in (True, False):
             bucket = Bucket.connect(settings)
-            lines = _Lines.to(bucket, bucket._credentials)
-            assert lines is not None
-            assert [lines.get("ä 1.png") for _ in range(3)] == [b"picture" if plainly else None] * 3
-            assert lines.get("none.png") is None
-            lines.close()
+            with bucket.reading() as read:
+                short_way = read._short_way
+                assert short_way is not None
+                assert [short_way.get("ä 1.png") for _ in range(3)] == [b"picture" if plainly else None] * 3
+                assert short_way.get("none.png") is None
             monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
     finally:
         server.terminate()

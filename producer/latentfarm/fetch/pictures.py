@@ -11,12 +11,12 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any
 
-from latentfarm.bucket import Reading
 from latentfarm.fetch.downloads import in_order, whole_file, write_whole
 from latentfarm.fetch.fetched import RESULTS_FILE, Fetched
 from latentfarm.fetch.lines import flat_line, metadata_line, to_json
 from latentfarm.fetch.names import NameTemplate, UniqueNames
 from latentfarm.fetch.record import FetchRecord
+from latentfarm.reading import Reading
 
 #: ImageFolder makes one example of each line of this file, whose ``file_name`` is relative to it, and leaves out
 #: pictures that no line names: the strips, a contact sheet (checked with datasets 3.6 and 5.2; 3.2 refuses them).

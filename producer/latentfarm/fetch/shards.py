@@ -14,12 +14,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from latentfarm.bucket import Reading, part_of
+from latentfarm.bucket import part_of
 from latentfarm.fetch.downloads import in_order, whole_file
 from latentfarm.fetch.fetched import RESULTS_FILE, Fetched
 from latentfarm.fetch.lines import flat_line, to_json
 from latentfarm.fetch.record import FetchRecord
 from latentfarm.fetch.tables import ParquetTable, require_parquet
+from latentfarm.reading import Reading
 
 INDEX_FILE = "index.parquet"
 #: pictures to a task: whole ones are held until their turn in the tar, two tasks a thread
