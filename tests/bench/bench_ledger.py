@@ -130,18 +130,21 @@ def _client(settings: Settings, batch: str, jobs: int, ready: Any, spent: Any, t
         spent.value += time.process_time() - began_s
 
 
-def throughput(settings: Settings, jobs: int) -> list[Line]:
-    """A batch from its first job to its last, with its receipts going to the bucket, and with them only trimmed."""
+def throughput(settings: Settings, jobs: int, *, rounds: int) -> list[Line]:
+    """Batches from their first job to their last, receipts going to the bucket, and receipts only trimmed, in turn."""
     ledger = Ledger.connect(settings.redis_url)
-    runs = {}
-    for name, to_bucket in (("bucket", True), ("trim", False)):
-        open_batch(ledger, f"whole-{name}", jobs)
-        runs[name] = work(settings, f"whole-{name}", jobs, to_bucket=to_bucket)
-        record = ledger.batch(f"whole-{name}")
-        if record.state != "complete" or record.done != jobs or ledger.full_parts():
-            raise RuntimeError(f"{record} after {jobs} jobs; waiting parts: {len(ledger.full_parts())}")
-        print(runs[name], flush=True)
-    bucket, trim = runs["bucket"], runs["trim"]
+    runs: dict[str, list[Run]] = {"bucket": [], "trim": []}
+    for turn in range(rounds):
+        for name, found in runs.items():
+            batch = f"whole-{name}-{turn}"
+            open_batch(ledger, batch, jobs)
+            found.append(work(settings, batch, jobs, to_bucket=name == "bucket"))
+            record = ledger.batch(batch)
+            if record.state != "complete" or record.done != jobs or ledger.full_parts():
+                raise RuntimeError(f"{record} after {jobs} jobs; waiting parts: {len(ledger.full_parts())}")
+            print(name, found[-1], flush=True)
+    # what else the machine does only ever slows a round down
+    bucket, trim = (max(found, key=lambda run: run.jobs_per_s) for found in runs.values())
     lines = []
     for what, run, bar in (
         (f"{jobs:,} jobs, results in the bucket", bucket, 10_000),
@@ -172,9 +175,14 @@ def flatness(settings: Settings, *, small: int, large: int, slice_jobs: int, rou
         print({name: found[-1] for name, found in runs.items()}, flush=True)
     # other processes only ever lengthen the wall time: the shortest round is the one they disturbed least
     wall = {name: min(run.wall_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
-    cpu = {name: statistics.median(run.redis_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
+    redis = {name: statistics.median(run.redis_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
+    cpu = {name: statistics.median(run.all_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
     lines = []
-    for what, costs in (("CPU of Redis (median)", cpu), ("wall time (shortest)", wall)):
+    for what, costs in (
+        ("CPU of Redis", redis),
+        ("CPU of everything", cpu),
+        ("wall time, shortest of all rounds,", wall),
+    ):
         lines.append(Line(f"{what} a job, batch of {small:,}", costs["small"], "µs"))
         lines += [Line(f"{what} a job, {name} of a batch of {large:,}", costs[name], "µs") for name in places]
         apart = max(abs(costs[name] / costs["small"] - 1) for name in places)
@@ -223,7 +231,7 @@ def main() -> int:
     with temporary_folder() as folder:
         with farm_servers(folder / "farm") as settings:
             conditions = Conditions(Ledger.connect(settings.redis_url).ping())
-            lines = throughput(settings, 10_000 if quick else 1_000_000)
+            lines = throughput(settings, 10_000 if quick else 1_000_000, rounds=1 if quick else 2)
             sizes = (1_000, 100_000, 1_000, 1) if quick else (100_000, 10_000_000, 100_000, 4)
             lines += flatness(settings, small=sizes[0], large=sizes[1], slice_jobs=sizes[2], rounds=sizes[3])
         with redis_server(folder / "huge") as url:
