@@ -71,6 +71,7 @@ def test_after_flushall_everything_finished_is_known_again_and_only_the_rest_is_
     found = recover(farm)
     assert (found.was, found.state, found.total, found.done, found.failed) == ("missing", "open", 2300, 1039, 1)
     assert found.changes == {"missing -> done": 1039, "missing -> failed": 1}
+    assert batch.status().images_per_s is None
     assert lines(batch) == before
     assert batch.status().errors == {"nan": 1}
     rendered = []

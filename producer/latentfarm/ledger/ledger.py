@@ -362,7 +362,8 @@ class Ledger:
     def _images_per_s(self, batch: str, facts: Mapping[str, str]) -> float | None:
         """Return the rate of the last two minutes, or of the whole run once it is over."""
         done, first_ms, last_ms = (int(facts.get(name, 0)) for name in ("done", "first_ms", "last_ms"))
-        if not done:
+        if not done or not first_ms:
+            # nothing was rendered, or all of it before a recovery
             return None
         if facts["state"] in {"complete", "cancelled"}:
             return done / max(last_ms - first_ms, 1) * 1000
