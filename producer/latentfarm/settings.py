@@ -60,6 +60,14 @@ class Settings(BaseSettings):
     """Seconds after which the jobs of a silent worker run elsewhere."""
     sweep_s: Annotated[float, Field(gt=0, le=60)] = 3.0
     """Seconds between two looks of a worker at expired leases."""
+    drain_s: Annotated[float, Field(ge=1, le=3600)] = 25.0
+    """Seconds from a worker's being asked to end to its end."""
+    hang_s: Annotated[float, Field(ge=1, le=86_400)] = 120.0
+    """Seconds without a step after which a worker is killed; the first step of a shape may compile."""
+    spot: Literal["", "aws"] = ""
+    """Whose notices of spot instances' ends a worker looks for."""
+    metadata_url: Annotated[str, Field(validation_alias="AWS_EC2_METADATA_SERVICE_ENDPOINT")] = "http://169.254.169.254"
+    """Where AWS tells an instance about itself."""
     embed_metadata: bool = True
     """Write the prompt and the settings into each PNG."""
 

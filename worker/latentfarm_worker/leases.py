@@ -55,6 +55,13 @@ class LeaseKeeper:
             if self._held.get(lease.name) == lease:
                 del self._held[lease.name]
 
+    def give_up(self, names: Iterable[str]) -> list[Lease]:
+        """Stop renewing these jobs, of which the engine hears as of lost ones; return the leases that were held."""
+        with self._lock:
+            leases = [self._held.pop(name) for name in names if name in self._held]
+            self._lost |= {lease.name for lease in leases}
+        return leases
+
     def take_lost(self) -> set[str]:
         """Return the jobs that went to somebody else since the last call; rendering them on would be in vain."""
         with self._lock:

@@ -1,57 +1,58 @@
-"""One worker's way from a lease to a commit: lease -> engine -> encode -> put -> commit.
+"""One worker's loop: lease -> engine -> delivery.
 
 The engine runs on the thread that calls ``render_all``; pictures are encoded, stored and committed on others while
-the next steps run; leases are renewed on a third kind.
+the next steps run; leases are renewed on a third kind. No outage keeps the engine from its next step.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
+import statistics
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from functools import partial
-from threading import BoundedSemaphore, Event, Lock
-from typing import Any, TypeVar
+from collections import deque
+from collections.abc import Iterable
+from threading import Event, Lock
 
-import torch
-
-from latentfarm import schedulers
-from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of, trace_key
+from latentfarm.bucket import Bucket, MissingObjectError
 from latentfarm.errors import InputError, JobError, UnavailableError
-from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.manifest import ManifestReader
-from latentfarm.results import flush_part
+from latentfarm_worker import faults
+from latentfarm_worker.delivery import Delivery
 from latentfarm_worker.engine import Engine, Failed, Rendered
-from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
 from latentfarm_worker.leases import LeaseKeeper
-from latentfarm_worker.meter import Meter, work_of
+from latentfarm_worker.pulse import Phase, Pulse
 from latentfarm_worker.trace import Tracer
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-_STORE_THREADS = 4
-#: finished pictures that wait for the store; beyond it no step is made, so memory stays bounded
+#: pictures that wait for the store, besides those in the engine: beyond it nothing is leased, so memory stays bounded
 _MAX_BACKLOG = 64
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+#: what an estimate may be wrong by, and steps that it is made of
+_CAUTION, _RECENT = 1.2, 16
 
 
-class GaveUpError(Exception):
-    """The worker stops, or a lease is lost, before Redis or the store answered."""
+class Host:
+    """What a renderer tells the process it runs in; this one does nothing about it."""
+
+    def __init__(self, pulse: Pulse | None = None) -> None:
+        self.pulse = pulse or Pulse()
+
+    def wake_others(self) -> None:
+        """Jobs were given back: let another worker know."""
+
+    def broken(self) -> None:
+        """The device is lost to this process, which must end."""
 
 
 class Renderer:
     """A resident pipeline that renders whatever the ledger leases it.
 
-    ``render_all`` is for one thread; ``stop`` may be called from any.
+    ``render_all`` is for one thread, the rest for any.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (named, and each a thing of its own)
         self,
         *,
         ledger: Ledger,
@@ -62,71 +63,97 @@ class Renderer:
         worker: str,
         lease_s: float,
         embed_metadata: bool = True,
+        host: Host | None = None,
     ) -> None:
         self.model = model
         self.worker = worker
         self._ledger = ledger
-        self._bucket = bucket
         self._engine = engine
         self._tracer = tracer
         self._lease_s = lease_s
-        self._embed_metadata = embed_metadata
+        self._host = host or Host()
         self._manifest = ManifestReader(bucket)
         self._leases = LeaseKeeper(ledger, lease_s=lease_s)
-        self.meter = Meter()
-        self._stop = Event()
+        self._delivery = Delivery(
+            ledger=ledger,
+            bucket=bucket,
+            leases=self._leases,
+            family=engine.family,
+            pulse=self._host.pulse,
+            model=model,
+            worker=worker,
+            embed_metadata=embed_metadata,
+        )
+        self.meter = self._delivery.meter
+        engine.on_call = self._host.pulse.step
         # the engine is for one thread: a second doorbell heard at once waits, then finds nothing left to do
         self._turn = Lock()
-        self._store_pool = ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store")
-        self._backlog = BoundedSemaphore(_MAX_BACKLOG)
+        self._stop, self._draining, self._broken = Event(), Event(), Event()
+        #: time.monotonic() by which what is begun while draining must be committed
+        self._until = float("inf")
+        #: leased, but the store did not answer yet
+        self._unread: deque[Lease] = deque()
+        self._pause_s, self._next_try = _FIRST_PAUSE_S, 0.0
+        self._step_s: deque[float] = deque(maxlen=_RECENT)
+        self._decode_s: deque[float] = deque(maxlen=_RECENT)
 
     def render_all(self) -> int:
         """Render until the ledger has no more job of the model, or ``stop``; return how many pictures were made."""
         made = 0
-        with self._turn, suppress(GaveUpError):
-            while not self._stop.is_set():
+        with self._turn:
+            while not self._stop.is_set() and not self._broken.is_set():
                 self._abandon_lost()
-                self._lease_what_fits()
-                if not self._engine.busy:
+                held_up = self._take_what_fits()
+                if self._engine.busy:
+                    made += self._step()
+                elif held_up:
+                    self._delivery.wait_until(self._may_lease, _FIRST_PAUSE_S)
+                else:
                     break
-                for outcome in self._step():
-                    made += 1
-                    self._hand_on(outcome)
         return made
 
-    def _step(self) -> list[Rendered | Failed]:
-        """Make one step; if it breaks, charge every job in it an attempt, so that none is leased for ever."""
+    def _step(self) -> int:
+        """Make one step; return how many jobs ended with it."""
         began = time.perf_counter()
+        outcomes: list[Rendered | Failed] = []
         try:
-            return self._engine.step()
-        except Exception as error:
-            log.exception("a step broke")
-            for job in self._engine.clear():
-                self._tracer.forget(job.name)
-                if lease := self._leases.get(job.name):
-                    failure = JobError("render", f"{type(error).__name__}: {error}")
-                    self._store_pool.submit(self._fail, lease, failure, retry=True)
-            return []
+            outcomes = self._engine.step()
+        except Exception as error:  # noqa: BLE001 (whatever it is, the jobs in it must not be leased for ever)
+            self._after_broken_step(error)
         finally:
-            self.meter.add(busy_s=time.perf_counter() - began)
+            self._host.pulse.enter(Phase.IDLE)
+        busy_s = time.perf_counter() - began
+        self.meter.add(busy_s=busy_s)
+        decode_s = [outcome.timings["decode"] for outcome in outcomes if isinstance(outcome, Rendered)]
+        self._decode_s.extend(decode_s)
+        self._step_s.append(busy_s - sum(decode_s))
+        for outcome in outcomes:
+            self._hand_on(outcome)
+        return len(outcomes)
 
-    def stop(self) -> None:
-        """Let ``render_all`` return after the step that runs now."""
-        self._stop.set()
+    def _after_broken_step(self, error: Exception) -> None:
+        """Give the jobs back if the device is to blame, else charge each an attempt."""
+        if faults.is_sticky(error):
+            log.critical("the device is lost to this process: %s", error)
+            self._broken.set()
+            self.give_back_late()
+            self._host.broken()
+            return
+        log.error("a step broke", exc_info=error)
+        for job in self._engine.clear():
+            self._tracer.forget(job.name)
+            if lease := self._leases.get(job.name):
+                self._delivery.fail(lease, JobError("render", f"{type(error).__name__}: {error}"), retry=True)
 
-    def close(self) -> None:
-        """Store what is finished, give back what is not, uncharged, and stop every thread."""
-        self._stop.set()
-        with self._turn:
-            self._engine.clear()
-        # pictures first: what the store still takes need not be rendered again
-        self._store_pool.shutdown()
-        unfinished = self._leases.held()
-        self._leases.close()
-        try:
-            log.info("gave %d unfinished jobs back", self._ledger.release(unfinished))
-        except UnavailableError as error:
-            log.warning("%d jobs could not be given back, their leases will run out: %s", len(unfinished), error)
+    def _hand_on(self, outcome: Rendered | Failed) -> None:
+        name = outcome.job.name
+        lease = self._leases.get(name)
+        if lease is not None and isinstance(outcome, Rendered):
+            self._delivery.store(lease, outcome, self._tracer.take(outcome.job, outcome.pixels))
+            return
+        self._tracer.forget(name)
+        if lease is not None and isinstance(outcome, Failed):
+            self._delivery.fail(lease, outcome.error)
 
     # -- leasing ---------------------------------------------------------------------------------------------
 
@@ -135,156 +162,116 @@ class Renderer:
             self._engine.cancel(name)
             self._tracer.forget(name)
 
-    def _lease_what_fits(self) -> None:
-        if not self._engine.free:
-            return
-        leases = self._patiently(
-            "lease",
-            lambda: self._ledger.lease(self.model, self.worker, self._engine.free, lease_s=self._lease_s),
-        )
+    def _room(self) -> int:
+        """Return how many more jobs may be leased: what the engine takes, unless the store is too far behind."""
+        backlog = _MAX_BACKLOG + 2 * self._engine.slots - self._delivery.waiting - len(self._engine.calls_left())
+        return min(self._engine.free, backlog)
+
+    def _may_lease(self) -> bool:
+        return self._draining.is_set() or self._room() > 0
+
+    def _take_what_fits(self) -> bool:
+        """Lease jobs and admit them; return whether an outage or a full backlog kept that from being all."""
+        if self._draining.is_set():
+            return False
+        if time.monotonic() < self._next_try:
+            return True
+        try:
+            if not self._unread and (room := self._room()) > 0:
+                self._lease(room)
+            self._admit_leased()
+        except UnavailableError as error:
+            log.warning("cannot lease, trying again in %.1f s: %s", self._pause_s, error)
+            self._next_try = time.monotonic() + self._pause_s
+            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+            return True
+        self._pause_s = _FIRST_PAUSE_S
+        return self._room() <= 0
+
+    def _lease(self, count: int) -> None:
+        leases = self._ledger.lease(self.model, self.worker, count, lease_s=self._lease_s)
         self._leases.hold(leases)
-        for lease in leases:
-            try:
-                self._engine.admit(self._patiently("read the manifest", partial(self._read, lease)))
-            except JobError as error:
-                self._store_pool.submit(self._fail, lease, error)
+        self._unread.extend(leases)
+        if self._draining.is_set():
+            self._give_back(lease.name for lease in leases)
 
-    def _read(self, lease: Lease) -> Job:
-        try:
-            return self._manifest.job(lease.batch, lease.index)
-        except (InputError, MissingObjectError) as error:
-            raise JobError("manifest", str(error)) from error
+    def _admit_leased(self) -> None:
+        while self._unread:
+            lease = self._unread[0]
+            if self._leases.holds(lease):
+                try:
+                    self._engine.admit(self._manifest.job(lease.batch, lease.index))
+                except JobError as error:
+                    self._delivery.fail(lease, error)
+                except (InputError, MissingObjectError) as error:
+                    self._delivery.fail(lease, JobError("manifest", str(error)))
+            self._unread.popleft()
 
-    # -- after the last step ---------------------------------------------------------------------------------
+    # -- ending ----------------------------------------------------------------------------------------------
 
-    def _hand_on(self, outcome: Rendered | Failed) -> None:
-        lease = self._leases.get(outcome.job.name)
-        if lease is None or isinstance(outcome, Failed):
-            self._tracer.forget(outcome.job.name)
-        if lease is None:
-            return
-        if isinstance(outcome, Failed):
-            self._store_pool.submit(self._fail, lease, outcome.error)
-            return
-        self._backlog.acquire()
-        self._store_pool.submit(self._store, lease, outcome, self._tracer.take(outcome.job, outcome.pixels))
+    def stop(self) -> None:
+        """Let ``render_all`` return after the step that runs now, and wait for no store."""
+        self._stop.set()
+        self._delivery.give_up()
 
-    def _store(self, lease: Lease, picture: Rendered, strip: torch.Tensor | None) -> None:
-        """Encode, put and commit one picture; its pixels are kept until the store has them."""
-        try:
-            began = time.perf_counter()
-            body = encode_png(picture.pixels, metadata=self._metadata(picture))
-            encoded = time.perf_counter()
-            stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch), body)
-            timings = {**picture.timings, "png": encoded - began, "put": time.perf_counter() - encoded}
-            rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
-            receipt = {**stored, **self._provenance(picture), "worker": self.worker, "timings": rounded}
-            if strip is not None:
-                key = trace_key(lease.batch, lease.index, lease.epoch)
-                receipt["trace"] = self._put(lease, key, encode_png(strip, metadata={}))
-            outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
-            self._measure(picture, len(body))
-            self._after(lease, outcome)
-            if outcome == "superseded":
-                self._discard(receipt)
-            self._leases.drop(lease)
-        except GaveUpError:
-            # the lease is still held: ``close`` gives the job back, uncharged
-            log.warning("%s is not stored", lease.name)
-        except Exception:
-            # no longer renewed: the sweep charges the job and gives it to the next worker
-            log.exception("%s could not be stored", lease.name)
-            self._leases.drop(lease)
-        finally:
-            self._backlog.release()
+    def drain(self, until: float) -> None:
+        """Lease no more, finish what can be committed by ``until``, of ``time.monotonic()``; give the rest back now."""
+        self._until = until
+        self._draining.set()
+        self.give_back_late()
 
-    def _discard(self, receipt: dict[str, Any]) -> None:
-        """Remove what nobody will want; if that fails, the flush of the part tries again."""
-        with suppress(UnavailableError):
-            self._bucket.delete([each["key"] for each in (receipt, receipt.get("trace")) if each])
+    def give_back_late(self) -> None:
+        """Give back what cannot be committed in time, uncharged; it works while the engine's thread is blocked."""
+        self._give_back(self._late())
 
-    def _measure(self, picture: Rendered, size_bytes: int) -> None:
-        pixels = picture.width * picture.height
-        self.meter.add(images=1, work=work_of(picture.job, pixels=pixels), size_bytes=size_bytes, pixels=pixels)
+    def give_back_all(self) -> None:
+        """Give back whatever is leased, uncharged, even pictures that wait for the store."""
+        self.stop()
+        self._give_back([lease.name for lease in self._leases.held()])
 
-    def _put(self, lease: Lease, key: str, body: bytes) -> dict[str, Any]:
-        """Put an object; return what a receipt says of it."""
-        self._patiently("put", lambda: self._bucket.put(key, body, content_type=CONTENT_TYPE), lease=lease)
-        return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+    @property
+    def holds_jobs(self) -> bool:
+        """Whether anything is leased."""
+        return bool(self._leases.held())
 
-    def _fail(self, lease: Lease, error: JobError, *, retry: bool = False) -> None:
-        try:
-            log.warning("%s failed: %s: %s", lease.name, error.code, error)
-            record = {"code": error.code, "message": str(error), "worker": self.worker}
-            outcome = self._patiently("fail", lambda: self._ledger.fail(lease, record, retry=retry), lease=lease)
-            self._after(lease, outcome)
-            self._leases.drop(lease)
-        except GaveUpError:
-            log.warning("that %s failed is not recorded", lease.name)
+    def close(self) -> None:
+        """Store what is finished, give back what is not, uncharged, and stop every thread."""
+        if self._draining.is_set():
+            self._delivery.wait_until(lambda: not self._delivery.waiting, self._until - time.monotonic())
+        self.stop()
+        with self._turn:
+            self._engine.clear()
+        # pictures first: what the store still takes need not be rendered again
+        self._delivery.close()
+        self.give_back_all()
+        self._leases.close()
 
-    def _after(self, lease: Lease, outcome: str) -> None:
-        if outcome in {"stale", "superseded"}:
-            log.warning("%s was leased elsewhere meanwhile; that worker's result counts", lease.name)
-        if outcome == "full":
-            self._patiently("flush", lambda: flush_part(self._ledger, self._bucket, lease.batch, part_of(lease.index)))
+    def _late(self) -> list[str]:
+        """Return the jobs that will not be committed in time, by what steps took so far.
 
-    def _metadata(self, picture: Rendered) -> dict[str, str]:
-        """Return the text chunks of a PNG. Nothing of when or where: the same job gives the same bytes."""
-        if not self._embed_metadata:
-            return {}
-        text = parameters_text(
-            picture.job,
-            width=picture.width,
-            height=picture.height,
-            scheduler=picture.scheduler,
-            model=self.model,
-            model_digest=self._engine.family.model_digest,
-        )
-        receipt = {"job": picture.job.name, **self._provenance(picture)}
-        return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
-
-    def _provenance(self, picture: Rendered) -> dict[str, Any]:
-        """Return what the picture's bytes depend on."""
-        family = self._engine.family
-        job = picture.job
-        return {
-            "request": {
-                **job.request(),
-                "width": picture.width,
-                "height": picture.height,
-                # a short name may stand for options: what is written down needs no table of ours
-                "scheduler": picture.scheduler,
-                "scheduler_options": {**_named_options(job), **job.scheduler_options},
-            },
-            "model": self.model,
-            "model_digest": family.model_digest,
-            "plan": picture.plan_digest,
-            "device": family.device.type,
-            "dtype": str(family.dtype).removeprefix("torch."),
-            "slots": picture.slots,
-            "prompt_truncated": picture.prompt_truncated,
-        }
-
-    # -- patience --------------------------------------------------------------------------------------------
-
-    def _patiently(self, what: str, action: Callable[[], T], *, lease: Lease | None = None) -> T:
-        """Repeat until Redis and the store answer.
-
-        Raises:
-            GaveUpError: the worker was stopped, or the lease was lost, before they did.
+        Those that wait are among them: nothing is spent on them yet.
         """
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return action()
-            except MissingObjectError:
-                raise
-            except UnavailableError as error:
-                log.warning("cannot %s, trying again in %.1f s: %s", what, pause_s, error)
-            if self._stop.wait(pause_s) or (lease is not None and not self._leases.holds(lease)):
-                raise GaveUpError(what)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        calls_left = self._engine.calls_left()
+        begun = sorted((calls, name) for name, calls in calls_left.items() if calls is not None)
+        late = [lease.name for lease in tuple(self._unread)]
+        late += [name for name, calls in calls_left.items() if calls is None]
+        if self._broken.is_set() or not self._step_s:
+            return late + [name for _, name in begun]
+        left_s = self._until - time.monotonic() - self._delivery.typical_s
+        step_s, decode_s = statistics.median(self._step_s), statistics.median(self._decode_s or (0.0,))
+        for place, (calls, name) in enumerate(begun, 1):
+            # pictures that end together are decoded one after the other
+            if _CAUTION * (calls * step_s + place * decode_s) > left_s:
+                late.append(name)
+        return late
 
-
-def _named_options(job: Job) -> dict[str, object]:
-    return dict(schedulers.resolve(job.scheduler).options) if job.scheduler else {}
+    def _give_back(self, names: Iterable[str]) -> None:
+        leases = self._leases.give_up(names)
+        if not leases:
+            return
+        try:
+            log.info("gave %d unfinished jobs back", self._ledger.release(leases))
+        except UnavailableError as error:
+            log.warning("%d jobs could not be given back, their leases will run out: %s", len(leases), error)
+            return
+        self._host.wake_others()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
+import signal
 import socket
 import uuid
 from threading import Event, Thread
@@ -18,10 +20,14 @@ from latentfarm.ledger import Ledger
 from latentfarm.results import flush_full_parts
 from latentfarm.settings import Settings
 from latentfarm.webhooks import deliver_due
+from latentfarm_worker.drain import Drain
 from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.mini import MODEL_DIR
-from latentfarm_worker.renderer import Renderer
+from latentfarm_worker.pulse import Phase, inherited
+from latentfarm_worker.renderer import Host, Renderer
+from latentfarm_worker.spot import InstanceMetadata, SpotWatch
+from latentfarm_worker.supervisor import EXIT_BROKEN
 from latentfarm_worker.trace import Tracer
 
 log = logging.getLogger(__name__)
@@ -53,13 +59,20 @@ def load_model(settings: Settings) -> Family:
     return load_family(source, dtype=pick_dtype(settings.dtype, device), device=device)
 
 
-class Resident:
-    """A worker: its renderer, a thread that says it lives, sweeps and rings missing doorbells, and one for webhooks."""
+class Resident(Host):
+    """A worker: its renderer, the way out, a thread that says it lives, sweeps and rings missing doorbells, and others.
+
+    ``worker`` is its name in the ledger: the supervisor's, whatever process this is.
+    """
 
     def __init__(self, settings: Settings, app: Celery) -> None:
         settings.require()
+        pulse, name = inherited()
+        super().__init__(pulse)
+        # so that a supervisor that is about to kill this process can have it say where it stands, lock or no lock
+        faulthandler.register(signal.SIGUSR2, all_threads=True)
         self.settings = settings
-        self.worker = f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.worker = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._app = app
         self._ledger = Ledger.connect(settings.redis_url)
         self._bucket = Bucket.connect(settings)
@@ -76,18 +89,42 @@ class Resident:
             worker=self.worker,
             lease_s=settings.lease_s,
             embed_metadata=settings.embed_metadata,
+            host=self,
         )
+        self.drain = Drain(self.renderer, drain_s=settings.drain_s)
+        self._spot: SpotWatch | None = None
+        if settings.spot == "aws":
+            # a signal, so that there is one way out, whoever asks
+            self._spot = SpotWatch(
+                InstanceMetadata(settings.metadata_url), lambda: os.kill(os.getpid(), signal.SIGTERM)
+            )
         self._stop = Event()
         self._housekeeper = Thread(target=self._keep_house, name="housekeeper", daemon=True)
         self._housekeeper.start()
         # a thread of its own: a slow endpoint must not keep the worker from saying that it lives
         self._messenger = Thread(target=self._tell_ends, name="messenger", daemon=True)
         self._messenger.start()
-        log.info("worker %s serves %s on %s, %d slots", self.worker, settings.model, family.device, slots)
+        self.pulse.enter(Phase.IDLE)
+        place = f"{family.device}, {slots} slots, process {os.getpid()}"
+        log.info("worker %s serves %s on %s", self.worker, settings.model, place)
+
+    def wake_others(self) -> None:
+        """Ring for jobs that were given back: the doorbells that brought them here are used up."""
+        model = self.settings.model
+        try:
+            doorbell.ring(self._ledger.redis, self._app, model, self._ledger.waiting(model))
+        except UnavailableError as error:
+            log.warning("no doorbell was rung, the next housekeeping does: %s", error)
+
+    def broken(self) -> None:
+        """End the process, for the supervisor to start another; pictures that wait for the store get their time."""
+        self.drain.abandon(EXIT_BROKEN)
 
     def close(self) -> None:
         """Leave in order: no more leases, unfinished jobs back, finished ones stored."""
         self._stop.set()
+        if self._spot is not None:
+            self._spot.close()
         self.renderer.close()
         self._housekeeper.join()
         try:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 from typing import Any
 
-from celery.signals import worker_init, worker_shutdown, worker_shutting_down
+from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from latentfarm import doorbell
 from latentfarm.errors import LatentfarmError
@@ -42,13 +43,27 @@ def _start(**_: Any) -> None:
         os._exit(error.exit_code)
 
 
+@worker_ready.connect  # type: ignore[untyped-decorator]
+def _unite_signals(**_: Any) -> None:
+    # Celery's second Ctrl-C cancels tasks, which its threads pool cannot: every way to ask means the same here
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.getsignal(signal.SIGTERM))
+
+
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def _stop(**_: Any) -> None:
+def _drain(**_: Any) -> None:
+    # within a signal's handler, and again with each further signal
     if _resident is not None:
-        _resident.renderer.stop()
+        _resident.drain.begin()
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _close(**_: Any) -> None:
     if _resident is not None:
         _resident.close()
+
+
+def serve() -> int:
+    """Run a worker, set up by the environment, until it is asked to end; return its exit code."""
+    options = ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
+    return int(app.start(argv=["worker", *options]) or 0)

@@ -18,7 +18,7 @@ from latentfarm.contact_sheet import contact_sheet
 from latentfarm.farm import Farm
 from latentfarm.fetch import Fetched
 from latentfarm.local.process import Child
-from latentfarm.local.stack import WORKER_END_S, Stack, end_all, require_worker_packages, start_workers
+from latentfarm.local.stack import Stack, end_all, require_worker_packages, start_workers, worker_end_s
 from latentfarm.models import ModelSpec, parse_model
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 from latentfarm.submission import Rules, check, make_request
@@ -110,7 +110,7 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
 
         def start() -> list[Child]:
             # registered first, so that a Ctrl-C between two starts leaves none behind
-            cleanup.callback(end_all, children, WORKER_END_S)
+            cleanup.callback(end_all, children, worker_end_s(settings))
             start_workers(settings, count, spec, logs=LOCAL_FOLDER / "logs", into=children, **arguments)
             return children
 

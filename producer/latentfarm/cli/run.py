@@ -12,7 +12,7 @@ from latentfarm.cli import options
 from latentfarm.cli.options import check_dtype
 from latentfarm.cli.progress import note
 from latentfarm.errors import UnavailableError
-from latentfarm.local.stack import Stack, interruption, require_worker_packages
+from latentfarm.local.stack import Stack, interruption, require_worker_packages, worker_command
 from latentfarm.models import parse_model
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 
@@ -77,8 +77,14 @@ def worker(
         int | None,
         typer.Option(min=0, max=256, help="Pictures denoised at once; 0: by the device. (env: LATENTFARM_SLOTS)"),
     ] = None,
+    no_supervisor: Annotated[
+        bool, typer.Option("--no-supervisor", help="Run the worker bare: nobody restarts it or ends it if it hangs.")
+    ] = False,
 ) -> None:
     """Run one worker in the foreground: it holds the model and renders what the farm has for it.
+
+    A small supervisor starts it anew when it dies or hangs. Asked to end, it finishes what it can; asked twice, it
+    gives everything back and ends at once.
 
     Example: `latentfarm worker --model sd14=CompVis/stable-diffusion-v1-4`
     """
@@ -94,9 +100,13 @@ def worker(
         chosen["slots"] = slots
     # the worker reads its settings from the environment, as under `celery -A latentfarm_worker worker`
     os.environ |= settings.model_copy(update=chosen).environment()
-    from latentfarm_worker.tasks import app
+    if no_supervisor:
+        from latentfarm_worker.tasks import serve
 
-    app.worker_main(["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"])
+        raise typer.Exit(serve())
+    # in place of this process, which has imported more than a supervisor needs
+    command = worker_command(settings)
+    os.execv(command[0], command)  # noqa: S606 (there is no shell)
 
 
 def register(app: typer.Typer) -> None:

@@ -21,8 +21,8 @@ from latentfarm.local.s3_server import start_s3
 from latentfarm.models import ModelSpec
 from latentfarm.settings import FARM_FILE, Settings, write_farm_file
 
-#: a worker finishes its step, stores what is done and gives the rest back
-WORKER_END_S = 20.0
+#: what a supervisor needs, beyond the time that its worker has to drain
+_SUPERVISOR_END_S = 5.0
 _SERVER_END_S = 10.0
 #: what pip has to bring for a worker
 _WORKER_PACKAGES = ("torch", "diffusers", "transformers")
@@ -107,7 +107,7 @@ class Stack:
 
     def close(self) -> None:
         """End the workers, then the servers they use."""
-        end_all(self._workers, WORKER_END_S)
+        end_all(self._workers, worker_end_s(self.settings))
         (self.folder / FARM_FILE).unlink(missing_ok=True)
         # Redis last: whatever ended before has had its say
         end_all(self._servers, _SERVER_END_S)
@@ -126,24 +126,41 @@ def start_workers(
     environment = {"OMP_NUM_THREADS": threads, **mine.environment()}
     for _ in range(count):
         name = f"worker-{len(into) + 1}"
-        command = [sys.executable, "-m", "latentfarm", "worker"]
-        into.append(Child(name, command, log=logs / f"{name}.log", env=environment))
+        into.append(Child(name, worker_command(mine), log=logs / f"{name}.log", env=environment))
+
+
+def worker_command(settings: Settings) -> list[str]:
+    """Return the command of a worker under its supervisor; what it serves is said by the environment."""
+    limits = ["--drain-s", str(settings.drain_s), "--hang-s", str(settings.hang_s)]
+    return [sys.executable, "-m", "latentfarm_worker.supervisor", *limits]
+
+
+def worker_end_s(settings: Settings) -> float:
+    """Return the seconds within which a worker that was asked to end has ended."""
+    return settings.drain_s + _SUPERVISOR_END_S
 
 
 def end_all(children: list[Child], timeout_s: float) -> None:
-    """Ask all to end, then wait for each."""
+    """Ask all to end, then wait for each; a Ctrl-C meanwhile asks them to hurry."""
     for child in reversed(children):
         child.terminate()
     for child in reversed(children):
-        child.wait_or_kill(timeout_s)
+        try:
+            child.wait_or_kill(timeout_s)
+        except KeyboardInterrupt:
+            for each in children:
+                each.terminate()
+            child.wait_or_kill(timeout_s)
 
 
 @contextmanager
 def interruption() -> Iterator[Event]:
-    """Give an event that is set by Ctrl-C or SIGTERM, instead of an exception at any line."""
+    """Give an event that is set by Ctrl-C or SIGTERM, instead of an exception at any line; the second is one."""
     event = Event()
 
     def note(_signal: int, _frame: FrameType | None) -> None:
+        if event.is_set():
+            raise KeyboardInterrupt
         event.set()
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}

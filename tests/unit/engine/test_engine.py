@@ -320,7 +320,9 @@ def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, verb: s
     def run_out(*_: Any, **__: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    engine = Engine(Faulty(sd1, **{verb: run_out}), slots=4)
+    short = Faulty(sd1)
+    setattr(short, verb, run_out)
+    engine = Engine(short, slots=4)
     for index in range(3):
         engine.admit(make(index, num_inference_steps=1, scheduler="euler"))
     done = run(engine)

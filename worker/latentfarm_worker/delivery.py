@@ -1,0 +1,237 @@
+"""What comes after the last step: encode, put, commit, on threads of their own, however long the store is away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import statistics
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from threading import Condition, Event
+from typing import Any, TypeVar
+
+import torch
+
+from latentfarm import schedulers
+from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of, trace_key
+from latentfarm.errors import JobError, UnavailableError
+from latentfarm.job import Job
+from latentfarm.ledger import Lease, Ledger
+from latentfarm.results import flush_part
+from latentfarm_worker.engine import Rendered
+from latentfarm_worker.families.base import Family
+from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
+from latentfarm_worker.leases import LeaseKeeper
+from latentfarm_worker.meter import Meter, work_of
+from latentfarm_worker.pulse import Pulse
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+_THREADS = 4
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
+#: measurements that count
+_RECENT = 16
+
+
+class GaveUpError(Exception):
+    """The worker ends, or a lease is lost, before Redis or the store answered."""
+
+
+class Delivery:
+    """Takes finished pictures and failures off the engine's thread.
+
+    A picture's pixels, and its lease, are kept until the store and the ledger have answered. ``waiting`` pictures do:
+    whoever hands them on must stop at some number of them, for here is no limit.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        bucket: Bucket,
+        leases: LeaseKeeper,
+        family: Family,
+        pulse: Pulse,
+        model: str,
+        worker: str,
+        embed_metadata: bool,
+    ) -> None:
+        self._ledger = ledger
+        self._bucket = bucket
+        self._leases = leases
+        self._family = family
+        self._pulse = pulse
+        self._model = model
+        self._worker = worker
+        self._embed_metadata = embed_metadata
+        self.meter = Meter()
+        self._given_up = Event()
+        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
+        self._waiting = 0
+        self._changed = Condition()
+        self._seconds: deque[float] = deque(maxlen=_RECENT)
+
+    @property
+    def waiting(self) -> int:
+        """Pictures that are not committed yet."""
+        return self._waiting
+
+    @property
+    def typical_s(self) -> float:
+        """Seconds from a picture's pixels to its commit, as measured; 0 before the first."""
+        return statistics.median(self._seconds or (0.0,))
+
+    def store(self, lease: Lease, picture: Rendered, strip: torch.Tensor | None) -> None:
+        """Store and commit a picture, and the strip of its trace, as soon as that can be."""
+        with self._changed:
+            self._waiting += 1
+        self._pool.submit(self._store, lease, picture, strip)
+
+    def fail(self, lease: Lease, error: JobError, *, retry: bool = False) -> None:
+        """Record that a job failed by its own fault; ``retry``: it may run again."""
+        self._pool.submit(self._fail, lease, error, retry=retry)
+
+    def wait_until(self, condition: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until fewer pictures wait, so that the condition holds, or the worker ends."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._given_up.is_set() or condition(), timeout_s)
+
+    def give_up(self) -> None:
+        """Wait for nobody any longer: what is not stored by the next answer is not stored."""
+        self._given_up.set()
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Give up, and end the threads."""
+        self.give_up()
+        self._pool.shutdown()
+
+    # -- on the threads --------------------------------------------------------------------------------------
+
+    def _store(self, lease: Lease, picture: Rendered, strip: torch.Tensor | None) -> None:
+        """Encode, put and commit one picture; its pixels are kept until the store has them."""
+        try:
+            began = time.perf_counter()
+            body = encode_png(picture.pixels, metadata=self._metadata(picture))
+            encoded = time.perf_counter()
+            stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch), body)
+            timings = {**picture.timings, "png": encoded - began, "put": time.perf_counter() - encoded}
+            rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
+            receipt = {**stored, **self._provenance(picture), "worker": self._worker, "timings": rounded}
+            if strip is not None:
+                key = trace_key(lease.batch, lease.index, lease.epoch)
+                receipt["trace"] = self._put(lease, key, encode_png(strip, metadata={}))
+            outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
+            self._measure(picture, len(body), time.perf_counter() - began)
+            self._after(lease, outcome)
+            if outcome == "superseded":
+                self._discard(receipt)
+            self._leases.drop(lease)
+        except GaveUpError:
+            # the lease is still held: whoever ends the worker gives the job back, uncharged
+            log.warning("%s is not stored", lease.name)
+        except Exception:
+            # no longer renewed: the sweep charges the job and gives it to the next worker
+            log.exception("%s could not be stored", lease.name)
+            self._leases.drop(lease)
+        finally:
+            with self._changed:
+                self._waiting -= 1
+                self._changed.notify_all()
+
+    def _discard(self, receipt: dict[str, Any]) -> None:
+        """Remove what nobody will want; if that fails, the flush of the part tries again."""
+        with suppress(UnavailableError):
+            self._bucket.delete([each["key"] for each in (receipt, receipt.get("trace")) if each])
+
+    def _measure(self, picture: Rendered, size_bytes: int, seconds: float) -> None:
+        self._pulse.commit()
+        self._seconds.append(seconds)
+        pixels = picture.width * picture.height
+        self.meter.add(images=1, work=work_of(picture.job, pixels=pixels), size_bytes=size_bytes, pixels=pixels)
+
+    def _put(self, lease: Lease, key: str, body: bytes) -> dict[str, Any]:
+        """Put an object; return what a receipt says of it."""
+        self._patiently("put", lambda: self._bucket.put(key, body, content_type=CONTENT_TYPE), lease=lease)
+        return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+
+    def _fail(self, lease: Lease, error: JobError, *, retry: bool) -> None:
+        try:
+            log.warning("%s failed: %s: %s", lease.name, error.code, error)
+            record = {"code": error.code, "message": str(error), "worker": self._worker}
+            outcome = self._patiently("fail", lambda: self._ledger.fail(lease, record, retry=retry), lease=lease)
+            self._after(lease, outcome)
+            self._leases.drop(lease)
+        except GaveUpError:
+            log.warning("that %s failed is not recorded", lease.name)
+
+    def _after(self, lease: Lease, outcome: str) -> None:
+        if outcome in {"stale", "superseded"}:
+            log.warning("%s was leased elsewhere meanwhile; that worker's result counts", lease.name)
+        if outcome == "full":
+            self._patiently("flush", partial(flush_part, self._ledger, self._bucket, lease.batch, part_of(lease.index)))
+
+    def _metadata(self, picture: Rendered) -> dict[str, str]:
+        """Return the text chunks of a PNG. Nothing of when or where: the same job gives the same bytes."""
+        if not self._embed_metadata:
+            return {}
+        text = parameters_text(
+            picture.job,
+            width=picture.width,
+            height=picture.height,
+            scheduler=picture.scheduler,
+            model=self._model,
+            model_digest=self._family.model_digest,
+        )
+        receipt = {"job": picture.job.name, **self._provenance(picture)}
+        return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
+
+    def _provenance(self, picture: Rendered) -> dict[str, Any]:
+        """Return what the picture's bytes depend on."""
+        job = picture.job
+        return {
+            "request": {
+                **job.request(),
+                "width": picture.width,
+                "height": picture.height,
+                # a short name may stand for options: what is written down needs no table of ours
+                "scheduler": picture.scheduler,
+                "scheduler_options": {**_named_options(job), **job.scheduler_options},
+            },
+            "model": self._model,
+            "model_digest": self._family.model_digest,
+            "plan": picture.plan_digest,
+            "device": self._family.device.type,
+            "dtype": str(self._family.dtype).removeprefix("torch."),
+            "slots": picture.slots,
+            "prompt_truncated": picture.prompt_truncated,
+        }
+
+    def _patiently(self, what: str, action: Callable[[], T], *, lease: Lease | None = None) -> T:
+        """Repeat until Redis and the store answer.
+
+        Raises:
+            GaveUpError: the worker ends, or the lease was lost, before they did.
+        """
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return action()
+            except MissingObjectError:
+                raise
+            except UnavailableError as error:
+                log.warning("cannot %s, trying again in %.1f s: %s", what, pause_s, error)
+            if self._given_up.wait(pause_s) or (lease is not None and not self._leases.holds(lease)):
+                raise GaveUpError(what)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def _named_options(job: Job) -> dict[str, object]:
+    return dict(schedulers.resolve(job.scheduler).options) if job.scheduler else {}

@@ -1,0 +1,103 @@
+"""Notices that a spot instance is about to be taken away, as AWS gives them: two minutes before, at best.
+
+Nothing depends on them but how much is finished: a worker that gets none is a worker that was killed.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import logging
+from collections.abc import Callable
+from threading import Event, Thread
+from urllib.parse import urlsplit
+
+log = logging.getLogger(__name__)
+
+_TOKEN_PATH, _NOTICE_PATH = "/latest/api/token", "/latest/meta-data/spot/instance-action"
+_TOKEN_LIFE_S = 21_600
+_TIMEOUT_S = 2.0
+_POLL_S = 5.0
+
+
+class MetadataError(Exception):
+    """The metadata service does not answer as it should."""
+
+
+class InstanceMetadata:
+    """AWS's instance metadata service, version 2, at ``url``; asked directly, never through a proxy."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or 80
+        self._base = parts.path.rstrip("/")
+        self._token = ""
+
+    def notice(self) -> str | None:
+        """Return what is about to happen to this instance and when, None while nothing is.
+
+        Raises:
+            MetadataError: there is no such service, or it answers nonsense.
+        """
+        status, body = self._ask("GET", _NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
+        if status == http.client.UNAUTHORIZED:
+            self._token = self._new_token()
+            status, body = self._ask("GET", _NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
+        if status == http.client.NOT_FOUND:
+            return None
+        if status != http.client.OK:
+            raise MetadataError(f"{_NOTICE_PATH} answers {status}")
+        try:
+            found = json.loads(body)
+            return f"{found['action']} at {found['time']}"
+        except (ValueError, TypeError, KeyError) as error:
+            raise MetadataError(f"{_NOTICE_PATH} answers {body[:100]!r}") from error
+
+    def _new_token(self) -> str:
+        life = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_LIFE_S)}
+        status, body = self._ask("PUT", _TOKEN_PATH, life)
+        if status != http.client.OK:
+            raise MetadataError(f"{_TOKEN_PATH} answers {status}")
+        return body.decode("latin-1").strip()
+
+    def _ask(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+        connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_S)
+        try:
+            connection.request(method, self._base + path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(10_000)
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise MetadataError(f"{self._host}:{self._port} does not answer: {error}") from error
+        finally:
+            connection.close()
+
+
+class SpotWatch:
+    """Looks for a notice every five seconds, on a thread of its own; ``on_notice`` is called once."""
+
+    def __init__(self, metadata: InstanceMetadata, on_notice: Callable[[], None], *, poll_s: float = _POLL_S) -> None:
+        self._metadata = metadata
+        self._on_notice = on_notice
+        self._poll_s = poll_s
+        self._stop = Event()
+        Thread(target=self._watch, name="spot", daemon=True).start()
+
+    def close(self) -> None:
+        """Look no more."""
+        self._stop.set()
+
+    def _watch(self) -> None:
+        told = ""
+        while not self._stop.is_set():
+            try:
+                notice = self._metadata.notice()
+            except MetadataError as error:
+                notice = None
+                if str(error) != told:
+                    told = str(error)
+                    log.warning("no spot notices: %s", error)
+            if notice is not None:
+                log.warning("this instance is about to go: %s", notice)
+                self._on_notice()
+                return
+            self._stop.wait(self._poll_s)
