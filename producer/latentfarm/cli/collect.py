@@ -198,8 +198,8 @@ def fetch_into(
             note("interrupted; run the same command again to go on")
             raise
     rest = fetched.jobs - fetched.states["done"]
-    word = "file" if layout == "files" else "shard"
-    text = f"{fetched.downloaded} {word}{'' if fetched.downloaded == 1 else 's'} fetched into {directory}, {fetched.present} were there already"
+    word = ("file" if layout == "files" else "shard") + ("" if fetched.downloaded == 1 else "s")
+    text = f"{fetched.downloaded} {word} fetched into {directory}, {fetched.present} were there already"
     text += f", {fetched.skipped} pictures were fetched before" if fetched.skipped else ""
     note(text + (f", {rest} are not done" if rest else ""))
     return fetched
