@@ -22,7 +22,7 @@ PromptFile = Annotated[
     str,
     typer.Argument(
         metavar="FILE",
-        help="Prompts: .txt, .jsonl, .csv, .tsv, each also .gz, or .parquet; `-` for stdin; s3://bucket/key.",
+        help="Prompts: .txt, .jsonl, .csv, .tsv or .parquet, each also .gz; `-` for stdin; s3://bucket/key.",
     ),
 ]
 BatchName = Annotated[str, typer.Argument(metavar="BATCH", help="The batch's name, as `submit` printed it.")]

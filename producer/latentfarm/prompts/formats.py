@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterator
 from functools import partial
+from tempfile import SpooledTemporaryFile
 from types import MappingProxyType
-from typing import BinaryIO
+from typing import IO, BinaryIO, cast
 
 from latentfarm.errors import InputError
 from latentfarm.prompts.jsonl import read_jsonl
@@ -28,10 +28,11 @@ _READERS: MappingProxyType[str, Reader] = MappingProxyType(
     }
 )
 _GZIP = ".gz"
+_PARQUET_MAGIC = b"PAR1"
 #: every format, as ``ReadOptions.format`` takes them and as names end
-FORMATS = (*_READERS, *(name + _GZIP for name in _READERS if name != "parquet"))
-#: a parquet file is read from its end: one that comes as a stream must fit into memory
-_PARQUET_STREAM_BYTES = 32 * 2**20
+FORMATS = (*_READERS, *(name + _GZIP for name in _READERS))
+#: a parquet file is read from its end: one that comes as a stream is laid down first, in memory, a larger one on disk
+_IN_MEMORY_BYTES, _LAID_DOWN_BYTES = 32 * 2**20, 8 * 2**30
 
 
 def format_of(name: str, options: ReadOptions) -> str:
@@ -46,14 +47,12 @@ def format_of(name: str, options: ReadOptions) -> str:
         found = options.format
     else:
         parts = name.lower().split(".")[1:]
-        if parts[-2:] == ["parquet", "gz"]:
-            raise InputError(f"{name}: a parquet file is compressed in itself; unpack it with gunzip")
         endings = (".".join(parts[-count:]) for count in (2, 1))
         ending = next((ending for ending in endings if ending in FORMATS), None)
         if ending is None:
             if not parts:
                 raise InputError(f"{name}: its name tells no format; say it with --format ({', '.join(FORMATS)})")
-            known = f"a prompt file ends in .{', .'.join(_READERS)} (all but parquet also with .gz)"
+            known = f"a prompt file ends in .{', .'.join(_READERS)} (each also with .gz)"
             raise InputError(f"{name}: {known}; rename it, or say its format with --format")
         found = ending
     if options.prompt_column is not None and found.removesuffix(_GZIP) == "txt":
@@ -67,20 +66,27 @@ def read_stream(stream: BinaryIO, name: str, format_name: str, options: ReadOpti
     Raises:
         InputError: it cannot be read as that.
     """
-    content = stream
-    if format_name.endswith(_GZIP):
-        content = ungzip(stream)
-    elif format_name == "parquet" and not stream.seekable():
-        content = _in_memory(stream, name)
-    return _READERS[format_name.removesuffix(_GZIP)](content, name, RowCheck(options))
+    content = ungzip(stream) if format_name.endswith(_GZIP) else stream
+    plain = format_name.removesuffix(_GZIP)
+    read, check = _READERS[plain], RowCheck(options)
+    if plain == "parquet" and not (content is stream and stream.seekable()):
+        with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as whole:
+            _lay_down(content, name, whole)
+            yield from read(cast("BinaryIO", whole), name, check)
+    else:
+        yield from read(content, name, check)
 
 
-def _in_memory(stream: BinaryIO, name: str) -> BinaryIO:
-    whole = bytearray()
+def _lay_down(stream: BinaryIO, name: str, whole: IO[bytes]) -> None:
+    """Copy the stream's content to a file that can be read from its end.
+
+    Raises:
+        InputError: it is no parquet, or too much.
+    """
     for block in read_blocks(stream, name):
-        whole += block
-        if len(whole) > _PARQUET_STREAM_BYTES:
-            raise InputError(
-                f"{name}: parquet of over {_PARQUET_STREAM_BYTES:,} bytes cannot be streamed; save it to a file"
-            )
-    return io.BytesIO(whole)
+        if whole.tell() == 0 and not block.startswith(_PARQUET_MAGIC):
+            raise InputError(f"{name} is no parquet file; name it by what it holds, or say that with --format")
+        whole.write(block)
+        if whole.tell() > _LAID_DOWN_BYTES:
+            raise InputError(f"{name}: parquet of over {_LAID_DOWN_BYTES:,} bytes cannot be streamed; save it to disk")
+    whole.seek(0)

@@ -51,7 +51,7 @@ class ReadOptions:
 
     ``prompt_column`` is the column (or JSON field) that holds the prompt, instead of ``prompt``. ``keep_columns``
     carries unknown columns through to the results instead of refusing them. ``format`` says what a source without a
-    telling name holds: ``txt``, ``jsonl``, ``csv``, ``tsv`` or ``parquet``, and the first four with ``.gz``.
+    telling name holds: ``txt``, ``jsonl``, ``csv``, ``tsv`` or ``parquet``, and each with ``.gz``.
     """
 
     prompt_column: str | None = None

@@ -109,9 +109,9 @@ def test_the_longest_line_is_a_row_or_a_problem(tmp_path: Path) -> None:
         ("p.jsonl", b"\n \n", "p.jsonl holds no prompt"),
         ("p.csv", b"", "p.csv holds no prompt"),
         ("p.txt.gz", b"", "p.txt.gz holds no prompt"),
-        ("p.docx", b"a", r"p.docx: a prompt file ends in .txt, .jsonl, .csv, .tsv, .parquet \(all but parquet also"),
+        ("p.docx", b"a", r"p.docx: a prompt file ends in .txt, .jsonl, .csv, .tsv, .parquet \(each also"),
         ("prompts", b"a", r"prompts: its name tells no format; say it with --format \(txt, jsonl"),
-        ("p.parquet.gz", b"a", "p.parquet.gz: a parquet file is compressed in itself; unpack it with gunzip"),
+        ("p.parquet.gz", gzip.compress(b"a"), "p.parquet.gz is no parquet file"),
     ],
 )
 def test_a_file_that_is_something_else_is_told_as_a_whole(tmp_path: Path, name: str, content: bytes, told: str) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tests.unit.prompts import helpers
 
 from latentfarm.errors import InputError
-from latentfarm.prompts import PlacedRow, Problem, ReadOptions, Source, open_source, sources
+from latentfarm.prompts import PlacedRow, Problem, ReadOptions, Source, formats, open_source, sources
 
 pytestmark = pytest.mark.unit
 
@@ -100,13 +100,26 @@ def test_stdin_may_be_gzip_or_parquet(stdin: Callable[[bytes], None]) -> None:
 
 
 def test_parquet_too_long_to_stream_is_refused(stdin: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyarrow")
-    monkeypatch.setattr(sources, "AHEAD_BYTES", 1000)
-    stdin(bytes(2**25 + 1))
-    with pytest.raises(
-        InputError, match="stdin: parquet of over 33,554,432 bytes cannot be streamed; save it to a file"
-    ):
+    monkeypatch.setattr(formats, "_LAID_DOWN_BYTES", 2**20)
+    stdin(b"PAR1" + bytes(2**20))
+    with pytest.raises(InputError, match="stdin: parquet of over 1,048,576 bytes cannot be streamed; save it to disk"):
         list(open_source("-", ReadOptions(format="parquet")).read())
+
+
+def test_a_stream_that_is_no_parquet_is_told_by_its_first_bytes(stdin: Callable[[bytes], None]) -> None:
+    stdin(b"a cat")
+    with pytest.raises(InputError, match="stdin is no parquet file"):
+        list(open_source("-", ReadOptions(format="parquet")).read())
+
+
+def test_parquet_may_be_gzipped(tmp_path: Path) -> None:
+    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    body = io.BytesIO()
+    parquet.write_table(pa.table({"prompt": ["a cat", "a dog"]}), body)
+    file = tmp_path / "p.parquet.gz"
+    file.write_bytes(gzip.compress(body.getvalue()))
+    source = open_source(file)
+    assert prompts(source) == prompts(source) == ["a cat", "a dog"]
 
 
 def test_a_fifo_is_a_stream(tmp_path: Path) -> None:
