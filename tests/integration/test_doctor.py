@@ -3,69 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
-from http.client import HTTPConnection
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
-from urllib.parse import urlsplit
 
 import pytest
 from pydantic import SecretStr
 from tests.conftest import Command
+from tests.s3_front import Answer, front, s3_error
 
 from latentfarm.bucket import Bucket
 from latentfarm.errors import UnavailableError
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.integration
-
-#: what the front does with a method: an S3 error, a status alone, or another body
-Answer = tuple[int, bytes]
-
-
-def s3_error(code: str, status: int = 403) -> Answer:
-    text = f'<?xml version="1.0" encoding="UTF-8"?><Error><Code>{code}</Code><Message>no</Message></Error>'
-    return status, text.encode()
-
-
-@contextmanager
-def front(settings: Settings, answers: dict[str, Answer]) -> Iterator[Settings]:
-    """Serve the store, except for the methods in ``answers``."""
-    store = urlsplit(settings.s3_endpoint_url).netloc
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            status, found = answers.get(self.command, (0, b""))
-            if not status:
-                status, found = self.ask_store(body)
-            self.send_response(status)
-            self.send_header("content-length", str(len(found)))
-            self.send_header("content-type", "application/xml")
-            self.end_headers()
-            self.wfile.write(b"" if self.command == "HEAD" else found)
-
-        def ask_store(self, body: bytes) -> Answer:
-            with closing(HTTPConnection(store)) as connection:
-                # the signature covers the host that was asked for
-                connection.request(self.command, self.path, body, dict(self.headers.items()))
-                with connection.getresponse() as answer:
-                    return answer.status, answer.read()
-
-        do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = handle_any  # noqa: N815 - the library's names
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        try:
-            yield settings.model_copy(update={"s3_endpoint_url": f"http://127.0.0.1:{server.server_port}"})
-        finally:
-            server.shutdown()
 
 
 def keys(settings: Settings) -> list[str]:

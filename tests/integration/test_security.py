@@ -1,0 +1,433 @@
+"""A farm as its operator should lock it: users of Redis with their rights, roles of the bucket, and nothing told.
+
+One run of a real worker, with a canary in every prompt and secret, is what the tests look at.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import pickle
+import secrets
+import socket
+import ssl
+import sys
+import uuid
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import pytest
+import redis
+import trustme
+from kombu.exceptions import OperationalError
+from tests.conftest import REPOSITORY, until
+from tests.s3_front import Asked, front
+
+from latentfarm import doorbell
+from latentfarm.bucket import Bucket, image_key, manifest_key, trace_key
+from latentfarm.farm import Farm
+from latentfarm.jsonl import pack, unpack
+from latentfarm.local.process import Child
+from latentfarm.local.redis_server import find_redis
+from latentfarm.settings import Settings
+from latentfarm.submission import Rules
+
+pytestmark = pytest.mark.integration
+
+DOCS = REPOSITORY / "docs" / "security"
+#: stands in every text of a user; looked for everywhere
+CANARY = "canary-7f3a"
+TOKEN = "token-91c2"
+SMALL = {"num_inference_steps": 2, "width": 64, "height": 64}
+ROLES = ("producer", "worker")
+
+
+@dataclass
+class Run:
+    """A farm after one run: who may enter it, and everything that was said and done in it."""
+
+    port: int
+    passwords: dict[str, str]
+    settings: dict[str, Settings]
+    logs: list[Path]
+    pickled: Path
+    secrets: list[str]
+    asked: dict[str, set[Asked]] = field(default_factory=lambda: {role: set() for role in ROLES})
+    commands: list[str] = field(default_factory=list)
+    messages: list[str] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
+    webhook: str = ""
+
+    def client(self, user: str) -> Any:
+        return redis.Redis(port=self.port, db=1, username=user, password=self.passwords[user])
+
+
+@contextmanager
+def locked_redis(folder: Path, passwords: dict[str, str]) -> Iterator[int]:
+    """Start Redis on the loopback interface with the published users."""
+    acl = (DOCS / "redis-acl.txt").read_text()
+    for user, password in passwords.items():
+        acl = acl.replace(f"{user.upper()}_PASSWORD", password)
+    (folder / "users.acl").write_text(acl)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(folder / "users.acl"), "--save", ""]
+    child = Child("Redis", [find_redis(), *options, "--dir", str(folder)], log=folder / "redis.log")
+    try:
+        until(lambda: "Ready to accept" in (folder / "redis.log").read_text(), timeout_s=20)
+        yield port
+    finally:
+        child.terminate()
+        child.wait_or_kill(5)
+
+
+class Mark:
+    """Unpickling it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+def pickled_message(file: Path) -> str:
+    """Return a message of the doorbell's task whose body is a pickle, as an enemy would push it."""
+    headers = {"task": doorbell.TASK_NAME, "id": str(uuid.uuid4()), "lang": "py", "root_id": "x", "parent_id": None}
+    properties = {
+        "correlation_id": headers["id"],
+        "delivery_tag": str(uuid.uuid4()),
+        "delivery_mode": 2,
+        "delivery_info": {"exchange": "", "routing_key": "render.mini"},
+        "body_encoding": "base64",
+        "priority": 0,
+    }
+    return json.dumps(
+        {
+            "body": base64.b64encode(pickle.dumps(Mark(file))).decode(),
+            "content-encoding": "binary",
+            "content-type": "application/x-python-serialize",
+            "headers": headers,
+            "properties": properties,
+        }
+    )
+
+
+def hand_in(run: Run) -> None:
+    """Submit prompts that hold the canary: two good, one that cannot be rendered, a wrong row, and a forged one."""
+    rows: list[dict[str, Any]] = [
+        {"prompt": f"{CANARY} one", "negative_prompt": CANARY, "id": f"{CANARY}-1", **SMALL},
+        {"prompt": f"{CANARY} two", "note": CANARY, "trace": True, **SMALL},
+        {"prompt": f"{CANARY} three", **SMALL, "scheduler_options": {"nope": 1}},
+        {"prompt": f"{CANARY} four", "width": CANARY, CANARY: CANARY},
+        {"prompt": CANARY * 500},
+        {"prompt": f"{CANARY} six", **SMALL},
+    ]
+    farm = Farm(run.settings["producer"])
+    from latentfarm.prompts import ReadOptions
+
+    rules = Rules(check_first=False, max_invalid=1.0, webhook=f"https://hooks.invalid/{TOKEN}?t={TOKEN}")
+    batch = farm.submit(rows, batch="cats", rules=rules, reading=ReadOptions(keep_columns=True))
+    forge(farm.bucket, 5, prompt=CANARY * 500)
+    # a worker that was lost after its put: the flush of the part removes what it left
+    [lost] = farm.ledger.lease("mini", "lost", 1, lease_s=30)
+    run.leftovers = [image_key("cats", lost.index, lost.epoch), trace_key("cats", lost.index, lost.epoch)]
+    for key in run.leftovers:
+        farm.bucket.put(key, b"half a picture")
+    farm.ledger.release([lost])
+    run.messages = [str(message) for message in run.client("admin").lrange("render.mini", 0, -1)]
+    assert run.messages
+    assert batch.status().total == 6
+
+
+def forge(bucket: Bucket, index: int, **fields: Any) -> None:
+    key = manifest_key("cats", 0)
+    lines = unpack(bucket.get(key))
+    lines[index] |= fields
+    bucket.put(key, pack(lines))
+
+
+def collect(run: Run) -> None:
+    """Do what a user does with a batch that has ended."""
+    farm = Farm(run.settings["producer"])
+    batch = farm.batch("cats")
+    until(lambda: batch.status().over)
+    batch.wait(timeout_s=60)
+    # a part that was flushed and is opened again is read back by whoever flushes it
+    assert batch.retry(code="scheduler") == 1
+    until(lambda: batch.status().over)
+    batch.wait(timeout_s=60)
+    until(lambda: bool(run.client("admin").hget("lf:batch:cats", "webhook_error")), timeout_s=60)
+    run.webhook = str(run.client("admin").hget("lf:batch:cats", "webhook_error"))
+    run.results = list(batch.results())
+    batch.fetch(run.logs[0].parent / "out")
+    farm.bucket.probe()
+    assert farm.ledger.ping()
+    quick, slow = {"prompt": "a", "num_inference_steps": 1}, {"prompt": "a", "num_inference_steps": 500}
+    other = farm.submit([quick, *[slow] * 20], batch="dogs")
+    until(lambda: other.status().done > 0)
+    assert other.status().images_per_s
+    other.pause()
+    other.resume()
+    other.set_priority(3)
+    other.cancel()
+
+
+@pytest.fixture(scope="module")
+def run(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    folder = tmp_path_factory.mktemp("locked")
+    passwords = {user: f"password-{secrets.token_hex(8)}" for user in ("admin", *ROLES)}
+    hook_secret = base64.b64encode(secrets.token_bytes(32)).decode()
+    seen: dict[str, set[Asked]] = {role: set() for role in ROLES}
+    with (
+        locked_redis(folder, passwords) as port,
+        front(servers, {}, seen["producer"]) as for_producer,
+        front(servers, {}, seen["worker"]) as for_worker,
+    ):
+        base = {"producer": for_producer, "worker": for_worker}
+        urls = {role: f"redis://{role}:{passwords[role]}@127.0.0.1:{port}/1" for role in ROLES}
+        settings = {role: base[role].model_copy(update={"redis_url": urls[role]}) for role in ROLES}
+        known = [*passwords.values(), servers.s3_secret_key.get_secret_value(), hook_secret]
+        log = folder / "worker.log"
+        found = Run(port, passwords, settings, [log, folder / "redis.log"], folder / "pickled", known, seen)
+        with found.client("admin").monitor() as monitor:
+            found.client("admin").ping()
+            watching = Thread(target=note_commands, args=(monitor, found.commands), daemon=True)
+            watching.start()
+            hand_in(found)
+            found.client("admin").rpush("render.mini", pickled_message(found.pickled))
+            environment = settings["worker"].environment() | {
+                "LATENTFARM_SWEEP_S": "0.3",
+                "LATENTFARM_WEBHOOK_SECRET": f"whsec_{hook_secret}",
+            }
+            worker = Child(
+                "worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env={**os.environ, **environment}
+            )
+            try:
+                collect(found)
+            finally:
+                worker.terminate()
+                worker.wait_or_kill(40)
+            delete_all(found)
+            found.client("admin").publish("end", "end")
+            watching.join(10)
+        yield found
+
+
+def delete_all(run: Run) -> None:
+    farm = Farm(run.settings["producer"])
+    farm.batch("dogs").delete()
+
+
+def note_commands(monitor: Any, commands: list[str]) -> None:
+    """Keep every command that Redis is sent, arguments and all, until ``PUBLISH end``."""
+    for told in monitor.listen():
+        commands.append(told["command"])
+        if told["command"].upper().startswith("PUBLISH END"):
+            return
+
+
+def test_a_locked_farm_renders_commits_and_flushes(run: Run) -> None:
+    states = [line["state"] for line in run.results]
+    assert states == ["done", "done", "failed", "failed", "failed", "failed"]
+    codes = [line["error"]["code"] for line in run.results[2:]]
+    assert codes == ["scheduler", "invalid_row", "invalid_row", "manifest"]
+    assert [line["request"]["prompt"] for line in run.results[:2]] == [f"{CANARY} one", f"{CANARY} two"]
+
+
+def test_redis_never_hears_a_prompt(run: Run) -> None:
+    assert len(run.commands) > 100
+    assert [command for command in run.commands if CANARY in command] == []
+
+
+def test_no_key_and_no_value_of_redis_holds_a_prompt_or_a_secret(run: Run) -> None:
+    values = dump(run.client("admin"))
+    assert any("lf:batch:cats" in value for value in values)
+    for text in (CANARY, *run.secrets):
+        assert [value for value in values if text in value] == []
+    # the URL's token has to be somewhere for the workers to find it
+    assert [value.partition(" ")[0] for value in values if TOKEN in value] == ["lf:batch:cats"]
+
+
+def dump(client: Any) -> list[str]:
+    readers = {
+        b"string": client.get,
+        b"hash": client.hgetall,
+        b"set": client.smembers,
+        b"list": lambda key: client.lrange(key, 0, -1),
+        b"zset": lambda key: client.zrange(key, 0, -1),
+    }
+    return [f"{key.decode()} {readers[client.type(key)](key)}" for key in client.scan_iter()]
+
+
+def test_a_doorbell_carries_nothing(run: Run) -> None:
+    for message in run.messages:
+        assert not [text for text in (CANARY, TOKEN, "cats", *run.secrets) if text in message]
+
+
+def test_logs_hold_no_prompt_no_secret_and_no_token(run: Run) -> None:
+    worker, server = (log.read_text() for log in run.logs)
+    assert "cats/2 failed: scheduler" in worker
+    assert "cats/5 failed: manifest" in worker
+    for text in (CANARY, TOKEN, *run.secrets):
+        assert text not in worker, text
+        assert text not in server, text
+
+
+def test_the_error_of_a_webhook_holds_no_token(run: Run) -> None:
+    assert TOKEN not in run.webhook
+    assert run.webhook not in {"", "None"}
+
+
+def test_a_user_is_told_in_full_what_the_ledger_is_not(run: Run) -> None:
+    wrong = run.results[3]["error"]["message"]
+    assert "width" in wrong
+    assert CANARY in wrong
+
+
+def test_a_pickle_in_the_queue_is_refused_and_does_no_harm(run: Run) -> None:
+    assert not run.pickled.exists()
+    pickle.loads(pickle.dumps(Mark(run.pickled)))  # noqa: S301 - that it would have
+    assert run.pickled.exists()
+    assert "Refusing to deserialize" in run.logs[0].read_text()
+
+
+def test_what_a_lost_worker_left_is_removed_by_the_worker_s_own_rights(run: Run) -> None:
+    for key in run.leftovers:
+        assert Asked("s3:DeleteObject", key) in run.asked["worker"]
+        assert not Bucket.connect(run.settings["producer"]).exists(key)
+
+
+# -- Redis -----------------------------------------------------------------------------------------------------
+
+FORBIDDEN = [
+    "FLUSHALL", "FLUSHDB", "KEYS *", "SCAN 0", "CONFIG GET *", "CONFIG SET dir /", "DEBUG SLEEP 0", "SHUTDOWN NOSAVE",
+    "SAVE", "BGREWRITEAOF", "ACL LIST", "ACL WHOAMI", "CLIENT LIST", "MONITOR", "SCRIPT FLUSH", "SLAVEOF NO ONE",
+    "MODULE LIST", "EVAL return 0", "RENAME lf:batches lf:b", "MOVE lf:batches 1", "DUMP lf:batches",
+    "GET elsewhere", "SET elsewhere 1", "PUBLISH elsewhere 1", "SWAPDB 0 1", "MIGRATE h 1 lf:batches 0 1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("command", FORBIDDEN)
+def test_a_role_may_do_nothing_to_redis_beyond_its_keys(run: Run, role: str, command: str) -> None:
+    with closing(run.client(role)) as client, pytest.raises(redis.exceptions.NoPermissionError):
+        client.execute_command(*command.split(" "))
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("body", ["redis.call('FLUSHALL')", "redis.call('KEYS', '*')", "redis.call('GET', 'else')"])
+def test_a_script_may_do_no_more_than_its_user(run: Run, role: str, body: str) -> None:
+    with closing(run.client(role)) as client, pytest.raises(redis.ResponseError, match=r"can't run|can't access|ACL"):
+        client.register_script(f"return {body}")()
+
+
+def test_nobody_enters_without_a_password(run: Run) -> None:
+    with closing(redis.Redis(port=run.port)) as client, pytest.raises(redis.AuthenticationError):
+        client.ping()
+
+
+def test_the_worker_s_user_may_put_back_a_doorbell_that_was_not_answered(run: Run) -> None:
+    app = doorbell.make_app(run.settings["worker"].redis_url, model="mini")
+    run.client("admin").delete("render.mini")
+    doorbell.ring(run.client("admin"), app, "mini", 1)
+    with app.connection_for_read() as connection, connection.channel() as channel:
+        channel.basic_get("render.mini")
+        assert run.client("admin").llen("render.mini") == 0
+        channel.visibility_timeout = -1
+        channel.qos.restore_visible()
+        assert run.client("admin").llen("render.mini") == 1
+        channel.basic_get("render.mini")
+        channel.qos.restore_unacked_once()
+    assert run.client("admin").llen("render.mini") == 1
+
+
+def test_every_right_in_redis_is_used(run: Run) -> None:
+    used = {name.removeprefix("cmdstat_").replace("|", " ") for name in run.client("admin").info("commandstats")}
+    scripts = "".join(file.read_text() for file in (REPOSITORY / "producer/latentfarm/ledger").glob("*.lua"))
+    for line in (DOCS / "redis-acl.txt").read_text().splitlines():
+        # a transaction that breaks off is tidied up by unwatch; none does here
+        granted = [word[1:] for word in line.split() if word.startswith("+") and word != "+unwatch"]
+        idle = [name for name in granted if name.partition("|")[0] not in used and f"'{name.upper()}'" not in scripts]
+        assert idle == [], line.split()[1]
+
+
+def test_a_doorbell_over_tls_tells_a_stranger_nothing() -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    heard: list[bytes] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def listen() -> None:
+            while True:
+                try:
+                    connection, _ = server.accept()
+                except OSError:
+                    return
+                with connection, closing(connection):
+                    try:
+                        with context.wrap_socket(connection, server_side=True) as tls:
+                            heard.append(tls.recv(1000))
+                    except OSError:
+                        heard.append(b"")
+
+        Thread(target=listen, daemon=True).start()
+        app = doorbell.make_app(f"rediss://:hunter2@127.0.0.1:{server.getsockname()[1]}")
+        with pytest.raises((OperationalError, redis.ConnectionError)), app.connection_for_write() as connection:
+            connection.default_channel.client.ping()
+        server.shutdown(socket.SHUT_RDWR)
+    assert heard
+    assert b"hunter2" not in b"".join(heard)
+
+
+# -- the bucket ------------------------------------------------------------------------------------------------
+
+
+def statements(role: str) -> Iterator[tuple[str, str]]:
+    """Yield each pair of an action and a resource that a published policy allows."""
+    policy = json.loads((DOCS / f"s3-{role}.json").read_text())
+    for statement in policy["Statement"]:
+        assert statement.keys() == {"Sid", "Effect", "Action", "Resource"}
+        assert statement["Effect"] == "Allow"
+        actions, resources = (
+            [value] if isinstance(value, str) else value for value in (statement["Action"], statement["Resource"])
+        )
+        for action in actions:
+            for resource in resources:
+                yield action, resource
+
+
+def allows(role: str, asked: Asked, bucket: str = "BUCKET") -> bool:
+    place = f"arn:aws:s3:::{bucket}" + (f"/{asked.key}" if asked.key else "")
+    return any(action == asked.action and fnmatchcase(place, resource) for action, resource in statements(role))
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_policy_allows_all_that_its_role_does(run: Run, role: str) -> None:
+    assert len(run.asked[role]) > 10
+    assert [asked for asked in run.asked[role] if not allows(role, asked)] == []
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_policy_allows_nothing_that_its_role_does_not_do(run: Run, role: str) -> None:
+    for action, resource in statements(role):
+        assert "*" not in action
+        places = [f"arn:aws:s3:::BUCKET/{a.key}".rstrip("/") for a in run.asked[role] if a.action == action]
+        assert any(fnmatchcase(place, resource) for place in places), (action, resource)
+
+
+def test_a_worker_may_change_nothing_that_was_asked_for() -> None:
+    for key in ("batches/cats/manifest/part-00000.jsonl.gz", "batches/cats/batch.json", "batches/cats/control.json"):
+        for action in ("s3:PutObject", "s3:DeleteObject"):
+            assert not allows("worker", Asked(action, key))
+            assert allows("producer", Asked(action, key))
+    assert not allows("worker", Asked("s3:GetObject", "other.txt"))
+    assert not allows("producer", Asked("s3:GetObject", "batches/x"), bucket="OTHER")
