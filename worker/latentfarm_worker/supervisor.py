@@ -123,10 +123,10 @@ class Supervisor:
                 told += 1
             if watch.stands_still():
                 log.error("the engine has made no step for %.0f s; killing process %d", watch.still_s, child.pid)
-                _kill(child)
-            elif time.monotonic() > kill_at:
+                return _kill(child)
+            if time.monotonic() > kill_at:
                 log.error("the worker did not end in time; killing process %d", child.pid)
-                _kill(child)
+                return _kill(child)
             self._woken.clear()
             if self._asked == told:
                 self._woken.wait(_LOOK_S)
@@ -154,13 +154,17 @@ class _Watch:
         return self.still_s > self._hang_s
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """Have the process say where it stands, then kill it."""
+def _kill(child: subprocess.Popen[bytes]) -> int:
+    """Have the process say where it stands, then kill it; return what its exit code is to us.
+
+    The signal that makes it speak may end it, in one way or another.
+    """
     child.send_signal(signal.SIGUSR2)
     with suppress(subprocess.TimeoutExpired):
         child.wait(_TRACEBACK_S)
     child.kill()
     child.wait()
+    return -signal.SIGKILL
 
 
 def _exit_code(code: int) -> int:

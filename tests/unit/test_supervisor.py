@@ -1,0 +1,81 @@
+"""What a supervisor concludes from a pulse and an exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from latentfarm_worker import pulse, supervisor
+from latentfarm_worker.pulse import Phase, Pulse
+
+pytestmark = pytest.mark.unit
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        monkeypatch.setattr(supervisor.time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def looks_until_killed(watch: supervisor._Watch, clock: Clock, *, most: int = 10_000) -> int:
+    for look in range(1, most + 1):
+        clock.now += supervisor._LOOK_S
+        if watch.stands_still():
+            return look
+    return most
+
+
+def test_an_engine_that_makes_no_step_is_killed_after_the_time_it_was_given(clock: Clock) -> None:
+    beating = Pulse()
+    beating.step()
+    watch = supervisor._Watch(beating, hang_s=10)
+    assert looks_until_killed(watch, clock) == pytest.approx(10 / supervisor._LOOK_S, abs=1)
+
+
+@pytest.mark.parametrize("phase", [Phase.LOADING, Phase.IDLE])
+def test_an_engine_that_has_nothing_to_do_is_left_alone(clock: Clock, phase: Phase) -> None:
+    beating = Pulse()
+    beating.enter(phase)
+    assert looks_until_killed(supervisor._Watch(beating, hang_s=10), clock) == 10_000
+
+
+def test_each_step_gives_the_engine_its_time_anew(clock: Clock) -> None:
+    beating = Pulse()
+    watch = supervisor._Watch(beating, hang_s=10)
+    for _ in range(50):
+        beating.step()
+        assert looks_until_killed(watch, clock, most=40) == 40
+
+
+def test_a_machine_that_slept_for_an_hour_has_no_engine_that_hangs(clock: Clock) -> None:
+    beating = Pulse()
+    beating.step()
+    watch = supervisor._Watch(beating, hang_s=10)
+    clock.now += 3600
+    assert not watch.stands_still()
+
+
+def test_a_child_sees_the_pulse_of_its_parent_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Pulse.shared()
+    monkeypatch.setenv(pulse.SUPERVISED, f"{os.dup(mine.descriptor)}:host-1-abcdef")
+    theirs, name = pulse.inherited()
+    assert name == "host-1-abcdef"
+    theirs.step()
+    theirs.commit()
+    theirs.commit()
+    assert (mine.phase, mine.steps, mine.commits) == (Phase.STEPPING, 1, 2)
+    assert pulse.inherited()[1] is None
+
+
+@pytest.mark.parametrize(
+    ("code", "ours"), [(0, 0), (-signal.SIGTERM, 0), (-signal.SIGINT, 0), (2, 2), (-signal.SIGKILL, 137), (75, 75)]
+)
+def test_the_exit_code_of_a_worker_that_was_asked_to_end_is_told_on(code: int, ours: int) -> None:
+    assert supervisor._exit_code(code) == ours
