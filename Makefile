@@ -3,10 +3,12 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+MINUTES ?= 3
+STORE ?= rclone
 QUICK := not slow and not gpu and not bench
 BENCHMARKS := mini submission first_image ledger fair_share fetch
 
-.PHONY: demo test check format bench docs clean
+.PHONY: demo test check format bench docs chaos clean
 
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
@@ -28,6 +30,9 @@ bench: $(VENV)/.dev  ## measurements, half an hour of them; fails if a bar is mi
 		echo "== bench_$$name"; $(BIN)/python -m tests.bench.bench_$$name --write || missed="$$missed $$name"; \
 	done; $(BIN)/python -m pytest -m bench || missed="$$missed pytest"; \
 	test -z "$$missed" || { echo "bars are missed:$$missed"; exit 1; }
+
+chaos: $(VENV)/.dev  ## kill, freeze and cut everything for MINUTES=3; also SEED=n, STORE=moto
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --store $(STORE) $(if $(SEED),--seed $(SEED))
 
 docs: $(VENV)/.dev  ## write the commands into docs/reference.md
 	$(BIN)/python docs/write_reference.py

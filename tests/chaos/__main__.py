@@ -29,12 +29,16 @@ def main() -> int:
     folder = (args.folder or Path("out") / f"chaos-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
     print(f"seed {seed}, store {args.store}, {args.minutes:g} minutes; everything lies in {folder}", flush=True)
     farm = run_farm(folder / "farm", seed=seed, duration_s=60 * args.minutes, store=args.store)
+    for violation in farm.violations:
+        print(f"VIOLATED (seed {seed}, store {args.store}): {violation}", flush=True)
     stock = None
     if not args.no_stock:
         stock = run_stock(folder / "stock", seed=seed, duration_s=60 * args.minutes, jobs=farm.found.jobs)
     report(farm, stock, seed=seed, store=args.store, minutes=args.minutes, write=args.write)
-    for violation in farm.violations:
-        print(f"VIOLATED (seed {seed}, store {args.store}): {violation}", flush=True)
+    held = (
+        "every invariant holds" if not farm.violations else f"{len(farm.violations)} invariants do not hold, see above"
+    )
+    print(f"seed {seed}, store {args.store}: {held}; everything lies in {folder}", flush=True)
     return int(bool(farm.violations))
 
 

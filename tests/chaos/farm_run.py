@@ -37,12 +37,14 @@ PRELOAD = (
     "latentfarm_worker.resident",
     "latentfarm_worker.families",
     "latentfarm.cli",
-    "tests.chaos.fake_worker",
+    "tests.chaos.warm",
 )
 FAKE_WORKERS = 4
 SWEEP_S = 0.5
 SLOTS = 4
-_MINI_JOBS, _MINI_STEPS = 24, 2
+#: a recovery is calm if nothing befell Redis or the store for so long after the kill
+CALM_S = LEASE_S + 2
+_MINI_JOBS = 24
 #: another batch is submitted when fewer jobs than this wait
 _LOW_WATER = 500
 #: for the farm to finish after the faults: so long, and a share of the run
@@ -58,6 +60,7 @@ class Outcome:
     happened: Happened
     found: Findings
     recovery: Recovery
+    calm_recovery: Recovery
     entries: list[Entry]
     duration_s: float
     settled_s: float
@@ -136,7 +139,7 @@ class _FarmRun:
 
     def run(self, duration_s: float) -> Outcome:
         faults = schedule(self.seed, duration_s, len(self.ground.seats))
-        self.producer.add("mini", rows=_MINI_JOBS, steps=_MINI_STEPS)
+        self.producer.add("mini", rows=_MINI_JOBS)
         self.producer.add(ALIAS)
         for seat in self.ground.seats:
             self.ground.fill(seat)
@@ -152,6 +155,7 @@ class _FarmRun:
             happened=happened,
             found=found,
             recovery=recovery(entries, happened.kills),
+            calm_recovery=recovery(entries, self.ground.calm_kills(CALM_S)),
             entries=entries,
             duration_s=duration_s,
             settled_s=settled_s,

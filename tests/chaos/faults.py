@@ -29,8 +29,14 @@ class _Kind:
 #: how long the shortest stop of a worker lasts: twice the lease of a run
 LEASE_S = 3.0
 
+_GAP_S = (0.5, 3.5)
+_KILL = "kill -9 a worker"
+#: from this share of a run on workers are killed and nothing else happens, to see how fast their jobs run elsewhere
+_CALM_FROM = 0.8
+_CALM_GAP_S = (6.0, 8.0)
+
 KINDS = {
-    "kill -9 a worker": _Kind(8),
+    _KILL: _Kind(8),
     "stop a worker past its lease": _Kind(3, 2 * LEASE_S, 3 * LEASE_S),
     "SIGTERM a worker": _Kind(3),
     "black hole for a worker": _Kind(2, 2 * LEASE_S, 4 * LEASE_S),
@@ -48,7 +54,6 @@ KINDS = {
 }
 #: those that a farm without our store and our producer meets too
 STOCK_KINDS = frozenset(kind for kind in KINDS if not kind.startswith("S3") and "producer" not in kind)
-_GAP_S = (0.5, 3.5)
 
 
 def seeded(seed: int) -> random.Random:
@@ -57,17 +62,20 @@ def seeded(seed: int) -> random.Random:
 
 
 def schedule(seed: int, duration_s: float, workers: int, *, kinds: Collection[str] = frozenset(KINDS)) -> list[Fault]:
-    """Return the faults of a run in order: each kind once in a random order, then by their weights."""
+    """Return the faults of a run in order: each kind once in a random order, then by their weights, then only kills."""
     chance = seeded(seed)
     names = sorted(kinds)
     first = chance.sample(names, len(names))
     weights = [KINDS[name].weight for name in names]
     faults, at_s = [], 3.0
-    while at_s < duration_s:
+    while at_s < _CALM_FROM * duration_s:
         name = first.pop() if first else chance.choices(names, weights)[0]
         kind = KINDS[name]
         lasts_s = round(chance.uniform(kind.shortest_s, kind.longest_s), 3)
         faults.append(Fault(round(at_s, 3), name, chance.randrange(workers), lasts_s))
         # a frozen Redis stops everything; what befalls others meanwhile tells little
         at_s += chance.uniform(*_GAP_S) + (lasts_s if name == "freeze Redis" else 0)
+    while at_s < duration_s:
+        faults.append(Fault(round(at_s, 3), _KILL, chance.randrange(workers)))
+        at_s += chance.uniform(*_CALM_GAP_S)
     return faults

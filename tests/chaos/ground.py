@@ -22,6 +22,8 @@ from latentfarm.local.redis_server import socket_path, start_redis
 #: a worker told to end has ended by then: the promised 25 s, and what a busy machine adds
 END_S = 32.0
 _REBIRTH_S = 0.3
+#: what a fault of Redis or the store takes to be over, for connections to be made anew
+_AFTERMATH_S = 3.0
 _TICK_S = 0.05
 
 
@@ -61,6 +63,8 @@ class Happened:
     """What befell the processes, as far as figures are made of it."""
 
     faults: list[str] = field(default_factory=list)
+    #: from when to when Redis or the store was not whole
+    disturbances: list[tuple[float, float]] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
     ends_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
@@ -192,6 +196,15 @@ class Ground:
                 self._press(seat, time.monotonic())
             time.sleep(_TICK_S)
 
+    def calm_kills(self, within_s: float) -> list[Kill]:
+        """Return the kills with no disturbance of Redis or the store so long after them."""
+        troubled = self.happened.disturbances
+        return [
+            kill
+            for kill in self.happened.kills
+            if not any(start < kill.at_s + within_s and kill.at_s < end for start, end in troubled)
+        ]
+
     # -- faults ----------------------------------------------------------------------------------------------
 
     def begin(self, fault: Fault) -> Callable[[], None] | None:
@@ -201,6 +214,8 @@ class Ground:
         self.happened.faults.append(fault.kind)
         if "worker" in fault.kind:
             return self._befall(fault.kind, seat) if seat else None
+        now = time.monotonic()
+        self.happened.disturbances.append((now, now + fault.lasts_s + _AFTERMATH_S))
         if fault.kind.startswith("S3"):
             return self._befall_store(fault.kind)
         return self._befall_redis(fault.kind)

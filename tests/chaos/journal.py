@@ -19,10 +19,11 @@ FRESH = frozenset({"done", "full"})
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line. ``at_s`` is CLOCK_MONOTONIC, which all processes of a machine share; ``what`` is lease, commit, fail or
-    release, ``outcome`` the ledger's answer.
+    """One line: what was asked of the ledger at ``asked_s`` and answered at ``at_s``, of CLOCK_MONOTONIC, which all
+    processes of a machine share. ``what`` is lease, commit, fail or release, ``outcome`` the answer.
     """
 
+    asked_s: float
     at_s: float
     pid: int
     what: str
@@ -38,11 +39,13 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self._file = os.open(folder / f"{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def write(self, what: str, leases: Sequence[Lease], outcomes: Sequence[str] = (), **more: str) -> None:
+    def write(
+        self, what: str, asked_s: float, leases: Sequence[Lease], outcomes: Sequence[str] = (), **more: str
+    ) -> None:
         """Write a line for each lease."""
-        now, lines = time.monotonic(), []
+        times, lines = {"asked_s": asked_s, "at_s": time.monotonic()}, []
         for at, lease in enumerate(leases):
-            line = {"at_s": now, "pid": os.getpid(), "what": what, "job": lease.name, "epoch": lease.epoch, **more}
+            line = {**times, "pid": os.getpid(), "what": what, "job": lease.name, "epoch": lease.epoch, **more}
             lines.append(json.dumps({**line, "outcome": outcomes[at] if outcomes else ""}) + "\n")
         os.write(self._file, "".join(lines).encode())
 
@@ -66,27 +69,31 @@ def watch_ledger(journal: Journal) -> None:
     lease, commit_all, fail, release = Ledger.lease, Ledger.commit_all, Ledger.fail, Ledger.release
 
     def noted_lease(self: Ledger, *args: Any, **options: Any) -> list[Lease]:
+        asked_s = time.monotonic()
         leases = lease(self, *args, **options)
-        journal.write("lease", leases)
+        journal.write("lease", asked_s, leases)
         return leases
 
     def noted_commit_all(
         self: Ledger, finished: Sequence[tuple[Lease, dict[str, Any]]], *args: Any, **options: Any
     ) -> list[CommitOutcome]:
+        asked_s = time.monotonic()
         outcomes = commit_all(self, finished, *args, **options)
         for (held, receipt), outcome in zip(finished, outcomes, strict=True):
-            journal.write("commit", [held], [outcome], sha256=receipt["sha256"])
+            journal.write("commit", asked_s, [held], [outcome], sha256=receipt["sha256"])
         return outcomes
 
     def noted_fail(self: Ledger, lease: Lease, *args: Any, **options: Any) -> FailOutcome:
+        asked_s = time.monotonic()
         outcome = fail(self, lease, *args, **options)
-        journal.write("fail", [lease], [outcome])
+        journal.write("fail", asked_s, [lease], [outcome])
         return outcome
 
     def noted_release(self: Ledger, leases: Any, *args: Any, **options: Any) -> int:
         held = list(leases)
+        asked_s = time.monotonic()
         released = release(self, held, *args, **options)
-        journal.write("release", held)
+        journal.write("release", asked_s, held)
         return released
 
     Ledger.lease = noted_lease  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from threading import Thread
 from typing import Any, Self, TypeVar
@@ -18,6 +18,7 @@ from tests.chaos.faults import seeded
 T = TypeVar("T")
 
 _PIECE = 65536
+_LONGEST_HEAD = 2**20
 _CALL_S = 10.0
 _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
@@ -29,6 +30,7 @@ class Network:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
+        self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[Any]] = set()
         self._thread = Thread(target=self.loop.run_forever, name="network", daemon=True)
         self._thread.start()
@@ -53,7 +55,19 @@ class Network:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def listen(self, serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Coroutine[Any, Any, None]]) -> int:
+        """Serve connections on a free port of this machine; return it."""
+        server = self.call(self._listen(serve))
+        self._servers.append(server)
+        port: int = server.sockets[0].getsockname()[1]
+        return port
+
+    async def _listen(self, serve: Callable[..., Coroutine[Any, Any, None]]) -> asyncio.Server:
+        return await asyncio.start_server(serve, "127.0.0.1", 0, limit=_LONGEST_HEAD)
+
     async def _cancel_all(self) -> None:
+        for server in self._servers:
+            server.close()
         tasks = asyncio.all_tasks() - {asyncio.current_task()}
         for task in tasks:
             task.cancel()
@@ -74,9 +88,7 @@ class Link:
         self._writers: set[asyncio.StreamWriter] = set()
         self._passes = asyncio.Event()
         self._passes.set()
-        server = network.call(self._listen())
-        self.port: int = server.sockets[0].getsockname()[1]
-        self._server = server
+        self.port = network.listen(self._serve)
 
     @property
     def url(self) -> str:
@@ -100,9 +112,6 @@ class Link:
         self.delay_s = self.eat_share = 0.0
         self._holds = 0
         self._network.loop.call_soon_threadsafe(self._passes.set)
-
-    async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0)
 
     async def _abort_all(self) -> None:
         for writer in self._writers:
@@ -159,16 +168,12 @@ class S3Front:
         self._network = network
         self._upstream = port
         self._random = seeded(seed)
-        self._server = network.call(self._listen())
-        self.port: int = self._server.sockets[0].getsockname()[1]
+        self.port = network.listen(self._serve)
 
     def heal(self) -> None:
         """End whatever befell the store."""
         self.refuse_share = self.reset_share = self.slow_s = 0.0
         self.down = False
-
-    async def _listen(self) -> asyncio.Server:
-        return await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=2**20)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._network.keep_current_task()

@@ -17,6 +17,9 @@ from latentfarm.errors import UnavailableError
 #: error code of a job whose row was wrong
 INVALID_ROW = "invalid_row"
 
+#: few, since each worker works a plan out for each
+STEPS = (1, 4, 16)
+
 _AGAIN_S = 0.5
 _SMALLEST, _LARGEST = 150, 1500
 #: one row in so many is refused, or fails in the worker
@@ -55,14 +58,17 @@ class Producer:
         """Whether something is still to be submitted."""
         return bool(self._queue)
 
-    def add(self, model: str, *, rows: int = 0, steps: int = 1) -> None:
-        """Plan another batch, of ``rows`` or of a random size."""
+    def add(self, model: str, *, rows: int = 0) -> None:
+        """Plan another batch, of ``rows`` or of a random size; every job has one of the few numbers of steps."""
         number = len(self.plans)
         count = rows or self._random.randint(_SMALLEST, _LARGEST)
         file, fails = self._folder / f"batch-{number}.jsonl", dict[int, str]()
         with file.open("w") as out:
             for index in range(count):
-                row: dict[str, object] = {"prompt": f"a red circle {number} {index}", "num_inference_steps": steps}
+                row: dict[str, object] = {
+                    "prompt": f"a red circle {number} {index}",
+                    "num_inference_steps": self._random.choice(STEPS),
+                }
                 row["guidance_scale"] = 1.0
                 if model != "mini" and index % _WRONG_EVERY == _WRONG_EVERY - 1:
                     row["width"], fails[index] = 1030, INVALID_ROW

@@ -10,6 +10,7 @@ from pathlib import Path
 from tests.bench.table import cpu_name, write_between
 from tests.chaos.farm_run import FAKE_WORKERS, Outcome
 from tests.chaos.faults import LEASE_S
+from tests.chaos.invariants import Recovery
 from tests.chaos.journal import FRESH
 from tests.chaos.stock_run import VISIBILITY_TIMEOUT_S, StockOutcome
 
@@ -25,7 +26,7 @@ def report(farm: Outcome, stock: StockOutcome | None, *, seed: int, store: str, 
 
 
 def _figures(farm: Outcome, stock: StockOutcome | None) -> list[str]:
-    found, recovery = farm.found, farm.recovery
+    found = farm.found
     outcomes = Counter(entry.outcome for entry in farm.entries if entry.what == "commit")
     leases = Counter(entry.job for entry in farm.entries if entry.what == "lease")
     commits = Counter(entry.job for entry in farm.entries if entry.what == "commit" and entry.outcome in FRESH)
@@ -38,18 +39,23 @@ def _figures(farm: Outcome, stock: StockOutcome | None) -> list[str]:
         ("jobs run more than once", sum(1 for n in leases.values() if n > 1), stock.run_twice if stock else ""),
         ("most runs of one job", max(leases.values(), default=0), stock.most_runs if stock else ""),
         ("late commits of presumed-dead workers, refused", outcomes["stale"], "none can be"),
-        ("jobs without fault that failed as `poison`", found.poisoned, ""),
+        ("jobs without fault that failed as `poison`", len(found.poisoned), ""),
         ("objects beside those that receipts name", found.orphans, ""),
         ("commits that a killed Redis had acknowledged and forgot", len(farm.forgotten), ""),
         ("invariants that did not hold", len(farm.violations), ""),
-        ("jobs of killed workers committed elsewhere: p50", f"{recovery.at(0.5):.1f} s", ""),
-        ("the same: p99", f"{recovery.at(0.99):.1f} s", ""),
-        (f"the same: longest, of {len(recovery.seconds)}", f"{recovery.at(1):.1f} s", ""),
+        ("a killed worker's jobs committed elsewhere: p50, p99, longest", _times(farm.recovery), ""),
+        ("the same where Redis and the store were whole meanwhile", _times(farm.calm_recovery), ""),
         ("SIGTERM to exit, longest", ends, their_ends),
         ("finished after the last fault", f"{farm.settled_s:.0f} s", f"{stock.settled_s:.0f} s" if stock else ""),
     ]
     head = ["| | latentfarm | stock Celery |", "| --- | --- | --- |"]
     return [*head, *(f"| {what} | {ours} | {theirs} |" for what, ours, theirs in rows)]
+
+
+def _times(recovery: Recovery) -> str:
+    """Return p50, p99 and the longest, and of how many."""
+    times = ", ".join(f"{recovery.at(share):.1f}" for share in (0.5, 0.99, 1))
+    return f"{times} s of {len(recovery.seconds):,}" if recovery.seconds else "none"
 
 
 def _faults(farm: Outcome, stock: StockOutcome | None) -> list[str]:

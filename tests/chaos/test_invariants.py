@@ -1,0 +1,127 @@
+"""The checks see what they are there for: each invariant is broken on purpose."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.chaos.faults import KINDS, schedule
+from tests.chaos.ground import Kill
+from tests.chaos.invariants import Recovery, check_farm, recovery
+from tests.chaos.journal import Entry
+from tests.chaos.producer import Plan
+
+from latentfarm import Farm
+from latentfarm.bucket import batch_prefix, image_key, results_key
+from latentfarm.results import flush_full_parts
+
+pytestmark = pytest.mark.integration
+
+ROWS = 3
+
+
+def a_picture() -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(out, format="PNG")
+    return out.getvalue()
+
+
+@pytest.fixture
+def plan(farm: Farm) -> Plan:
+    """A finished batch."""
+    farm.submit([{"prompt": "p"}] * ROWS, batch="b", model="fake")
+    body = a_picture()
+    for lease in farm.ledger.lease("fake", "w", ROWS, lease_s=30):
+        key = image_key(lease.batch, lease.index, lease.epoch)
+        farm.bucket.put(key, body)
+        farm.ledger.commit(lease, {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)})
+    flush_full_parts(farm.ledger, farm.bucket)
+    return Plan("b", "fake", Path("prompts.jsonl"), ROWS, {})
+
+
+def an_image(farm: Farm) -> str:
+    return next(key for key in farm.bucket.keys(batch_prefix("b")) if "/images/" in key)
+
+
+def lose_an_object(farm: Farm) -> None:
+    farm.bucket.delete([an_image(farm)])
+
+
+def add_an_object(farm: Farm) -> None:
+    farm.bucket.put(an_image(farm).replace("00000000", "00000001"), a_picture())
+
+
+def change_an_object(farm: Farm) -> None:
+    farm.bucket.put(an_image(farm), a_picture() + b"more")
+
+
+def lose_the_results(farm: Farm) -> None:
+    farm.bucket.delete([results_key("b", 0)])
+
+
+def hold_a_lease(farm: Farm) -> None:
+    farm.ledger.redis.zadd("lf:leases", {"b/1": 1})
+
+
+def reopen(farm: Farm) -> None:
+    farm.ledger.redis.hset("lf:batch:b", mapping={"state": "open", "done": ROWS - 1})
+
+
+@pytest.mark.parametrize(
+    ("harm", "invariant"),
+    [
+        (lose_an_object, "every job done has its object"),
+        (add_an_object, "every job has one object"),
+        (change_an_object, "pictures decode and are what their receipts say"),
+        (lose_the_results, "parts of results are complete"),
+        (hold_a_lease, "no lease is left"),
+        (reopen, "done + failed = manifest"),
+    ],
+)
+def test_a_broken_invariant_is_seen(farm: Farm, plan: Plan, harm: Callable[[Farm], None], invariant: str) -> None:
+    assert list(check_farm(farm, [plan], []).lines()) == []
+    harm(farm)
+    assert invariant in check_farm(farm, [plan], []).violations
+
+
+def lease(at_s: float, epoch: int, *, pid: int = 1) -> Entry:
+    return Entry(at_s - 0.1, at_s, pid, "lease", "b/0", epoch)
+
+
+def commit(at_s: float, epoch: int, *, pid: int = 1) -> Entry:
+    return Entry(at_s - 0.1, at_s, pid, "commit", "b/0", epoch, "done")
+
+
+@pytest.mark.parametrize(
+    ("entries", "invariant"),
+    [
+        ([lease(1, 5), lease(2, 5, pid=2)], "no epoch is leased twice"),
+        ([lease(1, 5), lease(2, 4, pid=2)], "epochs rise"),
+        ([lease(1, 5), lease(2, 6, pid=2), commit(3, 5)], "no stale epoch commits"),
+        ([lease(1, 5), commit(2, 5), commit(3, 5)], "no job is committed twice"),
+    ],
+)
+def test_a_journal_that_tells_of_a_breach_is_seen(farm: Farm, plan: Plan, entries: list[Entry], invariant: str) -> None:
+    assert invariant in check_farm(farm, [plan], entries).violations
+
+
+def test_an_answer_that_came_late_is_no_breach(farm: Farm, plan: Plan) -> None:
+    late = Entry(0.9, 9.0, 1, "lease", "b/0", 5)
+    entries = [late, lease(5, 6, pid=2), commit(6, 6, pid=2)]
+    assert list(check_farm(farm, [plan], entries).lines()) == []
+
+
+def test_recovery_is_told_from_the_kill_to_the_commit_by_another() -> None:
+    entries = [lease(1, 5), lease(6, 6, pid=2), commit(7, 6, pid=2)]
+    assert recovery(entries, [Kill(2.0, 1)]) == Recovery([5.0])
+
+
+def test_a_seed_gives_the_same_faults_again_and_every_kind() -> None:
+    first = schedule(7, 180, 5)
+    assert first == schedule(7, 180, 5)
+    assert {fault.kind for fault in first} == set(KINDS)
+    assert first != schedule(8, 180, 5)

@@ -1,0 +1,10 @@
+"""Imported by a nursery: the plans that all jobs of a run need are worked out once, before any worker is forked."""
+
+import torch
+from tests.chaos.fake_worker import FakeFamily
+from tests.chaos.producer import STEPS
+
+from latentfarm_worker.plan import plan_for
+
+for _steps in STEPS:
+    plan_for(FakeFamily("warm", torch.device("cpu"), torch.float32).scheduler_config, None, {}, _steps)
