@@ -8,6 +8,9 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from latentfarm.errors import InputError
+from latentfarm.job import MAX_SIDE
+
 _TILE, _GAP, _LABEL, _LINES = 192, 12, 15, 3
 _PAPER, _INK = (250, 250, 248), (40, 40, 40)
 #: pictures on one sheet; more would be no glance
@@ -15,7 +18,11 @@ MAX_TILES = 48
 
 
 def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
-    """Return a grid of the pictures (at most 48), each above its label wrapped to three lines."""
+    """Return a grid of the pictures (at most 48), each above its label wrapped to three lines.
+
+    Raises:
+        InputError: one is no PNG, or larger than any that a job may ask for.
+    """
     shown = pictures[:MAX_TILES]
     columns = min(len(shown), max(4, ceil(sqrt(len(shown))))) or 1
     rows = ceil(len(shown) / columns)
@@ -26,8 +33,7 @@ def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
     for place, (file, label) in enumerate(shown):
         left = _GAP + place % columns * cell_width
         top = _GAP + place // columns * cell_height
-        with Image.open(file, formats=["PNG"]) as picture:
-            tile = picture.convert("RGB")
+        tile = _picture(file)
         scale = _TILE / max(tile.size)
         size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
         tile = tile.resize(size, Image.Resampling.LANCZOS)
@@ -35,6 +41,17 @@ def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
         for line, text in enumerate(_wrap(draw, font, label)):
             draw.text((left, top + _TILE + 4 + line * _LABEL), text, _INK, font)
     return sheet
+
+
+def _picture(file: Path) -> Image.Image:
+    """Return a picture; what it says of its size is looked at before anything is decoded."""
+    try:
+        with Image.open(file, formats=["PNG"]) as picture:
+            if picture.width * picture.height > MAX_SIDE * MAX_SIDE:
+                raise InputError(f"{file} says {picture.width}x{picture.height} pixels, which no job makes; delete it")
+            return picture.convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(f"{file} is no picture of ours ({error}); delete it and fetch again") from None
 
 
 def _wrap(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, label: str) -> list[str]:

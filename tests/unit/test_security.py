@@ -2,32 +2,67 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
+import io
+import json
+import pickle
+import posixpath
+import socket
+import struct
 import tracemalloc
+import zlib
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
+import huggingface_hub
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from tests.conftest import REPOSITORY
+from tests.tiny import make_tiny
 
-from latentfarm.bucket import Bucket
-from latentfarm.errors import InputError
+from latentfarm.bucket import (
+    Bucket,
+    header_key,
+    image_key,
+    manifest_key,
+    part_of,
+    results_key,
+    trace_key,
+)
+from latentfarm.contact_sheet import contact_sheet
+from latentfarm.doorbell import make_app
+from latentfarm.errors import InputError, ModelError
+from latentfarm.expansion import Expansion
+from latentfarm.fetch.names import NameTemplate
+from latentfarm.fetch.shards import _members
 from latentfarm.job import (
     MAX_COLUMNS_BYTES,
     MAX_GUIDANCE,
     MAX_OPTIONS_BYTES,
     MAX_PROMPT_BYTES,
     MAX_SEED,
+    MAX_SIDE,
     PART_JOBS,
     Defaults,
     Job,
     Row,
+    check_batch_name,
+    parse_job_name,
 )
 from latentfarm.jsonl import MAX_PART_BYTES, pack, unpack
 from latentfarm.ledger import Ledger
 from latentfarm.manifest import ManifestReader, PartWriter
+from latentfarm.prompts import ReadOptions, Source
 from latentfarm.settings import Settings, redis_problem
+from latentfarm.submission import make_request
+from latentfarm_worker.families import load_family
 
 pytestmark = pytest.mark.unit
 
@@ -250,3 +285,200 @@ def test_that_an_open_redis_is_meant_is_handed_to_workers() -> None:
     assert with_redis("redis://h").environment().get("LATENTFARM_ALLOW_INSECURE_REDIS") is None
     allowed = with_redis("redis://h", allow_insecure_redis=True).environment()
     assert allowed["LATENTFARM_ALLOW_INSECURE_REDIS"] == "true"
+
+
+# -- names and keys --------------------------------------------------------------------------------------------
+
+HOSTILE = st.text(max_size=80) | st.sampled_from(
+    ["..", "../x", "a/../../b", "/etc/passwd", "a\0b", "a\nb", "con", "a" * 300, "\u202e", "cats\n", "Ä", "-", "a//b"]
+)
+
+
+@given(HOSTILE, st.integers(0, 10**8), st.integers(0, 2**53))
+def test_no_batch_name_leads_a_key_out_of_its_batch(name: str, index: int, epoch: int) -> None:
+    try:
+        batch = check_batch_name(name)
+    except InputError:
+        return
+    part = part_of(index)
+    keys = [
+        image_key(batch, index, epoch),
+        trace_key(batch, index, epoch),
+        manifest_key(batch, part),
+        results_key(batch, part),
+        header_key(batch),
+    ]
+    for key in keys:
+        assert key.startswith(f"batches/{name}/")
+        assert posixpath.normpath(key) == key
+        assert key.isascii()
+        assert key.isprintable()
+        assert len(key) < 200
+
+
+@given(HOSTILE)
+def test_a_file_of_any_name_makes_a_batch_of_a_safe_name(name: str) -> None:
+    request = make_request(["a"], ReadOptions(), model="mini", expansion=Expansion.parse())
+    named = replace(request, source=cast("Source", SimpleNamespace(name=name, digest="d" * 64)))
+    assert check_batch_name(named.name) == named.name
+
+
+@given(HOSTILE)
+def test_only_a_job_s_own_name_is_one(name: str) -> None:
+    with suppress(InputError):
+        batch, index = parse_job_name(name)
+        assert check_batch_name(batch) == batch
+        assert index >= 0
+
+
+@given(HOSTILE, HOSTILE, HOSTILE, st.integers(0, 10**8 - 1))
+def test_the_members_of_a_shard_are_named_by_index_whatever_the_row_says(
+    id_: str, prompt: str, column: str, index: int
+) -> None:
+    result = {
+        "job": f"cats/{index}",
+        "index": index,
+        "id": id_,
+        "state": "done",
+        "key": id_,
+        "sha256": "0" * 64,
+        "request": {"prompt": prompt},
+        "columns": {column: id_},
+        "trace": {"key": id_, "sha256": "0" * 64},
+    }
+    names = [name for name, _ in _members(result, {})]
+    assert names == [f"{index:08d}{end}" for end in (".json", ".png", ".trace.png", ".txt")]
+
+
+@given(st.sampled_from(["id", "seed", "width", "scheduler", "row", "batch"]), HOSTILE)
+def test_no_field_of_a_forged_result_leads_a_file_out_of_the_folder(field: str, value: str) -> None:
+    result = {"job": f"{value}/3", "index": 3, "id": value, "row": value, "request": {field: value}}
+    with suppress(InputError):
+        name = NameTemplate(f"{{{field}}}-{{index}}.png").name(result)
+        assert Path("/out", name).resolve().parent == Path("/out")
+
+
+# -- pictures --------------------------------------------------------------------------------------------------
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    out = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(out, "PNG")
+    header = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
+    body = out.getvalue()
+    return body[:16] + header + struct.pack(">I", zlib.crc32(b"IHDR" + header)) + body[33:]
+
+
+@pytest.mark.parametrize("body", [png_of(2048, 2056), png_of(60_000, 60_000), b"GIF89a", b"", png_of(8, 8)[:40]])
+def test_a_forged_picture_is_refused_before_it_is_decoded(body: bytes, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(body)
+    tracemalloc.start()
+    with pytest.raises(InputError, match=r"a\.png (says \d+x\d+ pixels|is no picture of ours)"):
+        contact_sheet([(tmp_path / "a.png", "label")])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * 2**20
+
+
+def test_the_largest_picture_of_a_job_is_shown(tmp_path: Path) -> None:
+    Image.new("RGB", (MAX_SIDE, MAX_SIDE)).save(tmp_path / "a.png")
+    assert contact_sheet([(tmp_path / "a.png", "label")]).width > 0
+
+
+def test_every_picture_is_opened_with_a_format_and_a_cap() -> None:
+    opened = {
+        file.name: file.read_text()
+        for folder in ("producer", "worker")
+        for file in (REPOSITORY / folder).rglob("*.py")
+        if "Image.open(" in file.read_text()
+    }
+    assert opened
+    for name, source in opened.items():
+        assert source.count("Image.open(") == source.count('formats=["PNG"]'), name
+        assert "MAX_SIDE * MAX_SIDE" in source, name
+
+
+# -- a hostile model -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return make_tiny(tmp_path / "model")
+
+
+def load(source: Path | str) -> None:
+    load_family(source, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def edit(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+class Touch:
+    """Unpickling it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+@pytest.mark.parametrize("ending", [".bin", ".ckpt", ".pt"])
+def test_a_pickle_of_weights_is_refused_unread(model: Path, part: str, ending: str) -> None:
+    [weights] = (model / part).glob("*.safetensors")
+    weights.unlink()
+    trap = model / "trap"
+    weights.with_suffix(ending).write_bytes(pickle.dumps(Touch(trap)))
+    with pytest.raises(ModelError, match=r"latentfarm loads safetensors only"):
+        load(model)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"_class_name": ["my_pipeline", "MyPipeline"]},
+        {"unet": ["my_unet", "MyUNet"]},
+        {"text_encoder": ["os", "system"]},
+    ],
+)
+def test_a_model_with_a_pipeline_or_a_part_of_its_own_is_refused(model: Path, fields: dict[str, Any]) -> None:
+    for name in ("my_pipeline.py", "unet/my_unet.py"):
+        (model / name).write_text(f"open({str(model / 'trap')!r}, 'w')")
+    edit(model / "model_index.json", **fields)
+    with pytest.raises(ModelError, match="runs no code of a model"):
+        load(model)
+    assert not (model / "trap").exists()
+
+
+@pytest.mark.parametrize("config", ["text_encoder/config.json", "unet/config.json", "tokenizer/tokenizer_config.json"])
+def test_a_model_with_remote_code_is_refused(model: Path, config: str) -> None:
+    edit(model / config, auto_map={"AutoModel": "evil.Model", "AutoTokenizer": ["evil.T", None]})
+    with pytest.raises(ModelError, match="auto_map names code of the model's own"):
+        load(model)
+
+
+def test_an_offline_worker_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def connect(*_: object) -> None:
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(socket.socket, "connect", connect)
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE"):
+        load("no-such-owner/no-such-model")
+
+
+def test_no_code_asks_for_code_of_a_model_or_a_pickle() -> None:
+    for file in (REPOSITORY / "worker").rglob("*.py"):
+        called = {keyword.arg for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
+                  for keyword in node.keywords}  # fmt: skip
+        assert not called & {"trust_remote_code", "custom_pipeline"}, file.name
+
+
+def test_messages_are_json_and_nothing_else() -> None:
+    conf = make_app("redis://localhost", model="mini").conf
+    assert (conf.accept_content, conf.task_serializer, conf.event_serializer) == (["json"], "json", "json")
+    assert conf.result_backend is None

@@ -9,7 +9,7 @@ import torch
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.families.base import Family
-from latentfarm_worker.families.files import fetch, read_json
+from latentfarm_worker.families.files import fetch, read_json, refuse_code
 from latentfarm_worker.families.sd import StableDiffusion
 from latentfarm_worker.mini import MODEL_DIR
 
@@ -23,11 +23,14 @@ def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device)
     """Load the model at ``source``, a diffusers folder or a hub id (``HF_HUB_OFFLINE`` is honoured).
 
     Raises:
-        ModelError: there is no such model, it is no kind that we know, or its weights are not safetensors.
+        ModelError: there is no such model, it is no kind that we know, it brings code, or its weights are no
+            safetensors.
 
     """
     folder = fetch(source)
-    kind = read_json(folder / "model_index.json").get("_class_name")
+    index = read_json(folder / "model_index.json")
+    refuse_code(folder, index)
+    kind = index.get("_class_name")
     if kind not in FAMILIES:
         raise ModelError(
             f"{source}: model_index.json names the pipeline {kind!r}; latentfarm renders "

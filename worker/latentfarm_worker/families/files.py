@@ -13,6 +13,8 @@ from latentfarm.errors import ModelError
 
 #: the files that from_pretrained loads without a variant: whole, or in shards
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+#: where the classes of model_index.json may come from; stable_diffusion is diffusers' own safety checker
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _HUB_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/model*.safetensors",
               "*/diffusion_pytorch_model*.safetensors")  # fmt: skip
@@ -69,6 +71,27 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise ModelError(f"{path}: holds no JSON object; save the model again with save_pretrained")
     return config
+
+
+def refuse_code(folder: Path, index: dict[str, Any]) -> None:
+    """Refuse a model that brings code: a pipeline or a part of its own, or classes to be looked up in its files.
+
+    None of it would be run, for every class is named here; but its author meant it to be, so its pictures were wrong.
+
+    Raises:
+        ModelError: it does.
+
+    """
+    cure = "latentfarm runs no code of a model; use one that opens without custom_pipeline and trust_remote_code"
+    for name, entry in index.items():
+        library = entry[0] if isinstance(entry, list) and entry else None
+        if name == "_class_name" and isinstance(entry, list):
+            raise ModelError(f"{folder}/model_index.json: _class_name is the custom pipeline {entry!r}; {cure}")
+        if library is not None and library not in _LIBRARIES:
+            raise ModelError(f"{folder}/model_index.json: {name} is the custom class {entry!r}; {cure}")
+    for path in sorted(folder.glob("*/*.json")):
+        if path.name.endswith("config.json") and b'"auto_map"' in path.read_bytes():
+            raise ModelError(f"{path}: auto_map names code of the model's own; {cure}")
 
 
 def weights_digest(folder: Path, parts: Iterable[str]) -> str:
