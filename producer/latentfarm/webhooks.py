@@ -155,7 +155,7 @@ def _send(event: Event, settings: Settings) -> _Answer:
     addresses = _resolve(host, port)
     if not settings.webhook_allow_private:
         _require_public(host, addresses)
-    body, webhook_id, now_s = _body(event), _webhook_id(event), int(time.time())
+    body, webhook_id, now_s = _body(event), _webhook_id(event), event.claimed_ms // 1000
     headers = {
         "content-type": "application/json",
         "user-agent": "latentfarm",

@@ -34,6 +34,8 @@ class Event:
     cancelled: int
     #: failed jobs by error code
     errors: dict[str, int]
+    #: when this attempt began; the sender's own clock is not trusted
+    claimed_ms: int = 0
 
 
 class Webhooks:
@@ -88,7 +90,7 @@ class Webhooks:
 
 
 def _event(facts: list[Any]) -> Event:
-    batch, url, attempt, state, ended_ms, retries, model, total, done, failed, cancelled, codes = facts
+    batch, url, attempt, state, ended_ms, retries, model, total, done, failed, cancelled, codes, claimed_ms = facts
     return Event(
         batch=text(batch),
         url=text(url),
@@ -102,4 +104,5 @@ def _event(facts: list[Any]) -> Event:
         failed=int(failed),
         cancelled=int(cancelled),
         errors={text(code): int(count) for code, count in zip(codes[::2], codes[1::2], strict=True)},
+        claimed_ms=int(claimed_ms),
     )
