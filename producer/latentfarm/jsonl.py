@@ -9,6 +9,8 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic_core import to_json
+
 from latentfarm.errors import InputError
 from latentfarm.job import PART_JOBS
 
@@ -18,13 +20,11 @@ MAX_PART_BYTES = 80 * 1024 * 1024
 #: bytes of one line, 73 kB at most in a part of ours; what is longer is not parsed: 1 MB of brackets is 24 of objects
 MAX_LINE_BYTES = 128 * 1024
 
-# made once: json.dumps makes a new one at each call that asks for its own separators
-_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
-
-def dump_line(fields: dict[str, Any]) -> str:
-    """Return the object as one line, its end included."""
-    return _encode(fields) + "\n"
+def dump_line(fields: dict[str, Any]) -> bytes:
+    """Return the object as one line of UTF-8, its end included."""
+    # a fifth of json's time, and a submission spends most of its own here
+    return to_json(fields) + b"\n"
 
 
 def compress(lines: bytes) -> bytes:
@@ -34,7 +34,7 @@ def compress(lines: bytes) -> bytes:
 
 def pack(lines: Iterable[dict[str, Any]]) -> bytes:
     """Return the objects as gzipped JSON lines."""
-    return compress("".join(map(dump_line, lines)).encode())
+    return compress(b"".join(map(dump_line, lines)))
 
 
 def unpack(body: bytes, *, name: str = "the part") -> list[dict[str, Any]]:

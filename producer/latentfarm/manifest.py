@@ -73,7 +73,7 @@ class PartWriter:
         # written down in full: a manifest must not change its meaning with a later version's defaults
         own = {"negative_prompt": "", "num_inference_steps": DEFAULT_STEPS, "guidance_scale": DEFAULT_GUIDANCE}
         self._defaults = {**own, **defaults.given()}
-        self._lines: list[str] = []
+        self._lines: list[bytes] = []
         self._wrong: dict[int, dict[str, str]] = {}
         self._chain = ""
         self._part = 0
@@ -88,13 +88,15 @@ class PartWriter:
             seed = seed_for(self._batch, self.total)
         for offset in range(images):
             line = {"index": self.total, "row": row_number, **fields, "seed": (seed + offset) % (MAX_SEED + 1)}
-            yield from self._append(line)
+            if part := self._append(line):
+                yield part
 
     def add_wrong(self, message: str, row_number: int) -> Iterator[Part]:
         """Take in a row that is wrong: one job that has failed already."""
         error = {"code": INVALID_ROW, "message": message}
         self._wrong[self.total] = error
-        yield from self._append({"index": self.total, "row": row_number, "invalid": error})
+        if part := self._append({"index": self.total, "row": row_number, "invalid": error}):
+            yield part
 
     def rest(self) -> Iterator[Part]:
         """Yield the last part, unless it is empty."""
@@ -106,14 +108,13 @@ class PartWriter:
         """The digest of all parts so far, 64 hex digits; empty before the first."""
         return self._chain
 
-    def _append(self, line: dict[str, Any]) -> Iterator[Part]:
+    def _append(self, line: dict[str, Any]) -> Part | None:
         self._lines.append(dump_line(line))
         self.total += 1
-        if len(self._lines) == PART_JOBS:
-            yield self._close()
+        return self._close() if len(self._lines) == PART_JOBS else None
 
     def _close(self) -> Part:
-        lines = "".join(self._lines).encode()
+        lines = b"".join(self._lines)
         self._chain = chain_of(self._chain, lines)
         first = self.total - len(self._lines)
         part = Part(self._part, first, self.total, lines, self._chain, self._wrong)
