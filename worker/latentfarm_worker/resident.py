@@ -62,7 +62,8 @@ def load_model(settings: Settings) -> Family:
 class Resident(Host):
     """A worker: its renderer, the way out, a thread that says it lives, sweeps and rings missing doorbells, and others.
 
-    ``worker`` is its name in the ledger: the supervisor's, whatever process this is.
+    ``worker`` is its name in the ledger: the supervisor's, whatever process this is. ``description`` is for a log's
+    first line, which can only be written once Celery has set logging up.
     """
 
     def __init__(self, settings: Settings, app: Celery) -> None:
@@ -106,7 +107,7 @@ class Resident(Host):
         self._messenger.start()
         self.pulse.enter(Phase.IDLE)
         place = f"{family.device}, {slots} slots, process {os.getpid()}"
-        log.info("worker %s serves %s on %s", self.worker, settings.model, place)
+        self.description = f"worker {self.worker} serves {settings.model} on {place}"
 
     def wake_others(self) -> None:
         """Ring for jobs that were given back: the doorbells that brought them here are used up."""

@@ -44,7 +44,8 @@ def _start(**_: Any) -> None:
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
-def _unite_signals(**_: Any) -> None:
+def _ready(**_: Any) -> None:
+    log.info("%s", _resident.description)
     # Celery's second Ctrl-C cancels tasks, which its threads pool cannot: every way to ask means the same here
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.getsignal(signal.SIGTERM))

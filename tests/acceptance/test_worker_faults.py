@@ -1,0 +1,214 @@
+"""Real workers whose model blocks, hangs or loses the device, and real signals to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Event, Thread
+from typing import Any
+
+import pytest
+from tests.conftest import REPOSITORY, until
+from tests.processes import alive, process_of
+
+from latentfarm import Batch, Farm
+from latentfarm.settings import Settings
+
+pytestmark = pytest.mark.acceptance
+
+SMALL = {"width": 64, "height": 64, "scheduler": "euler", "num_inference_steps": 2}
+LONG = {**SMALL, "num_inference_steps": 500}
+
+
+class Worker:
+    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.process = process
+        self._log = log
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def name(self) -> str:
+        until(lambda: "] worker " in self.log and " serves " in self.log)
+        return self.log.partition(" serves ")[0].rpartition("worker ")[2]
+
+    def met(self, fault: str) -> int:
+        """Return how many processes have met a fault."""
+        return sum(1 for path in self._log.parent.iterdir() if path.name.startswith(f"{fault}-"))
+
+
+@contextmanager
+def faulty(
+    settings: Settings, folder: Path, *options: str, supervised: bool = True, **environment: str
+) -> Iterator[Worker]:
+    """Run a real worker with a model that breaks on demand."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.faulty_worker"]
+    if supervised:
+        command = [sys.executable, "-m", "latentfarm_worker.supervisor", *options, "--", *command]
+    known = {"LATENTFARM_SWEEP_S": "1", "OMP_NUM_THREADS": "1", "FAULTS_SEEN": str(folder)}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command,
+            cwd=REPOSITORY,
+            stderr=log,
+            stdout=log,
+            env={**os.environ, **settings.environment(), **known, **environment},
+        )
+    try:
+        yield Worker(process, folder / "log")
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        finally:
+            process.kill()
+
+
+def holders(farm: Farm, batch: Batch) -> dict[int, str]:
+    """Return which worker holds each leased job."""
+    client: Any = farm.ledger.redis
+    found = {key.decode(): value.decode() for key, value in client.hgetall("lf:holders").items()}
+    return {
+        int(name.rpartition("/")[2]): value.partition(" ")[2]
+        for name, value in found.items()
+        if name.startswith(f"{batch.name}/")
+    }
+
+
+def test_a_worker_asked_to_end_finishes_what_it_can_and_the_rest_runs_elsewhere_within_two_seconds(
+    settings: Settings, tmp_path: Path
+) -> None:
+    farm = Farm(settings)
+    limits = {"LATENTFARM_SLOTS": "2", "LATENTFARM_DRAIN_S": "10"}
+    with (
+        faulty(settings, tmp_path / "first", "--drain-s", "10", **limits) as first,
+        faulty(settings, tmp_path / "second", "--drain-s", "10", **limits) as second,
+    ):
+        # with `crawl` in its batch a worker takes a second for each step
+        assert first.name != second.name
+        slow = {**LONG, "prompt": "crawl", "num_inference_steps": 60}
+        batch = farm.submit([slow, {**SMALL, "prompt": "soon done", "num_inference_steps": 6}], batch="b")
+        until(lambda: len(holders(farm, batch)) == 2)
+        workers = {first.name: first, second.name: second}
+        held = holders(farm, batch)
+        assert held[0] == held[1], "one doorbell was rung"
+        leaving = workers[held[0]]
+        until(lambda: leaving.met("crawl") == 1)
+        time.sleep(2)  # so that it has measured a step
+        began = time.monotonic()
+        leaving.process.terminate()
+        until(lambda: holders(farm, batch).get(0) not in {None, leaving.name}, timeout_s=20)
+        elsewhere_s = time.monotonic() - began
+        assert leaving.process.wait(20) == 0, leaving.log
+        ended_s = time.monotonic() - began
+        assert elsewhere_s < 2, leaving.log
+        assert ended_s < 10.5, leaving.log
+        soon = list(batch.jobs())[1]
+        assert (soon.state, soon.worker or leaving.name) == ("done", leaving.name), leaving.log
+        assert [job.attempts for job in batch.jobs()] == [1, 1]
+        print(f"given back and leased elsewhere after {elsewhere_s:.2f} s, ended after {ended_s:.2f} s")
+
+
+def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worker_goes_on(
+    settings: Settings, tmp_path: Path
+) -> None:
+    farm = Farm(settings)
+    stuck = farm.submit([{**SMALL, "prompt": "hold_the_lock"}], batch="stuck")
+    with faulty(settings, tmp_path / "w", "--hang-s", "2", "--drain-s", "5", LATENTFARM_LEASE_S="60") as worker:
+        until(lambda: worker.met("hold_the_lock") == 1)
+        name, process = worker.name, process_of(worker.name)
+        batch = farm.submit([{**SMALL, "prompt": "well"}], batch="b")
+        assert batch.wait(timeout_s=60).done == 1
+        [line] = batch.results()
+        assert line["worker"] == name, "one name for the worker's whole life"
+        assert not alive(process)
+        assert "the engine has made no step for 2 s" in worker.log
+        assert "in hold_the_lock" in worker.log
+    assert stuck.status().leased == 1
+
+
+def test_a_lost_device_gives_its_jobs_back_uncharged_and_ends_the_process(settings: Settings, tmp_path: Path) -> None:
+    farm = Farm(settings)
+    batch = farm.submit([{**SMALL, "prompt": "stick"}, {**LONG, "prompt": "beside it"}], batch="b")
+    with faulty(settings, tmp_path / "w", supervised=False) as worker:
+        assert worker.process.wait(60) == 75, worker.log
+        assert "the device is lost to this process: CUDA error: an illegal memory access" in worker.log
+    status = batch.status()
+    assert (status.pending, status.leased, [job.attempts for job in batch.jobs()]) == (2, 0, [0, 0])
+
+
+class Metadata(BaseHTTPRequestHandler):
+    """AWS's instance metadata service, as its manual has it."""
+
+    notice = Event()
+
+    def do_PUT(self) -> None:
+        life = self.headers["X-aws-ec2-metadata-token-ttl-seconds"]
+        self._answer(200 if self.path == "/latest/api/token" and life else 400, "secret-token")
+
+    def do_GET(self) -> None:
+        if self.headers["X-aws-ec2-metadata-token"] != "secret-token":
+            self._answer(401, "")
+        elif self.path == "/latest/meta-data/spot/instance-action" and self.notice.is_set():
+            self._answer(200, '{"action": "terminate", "time": "2026-11-23T18:02:00Z"}')
+        else:
+            self._answer(404, "")
+
+    def _answer(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def metadata() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Metadata)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_worker_with_a_blocked_engine_ends_by_the_deadline_and_at_once_when_asked_twice(
+    settings: Settings, tmp_path: Path, metadata: str
+) -> None:
+    farm = Farm(settings)
+    spot = {"LATENTFARM_SPOT": "aws", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata}
+    limits = {"LATENTFARM_DRAIN_S": "3", "LATENTFARM_SLOTS": "1"}
+    with (
+        faulty(settings, tmp_path / "noticed", "--drain-s", "3", **limits, **spot) as noticed,
+        faulty(settings, tmp_path / "asked", supervised=False, **limits) as asked,
+    ):
+        until(lambda: len(farm.ledger.workers("mini")) == 2)
+        batch = farm.submit([{**SMALL, "prompt": "block"}] * 2, batch="b")
+        until(lambda: noticed.met("block") == asked.met("block") == 1)
+        began = time.monotonic()
+        asked.process.terminate()
+        until(lambda: "leasing nothing more" in asked.log)
+        asked.process.send_signal(signal.SIGINT)
+        assert asked.process.wait(20) == 0, asked.log
+        assert time.monotonic() - began < 2, asked.log
+        # whichever worker is left has a blocked engine: the job waits
+        assert batch.status().pending == 1
+
+        Metadata.notice.set()
+        until(lambda: "this instance is about to go: terminate at 2026-11-23T18:02:00Z" in noticed.log)
+        began = time.monotonic()
+        assert noticed.process.wait(20) == 0, noticed.log
+        assert time.monotonic() - began < 3.5, noticed.log
+    assert batch.status().pending == 2
+    assert [job.attempts for job in batch.jobs()] == [0, 0]

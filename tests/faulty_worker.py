@@ -1,0 +1,86 @@
+"""A real worker whose model breaks where a prompt is a fault's name: ``python -m tests.faulty_worker``.
+
+``FAULTS_SEEN`` names a folder: a file there tells of each fault that was met and of the process that met it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from latentfarm.settings import Settings
+from latentfarm_worker import resident
+from latentfarm_worker.tasks import serve
+from latentfarm_worker.text import Text
+
+_real_load = resident.load_model
+
+
+def block() -> None:
+    """Wait for ever, as for a driver's answer."""
+    Event().wait()
+
+
+def hold_the_lock() -> None:
+    """Wait for ever within a C function, as a driver's call that does not give the interpreter's lock away."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def stick() -> None:
+    """Lose the device."""
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def die() -> None:
+    """Die as if killed for memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crawl() -> None:
+    """Take a second for a step."""
+    time.sleep(1)
+
+
+FAULTS = {fault.__name__: fault for fault in (block, hold_the_lock, stick, die, crawl)}
+
+
+class Faulty:
+    """A family that breaks in ``predict`` as soon as a prompt that names a fault is in the batch."""
+
+    def __init__(self, family: Any) -> None:
+        self._family = family
+        self._marks: dict[str, torch.Tensor] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def encode(self, prompt: str) -> Text:
+        text: Text = self._family.encode(prompt)
+        if prompt in FAULTS:
+            self._marks[prompt] = text.states
+        return text
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        for prompt, mark in self._marks.items():
+            if (text == mark).all(dim=2).all(dim=1).any():
+                (Path(os.environ["FAULTS_SEEN"]) / f"{prompt}-{os.getpid()}").touch()
+                FAULTS[prompt]()
+        return self._family.predict(latents, timesteps, text)  # type: ignore[no-any-return]
+
+
+def load_faulty(settings: Settings) -> Any:
+    """Load the worker's model, and break it."""
+    return Faulty(_real_load(settings))
+
+
+if __name__ == "__main__":
+    resident.load_model = load_faulty
+    sys.exit(serve())
