@@ -158,7 +158,7 @@ def redis_problem(url: str) -> RedisProblem | None:
     """
     try:
         # what the ledger's own client will make of it, its query included
-        parts = parse_url(url)
+        parts = parse_url(url)  # type: ignore[no-untyped-call]
         port = int(parts.get("port", 6379))
     except ValueError:
         raise InputError(

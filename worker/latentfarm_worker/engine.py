@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from latentfarm.errors import JobError
-from latentfarm.job import Job
+from latentfarm.job import DEFAULT_STEPS, Job
 from latentfarm_worker import faults
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.plan import plan_for
@@ -97,6 +97,16 @@ class Engine:
     def busy(self) -> bool:
         """Whether anything waits or runs."""
         return bool(self._waiting or self._running)
+
+    def warm_up(self) -> None:
+        """Make a picture that nobody wants, in two steps, and the plan that most jobs use.
+
+        A device's first calls, and the first probe of a scheduler, take seconds that no job should wait for.
+        """
+        plan_for(self.family.scheduler_config, None, {}, DEFAULT_STEPS)
+        self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2))
+        while self.busy:
+            self.step()
 
     def calls_left(self) -> dict[str, int | None]:
         """Return how many calls of the model each job still needs, None for one that waits; for any thread."""

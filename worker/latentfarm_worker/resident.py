@@ -81,10 +81,12 @@ class Resident(Host):
         family = load_model(settings)
         slots = settings.slots or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
         tracer = Tracer(family)
+        engine = Engine(family, slots=slots, on_step=tracer)
+        engine.warm_up()
         self.renderer = Renderer(
             ledger=self._ledger,
             bucket=self._bucket,
-            engine=Engine(family, slots=slots, on_step=tracer),
+            engine=engine,
             tracer=tracer,
             model=settings.model,
             worker=self.worker,

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Failed, Rendered
+from latentfarm_worker.families import Family
 
 pytestmark = pytest.mark.unit
 
@@ -433,3 +434,19 @@ def test_calls_left_are_told_of_running_and_waiting_jobs(sd1: Any) -> None:
     assert engine.calls_left() == {"b/0": None, "b/1": None}
     engine.step()
     assert engine.calls_left() == {"b/0": 3, "b/1": None}
+
+
+def test_a_warm_engine_is_empty_and_renders_the_same_bytes(family: Family) -> None:
+    cold, warm = Engine(family, slots=2), Engine(family, slots=2)
+    warm.warm_up()
+    assert not warm.busy
+    warm.check_integrity()
+    pictures = []
+    for engine in (cold, warm):
+        engine.admit(Job(batch="b", index=0, prompt="a cat", seed=3, num_inference_steps=4))
+        outcomes: list[Rendered | Failed] = []
+        while engine.busy:
+            outcomes += engine.step()
+        assert isinstance(outcomes[0], Rendered)
+        pictures.append(outcomes[0].pixels)
+    assert torch.equal(*pictures)
