@@ -10,6 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -103,8 +104,10 @@ class Engine:
 
         A device's first calls, and the first probe of a scheduler, take seconds that no job should wait for.
         """
-        plan_for(self.family.scheduler_config, None, {}, DEFAULT_STEPS)
-        self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2))
+        with suppress(JobError):
+            # a model may come with a scheduler that has no plan; its jobs name another
+            plan_for(self.family.scheduler_config, None, {}, DEFAULT_STEPS)
+        self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2, scheduler="euler"))
         while self.busy:
             self.step()
 
