@@ -31,8 +31,8 @@ bench: $(VENV)/.dev  ## measurements, half an hour of them; fails if a bar is mi
 	done; $(BIN)/python -m pytest -m bench || missed="$$missed pytest"; \
 	test -z "$$missed" || { echo "bars are missed:$$missed"; exit 1; }
 
-chaos: $(VENV)/.dev  ## kill, freeze and cut everything for MINUTES=3; also SEED=n, STORE=moto
-	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --store $(STORE) $(if $(SEED),--seed $(SEED))
+chaos: $(VENV)/.dev  ## kill, freeze and cut everything for MINUTES=3; also SEED=n, STORE=moto, WRITE=1
+	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --store $(STORE) $(if $(SEED),--seed $(SEED)) $(if $(WRITE),--write)
 
 docs: $(VENV)/.dev  ## write the commands into docs/reference.md
 	$(BIN)/python docs/write_reference.py

@@ -104,14 +104,9 @@ def run_no_op() -> int:
 def run_worker() -> int:
     """Be a worker process, as ``latentfarm worker`` has one."""
     # the settings are read when this is imported
-    from latentfarm_worker import tasks
+    from latentfarm_worker.tasks import serve
 
-    serve = getattr(tasks, "serve", None)
-    if serve is not None:
-        return int(serve())
-    options = ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    tasks.app.worker_main(["worker", *options])
-    return 0
+    return serve()
 
 
 def run_command(arguments: list[str]) -> int:
