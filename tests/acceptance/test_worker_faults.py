@@ -48,7 +48,7 @@ class Worker:
 
 @contextmanager
 def faulty(
-    settings: Settings, folder: Path, *options: str, supervised: bool = True, **environment: str
+    settings: Settings, folder: Path, environment: dict[str, str], *options: str, supervised: bool = True
 ) -> Iterator[Worker]:
     """Run a real worker with a model that breaks on demand."""
     folder.mkdir()
@@ -91,8 +91,8 @@ def test_a_worker_asked_to_end_finishes_what_it_can_and_the_rest_runs_elsewhere_
     farm = Farm(settings)
     limits = {"LATENTFARM_SLOTS": "2", "LATENTFARM_DRAIN_S": "10"}
     with (
-        faulty(settings, tmp_path / "first", "--drain-s", "10", **limits) as first,
-        faulty(settings, tmp_path / "second", "--drain-s", "10", **limits) as second,
+        faulty(settings, tmp_path / "first", limits, "--drain-s", "10") as first,
+        faulty(settings, tmp_path / "second", limits, "--drain-s", "10") as second,
     ):
         # with `crawl` in its batch a worker takes a second for each step
         assert first.name != second.name
@@ -124,7 +124,7 @@ def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worke
 ) -> None:
     farm = Farm(settings)
     stuck = farm.submit([{**SMALL, "prompt": "hold_the_lock"}], batch="stuck")
-    with faulty(settings, tmp_path / "w", "--hang-s", "2", "--drain-s", "5", LATENTFARM_LEASE_S="60") as worker:
+    with faulty(settings, tmp_path / "w", {"LATENTFARM_LEASE_S": "60"}, "--hang-s", "2", "--drain-s", "5") as worker:
         until(lambda: worker.met("hold_the_lock") == 1)
         name, process = worker.name, process_of(worker.name)
         batch = farm.submit([{**SMALL, "prompt": "well"}], batch="b")
@@ -140,7 +140,7 @@ def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worke
 def test_a_lost_device_gives_its_jobs_back_uncharged_and_ends_the_process(settings: Settings, tmp_path: Path) -> None:
     farm = Farm(settings)
     batch = farm.submit([{**SMALL, "prompt": "stick"}, {**LONG, "prompt": "beside it"}], batch="b")
-    with faulty(settings, tmp_path / "w", supervised=False) as worker:
+    with faulty(settings, tmp_path / "w", {}, supervised=False) as worker:
         assert worker.process.wait(60) == 75, worker.log
         assert "the device is lost to this process: CUDA error: an illegal memory access" in worker.log
     status = batch.status()
@@ -190,8 +190,8 @@ def test_a_worker_with_a_blocked_engine_ends_by_the_deadline_and_at_once_when_as
     spot = {"LATENTFARM_SPOT": "aws", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata}
     limits = {"LATENTFARM_DRAIN_S": "3", "LATENTFARM_SLOTS": "1"}
     with (
-        faulty(settings, tmp_path / "noticed", "--drain-s", "3", **limits, **spot) as noticed,
-        faulty(settings, tmp_path / "asked", supervised=False, **limits) as asked,
+        faulty(settings, tmp_path / "noticed", {**limits, **spot}, "--drain-s", "3") as noticed,
+        faulty(settings, tmp_path / "asked", limits, supervised=False) as asked,
     ):
         until(lambda: len(farm.ledger.workers("mini")) == 2)
         batch = farm.submit([{**SMALL, "prompt": "block"}] * 2, batch="b")

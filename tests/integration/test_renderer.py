@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from threading import Event, Thread
-from typing import Any
+from threading import Event, Semaphore, Thread
+from typing import Any, cast
 
 import pytest
 import torch
@@ -16,7 +17,8 @@ from latentfarm import Batch, Farm, UnavailableError
 from latentfarm.bucket import Bucket
 from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
-from latentfarm_worker.renderer import Renderer
+from latentfarm_worker.pulse import Phase
+from latentfarm_worker.renderer import Host, Renderer
 from latentfarm_worker.trace import Tracer
 
 pytestmark = pytest.mark.integration
@@ -46,7 +48,9 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 
 @contextmanager
-def renderer(farm: Farm, family: Family, bucket: Bucket | None = None) -> Iterator[Renderer]:
+def renderer(
+    farm: Farm, family: Family, bucket: Bucket | None = None, *, host: Host | None = None, lease_s: float = 30
+) -> Iterator[Renderer]:
     tracer = Tracer(family)
     made = Renderer(
         ledger=farm.ledger,
@@ -55,7 +59,8 @@ def renderer(farm: Farm, family: Family, bucket: Bucket | None = None) -> Iterat
         tracer=tracer,
         model="mini",
         worker="worker-a",
-        lease_s=30,
+        lease_s=lease_s,
+        host=host,
     )
     try:
         yield made
@@ -195,3 +200,251 @@ def test_the_same_job_gives_the_same_file_alone_and_in_company(farm: Farm, famil
     [again] = (line for line in farm.batch("b").results() if line["state"] == "done")
     assert again["key"] != receipts[5]["key"]
     assert farm.bucket.get(again["key"]) == first[5]
+
+
+# -- ending ------------------------------------------------------------------------------------------------------
+
+
+class Told(Host):
+    """A host that notes what it is told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.woken, self.was_broken = Event(), Event()
+
+    def wake_others(self) -> None:
+        self.woken.set()
+
+    def broken(self) -> None:
+        self.was_broken.set()
+
+
+class Paced:
+    """A family whose steps are let through one by one, or take a while."""
+
+    def __init__(self, family: Family, before_step: Callable[[], None]) -> None:
+        self._family = family
+        self._before_step = before_step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def predict(self, *tensors: torch.Tensor) -> torch.Tensor:
+        self._before_step()
+        return self._family.predict(*tensors)
+
+
+def test_a_draining_worker_finishes_what_fits_and_gives_the_rest_back_at_once(farm: Farm, family: Family) -> None:
+    rows = [{"prompt": "short", **SMALL}, {"prompt": "long", **SMALL, "num_inference_steps": 500}]
+    batch = farm.submit(rows, batch="b")
+    steps, go = Semaphore(0), Semaphore(0)
+
+    def before_step() -> None:
+        steps.release()
+        go.acquire()
+
+    host = Told()
+    with renderer(farm, cast("Family", Paced(family, before_step)), host=host) as worker:
+        worker._step_s.append(0.1)  # as measured
+        thread = Thread(target=worker.render_all)
+        thread.start()
+        steps.acquire()
+        worker.drain(until=time.monotonic() + 10)
+        # at once: the engine is within a step
+        assert (batch.status().pending, batch.status().leased) == (1, 1)
+        assert host.woken.is_set()
+        go.release(1_000)
+        thread.join(30)
+        assert not thread.is_alive()
+        until(lambda: batch.status().done == 1)
+    assert [(job.state, job.attempts) for job in batch.jobs()] == [("done", 1), ("pending", 0)]
+
+
+def test_a_draining_worker_leases_nothing_more(farm: Farm, family: Family) -> None:
+    batch = submit(farm, 5)
+    with renderer(farm, family) as worker:
+        worker.drain(until=time.monotonic() + 10)
+        assert worker.render_all() == 0
+    assert batch.status().pending == 5
+
+
+def test_what_turns_out_not_to_fit_goes_back_even_while_the_engine_is_blocked(farm: Farm, family: Family) -> None:
+    batch = submit(farm, 2)
+    blocked, go = Event(), Event()
+
+    def before_step() -> None:
+        blocked.set()
+        go.wait()
+
+    with renderer(farm, cast("Family", Paced(family, before_step))) as worker:
+        worker._step_s.append(0.01)
+        thread = Thread(target=worker.render_all)
+        thread.start()
+        assert blocked.wait(30)
+        worker.drain(until=time.monotonic() + 0.5)
+        assert batch.status().leased == 2
+
+        def all_back() -> bool:
+            worker.give_back_late()
+            return batch.status().pending == 2
+
+        until(all_back, timeout_s=5)
+        assert not worker.holds_jobs
+        go.set()
+        thread.join(30)
+    assert [(job.state, job.attempts) for job in batch.jobs()] == [("pending", 0)] * 2
+
+
+def test_a_drain_waits_for_the_store_until_its_deadline(farm: Farm, family: Family) -> None:
+    batch = submit(farm, 2)
+    bucket = FaultyBucket(farm.bucket, lambda: True)
+    with renderer(farm, family, bucket) as worker:
+        assert worker.render_all() == 2
+        assert bucket.refused.wait(10)
+        worker.drain(until=time.monotonic() + 30)
+        assert batch.status().leased == 2
+        closing = Thread(target=worker.close)
+        closing.start()
+        bucket.refuses = lambda: False
+        closing.join(30)
+        assert not closing.is_alive()
+    assert batch.status().done == 2
+
+
+def test_a_lost_device_gives_everything_back_uncharged_and_is_never_used_again(farm: Farm, family: Family) -> None:
+    batch = submit(farm, 5)
+    calls = []
+
+    def lose_the_device() -> None:
+        calls.append(1)
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    host = Told()
+    with renderer(farm, cast("Family", Paced(family, lose_the_device)), host=host) as worker:
+        assert worker.render_all() == 0
+        assert host.was_broken.is_set()
+        assert batch.status().pending == 5
+        assert worker.render_all() == 0
+    assert calls == [1]
+    assert {job.attempts for job in batch.jobs()} == {0}
+
+
+# -- outages -----------------------------------------------------------------------------------------------------
+
+
+def test_while_the_store_is_away_leasing_stops_at_a_full_backlog_and_nothing_is_rendered_twice(
+    farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfarm_worker.renderer._MAX_BACKLOG", 4)
+    batch = submit(farm, 14, num_inference_steps=1)
+    away = Event()
+    away.set()
+    steps: list[int] = []
+    made: list[int] = []
+    family_that_counts = cast("Family", Paced(family, lambda: steps.append(1)))
+    with renderer(farm, family_that_counts, FaultyBucket(farm.bucket, away.is_set)) as worker:
+        thread = Thread(target=lambda: made.append(worker.render_all()))
+        thread.start()
+        # two slots' worth beyond the backlog: 4 + 2 * 2, and no step is made with nothing to do
+        until(lambda: worker._delivery.waiting == 8)
+        before = len(steps)
+        assert (batch.status().leased, batch.status().pending) == (8, 6)
+        thread.join(0.5)
+        assert (len(steps), worker._host.pulse.phase) == (before, Phase.IDLE)
+        away.clear()
+        thread.join(60)
+        assert not thread.is_alive()
+        until(lambda: batch.status().done == 14)
+    assert {job.attempts for job in batch.jobs()} == {1}
+    assert made == [14]
+
+
+def test_a_full_backlog_does_not_keep_a_worker_from_draining(
+    farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfarm_worker.renderer._MAX_BACKLOG", 1)
+    batch = submit(farm, 14, num_inference_steps=1)
+    with renderer(farm, family, FaultyBucket(farm.bucket, lambda: True)) as worker:
+        thread = Thread(target=worker.render_all)
+        thread.start()
+        until(lambda: worker._delivery.waiting == 5)
+        worker.drain(until=time.monotonic() + 0.2)
+        thread.join(10)
+        assert not thread.is_alive()
+    assert (batch.status().pending, batch.status().leased) == (14, 0)
+    assert {job.attempts for job in batch.jobs()} == {0}
+
+
+def test_leases_of_pictures_that_wait_for_the_store_are_renewed(farm: Farm, family: Family) -> None:
+    batch = submit(farm, 2, num_inference_steps=1)
+    away = Event()
+    away.set()
+    with renderer(farm, family, FaultyBucket(farm.bucket, away.is_set), lease_s=1) as worker:
+        assert worker.render_all() == 2
+        first = _earliest(farm)
+        # three leases later they are still ours
+        until(lambda: _earliest(farm) > first + 3_000, timeout_s=30)
+        assert farm.ledger.sweep() == 0
+        away.clear()
+        until(lambda: batch.status().done == 2)
+    assert {job.attempts for job in batch.jobs()} == {1}
+
+
+def _earliest(farm: Farm) -> float:
+    client: Any = farm.ledger.redis
+    return min((float(score) for _, score in client.zrange("lf:leases", 0, -1, withscores=True)), default=0.0)
+
+
+def test_a_queue_that_is_away_keeps_no_engine_from_its_next_step(
+    farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = submit(farm, 3, num_inference_steps=6)
+    away = Event()
+    lease, commit = farm.ledger.lease, farm.ledger.commit
+    steps: list[int] = []
+
+    def lease_unless_away(*arguments: Any, **named: Any) -> Any:
+        if away.is_set():
+            raise UnavailableError("Redis cannot be used")
+        return lease(*arguments, **named)
+
+    def commit_unless_away(*arguments: Any, **named: Any) -> Any:
+        if away.is_set():
+            raise UnavailableError("Redis cannot be used")
+        return commit(*arguments, **named)
+
+    def count() -> None:
+        steps.append(1)
+        if len(steps) == 2:
+            away.set()
+
+    monkeypatch.setattr(farm.ledger, "lease", lease_unless_away)
+    monkeypatch.setattr(farm.ledger, "commit", commit_unless_away)
+    with renderer(farm, cast("Family", Paced(family, count))) as worker:
+        thread = Thread(target=worker.render_all)
+        thread.start()
+        until(lambda: worker._delivery.waiting == 2)
+        assert len(steps) == 6
+        away.clear()
+        thread.join(30)
+        assert not thread.is_alive()
+        until(lambda: batch.status().done == 3)
+    assert {job.attempts for job in batch.jobs()} == {1}
+    assert len(steps) == 12
+
+
+def test_a_manifest_that_cannot_be_read_now_is_read_later(farm: Farm, family: Family) -> None:
+    batch = submit(farm, 2)
+    left = iter(range(3))
+
+    class Unread(Bucket):
+        def get(self, key: str) -> bytes:
+            if "/manifest/" in key and next(left, None) is not None:
+                raise UnavailableError("503 Slow Down")
+            return super().get(key)
+
+    bucket = Unread(farm.bucket.client, farm.bucket.name, where=farm.bucket.where)
+    with renderer(farm, family, bucket) as worker:
+        assert worker.render_all() == 2
+        until(lambda: batch.status().done == 2)
+    assert {job.attempts for job in batch.jobs()} == {1}

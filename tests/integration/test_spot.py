@@ -27,7 +27,7 @@ class Service(BaseHTTPRequestHandler):
         self._answer(*self.answers.get(TOKEN, (200, self.tokens[-1])))
 
     def do_GET(self) -> None:
-        if self.headers["X-aws-ec2-metadata-token"] != (self.tokens or [None])[-1]:
+        if self.headers["X-aws-ec2-metadata-token"] != (self.tokens or ["none yet"])[-1]:
             self._answer(401, "")
         else:
             self._answer(*self.answers.get(self.path, (404, "")))

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.unit
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr(supervisor.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr("latentfarm_worker.supervisor.time.monotonic", lambda: self.now)
 
 
 @pytest.fixture

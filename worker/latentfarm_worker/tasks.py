@@ -41,6 +41,9 @@ def _start(**_: Any) -> None:
         log.critical("the worker cannot start: %s", error)
         # Celery turns an exception in a signal's receiver into a log line and starts all the same
         os._exit(error.exit_code)
+    except Exception:
+        log.exception("the worker cannot start")
+        os._exit(1)
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
