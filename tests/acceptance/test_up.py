@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -106,6 +107,21 @@ def test_up_is_one_to_a_folder_listens_on_loopback_only_and_leaves_nothing_behin
     assert process.returncode == 0
     assert not [pid for pid in servers if alive(pid)]
     assert not (tmp_path / ".latentfarm" / "farm.json").exists()
+
+
+def test_a_second_ctrl_c_waits_for_no_picture(tmp_path: Path) -> None:
+    with running_up(tmp_path, "--workers", "1", LATENTFARM_DRAIN_S="60") as process:
+        farm = Farm(Settings.load(tmp_path / ".latentfarm"))
+        long = {"prompt": "a cat", "num_inference_steps": 500, "width": 512, "height": 512}
+        batch = farm.submit([long], batch="b")
+        [log] = (tmp_path / ".latentfarm" / "logs").glob("worker-*.log")
+        until(lambda: batch.status().leased == 1)
+        process.send_signal(signal.SIGINT)
+        until(lambda: "leasing nothing more" in log.read_text())
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 0
+        assert time.monotonic() - began < 10
 
 
 def test_celery_itself_starts_a_proper_worker(settings: Settings, tmp_path: Path) -> None:

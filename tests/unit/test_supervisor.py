@@ -9,6 +9,7 @@ import pytest
 
 from latentfarm_worker import pulse, supervisor
 from latentfarm_worker.pulse import Phase, Pulse
+from latentfarm_worker.watchdog import LOOK_S, Watchdog
 
 pytestmark = pytest.mark.unit
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.unit
 class Clock:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        monkeypatch.setattr("latentfarm_worker.supervisor.time.monotonic", lambda: self.now)
+        monkeypatch.setattr("latentfarm_worker.watchdog.time.monotonic", lambda: self.now)
 
 
 @pytest.fixture
@@ -24,9 +25,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return Clock(monkeypatch)
 
 
-def looks_until_killed(watch: supervisor._Watch, clock: Clock, *, most: int = 10_000) -> int:
+def looks_until_killed(watch: Watchdog, clock: Clock, *, most: int = 10_000) -> int:
     for look in range(1, most + 1):
-        clock.now += supervisor._LOOK_S
+        clock.now += LOOK_S
         if watch.stands_still():
             return look
     return most
@@ -35,20 +36,20 @@ def looks_until_killed(watch: supervisor._Watch, clock: Clock, *, most: int = 10
 def test_an_engine_that_makes_no_step_is_killed_after_the_time_it_was_given(clock: Clock) -> None:
     beating = Pulse()
     beating.step()
-    watch = supervisor._Watch(beating, hang_s=10)
-    assert looks_until_killed(watch, clock) == pytest.approx(10 / supervisor._LOOK_S, abs=1)
+    watch = Watchdog(beating, hang_s=10)
+    assert looks_until_killed(watch, clock) == pytest.approx(10 / LOOK_S, abs=1)
 
 
 @pytest.mark.parametrize("phase", [Phase.LOADING, Phase.IDLE])
 def test_an_engine_that_has_nothing_to_do_is_left_alone(clock: Clock, phase: Phase) -> None:
     beating = Pulse()
     beating.enter(phase)
-    assert looks_until_killed(supervisor._Watch(beating, hang_s=10), clock) == 10_000
+    assert looks_until_killed(Watchdog(beating, hang_s=10), clock) == 10_000
 
 
 def test_each_step_gives_the_engine_its_time_anew(clock: Clock) -> None:
     beating = Pulse()
-    watch = supervisor._Watch(beating, hang_s=10)
+    watch = Watchdog(beating, hang_s=10)
     for _ in range(50):
         beating.step()
         assert looks_until_killed(watch, clock, most=40) == 40
@@ -57,7 +58,7 @@ def test_each_step_gives_the_engine_its_time_anew(clock: Clock) -> None:
 def test_a_machine_that_slept_for_an_hour_has_no_engine_that_hangs(clock: Clock) -> None:
     beating = Pulse()
     beating.step()
-    watch = supervisor._Watch(beating, hang_s=10)
+    watch = Watchdog(beating, hang_s=10)
     clock.now += 3600
     assert not watch.stands_still()
 

@@ -29,6 +29,7 @@ from latentfarm_worker.renderer import Host, Renderer
 from latentfarm_worker.spot import InstanceMetadata, SpotWatch
 from latentfarm_worker.supervisor import EXIT_BROKEN
 from latentfarm_worker.trace import Tracer
+from latentfarm_worker.watchdog import watch_myself
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ class Resident(Host):
         pulse, name = inherited()
         super().__init__(pulse)
         # so that a supervisor that is about to kill this process can have it say where it stands, lock or no lock
-        faulthandler.register(signal.SIGUSR2, all_threads=True)
+        faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
         self.settings = settings
         self.worker = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
         self._app = app
@@ -94,6 +95,8 @@ class Resident(Host):
             embed_metadata=settings.embed_metadata,
             host=self,
         )
+        if name is None:
+            watch_myself(pulse, hang_s=settings.hang_s, exit_code=EXIT_BROKEN)
         self.drain = Drain(self.renderer, drain_s=settings.drain_s)
         self._spot: SpotWatch | None = None
         if settings.spot == "aws":

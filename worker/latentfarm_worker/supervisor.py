@@ -27,6 +27,7 @@ from threading import Event
 from types import FrameType
 
 from latentfarm_worker.pulse import SUPERVISED, Phase, Pulse
+from latentfarm_worker.watchdog import LOOK_S, Watchdog
 
 log = logging.getLogger("supervisor")
 
@@ -38,7 +39,6 @@ EXIT_BEYOND_SAVING = 76
 WORKER = (sys.executable, "-m", "latentfarm_worker")
 
 _PR_SET_PDEATHSIG = 1
-_LOOK_S = 0.2
 #: what a worker that was asked twice gets, and what its traceback gets before it is killed
 _HURRY_S, _TRACEBACK_S = 5.0, 0.5
 
@@ -113,7 +113,7 @@ class Supervisor:
             preexec_fn=_tie_to_parent if sys.platform == "linux" else None,  # noqa: PLW1509
         )
         log.info("worker %s is process %d", self.name, child.pid)
-        watch = _Watch(self._pulse, self._patience.hang_s)
+        watchdog = Watchdog(self._pulse, self._patience.hang_s)
         told, kill_at = 0, float("inf")
         while child.poll() is None:
             if self._asked > told:
@@ -121,37 +121,16 @@ class Supervisor:
                 child.send_signal(signal.SIGINT if told else signal.SIGTERM)
                 kill_at = min(kill_at, time.monotonic() + (_HURRY_S if told else self._patience.drain_s))
                 told += 1
-            if watch.stands_still():
-                log.error("the engine has made no step for %.0f s; killing process %d", watch.still_s, child.pid)
+            if watchdog.stands_still():
+                log.error("the engine has made no step for %.0f s; killing process %d", watchdog.still_s, child.pid)
                 return _kill(child)
             if time.monotonic() > kill_at:
                 log.error("the worker did not end in time; killing process %d", child.pid)
                 return _kill(child)
             self._woken.clear()
             if self._asked == told:
-                self._woken.wait(_LOOK_S)
+                self._woken.wait(LOOK_S)
         return child.wait()
-
-
-class _Watch:
-    """Whether an engine stands still, by our own looks: a machine that slept is no engine that hangs."""
-
-    def __init__(self, pulse: Pulse, hang_s: float) -> None:
-        self._pulse = pulse
-        self._hang_s = hang_s
-        self._steps = pulse.steps
-        self._looked = time.monotonic()
-        self.still_s = 0.0
-
-    def stands_still(self) -> bool:
-        """Look once."""
-        now, steps = time.monotonic(), self._pulse.steps
-        if steps != self._steps or self._pulse.phase is not Phase.STEPPING:
-            self._steps, self.still_s = steps, 0.0
-        else:
-            self.still_s += min(now - self._looked, 5 * _LOOK_S)
-        self._looked = now
-        return self.still_s > self._hang_s
 
 
 def _kill(child: subprocess.Popen[bytes]) -> int:
