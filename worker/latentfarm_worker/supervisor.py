@@ -1,7 +1,7 @@
 """The supervisor: a small process that starts the worker, watches it, ends it when it stands still, and starts it anew.
 
 It is a process of its own because nothing inside the worker can be trusted once a driver call blocks with the
-interpreter's lock held. It imports nothing but the standard library, so it costs ten megabytes and no start-up time.
+interpreter's lock held. It imports nothing but the standard library, so it costs twenty megabytes and no start-up time.
 
 Exit codes: 0 asked to end, and ended in order, or the worker ended itself in order (a spot notice); 2 the
 worker's configuration is wrong; 76 the worker was lost three times in a row without an image in between;

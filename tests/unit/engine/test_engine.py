@@ -14,6 +14,7 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.families import Family
+from latentfarm_worker.trace import Tracer
 
 pytestmark = pytest.mark.unit
 
@@ -300,6 +301,30 @@ def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
     few = Engine(sd1, slots=2)
     few.admit(job)
     assert pixels(got) == pixels(run(few)[0])
+
+
+def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
+    job = make(0, num_inference_steps=5, scheduler="euler", trace=True)
+    strips = []
+    for slots, breaks_at in ((4, 3), (2, None)):
+        calls = iter(range(1000))
+
+        def predict(
+            latents: torch.Tensor, *more: torch.Tensor, calls: Any = calls, at: Any = breaks_at
+        ) -> torch.Tensor:
+            if next(calls) == at:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return sd1.predict(latents, *more)  # type: ignore[no-any-return]
+
+        tracer = Tracer(sd1)
+        engine = Engine(Faulty(sd1, predict=predict), slots=slots, on_step=tracer)
+        engine.admit(job)
+        result = run(engine)[0]
+        assert isinstance(result, Rendered)
+        strips.append(tracer.take(job, result.pixels))
+    assert strips[0] is not None
+    assert strips[1] is not None
+    assert torch.equal(strips[0], strips[1])
 
 
 def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
