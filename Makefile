@@ -31,7 +31,7 @@ bench: $(VENV)/.dev  ## measurements, half an hour of them; fails if a bar is mi
 	done; $(BIN)/python -m pytest -m bench || missed="$$missed pytest"; \
 	test -z "$$missed" || { echo "bars are missed:$$missed"; exit 1; }
 
-chaos: $(VENV)/.dev  ## kill, freeze and cut everything for MINUTES=3; also SEED=n, STORE=moto, WRITE=1
+chaos: $(VENV)/.chaos  ## kill, freeze and cut everything for MINUTES=3; also SEED=n, STORE=moto, WRITE=1
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --store $(STORE) $(if $(SEED),--seed $(SEED)) $(if $(WRITE),--write)
 
 docs: $(VENV)/.dev  ## write the commands into docs/reference.md
@@ -46,6 +46,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable '.[worker,local]'
+	touch $@
+
+$(VENV)/.chaos: $(VENV)/.dev
+	$(PIP_INSTALL) --editable '.[chaos]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python

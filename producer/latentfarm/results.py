@@ -28,22 +28,26 @@ def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
     Anyone may do it, more than once and at the same time as others: what the ledger has forgotten meanwhile is taken
     from the bucket, so every writer writes the same lines.
     """
-    record = ledger.batch(batch)
+    record, moment_us = ledger.batch(batch), ledger.now_us()
     indices = range(part * PART_JOBS, min((part + 1) * PART_JOBS, record.total))
     lines = list(read_range(ledger, bucket, batch, indices))
     bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
     if ledger.had_returns(batch, part):
-        _discard_leftovers(bucket, batch, part, lines)
+        _discard_leftovers(bucket, batch, part, lines, before_us=moment_us)
     ledger.trim(batch, part, retries=record.retries)
     return len(lines)
 
 
-def _discard_leftovers(bucket: Bucket, batch: str, part: int, lines: list[dict[str, Any]]) -> None:
-    """Remove what leases left in the bucket that ended without a commit: images older than the committed one."""
+def _discard_leftovers(bucket: Bucket, batch: str, part: int, lines: list[dict[str, Any]], *, before_us: int) -> None:
+    """Remove what leases left in the bucket that ended without a commit.
+
+    Of a job that is done, whatever is older than the committed image; of any other, whatever is older than
+    ``before_us``, when nobody held it: what a retry has begun since stays.
+    """
     epochs = {line["index"]: line["epoch"] for line in lines if line["state"] == JobState.DONE.word}
     for folder in (images_prefix(batch, part), traces_prefix(batch, part)):
         found = [(key, *named) for key in bucket.keys(folder) if (named := parse_image_key(key))]
-        older = [key for key, index, epoch in found if epoch < epochs.get(index, 0)]
+        older = [key for key, index, epoch in found if epoch < epochs.get(index, before_us)]
         for at in range(0, len(older), PART_JOBS):
             bucket.delete(older[at : at + PART_JOBS])
 

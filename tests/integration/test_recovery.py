@@ -136,6 +136,19 @@ def test_an_image_that_does_not_decode_or_is_another_jobs_counts_for_nothing(far
     assert [lease.index for lease in work(farm, 3)] == [0, 1]
 
 
+def test_a_job_that_failed_as_poison_leaves_no_image(farm: Farm) -> None:
+    farm.submit(rows(1), batch="cats")
+    client: Any = farm.ledger.redis
+    for worker in ("a", "b", "c"):
+        [lost] = farm.ledger.lease("mini", worker, 1, lease_s=30)
+        put(farm, lost)
+        client.zadd("lf:leases", {lost.name: 1})
+        client.delete("lf:sweeper")
+        farm.ledger.sweep()
+    assert farm.batch("cats").wait().errors == {"poison": 1}
+    assert list(farm.bucket.keys("batches/cats/images/")) == []
+
+
 def test_of_several_images_of_a_job_the_latest_whole_one_counts(farm: Farm) -> None:
     batch = farm.submit(rows(1), batch="cats")
     farm.bucket.put(image_key("cats", 0, 5), png("cats/0"))

@@ -88,9 +88,7 @@ def _print(found: Plan, workers: int) -> None:
 
 def _tokens(found: Plan) -> str:
     if found.over_77_tokens is None:
-        return (
-            "unknown: install latentfarm[worker], and name the model's folder with --model"
-        )
+        return "unknown: install latentfarm[worker], and name the model's folder with --model"
     return f"{found.over_77_tokens:,}"
 
 

@@ -33,7 +33,7 @@
 -- lf:workers:<m>      zset    workers of a model, by the time last seen (ms)            beat
 -- lf:speed:<m>        hash    what all workers of a model measured: images, work,       nobody: one small key a model
 --                             busy_s, bytes, pixels
--- lf:sweeper          string  held by the one worker that sweeps now                    expiry, 2 seconds
+-- lf:sweeper          string  held by the one worker that sweeps now                    expiry, a quarter second
 -- lf:swept            string  when leases were last looked at (ms)                      nobody
 -- lf:judged           string  before it no lease is judged: the farm was dark (ms)      expiry
 -- lf:webhooks         zset    batch whose end is to be told, by the due time (ms)       webhook_take, webhook_settle

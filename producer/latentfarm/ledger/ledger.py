@@ -34,7 +34,7 @@ MAX_JOBS_PER_CALL = 1_000
 #: the share of failures, after the first 500 jobs, that pauses a batch
 DEFAULT_BUDGET = 0.1
 _SWEEP_LIMIT = 1_000
-_SWEEP_LOCK_MS = 2_000
+_SWEEP_LOCK_MS = 250
 _WORKER_FORGOTTEN_MS = 60_000
 _WORKER_ALIVE_MS = 15_000
 _PACE_SLOT_MS, _PACE_SLOTS = 10_000, 12
@@ -265,6 +265,12 @@ class Ledger:
         """
         with reachable(self.where):
             return int(self.scripts.trim(args=[batch, part, retries])) >= 0
+
+    def now_us(self) -> int:
+        """Return Redis ``TIME`` in microseconds: every epoch so far is lower."""
+        with reachable(self.where):
+            seconds, micros = self.redis.time()
+        return int(seconds) * 1_000_000 + int(micros)
 
     def had_returns(self, batch: str, part: int) -> bool:
         """Return whether a lease on a job of the part ended without a commit."""
