@@ -9,14 +9,18 @@ from latentfarm.errors import (
     ModelError,
     UnavailableError,
 )
+from latentfarm.expansion import Expansion
 from latentfarm.farm import Farm
 from latentfarm.job import Job, JobState
+from latentfarm.prompts import ReadOptions
+from latentfarm.submission import Rules
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Batch",
     "BatchStatus",
+    "Expansion",
     "Farm",
     "InputError",
     "InvalidRowsError",
@@ -26,5 +30,7 @@ __all__ = [
     "JobStatus",
     "LatentfarmError",
     "ModelError",
+    "ReadOptions",
+    "Rules",
     "UnavailableError",
 ]
