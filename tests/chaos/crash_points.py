@@ -31,6 +31,11 @@ def _key_has(part: str) -> When:
     return has
 
 
+def _renders(engine: Engine) -> bool:
+    # the picture with which a worker warms up is nobody's
+    return any(not name.startswith("warm-up/") for name in engine.calls_left())
+
+
 def _closes(*_: Any, **options: Any) -> bool:
     return options["closed"] is True
 
@@ -42,7 +47,7 @@ def _opens(*_: Any, **options: Any) -> bool:
 #: act -> (whose method, its name, which calls are meant)
 WORKER_ACTS: dict[str, tuple[type, str, When]] = {
     "lease": (Ledger, "lease", _always),
-    "render": (Engine, "step", _always),
+    "render": (Engine, "step", _renders),
     "encode": (Image, "save", _always),
     "put": (Bucket, "put", _key_has("/images/")),
     "commit": (Ledger, "commit_all", _always),
