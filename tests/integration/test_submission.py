@@ -89,15 +89,16 @@ def test_jobs_of_the_first_part_are_leased_while_the_rest_still_arrives(farm: Fa
     leased: list[int] = []
 
     def arriving() -> Iterator[str]:
-        for number in range(5000):
-            if number == 4000:
+        for number in range(15_000):
+            # so few parts may be on their way at once that the first must have been opened by now
+            if number == 14_000:
                 assert farm.batch("cats").status().state == "opening"
                 leased.extend(lease.index for lease in farm.ledger.lease("mini", "w", 2, lease_s=30))
             yield f"p{number}"
 
     batch = farm.submit(arriving(), batch="cats")
     assert leased == [0, 1]
-    assert (batch.status().state, batch.status().total) == ("open", 5000)
+    assert (batch.status().state, batch.status().total) == ("open", 15_000)
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 3, 4])
@@ -147,18 +148,18 @@ def test_a_stream_is_resumed_if_it_begins_with_what_is_there_and_refused_if_not(
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        farm.submit(broken(3000), batch="cats")
+        farm.submit(broken(12_000), batch="cats")
     stored = farm.batch("cats").status().total
     assert stored >= 1000
     with pytest.raises(InputError, match="other content"):
-        farm.submit(({"prompt": "another"} for _ in range(4000)), batch="cats")
+        farm.submit(({"prompt": "another"} for _ in range(13_000)), batch="cats")
     with pytest.raises(InputError, match="other content"):
         farm.submit(iter(prompts(500)), batch="cats")
-    assert farm.submit(iter(prompts(3500)), batch="cats").status().total == 3500
+    assert farm.submit(iter(prompts(12_500)), batch="cats").status().total == 12_500
     # and once it is whole: the same is found, another refused
-    assert farm.submit(iter(prompts(3500)), batch="cats").status().state == "open"
+    assert farm.submit(iter(prompts(12_500)), batch="cats").status().state == "open"
     with pytest.raises(InputError, match="other content"):
-        farm.submit(iter(prompts(3501)), batch="cats")
+        farm.submit(iter(prompts(12_501)), batch="cats")
 
 
 def test_two_submissions_of_one_file_at_once_end_in_one_batch(farm: Farm) -> None:
