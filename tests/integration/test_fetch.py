@@ -221,7 +221,8 @@ def test_a_fetch_ended_by_a_signal_leaves_only_whole_files(farm: Farm, settings:
     assert running.returncode == 130, told
     assert "run the same command again" in told
     found = names_in(tmp_path / "out")
-    assert 40 < len(found) < 3000
+    # several are fetched at once, so a few before the one that was waited for may be missing
+    assert 20 < len(found) < 3000
     assert all((tmp_path / "out" / name).read_bytes() == picture(int(name[:6])) for name in found)
 
 
