@@ -231,8 +231,8 @@ def main() -> int:
     with temporary_folder() as folder:
         with farm_servers(folder / "farm") as settings:
             conditions = Conditions(Ledger.connect(settings.redis_url).ping())
-            lines = throughput(settings, 10_000 if quick else 1_000_000, rounds=1 if quick else 2)
-            sizes = (1_000, 100_000, 1_000, 1) if quick else (100_000, 10_000_000, 100_000, 4)
+            lines = throughput(settings, 10_000 if quick else 1_000_000, rounds=1)
+            sizes = (1_000, 100_000, 1_000, 1) if quick else (100_000, 10_000_000, 100_000, 3)
             lines += flatness(settings, small=sizes[0], large=sizes[1], slice_jobs=sizes[2], rounds=sizes[3])
         with redis_server(folder / "huge") as url:
             lines += huge(url, total=1_000_000 if quick else 100_000_000, questions=200)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+# made once: json.dumps makes a new encoder at each call
+_encode = json.JSONEncoder(ensure_ascii=False).encode
+
 #: the columns of a CSV or Parquet table of results, and the Arrow type of each
 TABLE_COLUMNS = {
     "job": "string",
@@ -93,4 +96,4 @@ def metadata_line(result: dict[str, Any], file_name: str) -> dict[str, Any]:
 
 def to_json(value: object) -> str:
     """Return a value as JSON on one line."""
-    return json.dumps(value, ensure_ascii=False)
+    return _encode(value)
