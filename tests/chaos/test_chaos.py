@@ -8,7 +8,7 @@ import pytest
 from tests.chaos.farm_run import run_farm
 from tests.chaos.faults import KINDS
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 SEED = 20
 
