@@ -96,7 +96,8 @@ class Farm:
             nonlocal rung
             if not rung:
                 # the first part wakes the workers; they ring for each other from there on
-                rung = self.ring(request.model) > 0
+                rung = True
+                self.ring(request.model)
             if progress is not None:
                 progress(jobs)
 

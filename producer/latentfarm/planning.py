@@ -14,13 +14,12 @@ from pydantic import BaseModel, ConfigDict
 from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, Row
 from latentfarm.ledger import Speed
 from latentfarm.prompts import ClientIds, Problem
-from latentfarm.submission import Request
+from latentfarm.submission import Findings, Request
 
 #: CLIP reads so many tokens of a prompt, its start and its end among them
 MAX_TOKENS = 77
 #: a token stands for at least one byte, so a shorter prompt needs no counting
 _SURELY_SHORT_BYTES = 64
-_SHOWN_PROBLEMS = 20
 
 
 class Plan(BaseModel):
@@ -50,15 +49,12 @@ class Plan(BaseModel):
 @dataclass
 class _Sums:
     rows: int = 0
-    invalid: int = 0
     duplicates: int = 0
     jobs: int = 0
     too_long: int = 0
     #: steps x U-Net rows, and pictures, by size; (None, None) is the model's own
     work: Counter[tuple[int | None, int | None]] = field(default_factory=Counter)
     pictures: Counter[tuple[int | None, int | None]] = field(default_factory=Counter)
-    reasons: Counter[str] = field(default_factory=Counter)
-    problems: list[str] = field(default_factory=list)
 
 
 def make_plan(request: Request, *, speed: Speed | None, count_tokens: Callable[[str], int] | None) -> Plan:
@@ -69,15 +65,12 @@ def make_plan(request: Request, *, speed: Speed | None, count_tokens: Callable[[
         speed: what the model's workers have measured.
         count_tokens: gives a prompt's tokens, its start and its end among them.
     """
-    sums, seen, last = _Sums(), ClientIds(), -1
+    sums, found, seen, last = _Sums(), Findings(), ClientIds(), -1
     for number, row in request.rows():
         fresh, last = number != last, number
         sums.rows += fresh
+        found.add(row)
         if isinstance(row, Problem):
-            sums.invalid += 1
-            sums.reasons[row.reason] += 1
-            if len(sums.problems) < _SHOWN_PROBLEMS:
-                sums.problems.append(row.text)
             continue
         if fresh and not seen.add(_content(row)):
             sums.duplicates += 1
@@ -87,14 +80,14 @@ def make_plan(request: Request, *, speed: Speed | None, count_tokens: Callable[[
         source=request.source.name,
         model=request.model,
         rows=sums.rows,
-        invalid=sums.invalid,
-        reasons=dict(sums.reasons),
+        invalid=found.wrong,
+        reasons=dict(found.reasons),
         duplicates=sums.duplicates,
         jobs=sums.jobs,
         over_77_tokens=None if count_tokens is None else sums.too_long,
         size_bytes=size_bytes,
         gpu_hours=gpu_hours,
-        problems=sums.problems,
+        problems=found.shown,
     )
 
 

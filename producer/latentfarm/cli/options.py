@@ -8,15 +8,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
+from latentfarm.bucket import Bucket
 from latentfarm.errors import InputError
 from latentfarm.expansion import Expansion
 from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from latentfarm.prompts import FORMATS, ReadOptions
 from latentfarm.schedulers import SHORT_NAMES
+from latentfarm.settings import Settings
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
 
 PromptFile = Annotated[
     str,
@@ -146,6 +151,11 @@ def _rows(
             "trace": trace,
         },
     )
+
+
+def source_client(settings: Settings) -> S3Client | None:
+    """Return what reads an ``s3://`` source; None where no store is known."""
+    return Bucket.connect(settings).client if settings.configured else None
 
 
 def takes_rows(command: Callable[..., None]) -> Callable[..., None]:

@@ -7,7 +7,6 @@ from importlib.util import find_spec
 
 import typer
 
-from latentfarm.bucket import Bucket
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
 from latentfarm.cli.progress import duration, note
@@ -34,9 +33,13 @@ def plan(
     """
     settings = Settings.load()
     spec = _spec(model)
-    client = Bucket.connect(settings).client if settings.configured else None
     request = make_request(
-        file, rows.reading, client=client, model=spec.alias, expansion=rows.expansion, **rows.defaults
+        file,
+        rows.reading,
+        client=options.source_client(settings),
+        model=spec.alias,
+        expansion=rows.expansion,
+        **rows.defaults,
     )
     speed, workers = None, 0
     if settings.configured:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from latentfarm.batch import Batch
-from latentfarm.bucket import Bucket
 from latentfarm.cli import options
 from latentfarm.cli.collect import exit_if, fetch_into, wait_for
 from latentfarm.cli.options import check_dtype, print_json
@@ -22,9 +21,6 @@ from latentfarm.local.stack import Stack, end_all, require_worker_packages, star
 from latentfarm.models import ModelSpec, parse_model
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 from latentfarm.submission import Rules, check, make_request
-
-if TYPE_CHECKING:
-    from mypy_boto3_s3 import S3Client
 
 CONTACT_SHEET = "contact-sheet.png"
 
@@ -52,7 +48,12 @@ def render(
     rules = Rules(priority=priority)
     # before anything is started: a wrong row or option costs no time
     request = make_request(
-        file, rows.reading, client=_client(), model=spec.alias, expansion=rows.expansion, **rows.defaults
+        file,
+        rows.reading,
+        client=options.source_client(Settings.load()),
+        model=spec.alias,
+        expansion=rows.expansion,
+        **rows.defaults,
     )
     check(request, rules)
     with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (
@@ -68,12 +69,6 @@ def render(
     if as_json:
         print_json(_summary(found, fetched))
     exit_if(status.failed or not status.complete)
-
-
-def _client() -> S3Client | None:
-    """Return what reads an ``s3://`` source, where a store is known before a farm of our own is started."""
-    settings = Settings.load()
-    return Bucket.connect(settings).client if settings.configured else None
 
 
 class _Staff:

@@ -176,6 +176,20 @@ local function note_return(batch, index)
   redis.call('SADD', 'lf:returned:' .. batch, text(math.floor(index / PART)))
 end
 
+-- Take every lease on a batch back; returns the indices of the jobs that were leased
+local function drop_all_leases(batch)
+  local prefix, dropped = batch .. '/', {}
+  for _, name in ipairs(redis.call('ZRANGE', 'lf:leases', 0, -1)) do
+    if string.sub(name, 1, #prefix) == prefix then
+      redis.call('ZREM', 'lf:leases', name)
+      redis.call('HDEL', 'lf:holders', name)
+      local _, index = split(name)
+      dropped[#dropped + 1] = index
+    end
+  end
+  return dropped
+end
+
 -- Give a leased job back, to run again from a time on
 local function give_back(batch, index, name, from_ms)
   drop_lease(batch, name)

@@ -5,15 +5,9 @@ local key, now = batch_key(batch), now_ms()
 local f = redis.call('HMGET', key, 'state', 'model', 'total', 'done', 'failed')
 if not f[1] then return '' end
 if f[1] ~= 'open' and f[1] ~= 'opening' then return f[1] end
-local prefix = batch .. '/'
-for _, name in ipairs(redis.call('ZRANGE', 'lf:leases', 0, -1)) do
-  if string.sub(name, 1, #prefix) == prefix then
-    local _, index = split(name)
-    redis.call('ZREM', 'lf:leases', name)
-    redis.call('HDEL', 'lf:holders', name)
-    set_state(batch, index, CANCELLED)
-    note_return(batch, index)
-  end
+for _, index in ipairs(drop_all_leases(batch)) do
+  set_state(batch, index, CANCELLED)
+  note_return(batch, index)
 end
 redis.call('DEL', 'lf:again:' .. batch)
 redis.call('SREM', 'lf:open:' .. f[2], batch)

@@ -247,7 +247,7 @@ class Ledger:
     def workers(self, model: str) -> list[str]:
         """Return the workers of a model that were seen in the last 15 seconds."""
         with reachable(self.where):
-            since = self._now_ms() - _WORKER_ALIVE_MS
+            since = self.now_us() // 1000 - _WORKER_ALIVE_MS
             return [text(worker) for worker in self.redis.zrangebyscore(f"lf:workers:{model}", since, "+inf")]
 
     # -- results on their way to the bucket ------------------------------------------------------------------
@@ -309,7 +309,8 @@ class Ledger:
 
     def states(self, batch: str, start: int, stop: int) -> list[JobState]:
         """Return the states of the jobs ``start`` to ``stop - 1``."""
-        untouched = self._untouched(batch)
+        with reachable(self.where):
+            untouched = _untouched(self.redis.hget(f"lf:batch:{batch}", "state"))
         return [JobState(byte) or untouched for byte in self._state_bytes(batch, start, stop)]
 
     def indices(self, batch: str, state: JobState) -> Iterator[int]:
@@ -321,12 +322,6 @@ class Ledger:
             while at >= 0:
                 yield start + at
                 at = chunk.find(wanted, at + 1)
-
-    def _untouched(self, batch: str) -> JobState:
-        """Return what a byte that was never written means."""
-        with reachable(self.where):
-            state = self.redis.hget(f"lf:batch:{batch}", "state")
-        return JobState.CANCELLED if state == b"cancelled" else JobState.PENDING
 
     def _state_bytes(self, batch: str, start: int, stop: int) -> bytes:
         found = bytearray()
@@ -346,24 +341,21 @@ class Ledger:
         names = [str(index) for index in indices]
         chunk, first = divmod(min(indices), CHUNK_JOBS)
         last = max(indices) - chunk * CHUNK_JOBS
-        untouched = self._untouched(batch)
         with reachable(self.where):
             pipe = self.redis.pipeline(transaction=True)
+            pipe.hget(f"lf:batch:{batch}", "state")
             pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)
             pipe.hmget(f"lf:attempts:{batch}", names)
             pipe.hmget(f"lf:errors:{batch}", names)
             pipe.hmget(f"lf:results:{batch}", names)
             pipe.hmget("lf:holders", [f"{batch}/{name}" for name in names])
-            found, *facts = pipe.execute()
+            state, found, *facts = pipe.execute()
+        untouched = _untouched(state)
         states = found.ljust(last - first + 1, b"\0")
         return [
             job_record(batch, index, JobState(states[index - chunk * CHUNK_JOBS - first]) or untouched, *each)
             for index, *each in zip(indices, *facts, strict=True)
         ]
-
-    def _now_ms(self) -> int:
-        seconds, micros = self.redis.time()
-        return int(seconds) * 1000 + int(micros) // 1000
 
     def _images_per_s(self, batch: str, facts: Mapping[str, str]) -> float | None:
         """Return the rate of the last two minutes, or of the whole run once it is over."""
@@ -373,11 +365,16 @@ class Ledger:
             return None
         if facts["state"] in {"complete", "cancelled"}:
             return done / max(last_ms - first_ms, 1) * 1000
-        now = self._now_ms()
+        now = self.now_us() // 1000
         slot = now // _PACE_SLOT_MS
         counts = self.redis.mget([f"lf:pace:{batch}:{slot - back}" for back in range(_PACE_SLOTS)])
         span_ms = min(now - first_ms, (_PACE_SLOTS - 1) * _PACE_SLOT_MS + now % _PACE_SLOT_MS)
         return sum(int(count or 0) for count in counts) / max(span_ms, 1) * 1000
+
+
+def _untouched(batch_state: bytes | str | None) -> JobState:
+    """Return what a byte of state that was never written means."""
+    return JobState.CANCELLED if batch_state == b"cancelled" else JobState.PENDING
 
 
 def _unknown(batch: str) -> InputError:

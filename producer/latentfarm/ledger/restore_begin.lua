@@ -2,13 +2,7 @@
 -- ARGV: batch, total, then name and value of each field of its hash.
 local batch, total = ARGV[1], ARGV[2]
 local key, now = batch_key(batch), now_ms()
-local prefix = batch .. '/'
-for _, name in ipairs(redis.call('ZRANGE', 'lf:leases', 0, -1)) do
-  if string.sub(name, 1, #prefix) == prefix then
-    redis.call('ZREM', 'lf:leases', name)
-    redis.call('HDEL', 'lf:holders', name)
-  end
-end
+drop_all_leases(batch)
 local before = redis.call('HMGET', key, 'retries', 'reserved_ms', 'epoch', 'webhook_state')
 -- what is known of single jobs stays until their part is written: it may be all that tells of a failure
 redis.call('UNLINK', 'lf:again:' .. batch, 'lf:reasons:' .. batch)
