@@ -19,7 +19,7 @@ import torch
 from latentfarm.settings import Settings
 from latentfarm_worker import resident
 from latentfarm_worker.tasks import serve
-from latentfarm_worker.text import Text
+from latentfarm_worker.text import Prompt, Tensors
 
 _real_load = resident.load_model
 
@@ -57,23 +57,17 @@ class Faulty:
 
     def __init__(self, family: Any) -> None:
         self._family = family
-        self._marks: dict[str, torch.Tensor] = {}
+        self._marks = {fault: family.encode([Prompt(family.tokenize(fault))])[0]["states"] for fault in FAULTS}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
-    def encode(self, prompt: str) -> Text:
-        text: Text = self._family.encode(prompt)
-        if prompt in FAULTS:
-            self._marks[prompt] = text.states
-        return text
-
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
         for prompt, mark in self._marks.items():
-            if (text == mark).all(dim=2).all(dim=1).any():
+            if (told["states"] == mark).all(dim=2).all(dim=1).any():
                 (Path(os.environ["FAULTS_SEEN"]) / f"{prompt}-{os.getpid()}").touch()
                 FAULTS[prompt]()
-        return self._family.predict(latents, timesteps, text)  # type: ignore[no-any-return]
+        return self._family.predict(latents, timesteps, told)  # type: ignore[no-any-return]
 
 
 def load_faulty(settings: Settings) -> Any:

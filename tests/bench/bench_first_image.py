@@ -55,7 +55,7 @@ def first_image(farm: Farm, file: Path, batch: str, log: Path) -> First:
     record = farm.ledger.batch(batch)
     timings = farm.batch(batch).job(next(farm.ledger.indices(batch, JobState.DONE))).timings or {}
     # what lies between the first step and the commit; waiting in between is not in it, so the step began even earlier
-    after_s = sum(timings[name] for name in ("denoise", "decode", "png", "put"))
+    after_s = sum(timings[name] for name in ("denoise", "decode", "encode", "upload"))
     farm.batch(batch).cancel()
     command.wait()
     until(lambda: farm.ledger.redis.llen(queue_name(farm.settings.model)) == 0, "the workers' rest")

@@ -50,7 +50,7 @@ _PROVENANCE = {
     "slots": 8,
     "prompt_truncated": False,
     "worker": "host-4711-abcdef",
-    "timings": {"encode": 0.012345, "denoise": 3.456789, "decode": 0.045678, "png": 0.012345, "put": 0.004567},
+    "timings": {"text": 0.012345, "denoise": 3.456789, "decode": 0.045678, "encode": 0.012345, "upload": 0.004567},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from tests.chaos.journal import Journal, watch_ledger
 
 from latentfarm.bucket import Bucket
 from latentfarm_worker.families import FAMILIES
-from latentfarm_worker.text import Text
+from latentfarm_worker.text import Prompt, Tensors, Tokens
 
 #: what stands in model_index.json
 PIPELINE = "ChaosPipeline"
@@ -46,21 +47,31 @@ class FakeFamily:
         del folder
         return cls(name, device, dtype)
 
-    def encode(self, prompt: str) -> Text:
-        """Return states of no meaning, (77, 4)."""
+    def tokenize(self, prompt: str) -> Tokens:
+        """Return an empty chunk."""
         del prompt
-        return Text(torch.zeros(77, 4), truncated=False)
+        return Tokens(((),), count=2)
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
+        """Return states of no meaning, (77, 4)."""
+        return [{"states": torch.zeros(77, 4)} for _ in prompts]
+
+    def size_tensors(self, width: int, height: int) -> Tensors:
+        """There is nothing to tell."""
+        del width, height
+        return {}
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
         """Return zeros, late."""
-        del timesteps, text
+        del timesteps, told
         time.sleep(self.step_s)
         return torch.zeros_like(latents)
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+    def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first three channels as squares of 8 x 8 pixels."""
-        scaled = (latents[0, :3] / latents.std() * 60 + 128).clamp(0, 255).to(torch.uint8)
-        return scaled.repeat_interleave(8, 1).repeat_interleave(8, 2).permute(1, 2, 0).contiguous()
+        scaled = (latents[:, :3] / latents.std() * 60 + 128).clamp(0, 255).to(torch.uint8)
+        pixels = scaled.repeat_interleave(8, 2).repeat_interleave(8, 3).permute(0, 2, 3, 1).contiguous()
+        return pixels, torch.ones(len(latents), dtype=torch.bool)
 
 
 class NoOpFamily(FakeFamily):

@@ -141,10 +141,10 @@ def test_a_step_that_breaks_costs_its_jobs_an_attempt_and_no_more(
 ) -> None:
     predict, broken = family.predict, iter([True])
 
-    def predict_after_breaking(*tensors: torch.Tensor) -> torch.Tensor:
+    def predict_after_breaking(*told: Any) -> torch.Tensor:
         if next(broken, False):
             raise RuntimeError("boom")
-        return predict(*tensors)
+        return predict(*told)
 
     monkeypatch.setattr(family, "predict", predict_after_breaking)
     batch = submit(farm, 2)
@@ -229,9 +229,9 @@ class Paced:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
-    def predict(self, *tensors: torch.Tensor) -> torch.Tensor:
+    def predict(self, *told: Any) -> torch.Tensor:
         self._before_step()
-        return self._family.predict(*tensors)
+        return self._family.predict(*told)
 
 
 def test_a_draining_worker_finishes_what_fits_and_gives_the_rest_back_at_once(farm: Farm, family: Family) -> None:

@@ -23,7 +23,7 @@ from latentfarm.errors import JobError, UnavailableError
 from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.results import flush_part
-from latentfarm_worker.engine import Rendered
+from latentfarm_worker.decoder import Rendered
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
 from latentfarm_worker.leases import LeaseKeeper
@@ -122,7 +122,7 @@ class Delivery:
             body = encode_png(picture.pixels, metadata=self._metadata(picture))
             encoded = time.perf_counter()
             stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch), body)
-            timings = {**picture.timings, "png": encoded - began, "put": time.perf_counter() - encoded}
+            timings = {**picture.timings, "encode": encoded - began, "upload": time.perf_counter() - encoded}
             rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
             receipt = {**stored, **self._provenance(picture), "worker": self._worker, "timings": rounded}
             if strip is not None:
@@ -212,6 +212,7 @@ class Delivery:
             "dtype": str(self._family.dtype).removeprefix("torch."),
             "slots": picture.slots,
             "prompt_truncated": picture.prompt_truncated,
+            **({"tiled": True} if picture.tiled else {}),
         }
 
     def _patiently(self, what: str, action: Callable[[], T], *, lease: Lease | None = None) -> T:

@@ -11,48 +11,24 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 import torch
 
 from latentfarm.errors import JobError
 from latentfarm.job import DEFAULT_STEPS, Job
 from latentfarm_worker import faults
+from latentfarm_worker.decoder import Decoder, Failed, Rendered, out_of_memory
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.plan import plan_for
-from latentfarm_worker.rows import Image, Rows
-from latentfarm_worker.text import TextCache
+from latentfarm_worker.rows import Image, Rows, Shape
+from latentfarm_worker.text import Prompt, Tensors, TextCache
+
+__all__ = ["Engine", "Failed", "Observer", "Rendered"]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Rendered:
-    """A finished picture.
-
-    ``pixels``: uint8 (height, width, 3) on the CPU. ``scheduler``: diffusers' class name. ``slots``: those of an
-    engine that gives the same bytes. ``timings``: seconds of ``encode``, ``denoise`` (on the wall, from admission to
-    the last step) and ``decode``.
-    """
-
-    job: Job
-    pixels: torch.Tensor
-    width: int
-    height: int
-    scheduler: str
-    slots: int
-    plan_digest: str
-    prompt_truncated: bool
-    timings: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A job that failed by its own fault; its neighbours did not notice."""
-
-    job: Job
-    error: JobError
-
+#: steps that the host may be ahead of the device: enough to keep it busy, few enough to hear of a cancellation
+_AHEAD = 2
 
 #: called after each step of each image: the job, its calls so far, its calls in all, its latents (C, h, w)
 Observer = Callable[[Job, int, int, torch.Tensor], None]
@@ -64,6 +40,9 @@ class Engine:
     ``slots`` is the number of guided jobs of the native size that run together. With ``fixed_rows`` the model
     always sees the same number of rows, so that a job's bytes do not depend on its neighbours; without, only
     those in use.
+
+    Images of one shape run together. Those of another wait in line; so that they do not starve, and the batch does not
+    run half empty for each of them, they are passed by at most as many images as there are rows.
 
     Where memory runs out, a shape gets half its slots for the rest of the engine's life, and what ran begins again
     with them: so its bytes are still those of one number of rows, from the first step to the last.
@@ -80,24 +59,29 @@ class Engine:
         self.on_step = on_step
         self.on_call: Callable[[], None] = lambda: None
         self._texts = TextCache(family.encode)
+        self._decoder = Decoder(family, on_call=self._call)
         self._waiting: deque[Image] = deque()
         self._running: list[Image] = []
         self._rows: Rows | None = None
-        #: the slots of shapes (h, w) for which there was not enough memory
-        self._limits: dict[tuple[int, int], int] = {}
+        #: the slots of shapes for which there was not enough memory
+        self._limits: dict[Shape, int] = {}
+        self._steps_begun: deque[torch.cuda.Event] = deque()
 
     @property
     def free(self) -> int:
         """How many more guided jobs of the native size there is room for, those waiting counted in."""
-        factor = self.family.vae_scale_factor
-        native = (self.family.native_height // factor, self.family.native_width // factor)
-        taken = sum(image.width_in_rows for image in (*self._running, *self._waiting))
-        return max(0, (2 * self._slots_of(native) - taken) // 2)
+        return self.free_within(0)
+
+    def free_within(self, calls: int) -> int:
+        """How many there will be room for after so many calls of the model; for any thread."""
+        staying = [image for image in tuple(self._running) if image.calls_left > calls]
+        taken = sum(len(image.prompts) for image in (*staying, *tuple(self._waiting)))
+        return max(0, (2 * self._slots_of(self._native) - taken) // 2)
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits or runs."""
-        return bool(self._waiting or self._running)
+        """Whether anything waits, runs or is decoded."""
+        return bool(self._waiting or self._running or self._decoder.images)
 
     def warm_up(self) -> None:
         """Make a picture that nobody wants, in two steps, and the plan that most jobs use.
@@ -113,23 +97,38 @@ class Engine:
 
     def calls_left(self) -> dict[str, int | None]:
         """Return how many calls of the model each job still needs, None for one that waits; for any thread."""
-        running = {image.job.name: image.plan.calls - image.call for image in tuple(self._running)}
-        return {**dict.fromkeys(image.job.name for image in tuple(self._waiting)), **running}
+        waiting = dict.fromkeys(image.job.name for image in tuple(self._waiting))
+        decoded = dict.fromkeys((image.job.name for image in self._decoder.images), 0)
+        return {**waiting, **decoded, **{image.job.name: image.calls_left for image in tuple(self._running)}}
 
-    def admit(self, job: Job) -> None:
-        """Queue a job; it starts with the next ``step`` that has room for it.
+    def prepare(self, job: Job) -> Image:
+        """Return what a job needs before it may begin: its plan and its tokens. Any thread may do so beforehand.
 
         Raises:
-            JobError: code ``scheduler``: its scheduler or options cannot be used. Nothing is queued.
+            JobError: code ``scheduler``: its scheduler or options cannot be used.
 
         """
-        plan = plan_for(self.family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
-        factor = self.family.vae_scale_factor
-        width, height = job.width or self.family.native_width, job.height or self.family.native_height
-        self._waiting.append(Image(job, plan, latent_height=height // factor, latent_width=width // factor))
+        family = self.family
+        plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
+        factor = family.vae_scale_factor
+        width, height = job.width or family.native_width, job.height or family.native_height
+        tokens = [family.tokenize(text) for text in ([job.prompt, job.negative_prompt] if job.guided else [job.prompt])]
+        chunks = max(len(each.chunks) for each in tokens)
+        prompts = tuple(Prompt(each.padded(chunks), negative=at > 0) for at, each in enumerate(tokens))
+        return Image(job, plan, Shape(height // factor, width // factor, chunks), width, height, prompts)
 
+    def admit(self, job: Job | Image) -> None:
+        """Queue a job, prepared or not; it starts with the next ``step`` that has room for it.
+
+        Raises:
+            JobError: as ``prepare``. Nothing is queued.
+
+        """
+        self._waiting.append(job if isinstance(job, Image) else self.prepare(job))
+
+    @torch.inference_mode()
     def cancel(self, name: str) -> bool:
-        """Drop the job ``name``, waiting or running; its rows are free before the next step.
+        """Drop the job ``name``, wherever it is; its rows are free before the next step.
 
         Returns whether it was there.
         """
@@ -141,30 +140,29 @@ class Engine:
             if image.job.name == name:
                 self._waiting.remove(image)
                 return True
-        return False
+        return self._decoder.drop(name)
 
     def clear(self) -> list[Job]:
-        """Drop everything that waits or runs; return those jobs."""
+        """Drop everything that waits, runs or is decoded; return those jobs."""
         images = [*self._running, *self._waiting]
         self._waiting.clear()
         self._running.clear()
         # whatever broke may have left rows half taken
         self._rows = None
-        return [image.job for image in images]
+        return [*(image.job for image in images), *self._decoder.clear()]
 
     @torch.inference_mode()
     def step(self) -> list[Rendered | Failed]:
         """Admit what waits, denoise everything by one step, retire what is finished."""
         try:
-            # a picture whose decoding broke in the last step comes first
-            if not any(image.over for image in self._running):
-                self._admit_waiting()
-                self._denoise()
-            return self._retire_all()
+            self._admit_waiting()
+            self._denoise()
         except Exception as error:
             if not faults.is_out_of_memory(error):
                 raise
             message = str(error).partition("\n")[0]
+        else:
+            return self._retire()
         # out here, where no traceback holds the step's tensors any more
         return self._shrink(message)
 
@@ -175,26 +173,122 @@ class Engine:
         if everything != list(range(self._rows.count if self._rows else 0)):
             raise AssertionError(f"rows owned and free: {everything}")
 
-    def _admit_waiting(self) -> None:
-        """Start waiting images in their order, until one has another shape or too few rows are free."""
-        while self._waiting:
-            image = self._waiting[0]
-            shape = (image.latent_height, image.latent_width)
-            if self._rows is None or (self._rows.shape != shape and not self._running):
-                self._rows = Rows(self.family, shape, self._row_count(shape))
-            if self._rows.shape != shape or len(self._rows.free) < image.width_in_rows:
-                return
-            self._start(image, self._rows)
-            self._waiting.popleft()
+    def _call(self) -> None:
+        self.on_call()
 
-    def _slots_of(self, shape: tuple[int, int]) -> int:
+    # -- admit -----------------------------------------------------------------------------------------------
+
+    def _admit_waiting(self) -> None:
+        """Start the waiting images that fit, in their order; all texts that they need are encoded together."""
+        if not self._waiting:
+            return
+        first = self._waiting[0]
+        if self._rows is None or (self._rows.shape != first.shape and not self._running):
+            self._rows = Rows(self.family, first.shape, self._row_count(first.shape), only_used=not self.fixed_rows)
+        starting = self._next_images(self._rows)
+        if not starting:
+            return
+        self.on_call()
+        began = time.perf_counter()
+        texts = iter(self._texts.get([prompt for image in starting for prompt in image.prompts]))
+        text_s = (time.perf_counter() - began) / len(starting)
+        for image in starting:
+            image.timings["text"] = text_s
+            sizes = self.family.size_tensors(image.width, image.height)
+            self._start(image, self._rows, [{**next(texts), **sizes} for _ in image.prompts])
+            self._waiting.remove(image)
+
+    def _next_images(self, rows: Rows) -> list[Image]:
+        """Return the waiting images that can begin now: those of the rows' shape that fit, in their order."""
+        starting: list[Image] = []
+        passed: list[Image] = []
+        free = len(rows.free)
+        for image in self._waiting:
+            if image.shape != rows.shape and image.passed < rows.count:
+                passed.append(image)
+                continue
+            # one that was passed often enough keeps everybody else waiting, until the batch has run empty for it
+            if image.shape != rows.shape or len(image.prompts) > free:
+                break
+            free -= len(image.prompts)
+            starting.append(image)
+            for other in passed:
+                other.passed += 1
+        return starting
+
+    def _slots_of(self, shape: Shape) -> int:
         return self._limits.get(shape, self.slots)
 
-    def _row_count(self, shape: tuple[int, int]) -> int:
-        """Return the rows of a batch of latents (h, w): fewer above the native area, at least 2."""
-        factor, slots = self.family.vae_scale_factor, self._slots_of(shape)
-        native = (self.family.native_height // factor) * (self.family.native_width // factor)
-        return max(2, min(2 * slots, 2 * slots * native // (shape[0] * shape[1])))
+    @property
+    def _native(self) -> Shape:
+        factor = self.family.vae_scale_factor
+        return Shape(self.family.native_height // factor, self.family.native_width // factor)
+
+    def _row_count(self, shape: Shape) -> int:
+        """Return the rows of a batch: fewer above the native area, at least 2."""
+        slots = self._slots_of(shape)
+        return max(2, min(2 * slots, 2 * slots * self._native.area // shape.area))
+
+    def _start(self, image: Image, rows: Rows, told: list[Tensors]) -> None:
+        """Draw the initial latents and take rows."""
+        image.started = time.perf_counter()
+        image.timings["wait"] = image.started - image.queued - image.timings["text"]
+        image.slots = self._slots_of(rows.shape)
+        image.generator.manual_seed(image.job.seed)
+        shape = (1, self.family.latent_channels, rows.shape.height, rows.shape.width)
+        noise = torch.randn(shape, generator=image.generator)
+        rows.take(image, told, noise[0] * image.plan.init_noise_sigma)
+        self._running.append(image)
+
+    # -- denoise, retire -------------------------------------------------------------------------------------
+
+    def _denoise(self) -> None:
+        """Make one call of the model for every running image and update its latents."""
+        if self._rows is None or not self._running:
+            return
+        self.on_call()
+        self._rows.denoise(self._running)
+        for image in self._running:
+            image.call += 1
+            if self.on_step is not None:
+                try:
+                    self.on_step(image.job, image.call, image.plan.calls, self._rows.latents(image))
+                except JobError as error:
+                    image.error = error
+        self._keep_pace()
+
+    def _keep_pace(self) -> None:
+        """Wait until the device is but a few steps behind."""
+        if self.family.device.type != "cuda":
+            return
+        begun = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        begun.record()
+        self._steps_begun.append(begun)
+        if len(self._steps_begun) > _AHEAD:
+            self._steps_begun.popleft().synchronize()
+
+    def _retire(self) -> list[Rendered | Failed]:
+        """Free the rows of what is over, and decode it."""
+        outcomes: list[Rendered | Failed] = []
+        for image in [image for image in self._running if image.over]:
+            if image.error is not None:
+                outcomes.append(Failed(image.job, image.error))
+            elif self._rows is not None:
+                image.timings["denoise"] = time.perf_counter() - image.started
+                self._decoder.add(image, self._rows.latents(image))
+            self._leave(image)
+        try:
+            return outcomes + self._decoder.advance(hurry=not self._running and not self._waiting)
+        except Exception:
+            # what has failed counts first; the next step meets the error again
+            if not outcomes:
+                raise
+            return outcomes
+
+    def _leave(self, image: Image) -> None:
+        assert self._rows is not None  # noqa: S101 (something runs)
+        self._running.remove(image)
+        self._rows.give_back(image.rows)
 
     def _shrink(self, message: str) -> list[Rendered | Failed]:
         """Begin what ran again with half the rows; where one slot was too many already, it has failed."""
@@ -214,108 +308,4 @@ class Engine:
                 image.restart()
                 self._waiting.appendleft(image)
             return []
-        cure = "render it smaller, or on a device with more memory"
-        return [
-            Failed(image.job, JobError("oom", f"not enough memory for this job alone ({message}); {cure}"))
-            for image in images
-        ]
-
-    def _start(self, image: Image, rows: Rows) -> None:
-        """Encode the texts, draw the initial latents and take rows."""
-        job, began = image.job, time.perf_counter()
-        prompts = [job.negative_prompt, job.prompt] if job.guided else [job.prompt]
-        self.on_call()
-        texts = [self._texts.get(prompt) for prompt in prompts]
-        image.prompt_truncated = texts[-1].truncated
-        image.started = time.perf_counter()
-        image.timings["encode"] = image.started - began
-        image.generator.manual_seed(job.seed)
-        noise = torch.randn((1, self.family.latent_channels, *rows.shape), generator=image.generator)
-        image.slots = self._slots_of(rows.shape)
-        image.rows = rows.take([text.states for text in texts], noise[0] * image.plan.init_noise_sigma)
-        self._running.append(image)
-
-    def _denoise(self) -> None:
-        """Make one call of the model for every running image and update its latents."""
-        if self._rows is None or not self._running:
-            return
-        self.on_call()
-        self._rows.denoise(self._running, only_used=not self.fixed_rows)
-        for image in self._running:
-            image.call += 1
-            if self.on_step is not None:
-                try:
-                    self.on_step(image.job, image.call, image.plan.calls, self._rows.latents(image))
-                except JobError as error:
-                    image.error = error
-
-    def _retire_all(self) -> list[Rendered | Failed]:
-        """Decode what is over, one by one, and free its rows."""
-        outcomes: list[Rendered | Failed] = []
-        for image in [image for image in self._running if image.over]:
-            try:
-                outcome = self._retire(image)
-            except Exception:
-                if outcomes:
-                    # what is finished counts first; the next step meets the error again
-                    return outcomes
-                raise
-            self._leave(image)
-            outcomes.append(outcome)
-        return outcomes
-
-    def _retire(self, image: Image) -> Rendered | Failed:
-        assert self._rows is not None  # noqa: S101 (something runs)
-        if image.error is not None:
-            return Failed(image.job, image.error)
-        try:
-            return self._decode(image, self._rows.latents(image)[None].clone())
-        except JobError as error:
-            return Failed(image.job, error)
-
-    def _decode(self, image: Image, latents: torch.Tensor) -> Rendered:
-        if not torch.isfinite(latents).all():
-            raise JobError("nan", "the model's output was not finite; try another seed, less guidance or dtype float32")
-        began = time.perf_counter()
-        pixels = self._pixels(latents).cpu()
-        image.timings |= {"denoise": began - image.started, "decode": time.perf_counter() - began}
-        return Rendered(
-            job=image.job,
-            pixels=pixels,
-            width=pixels.shape[1],
-            height=pixels.shape[0],
-            scheduler=image.plan.scheduler,
-            slots=image.slots,
-            plan_digest=image.plan.digest,
-            prompt_truncated=image.prompt_truncated,
-            timings=image.timings,
-        )
-
-    def _pixels(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode latents (1, C, h, w); what is no picture is decoded once more, with the VAE in float32."""
-        self.on_call()
-        try:
-            return _picture(self.family.decode(latents))
-        except JobError:
-            if self.family.vae_dtype == torch.float32:
-                raise
-        return _picture(self.family.decode(latents, float32=True))
-
-    def _leave(self, image: Image) -> None:
-        assert self._rows is not None  # noqa: S101 (something runs)
-        self._running.remove(image)
-        self._rows.give_back(image.rows)
-
-
-def _picture(pixels: torch.Tensor) -> torch.Tensor:
-    """Return pixels (H, W, 3), uint8, unless each is the same: black, as a decoder that overflowed leaves it, or flat.
-
-    A prompt might ask for just that, but no sampled picture is so even to the last bit.
-
-    Raises:
-        JobError: code ``flat``.
-
-    """
-    if bool((pixels == pixels[0, 0]).all()):
-        raise JobError("flat", f"every pixel is {pixels[0, 0].tolist()}; try another seed, or dtype float32")
-    return pixels
+        return [Failed(image.job, out_of_memory(message)) for image in images]

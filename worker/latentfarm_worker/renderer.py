@@ -13,22 +13,24 @@ from collections import deque
 from collections.abc import Iterable
 from threading import Event, Lock
 
-from latentfarm.bucket import Bucket, MissingObjectError
-from latentfarm.errors import InputError, JobError, UnavailableError
-from latentfarm.ledger import Lease, Ledger
-from latentfarm.manifest import ManifestReader
+from latentfarm.bucket import Bucket
+from latentfarm.errors import JobError, UnavailableError
+from latentfarm.ledger import Ledger
 from latentfarm_worker import faults
 from latentfarm_worker.delivery import Delivery
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.leases import LeaseKeeper
 from latentfarm_worker.pulse import Phase, Pulse
+from latentfarm_worker.staging import Stager
 from latentfarm_worker.trace import Tracer
 
 log = logging.getLogger(__name__)
 
 #: pictures that wait for the store, besides those in the engine: beyond it nothing is leased, so memory stays bounded
 _MAX_BACKLOG = 64
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+_FIRST_PAUSE_S = 0.2
+#: seconds before a slot falls free in which the job that will have it is leased
+_AHEAD_S = 0.5
 #: what an estimate may be wrong by, and steps that it is made of
 _CAUTION, _RECENT = 1.2, 16
 
@@ -70,9 +72,7 @@ class Renderer:
         self._ledger = ledger
         self._engine = engine
         self._tracer = tracer
-        self._lease_s = lease_s
         self._host = host or Host()
-        self._manifest = ManifestReader(bucket)
         self._leases = LeaseKeeper(ledger, lease_s=lease_s)
         self._delivery = Delivery(
             ledger=ledger,
@@ -84,6 +84,16 @@ class Renderer:
             worker=worker,
             embed_metadata=embed_metadata,
         )
+        self._stager = Stager(
+            ledger=ledger,
+            bucket=bucket,
+            leases=self._leases,
+            prepare=engine.prepare,
+            fail=self._delivery.fail,
+            model=model,
+            worker=worker,
+            lease_s=lease_s,
+        )
         self.meter = self._delivery.meter
         engine.on_call = self._host.pulse.step
         # the engine is for one thread: a second doorbell heard at once waits, then finds nothing left to do
@@ -91,9 +101,6 @@ class Renderer:
         self._stop, self._draining, self._broken = Event(), Event(), Event()
         #: time.monotonic() by which what is begun while draining must be committed
         self._until = float("inf")
-        #: leased, but the store did not answer yet
-        self._unread: deque[Lease] = deque()
-        self._pause_s, self._next_try = _FIRST_PAUSE_S, 0.0
         self._step_s: deque[float] = deque(maxlen=_RECENT)
         self._decode_s: deque[float] = deque(maxlen=_RECENT)
 
@@ -103,12 +110,12 @@ class Renderer:
         with self._turn:
             while not self._stop.is_set() and not self._broken.is_set():
                 self._abandon_lost()
-                held_up = self._take_what_fits()
+                self._stager.ask(self._room())
+                for image in self._stager.take():
+                    self._engine.admit(image)
                 if self._engine.busy:
                     made += self._step()
-                elif held_up:
-                    self._delivery.wait_until(self._may_lease, _FIRST_PAUSE_S)
-                else:
+                elif not self._wait_for_jobs():
                     break
         return made
 
@@ -136,6 +143,7 @@ class Renderer:
         if faults.is_sticky(error):
             log.critical("the device is lost to this process: %s", error)
             self._broken.set()
+            self._stager.stop()
             self.give_back_late()
             self._host.broken()
             return
@@ -163,61 +171,44 @@ class Renderer:
             self._tracer.forget(name)
 
     def _room(self) -> int:
-        """Return how many more jobs may be leased: what the engine takes, unless the store is too far behind."""
+        """Return how many more jobs may be leased: what the engine takes now or soon, unless the store is far behind.
+
+        So at most the slots' number and as many again are in flight, and the engine finds the next job at its door.
+        """
+        if self._draining.is_set():
+            return 0
+        soon = int(_AHEAD_S / statistics.median(self._step_s)) if self._step_s else 0
+        staged = len(self._stager.held)
         backlog = _MAX_BACKLOG + 2 * self._engine.slots - self._delivery.waiting - len(self._engine.calls_left())
-        return min(self._engine.free, backlog)
+        return min(self._engine.free_within(soon), backlog) - staged
+
+    def _wait_for_jobs(self) -> bool:
+        """With nothing to render, wait for what could change that; return whether anything could."""
+        if self._stager.working:
+            self._stager.wait(_FIRST_PAUSE_S)
+            return True
+        if self._draining.is_set() or (self._stager.dry and not self._stager.held):
+            return False
+        if self._stager.held_up or self._room() <= 0:
+            self._delivery.wait_until(self._may_lease, _FIRST_PAUSE_S)
+        return True
 
     def _may_lease(self) -> bool:
-        return self._draining.is_set() or self._room() > 0
-
-    def _take_what_fits(self) -> bool:
-        """Lease jobs and admit them; return whether an outage or a full backlog kept that from being all."""
-        if self._draining.is_set():
-            return False
-        if time.monotonic() < self._next_try:
-            return True
-        try:
-            if not self._unread and (room := self._room()) > 0:
-                self._lease(room)
-            self._admit_leased()
-        except UnavailableError as error:
-            log.warning("cannot lease, trying again in %.1f s: %s", self._pause_s, error)
-            self._next_try = time.monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-            return True
-        self._pause_s = _FIRST_PAUSE_S
-        return self._room() <= 0
-
-    def _lease(self, count: int) -> None:
-        leases = self._ledger.lease(self.model, self.worker, count, lease_s=self._lease_s)
-        self._leases.hold(leases)
-        self._unread.extend(leases)
-        if self._draining.is_set():
-            self._give_back(lease.name for lease in leases)
-
-    def _admit_leased(self) -> None:
-        while self._unread:
-            lease = self._unread[0]
-            if self._leases.holds(lease):
-                try:
-                    self._engine.admit(self._manifest.job(lease.batch, lease.index))
-                except JobError as error:
-                    self._delivery.fail(lease, error)
-                except (InputError, MissingObjectError) as error:
-                    self._delivery.fail(lease, JobError("manifest", str(error)))
-            self._unread.popleft()
+        return self._draining.is_set() or (self._room() > 0 and not self._stager.held_up)
 
     # -- ending ----------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Let ``render_all`` return after the step that runs now, and wait for no store."""
         self._stop.set()
+        self._stager.stop()
         self._delivery.give_up()
 
     def drain(self, until: float) -> None:
         """Lease no more, finish what can be committed by ``until``, of ``time.monotonic()``; give the rest back now."""
         self._until = until
         self._draining.set()
+        self._stager.stop()
         self.give_back_late()
 
     def give_back_late(self) -> None:
@@ -241,6 +232,7 @@ class Renderer:
         self.stop()
         with self._turn:
             self._engine.clear()
+        self._stager.close()
         # pictures first: what the store still takes need not be rendered again
         self._delivery.close()
         self.give_back_all()
@@ -253,7 +245,7 @@ class Renderer:
         """
         calls_left = self._engine.calls_left()
         begun = sorted((calls, name) for name, calls in calls_left.items() if calls is not None)
-        late = [lease.name for lease in tuple(self._unread)]
+        late = [lease.name for lease in self._stager.held]
         late += [name for name, calls in calls_left.items() if calls is None]
         if self._broken.is_set() or not self._step_s:
             return late + [name for _, name in begun]

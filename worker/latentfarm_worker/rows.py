@@ -1,15 +1,18 @@
 """The rows of the batch and the images that own them: what is resident, and one denoising step of all of it.
 
-A row is one line of the model's batch. The first row of an image also keeps its past, in float32: the last
-HISTORY samples x and model outputs m as rings (x[i] at place i mod HISTORY), and the step's noise. So a step
-moves no past around; the coefficients are laid out to match the rings instead.
+A row is one line of the model's batch. An image's first row also keeps its past, in float32: the last HISTORY
+samples x and model outputs m as rings (x[i] at place i mod HISTORY), and the step's noise. So a step moves no past
+around; the coefficients are laid out to match the rings instead. An image's whole plan lies beside its past, and each
+row counts its own calls: a step asks the host for nothing but the noise of schedulers that draw some.
 """
 
 from __future__ import annotations
 
 import bisect
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 
@@ -17,129 +20,186 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.plan import COLUMNS, HISTORY, Plan
+from latentfarm_worker.text import Prompt, Tensors
 
 _NOISE = COLUMNS - 1
+#: columns of a row's table before the plan's coefficients
+_TIMESTEP, _INPUT_SCALE, _GUIDANCE, _GUIDED, _COEFFICIENTS = range(5)
+#: calls that a table has room for at first
+_CALLS = 64
+
+
+class Shape(NamedTuple):
+    """What images in one batch have in common: the latents' height and width, and the chunks of their texts."""
+
+    height: int
+    width: int
+    chunks: int = 1
+
+    @property
+    def area(self) -> int:
+        """Latents of one channel."""
+        return self.height * self.width
 
 
 @dataclass(eq=False)
 class Image:
     """One image in flight, or waiting with no rows yet.
 
-    ``rows``: its rows of the batch: (unconditional, conditional), or only the second without guidance; its
-    latents and their past are kept in the first. ``call``: how many calls of the model are behind it. ``slots``:
-    those of its shape when it began. ``error``: why it has failed before its end.
+    ``prompts``: what it shows and, with guidance, what it should not. ``rows``: one row of the batch for each of them;
+    its latents and their past are kept in the first. ``call``: how many calls of the model are behind it. ``slots``:
+    those of its shape when it began. ``passed``: how many later ones began before it. ``error``: why it has failed
+    before its end. ``queued``, ``started``: by ``time.perf_counter()``, when it was leased and when it began.
     """
 
     job: Job
     plan: Plan
-    latent_height: int
-    latent_width: int
+    shape: Shape
+    width: int
+    height: int
+    prompts: tuple[Prompt, ...]
     rows: tuple[int, ...] = ()
     call: int = 0
     slots: int = 0
+    passed: int = 0
     error: JobError | None = None
     generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
-    prompt_truncated: bool = False
+    queued: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
-    def width_in_rows(self) -> int:
-        """How many rows it takes."""
-        return 2 if self.job.guided else 1
+    def prompt_truncated(self) -> bool:
+        """Whether its prompt lost its end."""
+        return self.prompts[0].tokens.truncated
+
+    @property
+    def calls_left(self) -> int:
+        """How many calls of the model it still needs."""
+        return 0 if self.error is not None else self.plan.calls - self.call
 
     @property
     def over(self) -> bool:
         """Whether all its steps are made, or no more will be."""
-        return self.call == self.plan.calls or self.error is not None
+        return self.calls_left == 0
 
     def restart(self) -> None:
         """Forget what was done; the generator is seeded when it starts."""
         self.rows, self.call, self.timings = (), 0, {}
 
+    def table(self) -> torch.Tensor:
+        """Return a line of numbers for each call of the model, float32 (calls, 4 + COLUMNS)."""
+        scale, guided = self.job.guidance_scale, float(len(self.prompts) > 1)
+        lines = zip(self.plan.timesteps, self.plan.input_scales, self.plan.ring_coefficients, strict=True)
+        return torch.tensor([[timestep, input_scale, scale, guided, *ring] for timestep, input_scale, ring in lines])
+
+
+def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Return a host's tensor on the device, without waiting for what the device does meanwhile."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
 
 class Rows:
-    """``count`` rows for latents of one ``shape`` (h, w); ``free`` are the rows without an image."""
+    """``count`` rows for latents of one ``shape``; ``free`` are the rows without an image.
 
-    def __init__(self, family: Family, shape: tuple[int, int], count: int) -> None:
+    ``only_used``: the model sees the rows in use instead of all of them.
+    """
+
+    def __init__(self, family: Family, shape: Shape, count: int, *, only_used: bool = False) -> None:
         self.family = family
         self.shape = shape
         self.count = count
         self.free = list(range(count))
-        latents = (family.latent_channels, *shape)
-        self._past = torch.zeros((count, COLUMNS, *latents), device=family.device)
-        self._text: torch.Tensor | None = None  # (count, 77, D); D is known with the first text
+        self._only_used = only_used
+        device = self._device = family.device
+        self._past = torch.zeros((count, COLUMNS, family.latent_channels, shape.height, shape.width), device=device)
+        self._table = torch.zeros((count, _CALLS, _COEFFICIENTS + COLUMNS), device=device)
+        self._calls = torch.zeros(count, dtype=torch.int64, device=device)
+        self._every = torch.arange(count, device=device)
+        #: of each row the one with its image's past, and for that one the row without the prompt; itself where none is
+        self._owner, self._other = self._every.clone(), self._every.clone()
+        self._in_use = torch.zeros(count, dtype=torch.int64, device=device)
+        self._used = self._every
+        #: by name, (count, ...); what there is, is known with the first texts
+        self._told: dict[str, torch.Tensor] = {}
 
-    def take(self, texts: Sequence[torch.Tensor], latents: torch.Tensor) -> tuple[int, ...]:
-        """Give an image a row for each of its texts (77, D) and put its first latents (C, h, w) in place."""
-        rows = tuple(self.free[: len(texts)])
-        del self.free[: len(texts)]
-        if self._text is None:
-            self._text = torch.zeros((self.count, *texts[0].shape), dtype=texts[0].dtype, device=self.family.device)
-        for row, text in zip(rows, texts, strict=True):
-            self._text[row] = text
-        self._past[list(rows)] = 0.0
-        self._past[rows[0], 0] = latents.to(self._past.device)
-        return rows
+    def take(self, image: Image, told: Sequence[Tensors], latents: torch.Tensor) -> None:
+        """Give an image a row for each of its prompts, of which ``told`` tells, and its first latents (C, h, w)."""
+        image.rows = tuple(self.free[: len(told)])
+        del self.free[: len(told)]
+        table = image.table()
+        if len(table) > self._table.shape[1]:
+            more = torch.zeros((self.count, len(table) - self._table.shape[1], table.shape[1]), device=self._device)
+            self._table = torch.cat([self._table, more], dim=1)
+        first, last = image.rows[0], image.rows[-1]
+        self._past[first] = 0.0
+        self._past[first, 0] = send(latents, self._device)
+        self._table[first, : len(table)] = send(table, self._device)
+        self._other[first] = last
+        for row, tensors in zip(image.rows, told, strict=True):
+            self._owner[row] = first
+            self._calls[row] = 0
+            self._in_use[row] = 1
+            for name, tensor in tensors.items():
+                if name not in self._told:
+                    self._told[name] = tensor.new_zeros((self.count, *tensor.shape))
+                self._told[name][row] = tensor
+        self._note_used()
 
     def give_back(self, rows: Sequence[int]) -> None:
-        """Free an image's rows."""
+        """Free rows of an image; the first one only with all of them."""
         for row in rows:
             bisect.insort(self.free, row)
+            self._owner[row] = self._other[row] = row
+            self._in_use[row] = 0
+            self._calls[row] = 0
+            self._table[row] = 0.0
+        self._note_used()
 
     def latents(self, image: Image) -> torch.Tensor:
         """Return a view of an image's latents, (C, h, w)."""
         return self._past[image.rows[0], image.call % HISTORY]
 
-    def denoise(self, images: Sequence[Image], *, only_used: bool) -> None:
-        """Make one call of the model for every image and the update of its latents.
+    def denoise(self, images: Sequence[Image]) -> None:
+        """Make one call of the model for every image and the update of its latents."""
+        self._draw([image for image in images if image.plan.draws[image.call]])
+        calls = self._calls[self._owner]
+        line = self._table[self._owner, calls]
+        place = calls % HISTORY
+        inputs = _wide(line[:, _INPUT_SCALE]) * self._past[self._owner, place]
+        output = self._predict(inputs, line[:, _TIMESTEP].contiguous())
+        other = torch.where(line[:, _GUIDED] > 0, self._other, self._every)
+        unguided = output[other]
+        self._past[self._every, HISTORY + place] = unguided + _wide(line[:, _GUIDANCE]) * (output - unguided)
+        coefficients = line[:, _COEFFICIENTS:, None, None, None]
+        self._past[self._every, (place + 1) % HISTORY] = (coefficients * self._past).sum(dim=1)
+        self._calls += self._in_use
 
-        ``only_used``: leave the empty rows out instead of filling them up.
-        """
-        table = _Table(images, self.count, self._past.device)
-        used = torch.tensor(sorted(row for image in images for row in image.rows), device=self._past.device)
-        output = self._predict(table, used if only_used else None)
-        for image in images:
-            if image.plan.draws[image.call]:
-                noise = torch.randn((1, *self._past.shape[2:]), generator=image.generator)
-                self._past[image.rows[0], _NOISE] = noise[0].to(self._past.device)
-        every = torch.arange(self.count, device=self._past.device)
-        guided = output + table.guidance * (output[table.conditional] - output)
-        self._past[every, HISTORY + table.place] = guided
-        self._past[every, table.next_place] = (table.coefficients * self._past).sum(dim=1)
+    def _draw(self, images: Sequence[Image]) -> None:
+        """Put the next noise of each image's own generator in place."""
+        if images:
+            shape = (1, *self._past.shape[2:])
+            noise = torch.cat([torch.randn(shape, generator=image.generator) for image in images])
+            rows = torch.tensor([image.rows[0] for image in images])
+            self._past[send(rows, self._device), _NOISE] = send(noise, self._device)
 
-    def _predict(self, table: _Table, used: torch.Tensor | None) -> torch.Tensor:
+    def _predict(self, inputs: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the model's output for all rows, float32 (count, C, h, w); zeros for rows left out."""
-        assert self._text is not None  # noqa: S101 (take comes first)
-        inputs = table.input_scale * self._past[table.owner, table.place]
-        if used is None:
-            return self.family.predict(inputs, table.timestep, self._text)
+        if not self._only_used:
+            return self.family.predict(inputs, timesteps, self._told)
+        told = {name: tensor[self._used] for name, tensor in self._told.items()}
         output = torch.zeros_like(inputs)
-        output[used] = self.family.predict(inputs[used], table.timestep[used], self._text[used])
+        output[self._used] = self.family.predict(inputs[self._used], timesteps[self._used], told)
         return output
 
+    def _note_used(self) -> None:
+        if self._only_used:
+            free = set(self.free)
+            self._used = send(torch.tensor([row for row in range(self.count) if row not in free]), self._device)
 
-class _Table:
-    """The numbers of one step, a line for each row; rows that no image owns get zeros and themselves.
 
-    ``owner``: the row with the image's past. ``conditional``: the row with the guided half. ``place``: the
-    past's ring place of x[i] and m[i]. ``next_place``: that of x[i+1].
-    """
-
-    def __init__(self, images: Sequence[Image], count: int, device: torch.device) -> None:
-        integers = [[row, row, 0, 1] for row in range(count)]
-        numbers = [[0.0] * (3 + COLUMNS) for _ in range(count)]
-        for image in images:
-            plan, call = image.plan, image.call
-            first, last = image.rows[0], image.rows[-1]
-            for row in image.rows:
-                integers[row] = [first, last, call % HISTORY, (call + 1) % HISTORY]
-                numbers[row][:3] = [plan.timesteps[call], plan.input_scales[call], image.job.guidance_scale]
-            numbers[first][3:] = plan.ring_coefficients[call]
-        on_device = torch.tensor(integers).to(device, non_blocking=True)
-        self.owner, self.conditional, self.place, self.next_place = on_device.unbind(dim=1)
-        values = torch.tensor(numbers, dtype=torch.float32).to(device, non_blocking=True)
-        self.timestep = values[:, 0].contiguous()
-        self.input_scale = values[:, 1, None, None, None]
-        self.guidance = values[:, 2, None, None, None]
-        self.coefficients = values[:, 3:, None, None, None]
+def _wide(numbers: torch.Tensor) -> torch.Tensor:
+    """Return (R,) as (R, 1, 1, 1)."""
+    return numbers[:, None, None, None]

@@ -29,7 +29,7 @@ class Tracer:
         if job.trace and calls in frame_calls(total):
             # some schedulers carry latents far beyond unit variance, which the decoder never saw
             scaled = latents / latents.std().clamp(min=1.0)
-            self._frames.setdefault(job.name, []).append(self._family.decode(scaled[None]).cpu())
+            self._frames.setdefault(job.name, []).append(self._family.decode(scaled[None])[0][0].cpu())
 
     def take(self, job: Job, picture: torch.Tensor) -> torch.Tensor | None:
         """Return the strip, uint8 (height, width * frames, 3), that ends in ``picture``; None if none was asked for."""

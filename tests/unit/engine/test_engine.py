@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -14,9 +15,13 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.families import Family
+from latentfarm_worker.rows import Shape
+from latentfarm_worker.text import Prompt, Tensors
 from latentfarm_worker.trace import Tracer
 
 pytestmark = pytest.mark.unit
+
+Pictures = tuple[torch.Tensor, torch.Tensor]
 
 NAMES = ["euler", "euler_a", "dpm++2m", "heun", "ddim", None]
 SIZES = [(None, None), (None, None), (96, 64), (64, 128), (128, 128)]
@@ -58,14 +63,14 @@ class Poisoned:
 
     def __init__(self, family: Any, prompt: str) -> None:
         self.family = family
-        self.mark = family.encode(prompt).states
+        self.mark = family.encode([Prompt(family.tokenize(prompt))])[0]["states"]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.family, name)
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        output: torch.Tensor = self.family.predict(latents, timesteps, text).clone()
-        output[(text == self.mark).all(dim=2).all(dim=1)] = torch.nan
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+        output: torch.Tensor = self.family.predict(latents, timesteps, told).clone()
+        output[(told["states"] == self.mark).all(dim=2).all(dim=1)] = torch.nan
         return output
 
 
@@ -124,7 +129,7 @@ def test_a_result_says_what_was_done(sd1: Any) -> None:
     assert (result.width, result.height, result.scheduler) == (96, 64, "EulerDiscreteScheduler")
     assert result.pixels.dtype == torch.uint8
     assert result.prompt_truncated
-    assert set(result.timings) == {"encode", "denoise", "decode"}
+    assert set(result.timings) == {"text", "denoise", "decode"}
     assert all(seconds > 0 for seconds in result.timings.values())
 
 
@@ -148,9 +153,12 @@ def test_capacity_is_counted_in_rows(sd1: Any) -> None:
     assert engine.free == 1
 
 
+SHAPES = [Shape(8, 8), Shape(4, 8), Shape(8, 16), Shape(16, 16), Shape(64, 64)]
+
+
 def test_large_pictures_get_fewer_rows_and_never_less_than_two(sd1: Any) -> None:
     engine = Engine(sd1, slots=4)
-    assert [engine._row_count(shape) for shape in [(8, 8), (4, 8), (8, 16), (16, 16), (64, 64)]] == [
+    assert [engine._row_count(shape) for shape in SHAPES] == [
         8,
         8,
         4,
@@ -159,14 +167,15 @@ def test_large_pictures_get_fewer_rows_and_never_less_than_two(sd1: Any) -> None
     ]
 
 
-def test_another_shape_waits_and_is_not_overtaken(sd1: Any) -> None:
+def test_another_shape_waits_and_is_passed_by_as_many_as_there_are_rows(sd1: Any) -> None:
     engine, order = Engine(sd1, slots=2), []
-    engine.admit(make(0, num_inference_steps=3, scheduler="euler"))
+    engine.admit(make(0, num_inference_steps=9, scheduler="euler"))
     engine.admit(make(1, num_inference_steps=1, scheduler="euler", width=128))
-    engine.admit(make(2, num_inference_steps=1, scheduler="euler"))
+    for index in range(2, 10):
+        engine.admit(make(index, num_inference_steps=1, scheduler="euler"))
     while engine.busy:
         order += [result.job.index for result in engine.step()]
-    assert order == [0, 1, 2]
+    assert order == [2, 3, 4, 5, 0, 1, 6, 7, 8, 9]
 
 
 def test_cancelling_frees_rows_before_the_next_step(sd1: Any) -> None:
@@ -218,19 +227,19 @@ def test_a_refused_job_leaves_nothing_behind(sd1: Any) -> None:
 
 
 def test_texts_are_encoded_once(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[str] = []
+    encoded: list[int] = []
     encode = sd1.encode
 
-    def note_and_encode(prompt: str) -> Any:
-        encoded.append(prompt)
-        return encode(prompt)
+    def note_and_encode(prompts: Sequence[Prompt]) -> Any:
+        encoded.append(len(prompts))
+        return encode(prompts)
 
     monkeypatch.setattr(sd1, "encode", note_and_encode)
     engine = Engine(sd1, slots=2)
     for index in range(3):
         engine.admit(make(index, prompt="same", num_inference_steps=1, scheduler="euler"))
     run(engine)
-    assert encoded == ["", "same"]
+    assert encoded == [2]
 
 
 def test_no_slots_is_refused(sd1: Any) -> None:
@@ -263,10 +272,10 @@ class Faulty:
 def short_of_memory(family: Any, *, rows: int) -> Faulty:
     """Return the family on a device that holds but so many rows."""
 
-    def predict(latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def predict(latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
         if len(latents) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return family.predict(latents, timesteps, text)  # type: ignore[no-any-return]
+        return family.predict(latents, timesteps, told)  # type: ignore[no-any-return]
 
     return Faulty(family, predict=predict)
 
@@ -289,7 +298,7 @@ def test_without_memory_slots_are_halved_for_good_and_bytes_are_those_of_the_few
 def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
     calls = iter(range(1000))
 
-    def predict(latents: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+    def predict(latents: torch.Tensor, *more: Any) -> torch.Tensor:
         if next(calls) == 2:
             raise RuntimeError("HIP out of memory")
         return sd1.predict(latents, *more)  # type: ignore[no-any-return]
@@ -309,9 +318,7 @@ def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
     for slots, breaks_at in ((4, 3), (2, None)):
         calls = iter(range(1000))
 
-        def predict(
-            latents: torch.Tensor, *more: torch.Tensor, calls: Any = calls, at: Any = breaks_at
-        ) -> torch.Tensor:
+        def predict(latents: torch.Tensor, *more: Any, calls: Any = calls, at: Any = breaks_at) -> torch.Tensor:
             if next(calls) == at:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return sd1.predict(latents, *more)  # type: ignore[no-any-return]
@@ -328,7 +335,7 @@ def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
 
 
 def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
-    def predict(latents: torch.Tensor, *more: torch.Tensor) -> torch.Tensor:
+    def predict(latents: torch.Tensor, *more: Any) -> torch.Tensor:
         if latents.shape[2:] == (16, 16) and len(latents) > 2:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return sd1.predict(latents, *more)  # type: ignore[no-any-return]
@@ -338,7 +345,7 @@ def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
         engine.admit(make(index, width=128, height=128))
     assert all(isinstance(result, Rendered) for result in run(engine).values())
     assert engine.free == 8
-    assert [engine._row_count(shape) for shape in [(16, 16), (8, 8)]] == [2, 16]
+    assert [engine._row_count(shape) for shape in [Shape(16, 16), Shape(8, 8)]] == [2, 16]
 
 
 @pytest.mark.parametrize("verb", ["predict", "decode", "encode"])
@@ -357,23 +364,23 @@ def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, verb: s
 
 
 def decoder_that_needs_float32(family: Any, wrong: Any, asked: list[bool]) -> Any:
-    def decode(latents: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
+    def decode(latents: torch.Tensor, *, float32: bool = False) -> Pictures:
         asked.append(float32)
         return family.decode(latents) if float32 else wrong(latents)  # type: ignore[no-any-return]
 
     return decode
 
 
-def black(_: torch.Tensor) -> torch.Tensor:
-    return torch.zeros((64, 64, 3), dtype=torch.uint8)
+def black(latents: torch.Tensor) -> Pictures:
+    return torch.zeros((len(latents), 64, 64, 3), dtype=torch.uint8), torch.ones(len(latents), dtype=torch.bool)
 
 
-def grey(_: torch.Tensor) -> torch.Tensor:
-    return torch.full((64, 64, 3), 127, dtype=torch.uint8)
+def grey(latents: torch.Tensor) -> Pictures:
+    return black(latents)[0] + 127, black(latents)[1]
 
 
-def not_finite(_: torch.Tensor) -> torch.Tensor:
-    raise JobError("nan", "the VAE decoder gave numbers that are not finite")
+def not_finite(latents: torch.Tensor) -> Pictures:
+    return grey(latents)[0], torch.zeros(len(latents), dtype=torch.bool)
 
 
 @pytest.mark.parametrize("wrong", [black, grey, not_finite])
@@ -393,7 +400,7 @@ def test_where_float32_does_not_help_the_job_has_failed(
 ) -> None:
     asked: list[bool] = []
 
-    def decode(latents: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
+    def decode(latents: torch.Tensor, *, float32: bool = False) -> Pictures:
         asked.append(float32)
         return wrong(latents)  # type: ignore[no-any-return]
 
@@ -405,8 +412,8 @@ def test_where_float32_does_not_help_the_job_has_failed(
 
 
 def test_a_picture_of_two_colours_is_one(sd1: Any) -> None:
-    almost = grey(torch.empty(0))
-    almost[63, 63, 2] = 128
+    almost = grey(torch.empty(1))
+    almost[0][0, 63, 63, 2] = 128
     engine = Engine(Faulty(sd1, decode=lambda _: almost), slots=1)
     engine.admit(make(0))
     assert isinstance(run(engine)[0], Rendered)
@@ -415,7 +422,7 @@ def test_a_picture_of_two_colours_is_one(sd1: Any) -> None:
 def test_a_decoder_that_breaks_loses_neither_the_pictures_before_it_nor_the_jobs_behind(sd1: Any) -> None:
     calls = iter(range(1000))
 
-    def decode(latents: torch.Tensor) -> torch.Tensor:
+    def decode(latents: torch.Tensor) -> Pictures:
         if next(calls) == 1:
             raise RuntimeError("boom")
         return sd1.decode(latents)  # type: ignore[no-any-return]
@@ -429,7 +436,7 @@ def test_a_decoder_that_breaks_loses_neither_the_pictures_before_it_nor_the_jobs
 
 
 def test_an_encoder_that_breaks_leaves_its_job_where_it_was(sd1: Any) -> None:
-    def encode(_: str) -> Any:
+    def encode(_: Sequence[Prompt]) -> Any:
         raise RuntimeError("boom")
 
     engine = Engine(Faulty(sd1, encode=encode), slots=1)

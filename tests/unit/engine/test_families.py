@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from tests.tiny import make_tiny
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.families import load_family
-from latentfarm_worker.text import Text, TextCache
+from latentfarm_worker.text import Prompt, Tensors, TextCache, Tokens
 
 pytestmark = pytest.mark.unit
 
@@ -30,6 +31,11 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     return load_family(folder, dtype=dtype, device=CPU)
 
 
+def states_of(family: Any, prompt: str) -> torch.Tensor:
+    states: torch.Tensor = family.encode([Prompt(family.tokenize(prompt))])[0]["states"]
+    return states
+
+
 def edit(path: Path, **fields: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
 
@@ -38,27 +44,29 @@ def edit(path: Path, **fields: Any) -> None:
 def test_text_states_are_the_pipelines(family: Any, pipeline: Any, prompt: str) -> None:
     with torch.no_grad():
         wanted = pipeline.encode_prompt(prompt, CPU, 1, do_classifier_free_guidance=False)[0][0]
-    text = family.encode(prompt)
-    assert text.states.shape == (77, family.text_encoder.config.hidden_size)
-    assert torch.equal(text.states, wanted)
+    states = states_of(family, prompt)
+    assert states.shape == (77, family.text_encoder.model.config.hidden_size)
+    assert torch.equal(states, wanted)
 
 
 @pytest.mark.parametrize(("letters", "truncated"), [(0, False), (75, False), (76, True), (500, True)])
 def test_truncation_is_told(sd1: Any, letters: int, truncated: bool) -> None:  # noqa: FBT001
-    assert sd1.encode("x" * letters).truncated is truncated
+    tokens = sd1.tokenize("x" * letters)
+    assert (tokens.count, tokens.truncated) == (letters + 2, truncated)
 
 
 def test_the_cache_is_bounded_and_forgets_the_least_recently_used() -> None:
-    encoded = []
+    encoded: list[list[int]] = []
 
-    def encode(prompt: str) -> Text:
-        encoded.append(prompt)
-        return Text(torch.zeros(1), truncated=False)
+    def encode(prompts: Sequence[Prompt]) -> list[Tensors]:
+        encoded.append([prompt.tokens.count for prompt in prompts])
+        return [{"states": torch.tensor(prompt.tokens.count)} for prompt in prompts]
 
     cache = TextCache(encode, size=2)
-    for prompt in ["a", "b", "a", "c", "a", "b"]:
-        cache.get(prompt)
-    assert encoded == ["a", "b", "c", "b"]
+    for wanted in [[1], [2], [1], [3], [1], [2], [4, 1, 5, 4, 2]]:
+        got = cache.get([Prompt(Tokens(((),), count=each)) for each in wanted])
+        assert [int(each["states"]) for each in got] == wanted
+    assert encoded == [[1], [2], [3], [2], [4, 5]]
     assert len(cache) == 2
 
 
@@ -80,21 +88,22 @@ def test_old_scheduler_configs_are_corrected_as_the_pipeline_does(folder: Path) 
 def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
     family = load(folder, dtype)
     assert family.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype)  # force_upcast
-    text = family.encode("a cat").states
-    assert text.dtype == dtype
-    output = family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), text[None])
+    states = states_of(family, "a cat")
+    assert states.dtype == dtype
+    output = family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), {"states": states[None]})
     assert output.dtype == torch.float32
-    assert family.decode(torch.randn(1, 4, 8, 8)).shape == (64, 64, 3)
+    pictures, finite = family.decode(torch.randn(2, 4, 8, 8))
+    assert (pictures.shape, pictures.dtype, finite.tolist()) == ((2, 64, 64, 3), torch.uint8, [True, True])
 
 
 def test_decoding_in_float32_is_exact_and_leaves_the_vae_as_it_was(folder: Path) -> None:
     half, latents = load(folder, torch.bfloat16), torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    before = half.decode(latents)
-    exact = half.decode(latents, float32=True)
+    before, _ = half.decode(latents)
+    exact, _ = half.decode(latents, float32=True)
     assert half.vae.dtype == half.vae_dtype == torch.bfloat16
-    assert torch.equal(half.decode(latents), before)
+    assert torch.equal(half.decode(latents)[0], before)
     half.vae.to(torch.float32)
-    assert torch.equal(half.decode(latents), exact)
+    assert torch.equal(half.decode(latents)[0], exact)
     assert not torch.equal(exact, before)
 
 

@@ -12,6 +12,7 @@ from tests.tiny import make_tiny
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Rendered
 from latentfarm_worker.families.sd import StableDiffusion
+from latentfarm_worker.text import Prompt
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
@@ -93,7 +94,8 @@ def test_a_picture_goes_through_the_papers_shapes(full: StableDiffusion) -> None
 
     hooks = [block.register_forward_hook(note(name)) for name, block in blocks.items()]
     assert (full.native_width, full.native_height, full.latent_channels) == (512, 512, 4)
-    assert full.encode("a photograph of an astronaut riding a horse").states.shape == (77, 768)
+    [text] = full.encode([Prompt(full.tokenize("a photograph of an astronaut riding a horse"))])
+    assert text["states"].shape == (77, 768)
 
     shapes = []
     engine = Engine(full, slots=1, on_step=lambda _job, _call, _calls, latents: shapes.append(tuple(latents.shape)))

@@ -1,12 +1,13 @@
-"""What the engine asks of a model: three verbs and a few facts."""
+"""What the engine asks of a model: tokens, three verbs and a few facts."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
 
-from latentfarm_worker.text import Text
+from latentfarm_worker.text import Prompt, Tensors, Tokens
 
 
 class Family(Protocol):
@@ -28,18 +29,27 @@ class Family(Protocol):
     scheduler_config: dict[str, Any]
     model_digest: str
 
-    def encode(self, prompt: str) -> Text:
-        """Encode one prompt to (77, D): alone, so that its numbers never depend on neighbours."""
+    def tokenize(self, prompt: str) -> Tokens:
+        """Return a prompt's tokens; any thread may ask."""
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
-        """Return the model's output of latents (R, C, h, w), (R,) and (R, 77, D): float32, as the latents."""
+    def encode(self, prompts: Sequence[Prompt]) -> Sequence[Tensors]:
+        """Return of each prompt what ``predict`` wants to know of it, without a dimension for rows.
 
-    def decode(self, latents: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
-        """Return the picture, uint8 (H, W, 3) on the device, of float32 latents (1, C, h, w).
+        There is at least ``states`` (77 x chunks, D). The numbers of a prompt do not depend on the others.
+        """
 
-        With ``float32`` the decoder runs in that dtype, whatever its own: slower, and it overflows nowhere.
+    def size_tensors(self, width: int, height: int) -> Tensors:
+        """Return what ``predict`` wants to know of a picture's size in pixels, as ``encode`` does of a prompt."""
 
-        Raises:
-            JobError: code ``nan``: the decoder gave numbers that are not finite.
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+        """Return the model's output, float32, of latents (R, C, h, w), timesteps (R,) and what is told of each row."""
 
+    def decode(
+        self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pictures of float32 latents (N, C, h, w), on the device.
+
+        They are uint8 (N, H, W, 3), with a bool (N,) that is false where the decoder's numbers were not all finite.
+        With ``float32`` the decoder runs in that dtype, whatever its own: slower, and it overflows nowhere. ``tiled``
+        needs less memory, and gives other numbers.
         """

@@ -5,30 +5,34 @@ Everything diffusers' StableDiffusionPipeline loads, without its safety checker.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from latentfarm.errors import JobError, ModelError
+from latentfarm.errors import ModelError
 from latentfarm_worker.families.files import read_json, weights_digest
-from latentfarm_worker.text import Text, encode_clip
+from latentfarm_worker.text import ClipEncoder, Prompt, Tensors, Tokens, plain_tokens
 
 _PARTS = ("text_encoder", "unet", "vae")
+#: chunks of 77 tokens in one call of a text encoder: a GPU has room for many, a CPU none to fill up
+_ENCODER_ROWS = {"cuda": 8}
 
 
 class StableDiffusion:
     """One model of the family; see ``families.base.Family`` for the three verbs."""
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
-        self.tokenizer, self.text_encoder = parts["tokenizer"], parts["text_encoder"]
         self.unet, self.vae = parts["unet"], parts["vae"]
         self.name = name
         self.model_digest = model_digest
         self.dtype = dtype
         self.vae_dtype: torch.dtype = self.vae.dtype
         self.device = torch.device(self.unet.device)
+        rows = _ENCODER_ROWS.get(self.device.type, 1)
+        self.text_encoder = ClipEncoder(parts["tokenizer"], parts["text_encoder"], rows=rows)
         self.latent_channels: int = self.unet.config.in_channels
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         size = self.unet.config.sample_size
@@ -55,36 +59,50 @@ class StableDiffusion:
             ) from error
         return cls(parts, name=name, model_digest=digest, dtype=dtype)
 
-    @torch.inference_mode()
-    def encode(self, prompt: str) -> Text:
-        """Encode one prompt to (77, D)."""
-        return encode_clip(self.tokenizer, self.text_encoder, prompt)
+    def tokenize(self, prompt: str) -> Tokens:
+        """Return one chunk of tokens; what does not fit is cut off."""
+        return plain_tokens(self.text_encoder, prompt)
 
     @torch.inference_mode()
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
+        """Return ``states`` (77 x chunks, D) of each prompt."""
+        states = iter(self.text_encoder.encode([chunk for prompt in prompts for chunk in prompt.tokens.chunks]))
+        return [{"states": torch.cat(list(islice(states, len(prompt.tokens.chunks))))} for prompt in prompts]
+
+    def size_tensors(self, width: int, height: int) -> Tensors:
+        """Return nothing: these models see a picture's size by its latents."""
+        del width, height
+        return {}
+
+    @torch.inference_mode()
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
         """Return the U-Net's output, float32 (R, C, h, w)."""
-        output = self.unet(latents.to(self.dtype), timesteps, encoder_hidden_states=text, return_dict=False)[0]
+        sample = latents.to(self.dtype, memory_format=torch.channels_last)
+        output = self.unet(sample, timesteps, encoder_hidden_states=told["states"], return_dict=False)[0]
         return output.float()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
-    def decode(self, latents: torch.Tensor, *, float32: bool = False) -> torch.Tensor:
-        """Return the picture, uint8 (H, W, 3), decoded in the VAE's own dtype or in float32."""
+    def decode(
+        self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pictures, uint8 (N, H, W, 3), decoded in the VAE's own dtype or in float32."""
         if float32:
             self.vae.to(torch.float32)
+        self.vae.use_tiling = tiled
         try:
-            image = self._decode(latents)
+            images = self._decode(latents)
         finally:
+            self.vae.use_tiling = False
             if float32:
                 self.vae.to(self.vae_dtype)  # exact: the weights came from this dtype
-        if not torch.isfinite(image).all():
-            raise JobError("nan", "the VAE decoder gave numbers that are not finite; try another seed or dtype float32")
-        image = (image / 2 + 0.5).clamp(0, 1)
-        return (image[0].permute(1, 2, 0) * 255).round().to(torch.uint8)
+        finite = torch.isfinite(images).flatten(1).all(dim=1)
+        images = (images / 2 + 0.5).nan_to_num(0.0).clamp(0, 1)
+        return (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        scaled = latents.to(self.vae.dtype) / self.vae.config.scaling_factor
-        image: torch.Tensor = self.vae.decode(scaled, return_dict=False)[0]
-        return image.float()
+        scaled = latents.to(self.vae.dtype, memory_format=torch.channels_last) / self.vae.config.scaling_factor
+        images: torch.Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return images.float()
 
 
 def _load_parts(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -109,6 +127,9 @@ def _load_parts(folder: Path, dtype: torch.dtype, device: torch.device) -> dict[
     models = {"unet": unet, "vae": vae, "text_encoder": encoder}
     for model in models.values():
         model.eval().requires_grad_(requires_grad=False).to(device)
+    # convolutions read their channels side by side, and queries, keys and values are one product each
+    unet.to(memory_format=torch.channels_last).fuse_qkv_projections()
+    vae.to(memory_format=torch.channels_last)
     return {
         **models,
         "tokenizer": CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True),
