@@ -32,8 +32,13 @@ def _section(name: str, command: Any) -> str:
     usage = " ".join(["latentfarm", name, *(p.metavar for p in arguments), "[OPTIONS]"])
     lines = [f"## latentfarm {name}", "", f"`{usage}`", "", re.sub(r"\n +", "\n", command.help), ""]
     lines += [f"- `{p.metavar}`: {p.help}" for p in arguments]
-    lines += [f"- `{' '.join([*p.opts, _value(p)]).strip()}`: {p.help}" for p in options]
+    lines += [f"- `{_names(p)}`: {p.help}" for p in options]
     return "\n".join([*lines, ""])
+
+
+def _names(option: Any) -> str:
+    names = "/".join([*option.opts, *option.secondary_opts]) if option.secondary_opts else " ".join(option.opts)
+    return f"{names} {_value(option)}".strip()
 
 
 def _value(option: Any) -> str:

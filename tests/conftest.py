@@ -30,10 +30,12 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in os.environ:
         if name.startswith(("LATENTFARM_", "AWS_")):
             monkeypatch.delenv(name)
+    # workers measure their slots once a run, and leave the user's own record alone
+    monkeypatch.setenv("LATENTFARM_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")

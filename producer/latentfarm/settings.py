@@ -55,7 +55,13 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """auto: float32 on a CPU, float16 on a GPU."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0
-    """Guided images in the U-Net's batch at once; 0: 8 on a CPU, 16 on a GPU."""
+    """Guided images in the U-Net's batch at once; 0: what makes this device fastest, measured at the first start."""
+    exactness: Literal["fixed", "free"] = "fixed"
+    """fixed: a job's bytes do not depend on its neighbours; free: empty rows are left out, and bytes vary a bit."""
+    compile: bool | None = None
+    """Compile the U-Net for the slots' number of rows; None: on a GPU only."""
+    cache_dir: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentfarm"
+    """Where a worker remembers what it measured and compiled."""
     lease_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
     """Seconds after which the jobs of a silent worker run elsewhere."""
     sweep_s: Annotated[float, Field(gt=0, le=60)] = 3.0
@@ -114,12 +120,15 @@ class Settings(BaseSettings):
         # the model is said in full, so that the caller's own environment cannot mix with it
         if self.allow_insecure_redis:
             known["LATENTFARM_ALLOW_INSECURE_REDIS"] = "true"
+        if self.compile is not None:
+            known["LATENTFARM_COMPILE"] = str(self.compile).lower()
         return {
             **{name: value for name, value in known.items() if value},
             "LATENTFARM_MODEL": self.model,
             "LATENTFARM_MODEL_SOURCE": self.model_source,
             "LATENTFARM_DTYPE": self.dtype,
             "LATENTFARM_SLOTS": str(self.slots),
+            "LATENTFARM_EXACTNESS": self.exactness,
         }
 
     def require(self) -> Self:

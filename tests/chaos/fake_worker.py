@@ -29,7 +29,7 @@ class FakeFamily:
     step_s = 0.02
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
-        self.name, self.device, self.dtype = name, device, dtype
+        self.name, self.device, self.dtype, self.vae_dtype = name, device, dtype, dtype
         self.latent_channels, self.vae_scale_factor = 4, 8
         self.native_width = self.native_height = 64
         self.scheduler_config: dict[str, Any] = {
@@ -61,14 +61,20 @@ class FakeFamily:
         del width, height
         return {}
 
+    def compile(self, rows: int) -> None:
+        """There is nothing to compile."""
+
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
         """Return zeros, late."""
         del timesteps, told
         time.sleep(self.step_s)
         return torch.zeros_like(latents)
 
-    def decode(self, latents: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(
+        self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first three channels as squares of 8 x 8 pixels."""
+        del float32, tiled
         scaled = (latents[:, :3] / latents.std() * 60 + 128).clamp(0, 255).to(torch.uint8)
         pixels = scaled.repeat_interleave(8, 2).repeat_interleave(8, 3).permute(0, 2, 3, 1).contiguous()
         return pixels, torch.ones(len(latents), dtype=torch.bool)

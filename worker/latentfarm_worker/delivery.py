@@ -122,7 +122,12 @@ class Delivery:
             body = encode_png(picture.pixels, metadata=self._metadata(picture))
             encoded = time.perf_counter()
             stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch), body)
-            timings = {**picture.timings, "encode": encoded - began, "upload": time.perf_counter() - encoded}
+            timings = {
+                "queue": lease.queued_ms / 1000,
+                **picture.timings,
+                "encode": encoded - began,
+                "upload": time.perf_counter() - encoded,
+            }
             rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
             receipt = {**stored, **self._provenance(picture), "worker": self._worker, "timings": rounded}
             if strip is not None:

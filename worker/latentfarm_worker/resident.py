@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import uuid
+from collections.abc import Mapping
 from threading import Event, Thread
 
 import torch
@@ -21,7 +22,7 @@ from latentfarm.results import flush_full_parts
 from latentfarm.settings import Settings
 from latentfarm.webhooks import deliver_due
 from latentfarm_worker.drain import Drain
-from latentfarm_worker.engine import Engine
+from latentfarm_worker.engine import Engine, Observer
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.pulse import Phase, inherited
@@ -29,12 +30,12 @@ from latentfarm_worker.renderer import Host, Renderer
 from latentfarm_worker.spot import InstanceMetadata, SpotWatch
 from latentfarm_worker.supervisor import EXIT_BROKEN
 from latentfarm_worker.trace import Tracer
+from latentfarm_worker.tuning import best_slots
 from latentfarm_worker.watchdog import watch_myself
 
 log = logging.getLogger(__name__)
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_CPU_SLOTS, _GPU_SLOTS = 8, 16
 
 
 def pick_device() -> torch.device:
@@ -56,8 +57,31 @@ def load_model(settings: Settings) -> Family:
         ModelError: it cannot be used.
     """
     device = pick_device()
+    if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > 2:
+        # one is left for the encoder and whatever else is not the model
+        torch.set_num_threads(torch.get_num_threads() - 1)
     source = settings.model_source or MODEL_DIR
     return load_family(source, dtype=pick_dtype(settings.dtype, device), device=device)
+
+
+def make_engine(family: Family, settings: Settings, *, on_step: Observer | None = None) -> Engine:
+    """Return an engine as the settings want it; how many slots, where they leave it open, is measured or remembered."""
+    slots = settings.slots
+    if not slots:
+        found = best_slots(family, settings.cache_dir)
+        slots = found.slots
+        how = "as remembered" if found.remembered else "measured now"
+        log.info("%d slots, %s; steps of an image a second by slots: %s", slots, how, _shown(found.rates))
+    compiled = family.device.type == "cuda" if settings.compile is None else settings.compile
+    if compiled:
+        # Inductor's own variable: what it makes is found again by the next start
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
+        family.compile(2 * slots)
+    return Engine(family, slots=slots, fixed_rows=settings.exactness == "fixed", on_step=on_step)
+
+
+def _shown(rates: Mapping[int, float]) -> str:
+    return ", ".join(f"{slots}: {rate:.2f}" for slots, rate in rates.items())
 
 
 class Resident(Host):
@@ -80,9 +104,8 @@ class Resident(Host):
         self._bucket = Bucket.connect(settings)
         self._bucket.probe()
         family = load_model(settings)
-        slots = settings.slots or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
         tracer = Tracer(family)
-        engine = Engine(family, slots=slots, on_step=tracer)
+        engine = make_engine(family, settings, on_step=tracer)
         engine.warm_up()
         self.renderer = Renderer(
             ledger=self._ledger,
@@ -111,7 +134,7 @@ class Resident(Host):
         self._messenger = Thread(target=self._tell_ends, name="messenger", daemon=True)
         self._messenger.start()
         self.pulse.enter(Phase.IDLE)
-        place = f"{family.device}, {slots} slots, process {os.getpid()}"
+        place = f"{family.device}, {engine.slots} slots, process {os.getpid()}"
         self.description = f"worker {self.worker} serves {settings.model} on {place}"
 
     def wake_others(self) -> None:

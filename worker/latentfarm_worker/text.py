@@ -52,7 +52,8 @@ class ClipEncoder:
         self._start, self._end, self._pad = (
             int(number) for number in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         )
-        self._length = int(tokenizer.model_max_length)
+        #: tokens in a chunk, start and end among them
+        self.length = int(tokenizer.model_max_length)
         self._masked = bool(getattr(model.config, "use_attention_mask", False))
         # a fast tokenizer lets one thread in
         self._lock = Lock()
@@ -60,7 +61,7 @@ class ClipEncoder:
     @property
     def room(self) -> int:
         """How many tokens of a prompt fit into a chunk."""
-        return self._length - 2
+        return self.length - 2
 
     def ids(self, prompt: str) -> list[int]:
         """Return all tokens of a prompt, without start and end."""

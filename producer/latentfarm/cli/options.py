@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
@@ -105,6 +105,7 @@ Wildcards = Annotated[
 PromptSeed = Annotated[int, typer.Option(help="What the choices of --dynamic-prompts are made of.")]
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
+_EXACTNESS = ("fixed", "free")
 
 
 @dataclass(frozen=True)
@@ -187,9 +188,22 @@ def check_dtype(dtype: str) -> str:
     Raises:
         InputError: it is none that a worker knows.
     """
-    if dtype not in _DTYPES:
-        raise InputError(f"--dtype {dtype!r}: write one of {', '.join(_DTYPES)}")
-    return dtype
+    return _one_of(_DTYPES, dtype, "--dtype")
+
+
+def check_exactness(exactness: str) -> str:
+    """Return ``exactness``.
+
+    Raises:
+        InputError: it is none that a worker knows.
+    """
+    return _one_of(_EXACTNESS, exactness, "--exactness")
+
+
+def _one_of(choices: Sequence[str], value: str, option: str) -> str:
+    if value not in choices:
+        raise InputError(f"{option} {value!r}: write one of {', '.join(choices)}")
+    return value
 
 
 def print_json(data: object) -> None:

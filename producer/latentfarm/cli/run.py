@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import check_dtype
+from latentfarm.cli.options import check_dtype, check_exactness
 from latentfarm.cli.progress import note
 from latentfarm.errors import UnavailableError
 from latentfarm.local.stack import Stack, interruption, require_worker_packages, worker_command
@@ -75,7 +75,21 @@ def worker(
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=0, max=256, help="Pictures denoised at once; 0: by the device. (env: LATENTFARM_SLOTS)"),
+        typer.Option(min=0, max=256, help="Pictures denoised at once; 0: measured once. (env: LATENTFARM_SLOTS)"),
+    ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile the U-Net at the start; by default on a GPU only. (env: LATENTFARM_COMPILE)",
+        ),
+    ] = None,
+    exactness: Annotated[
+        str | None,
+        typer.Option(
+            help="fixed: no picture depends on its neighbours; free: rows are not filled up, and bytes vary a bit. "
+            "(env: LATENTFARM_EXACTNESS)"
+        ),
     ] = None,
     no_supervisor: Annotated[
         bool, typer.Option("--no-supervisor", help="Run the worker bare: nobody restarts it or ends it if it hangs.")
@@ -98,6 +112,10 @@ def worker(
         chosen["dtype"] = check_dtype(dtype)
     if slots is not None:
         chosen["slots"] = slots
+    if compiled is not None:
+        chosen["compile"] = compiled
+    if exactness is not None:
+        chosen["exactness"] = check_exactness(exactness)
     # the worker reads its settings from the environment, as under `celery -A latentfarm_worker worker`
     os.environ |= settings.model_copy(update=chosen).environment()
     if no_supervisor:

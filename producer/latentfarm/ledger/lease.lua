@@ -1,6 +1,7 @@
 -- Lease up to k jobs of a model: the batch of highest priority first, then the least served per weight;
 -- within a batch the jobs that came back first, then the cursor.
--- ARGV: model, worker, k, lease_ms. Returns [batch, index, epoch, attempts charged so far] for each job.
+-- ARGV: model, worker, k, lease_ms. Returns
+-- [batch, index, epoch, attempts charged so far, ms since the batch was reserved] for each job.
 local model, worker, wanted, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now, moment = now_ms(), now_us()
 local leased = {}
@@ -12,11 +13,11 @@ local function candidates()
   local found = {}
   for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
     local f = redis.call('HMGET', batch_key(batch), 'state', 'paused', 'total', 'hold', 'cursor', 'priority', 'served',
-      'weight', 'epoch', 'gaps')
+      'weight', 'epoch', 'gaps', 'reserved_ms')
     local limit = leasable_until(f[1], f[2], f[3], f[4])
     if limit then
       found[#found + 1] = { name = batch, limit = limit, cursor = tonumber(f[5]), priority = tonumber(f[6]),
-        served = tonumber(f[7]), weight = tonumber(f[8]), gaps = f[10] ~= '0', taken = 0,
+        served = tonumber(f[7]), weight = tonumber(f[8]), gaps = f[10] ~= '0', taken = 0, age = now - tonumber(f[11]),
         -- higher than any before, even if Redis came back with an older record: the clock has moved on
         epoch = math.max(tonumber(f[9]), moment) }
     end
@@ -86,7 +87,7 @@ local function take(batch, index, attempts)
   expiries[#expiries + 1] = name
   holders[#holders + 1] = name
   holders[#holders + 1] = text(batch.epoch + batch.taken) .. ' ' .. worker
-  leased[#leased + 1] = { batch.name, index, batch.epoch + batch.taken, attempts }
+  leased[#leased + 1] = { batch.name, index, batch.epoch + batch.taken, attempts, batch.age }
 end
 
 local batches = candidates()

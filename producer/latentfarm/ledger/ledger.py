@@ -161,7 +161,7 @@ class Ledger:
         """Lease up to ``k`` jobs of the model, at most 1,000 at once."""
         with reachable(self.where):
             found = self.scripts.lease(args=[model, worker, min(k, MAX_JOBS_PER_CALL), int(lease_s * 1000)])
-        return [Lease(text(batch), index, epoch, attempts) for batch, index, epoch, attempts in found]
+        return [Lease(text(batch), *numbers) for batch, *numbers in found]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:
         """Hold the leases for another ``lease_s``; return the names of those that are lost."""

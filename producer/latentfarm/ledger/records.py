@@ -22,12 +22,17 @@ FailOutcome = Literal["failed", "full", "retry", "stale"]
 
 @dataclass(frozen=True)
 class Lease:
-    """A worker's right to render one job. ``epoch`` rises with every lease of the batch."""
+    """A worker's right to render one job.
+
+    ``epoch`` rises with every lease of the batch. ``attempts`` were charged before; ``queued_ms`` have passed since the
+    batch was submitted.
+    """
 
     batch: str
     index: int
     epoch: int
     attempts: int
+    queued_ms: int = field(default=0, compare=False)
 
     @property
     def name(self) -> str:

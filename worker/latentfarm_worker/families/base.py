@@ -41,6 +41,12 @@ class Family(Protocol):
     def size_tensors(self, width: int, height: int) -> Tensors:
         """Return what ``predict`` wants to know of a picture's size in pixels, as ``encode`` does of a prompt."""
 
+    def compile(self, rows: int) -> None:
+        """Compile the model for ``rows`` rows of the native size and one chunk of text; the next such call does it.
+
+        Any other shape runs as it would without.
+        """
+
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
         """Return the model's output, float32, of latents (R, C, h, w), timesteps (R,) and what is told of each row."""
 
