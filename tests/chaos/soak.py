@@ -97,13 +97,14 @@ def run(jobs: int, limit_s: float) -> tuple[list[Sample], int]:
             if worker.exit_code() is not None:
                 raise RuntimeError(f"the worker ended with {worker.exit_code()}:\n{log.read_text()[-2000:]}")
             at_s = time.monotonic() - began
-            samples.append(Sample(at_s, _resident(worker.pid), used_memory_bytes(soak.farm.ledger.redis), done))
+            samples.append(Sample(at_s, resident_bytes(worker.pid), used_memory_bytes(soak.farm.ledger.redis), done))
             time.sleep(_LOOK_S)
         worker.send(signal.SIGKILL)
     return samples, soak.failed
 
 
-def _resident(pid: int) -> int:
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE")
 

@@ -106,6 +106,45 @@ def test_jobs_are_leased_in_order_each_with_a_higher_epoch(ledger: Ledger) -> No
     assert ledger.states("cats", 0, 5) == [JobState.LEASED] * 5
 
 
+def asked(ledger: Ledger, request: str, k: int = 2, *, worker: str = "worker-a") -> list[Lease]:
+    return ledger.lease("mini", worker, k, lease_s=30, request=request)
+
+
+def test_a_request_for_leases_that_is_made_again_is_answered_again(ledger: Ledger) -> None:
+    opened(ledger)
+    first = asked(ledger, "one")
+    ledger.redis.zadd("lf:leases", {first[0].name: 1}, xx=True)
+    assert asked(ledger, "one", 5) == first
+    assert ledger.batch("cats").leased == 2
+    # with their whole time, for the first answer may have been lost long ago
+    ledger.redis.delete("lf:sweeper")
+    assert ledger.sweep() == 0
+    assert [each.index for each in asked(ledger, "two")] == [2, 3]
+    assert [each.index for each in asked(ledger, "one", worker="worker-b")] == [4]
+
+
+def test_of_leases_asked_for_again_only_those_still_held_are_given(ledger: Ledger) -> None:
+    opened(ledger, total=4)
+    first = asked(ledger, "one", 4)
+    ledger.release(first[:1])
+    ledger.commit(first[1], {})
+    fail(ledger, first[2:3])
+    assert asked(ledger, "one", 4) == first[3:]
+    [again] = lease(ledger, worker="worker-b")
+    assert again.index == 0
+    assert asked(ledger, "one", 4) == first[3:]
+
+
+def test_a_request_of_which_nothing_is_held_any_more_leases_anew(ledger: Ledger) -> None:
+    opened(ledger)
+    first = asked(ledger, "one")
+    assert expire(ledger) == 2
+    again = asked(ledger, "one")
+    assert [(each.index, each.attempts) for each in again] == [(0, 1), (1, 1)]
+    assert min(each.epoch for each in again) > max(each.epoch for each in first)
+    assert asked(ledger, "one") == again
+
+
 def test_workers_that_lease_at_once_never_get_the_same_job(ledger: Ledger) -> None:
     opened(ledger, total=200)
     start = threading.Barrier(8)

@@ -47,7 +47,9 @@ class LedgerMoves(RuleBasedStateMachine):
         self.codes = ["invalid_row"] * TOTAL
         self.workers: dict[int, str] = {}
         self.losers: list[list[str]] = [[] for _ in range(TOTAL)]
-        self.highest = 0
+        self.highest = self.request = 0
+        #: of each worker the last request that was given leases, and those
+        self.answers: dict[str, tuple[int, list[Lease]]] = {}
         self.closed = self.paused = self.cancelled = self.flushed = False
 
     @property
@@ -113,7 +115,25 @@ class LedgerMoves(RuleBasedStateMachine):
 
     @rule(target=leases, k=st.integers(1, 4), worker=st.sampled_from("wwwv"))
     def lease(self, k: int, worker: str) -> Any:
-        found = self.ledger.lease("m", worker, k, lease_s=1000)
+        self.request += 1
+        return self.ask(worker, k, self.request)
+
+    @rule(target=leases, k=st.integers(1, 4), worker=st.sampled_from("wv"))
+    def ask_again(self, k: int, worker: str) -> Any:
+        """The answer did not come, or so its worker believes: it may be that it came, and was acted on."""
+        request, answer = self.answers.get(worker, (0, []))
+        if not request:
+            return multiple()
+        held = [each for each in answer if self.holds(each)]
+        if not held:
+            return self.ask(worker, k, request)
+        assert self.ledger.lease("m", worker, k, lease_s=1000, request=str(request)) == held
+        return multiple(*held)
+
+    def ask(self, worker: str, k: int, request: int) -> Any:
+        found = self.ledger.lease("m", worker, k, lease_s=1000, request=str(request))
+        if found:
+            self.answers[worker] = request, found
         assert len(found) == (0 if self.paused else min(k, self.states.count(JobState.PENDING)))
         for each in found:
             assert each.epoch > self.highest

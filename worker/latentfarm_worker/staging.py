@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -55,6 +56,7 @@ class Stager:
         self._ready: deque[tuple[Lease, Image]] = deque()
         self._pause_s, self._next_try = _FIRST_PAUSE_S, 0.0
         self._dry_until = 0.0
+        self._request = uuid.uuid4().hex
         self._closed = False
 
     @property
@@ -130,7 +132,10 @@ class Stager:
             self._pause_s = _FIRST_PAUSE_S
 
     def _lease(self, room: int) -> None:
-        leases = self._ledger.lease(self._model, self._worker, room, lease_s=self._lease_s)
+        # the same until it is answered: leases whose answer was lost on the way are not lost with it
+        request = self._request
+        leases = self._ledger.lease(self._model, self._worker, room, lease_s=self._lease_s, request=request)
+        self._request = uuid.uuid4().hex
         if not leases:
             self._dry_until = time.monotonic() + _DRY_S
         self._leases.hold(leases)

@@ -25,6 +25,8 @@
 -- lf:reasons:<b>      hash    code -> failed jobs                                       forget
 -- lf:leases           zset    "<b>/<index>" in flight, by expiry (ms)                   commit, fail, release, sweep, cancel
 -- lf:holders          hash    "<b>/<index>" -> "<epoch> <worker>"                       with lf:leases
+-- lf:answered:<w>     string  a worker's last request for leases: its id, then a line   expiry, an hour
+--                             "<b>/<index> <epoch> <attempts>" for each that it got
 -- lf:results:<b>      hash    index -> receipt, until its part lies in the bucket       trim
 -- lf:parts:<b>        hash    part -> jobs of it that have ended                        trim
 -- lf:returned:<b>     set     parts with jobs that were leased more than once           trim

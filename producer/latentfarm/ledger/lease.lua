@@ -1,13 +1,37 @@
 -- Lease up to k jobs of a model: the batch of highest priority first, then the least served per weight;
 -- within a batch the jobs that came back first, then the cursor.
--- ARGV: model, worker, k, lease_ms. Returns
--- [batch, index, epoch, attempts charged so far, ms since the batch was reserved] for each job.
-local model, worker, wanted, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+-- ARGV: model, worker, k, lease_ms, request: '', or what tells this call from any other of the worker. The answer to
+-- it may be lost on the way: asked again it is given again, as far as its leases are still held, whatever k is.
+-- Returns [batch, index, epoch, attempts charged so far, ms since the batch was reserved] for each job.
+local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local now, moment = now_ms(), now_us()
 local leased = {}
+local ANSWER_KEY, ANSWER_KEEP_S = 'lf:answered:' .. worker, 3600
 -- bytes of state looked at in one call for the next pending job
 local MAX_SCAN, BLOCK = 4000000, 65536
 local scanned = 0
+
+-- The leases that this very request was given before and that are still held, with their full time again
+local function answered_before()
+  local held, answer = {}, request ~= '' and redis.call('GET', ANSWER_KEY)
+  if not answer or string.match(answer, '^[^\n]*') ~= request then return held end
+  for name, epoch, attempts in string.gmatch(answer, '\n(%S+) (%d+) (%d+)') do
+    if holder(name) == tonumber(epoch) then
+      local batch, index = split(name)
+      redis.call('ZADD', 'lf:leases', 'XX', now + lease_ms, name)
+      held[#held + 1] = { batch, index, tonumber(epoch), tonumber(attempts) }
+    end
+  end
+  return held
+end
+
+local function remember()
+  local lines = { request }
+  for _, job in ipairs(leased) do
+    lines[#lines + 1] = job_name(job[1], job[2]) .. ' ' .. text(job[3]) .. ' ' .. text(job[4])
+  end
+  redis.call('SET', ANSWER_KEY, table.concat(lines, '\n'), 'EX', ANSWER_KEEP_S)
+end
 
 local function candidates()
   local found = {}
@@ -90,6 +114,9 @@ local function take(batch, index, attempts)
   leased[#leased + 1] = { batch.name, index, batch.epoch + batch.taken, attempts, batch.age }
 end
 
+local held = answered_before()
+if #held > 0 then return held end
+
 local batches = candidates()
 local touched = { unpack(batches) }
 while #leased < wanted and #batches > 0 do
@@ -110,5 +137,6 @@ end
 if #leased > 0 then
   redis.call('ZADD', 'lf:leases', unpack(expiries))
   redis.call('HSET', 'lf:holders', unpack(holders))
+  if request ~= '' then remember() end
 end
 return leased

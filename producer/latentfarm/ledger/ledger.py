@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import redis
 
@@ -52,7 +52,7 @@ class Ledger:
         self.scripts = Scripts(client)
 
     @classmethod
-    def connect(cls, url: str) -> Ledger:
+    def connect(cls, url: str) -> Self:
         """Return a ledger on ``redis://``, ``rediss://`` or ``unix://``; nothing is sent yet."""
         client = redis.Redis.from_url(
             url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=10, decode_responses=False
@@ -157,10 +157,21 @@ class Ledger:
 
     # -- a job's life ----------------------------------------------------------------------------------------
 
-    def lease(self, model: str, worker: str, k: int, *, lease_s: float) -> list[Lease]:
-        """Lease up to ``k`` jobs of the model, at most 1,000 at once."""
+    def lease(self, model: str, worker: str, k: int, *, lease_s: float, request: str = "") -> list[Lease]:
+        """Lease up to ``k`` jobs of the model, at most 1,000 at once.
+
+        Args:
+            model: the alias of the model.
+            worker: who is to hold the leases.
+            k: how many.
+            lease_s: how long they are held.
+            request: one line that no other call of this worker has, whatever process it is. Redis' answer may be lost
+                on the way: called again with the same, the leases of the first call are returned, as far as they are
+                still held; whatever ``k`` is then. Empty: every call leases anew.
+        """
         with reachable(self.where):
-            found = self.scripts.lease(args=[model, worker, min(k, MAX_JOBS_PER_CALL), int(lease_s * 1000)])
+            args = [model, worker, min(k, MAX_JOBS_PER_CALL), int(lease_s * 1000), request]
+            found = self.scripts.lease(args=args)
         return [Lease(text(batch), *numbers) for batch, *numbers in found]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:

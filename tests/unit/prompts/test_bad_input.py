@@ -93,25 +93,30 @@ def test_the_longest_line_is_a_row_or_a_problem(tmp_path: Path) -> None:
         helpers.found(tmp_path / "p.txt", "a\nb\n" + "a" * (MAX_LINE_BYTES + 1) + "\nc")
 
 
+def compressed(content: bytes) -> bytes:
+    """Return the same bytes in every process, for they name a test."""
+    return gzip.compress(content, mtime=0)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "told"),
     [
         ("p.txt", "a cat".encode("utf-16"), "p.txt is UTF-16; save it as UTF-8"),
         ("p.csv", "prompt\n".encode("utf-16-le"), "p.csv looks like UTF-16; save it as UTF-8"),
         ("p.jsonl", b"\xff\xfe\0\0" + "a".encode("utf-32-le"), "p.jsonl is UTF-32; save it as UTF-8"),
-        ("p.txt", gzip.compress(b"a cat"), "p.txt is compressed with gzip; end its name in .gz"),
+        ("p.txt", compressed(b"a cat"), "p.txt is compressed with gzip; end its name in .gz"),
         ("p.txt", b"PAR1", "p.txt is a parquet file; end its name in .parquet"),
         ("p.txt.gz", b"a cat", "p.txt.gz is no gzip file or is damaged .*; compress it again"),
-        ("p.txt.gz", gzip.compress(b"a cat\n" * 99)[:-9], "p.txt.gz is cut or damaged .*; compress or copy it again"),
-        ("p.txt.gz", gzip.compress(b"a cat\n")[:-8] + bytes(8), "p.txt.gz is no gzip file or is damaged .*CRC"),
-        ("p.txt.gz", gzip.compress(b"a cat\n")[:10] + b"\xff" * 9, "p.txt.gz is cut or damaged"),
+        ("p.txt.gz", compressed(b"a cat\n" * 99)[:-9], "p.txt.gz is cut or damaged .*; compress or copy it again"),
+        ("p.txt.gz", compressed(b"a cat\n")[:-8] + bytes(8), "p.txt.gz is no gzip file or is damaged .*CRC"),
+        ("p.txt.gz", compressed(b"a cat\n")[:10] + b"\xff" * 9, "p.txt.gz is cut or damaged"),
         ("p.txt", b"", "p.txt holds no prompt; write one a line"),
         ("p.jsonl", b"\n \n", "p.jsonl holds no prompt"),
         ("p.csv", b"", "p.csv holds no prompt"),
         ("p.txt.gz", b"", "p.txt.gz holds no prompt"),
         ("p.docx", b"a", r"p.docx: a prompt file ends in .txt, .jsonl, .csv, .tsv, .parquet \(each also"),
         ("prompts", b"a", r"prompts: its name tells no format; say it with --format \(txt, jsonl"),
-        ("p.parquet.gz", gzip.compress(b"a"), "p.parquet.gz is no parquet file"),
+        ("p.parquet.gz", compressed(b"a"), "p.parquet.gz is no parquet file"),
     ],
 )
 def test_a_file_that_is_something_else_is_told_as_a_whole(tmp_path: Path, name: str, content: bytes, told: str) -> None:
