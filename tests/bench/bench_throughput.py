@@ -3,8 +3,8 @@
     python -m tests.bench.bench_throughput            # prints the table
     python -m tests.bench.bench_throughput --write    # and puts it into docs/benchmarks.md
 
-Each side first says, in a short round of its own, how it likes the cores best: one process with all threads, or a process
-a core with one each, and a static batch how large it should be. Then the sides render the same jobs in turn.
+Each side first says, in a short round of its own, how it likes the cores best: one process with all threads, or a
+process a core with one each; a static batch also, how large it should be. Then the sides render the same jobs in turn.
 """
 
 from __future__ import annotations
@@ -181,8 +181,11 @@ def measure(settings: Settings, folder: Path, *, quick: bool) -> tuple[list[Line
         pipe_way = best_pipe([*trial, *trial], folder, sizes, counts)
         pipe = stack.enter_context(in_process("pipe", pipe_way, folder))
         engine = stack.enter_context(in_process("engine", our_way, folder))
-        pictures = [side.save(rows[0], folder / f"{number}.png") for number, side in enumerate((ours, stock, pipe))]
-        apart = furthest_apart(*pictures)
+        apart = furthest_apart(
+            ours.save(rows[0], folder / "ours.png"),
+            stock.save(rows[0], folder / "stock.png"),
+            pipe.save(rows[0], folder / "pipe.png"),
+        )
         rounds = Rounds([], [], [], [])
         pipe.run(rows[: 2 * pipe_way.size], size=pipe_way.size)
         for _ in range(turns):

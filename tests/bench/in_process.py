@@ -118,7 +118,7 @@ class InProcess:
         assert child.stdout is not None
         line = child.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(map(str, child.args[2:]))} failed:\n{self._log.read_text()[-2000:]}")
+            raise RuntimeError(f"the side failed:\n{self._log.read_text()[-2000:]}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 

@@ -6,6 +6,7 @@ where it is compiled, channels_last and whole graphs of the U-Net and the decode
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,13 @@ def draw(pipe: Any, rows: Sequence[Row], *, steps: int, guidance: float) -> list
 def draw_one(pipe: Any, row: Row) -> Image.Image:
     """Return the picture of one job: ``pipe(prompt)``."""
     return draw(pipe, [row], steps=row["num_inference_steps"], guidance=row["guidance_scale"])[0]
+
+
+def png(image: Image.Image) -> bytes:
+    """Return the picture as PIL encodes it by default."""
+    out = io.BytesIO()
+    image.save(out, format="PNG")
+    return out.getvalue()
 
 
 def batches(rows: Sequence[Row], size: int, order: Order) -> Iterator[tuple[list[int], int, float]]:

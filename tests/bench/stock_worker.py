@@ -1,24 +1,21 @@
 """The peer: a plain Celery worker that renders one prompt a task, as anybody would begin.
 
-    python -m tests.bench.stock_worker          # a worker, set up by the environment
-    python -m tests.bench.stock_worker first    # loads the pipe, stores one picture and ends
+    python -m tests.bench.stock_worker    # set up by the environment
 
-The environment is that of a latentfarm worker (``Settings.environment``), and ``STOCK_PROCESSES``, ``STOCK_THREADS`` and
-``STOCK_DEVICE``. As Celery's documentation advises for long tasks: the prefork pool, acknowledged late, a prefetch of
+The environment is that of a latentfarm worker (``Settings.environment``), and ``STOCK_PROCESSES``,
+``STOCK_THREADS`` and ``STOCK_DEVICE``. As Celery's documentation advises for long tasks: the prefork pool, acknowledged late, a prefetch of
 one, a visibility timeout above any task; as diffusers': one pipe, loaded once in each process. The picture is PIL's PNG
 with its default settings, put by boto3; the state goes to Redis by Celery's own result backend.
 """
 
 from __future__ import annotations
 
-import io
 import os
-import sys
 from typing import Any
 
 from celery import Celery
 from celery.signals import worker_process_init
-from tests.bench.workload import Row, uniform
+from tests.bench.workload import Row
 
 from latentfarm.bucket import Bucket
 from latentfarm.doorbell import broker_url
@@ -55,7 +52,7 @@ def make_app(redis_url: str, *, processes: int = 1) -> Celery:
 
 
 def load(settings: Settings) -> None:
-    """Load the pipe, and draw once: no first task waits for what a first call does."""
+    """Load what a process keeps for its whole life."""
     global _pipe, _bucket  # noqa: PLW0603 - Celery gives a task no other way to reach what its process holds
     import torch
     from tests.bench import pipes
@@ -69,11 +66,9 @@ def render(row: Row) -> dict[str, Any]:
     """Render one job, store its picture, and return what its state says."""
     from tests.bench import pipes
 
-    out = io.BytesIO()
-    pipes.draw_one(_pipe, row).save(out, format="PNG")
-    key = f"stock/{row['seed']:08d}.png"
-    _bucket.client.put_object(Bucket=_bucket.name, Key=key, Body=out.getvalue(), ContentType="image/png")
-    return {"key": key, "bytes": len(out.getvalue())}
+    body, key = pipes.png(pipes.draw_one(_pipe, row)), f"stock/{row['seed']:08d}.png"
+    _bucket.client.put_object(Bucket=_bucket.name, Key=key, Body=body, ContentType="image/png")
+    return {"key": key, "bytes": len(body)}
 
 
 def serve(settings: Settings) -> None:
@@ -88,16 +83,5 @@ def serve(settings: Settings) -> None:
     app.worker_main(["worker", "--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"])
 
 
-def main() -> int:
-    """Return 0."""
-    settings = Settings.load().require()
-    if sys.argv[1:] == ["first"]:
-        load(settings)
-        render(uniform(1)[0])
-        return 0
-    serve(settings)
-    return 0
-
-
 if __name__ == "__main__":
-    raise SystemExit(main())
+    serve(Settings.load().require())
