@@ -6,7 +6,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 MINUTES ?= 3
 STORE ?= rclone
 QUICK := not slow and not gpu and not bench
-BENCHMARKS := mini submission first_image ledger fair_share fetch
+BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory
 
 .PHONY: demo test check format bench docs chaos clean
 
@@ -25,7 +25,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.dev  ## measurements, half an hour of them; fails if a bar is missed, after all have run
+bench: $(VENV)/.dev  ## measurements, an hour of them; fails if a bar is missed, after all have run
 	@missed=; for name in $(BENCHMARKS); do \
 		echo "== bench_$$name"; $(BIN)/python -m tests.bench.bench_$$name --write || missed="$$missed $$name"; \
 	done; $(BIN)/python -m pytest -m bench || missed="$$missed pytest"; \

@@ -19,7 +19,7 @@ from latentfarm.local.process import Child
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
 from latentfarm.local.stack import end_all, start_workers
-from latentfarm.models import parse_model
+from latentfarm.models import ModelSpec
 from latentfarm.settings import Settings
 
 _WORKER_END_S = 60.0
@@ -56,14 +56,18 @@ def farm_servers(folder: Path) -> Iterator[Settings]:
 
 
 @contextmanager
-def workers(settings: Settings, count: int, logs: Path) -> Iterator[None]:
-    """Run real workers with the bundled model, sharing the cores; they have loaded it when this begins."""
+def workers(settings: Settings, count: int, logs: Path) -> Iterator[list[int]]:
+    """Run real workers with the settings' model, sharing the cores, which they have loaded when this begins.
+
+    Gives the processes of their supervisors.
+    """
     children: list[Child] = []
     try:
-        start_workers(settings, count, parse_model(settings.model), dtype="auto", slots=0, logs=logs, into=children)
+        model = ModelSpec(settings.model, settings.model_source)
+        start_workers(settings, count, model, dtype=settings.dtype, slots=settings.slots, logs=logs, into=children)
         ledger = Ledger.connect(settings.redis_url)
-        until(lambda: len(ledger.workers(settings.model)) == count, "the workers", timeout_s=120)
-        yield
+        until(lambda: len(ledger.workers(settings.model)) == count, "the workers", timeout_s=300)
+        yield [child.pid for child in children]
     finally:
         end_all(children, _WORKER_END_S)
 

@@ -81,13 +81,19 @@ def own_cpu_s() -> float:
 
 def all_cpu_s() -> float:
     """Return the CPU seconds of this process and of all its children, those that run, such as servers, too."""
-    running_s = 0.0
-    for task in Path("/proc/self/task").iterdir():
-        for pid in (task / "children").read_text().split():
-            # user and system, of itself and of its own children that have ended; the name before may hold blanks
-            times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
-            running_s += sum(map(int, times)) / _TICKS_PER_S
-    return own_cpu_s() + running_s
+    return own_cpu_s() + sum(process_cpu_s(pid) for pid in _children("self"))
+
+
+def process_cpu_s(pid: int) -> float:
+    """Return the CPU seconds, user and system, of a process and of all that it has started, theirs too."""
+    # of itself and of its own children that have ended; the name before may hold blanks
+    times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
+    return sum(map(int, times)) / _TICKS_PER_S + sum(process_cpu_s(child) for child in _children(pid))
+
+
+def _children(pid: int | str) -> list[int]:
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
 
 def _machine_busy_s() -> float:
