@@ -32,6 +32,9 @@ MAX_COLUMNS, MAX_COLUMNS_BYTES = 64, 16_384
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE = 7.5
 
+#: fields that a receipt leaves out where they are open
+_RARELY_ASKED = frozenset({"guidance_interval"})
+
 _BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
@@ -129,6 +132,18 @@ def _options_fit(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+def _interval_read(value: object) -> object:
+    # a column of a table, and an option, are text
+    return value.split("..") if isinstance(value, str) else value
+
+
+def _interval_fits(interval: tuple[float, float]) -> tuple[float, float]:
+    start, stop = interval
+    if not 0 <= start < stop <= 1:
+        raise ValueError(f"is {start:g}..{stop:g}; write two shares of the steps such as 0..0.6, 0 <= start < end <= 1")
+    return interval
+
+
 def _no_bool(value: object) -> object:
     # pydantic reads true as 1; a seed of true is a slip, not a number
     if isinstance(value, bool):
@@ -140,6 +155,7 @@ Prompt = Annotated[str, AfterValidator(_prompt_fits)]
 Side = Annotated[int, BeforeValidator(_no_bool), AfterValidator(_side_fits)]
 Steps = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+GuidanceInterval = Annotated[tuple[float, float], BeforeValidator(_interval_read), AfterValidator(_interval_fits)]
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_SEED)]
 SchedulerField = Annotated[str, AfterValidator(_scheduler_known)]
 SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_options_fit)]
@@ -157,6 +173,7 @@ class Defaults(BaseModel):
     height: Side | None = None
     num_inference_steps: Steps | None = None
     guidance_scale: Guidance | None = None
+    guidance_interval: GuidanceInterval | None = None
     seed: Seed | None = None
     scheduler: SchedulerField | None = None
     scheduler_options: SchedulerOptions | None = None
@@ -185,6 +202,7 @@ class Job(BaseModel):
     """One picture to make: ``batch`` and ``index`` name it, the rest says what it shows.
 
     ``width`` and ``height`` are pixels; None means the model's native size. ``scheduler`` None is the model's own.
+    ``guidance_interval`` are the shares of the steps between which guidance is on (arXiv 2404.07724), None all of them.
     ``row`` is the row of the prompt file, from 0, that the job came from; ``trace`` asks for the strip of pictures from
     noise to result beside the picture.
     """
@@ -202,6 +220,7 @@ class Job(BaseModel):
     height: Side | None = None
     num_inference_steps: Steps = DEFAULT_STEPS
     guidance_scale: Guidance = DEFAULT_GUIDANCE
+    guidance_interval: GuidanceInterval | None = None
     seed: Seed
     scheduler: SchedulerField | None = None
     scheduler_options: SchedulerOptions = Field(default_factory=dict)
@@ -217,9 +236,16 @@ class Job(BaseModel):
         """Whether classifier-free guidance is on: two U-Net rows instead of one, as in diffusers (scale > 1)."""
         return self.guidance_scale > 1.0
 
+    @property
+    def rows_a_step(self) -> float:
+        """How many rows of the U-Net it takes, on average over its steps."""
+        start, stop = self.guidance_interval or (0.0, 1.0)
+        return 1 + (stop - start) * self.guided
+
     def request(self) -> dict[str, Any]:
-        """What was asked for, in diffusers' parameter names."""
-        return self.model_dump(exclude={"batch", "index", "row", "id", "columns", "trace"})
+        """What was asked for, in diffusers' parameter names; what few ask for only where it was."""
+        asked = self.model_dump(exclude={"batch", "index", "row", "id", "columns", "trace"})
+        return {name: value for name, value in asked.items() if value is not None or name not in _RARELY_ASKED}
 
 
 def seed_for(batch: str, index: int) -> int:

@@ -99,7 +99,8 @@ def _content(row: Row) -> str:
 def _add(sums: _Sums, fields: dict[str, Any], count_tokens: Callable[[str], int] | None) -> None:
     jobs = int(fields.get("num_images_per_prompt", 1))
     steps = int(fields.get("num_inference_steps", DEFAULT_STEPS))
-    rows = 2 if float(fields.get("guidance_scale", DEFAULT_GUIDANCE)) > 1 else 1
+    start, stop = fields.get("guidance_interval", (0.0, 1.0))
+    rows = 1 + (stop - start) * (float(fields.get("guidance_scale", DEFAULT_GUIDANCE)) > 1)
     size = (fields.get("width"), fields.get("height"))
     sums.jobs += jobs
     sums.pictures[size] += jobs

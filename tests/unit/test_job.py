@@ -41,6 +41,11 @@ def test_a_seed_made_for_a_job_depends_on_batch_and_index_only(batch: str, index
         {"num_inference_steps": True},
         {"guidance_scale": float("nan")},
         {"guidance_scale": -1},
+        {"guidance_interval": [0.5, 0.5]},
+        {"guidance_interval": [0, 1.1]},
+        {"guidance_interval": [0.5]},
+        {"guidance_interval": "0.5"},
+        {"guidance_interval": "nan..1"},
         {"seed": -1},
         {"seed": 2**63},
         {"prompt": "x" * 4097},
@@ -87,6 +92,18 @@ def test_a_job_name_is_read_back(index: int) -> None:
 def test_a_wrong_job_name_is_refused(name: str) -> None:
     with pytest.raises(InputError):
         parse_job_name(name)
+
+
+@pytest.mark.parametrize("written", ["0.25..0.5", [0.25, 0.5], (0.25, 0.5)])
+def test_a_guidance_interval_is_two_shares_or_their_text(written: object) -> None:
+    job = Job.model_validate({"batch": "b", "index": 0, "prompt": "p", "seed": 1, "guidance_interval": written})
+    assert (job.guidance_interval, job.rows_a_step) == ((0.25, 0.5), 1.25)
+    assert Job.model_validate_json(job.model_dump_json()) == job
+    assert job.request()["guidance_interval"] == (0.25, 0.5)
+
+
+def test_a_request_names_no_guidance_interval_where_there_is_none() -> None:
+    assert "guidance_interval" not in Job(batch="b", index=0, prompt="p", seed=1).request()
 
 
 def test_states_have_the_bytes_that_the_ledger_holds() -> None:

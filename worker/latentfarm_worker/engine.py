@@ -75,7 +75,8 @@ class Engine:
     def free_within(self, calls: int) -> int:
         """How many there will be room for after so many calls of the model; for any thread."""
         staying = [image for image in tuple(self._running) if image.calls_left > calls]
-        taken = sum(len(image.prompts) for image in (*staying, *tuple(self._waiting)))
+        taken = sum(len(image.rows) for image in staying)
+        taken += sum(len(image.prompts) for image in tuple(self._waiting))
         return max(0, (2 * self._slots_of(self._native) - taken) // 2)
 
     @property
@@ -112,7 +113,8 @@ class Engine:
         plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
         factor = family.vae_scale_factor
         width, height = job.width or family.native_width, job.height or family.native_height
-        tokens = [family.tokenize(text) for text in ([job.prompt, job.negative_prompt] if job.guided else [job.prompt])]
+        texts = [job.prompt, job.negative_prompt] if job.guided else [job.prompt]
+        tokens = [family.tokenize(text) for text in texts]
         chunks = max(len(each.chunks) for each in tokens)
         prompts = tuple(Prompt(each.padded(chunks), negative=at > 0) for at, each in enumerate(tokens))
         return Image(job, plan, Shape(height // factor, width // factor, chunks), width, height, prompts)
@@ -255,6 +257,8 @@ class Engine:
                     self.on_step(image.job, image.call, image.plan.calls, self._rows.latents(image))
                 except JobError as error:
                     image.error = error
+            if len(image.rows) > 1 and image.call >= image.guided.stop and not image.over:
+                self._rows.shrink(image)
         self._keep_pace()
 
     def _keep_pace(self) -> None:

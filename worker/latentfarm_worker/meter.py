@@ -9,7 +9,7 @@ from latentfarm.job import Job
 
 def work_of(job: Job, *, pixels: int) -> float:
     """Return what a job costs, in a unit that jobs of any kind share: pixels x steps x U-Net rows."""
-    return float(pixels * job.num_inference_steps * (2 if job.guided else 1))
+    return float(pixels * job.num_inference_steps * job.rows_a_step)
 
 
 class Meter:

@@ -12,6 +12,7 @@ import bisect
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import ceil
 from typing import NamedTuple
 
 import torch
@@ -74,6 +75,15 @@ class Image:
         return self.prompts[0].tokens.truncated
 
     @property
+    def guided(self) -> range:
+        """The calls of the model in which it has guidance."""
+        if len(self.prompts) == 1:
+            return range(0)
+        start, stop = self.job.guidance_interval or (0.0, 1.0)
+        # what was written with two decimals must not be rounded up for the sake of its last bit
+        return range(ceil(start * self.plan.calls - 1e-9), ceil(stop * self.plan.calls - 1e-9))
+
+    @property
     def calls_left(self) -> int:
         """How many calls of the model it still needs."""
         return 0 if self.error is not None else self.plan.calls - self.call
@@ -89,9 +99,14 @@ class Image:
 
     def table(self) -> torch.Tensor:
         """Return a line of numbers for each call of the model, float32 (calls, 4 + COLUMNS)."""
-        scale, guided = self.job.guidance_scale, float(len(self.prompts) > 1)
-        lines = zip(self.plan.timesteps, self.plan.input_scales, self.plan.ring_coefficients, strict=True)
-        return torch.tensor([[timestep, input_scale, scale, guided, *ring] for timestep, input_scale, ring in lines])
+        plan, scale, guided = self.plan, self.job.guidance_scale, self.guided
+        lines = zip(plan.timesteps, plan.input_scales, plan.ring_coefficients, strict=True)
+        return torch.tensor(
+            [
+                [timestep, input_scale, scale, float(call in guided), *ring]
+                for call, (timestep, input_scale, ring) in enumerate(lines)
+            ]
+        )
 
 
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -157,6 +172,13 @@ class Rows:
             self._calls[row] = 0
             self._table[row] = 0.0
         self._note_used()
+
+    def shrink(self, image: Image) -> None:
+        """Free the rows of an image that needs guidance no more, but for its first."""
+        first, *others = image.rows
+        self._other[first] = first
+        self.give_back(others)
+        image.rows = (first,)
 
     def latents(self, image: Image) -> torch.Tensor:
         """Return a view of an image's latents, (C, h, w)."""

@@ -64,6 +64,13 @@ Guidance = Annotated[
     float | None,
     typer.Option("--guidance-scale", help=f"How closely to follow the prompt; {DEFAULT_GUIDANCE} if open."),
 ]
+GuidanceInterval = Annotated[
+    str | None,
+    typer.Option(
+        metavar="START..END",
+        help="Guide only between these shares of the steps, such as 0..0.6: faster, and another picture.",
+    ),
+]
 Width = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8; the model's own if open.")]
 Height = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8; the model's own if open.")]
 Seed = Annotated[int | None, typer.Option(help="One seed for all rows; by default each job gets its own.")]
@@ -127,6 +134,7 @@ def _rows(
     prompt_seed: PromptSeed = 0,
     num_inference_steps: Steps = None,
     guidance_scale: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
     width: Width = None,
     height: Height = None,
     seed: Seed = None,
@@ -143,6 +151,7 @@ def _rows(
         defaults={
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
             "width": width,
             "height": height,
             "seed": seed,

@@ -96,6 +96,54 @@ def test_another_seed_or_scheduler_or_prompt_is_told_apart(family: Any, pipeline
         assert np.abs(picture - pixels).max() > BOUND + 2, other
 
 
+@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.3, 1.0), (0.25, 0.75), (0.0, 0.01)])
+def test_guidance_for_part_of_the_steps_is_the_pipelines_with_guidance_switched(
+    family: Any, pipeline: Any, own_config: Any, interval: tuple[float, float]
+) -> None:
+    wanted = job(0, "euler", num_inference_steps=8, guidance_interval=interval)
+    engine = Engine(family, slots=1)
+    engine.admit(wanted)
+    free = []
+    while not (outcomes := engine.step()):
+        engine.check_integrity()
+        free.append(engine._rows is not None and len(engine._rows.free))
+    [got] = outcomes
+    assert isinstance(got, Rendered)
+    picture = by_switching_pipeline(pipeline, own_config, wanted)
+    assert np.abs(picture - got.pixels.numpy()).max() <= BOUND
+    # the second row is somebody else's as soon as guidance is over
+    assert free == [int(call >= interval[1] * 8) for call in range(1, 8)]
+
+
+def by_switching_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray[Any, Any]:
+    """Render with diffusers, switching guidance on and off at the end of the step before."""
+    start, stop = wanted.guidance_interval or (0.0, 1.0)
+    steps = wanted.num_inference_steps
+    cpu = torch.device("cpu")
+    positive, negative = pipe.encode_prompt(
+        wanted.prompt, cpu, 1, do_classifier_free_guidance=True, negative_prompt=wanted.negative_prompt
+    )
+
+    def switch(pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, torch.Tensor]:
+        guided = start <= (step + 1) / steps < stop
+        pipe._guidance_scale = wanted.guidance_scale if guided else 1.0
+        return {"prompt_embeds": torch.cat([negative, positive]) if guided else positive}
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(own_config)
+        picture = pipe(
+            wanted.prompt,
+            negative_prompt=wanted.negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=wanted.guidance_scale if start == 0 else 1.0,
+            generator=torch.Generator("cpu").manual_seed(wanted.seed),
+            callback_on_step_end=switch,
+            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+        ).images[0]
+    return np.asarray(picture).astype(int)
+
+
 def test_other_sizes_and_long_and_foreign_prompts(family: Any, pipeline: Any, own_config: Any) -> None:
     jobs = [
         job(0, "euler", width=96, height=64),
