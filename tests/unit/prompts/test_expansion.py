@@ -84,7 +84,7 @@ def test_a_sweep_says_values_and_ranges(option: str, values: list[object]) -> No
         (["seed=1,,2"], "--sweep 'seed=1,,2': seed has an empty value; take out the comma, or write a value"),
         (["sead=1"], "--sweep 'sead=1': field 'sead' cannot be swept; did you mean 'seed'?"),
         (["prompt=a,b"], "--sweep 'prompt=a,b': field 'prompt' cannot be swept; "),
-        (["id=a"], "--sweep 'id=a': field 'id' cannot be swept; write one of guidance_scale, height"),
+        (["id=a"], "--sweep 'id=a': field 'id' cannot be swept; write one of guidance_interval, guidance_scale"),
         (["seed=1,x"], "--sweep 'seed=1,x': seed 'x' is wrong; write a valid integer"),
         (["seed=-1..4"], "--sweep 'seed=-1..4': seed -1 is wrong; write greater than or equal to 0"),
         (["seed=4..1"], "--sweep 'seed=4..1': 4..1 runs backwards; write 1..4"),
