@@ -6,15 +6,21 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check 
 MINUTES ?= 3
 STORE ?= rclone
 QUICK := not slow and not gpu and not bench
+# Two cores carry three: the minutes of chaos, which come first, mostly wait.
+PROCESSES ?= 3
+PARALLEL := --numprocesses $(PROCESSES) --dist worksteal
 BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory
 
-.PHONY: demo test check format bench docs chaos clean
+.PHONY: demo test unit check format bench docs chaos clean
 
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
 
-test: $(VENV)/.dev  ## every test that needs no GPU and less than a minute of its own
-	$(BIN)/python -m pytest -m "$(QUICK)"
+test: $(VENV)/.dev  ## every test that needs no GPU and no model of full size, three minutes of chaos among them
+	$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL)
+
+unit: $(VENV)/.dev  ## the tests that need no server and no other process
+	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .

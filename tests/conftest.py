@@ -27,6 +27,16 @@ hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 REPOSITORY = Path(__file__).parents[1]
+CHAOS = REPOSITORY / "tests" / "chaos"
+
+# processes of pytest-xdist share the cores; this comes before torch does
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the minutes of chaos, in which processes mostly wait: other tests run beside them."""
+    items.sort(key=lambda item: CHAOS not in item.path.parents)
 
 
 @pytest.fixture(autouse=True)
