@@ -33,7 +33,8 @@ class BatchStatus(BaseModel):
     """How far a batch is.
 
     ``state`` is opening (its manifest is still being stored, ``total`` grows), open, paused, complete or cancelled;
-    ``paused`` the reason of a pause; ``errors`` the failed jobs by code; ``webhook`` empty, due, sent or failed.
+    ``paused`` the reason of a pause; ``errors`` the failed jobs by code; ``truncated`` counts the done ones whose
+    prompt or negative prompt was too long for the model and lost its end; ``webhook`` is empty, due, sent or failed.
     ``images_per_s`` is that of the last two minutes, or of the whole run once it is over.
     """
 
@@ -51,6 +52,7 @@ class BatchStatus(BaseModel):
     failed: int
     cancelled: int
     errors: dict[str, int]
+    truncated: int
     webhook: str
     images_per_s: float | None
     eta_s: float | None
@@ -133,6 +135,7 @@ class Batch:
             failed=record.failed,
             cancelled=record.cancelled,
             errors=record.errors,
+            truncated=record.truncated,
             webhook=record.webhook,
             images_per_s=rate,
             eta_s=left / rate if rate and left else (0.0 if not left else None),

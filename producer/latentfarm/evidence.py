@@ -15,6 +15,7 @@ from latentfarm.bucket import Bucket, MissingObjectError, images_prefix, manifes
 from latentfarm.job import MAX_SIDE, PART_JOBS, JobState
 from latentfarm.jsonl import parse, unpack_lines
 from latentfarm.ledger import JobRecord, Ledger
+from latentfarm.ledger.records import is_truncated
 from latentfarm.manifest import Header, chain_of
 from latentfarm.results import read_part
 
@@ -61,7 +62,7 @@ class Evidence:
     """One part's jobs: their ``states`` as proved, ``before`` as the ledger had them (None: not at all).
 
     ``receipts`` and ``errors`` are by index; ``broken`` are keys of images that do not count; ``flushed`` says that the
-    part's results lie in the bucket and agree.
+    part's results lie in the bucket and agree; ``truncated`` counts done jobs whose text lost its end.
     """
 
     first: int
@@ -71,6 +72,7 @@ class Evidence:
     errors: dict[int, dict[str, str]] = field(default_factory=dict)
     broken: list[str] = field(default_factory=list)
     flushed: bool = False
+    truncated: int = 0
 
     @classmethod
     def gather(cls, ledger: Ledger | None, bucket: Bucket, asked: AskedFor, part: int) -> Self:
@@ -96,10 +98,14 @@ class Evidence:
     def _state(self, index: int) -> JobState:
         return self.states[index - self.first]
 
+    def _done(self, index: int, receipt: dict[str, Any]) -> None:
+        self.states[index - self.first] = JobState.DONE
+        self.truncated += is_truncated(receipt)
+
     def _take_line(self, line: dict[str, Any], images: dict[int, str]) -> None:
         index = line["index"]
         if line["state"] == JobState.DONE.word and line["key"] in images.values():
-            self.states[index - self.first] = JobState.DONE
+            self._done(index, line)
         elif line["state"] == JobState.FAILED.word:
             self._fail(index, line.get("error") or {"code": "unknown", "message": ""})
 
@@ -107,7 +113,7 @@ class Evidence:
         for epoch in sorted(keys, reverse=True):
             receipt = _receipt(bucket.get(keys[epoch]), f"{batch}/{index}")
             if receipt is not None:
-                self.states[index - self.first] = JobState.DONE
+                self._done(index, receipt)
                 self.receipts[index] = {**receipt, "key": keys[epoch], "epoch": epoch}
                 self.errors.pop(index, None)
                 return

@@ -7,7 +7,7 @@ import json
 import re
 from enum import IntEnum
 from math import isfinite
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -20,8 +20,12 @@ PART_JOBS = 1_000
 MAX_PROMPT_BYTES = 4096
 #: pixels of a picture's side; also a multiple of 8, the VAE's downsampling
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 8
+#: CLIP reads so many tokens at once, a start and an end among them
+MAX_TOKENS = 77
 MAX_STEPS = 500
 MAX_GUIDANCE = 100.0
+#: layers of a text encoder; the deepest that can leave some out, Stable Diffusion 2's, has 23
+MAX_CLIP_SKIP = 22
 MAX_SEED = 2**63 - 1
 MAX_IMAGES_PER_PROMPT = 10_000
 #: entries of ``scheduler_options``, and their bytes as JSON
@@ -32,8 +36,7 @@ MAX_COLUMNS, MAX_COLUMNS_BYTES = 64, 16_384
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE = 7.5
 
-#: fields that a receipt leaves out where they are open
-_RARELY_ASKED = frozenset({"guidance_interval"})
+_SELDOM_ASKED = ("guidance_interval", "prompt_syntax", "clip_skip")
 
 _BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -157,6 +160,8 @@ Steps = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_STEPS)]
 Guidance = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
 GuidanceInterval = Annotated[tuple[float, float], BeforeValidator(_interval_read), AfterValidator(_interval_fits)]
 Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_SEED)]
+PromptSyntax = Literal["plain", "a1111"]
+ClipSkip = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
 SchedulerField = Annotated[str, AfterValidator(_scheduler_known)]
 SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_options_fit)]
 ClientId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_prompt_fits)]
@@ -177,6 +182,8 @@ class Defaults(BaseModel):
     seed: Seed | None = None
     scheduler: SchedulerField | None = None
     scheduler_options: SchedulerOptions | None = None
+    prompt_syntax: PromptSyntax | None = None
+    clip_skip: ClipSkip | None = None
     trace: bool | None = None
     num_images_per_prompt: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None = (
         None
@@ -203,6 +210,8 @@ class Job(BaseModel):
 
     ``width`` and ``height`` are pixels; None means the model's native size. ``scheduler`` None is the model's own.
     ``guidance_interval`` are the shares of the steps between which guidance is on (arXiv 2404.07724), None all of them.
+    ``prompt_syntax`` a1111 reads weights and long prompts, plain does what diffusers does; ``clip_skip`` is diffusers':
+    layers left out at the end of the text encoder.
     ``row`` is the row of the prompt file, from 0, that the job came from; ``trace`` asks for the strip of pictures from
     noise to result beside the picture.
     """
@@ -224,6 +233,8 @@ class Job(BaseModel):
     seed: Seed
     scheduler: SchedulerField | None = None
     scheduler_options: SchedulerOptions = Field(default_factory=dict)
+    prompt_syntax: PromptSyntax = "plain"
+    clip_skip: ClipSkip = 0
     trace: bool = False
 
     @property
@@ -243,9 +254,9 @@ class Job(BaseModel):
         return 1 + (stop - start) * self.guided
 
     def request(self) -> dict[str, Any]:
-        """What was asked for, in diffusers' parameter names; what few ask for only where it was."""
-        asked = self.model_dump(exclude={"batch", "index", "row", "id", "columns", "trace"})
-        return {name: value for name, value in asked.items() if value is not None or name not in _RARELY_ASKED}
+        """What was asked for, in diffusers' parameter names; what few jobs ask for is left out of all others'."""
+        usual = {name for name in _SELDOM_ASKED if getattr(self, name) == Job.model_fields[name].default}
+        return self.model_dump(exclude={"batch", "index", "row", "id", "columns", "trace", *usual})
 
 
 def seed_for(batch: str, index: int) -> int:

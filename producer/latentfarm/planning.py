@@ -11,13 +11,11 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, Row
+from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_TOKENS, Row
 from latentfarm.ledger import Speed
 from latentfarm.prompts import ClientIds, Problem
 from latentfarm.submission import Findings, Request
 
-#: CLIP reads so many tokens of a prompt, its start and its end among them
-MAX_TOKENS = 77
 #: a token stands for at least one byte, so a shorter prompt needs no counting
 _SURELY_SHORT_BYTES = 64
 
@@ -26,9 +24,9 @@ class Plan(BaseModel):
     """What ``submit`` would make of a file.
 
     ``rows`` are those of the file, ``duplicates`` those of them that ask for the same as an earlier one, ``jobs`` the
-    pictures of all good rows. ``over_77_tokens`` counts jobs whose prompt CLIP would cut; None where no tokenizer is
-    at hand. ``size_bytes`` and ``gpu_hours`` are estimated from what the workers of the model have measured; None where
-    none has rendered yet.
+    pictures of all good rows. ``over_77_tokens`` counts jobs whose prompt would be cut, none of syntax a1111; None
+    where no tokenizer is at hand. ``size_bytes`` and ``gpu_hours`` are estimated from what the workers of the model
+    have measured; None where none has rendered yet.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -106,6 +104,8 @@ def _add(sums: _Sums, fields: dict[str, Any], count_tokens: Callable[[str], int]
     sums.pictures[size] += jobs
     sums.work[size] += jobs * steps * rows
     prompt = str(fields["prompt"])
+    if fields.get("prompt_syntax") == "a1111":
+        return
     if count_tokens and len(prompt.encode()) > _SURELY_SHORT_BYTES and count_tokens(prompt) > MAX_TOKENS:
         sums.too_long += jobs
 

@@ -80,7 +80,12 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
         tally.add(found)
         if not dry_run:
             restoration.write_part(
-                part, found.states, receipts=found.receipts, errors=found.errors, flushed=found.flushed
+                part,
+                found.states,
+                receipts=found.receipts,
+                errors=found.errors,
+                flushed=found.flushed,
+                truncated=found.truncated,
             )
     state = _state_of(asked, control, tally)
     if not dry_run:

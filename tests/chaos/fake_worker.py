@@ -13,6 +13,7 @@ import torch
 from tests.chaos.journal import Journal, watch_ledger
 
 from latentfarm.bucket import Bucket
+from latentfarm.job import PromptSyntax
 from latentfarm_worker.families import FAMILIES
 from latentfarm_worker.text import Prompt, Tensors, Tokens
 
@@ -47,9 +48,9 @@ class FakeFamily:
         del folder
         return cls(name, device, dtype)
 
-    def tokenize(self, prompt: str) -> Tokens:
+    def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> Tokens:
         """Return an empty chunk."""
-        del prompt
+        del prompt, syntax
         return Tokens(((),), count=2)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:

@@ -32,8 +32,8 @@ _ROUNDS = 2
 class Measurement:
     """What one number of slots gave. Seconds are those of one picture.
 
-    ``text_s``, ``denoise_s`` and ``decode_s`` are the device's, one after the other; ``encode_s`` and ``upload_s`` go on
-    beside them, on threads, ``upload_s`` is None without a store. ``busy_share`` is the engine's share of the time.
+    ``text_s``, ``denoise_s`` and ``decode_s`` are the device's, one after the other; ``encode_s`` and ``upload_s`` go
+    on beside them, on threads, ``upload_s`` is None without a store. ``busy_share`` is the engine's share of the time.
     ``memory_bytes`` is the device's largest use, None on a CPU.
     """
 

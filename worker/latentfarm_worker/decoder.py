@@ -29,9 +29,9 @@ class Rendered:
     """A finished picture.
 
     ``pixels``: uint8 (height, width, 3) on the CPU. ``scheduler``: diffusers' class name. ``slots``: those of an
-    engine that gives the same bytes. ``tiled``: whether it was decoded in tiles, for want of memory. ``timings``:
-    seconds of ``text``, ``denoise`` (on the wall, from admission to the last step) and ``decode`` (its share of the
-    group's).
+    engine that gives the same bytes. ``truncated``: which of ``prompt`` and ``negative_prompt`` lost their end.
+    ``tiled``: whether it was decoded in tiles, for want of memory. ``timings``: seconds of ``text``, ``denoise`` (on
+    the wall, from admission to the last step) and ``decode`` (its share of the group's).
     """
 
     job: Job
@@ -41,7 +41,7 @@ class Rendered:
     scheduler: str
     slots: int
     plan_digest: str
-    prompt_truncated: bool
+    truncated: tuple[str, ...]
     tiled: bool
     timings: dict[str, float]
 
@@ -228,7 +228,7 @@ class Decoder:
             scheduler=image.plan.scheduler,
             slots=image.slots,
             plan_digest=image.plan.digest,
-            prompt_truncated=image.prompt_truncated,
+            truncated=image.truncated,
             tiled=copy.tiled,
             timings={**image.timings, "decode": seconds},
         )

@@ -216,7 +216,8 @@ class Delivery:
             "device": self._family.device.type,
             "dtype": str(self._family.dtype).removeprefix("torch."),
             "slots": picture.slots,
-            "prompt_truncated": picture.prompt_truncated,
+            "prompt_truncated": "prompt" in picture.truncated,
+            **({"negative_prompt_truncated": True} if "negative_prompt" in picture.truncated else {}),
             **({"tiled": True} if picture.tiled else {}),
         }
 

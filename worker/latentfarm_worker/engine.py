@@ -106,17 +106,23 @@ class Engine:
         """Return what a job needs before it may begin: its plan and its tokens. Any thread may do so beforehand.
 
         Raises:
-            JobError: code ``scheduler``: its scheduler or options cannot be used.
+            JobError: code ``scheduler``: its scheduler or options cannot be used; code ``prompt`` or ``clip_skip``: its
+                texts cannot be encoded as it asks.
 
         """
         family = self.family
+        if job.clip_skip > family.max_clip_skip:
+            raise JobError("clip_skip", f"clip_skip {job.clip_skip} leaves too little of {family.name}'s text encoder; "
+                           f"write 0 to {family.max_clip_skip}")  # fmt: skip
         plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
         factor = family.vae_scale_factor
         width, height = job.width or family.native_width, job.height or family.native_height
         texts = [job.prompt, job.negative_prompt] if job.guided else [job.prompt]
-        tokens = [family.tokenize(text) for text in texts]
+        tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
         chunks = max(len(each.chunks) for each in tokens)
-        prompts = tuple(Prompt(each.padded(chunks), negative=at > 0) for at, each in enumerate(tokens))
+        prompts = tuple(
+            Prompt(each.padded(chunks), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
+        )
         return Image(job, plan, Shape(height // factor, width // factor, chunks), width, height, prompts)
 
     def admit(self, job: Job | Image) -> None:

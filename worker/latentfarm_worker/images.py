@@ -40,6 +40,9 @@ def parameters_text(job: Job, *, width: int, height: int, scheduler: str, model:
         "Model hash": model_digest[:10],
         "Model": model,
     }
+    if job.clip_skip:
+        # there 1 is the last layer, and 2 skips one
+        settings["Clip skip"] = job.clip_skip + 1
     lines = [job.prompt]
     if job.negative_prompt:
         lines.append(f"Negative prompt: {job.negative_prompt}")

@@ -70,9 +70,10 @@ class Image:
     timings: dict[str, float] = field(default_factory=dict)
 
     @property
-    def prompt_truncated(self) -> bool:
-        """Whether its prompt lost its end."""
-        return self.prompts[0].tokens.truncated
+    def truncated(self) -> tuple[str, ...]:
+        """Which of its texts lost their end: ``prompt``, ``negative_prompt``."""
+        names = ("prompt", "negative_prompt")
+        return tuple(name for name, each in zip(names, self.prompts, strict=False) if each.tokens.truncated)
 
     @property
     def guided(self) -> range:

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import zip_longest
 from threading import Lock
 from typing import Any
 
 import torch
+
+from latentfarm.errors import JobError
+from latentfarm.job import PromptSyntax
+from latentfarm_worker.prompt_syntax import WeighedToken, chunked, parse
+
+#: chunks of a prompt; 4,096 bytes of text come near it only with BREAKs
+MAX_CHUNKS = 64
+#: a word's weight, either sign; beyond it numbers overflow before they mean anything
+MAX_WEIGHT = 100.0
 
 #: what a model wants to know of one prompt, or of many with a row each, by name
 Tensors = Mapping[str, torch.Tensor]
@@ -19,12 +30,18 @@ class Tokens:
     """A prompt as token ids, without the start, the end and the padding that each encoder puts around a chunk.
 
     ``chunks``: at most 75 ids each. ``count``: tokens of the whole prompt, its start and its end among them.
-    ``truncated``: whether the prompt was longer than what is encoded and lost its end.
+    ``truncated``: whether the prompt was longer than what is encoded and lost its end. ``weights``: of each chunk what
+    its tokens' states are multiplied by; nothing where they are all left as they are.
     """
 
     chunks: tuple[tuple[int, ...], ...]
     count: int
     truncated: bool = False
+    weights: tuple[tuple[float, ...], ...] = ()
+
+    def weighed_chunks(self) -> Iterator[tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Yield each chunk with its weights, which may be none."""
+        return zip_longest(self.chunks, self.weights, fillvalue=())
 
     def padded(self, chunks: int) -> Tokens:
         """Return the same with empty chunks at its end: the two sides of guidance must be of one length."""
@@ -33,10 +50,14 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is encoded: equal ones give equal tensors. ``negative``: it is what a picture should not show."""
+    """What is encoded: equal ones give equal tensors.
+
+    ``negative``: it is what a picture should not show. ``clip_skip``: layers left out at the encoder's end.
+    """
 
     tokens: Tokens
     negative: bool = False
+    clip_skip: int = 0
 
 
 class ClipEncoder:
@@ -69,29 +90,105 @@ class ClipEncoder:
             found = self.tokenizer([prompt], add_special_tokens=False, truncation=False, verbose=False)
         return list(found.input_ids[0])
 
-    def encode(self, chunks: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
-        """Return the last hidden states of each chunk, (77, D)."""
+    @cached_property
+    def comma(self) -> int | None:
+        """The id of a comma on its own."""
+        return self.tokenizer.get_vocab().get(",</w>")  # type: ignore[no-any-return]
+
+    @property
+    def layers(self) -> int:
+        """How many layers the encoder has."""
+        return int(self.model.config.num_hidden_layers)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        """Return the hidden states of each prompt, (77 x chunks, D), every chunk weighed for itself."""
+        states = iter(self._states([(ids, each.clip_skip) for each in prompts for ids in each.tokens.chunks]))
+        return [
+            torch.cat([_weighed(next(states), weights) for _, weights in each.tokens.weighed_chunks()])
+            for each in prompts
+        ]
+
+    def _states(self, chunks: Sequence[tuple[tuple[int, ...], int]]) -> list[torch.Tensor]:
+        """Return the hidden states, (77, D), of each chunk and number of layers to skip."""
         states: list[torch.Tensor] = []
         for at in range(0, len(chunks), self.rows):
-            group = chunks[at : at + self.rows]
-            group = [*group, *[()] * (self.rows - len(group))]
-            lines = [self._padded(chunk) for chunk in group]
-            mask = [[1] * (len(chunk) + 2) + [0] * (self.room - len(chunk)) for chunk in group]
+            group = [*chunks[at : at + self.rows]]
+            group += [((), 0)] * (self.rows - len(group))
+            lines = [self._padded(ids) for ids, _ in group]
+            mask = [[1] * (len(ids) + 2) + [0] * (self.room - len(ids)) for ids, _ in group]
             output = self.model(
                 torch.tensor(lines, device=self.model.device),
                 attention_mask=torch.tensor(mask, device=self.model.device) if self._masked else None,
-            )[0]
-            states.extend(output.to(self.model.dtype).unbind())
+                output_hidden_states=any(skipped for _, skipped in group),
+            )
+            states += [self._picked(output, row, skipped) for row, (_, skipped) in enumerate(group)]
         return states[: len(chunks)]
+
+    def _picked(self, output: Any, row: int, skipped: int) -> torch.Tensor:
+        """Return the last states, or those of an earlier layer with the last one's norm, as StableDiffusionPipeline."""
+        states = output[0][row]
+        if skipped:
+            states = self.model.final_layer_norm(output.hidden_states[-1 - skipped][row])
+        return states.to(self.model.dtype)  # type: ignore[no-any-return]
 
     def _padded(self, chunk: tuple[int, ...]) -> list[int]:
         return [self._start, *chunk, self._end, *[self._pad] * (self.room - len(chunk))]
 
 
-def plain_tokens(encoder: ClipEncoder, prompt: str) -> Tokens:
-    """Return one chunk, cut off where it is full: as StableDiffusionPipeline.encode_prompt does."""
+def _weighed(states: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
+    """Return a chunk's states (77, D) times its tokens' weights, brought back to their mean.
+
+    As ``EmphasisOriginal`` in modules/sd_emphasis.py of AUTOMATIC1111/stable-diffusion-webui does for one prompt.
+    """
+    if not weights:
+        return states
+    factors = torch.ones(len(states), 1)
+    factors[1 : 1 + len(weights), 0] = torch.tensor(weights)
+    weighed = states.float() * factors.to(states.device)
+    return (weighed * (states.float().mean() / weighed.mean())).to(states.dtype)
+
+
+def tokens_of(encoder: ClipEncoder, prompt: str, syntax: PromptSyntax = "plain") -> Tokens:
+    """Return a prompt's tokens.
+
+    ``plain``: one chunk, cut off where it is full, as StableDiffusionPipeline.encode_prompt does. ``a1111``: all of
+    them, weighed, in as many chunks as they need.
+
+    Raises:
+        JobError: code ``prompt``: a weight or the number of chunks is beyond all sense.
+
+    """
+    if syntax == "a1111":
+        return _a1111_tokens(encoder, prompt)
     ids = encoder.ids(prompt)
     return Tokens((tuple(ids[: encoder.room]),), count=len(ids) + 2, truncated=len(ids) > encoder.room)
+
+
+def _a1111_tokens(encoder: ClipEncoder, prompt: str) -> Tokens:
+    sections = parse(prompt)
+    for piece in (piece for section in sections for piece in section):
+        if not abs(piece.weight) <= MAX_WEIGHT:
+            raise JobError(
+                "prompt",
+                f"prompt {piece.text[:40]!r} has the weight {piece.weight:g}; keep it within {MAX_WEIGHT:g}, or write "
+                "\\( for a bracket that is text",
+            )
+    chunks = chunked(
+        [[WeighedToken(number, weight) for text, weight in section for number in encoder.ids(text)]
+         for section in sections],
+        room=encoder.room,
+        comma=encoder.comma,
+    )  # fmt: skip
+    if len(chunks) > MAX_CHUNKS:
+        raise JobError("prompt", f"prompt has {len(chunks)} chunks of {encoder.room} tokens; keep to {MAX_CHUNKS}")
+    weights = [tuple(token.weight for token in chunk) for chunk in chunks]
+    weights = [each if any(weight != 1.0 for weight in each) else () for each in weights]
+    return Tokens(
+        tuple(tuple(token.number for token in chunk) for chunk in chunks),
+        count=sum(map(len, chunks)) + 2,
+        # without any weight it is what the plain prompt is
+        weights=tuple(weights) if any(weights) else (),
+    )
 
 
 class TextCache:

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from latentfarm.batch import Batch, BatchStatus
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
-from latentfarm.cli.progress import BatchProgress, note
+from latentfarm.cli.progress import BatchProgress, note, truncations
 from latentfarm.cli.results import StateWords, states_of, to_reader
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
@@ -51,6 +51,8 @@ def wait_for(
         note(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
     if status.state == "cancelled":
         note(f"the batch was cancelled; {status.done} of {status.total} jobs were done")
+    if status.truncated:
+        note(truncations(status))
     if status.stuck:
         note(f"the batch is paused ({status.paused}): `latentfarm resume {batch.name}`")
     return status

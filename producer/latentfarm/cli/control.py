@@ -14,7 +14,7 @@ from latentfarm.batch import Batch, BatchStatus
 from latentfarm.cli import options
 from latentfarm.cli.look import print_statuses, statuses_of
 from latentfarm.cli.options import print_json
-from latentfarm.cli.progress import failures, make_screen, note
+from latentfarm.cli.progress import failures, make_screen, note, truncations
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.job import check_batch_name
@@ -210,6 +210,9 @@ def watch(
     except KeyboardInterrupt:
         # the usual way to leave: no trace of it on the screen
         raise typer.Exit(130) from None
+    for each in shown:
+        if each.truncated:
+            note(f"{each.batch}: {truncations(each)}")
     if not shown:
         note("no batch is under way; `latentfarm list` shows those that were")
 

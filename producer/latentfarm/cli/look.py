@@ -12,7 +12,7 @@ import typer
 from latentfarm.batch import Batch, BatchStatus, JobStatus
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
-from latentfarm.cli.progress import eta, failures, rate
+from latentfarm.cli.progress import eta, failures, rate, truncations
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.job import JobState, parse_job_name
@@ -76,6 +76,8 @@ def _print_troubles(farm: Farm, found: BatchStatus) -> None:
         typer.echo(f"paused   {found.paused}")
     if found.failed:
         typer.echo(f"errors   {failures(found)}")
+    if found.truncated:
+        typer.echo(f"prompts  {truncations(found)}")
     if found.webhook:
         problem = Webhooks(farm.ledger.redis, farm.ledger.where).problem(found.batch)
         typer.echo(f"webhook  {found.webhook}" + (f": {problem}" if problem else ""))

@@ -79,6 +79,17 @@ Scheduler = Annotated[
     str | None,
     typer.Option(help=f"A diffusers class name or one of {', '.join(SHORT_NAMES)}; the model's own if open."),
 ]
+Syntax = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-syntax",
+        metavar="SYNTAX",
+        help="plain: as diffusers, cut at 77 tokens. a1111: weights such as (x:1.2), BREAK, and prompts of any length.",
+    ),
+]
+ClipSkip = Annotated[
+    int | None, typer.Option("--clip-skip", help="Layers to leave out at the text encoder's end; 0 if open.")
+]
 Images = Annotated[int | None, typer.Option("--num-images-per-prompt", help="Pictures of each row: seeds s, s+1, ...")]
 Trace = Annotated[
     bool | None, typer.Option("--trace", help="Also save, for each job, the strip of pictures from noise to result.")
@@ -140,6 +151,8 @@ def _rows(
     seed: Seed = None,
     negative_prompt: Negative = None,
     scheduler: Scheduler = None,
+    prompt_syntax: Syntax = None,
+    clip_skip: ClipSkip = None,
     num_images_per_prompt: Images = None,
     trace: Trace = None,
 ) -> Rows:
@@ -157,6 +170,8 @@ def _rows(
             "seed": seed,
             "negative_prompt": negative_prompt,
             "scheduler": scheduler,
+            "prompt_syntax": prompt_syntax,
+            "clip_skip": clip_skip,
             "num_images_per_prompt": num_images_per_prompt,
             "trace": trace,
         },

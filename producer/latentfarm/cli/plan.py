@@ -11,9 +11,10 @@ from latentfarm.cli import options
 from latentfarm.cli.options import print_json
 from latentfarm.cli.progress import duration, note
 from latentfarm.errors import LatentfarmError, counted
+from latentfarm.job import MAX_TOKENS
 from latentfarm.ledger import Ledger
 from latentfarm.models import ModelSpec, parse_model
-from latentfarm.planning import MAX_TOKENS, Plan, make_plan
+from latentfarm.planning import Plan, make_plan
 from latentfarm.settings import DEFAULT_MODEL, Settings
 from latentfarm.submission import make_request
 

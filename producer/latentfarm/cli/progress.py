@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latentfarm.batch import BatchStatus
+from latentfarm.job import MAX_TOKENS
 
 _LINE_EVERY_S = 5.0
 _BAR_CHARACTERS = 24
@@ -170,6 +171,15 @@ def failures(status: BatchStatus) -> str:
     codes = sorted(status.errors.items(), key=lambda item: (-item[1], item[0]))
     listed = ", ".join(f"{code} {count}" for code, count in codes)
     return f"{status.failed} failed" + (f" ({listed})" if listed else "")
+
+
+def truncations(status: BatchStatus) -> str:
+    """Return how many pictures lack the end of their prompt, and the cure; empty of none."""
+    if not status.truncated:
+        return ""
+    prompts = "1 prompt was" if status.truncated == 1 else f"{status.truncated} prompts were"
+    end = "its end" if status.truncated == 1 else "their end"
+    return f"{prompts} longer than {MAX_TOKENS} tokens and lost {end}; --prompt-syntax a1111 encodes them whole"
 
 
 def rate(status: BatchStatus) -> str:

@@ -8,7 +8,8 @@
 --                             paused (the reason, '' if it is not), total (jobs stored
 --                             so far; final once the state is not opening), cursor,
 --                             hold (a canary: jobs from here on wait; 0 for none),
---                             counters (leased, done, failed, cancelled, invalid),
+--                             counters (leased, done, failed, cancelled, invalid,
+--                             truncated: done ones whose text lost its end; only if any),
 --                             priority, weight, served (virtual time), epoch,
 --                             budget (share of failures that pauses it; 0 for none) and
 --                             the counters at its start (budget_done, budget_failed),

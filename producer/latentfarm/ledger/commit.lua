@@ -1,4 +1,5 @@
--- Images lie in the bucket. ARGV: name, epoch and receipt of each. Returns for each
+-- Images lie in the bucket. ARGV: name, epoch, receipt and truncated (1 if a text of it lost its end) of each.
+-- Returns for each
 -- 'done', 'full' (done, and with it its part), 'again' (this very commit came before), 'superseded' (the job is done,
 -- failed, cancelled or leased anew: nobody will ever want this image) or 'stale' (the lease is lost, and no more is known).
 local now = now_ms()
@@ -10,7 +11,7 @@ local function came_before(batch, index, epoch)
   return receipt and cjson.decode(receipt).epoch == epoch
 end
 
-local function commit(at, name, epoch, receipt)
+local function commit(at, name, epoch, receipt, truncated)
   local batch, index = split(name)
   -- a name twice in one call is held by its first entry only
   if holder(name) ~= epoch or leases[name] then
@@ -24,16 +25,17 @@ local function commit(at, name, epoch, receipt)
   redis.call('HSET', 'lf:results:' .. batch, text(index), receipt)
   local part = job_name(batch, math.floor(index / PART))
   if not parts[part] then
-    parts[part] = { count = 0 }
+    parts[part] = { count = 0, truncated = 0 }
     order[#order + 1] = part
   end
   parts[part].count = parts[part].count + 1
+  parts[part].truncated = parts[part].truncated + truncated
   parts[part].last = at
   return 'done'
 end
 
-for at = 1, #ARGV, 3 do
-  outcomes[#outcomes + 1] = commit(#outcomes + 1, ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2])
+for at = 1, #ARGV, 4 do
+  outcomes[#outcomes + 1] = commit(#outcomes + 1, ARGV[at], tonumber(ARGV[at + 1]), ARGV[at + 2], tonumber(ARGV[at + 3]))
 end
 if #leases > 0 then
   redis.call('ZREM', 'lf:leases', unpack(leases))
@@ -41,8 +43,9 @@ if #leases > 0 then
 end
 for _, name in ipairs(order) do
   local batch, part = split(name)
-  local count = parts[name].count
+  local count, truncated = parts[name].count, parts[name].truncated
   redis.call('HINCRBY', batch_key(batch), 'leased', -count)
+  if truncated > 0 then redis.call('HINCRBY', batch_key(batch), 'truncated', truncated) end
   local pace = 'lf:pace:' .. batch .. ':' .. text(math.floor(now / PACE_SLOT_MS))
   redis.call('INCRBY', pace, count)
   redis.call('EXPIRE', pace, PACE_KEEP_S)

@@ -20,6 +20,7 @@ from latentfarm.ledger.records import (
     Speed,
     batch_record,
     error_text,
+    is_truncated,
     job_record,
     receipt_text,
     text,
@@ -193,7 +194,8 @@ class Ledger:
         """Record several images, at most 1,000, in one call; return each one's outcome."""
         args: list[Any] = []
         for lease, receipt in finished:
-            args += [lease.name, lease.epoch, receipt_text({**receipt, "epoch": lease.epoch})]
+            kept = receipt_text({**receipt, "epoch": lease.epoch})
+            args += [lease.name, lease.epoch, kept, int(is_truncated(receipt))]
         with reachable(self.where):
             return [cast("CommitOutcome", text(outcome)) for outcome in self.scripts.commit(args=args)]
 

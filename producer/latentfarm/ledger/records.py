@@ -60,7 +60,7 @@ class BatchRecord:
 
     ``state`` is opening, open, complete, cancelled or deleting; ``paused`` is the reason of a pause, or empty.
     ``total`` grows while the state is opening. ``errors`` are the failed jobs by code, ``invalid`` those of them that
-    were wrong rows of the prompt file.
+    were wrong rows of the prompt file; ``truncated`` are the done ones whose text lost its end.
     """
 
     name: str
@@ -75,6 +75,7 @@ class BatchRecord:
     failed: int
     cancelled: int
     invalid: int
+    truncated: int
     priority: int
     hold: int
     retries: int
@@ -133,6 +134,7 @@ def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], ra
         chain=facts["chain"],
         state=facts["state"],
         paused=facts["paused"],
+        truncated=int(facts.get("truncated", 0)),
         webhook=facts["webhook_state"],
         first_ms=int(facts.get("first_ms", 0)),
         last_ms=int(facts.get("last_ms", 0)),
@@ -163,6 +165,11 @@ def job_record(
         error=json.loads(error) if error and found is not JobState.DONE else None,
         receipt=json.loads(receipt) if receipt else None,
     )
+
+
+def is_truncated(receipt: Mapping[str, Any]) -> bool:
+    """Tell whether a text of a picture was longer than what its model encodes, and lost its end."""
+    return any(bool(receipt.get(name)) for name in ("prompt_truncated", "negative_prompt_truncated"))
 
 
 def receipt_text(receipt: Mapping[str, Any]) -> str:

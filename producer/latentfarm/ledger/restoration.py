@@ -40,9 +40,14 @@ class Restoration:
         receipts: Mapping[int, dict[str, Any]],
         errors: Mapping[int, dict[str, str]],
         flushed: bool,
+        truncated: int = 0,
     ) -> None:
-        """Write the jobs of a part; ``flushed`` says that all its lines lie in the bucket already."""
-        args: list[Any] = [self._batch, part, bytes(states), int(flushed), len(receipts)]
+        """Write the jobs of a part.
+
+        ``flushed`` says that all its lines lie in the bucket already; ``truncated`` counts the done jobs with a text
+        that lost its end.
+        """
+        args: list[Any] = [self._batch, part, bytes(states), int(flushed), truncated, len(receipts)]
         for index, receipt in receipts.items():
             args += [index, receipt_text(receipt)]
         for index, error in errors.items():

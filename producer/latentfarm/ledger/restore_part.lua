@@ -1,7 +1,7 @@
 -- Write the jobs of one part of a batch that is being restored.
--- ARGV: batch, part, a byte of state for each job, flushed (1 if all its lines lie in the bucket), the number of receipts,
--- index and receipt of each, then index and error of each failed job.
-local batch, part, bytes, flushed, receipts = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1', tonumber(ARGV[5])
+-- ARGV: batch, part, a byte of state for each job, flushed (1 if all its lines lie in the bucket), the number of done jobs
+-- with a text that lost its end, the number of receipts, index and receipt of each, then index and error of each failed job.
+local batch, part, bytes, flushed, receipts = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4] == '1', tonumber(ARGV[6])
 local key, first = batch_key(batch), part * PART
 if redis.call('HGET', key, 'state') ~= 'recovering' then return 0 end
 redis.call('SETRANGE', 'lf:states:' .. batch .. ':' .. math.floor(first / CHUNK), first % CHUNK, bytes)
@@ -19,8 +19,9 @@ for at = 1, #bytes do
 end
 redis.call('HINCRBY', key, 'done', done)
 redis.call('HINCRBY', key, 'failed', failed)
-for at = 6, 5 + 2 * receipts, 2 do redis.call('HSET', 'lf:results:' .. batch, ARGV[at], ARGV[at + 1]) end
-for at = 6 + 2 * receipts, #ARGV, 2 do
+if ARGV[5] ~= '0' then redis.call('HINCRBY', key, 'truncated', ARGV[5]) end
+for at = 7, 6 + 2 * receipts, 2 do redis.call('HSET', 'lf:results:' .. batch, ARGV[at], ARGV[at + 1]) end
+for at = 7 + 2 * receipts, #ARGV, 2 do
   local code = cjson.decode(ARGV[at + 1]).code
   redis.call('HINCRBY', 'lf:reasons:' .. batch, code, 1)
   if code == 'invalid_row' then redis.call('HINCRBY', key, 'invalid', 1) end

@@ -156,4 +156,4 @@ def test_other_sizes_and_long_and_foreign_prompts(family: Any, pipeline: Any, ow
         result = done[wanted.index]
         assert (result.height, result.width) == picture.shape[:2]
         assert np.abs(picture - result.pixels.numpy()).max() <= BOUND, wanted
-    assert [done[index].prompt_truncated for index in range(3)] == [False, True, False]
+    assert [done[index].truncated for index in range(3)] == [(), ("prompt",), ()]

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from latentfarm.job import PromptSyntax
 from latentfarm_worker.text import Prompt, Tensors, Tokens
 
 
@@ -15,7 +16,7 @@ class Family(Protocol):
 
     ``native_width`` and ``native_height`` are pixels, ``vae_scale_factor`` pixels to a latent's side,
     ``scheduler_config`` the model's own with its ``_class_name``, ``model_digest`` a sha256 over the weight
-    files.
+    files. ``max_clip_skip`` is how many layers of its text encoders can be left out at their end.
     """
 
     name: str
@@ -28,9 +29,14 @@ class Family(Protocol):
     vae_scale_factor: int
     scheduler_config: dict[str, Any]
     model_digest: str
+    max_clip_skip: int
 
-    def tokenize(self, prompt: str) -> Tokens:
-        """Return a prompt's tokens; any thread may ask."""
+    def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> Tokens:
+        """Return a prompt's tokens; any thread may ask.
+
+        Raises:
+            JobError: code ``prompt``: it cannot be encoded as it is.
+        """
 
     def encode(self, prompts: Sequence[Prompt]) -> Sequence[Tensors]:
         """Return of each prompt what ``predict`` wants to know of it, without a dimension for rows.

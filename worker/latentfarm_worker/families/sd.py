@@ -6,15 +6,15 @@ Everything diffusers' StableDiffusionPipeline loads, without its safety checker.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentfarm.errors import ModelError
+from latentfarm.job import PromptSyntax
 from latentfarm_worker.families.files import read_json, weights_digest
-from latentfarm_worker.text import ClipEncoder, Prompt, Tensors, Tokens, plain_tokens
+from latentfarm_worker.text import ClipEncoder, Prompt, Tensors, Tokens, tokens_of
 
 _PARTS = ("text_encoder", "unet", "vae")
 #: chunks of 77 tokens in one call of a text encoder: a GPU has room for many, a CPU none to fill up
@@ -33,6 +33,7 @@ class StableDiffusion:
         self.device = torch.device(self.unet.device)
         rows = _ENCODER_ROWS.get(self.device.type, 1)
         self.text_encoder = ClipEncoder(parts["tokenizer"], parts["text_encoder"], rows=rows)
+        self.max_clip_skip = self.text_encoder.layers - 1
         self.latent_channels: int = self.unet.config.in_channels
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         size = self.unet.config.sample_size
@@ -62,15 +63,14 @@ class StableDiffusion:
             ) from error
         return cls(parts, name=name, model_digest=digest, dtype=dtype)
 
-    def tokenize(self, prompt: str) -> Tokens:
-        """Return one chunk of tokens; what does not fit is cut off."""
-        return plain_tokens(self.text_encoder, prompt)
+    def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> Tokens:
+        """Return a prompt's tokens, as ``text.tokens_of``."""
+        return tokens_of(self.text_encoder, prompt, syntax)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
         """Return ``states`` (77 x chunks, D) of each prompt."""
-        states = iter(self.text_encoder.encode([chunk for prompt in prompts for chunk in prompt.tokens.chunks]))
-        return [{"states": torch.cat(list(islice(states, len(prompt.tokens.chunks))))} for prompt in prompts]
+        return [{"states": states} for states in self.text_encoder.encode(prompts)]
 
     def size_tensors(self, width: int, height: int) -> Tensors:
         """Return nothing: these models see a picture's size by its latents."""
