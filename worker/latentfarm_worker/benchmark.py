@@ -72,7 +72,7 @@ def measure(
 
 
 class _Sink:
-    """Encodes pictures and puts them into the bucket, if there is one, on threads; what was put is removed at the end."""
+    """Encodes pictures and puts them into the bucket, if there is one, on threads; it removes them at the end."""
 
     def __init__(self, family: Family, bucket: Bucket | None) -> None:
         self._encoder = PictureEncoder(family, model="bench", embed_metadata=True)

@@ -72,12 +72,18 @@ def make_engine(family: Family, settings: Settings, *, on_step: Observer | None 
         slots = found.slots
         how = "as remembered" if found.remembered else "measured now"
         log.info("%d slots, %s; steps of an image a second by slots: %s", slots, how, _shown(found.rates))
-    compiled = family.device.type == "cuda" if settings.compile is None else settings.compile
-    if compiled:
-        # Inductor's own variable: what it makes is found again by the next start
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
+    if uses_compiler(family, settings):
         family.compile(2 * slots)
     return Engine(family, slots=slots, fixed_rows=settings.exactness == "fixed", on_step=on_step)
+
+
+def uses_compiler(family: Family, settings: Settings) -> bool:
+    """Return whether the model is to be compiled; if so, what that makes is kept where the settings say."""
+    wanted = family.device.type == "cuda" if settings.compile is None else settings.compile
+    if wanted:
+        # Inductor's own variable: what it makes is found again by the next start
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
+    return wanted
 
 
 def _shown(rates: Mapping[int, float]) -> str:

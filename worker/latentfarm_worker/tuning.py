@@ -122,17 +122,20 @@ def _has_room(device: torch.device) -> bool:
     return 2 * torch.cuda.max_memory_allocated(device) < _MOST_MEMORY * total
 
 
+def device_name(device: torch.device) -> str:
+    """Return what tells a device from others, as far as a model's speed goes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
 # -- what is remembered --------------------------------------------------------------------------------------
 
 
 def _key(family: Family) -> str:
-    if family.device.type == "cuda":
-        device = torch.cuda.get_device_name(family.device)
-    else:
-        device = f"{platform.machine()}, {torch.get_num_threads()} threads"
     dtype = str(family.dtype).removeprefix("torch.")
     size = f"{family.native_width}x{family.native_height}"
-    return f"{device}, {family.model_digest}, {size}, {dtype}, torch {torch.__version__}"
+    return f"{device_name(family.device)}, {family.model_digest}, {size}, {dtype}, torch {torch.__version__}"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from latentfarm.cli import collect, control, doctor, look, plan, recover, render, results, run, submit
+from latentfarm.cli import bench, collect, control, doctor, look, plan, recover, render, results, run, submit
 from latentfarm.errors import LatentfarmError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ collect.register(app)
 results.register(app)
 recover.register(app)
 doctor.register(app)
+bench.register(app)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import typer
 
 from latentfarm.batch import Batch, BatchStatus, JobStatus
 from latentfarm.cli import options
-from latentfarm.cli.options import print_json
+from latentfarm.cli.options import print_columns, print_json
 from latentfarm.cli.progress import eta, failures, rate, truncations
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
@@ -66,9 +66,7 @@ def print_statuses(statuses: Sequence[BatchStatus]) -> None:
         return
     rows: list[tuple[str, ...]] = [(*_COLUMNS, "images/s", "ETA")]
     rows += [(*(str(getattr(each, name)) for name in _COLUMNS), rate(each), eta(each)) for each in statuses]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    print_columns(rows)
 
 
 def _print_troubles(farm: Farm, found: BatchStatus) -> None:

@@ -54,6 +54,13 @@ Dtype = Annotated[
 Slots = Annotated[
     int | None, typer.Option(min=0, max=256, help="Pictures denoised at once; 0 leaves it to the worker.")
 ]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile the U-Net at the start; by default on a GPU only. (env: LATENTFARM_COMPILE)",
+    ),
+]
 Workers = Annotated[int, typer.Option("--workers", min=0, max=64, help="Worker processes to start.")]
 
 Steps = Annotated[
@@ -233,3 +240,10 @@ def _one_of(choices: Sequence[str], value: str, option: str) -> str:
 def print_json(data: object) -> None:
     """Print one JSON document on stdout."""
     typer.echo(json.dumps(data, ensure_ascii=False, indent=2))
+
+
+def print_columns(rows: Sequence[Sequence[str]]) -> None:
+    """Print a table on stdout, a line a row; the first one holds the columns' names."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

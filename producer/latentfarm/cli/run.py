@@ -77,13 +77,7 @@ def worker(
         int | None,
         typer.Option(min=0, max=256, help="Pictures denoised at once; 0: measured once. (env: LATENTFARM_SLOTS)"),
     ] = None,
-    compiled: Annotated[
-        bool | None,
-        typer.Option(
-            "--compile/--no-compile",
-            help="Compile the U-Net at the start; by default on a GPU only. (env: LATENTFARM_COMPILE)",
-        ),
-    ] = None,
+    compiled: options.Compile = None,
     exactness: Annotated[
         str | None,
         typer.Option(
