@@ -15,7 +15,7 @@ class Family(Protocol):
 
     ``native_width`` and ``native_height`` are pixels, ``vae_scale_factor`` pixels to a latent's side,
     ``scheduler_config`` the model's own with its ``_class_name``, ``model_digest`` a sha256 over the weight
-    files.
+    files, ``compiled`` whether ``compile`` was called.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Family(Protocol):
     vae_scale_factor: int
     scheduler_config: dict[str, Any]
     model_digest: str
+    compiled: bool
 
     def tokenize(self, prompt: str) -> Tokens:
         """Return a prompt's tokens; any thread may ask."""
