@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm import results
-from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix, part_of
+from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix
 from latentfarm.control import Control, write_control
 from latentfarm.errors import InputError
 from latentfarm.fetch import DEFAULT_TEMPLATE, Fetched, Layout, fetch_batch
@@ -214,16 +214,10 @@ class Batch:
 
     def _failed_with_codes(self, wanted: str | None) -> Iterator[tuple[int, str]]:
         failed = self.farm.ledger.indices(self.name, JobState.FAILED)
-        for _, group in groupby(failed, key=part_of):
-            indices = list(group)
-            span = range(indices[0], indices[-1] + 1)
-            lines = {
-                line["index"]: line for line in results.read_range(self.farm.ledger, self.farm.bucket, self.name, span)
-            }
-            for index in indices:
-                code = lines[index].get("error", {}).get("code", "")
-                if code != INVALID_ROW and wanted in {None, code}:
-                    yield index, code
+        for line in results.read_indices(self.farm.ledger, self.farm.bucket, self.name, failed):
+            code = line.get("error", {}).get("code", "")
+            if code != INVALID_ROW and wanted in {None, code}:
+                yield line["index"], code
 
     def set_priority(self, priority: int) -> BatchStatus:
         """Let the batch run before all of a lower priority."""

@@ -111,7 +111,7 @@ class Evidence:
 
     def _take_image(self, bucket: Bucket, batch: str, index: int, keys: dict[int, str]) -> None:
         for epoch in sorted(keys, reverse=True):
-            receipt = _receipt(bucket.get(keys[epoch]), f"{batch}/{index}")
+            receipt = embedded_receipt(bucket.get(keys[epoch]), f"{batch}/{index}")
             if receipt is not None:
                 self._done(index, receipt)
                 self.receipts[index] = {**receipt, "key": keys[epoch], "epoch": epoch}
@@ -141,8 +141,8 @@ def _images(bucket: Bucket, batch: str, part: int) -> dict[int, dict[int, str]]:
     return found
 
 
-def _receipt(body: bytes, job: str) -> dict[str, Any] | None:
-    """Return what an image tells of itself, None if it is broken or another job's."""
+def embedded_receipt(body: bytes, job: str) -> dict[str, Any] | None:
+    """Return what an image tells of itself, with its own sha256; None if it is broken or another job's."""
     try:
         with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
             if image.width * image.height > _MAX_PIXELS:

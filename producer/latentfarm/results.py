@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import Any
 
 from latentfarm.bucket import (
@@ -11,6 +12,7 @@ from latentfarm.bucket import (
     MissingObjectError,
     images_prefix,
     parse_image_key,
+    part_of,
     results_key,
     traces_prefix,
 )
@@ -96,6 +98,15 @@ def read_range(ledger: Ledger, bucket: Bucket, batch: str, indices: range) -> It
         line = result_line(record)
         kept = stored.get(record.index)
         yield {**line, **kept} if kept is not None and _lies_elsewhere(record) else line
+
+
+def read_indices(ledger: Ledger, bucket: Bucket, batch: str, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yield the result lines of jobs given by their indices, which rise; it costs at most one object a part."""
+    for _, group in groupby(indices, key=part_of):
+        wanted = list(group)
+        span = range(wanted[0], wanted[-1] + 1)
+        lines = {line["index"]: line for line in read_range(ledger, bucket, batch, span)}
+        yield from (lines[index] for index in wanted)
 
 
 def _lies_elsewhere(record: JobRecord) -> bool:

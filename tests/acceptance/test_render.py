@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -137,3 +138,27 @@ def test_a_picture_of_this_machine_is_the_one_that_diffusers_makes(latentfarm: C
     with Image.open(io.BytesIO((tmp_path / "out" / "000000.png").read_bytes())) as image:
         found = np.asarray(image).astype(int)
     assert np.abs(found - (expected * 255).round().astype(int)).max() <= 1
+
+
+def test_what_workers_have_rendered_can_be_verified_by_rendering_it_again(
+    settings: Settings, latentfarm: Command, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(6)))
+    # two workers of one machine have half its cores each, and the command that verifies has all of them
+    made = latentfarm("render", "p.txt", "-o", "out", *FEW_STEPS, "--batch", "b", "--workers", "2", settings=settings)
+    assert made.returncode == 0, made.stderr
+    farm = Farm(settings)
+    lines = list(farm.batch("b").results())
+    [threads] = {line["threads"] for line in lines}
+    assert threads == max(1, (os.cpu_count() or 1) // 2)
+
+    well = latentfarm("verify", "b", "--sample", "4", settings=settings)
+    assert (well.returncode, well.stdout) == (0, "4 of 4 pictures: the same bytes\n"), well.stderr
+    assert f"rendered again on cpu, float32, slots 8, threads {threads}" in well.stderr
+
+    farm.bucket.put(lines[3]["key"], farm.bucket.get(lines[4]["key"]))
+    ill = latentfarm("verify", "b", "--all", "--json", settings=settings)
+    assert ill.returncode == 1, ill.stderr
+    found = json.loads(ill.stdout)
+    assert (found["pictures"], found["same_bytes"], found["bound"]) == (6, 5, 0)
+    assert [each["job"] for each in found["different"]] == ["b/3"]

@@ -32,6 +32,7 @@ class FakeFamily:
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.name, self.device, self.dtype, self.vae_dtype = name, device, dtype, dtype
         self.latent_channels, self.vae_scale_factor, self.max_clip_skip = 4, 8, 0
+        self.compiled = False
         self.native_width = self.native_height = 64
         self.scheduler_config: dict[str, Any] = {
             "_class_name": "EulerDiscreteScheduler",

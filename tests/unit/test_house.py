@@ -48,7 +48,7 @@ def test_only_commands_that_run_a_worker_import_the_worker() -> None:
     knowing = {
         file.relative_to(LIGHT).as_posix() for file in LIGHT.rglob("*.py") if "latentfarm_worker" in roots_of(file)
     }
-    assert knowing == {"cli/run.py", "cli/doctor.py", "cli/plan.py"}
+    assert knowing == {"cli/bench.py", "cli/doctor.py", "cli/plan.py", "cli/run.py", "cli/verify.py"}
 
 
 def test_the_engine_knows_no_queue_and_no_store() -> None:

@@ -74,8 +74,8 @@ def measure(
 class _Sink:
     """Encodes pictures and puts them into the bucket, if there is one, on threads; it removes them at the end."""
 
-    def __init__(self, family: Family, bucket: Bucket | None) -> None:
-        self._encoder = PictureEncoder(family, model="bench", embed_metadata=True)
+    def __init__(self, engine: Engine, bucket: Bucket | None) -> None:
+        self._encoder = PictureEncoder(engine, model="bench", embed_metadata=True)
         self._bucket = bucket
         self._prefix = f"probe/bench-{secrets.token_hex(8)}"
         self._pool = ThreadPoolExecutor(_THREADS)
@@ -111,7 +111,7 @@ def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
     for number in range(images):
         own = {"index": number, "seed": job.seed + number, "prompt": f"{job.prompt}, number {number}"}
         engine.admit(job.model_copy(update=own))
-    with closing(_Sink(engine.family, bucket)) as sink:
+    with closing(_Sink(engine, bucket)) as sink:
         began = time.perf_counter()
         engine_s, pictures = _run(engine, sink)
         encode_s, upload_s = sink.seconds()

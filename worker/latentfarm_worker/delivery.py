@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import statistics
 import time
@@ -17,17 +16,15 @@ from typing import Any, TypeVar
 
 import torch
 
-from latentfarm import schedulers
 from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of, trace_key
 from latentfarm.errors import JobError, UnavailableError
-from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.results import flush_part
 from latentfarm_worker.decoder import Rendered
-from latentfarm_worker.families.base import Family
-from latentfarm_worker.images import CONTENT_TYPE, encode_png, parameters_text
+from latentfarm_worker.images import CONTENT_TYPE, encode_png
 from latentfarm_worker.leases import LeaseKeeper
 from latentfarm_worker.meter import Meter, work_of
+from latentfarm_worker.picture_encoder import PictureEncoder
 from latentfarm_worker.pulse import Pulse
 
 T = TypeVar("T")
@@ -56,20 +53,16 @@ class Delivery:
         ledger: Ledger,
         bucket: Bucket,
         leases: LeaseKeeper,
-        family: Family,
         pulse: Pulse,
-        model: str,
+        encoder: PictureEncoder,
         worker: str,
-        embed_metadata: bool,
     ) -> None:
         self._ledger = ledger
         self._bucket = bucket
         self._leases = leases
-        self._family = family
         self._pulse = pulse
-        self._model = model
         self._worker = worker
-        self._embed_metadata = embed_metadata
+        self._encoder = encoder
         self.meter = Meter()
         self._given_up = Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
@@ -119,7 +112,7 @@ class Delivery:
         """Encode, put and commit one picture; its pixels are kept until the store has them."""
         try:
             began = time.perf_counter()
-            body = encode_png(picture.pixels, metadata=self._metadata(picture))
+            body = self._encoder.encode(picture)
             encoded = time.perf_counter()
             stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch), body)
             timings = {
@@ -129,7 +122,7 @@ class Delivery:
                 "upload": time.perf_counter() - encoded,
             }
             rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
-            receipt = {**stored, **self._provenance(picture), "worker": self._worker, "timings": rounded}
+            receipt = {**stored, **self._encoder.provenance(picture), "worker": self._worker, "timings": rounded}
             if strip is not None:
                 key = trace_key(lease.batch, lease.index, lease.epoch)
                 receipt["trace"] = self._put(lease, key, encode_png(strip, metadata={}))
@@ -183,44 +176,6 @@ class Delivery:
         if outcome == "full":
             self._patiently("flush", partial(flush_part, self._ledger, self._bucket, lease.batch, part_of(lease.index)))
 
-    def _metadata(self, picture: Rendered) -> dict[str, str]:
-        """Return the text chunks of a PNG. Nothing of when or where: the same job gives the same bytes."""
-        if not self._embed_metadata:
-            return {}
-        text = parameters_text(
-            picture.job,
-            width=picture.width,
-            height=picture.height,
-            scheduler=picture.scheduler,
-            model=self._model,
-            model_digest=self._family.model_digest,
-        )
-        receipt = {"job": picture.job.name, **self._provenance(picture)}
-        return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
-
-    def _provenance(self, picture: Rendered) -> dict[str, Any]:
-        """Return what the picture's bytes depend on."""
-        job = picture.job
-        return {
-            "request": {
-                **job.request(),
-                "width": picture.width,
-                "height": picture.height,
-                # a short name may stand for options: what is written down needs no table of ours
-                "scheduler": picture.scheduler,
-                "scheduler_options": {**_named_options(job), **job.scheduler_options},
-            },
-            "model": self._model,
-            "model_digest": self._family.model_digest,
-            "plan": picture.plan_digest,
-            "device": self._family.device.type,
-            "dtype": str(self._family.dtype).removeprefix("torch."),
-            "slots": picture.slots,
-            "prompt_truncated": "prompt" in picture.truncated,
-            **({"negative_prompt_truncated": True} if "negative_prompt" in picture.truncated else {}),
-            **({"tiled": True} if picture.tiled else {}),
-        }
-
     def _patiently(self, what: str, action: Callable[[], T], *, lease: Lease | None = None) -> T:
         """Repeat until Redis and the store answer.
 
@@ -238,7 +193,3 @@ class Delivery:
             if self._given_up.wait(pause_s) or (lease is not None and not self._leases.holds(lease)):
                 raise GaveUpError(what)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-
-def _named_options(job: Job) -> dict[str, object]:
-    return dict(schedulers.resolve(job.scheduler).options) if job.scheduler else {}

@@ -20,6 +20,7 @@ from latentfarm_worker import faults
 from latentfarm_worker.delivery import Delivery
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.leases import LeaseKeeper
+from latentfarm_worker.picture_encoder import PictureEncoder
 from latentfarm_worker.pulse import Phase, Pulse
 from latentfarm_worker.staging import Stager
 from latentfarm_worker.trace import Tracer
@@ -78,11 +79,9 @@ class Renderer:
             ledger=ledger,
             bucket=bucket,
             leases=self._leases,
-            family=engine.family,
+            encoder=PictureEncoder(engine, model=model, embed_metadata=embed_metadata),
             pulse=self._host.pulse,
-            model=model,
             worker=worker,
-            embed_metadata=embed_metadata,
         )
         self._stager = Stager(
             ledger=ledger,

@@ -11,7 +11,7 @@ import sys
 
 import typer
 
-from latentfarm.cli import bench, collect, control, doctor, look, plan, recover, render, results, run, submit
+from latentfarm.cli import bench, collect, control, doctor, look, plan, recover, render, results, run, submit, verify
 from latentfarm.errors import LatentfarmError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ look.register(app)
 control.register(app)
 collect.register(app)
 results.register(app)
+verify.register(app)
 recover.register(app)
 doctor.register(app)
 bench.register(app)

@@ -12,8 +12,9 @@ from latentfarm.cli import options
 from latentfarm.cli.options import check_dtype, print_columns, print_json, with_model
 from latentfarm.cli.progress import note
 from latentfarm.errors import InputError
-from latentfarm.job import DEFAULT_GUIDANCE, MAX_STEPS, Job
+from latentfarm.job import DEFAULT_GUIDANCE, Job
 from latentfarm.local.stack import require_worker_packages
+from latentfarm.prompts.rows import check_defaults
 from latentfarm.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def bench(
         typer.Option(metavar="N,N,...", help="Numbers of slots to try, in this order."),
     ] = None,
     num_inference_steps: Annotated[
-        int, typer.Option("--num-inference-steps", min=1, max=MAX_STEPS, help="Denoising steps of a picture.")
+        int, typer.Option("--num-inference-steps", help="Denoising steps of a picture, 1 to 500.")
     ] = 20,
     width: options.Width = None,
     height: options.Height = None,
@@ -48,18 +49,8 @@ def bench(
     tried = _numbers(slots) if slots is not None else ()
     settings = with_model(Settings.load(), model).model_copy(update={"dtype": check_dtype(dtype or "auto")})
     # a wrong size is told before a model is loaded
-    job = Job.model_validate(
-        {
-            "batch": "bench",
-            "index": 0,
-            "prompt": "a picture of this and that",
-            "seed": 0,
-            "num_inference_steps": num_inference_steps,
-            "scheduler": "euler",
-            "width": width,
-            "height": height,
-        }
-    )
+    asked = check_defaults({"num_inference_steps": num_inference_steps, "width": width, "height": height})
+    job = Job(batch="bench", index=0, prompt="this and that", seed=0, scheduler="euler", **asked.given())
     require_worker_packages()
     from latentfarm_worker import benchmark
     from latentfarm_worker.resident import load_model, uses_compiler

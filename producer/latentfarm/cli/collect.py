@@ -5,17 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TextColumn
 
 from latentfarm.batch import Batch, BatchStatus
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
-from latentfarm.cli.progress import BatchProgress, note, truncations
+from latentfarm.cli.progress import BatchProgress, CountProgress, note, truncations
 from latentfarm.cli.results import StateWords, states_of, to_reader
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
@@ -221,43 +219,17 @@ def fetched_summary(batch: str, fetched: Fetched) -> dict[str, Any]:
     }
 
 
-class FetchProgress:
-    """Shows jobs and bytes a second on stderr: a bar on a terminal, a line every few seconds elsewhere."""
-
-    _REDRAW_S, _LINE_S = 0.1, 5.0
+class FetchProgress(CountProgress):
+    """Shows jobs and bytes a second of a fetch."""
 
     def __init__(self, total: int) -> None:
-        console = Console(stderr=True)
-        self._total = total
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("fetching", total=total, facts="")
-        self._began = self._told = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        super().__init__("fetching", total)
+        self._began = time.monotonic()
 
     def __call__(self, fetched: Fetched) -> None:
         """Show how far it is."""
-        now = time.monotonic()
-        last = fetched.jobs == self._total
-        if not (last and self._bar) and now - self._told < (self._REDRAW_S if self._bar else self._LINE_S):
-            return
-        self._told = now
-        rate = decimal(int(fetched.size_bytes / max(now - self._began, 1e-6)))
-        facts = f"{fetched.jobs}/{self._total}  {decimal(fetched.size_bytes)}  {rate}/s"
-        if self._bar is not None:
-            self._bar.update(self._task, completed=fetched.jobs, facts=facts)
-        else:
-            note(f"fetching: {facts}")
+        rate = decimal(int(fetched.size_bytes / max(time.monotonic() - self._began, 1e-6)))
+        self.show(fetched.jobs, decimal(fetched.size_bytes), f"{rate}/s")
 
 
 def register(app: typer.Typer) -> None:

@@ -16,6 +16,7 @@ from latentfarm.bucket import Bucket
 from latentfarm.errors import InputError
 from latentfarm.expansion import Expansion
 from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from latentfarm.models import parse_model
 from latentfarm.prompts import FORMATS, ReadOptions
 from latentfarm.schedulers import SHORT_NAMES
 from latentfarm.settings import Settings
@@ -40,6 +41,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 RenderModel = Annotated[
     str,
     typer.Option("--model", metavar="MODEL", help="An alias, a diffusers folder, a hub id, or ALIAS=one of these."),
+]
+WorkerModel = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="An alias, folder, hub id or ALIAS=one of these. (env: LATENTFARM_MODEL, LATENTFARM_MODEL_SOURCE)",
+    ),
 ]
 PlannedModel = Annotated[
     str,
@@ -235,6 +244,14 @@ def _one_of(choices: Sequence[str], value: str, option: str) -> str:
     if value not in choices:
         raise InputError(f"{option} {value!r}: write one of {', '.join(choices)}")
     return value
+
+
+def with_model(settings: Settings, model: str | None) -> Settings:
+    """Return the settings of a worker for ``--model``; what they name where it was left out."""
+    if model is None:
+        return settings
+    spec = parse_model(model)
+    return settings.model_copy(update={"model": spec.alias, "model_source": spec.source})
 
 
 def print_json(data: object) -> None:

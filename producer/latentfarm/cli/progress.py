@@ -58,6 +58,47 @@ class BatchProgress:
             note(f"{status.batch}: {facts(status)}")
 
 
+class CountProgress:
+    """Shows how many of ``total`` are done: a bar on a terminal, a line every few seconds elsewhere."""
+
+    _REDRAW_S = 0.1
+
+    def __init__(self, doing: str, total: int) -> None:
+        console = Console(stderr=True)
+        self._doing = doing
+        self._total = total
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task(doing, total=total, facts="")
+        self._told = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def show(self, done: int, *more: str) -> None:
+        """Show how far it is, and what else there is to say."""
+        now = time.monotonic()
+        last = done == self._total
+        if not (last and self._bar) and now - self._told < (self._REDRAW_S if self._bar else _LINE_EVERY_S):
+            return
+        self._told = now
+        facts = "  ".join((f"{done}/{self._total}", *more))
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, facts=facts)
+        else:
+            note(f"{self._doing}: {facts}")
+
+
 class Screen(Protocol):
     """What `watch` shows its batches on; a context manager, called about every second."""
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import check_dtype, check_exactness
+from latentfarm.cli.options import check_dtype, check_exactness, with_model
 from latentfarm.cli.progress import note
 from latentfarm.errors import UnavailableError
 from latentfarm.local.stack import Stack, interruption, require_worker_packages, worker_command
@@ -62,14 +62,7 @@ def _watch(stack: Stack, interrupted: Callable[[float], bool]) -> None:
 
 
 def worker(
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="MODEL",
-            help="An alias, folder, hub id or ALIAS=one of these. (env: LATENTFARM_MODEL, LATENTFARM_MODEL_SOURCE)",
-        ),
-    ] = None,
+    model: options.WorkerModel = None,
     dtype: Annotated[
         str | None, typer.Option(help="auto, float32, float16 or bfloat16. (env: LATENTFARM_DTYPE)")
     ] = None,
@@ -98,10 +91,8 @@ def worker(
     """
     settings = Settings.load().require()
     require_worker_packages()
+    settings = with_model(settings, model)
     chosen: dict[str, object] = {}
-    if model is not None:
-        spec = parse_model(model)
-        chosen |= {"model": spec.alias, "model_source": spec.source}
     if dtype is not None:
         chosen["dtype"] = check_dtype(dtype)
     if slots is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -20,7 +21,7 @@ WORDS = st.text(st.characters(exclude_characters="()[]\\", exclude_categories=["
 ROOM, COMMA = 75, 7
 
 
-def weights_of(prompt: str) -> list[tuple[str, float]]:
+def weights_of(prompt: str) -> list[tuple[str, Any]]:
     [section] = parse(prompt)
     return [(piece.text, pytest.approx(piece.weight)) for piece in section]
 

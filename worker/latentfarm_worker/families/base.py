@@ -16,7 +16,8 @@ class Family(Protocol):
 
     ``native_width`` and ``native_height`` are pixels, ``vae_scale_factor`` pixels to a latent's side,
     ``scheduler_config`` the model's own with its ``_class_name``, ``model_digest`` a sha256 over the weight
-    files. ``max_clip_skip`` is how many layers of its text encoders can be left out at their end.
+    files. ``max_clip_skip`` is how many layers of its text encoders can be left out at their end, ``compiled`` whether
+    ``compile`` was called.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Family(Protocol):
     scheduler_config: dict[str, Any]
     model_digest: str
     max_clip_skip: int
+    compiled: bool
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> Tokens:
         """Return a prompt's tokens; any thread may ask.

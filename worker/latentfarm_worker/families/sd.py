@@ -40,6 +40,7 @@ class StableDiffusion:
         height, width = (size, size) if isinstance(size, int) else size
         self.native_width, self.native_height = width * self.vae_scale_factor, height * self.vae_scale_factor
         self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
+        self.compiled = False
         self._compiled: Any = None
         #: rows, latents' height and width, tokens
         self._compiled_for: tuple[int, ...] = ()
@@ -80,6 +81,7 @@ class StableDiffusion:
     def compile(self, rows: int) -> None:
         """Compile the U-Net; what Inductor makes is kept on disk, so the next worker's start is shorter."""
         factor = self.vae_scale_factor
+        self.compiled = True
         self._compiled = torch.compile(self.unet, dynamic=False)
         self._compiled_for = (rows, self.native_height // factor, self.native_width // factor, self.text_encoder.length)
 
