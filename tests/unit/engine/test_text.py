@@ -57,8 +57,8 @@ def test_a_short_prompt_without_marks_is_the_plain_one(sd1: Any, text: str) -> N
 def test_a_long_prompt_is_whole(sd1: Any) -> None:
     tokens = sd1.tokenize(LONG, "a1111")
     assert not tokens.truncated
-    assert [number for chunk in tokens.chunks for number in chunk] == sd1.text_encoder.ids(LONG)
-    assert tokens.count == len(sd1.text_encoder.ids(LONG)) + 2
+    assert [number for chunk in tokens.chunks for number in chunk] == sd1.text_encoders[0].ids(LONG)
+    assert tokens.count == len(sd1.text_encoders[0].ids(LONG)) + 2
     assert sd1.tokenize(LONG).truncated
 
 
@@ -103,7 +103,7 @@ def test_clip_skip_is_the_pipelines(family: Any, pipeline: Any, text: str, monke
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_prompts_numbers_do_not_depend_on_its_company(sd1: Any, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sd1.text_encoder, "rows", rows)
+    monkeypatch.setattr(sd1.text_encoders[0], "rows", rows)
     prompts = [a1111(sd1, WEIGHED), a1111(sd1, LONG, clip_skip=1), a1111(sd1, "a cat"), a1111(sd1, "(a cat:9)")]
     together = states_of(sd1, *prompts)
     for prompt, states in zip(prompts, together, strict=True):
