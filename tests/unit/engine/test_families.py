@@ -15,7 +15,7 @@ from diffusers import StableDiffusionXLPipeline
 from tests.tiny import Kind, make_tiny
 
 from latentfarm.errors import ModelError
-from latentfarm_worker.families import load_family
+from latentfarm_worker.families import load_family, token_counter
 from latentfarm_worker.text import Prompt, Tensors, TextCache, Tokens
 
 pytestmark = pytest.mark.unit
@@ -104,6 +104,12 @@ def test_latents_are_shifted_as_the_xl_vae_says(tmp_path: Path) -> None:
     pictures = [shifted.decode(latents)[0].int(), plain.decode(moved)[0].int(), plain.decode(latents)[0].int()]
     assert (pictures[0] - pictures[1]).abs().max() <= 1
     assert (pictures[0] - pictures[2]).abs().max() > 3
+
+
+def test_tokens_are_counted_as_the_model_does(model: Path, family: Any) -> None:
+    count = token_counter(model)
+    for prompt in ("", "a cat", "word " * 100):
+        assert count(prompt) == family.tokenize(prompt).count
 
 
 @pytest.mark.parametrize(("letters", "truncated"), [(0, False), (75, False), (76, True), (500, True)])

@@ -5,6 +5,7 @@ What all families of stable diffusion share; each says in a module of its own wh
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -176,7 +177,7 @@ class LatentDiffusion:
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         """Return latents as the VAE's encoder gives them."""
-        return latents / self.vae.config.scaling_factor
+        return latents / float(self.vae.config.scaling_factor)
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -223,7 +224,9 @@ class LatentDiffusion:
         scheduler = getattr(diffusers, str(config.get("_class_name")), None)
         if scheduler is None:
             raise ModelError(f"{folder / 'scheduler'}: diffusers has no scheduler {config.get('_class_name')!r}")
-        return {**scheduler.from_config(config).config, "_class_name": scheduler.__name__}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside diffusers; nothing a model's user could act on
+            return {**scheduler.from_config(config).config, "_class_name": scheduler.__name__}
 
 
 def _tokenizer_of(part: str) -> str:

@@ -87,4 +87,4 @@ class StableDiffusionXL(LatentDiffusion):
         if mean is None or std is None:
             return super()._unscaled(latents)
         mean, std = (torch.tensor(numbers).view(1, -1, 1, 1).to(latents) for numbers in (mean, std))
-        return latents * std / self.vae.config.scaling_factor + mean
+        return latents * std / float(self.vae.config.scaling_factor) + mean
