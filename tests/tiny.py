@@ -101,8 +101,9 @@ def _write_parts_of_sdxl(folder: Path) -> dict[str, Any]:
     _write_tokenizer(folder / "tokenizer")
     _write_tokenizer(folder / "tokenizer_2", pad="!")
     first, second = _TEXT_WIDTHS
-    _text_encoder("CLIPTextModel", first).save_pretrained(folder / "text_encoder")
-    _text_encoder("CLIPTextModelWithProjection", second, projected=_PROJECTED_WIDTH).save_pretrained(
+    # the last layer is never read: two are left, one of which clip_skip may leave out
+    _text_encoder("CLIPTextModel", first, layers=3).save_pretrained(folder / "text_encoder")
+    _text_encoder("CLIPTextModelWithProjection", second, layers=3, projected=_PROJECTED_WIDTH).save_pretrained(
         folder / "text_encoder_2"
     )
     _unet_of_sdxl().save_pretrained(folder / "unet")
@@ -146,7 +147,7 @@ def _byte_letters() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
-def _text_encoder(kind: str, width: int, *, projected: int = _TEXT_WIDTH) -> Any:
+def _text_encoder(kind: str, width: int, *, layers: int = 2, projected: int = _TEXT_WIDTH) -> Any:
     import transformers
 
     config = transformers.CLIPTextConfig(
@@ -154,7 +155,7 @@ def _text_encoder(kind: str, width: int, *, projected: int = _TEXT_WIDTH) -> Any
         hidden_size=width,
         intermediate_size=128,
         projection_dim=projected,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=77,
         bos_token_id=512,

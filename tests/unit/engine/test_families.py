@@ -82,6 +82,11 @@ def test_the_projected_text_of_a_long_prompt_is_its_first_chunks(sdxl: Any) -> N
     assert torch.equal(long["text_embeds"], short["text_embeds"])
 
 
+def test_layers_that_an_xl_model_never_reads_cannot_be_skipped(sd1: Any, sdxl: Any) -> None:
+    # of two layers one is left, of three the last is not read
+    assert (sd1.max_clip_skip, sdxl.max_clip_skip) == (1, 1)
+
+
 def test_an_xl_model_is_told_the_size_of_its_picture(sdxl: Any) -> None:
     assert sdxl.size_tensors(96, 64)["time_ids"].tolist() == [64, 96, 0, 0, 64, 96]
     [text] = sdxl.encode([Prompt(sdxl.tokenize("a cat"))])
