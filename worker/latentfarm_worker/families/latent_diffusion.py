@@ -34,7 +34,7 @@ class LatentDiffusion:
     encoders: ClassVar[Mapping[str, str]]
     #: which hidden states of the encoders are read, counted from the end; None: the last ones, normed
     text_layer: ClassVar[int | None] = None
-    #: what the U-Net's config must say, and what a model has for which it says something else
+    #: what the U-Net's config must say, and the kind of model for which it does
     unet_config: ClassVar[Mapping[str, str | None]]
     plain_model: ClassVar[str]
     #: the tensors told to the U-Net besides text states and guidance
