@@ -14,20 +14,26 @@ from typing import Any, Literal
 
 import torch
 
+Kind = Literal["sd1", "sd2", "sdxl"]
+
 #: pixels of a side
 NATIVE = 64
 _TEXT_WIDTH = 64
+#: of sdxl: the widths of the encoders' states, of the second one's projection, and of one number of a size
+_TEXT_WIDTHS, _PROJECTED_WIDTH, _SIZE_WIDTH = (32, 64), 48, 32
 _SCHEDULERS: dict[str, dict[str, Any]] = {
     "sd1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "prediction_type": "epsilon"},
     "sd2": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
+    "sdxl": {"_class_name": "EulerDiscreteScheduler", "prediction_type": "epsilon", "timestep_spacing": "leading"},
 }
 
 
-def make_tiny(directory: Path, *, seed: int = 0, kind: Literal["sd1", "sd2"] = "sd1") -> Path:
+def make_tiny(directory: Path, *, seed: int = 0, kind: Kind = "sd1") -> Path:
     """Write the model as a diffusers folder and return ``directory``; one that is there is left alone.
 
     ``sd1`` predicts the noise (epsilon), with convolutional projections in the transformers; ``sd2`` predicts
-    the velocity, with linear projections and a number of heads for each level. The bytes depend on ``seed``
+    the velocity, with linear projections and a number of heads for each level; ``sdxl`` has two text encoders of
+    different width and padding, and a U-Net that is told the projected text and sizes. The bytes depend on ``seed``
     and ``kind`` only. Several processes may make the same folder at once.
     """
     directory = Path(directory)
@@ -51,10 +57,7 @@ def make_tiny(directory: Path, *, seed: int = 0, kind: Literal["sd1", "sd2"] = "
 
 
 def _write(folder: Path, kind: str) -> None:
-    _write_tokenizer(folder / "tokenizer")
-    _text_encoder().save_pretrained(folder / "text_encoder")
-    _unet(kind).save_pretrained(folder / "unet")
-    _vae().save_pretrained(folder / "vae")
+    parts = _write_parts_of_sdxl(folder) if kind == "sdxl" else _write_parts_of_sd(folder, kind)
     (folder / "scheduler").mkdir()
     scheduler = {
         "_diffusers_version": "0.42.1",
@@ -69,32 +72,63 @@ def _write(folder: Path, kind: str) -> None:
     }
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     index = {
-        "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None],
-        "requires_safety_checker": False,
-        "safety_checker": [None, None],
         "scheduler": ["diffusers", scheduler["_class_name"]],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
+        **parts,
     }
     _write_json(folder / "model_index.json", index)
+
+
+def _write_parts_of_sd(folder: Path, kind: str) -> dict[str, Any]:
+    """Write the modules; return what model_index.json says of this kind alone."""
+    _write_tokenizer(folder / "tokenizer")
+    _text_encoder("CLIPTextModel", _TEXT_WIDTH).save_pretrained(folder / "text_encoder")
+    _unet(kind).save_pretrained(folder / "unet")
+    _vae(scaling_factor=0.18215).save_pretrained(folder / "vae")
+    return {
+        "_class_name": "StableDiffusionPipeline",
+        "requires_safety_checker": False,
+        "safety_checker": [None, None],
+    }
+
+
+def _write_parts_of_sdxl(folder: Path) -> dict[str, Any]:
+    _write_tokenizer(folder / "tokenizer")
+    _write_tokenizer(folder / "tokenizer_2", pad="!")
+    first, second = _TEXT_WIDTHS
+    # the last layer is never read: two are left, one of which clip_skip may leave out
+    _text_encoder("CLIPTextModel", first, layers=3).save_pretrained(folder / "text_encoder")
+    _text_encoder("CLIPTextModelWithProjection", second, layers=3, projected=_PROJECTED_WIDTH).save_pretrained(
+        folder / "text_encoder_2"
+    )
+    _unet_of_sdxl().save_pretrained(folder / "unet")
+    _vae(scaling_factor=0.13025).save_pretrained(folder / "vae")
+    return {
+        "_class_name": "StableDiffusionXLPipeline",
+        "force_zeros_for_empty_prompt": True,
+        "image_encoder": [None, None],
+        "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
+        "tokenizer_2": ["transformers", "CLIPTokenizer"],
+    }
 
 
 def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(folder: Path) -> None:
+def _write_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> None:
     """Write a byte-level CLIP vocabulary: each byte, within and at the end of a word, no merges."""
     folder.mkdir()
     letters = _byte_letters()
     tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     _write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
     (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    specials = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>",
+    specials = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad,
                 "unk_token": "<|endoftext|>"}  # fmt: skip
     _write_json(folder / "special_tokens_map.json", specials)
     settings = {
@@ -113,22 +147,22 @@ def _byte_letters() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
-def _text_encoder() -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+def _text_encoder(kind: str, width: int, *, layers: int = 2, projected: int = _TEXT_WIDTH) -> Any:
+    import transformers
 
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=514,
-        hidden_size=_TEXT_WIDTH,
+        hidden_size=width,
         intermediate_size=128,
-        projection_dim=_TEXT_WIDTH,
-        num_hidden_layers=2,
+        projection_dim=projected,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=77,
         bos_token_id=512,
         eos_token_id=513,
         pad_token_id=513,
     )
-    return CLIPTextModel(config)
+    return getattr(transformers, kind)(config)
 
 
 def _unet(kind: str) -> Any:
@@ -147,7 +181,27 @@ def _unet(kind: str) -> Any:
     )
 
 
-def _vae() -> Any:
+def _unet_of_sdxl() -> Any:
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(
+        sample_size=NATIVE // 8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=sum(_TEXT_WIDTHS),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=_SIZE_WIDTH,
+        projection_class_embeddings_input_dim=_PROJECTED_WIDTH + 6 * _SIZE_WIDTH,
+        norm_num_groups=8,
+    )
+
+
+def _vae(*, scaling_factor: float) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -157,5 +211,5 @@ def _vae() -> Any:
         latent_channels=4,
         norm_num_groups=8,
         sample_size=NATIVE,
-        scaling_factor=0.18215,
+        scaling_factor=scaling_factor,
     )

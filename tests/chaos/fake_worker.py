@@ -34,6 +34,7 @@ class FakeFamily:
         self.latent_channels, self.vae_scale_factor, self.max_clip_skip = 4, 8, 0
         self.compiled = False
         self.native_width = self.native_height = 64
+        self.embeds_guidance = False
         self.scheduler_config: dict[str, Any] = {
             "_class_name": "EulerDiscreteScheduler",
             "num_train_timesteps": 1000,
@@ -61,6 +62,11 @@ class FakeFamily:
     def size_tensors(self, width: int, height: int) -> Tensors:
         """There is nothing to tell."""
         del width, height
+        return {}
+
+    def guidance_tensors(self, scale: float) -> Tensors:
+        """There is nothing to tell."""
+        del scale
         return {}
 
     def compile(self, rows: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import make_tiny
+from tests.tiny import Kind, make_tiny
 
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Rendered
@@ -46,9 +46,10 @@ def run(family: Any, wanted: list[Job], slots: int = 4) -> dict[int, torch.Tenso
     return done
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("models") / "tiny")
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    kind: Kind = request.param
+    return make_tiny(tmp_path_factory.mktemp("models") / kind, kind=kind)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

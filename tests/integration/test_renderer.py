@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Event, Semaphore, Thread
 from typing import Any, cast
 
+import diffusers
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.conftest import until
 from tests.tiny import make_tiny
 
 from latentfarm import Batch, Farm, UnavailableError
 from latentfarm.bucket import Bucket
+from latentfarm.schedulers import resolve
 from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.pulse import Phase
@@ -200,6 +207,37 @@ def test_the_same_job_gives_the_same_file_alone_and_in_company(farm: Farm, famil
     [again] = (line for line in farm.batch("b").results() if line["state"] == "done")
     assert again["key"] != receipts[5]["key"]
     assert farm.bucket.get(again["key"]) == first[5]
+
+
+def test_xl_and_turbo_pictures_go_the_same_way_and_are_what_the_pipeline_makes_of_their_receipts(
+    farm: Farm, tmp_path: Path
+) -> None:
+    folder = make_tiny(tmp_path / "xl", kind="sdxl")
+    turbo = {"scheduler": "euler_a", "scheduler_options": {"timestep_spacing": "trailing"}, "guidance_scale": 0.0}
+    rows = [
+        {"prompt": "plain", **SMALL},
+        {"prompt": "told what not to show", "negative_prompt": "blurry", **SMALL, "width": 96},
+        {"prompt": "in one step", **SMALL, **turbo, "num_inference_steps": 1},
+    ]
+    batch = farm.submit(rows, batch="b")
+    with renderer(farm, load_family(folder, dtype=torch.float32, device=torch.device("cpu"))) as worker:
+        assert worker.render_all() == 3
+    receipts = list(batch.results())
+    assert [line["state"] for line in receipts] == ["done"] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = diffusers.StableDiffusionXLPipeline.from_pretrained(folder, local_files_only=True)
+        pipe.set_progress_bar_config(disable=True)
+        for line in receipts:
+            asked = dict(line["request"])
+            scheduler, options = asked.pop("scheduler"), asked.pop("scheduler_options")
+            kind = getattr(diffusers, resolve(scheduler).class_name)
+            pipe.scheduler = kind.from_config(pipe.scheduler.config, **options)
+            generator = torch.Generator("cpu").manual_seed(asked.pop("seed"))
+            asked["negative_prompt"] = asked["negative_prompt"] or None
+            wanted = np.asarray(pipe(**asked, generator=generator).images[0]).astype(int)
+            with Image.open(io.BytesIO(farm.bucket.get(line["key"]))) as image:
+                assert np.abs(np.asarray(image).astype(int) - wanted).max() <= 1, line["request"]
 
 
 # -- ending ------------------------------------------------------------------------------------------------------

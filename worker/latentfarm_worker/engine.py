@@ -117,7 +117,7 @@ class Engine:
         plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
         factor = family.vae_scale_factor
         width, height = job.width or family.native_width, job.height or family.native_height
-        texts = [job.prompt, job.negative_prompt] if job.guided else [job.prompt]
+        texts = [job.prompt, job.negative_prompt] if job.guided and not family.embeds_guidance else [job.prompt]
         tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
         chunks = max(len(each.chunks) for each in tokens)
         prompts = tuple(
@@ -203,7 +203,8 @@ class Engine:
         for image in starting:
             image.timings["text"] = text_s
             sizes = self.family.size_tensors(image.width, image.height)
-            self._start(image, self._rows, [{**next(texts), **sizes} for _ in image.prompts])
+            guidance = self.family.guidance_tensors(image.job.guidance_scale)
+            self._start(image, self._rows, [{**next(texts), **sizes, **guidance} for _ in image.prompts])
             self._waiting.remove(image)
 
     def _next_images(self, rows: Rows) -> list[Image]:

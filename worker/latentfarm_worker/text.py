@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -60,16 +60,28 @@ class Prompt:
     clip_skip: int = 0
 
 
+class Encoded(NamedTuple):
+    """Hidden ``states`` (77 x chunks, D) and, of an encoder with a projection, the ``projected`` whole (P,).
+
+    The whole is that of the first chunk, as AUTOMATIC1111 has it.
+    """
+
+    states: torch.Tensor
+    projected: torch.Tensor | None
+
+
 class ClipEncoder:
     """One CLIP text encoder with its tokenizer.
+
+    ``layer``: whose hidden states are taken as they leave it, counted from the end; None: the last, normed.
 
     Chunks are encoded ``rows`` at a time, the last ones padded with empty ones: a chunk's numbers depend on the size of
     the group, but not on what else is in it.
     """
 
-    def __init__(self, tokenizer: Any, model: Any, *, rows: int) -> None:
+    def __init__(self, tokenizer: Any, model: Any, *, rows: int, layer: int | None = None) -> None:
         self.tokenizer, self.model = tokenizer, model
-        self.rows = rows
+        self.rows, self.layer = rows, layer
         self._start, self._end, self._pad = (
             int(number) for number in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         )
@@ -96,21 +108,23 @@ class ClipEncoder:
         return self.tokenizer.get_vocab().get(",</w>")  # type: ignore[no-any-return]
 
     @property
-    def layers(self) -> int:
-        """How many layers the encoder has."""
-        return int(self.model.config.num_hidden_layers)
+    def max_clip_skip(self) -> int:
+        """How many layers can be left out: the first one stays."""
+        return int(self.model.config.num_hidden_layers) + (self.layer or -1)
 
-    def encode(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
-        """Return the hidden states of each prompt, (77 x chunks, D), every chunk weighed for itself."""
-        states = iter(self._states([(ids, each.clip_skip) for each in prompts for ids in each.tokens.chunks]))
-        return [
-            torch.cat([_weighed(next(states), weights) for _, weights in each.tokens.weighed_chunks()])
-            for each in prompts
-        ]
+    def encode(self, prompts: Sequence[Prompt]) -> list[Encoded]:
+        """Return each prompt in numbers, every chunk's states weighed for themselves."""
+        encoded = iter(self._chunks([(ids, each.clip_skip) for each in prompts for ids in each.tokens.chunks]))
+        texts = []
+        for each in prompts:
+            chunks = [(next(encoded), weights) for _, weights in each.tokens.weighed_chunks()]
+            states = torch.cat([_weighed(chunk.states, weights) for chunk, weights in chunks])
+            texts.append(Encoded(states, chunks[0][0].projected))
+        return texts
 
-    def _states(self, chunks: Sequence[tuple[tuple[int, ...], int]]) -> list[torch.Tensor]:
-        """Return the hidden states, (77, D), of each chunk and number of layers to skip."""
-        states: list[torch.Tensor] = []
+    def _chunks(self, chunks: Sequence[tuple[tuple[int, ...], int]]) -> list[Encoded]:
+        """Return each chunk in numbers, without so many of the last layers."""
+        encoded: list[Encoded] = []
         for at in range(0, len(chunks), self.rows):
             group = [*chunks[at : at + self.rows]]
             group += [((), 0)] * (self.rows - len(group))
@@ -119,16 +133,26 @@ class ClipEncoder:
             output = self.model(
                 torch.tensor(lines, device=self.model.device),
                 attention_mask=torch.tensor(mask, device=self.model.device) if self._masked else None,
-                output_hidden_states=any(skipped for _, skipped in group),
+                output_hidden_states=self.layer is not None or any(skipped for _, skipped in group),
             )
-            states += [self._picked(output, row, skipped) for row, (_, skipped) in enumerate(group)]
-        return states[: len(chunks)]
+            projected = output.get("text_embeds")
+            encoded += [
+                Encoded(self._picked(output, row, skipped), None if projected is None else projected[row])
+                for row, (_, skipped) in enumerate(group)
+            ]
+        return encoded[: len(chunks)]
 
     def _picked(self, output: Any, row: int, skipped: int) -> torch.Tensor:
-        """Return the last states, or those of an earlier layer with the last one's norm, as StableDiffusionPipeline."""
-        states = output[0][row]
-        if skipped:
+        """Return the states of the layer, or those of an earlier one, with the last one's norm if ours has it.
+
+        As StableDiffusionPipeline and StableDiffusionXLPipeline.
+        """
+        if self.layer is not None:
+            states = output.hidden_states[self.layer - skipped][row]
+        elif skipped:
             states = self.model.final_layer_norm(output.hidden_states[-1 - skipped][row])
+        else:
+            states = output.last_hidden_state[row]
         return states.to(self.model.dtype)  # type: ignore[no-any-return]
 
     def _padded(self, chunk: tuple[int, ...]) -> list[int]:

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
+from latentfarm.job import DEFAULT_GUIDANCE
 from latentfarm_worker import faults
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.text import Prompt, Tensors
@@ -106,7 +107,8 @@ def _rate(family: Family, slots: int) -> float:
 def _told(family: Family, rows: int) -> Tensors:
     [text] = family.encode([Prompt(family.tokenize(""))])
     sizes = family.size_tensors(family.native_width, family.native_height)
-    return {name: tensor.expand(rows, *tensor.shape).contiguous() for name, tensor in {**text, **sizes}.items()}
+    told = {**text, **sizes, **family.guidance_tensors(DEFAULT_GUIDANCE)}
+    return {name: tensor.expand(rows, *tensor.shape).contiguous() for name, tensor in told.items()}
 
 
 def _wait_for(device: torch.device) -> None:

@@ -21,7 +21,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(scope="session", params=["sd1", "sd2"])
+@pytest.fixture(scope="session", params=["sd1", "sd2", "sdxl"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param)
 
@@ -38,11 +38,17 @@ def sd1(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = make_tiny(tmp_path_factory.mktemp("models") / "sdxl", kind="sdxl")
+    return load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
 def pipeline(model: Path) -> Any:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe = StableDiffusionPipeline.from_pretrained(model, use_safetensors=True, local_files_only=True)
+        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -81,25 +81,17 @@ JOBS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def alone(sd1: Any) -> list[bytes]:
-    found = []
-    for job in JOBS:
-        engine = Engine(sd1, slots=3)
-        engine.admit(job)
-        found.append(pixels(run(engine)[0]))
-    return found
+def render_alone(family: Family, job: Job) -> bytes:
+    engine = Engine(family, slots=3)
+    engine.admit(job)
+    return pixels(run(engine)[0])
 
 
-@settings(max_examples=20, deadline=None)
-@given(which=st.integers(0, len(JOBS) - 1), seed=st.integers(0, 2**32), company=st.integers(1, 8))
-def test_the_same_bytes_alone_and_in_any_company(
-    sd1: Any, alone: list[bytes], which: int, seed: int, company: int
-) -> None:
+def render_in_company(family: Family, job: Job, *, seed: int, company: int) -> bytes:
     dice = random.Random(seed)  # noqa: S311 (dice, not keys)
     coming = [stranger(dice, index) for index in range(1, company + 1)]
-    coming.insert(dice.randint(0, company), JOBS[which])
-    engine, done = Engine(sd1, slots=3), {}
+    coming.insert(dice.randint(0, company), job)
+    engine, done = Engine(family, slots=3), {}
     while coming or engine.busy:
         for _ in range(dice.randint(0, 3)):
             if coming:
@@ -107,8 +99,34 @@ def test_the_same_bytes_alone_and_in_any_company(
         for result in engine.step():
             done[result.job.index] = result
         engine.check_integrity()
-    assert pixels(done[0]) == alone[which]
     assert len(done) == company + 1
+    return pixels(done[0])
+
+
+@pytest.fixture(scope="module")
+def alone(sd1: Any) -> list[bytes]:
+    return [render_alone(sd1, job) for job in JOBS]
+
+
+@pytest.fixture(scope="module")
+def xl_alone(sdxl: Any) -> list[bytes]:
+    return [render_alone(sdxl, job) for job in JOBS]
+
+
+@settings(max_examples=20, deadline=None)
+@given(which=st.integers(0, len(JOBS) - 1), seed=st.integers(0, 2**32), company=st.integers(1, 8))
+def test_the_same_bytes_alone_and_in_any_company(
+    sd1: Any, alone: list[bytes], which: int, seed: int, company: int
+) -> None:
+    assert render_in_company(sd1, JOBS[which], seed=seed, company=company) == alone[which]
+
+
+@settings(max_examples=6, deadline=None)
+@given(which=st.integers(0, len(JOBS) - 1), seed=st.integers(0, 2**32), company=st.integers(1, 8))
+def test_an_xl_model_too_gives_the_same_bytes_in_any_company(
+    sdxl: Any, xl_alone: list[bytes], which: int, seed: int, company: int
+) -> None:
+    assert render_in_company(sdxl, JOBS[which], seed=seed, company=company) == xl_alone[which]
 
 
 def test_without_fixed_rows_pictures_are_the_same_to_one_in_255(sd1: Any, alone: list[bytes]) -> None:

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import make_tiny
+from diffusers import StableDiffusionXLPipeline
+from tests.tiny import Kind, make_tiny
 
 from latentfarm.errors import ModelError
-from latentfarm_worker.families import load_family
+from latentfarm_worker.families import load_family, token_counter
 from latentfarm_worker.text import Prompt, Tensors, TextCache, Tokens
 
 pytestmark = pytest.mark.unit
@@ -43,10 +44,77 @@ def edit(path: Path, **fields: Any) -> None:
 @pytest.mark.parametrize("prompt", ["", "a cat", "ÄÖ 言葉 🎨\n\ttabs", "(a:1.3), [b]", "word " * 100, "x" * 76])
 def test_text_states_are_the_pipelines(family: Any, pipeline: Any, prompt: str) -> None:
     with torch.no_grad():
-        wanted = pipeline.encode_prompt(prompt, CPU, 1, do_classifier_free_guidance=False)[0][0]
+        wanted = pipeline.encode_prompt(prompt, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[
+            0
+        ][0]
     states = states_of(family, prompt)
-    assert states.shape == (77, family.text_encoder.model.config.hidden_size)
+    assert states.shape == (77, family.unet.config.cross_attention_dim)
     assert torch.equal(states, wanted)
+
+
+@pytest.mark.parametrize("zeros", [True, False])
+@pytest.mark.parametrize("negative", ["", "blurry"])
+def test_both_texts_of_xl_are_the_pipelines(tmp_path: Path, negative: str, zeros: bool) -> None:  # noqa: FBT001
+    folder = make_tiny(tmp_path / "model", kind="sdxl")
+    edit(folder / "model_index.json", force_zeros_for_empty_prompt=zeros)
+    family = load(folder)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        pipe = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        wanted = pipe.encode_prompt("a cat", device=CPU, negative_prompt=negative or None)
+    prompts = [Prompt(family.tokenize("a cat")), Prompt(family.tokenize(negative), negative=True)]
+    told = [text[name] for name in ("states", "text_embeds") for text in family.encode(prompts)]
+    for got, expected in zip(told, wanted, strict=True):
+        assert torch.equal(got, expected[0])
+    assert bool((told[1] == 0).all()) is (zeros and not negative)
+
+
+def test_an_empty_prompt_is_never_zeros(sdxl: Any) -> None:
+    [text] = sdxl.encode([Prompt(sdxl.tokenize(""))])
+    assert text["states"].any()
+    assert text["text_embeds"].any()
+
+
+def test_the_projected_text_of_a_long_prompt_is_its_first_chunks(sdxl: Any) -> None:
+    tokens = sdxl.tokenize("a cat")
+    short, long = sdxl.encode([Prompt(tokens), Prompt(tokens.padded(3))])
+    assert long["states"].shape == (3 * 77, short["states"].shape[1])
+    assert torch.equal(long["text_embeds"], short["text_embeds"])
+
+
+def test_layers_that_an_xl_model_never_reads_cannot_be_skipped(sd1: Any, sdxl: Any) -> None:
+    # of two layers one is left, of three the last is not read
+    assert (sd1.max_clip_skip, sdxl.max_clip_skip) == (1, 1)
+
+
+def test_an_xl_model_is_told_the_size_of_its_picture(sdxl: Any) -> None:
+    assert sdxl.size_tensors(96, 64)["time_ids"].tolist() == [64, 96, 0, 0, 64, 96]
+    [text] = sdxl.encode([Prompt(sdxl.tokenize("a cat"))])
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    outputs = []
+    for side in (64, 512):
+        told = {name: tensor[None] for name, tensor in {**text, **sdxl.size_tensors(side, side)}.items()}
+        outputs.append(sdxl.predict(latents, torch.tensor([500.0]), told))
+    assert not torch.equal(*outputs)
+
+
+def test_latents_are_shifted_as_the_xl_vae_says(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "model", kind="sdxl")
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    plain = load(folder)
+    mean, std = [0.1, -0.2, 0.3, 0.4], [2.0, 1.0, 0.5, 1.5]
+    edit(folder / "vae" / "config.json", latents_mean=mean, latents_std=std)
+    shifted, factor = load(folder), plain.vae.config.scaling_factor
+    moved = latents * torch.tensor(std).view(1, 4, 1, 1) + factor * torch.tensor(mean).view(1, 4, 1, 1)
+    pictures = [shifted.decode(latents)[0].int(), plain.decode(moved)[0].int(), plain.decode(latents)[0].int()]
+    assert (pictures[0] - pictures[1]).abs().max() <= 1
+    assert (pictures[0] - pictures[2]).abs().max() > 3
+
+
+def test_tokens_are_counted_as_the_model_does(model: Path, family: Any) -> None:
+    count = token_counter(model)
+    for prompt in ("", "a cat", "word " * 100):
+        assert count(prompt) == family.tokenize(prompt).count
 
 
 @pytest.mark.parametrize(("letters", "truncated"), [(0, False), (75, False), (76, True), (500, True)])
@@ -84,13 +152,21 @@ def test_old_scheduler_configs_are_corrected_as_the_pipeline_does(folder: Path) 
     assert (config["clip_sample"], config["steps_offset"]) == (False, 1)
 
 
+def test_the_schedulers_of_xl_models_are_left_as_they_are(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "model", kind="sdxl")
+    edit(folder / "scheduler" / "scheduler_config.json", steps_offset=0)
+    config = load(folder).scheduler_config
+    assert (config["steps_offset"], config["timestep_spacing"]) == (0, "leading")
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision(folder: Path, dtype: torch.dtype) -> None:
-    family = load(folder, dtype)
+def test_half_precision(model: Path, dtype: torch.dtype) -> None:
+    family = load(model, dtype)
     assert family.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype)  # force_upcast
-    states = states_of(family, "a cat")
-    assert states.dtype == dtype
-    output = family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), {"states": states[None]})
+    [text] = family.encode([Prompt(family.tokenize("a cat"))])
+    assert {tensor.dtype for tensor in text.values()} == {dtype}
+    told = {name: tensor[None] for name, tensor in {**text, **family.size_tensors(64, 64)}.items()}
+    output = family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), told)
     assert output.dtype == torch.float32
     pictures, finite = family.decode(torch.randn(2, 4, 8, 8))
     assert (pictures.shape, pictures.dtype, finite.tolist()) == ((2, 64, 64, 3), torch.uint8, [True, True])
@@ -129,7 +205,8 @@ def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     [
         ("model_index.json", {"_class_name": "FluxPipeline"}, "names the pipeline 'FluxPipeline'"),
         ("unet/config.json", {"in_channels": 9}, "no text-to-image model"),
-        ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim is 256"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep', not None; use a plain"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time', not None"),
         ("unet/config.json", {"block_out_channels": [32, 128]}, "cannot be loaded"),
         ("scheduler/scheduler_config.json", {"_class_name": "Nonsense"}, "no scheduler 'Nonsense'"),
     ],
@@ -140,12 +217,28 @@ def test_models_that_are_not_ours_are_refused(folder: Path, file: str, fields: d
         load(folder)
 
 
-def test_a_broken_or_missing_part_is_refused(folder: Path) -> None:
-    (folder / "unet" / "config.json").write_text("{")
-    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
+@pytest.mark.parametrize(
+    ("file", "fields", "says"),
+    [
+        ("unet/config.json", {"projection_class_embeddings_input_dim": 208}, "is 208, but .* make 240: use a base"),
+        ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type is None, not 'text_time'"),
+        ("unet/config.json", {"in_channels": 9}, "no text-to-image model"),
+        ("tokenizer_2/vocab.json", {"<|more|>": 514}, "tokenizer and tokenizer_2 have other words"),
+    ],
+)
+def test_xl_models_that_are_not_ours_are_refused(tmp_path: Path, file: str, fields: dict[str, Any], says: str) -> None:
+    folder = make_tiny(tmp_path / "model", kind="sdxl")
+    edit(folder / file, **fields)
+    with pytest.raises(ModelError, match=says):
         load(folder)
+
+
+def test_a_broken_or_missing_part_is_refused(folder: Path) -> None:
     shutil.rmtree(folder / "vae")
     with pytest.raises(ModelError, match="vae: no weights there"):
+        load(folder)
+    (folder / "unet" / "config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"config\.json: cannot be read"):
         load(folder)
 
 
@@ -159,8 +252,8 @@ def test_the_digest_belongs_to_the_weights(tmp_path: Path) -> None:
     assert load(first).model_digest == digests[0]
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2"])
-def test_the_stand_in_is_the_same_bytes_each_time(tmp_path: Path, kind: Any) -> None:
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+def test_the_stand_in_is_the_same_bytes_each_time(tmp_path: Path, kind: Kind) -> None:
     state = torch.get_rng_state()
     places = [make_tiny(tmp_path / name, kind=kind) for name in ("a", "b")]
     assert torch.equal(torch.get_rng_state(), state)
@@ -177,6 +270,6 @@ def test_the_stand_ins_layouts(model: Path, pipeline: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         config = pipeline.unet.config
-    assert config.use_linear_projection is (kind == "sd2")
+    assert config.use_linear_projection is (kind != "sd1")
     assert pipeline.scheduler.config.prediction_type == ("v_prediction" if kind == "sd2" else "epsilon")
     assert sum(path.stat().st_size for path in model.rglob("*") if path.is_file()) < 8e6

@@ -66,7 +66,7 @@ def parts(tokenizer_folder: Path) -> dict[str, Any]:
     for model in models.values():
         model.eval().requires_grad_(requires_grad=False)
     tokenizer = CLIPTokenizer.from_pretrained(make_tiny(tokenizer_folder), subfolder="tokenizer")
-    return {**models, "tokenizer": tokenizer, "scheduler_config": scheduler}
+    return {**models, "tokenizer": tokenizer, "scheduler_config": scheduler, "model_index": {}}
 
 
 @pytest.fixture(scope="module")

@@ -1,37 +1,41 @@
-"""The same job, mixed with others in one engine, against StableDiffusionPipeline one at a time."""
+"""The same job, mixed with others in one engine, against the model's pipeline of diffusers one at a time."""
 
 from __future__ import annotations
 
+import json
 import warnings
+from pathlib import Path
 from typing import Any
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from tests.tiny import Kind, make_tiny
 
 from latentfarm import schedulers
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Rendered
+from latentfarm_worker.families import load_family
 
 pytestmark = pytest.mark.unit
 
 BOUND = 1  # of 255, per channel
 PRK = {"skip_prk_steps": True}  # without it PNDM begins with Runge-Kutta steps, which no plan holds
-# StableDiffusionPipeline itself cannot run flow matching: the scheduler has no init_noise_sigma
+# the pipelines themselves cannot run flow matching: the scheduler has no init_noise_sigma
 NAMES = [None, *(name for name in schedulers.SHORT_NAMES if name != "flow_euler")]
 
 
 def job(index: int, name: str | None, **fields: Any) -> Job:
-    options = PRK if name == "pndm" else {}
     wanted: dict[str, Any] = {
+        "scheduler_options": PRK if name == "pndm" else {},
         "prompt": f"a small painting, number {index}",
         "negative_prompt": "blurry" if index % 2 else "",
         "num_inference_steps": 4 + index % 4,
         "guidance_scale": (7.5, 1.0, 3.0)[index % 3],
         "seed": index,
     }
-    return Job(batch="b", index=index, scheduler=name, scheduler_options=options, **{**wanted, **fields})
+    return Job(batch="b", index=index, scheduler=name, **{**wanted, **fields})
 
 
 def by_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray[Any, Any]:
@@ -42,7 +46,7 @@ def by_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray[Any, Any]
         pipe.scheduler = cls.from_config(own_config, **{**name.options, **wanted.scheduler_options})
         picture = pipe(
             wanted.prompt,
-            negative_prompt=wanted.negative_prompt,
+            negative_prompt=wanted.negative_prompt or None,
             width=wanted.width,
             height=wanted.height,
             num_inference_steps=wanted.num_inference_steps,
@@ -65,29 +69,39 @@ def render(engine: Engine, jobs: list[Job]) -> dict[int, Rendered]:
     return done
 
 
+def config_of(pipe: Any) -> dict[str, Any]:
+    return dict(pipe.scheduler.config, _class_name=type(pipe.scheduler).__name__)
+
+
+def worst(family: Any, pipe: Any, own_config: Any, jobs: list[Job], *, slots: int = 3) -> dict[Any, int]:
+    """Render jobs in one run; return how far each is from the pipeline's picture, by scheduler, steps and guidance."""
+    done, found = render(Engine(family, slots=slots), jobs), {}
+    for wanted in jobs:
+        picture = by_pipeline(pipe, own_config, wanted)
+        assert picture.std() > 20, "a flat picture would prove nothing"
+        off = int(np.abs(picture - done[wanted.index].pixels.numpy()).max())
+        found[wanted.scheduler, wanted.num_inference_steps, wanted.guidance_scale] = off
+    return found
+
+
 @pytest.fixture(scope="module")
 def own_config(pipeline: Any) -> Any:
-    return dict(pipeline.scheduler.config, _class_name=type(pipeline.scheduler).__name__)
+    return config_of(pipeline)
 
 
 def test_every_scheduler_mixed_in_one_run_gives_the_pipelines_picture(
     family: Any, pipeline: Any, own_config: Any
 ) -> None:
     jobs = [job(index, name) for index, name in enumerate(NAMES)]
-    done = render(Engine(family, slots=3), jobs)
-    worst = {}
-    for wanted in jobs:
-        picture = by_pipeline(pipeline, own_config, wanted)
-        assert picture.std() > 20, "a flat picture would prove nothing"
-        worst[wanted.scheduler] = int(np.abs(picture - done[wanted.index].pixels.numpy()).max())
-    assert max(worst.values()) <= BOUND, worst
+    found = worst(family, pipeline, own_config, jobs)
+    assert max(found.values()) <= BOUND, found
 
 
 def test_another_seed_or_scheduler_or_prompt_is_told_apart(family: Any, pipeline: Any, own_config: Any) -> None:
     picture = by_pipeline(pipeline, own_config, job(0, "euler"))
     others = [
         job(0, "euler", seed=99),
-        job(0, "ddim"),
+        job(0, "euler_a"),
         job(0, "euler", prompt="x"),
         job(0, "euler", guidance_scale=5),
     ]
@@ -157,3 +171,73 @@ def test_other_sizes_and_long_and_foreign_prompts(family: Any, pipeline: Any, ow
         assert (result.height, result.width) == picture.shape[:2]
         assert np.abs(picture - result.pixels.numpy()).max() <= BOUND, wanted
     assert [done[index].truncated for index in range(3)] == [(), ("prompt",), ()]
+
+
+# -- few steps ---------------------------------------------------------------------------------------------------
+
+STEPS = (1, 2, 4, 8)
+TRAILING = {"timestep_spacing": "trailing"}
+
+
+def test_lcm_tcd_and_turbos_scheduler_give_the_pipelines_picture_in_few_steps(
+    family: Any, pipeline: Any, own_config: Any
+) -> None:
+    kinds: list[tuple[str, dict[str, Any]]] = [("lcm", {}), ("tcd", {}), ("euler_a", TRAILING)]
+    jobs = [
+        job(
+            index,
+            name,
+            scheduler_options=options,
+            num_inference_steps=steps,
+            guidance_scale=(0.0, 1.0, 1.5)[index % 3],
+        )
+        for index, (steps, (name, options)) in enumerate((steps, kind) for kind in kinds for steps in STEPS)
+    ]
+    found = worst(family, pipeline, own_config, jobs)
+    assert len(found) == len(jobs)
+    assert max(found.values()) <= BOUND, found
+
+
+def open_pipeline(folder: Path) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load(folder: Path) -> Any:
+    return load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
+
+
+def test_a_turbo_model_needs_nothing_but_its_steps_and_no_guidance(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "turbo", kind="sdxl")
+    path = folder / "scheduler" / "scheduler_config.json"
+    own = {**json.loads(path.read_text()), **TRAILING, "_class_name": "EulerAncestralDiscreteScheduler"}
+    path.write_text(json.dumps(own))
+    index = json.loads((folder / "model_index.json").read_text())
+    index["scheduler"][1] = own["_class_name"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    pipe = open_pipeline(folder)
+    jobs = [job(steps, None, num_inference_steps=steps, guidance_scale=0.0) for steps in range(1, 5)]
+    found = worst(load(folder), pipe, config_of(pipe), jobs, slots=2)
+    assert max(found.values()) <= BOUND, found
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+def test_a_distilled_model_is_told_each_rows_own_guidance_and_takes_one_row(tmp_path: Path, kind: Kind) -> None:
+    folder = make_tiny(tmp_path / kind, kind=kind)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    torch.manual_seed(0)
+    diffusers.UNet2DConditionModel.from_config({**config, "time_cond_proj_dim": 32}).save_pretrained(folder / "unet")
+    pipe, family = open_pipeline(folder), load(folder)
+    jobs = [
+        job(index, "lcm", num_inference_steps=4, guidance_scale=scale, seed=7, prompt="one")
+        for index, scale in enumerate((0.0, 1.0, 8.5))
+    ]
+    engine = Engine(family, slots=2)
+    assert [len(engine.prepare(each).prompts) for each in jobs] == [1, 1, 1]
+    found = worst(family, pipe, config_of(pipe), jobs, slots=2)
+    assert max(found.values()) <= BOUND, found
+    pictures = [each.pixels.int() for each in render(engine, jobs).values()]
+    assert (pictures[0] - pictures[2]).abs().max() > BOUND + 2

@@ -33,20 +33,46 @@ def a1111(family: Any, text: str, *, clip_skip: int = 0) -> Prompt:
     return Prompt(family.tokenize(text, "a1111"), clip_skip=clip_skip)
 
 
+def encoders_of(pipeline: Any) -> list[tuple[Any, Any]]:
+    """Return each text encoder with its tokenizer."""
+    names = ["", "_2"] if hasattr(pipeline, "text_encoder_2") else [""]
+    return [(getattr(pipeline, f"tokenizer{name}"), getattr(pipeline, f"text_encoder{name}")) for name in names]
+
+
+def output_of(tokenizer: Any, encoder: Any, ids: tuple[int, ...]) -> Any:
+    line = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
+    line += [tokenizer.pad_token_id] * (77 - len(line))
+    return encoder(torch.tensor([line]), output_hidden_states=True)
+
+
 @torch.no_grad()
 def plainly(pipeline: Any, tokens: Tokens, *, clip_skip: int = 0) -> torch.Tensor:
-    """Encode each chunk on its own with transformers, weigh it and restore its mean."""
-    tokenizer, encoder = pipeline.tokenizer, pipeline.text_encoder
-    states = []
-    for ids, weights in tokens.weighed_chunks():
-        line = [tokenizer.bos_token_id, *ids, tokenizer.eos_token_id]
-        line += [tokenizer.pad_token_id] * (77 - len(line))
-        output = encoder(torch.tensor([line]), output_hidden_states=True)
-        found = encoder.final_layer_norm(output.hidden_states[-1 - clip_skip])[0]
-        factors = [1.0, *weights, *[1.0] * (76 - len(weights))] if weights else [1.0] * 77
-        weighed = torch.stack([factor * state for factor, state in zip(factors, found, strict=True)])
-        states.append(weighed * found.mean() / weighed.mean())
-    return torch.cat(states)
+    """Encode each chunk on its own with transformers, weigh it and restore its mean; of two encoders side by side."""
+    encoders = encoders_of(pipeline)
+    sides = []
+    for tokenizer, encoder in encoders:
+        states = []
+        for ids, weights in tokens.weighed_chunks():
+            hidden = output_of(tokenizer, encoder, ids).hidden_states
+            last = hidden[-2 - clip_skip] if len(encoders) > 1 else encoder.final_layer_norm(hidden[-1 - clip_skip])
+            found = last[0]
+            factors = [1.0, *weights, *[1.0] * (76 - len(weights))] if weights else [1.0] * 77
+            weighed = torch.stack([factor * state for factor, state in zip(factors, found, strict=True)])
+            states.append(weighed * found.mean() / weighed.mean())
+        sides.append(torch.cat(states))
+    return torch.cat(sides, dim=1)
+
+
+@torch.no_grad()
+def embeds(pipeline: Any, shown: Tokens, avoided: Tokens, *, clip_skip: int) -> dict[str, torch.Tensor]:
+    """Return what a pipeline takes instead of prompts."""
+    told = {}
+    for name, tokens in {"": shown, "negative_": avoided}.items():
+        told[f"{name}prompt_embeds"] = plainly(pipeline, tokens, clip_skip=clip_skip)[None]
+        if hasattr(pipeline, "text_encoder_2"):
+            tokenizer, encoder = encoders_of(pipeline)[-1]
+            told[f"{name}pooled_prompt_embeds"] = output_of(tokenizer, encoder, tokens.chunks[0]).text_embeds
+    return told
 
 
 @pytest.mark.parametrize("text", ["", "a cat", "x, y: z", LONG[:60]])
@@ -57,25 +83,32 @@ def test_a_short_prompt_without_marks_is_the_plain_one(sd1: Any, text: str) -> N
 def test_a_long_prompt_is_whole(sd1: Any) -> None:
     tokens = sd1.tokenize(LONG, "a1111")
     assert not tokens.truncated
-    assert [number for chunk in tokens.chunks for number in chunk] == sd1.text_encoder.ids(LONG)
-    assert tokens.count == len(sd1.text_encoder.ids(LONG)) + 2
+    assert [number for chunk in tokens.chunks for number in chunk] == sd1.text_encoders[0].ids(LONG)
+    assert tokens.count == len(sd1.text_encoders[0].ids(LONG)) + 2
     assert sd1.tokenize(LONG).truncated
 
 
 def test_a_long_prompt_is_encoded_as_compel_does(family: Any, pipeline: Any) -> None:
-    from compel import Compel, SplitLongTextMode
+    from compel import Compel, ReturnedEmbeddingsType, SplitLongTextMode
+
+    more: dict[str, Any] = {}
+    if len(encoders_of(pipeline)) > 1:
+        layer = ReturnedEmbeddingsType.PENULTIMATE_HIDDEN_STATES_NON_NORMALIZED
+        more = {"returned_embeddings_type": layer, "requires_pooled": [False, True]}
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         compel = Compel(
-            tokenizer=pipeline.tokenizer,
-            text_encoder=pipeline.text_encoder,
+            tokenizer=[tokenizer for tokenizer, _ in encoders_of(pipeline)],
+            text_encoder=[encoder for _, encoder in encoders_of(pipeline)],
             truncate_long_prompts=False,
             split_long_text_mode=SplitLongTextMode.BRUTAL,
+            **more,
         )
         for text in (LONG, LONG[:40]):
             with torch.no_grad():
-                wanted = compel.build_conditioning_tensor(text)[0]
+                told = compel.build_conditioning_tensor(text)
+            wanted = told[0][0] if more else told[0]
             assert torch.allclose(states_of(family, a1111(family, text))[0], wanted, atol=1e-6)
 
 
@@ -96,14 +129,16 @@ def test_clip_skip_is_the_pipelines(family: Any, pipeline: Any, text: str, monke
     monkeypatch.setattr(CLIPTextModel, "text_model", property(lambda model: model), raising=False)
     for clip_skip in (0, 1):
         with torch.no_grad():
-            wanted = pipeline.encode_prompt(text, CPU, 1, do_classifier_free_guidance=False, clip_skip=clip_skip)[0][0]
+            wanted = pipeline.encode_prompt(
+                text, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=clip_skip
+            )[0][0]
         [states] = states_of(family, Prompt(family.tokenize(text), clip_skip=clip_skip))
         assert torch.equal(states, wanted), clip_skip
 
 
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_prompts_numbers_do_not_depend_on_its_company(sd1: Any, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sd1.text_encoder, "rows", rows)
+    monkeypatch.setattr(sd1.text_encoders[0], "rows", rows)
     prompts = [a1111(sd1, WEIGHED), a1111(sd1, LONG, clip_skip=1), a1111(sd1, "a cat"), a1111(sd1, "(a cat:9)")]
     together = states_of(sd1, *prompts)
     for prompt, states in zip(prompts, together, strict=True):
@@ -169,8 +204,7 @@ def test_a_picture_of_long_weighed_prompts_is_the_pipelines(family: Any, pipelin
 
         pipeline.scheduler = diffusers.EulerDiscreteScheduler.from_config(family.scheduler_config)
         picture = pipeline(
-            prompt_embeds=plainly(pipeline, shown, clip_skip=1)[None],
-            negative_prompt_embeds=plainly(pipeline, avoided, clip_skip=1)[None],
+            **embeds(pipeline, shown, avoided, clip_skip=1),
             num_inference_steps=6,
             guidance_scale=7.5,
             generator=torch.Generator("cpu").manual_seed(5),

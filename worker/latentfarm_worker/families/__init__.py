@@ -11,12 +11,13 @@ from latentfarm.errors import ModelError
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.families.files import fetch, read_json, refuse_code
 from latentfarm_worker.families.sd import StableDiffusion
+from latentfarm_worker.families.sdxl import StableDiffusionXL
 from latentfarm_worker.mini import MODEL_DIR
 
 __all__ = ["Family", "load_family", "token_counter"]
 
 #: model_index.json's _class_name -> family
-FAMILIES = {"StableDiffusionPipeline": StableDiffusion}
+FAMILIES = {family.pipeline: family for family in (StableDiffusion, StableDiffusionXL)}
 
 
 def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device) -> Family:

@@ -15,6 +15,7 @@ class Family(Protocol):
     """One loaded model.
 
     ``native_width`` and ``native_height`` are pixels, ``vae_scale_factor`` pixels to a latent's side,
+    ``embeds_guidance`` whether the model is told the guidance scale, instead of a second row without the prompt,
     ``scheduler_config`` the model's own with its ``_class_name``, ``model_digest`` a sha256 over the weight
     files. ``max_clip_skip`` is how many layers of its text encoders can be left out at their end, ``compiled`` whether
     ``compile`` was called.
@@ -28,6 +29,7 @@ class Family(Protocol):
     native_width: int
     native_height: int
     vae_scale_factor: int
+    embeds_guidance: bool
     scheduler_config: dict[str, Any]
     model_digest: str
     max_clip_skip: int
@@ -48,6 +50,9 @@ class Family(Protocol):
 
     def size_tensors(self, width: int, height: int) -> Tensors:
         """Return what ``predict`` wants to know of a picture's size in pixels, as ``encode`` does of a prompt."""
+
+    def guidance_tensors(self, scale: float) -> Tensors:
+        """Return what ``predict`` wants to know of a picture's guidance scale; nothing unless ``embeds_guidance``."""
 
     def compile(self, rows: int) -> None:
         """Compile the model for ``rows`` rows of the native size and one chunk of text; the next such call does it.

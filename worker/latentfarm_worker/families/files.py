@@ -25,6 +25,7 @@ _HUB_LEFT_OUT = (
     "*.ema*",
     "safety_checker/*",
     "feature_extractor/*",
+    "vae_1_0/*",
     "*.onnx*",
 )
 
