@@ -30,7 +30,7 @@ _THREADS = 4
 #: a job is charged for a lost lease or an error; these many at most, and what follows is an end
 _MOST_ATTEMPTS = 6
 #: how a job fails that was lost too often: three leases of two workers, or six of one. The journals cannot tell, for
-#: a lease whose answer was lost on the way is in none
+#: a lease whose answer was lost on the way is in none where its worker died before it asked again
 _POISON = re.compile(r"lost ([3-9]) times with ([2-9]) workers|lost ([6-9]) times with 1 worker")
 #: of each invariant so many violations are told one by one
 _TOLD = 5

@@ -67,9 +67,9 @@ class Run:
     queue_lengths: list[int] = field(default_factory=list)
 
     def client(self, user: str) -> Any:
+        password = self.passwords[user]
         # a monitor may have nothing to tell for long
-        name = {"username": user, "password": self.passwords[user]}
-        return redis.Redis(port=self.port, db=1, socket_timeout=None, **name)
+        return redis.Redis(port=self.port, db=1, username=user, password=password, socket_timeout=None)
 
 
 @contextmanager
