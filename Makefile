@@ -8,7 +8,7 @@ STORE ?= rclone
 QUICK := not slow and not gpu and not bench
 # Two cores carry three: the minutes of chaos, which come first, mostly wait.
 PROCESSES ?= 3
-PARALLEL := --numprocesses $(PROCESSES) --dist worksteal
+PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
 BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory
 
 .PHONY: demo test unit check format bench docs chaos clean
@@ -19,6 +19,7 @@ demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 test: $(VENV)/.dev  ## every test that needs no GPU and no model of full size, three minutes of chaos among them
 	$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL)
 
+unit: PROCESSES = auto
 unit: $(VENV)/.dev  ## the tests that need no server and no other process
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
 

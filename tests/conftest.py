@@ -111,7 +111,7 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in file.read_text().split("\n") if line]
 
 
-def until(condition: Callable[[], bool], *, timeout_s: float = 90) -> None:
+def until(condition: Callable[[], bool], *, timeout_s: float = 150) -> None:
     """Return as soon as the condition holds; other processes give us no event to wait for."""
     deadline = time.monotonic() + timeout_s
     while not condition():

@@ -83,7 +83,7 @@ class FakeFamily:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first three channels as squares of 8 x 8 pixels."""
         del float32, tiled
-        scaled = (latents[:, :3] / latents.std() * 60 + 128).clamp(0, 255).to(torch.uint8)
+        scaled = (latents[:, :3] / latents.std(dim=(1, 2, 3), keepdim=True) * 60 + 128).clamp(0, 255).to(torch.uint8)
         pixels = scaled.repeat_interleave(8, 2).repeat_interleave(8, 3).permute(0, 2, 3, 1).contiguous()
         return pixels, torch.ones(len(latents), dtype=torch.bool)
 

@@ -12,7 +12,7 @@ import redis
 from tests.chaos.fake_worker import ALIAS, write_model
 from tests.chaos.faults import LEASE_S, schedule
 from tests.chaos.ground import Ground, Happened, RedisHost, Seat
-from tests.chaos.invariants import Findings, Recovery, check_farm, forgotten, recovery
+from tests.chaos.invariants import Findings, Recovery, check_farm, forgotten, recovery, resumption
 from tests.chaos.journal import FRESH, Entry, read_journals
 from tests.chaos.network import Network, S3Front
 from tests.chaos.nursery import Nursery
@@ -61,6 +61,8 @@ class Outcome:
     found: Findings
     recovery: Recovery
     calm_recovery: Recovery
+    resumption: Recovery
+    hole_resumption: Recovery
     entries: list[Entry]
     duration_s: float
     settled_s: float
@@ -156,6 +158,8 @@ class _FarmRun:
             found=found,
             recovery=recovery(entries, happened.kills),
             calm_recovery=recovery(entries, self.ground.calm_kills(CALM_S)),
+            resumption=resumption(entries, [each for each in happened.returns if not each.hole]),
+            hole_resumption=resumption(entries, [each for each in happened.returns if each.hole]),
             entries=entries,
             duration_s=duration_s,
             settled_s=settled_s,

@@ -58,6 +58,15 @@ class Kill:
     pid: int
 
 
+@dataclass(frozen=True)
+class Return:
+    """Redis is back for these workers, to which nothing else was done; ``hole``: it was the wire of one."""
+
+    at_s: float
+    pids: tuple[int, ...]
+    hole: bool = False
+
+
 @dataclass
 class Happened:
     """What befell the processes, as far as figures are made of it."""
@@ -66,6 +75,7 @@ class Happened:
     #: from when to when Redis or the store was not whole
     disturbances: list[tuple[float, float]] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
+    returns: list[Return] = field(default_factory=list)
     ends_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
     unasked: list[str] = field(default_factory=list)
@@ -240,7 +250,7 @@ class Ground:
             case "black hole for a worker":
                 seat.held = True
                 link.hold(back=True)
-                return lambda: self._let_pass(seat)
+                return lambda: self._let_pass(seat, born)
             case _:
                 link.eat_share = 0.1
                 return lambda: setattr(link, "eat_share", 0.0)
@@ -250,9 +260,10 @@ class Ground:
         seat.stopped = False
         born.send(signal.SIGCONT)
 
-    def _let_pass(self, seat: Seat) -> None:
+    def _let_pass(self, seat: Seat, born: Born) -> None:
         seat.held = False
         seat.link.hold(back=False)
+        self.happened.returns.append(Return(time.monotonic(), (born.pid,), hole=True))
 
     def _befall_store(self, kind: str) -> Callable[[], None] | None:
         front = self.front
@@ -272,11 +283,13 @@ class Ground:
             case "restart Redis":
                 self.redis.end()
                 self.redis.start()
+                self._is_back()
             case "kill -9 Redis":
                 self._kill_redis()
+                self._is_back()
             case "freeze Redis":
                 self.redis.freeze(on=True)
-                return lambda: self.redis.freeze(on=False)
+                return self._thaw
             case "cut every connection to Redis":
                 for link in self.links:
                     link.cut()
@@ -287,6 +300,14 @@ class Ground:
             case _:
                 self.doom_producer()
         return None
+
+    def _thaw(self) -> None:
+        self.redis.freeze(on=False)
+        self._is_back()
+
+    def _is_back(self) -> None:
+        pids = tuple(seat.born.pid for seat in self.seats if seat.sound and seat.born is not None)
+        self.happened.returns.append(Return(time.monotonic(), pids))
 
     def _end_delays(self) -> None:
         for link in self.links:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
-from tests.chaos.ground import Kill
+from tests.chaos.ground import Kill, Return
 from tests.chaos.journal import FRESH, Entry
 from tests.chaos.producer import Plan
 
@@ -30,7 +30,7 @@ _THREADS = 4
 #: a job is charged for a lost lease or an error; these many at most, and what follows is an end
 _MOST_ATTEMPTS = 6
 #: how a job fails that was lost too often: three leases of two workers, or six of one. The journals cannot tell, for
-#: a lease whose answer was lost on the way is in none
+#: a lease whose answer was lost on the way is in none where its worker died before it asked again
 _POISON = re.compile(r"lost ([3-9]) times with ([2-9]) workers|lost ([6-9]) times with 1 worker")
 #: of each invariant so many violations are told one by one
 _TOLD = 5
@@ -204,7 +204,9 @@ def _rises(leases: Sequence[Entry]) -> bool:
 
 @dataclass(frozen=True)
 class Recovery:
-    """From the death of a worker to the commits of what it held, by others, in seconds."""
+    """How long it took, in seconds: from the death of a worker to the commits of what it held, by others; or from the
+    return of Redis to the first answer that a worker got.
+    """
 
     seconds: Sequence[float]
 
@@ -232,6 +234,17 @@ def recovery(entries: Iterable[Entry], kills: Iterable[Kill]) -> Recovery:
                 held.pop(entry.job, None)
         seconds += [committed[job] - kill.at_s for job in held if committed.get(job, 0.0) > kill.at_s]
     return Recovery(seconds)
+
+
+def resumption(entries: Iterable[Entry], returns: Iterable[Return]) -> Recovery:
+    """Return how long workers took to be answered once Redis was back; those that never were had died."""
+    answers: dict[int, list[float]] = defaultdict(list)
+    for entry in entries:
+        answers[entry.pid].append(entry.at_s)
+    firsts = [
+        (back, next((at_s for at_s in answers[pid] if at_s > back.at_s), None)) for back in returns for pid in back.pids
+    ]
+    return Recovery([at_s - back.at_s for back, at_s in firsts if at_s is not None])
 
 
 def forgotten(farm: Farm, acknowledged: Iterable[Entry]) -> list[str]:

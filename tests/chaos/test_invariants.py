@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from tests.chaos.faults import KINDS, schedule
-from tests.chaos.ground import Kill
-from tests.chaos.invariants import Recovery, check_farm, recovery
+from tests.chaos.ground import Kill, Return
+from tests.chaos.invariants import Recovery, check_farm, recovery, resumption
 from tests.chaos.journal import Entry
 from tests.chaos.producer import Plan
 
@@ -118,6 +118,11 @@ def test_an_answer_that_came_late_is_no_breach(farm: Farm, plan: Plan) -> None:
 def test_recovery_is_told_from_the_kill_to_the_commit_by_another() -> None:
     entries = [lease(1, 5), lease(6, 6, pid=2), commit(7, 6, pid=2)]
     assert recovery(entries, [Kill(2.0, 1)]) == Recovery([5.0])
+
+
+def test_a_worker_carries_on_with_the_first_answer_after_redis_is_back() -> None:
+    entries = [lease(1, 5), lease(6, 6, pid=2), commit(7, 6, pid=2)]
+    assert resumption(entries, [Return(2.0, (1, 2)), Return(6.5, (2,))]) == Recovery([4.0, 0.5])
 
 
 def test_a_seed_gives_the_same_faults_again_and_every_kind() -> None:

@@ -67,7 +67,9 @@ class Run:
     queue_lengths: list[int] = field(default_factory=list)
 
     def client(self, user: str) -> Any:
-        return redis.Redis(port=self.port, db=1, username=user, password=self.passwords[user])
+        password = self.passwords[user]
+        # a monitor may have nothing to tell for long
+        return redis.Redis(port=self.port, db=1, username=user, password=password, socket_timeout=None)
 
 
 @contextmanager

@@ -68,7 +68,7 @@ def test_a_plan_gives_the_loops_samples(name: str, prediction: str) -> None:
     assert compare(name, prediction, 20) < BOUND
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     name=st.sampled_from(["pndm", "euler_a", "heun", "dpm++2m-karras", "dpm++2s", "unipc", "lcm", "sa_solver"]),
     steps=st.integers(min_value=2, max_value=50),
