@@ -28,6 +28,8 @@ TABLE_COLUMNS = {
     "seed": "int64",
     "scheduler": "string",
     "scheduler_options": "string",
+    "prompt_syntax": "string",
+    "clip_skip": "int64",
     "trace": "string",
     "error_code": "string",
     "error_message": "string",
