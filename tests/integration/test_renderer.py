@@ -193,7 +193,7 @@ def test_a_job_that_cannot_be_rendered_fails_alone_with_its_reason(farm: Farm, f
 
 def test_a_text_that_lost_its_end_is_told_and_one_that_is_encoded_whole_is_not(farm: Farm, family: Family) -> None:
     long = "a long (and:1.3) winding road, " * 9
-    cut = [{"prompt": long}, {"prompt": "road", "negative_prompt": long}]
+    cut: list[dict[str, Any]] = [{"prompt": long}, {"prompt": "road", "negative_prompt": long}]
     whole = [{**row, "prompt_syntax": "a1111", "clip_skip": 1} for row in cut]
     batch = farm.submit([{**row, **SMALL} for row in (*cut, *whole, {"prompt": "a", "clip_skip": 2})], batch="b")
     with renderer(farm, family) as worker:
