@@ -229,6 +229,18 @@ def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command
     assert webhook.startswith("webhook  due: LATENTFARM_WEBHOOK_SECRET is not set; set one on the workers")
 
 
+def test_prompts_that_lost_their_end_are_told_once_with_the_cure(settings: Settings, latentfarm: Command) -> None:
+    farm, batch = on_nobodys_model(settings, "long", 3)
+    for lease in farm.ledger.lease("nobodys", "test", 3, lease_s=60):
+        farm.ledger.commit(lease, {"key": "k", "prompt_truncated": lease.index > 0})
+    cure = "2 prompts were longer than 77 tokens and lost their end; --prompt-syntax a1111 encodes them whole"
+    assert latentfarm("wait", "long", settings=settings).stderr.splitlines()[-1] == cure
+    assert latentfarm("watch", "long", settings=settings).stderr.splitlines() == [f"long: {cure}"]
+    assert said(latentfarm("status", "long", settings=settings)).splitlines()[-1] == f"prompts  {cure}"
+    assert json.loads(latentfarm("list", "--json", settings=settings).stdout)[0]["truncated"] == 2
+    assert batch.status().truncated == 2
+
+
 def test_a_retry_in_a_paused_batch_says_what_it_waits_for(settings: Settings, latentfarm: Command) -> None:
     farm, batch = on_nobodys_model(settings, "held", 3)
     fail(farm, 2, "nan", "not finite")

@@ -62,6 +62,23 @@ def test_a_stored_part_is_leased_before_the_next_is_there_and_completes_only_whe
     assert ledger.batch("cats").state == "complete"
 
 
+def test_pictures_whose_text_lost_its_end_are_counted_once(ledger: Ledger) -> None:
+    ledger.reserve("cats", digest="d", model="mini")
+    ledger.grow("cats", before=0, total=1002, chain="c1", closed=True)
+    assert ledger.batch("cats").truncated == 0
+    cut: list[dict[str, Any]] = [
+        {"prompt_truncated": True},
+        {"negative_prompt_truncated": True},
+        {"prompt_truncated": False},
+    ]
+    leases = [*lease(ledger, 1000), *lease(ledger, 2)]
+    finished = list(zip(leases, (cut * 400)[:1002], strict=True))
+    for _ in range(2):
+        ledger.commit_all(finished[:700])
+        ledger.commit_all(finished[700:])
+    assert (ledger.batch("cats").done, ledger.batch("cats").truncated) == (1002, 668)
+
+
 def test_a_batch_that_ended_before_its_manifest_did_completes_when_it_is_closed(ledger: Ledger) -> None:
     ledger.reserve("cats", digest="d", model="mini")
     ledger.grow("cats", before=0, total=1000, chain="c1", closed=False)

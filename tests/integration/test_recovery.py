@@ -22,9 +22,13 @@ from latentfarm.submission import Rules
 pytestmark = pytest.mark.integration
 
 
+#: what a picture and its receipt tell alike
+MADE = {"request": {"seed": 7}, "model_digest": "m", "prompt_truncated": True}
+
+
 def png(job: str) -> bytes:
     info, out = PngInfo(), io.BytesIO()
-    info.add_text("latentfarm", json.dumps({"job": job, "request": {"seed": 7}, "model_digest": "m"}))
+    info.add_text("latentfarm", json.dumps({"job": job, **MADE}))
     Image.new("RGB", (8, 8), (1, 2, 3)).save(out, format="PNG", pnginfo=info)
     return out.getvalue()
 
@@ -32,8 +36,7 @@ def png(job: str) -> bytes:
 def put(farm: Farm, lease: Lease) -> dict[str, Any]:
     body, key = png(lease.name), image_key(lease.batch, lease.index, lease.epoch)
     farm.bucket.put(key, body)
-    picture = {"request": {"seed": 7}, "model_digest": "m"}
-    return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body), **picture}
+    return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body), **MADE}
 
 
 def work(farm: Farm, count: int, *, fail: frozenset[int] = frozenset()) -> list[Lease]:
@@ -66,6 +69,7 @@ def test_after_flushall_everything_finished_is_known_again_and_only_the_rest_is_
     assert flush_full_parts(farm.ledger, farm.bucket) == 1
     work(farm, 40)
     before = lines(batch)
+    assert batch.status().truncated == 1039
     farm.ledger.redis.flushall()
 
     found = recover(farm)
@@ -73,6 +77,7 @@ def test_after_flushall_everything_finished_is_known_again_and_only_the_rest_is_
     assert found.changes == {"missing -> done": 1039, "missing -> failed": 1}
     assert batch.status().images_per_s is None
     assert lines(batch) == before
+    assert batch.status().truncated == 1039
     assert batch.status().errors == {"nan": 1}
     rendered = []
     while some := work(farm, 500):

@@ -191,6 +191,22 @@ def test_a_job_that_cannot_be_rendered_fails_alone_with_its_reason(farm: Farm, f
     assert batch.status().complete
 
 
+def test_a_text_that_lost_its_end_is_told_and_one_that_is_encoded_whole_is_not(farm: Farm, family: Family) -> None:
+    long = "a long (and:1.3) winding road, " * 9
+    cut: list[dict[str, Any]] = [{"prompt": long}, {"prompt": "road", "negative_prompt": long}]
+    whole = [{**row, "prompt_syntax": "a1111", "clip_skip": 1} for row in cut]
+    batch = farm.submit([{**row, **SMALL} for row in (*cut, *whole, {"prompt": "a", "clip_skip": 2})], batch="b")
+    with renderer(farm, family) as worker:
+        worker.render_all()
+    lines = list(batch.results())
+    told = [(line.get("prompt_truncated"), line.get("negative_prompt_truncated")) for line in lines]
+    assert told == [(True, None), (False, True), (False, None), (False, None), (None, None)]
+    asked = [(line["request"].get("prompt_syntax"), line["request"].get("clip_skip")) for line in lines]
+    assert asked == [(None, None), (None, None), ("a1111", 1), ("a1111", 1), (None, 2)]
+    assert lines[4]["error"]["code"] == "clip_skip"
+    assert (batch.status().truncated, batch.status().done) == (2, 4)
+
+
 def test_the_same_job_gives_the_same_file_alone_and_in_company(farm: Farm, family: Family) -> None:
     batch = submit(farm, 6)
     with renderer(farm, family) as worker:

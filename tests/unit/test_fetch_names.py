@@ -148,7 +148,9 @@ def test_a_record_knows_what_was_fetched_and_notices_another_picture(tmp_path: P
 
 
 def test_every_field_of_a_request_has_a_column_in_tables() -> None:
-    job = Job(batch="cats", index=0, prompt="a", seed=1)
+    seldom: dict[str, Any] = {"guidance_interval": (0.2, 0.8), "prompt_syntax": "a1111", "clip_skip": 1}
+    job = Job(batch="cats", index=0, prompt="a", seed=1, **seldom)
+    assert job.request().keys() >= seldom.keys()
     assert job.request().keys() <= TABLE_COLUMNS.keys()
 
 

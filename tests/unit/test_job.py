@@ -61,6 +61,10 @@ def test_a_seed_made_for_a_job_depends_on_batch_and_index_only(batch: str, index
         {"scheduler_options": {"__class__": 1}},
         {"scheduler_options": {"a": [1]}},
         {"scheduler_options": {"a": float("nan")}},
+        {"prompt_syntax": "A1111"},
+        {"clip_skip": -1},
+        {"clip_skip": 23},
+        {"clip_skip": True},
         {"id": ""},
         {"num_images_per_prompt": 0},
         {"custom_pipeline": "evil/repo"},
@@ -71,6 +75,13 @@ def test_a_row_beyond_a_limit_is_refused_by_producer_and_worker_alike(wrong: dic
         Row(**{"prompt": "a", **wrong})
     with pytest.raises(ValidationError):
         Job(**{"batch": "b", "index": 0, "prompt": "a", "seed": 0, **wrong})
+
+
+def test_what_few_jobs_ask_for_costs_the_others_nothing() -> None:
+    usual = Job(batch="b", index=0, prompt="a", seed=0, prompt_syntax="plain", clip_skip=0)
+    assert usual.request().keys().isdisjoint({"prompt_syntax", "clip_skip"})
+    asked = usual.model_copy(update={"prompt_syntax": "a1111", "clip_skip": 2}).request()
+    assert (asked["prompt_syntax"], asked["clip_skip"]) == ("a1111", 2)
 
 
 @given(st.text(max_size=80))

@@ -38,6 +38,7 @@ def test_prompts_that_clip_would_cut_are_counted_by_picture() -> None:
     fits, too_long = " ".join(["word"] * 75), " ".join(["word"] * 76)
     found = plan([fits, {"prompt": too_long, "num_images_per_prompt": 2}])
     assert found.over_77_tokens == 2
+    assert plan([too_long, {"prompt": too_long, "prompt_syntax": "plain"}], prompt_syntax="a1111").over_77_tokens == 1
 
 
 def test_the_cost_is_that_of_what_was_measured_scaled_by_size_steps_and_guidance() -> None:

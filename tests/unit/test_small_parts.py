@@ -129,6 +129,13 @@ def test_a_png_carries_its_pixels_and_the_settings_that_made_them() -> None:
         assert image.tobytes() == pixels.numpy().tobytes()
 
 
+def test_clip_skip_is_written_as_the_web_ui_counts_it() -> None:
+    for skipped, written in [(0, ""), (1, ", Clip skip: 2")]:
+        job = Job(batch="b", index=0, prompt="a", seed=7, clip_skip=skipped)
+        text = parameters_text(job, width=8, height=8, scheduler="s", model="m", model_digest="0")
+        assert text.endswith(f"Model: m{written}")
+
+
 def test_a_png_without_metadata_has_no_text() -> None:
     with Image.open(io.BytesIO(encode_png(torch.zeros(8, 8, 3, dtype=torch.uint8), metadata={}))) as image:
         assert image.info == {}

@@ -112,8 +112,10 @@ class Engine:
         """
         family = self.family
         if job.clip_skip > family.max_clip_skip:
-            raise JobError("clip_skip", f"clip_skip {job.clip_skip} leaves too little of {family.name}'s text encoder; "
-                           f"write 0 to {family.max_clip_skip}")  # fmt: skip
+            raise JobError(
+                "clip_skip",
+                f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
+            )
         plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
         factor = family.vae_scale_factor
         width, height = job.width or family.native_width, job.height or family.native_height

@@ -25,9 +25,12 @@ TABLE_COLUMNS = {
     "height": "int64",
     "num_inference_steps": "int64",
     "guidance_scale": "float64",
+    "guidance_interval": "string",
     "seed": "int64",
     "scheduler": "string",
     "scheduler_options": "string",
+    "prompt_syntax": "string",
+    "clip_skip": "int64",
     "trace": "string",
     "error_code": "string",
     "error_message": "string",
@@ -61,12 +64,12 @@ def flat_line(result: dict[str, Any]) -> dict[str, Any]:
 def table_line(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result's cells of ``TABLE_COLUMNS``, None where there is nothing.
 
-    What is no number and no text, ``columns`` and ``scheduler_options``, is JSON; an error is two columns.
+    What is no number and no text, such as ``columns`` and ``scheduler_options``, is JSON; an error is two columns.
     """
     line = flat_line(result)
     error = line.pop("error", None) or {}
     line |= {"error_code": error.get("code"), "error_message": error.get("message")}
-    for name in ("columns", "scheduler_options"):
+    for name in ("columns", "guidance_interval", "scheduler_options"):
         line[name] = to_json(line[name]) if line.get(name) else None
     return {name: line.get(name) for name in TABLE_COLUMNS}
 

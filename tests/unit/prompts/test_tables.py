@@ -36,6 +36,11 @@ def test_a_place_is_the_line_that_a_row_begins_on(tmp_path: Path) -> None:
     ]
 
 
+def test_syntax_and_clip_skip_are_columns(tmp_path: Path) -> None:
+    [row] = helpers.rows(tmp_path / "p.csv", "prompt,prompt_syntax,clip_skip\n(a cat:1.2),a1111,2\n")
+    assert helpers.given(row) == {"prompt": "(a cat:1.2)", "prompt_syntax": "a1111", "clip_skip": 2}
+
+
 @pytest.mark.parametrize(
     ("row", "reason", "told"),
     [
