@@ -147,7 +147,7 @@ def test_a_result_says_what_was_done(sd1: Any) -> None:
     assert (result.width, result.height, result.scheduler) == (96, 64, "EulerDiscreteScheduler")
     assert result.pixels.dtype == torch.uint8
     assert result.truncated == ("prompt",)
-    assert set(result.timings) == {"text", "denoise", "decode"}
+    assert set(result.timings) == {"wait", "text", "denoise", "decode"}
     assert all(seconds > 0 for seconds in result.timings.values())
 
 
