@@ -134,26 +134,36 @@ def by_switching_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray
     start, stop = wanted.guidance_interval or (0.0, 1.0)
     steps = wanted.num_inference_steps
     cpu = torch.device("cpu")
-    positive, negative = pipe.encode_prompt(
-        wanted.prompt, cpu, 1, do_classifier_free_guidance=True, negative_prompt=wanted.negative_prompt
+    positive, negative, *pooled = pipe.encode_prompt(
+        wanted.prompt,
+        device=cpu,
+        num_images_per_prompt=1,
+        do_classifier_free_guidance=True,
+        negative_prompt=wanted.negative_prompt or None,
     )
+    with_and_without = {"prompt_embeds": (torch.cat([negative, positive]), positive)}
+    if pooled:
+        with_and_without["add_text_embeds"] = (torch.cat(pooled[::-1]), pooled[0])
+        ids = torch.tensor([[pipe.default_sample_size * pipe.vae_scale_factor] * 2]).float()
+        ids = torch.cat([ids, torch.zeros(1, 2), ids], dim=1)
+        with_and_without["add_time_ids"] = (ids.repeat(2, 1), ids)
 
     def switch(pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, torch.Tensor]:
         guided = start <= (step + 1) / steps < stop
         pipe._guidance_scale = wanted.guidance_scale if guided else 1.0
-        return {"prompt_embeds": torch.cat([negative, positive]) if guided else positive}
+        return {name: tensors[not guided] for name, tensors in with_and_without.items()}
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(own_config)
         picture = pipe(
             wanted.prompt,
-            negative_prompt=wanted.negative_prompt,
+            negative_prompt=wanted.negative_prompt or None,
             num_inference_steps=steps,
             guidance_scale=wanted.guidance_scale if start == 0 else 1.0,
             generator=torch.Generator("cpu").manual_seed(wanted.seed),
             callback_on_step_end=switch,
-            callback_on_step_end_tensor_inputs=["prompt_embeds"],
+            callback_on_step_end_tensor_inputs=[*with_and_without],
         ).images[0]
     return np.asarray(picture).astype(int)
 
