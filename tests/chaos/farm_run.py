@@ -62,7 +62,6 @@ class Outcome:
     recovery: Recovery
     calm_recovery: Recovery
     resumption: Recovery
-    hole_resumption: Recovery
     entries: list[Entry]
     duration_s: float
     settled_s: float
@@ -158,8 +157,7 @@ class _FarmRun:
             found=found,
             recovery=recovery(entries, happened.kills),
             calm_recovery=recovery(entries, self.ground.calm_kills(CALM_S)),
-            resumption=resumption(entries, [each for each in happened.returns if not each.hole]),
-            hole_resumption=resumption(entries, [each for each in happened.returns if each.hole]),
+            resumption=resumption(entries, happened.returns),
             entries=entries,
             duration_s=duration_s,
             settled_s=settled_s,

@@ -60,11 +60,10 @@ class Kill:
 
 @dataclass(frozen=True)
 class Return:
-    """Redis is back for these workers, to which nothing else was done; ``hole``: it was the wire of one."""
+    """Redis is back for these workers, to which nothing else was done."""
 
     at_s: float
     pids: tuple[int, ...]
-    hole: bool = False
 
 
 @dataclass
@@ -263,7 +262,7 @@ class Ground:
     def _let_pass(self, seat: Seat, born: Born) -> None:
         seat.held = False
         seat.link.hold(back=False)
-        self.happened.returns.append(Return(time.monotonic(), (born.pid,), hole=True))
+        self.happened.returns.append(Return(time.monotonic(), (born.pid,)))
 
     def _befall_store(self, kind: str) -> Callable[[], None] | None:
         front = self.front

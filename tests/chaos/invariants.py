@@ -236,15 +236,22 @@ def recovery(entries: Iterable[Entry], kills: Iterable[Kill]) -> Recovery:
     return Recovery(seconds)
 
 
-def resumption(entries: Iterable[Entry], returns: Iterable[Return]) -> Recovery:
-    """Return how long workers took to be answered once Redis was back; those that never were had died."""
+def resumption(entries: Iterable[Entry], returns: Sequence[Return]) -> Recovery:
+    """Return how long workers that had been answered before took to be answered once Redis was back.
+
+    One that never was had died, and where Redis went again meanwhile only its last return counts.
+    """
     answers: dict[int, list[float]] = defaultdict(list)
     for entry in entries:
         answers[entry.pid].append(entry.at_s)
-    firsts = [
-        (back, next((at_s for at_s in answers[pid] if at_s > back.at_s), None)) for back in returns for pid in back.pids
-    ]
-    return Recovery([at_s - back.at_s for back, at_s in firsts if at_s is not None])
+    seconds = []
+    for back in returns:
+        for pid in back.pids:
+            known = any(at_s < back.at_s for at_s in answers[pid])
+            first = next((at_s for at_s in answers[pid] if at_s > back.at_s), None)
+            if known and first is not None and not any(back.at_s < other.at_s < first for other in returns):
+                seconds.append(first - back.at_s)
+    return Recovery(seconds)
 
 
 def forgotten(farm: Farm, acknowledged: Iterable[Entry]) -> list[str]:

@@ -45,8 +45,7 @@ def _figures(farm: Outcome, stock: StockOutcome | None) -> list[str]:
         ("invariants that did not hold", len(farm.violations), ""),
         ("a killed worker's jobs committed elsewhere: p50, p99, longest", _times(farm.recovery), ""),
         ("the same where Redis and the store were whole meanwhile", _times(farm.calm_recovery), ""),
-        ("a worker answered after Redis came back: p50, p99, longest", _times(farm.resumption), ""),
-        ("the same after a black hole of its own", _times(farm.hole_resumption), ""),
+        ("a worker answered once Redis, or its wire, was back: p50, p99, longest", _times(farm.resumption), ""),
         ("SIGTERM to exit, longest", ends, their_ends),
         ("finished after the last fault", f"{farm.settled_s:.0f} s", f"{stock.settled_s:.0f} s" if stock else ""),
     ]

@@ -121,8 +121,10 @@ def test_recovery_is_told_from_the_kill_to_the_commit_by_another() -> None:
 
 
 def test_a_worker_carries_on_with_the_first_answer_after_redis_is_back() -> None:
-    entries = [lease(1, 5), lease(6, 6, pid=2), commit(7, 6, pid=2)]
-    assert resumption(entries, [Return(2.0, (1, 2)), Return(6.5, (2,))]) == Recovery([4.0, 0.5])
+    entries = [lease(1, 5), lease(1, 6, pid=2), lease(6, 7), commit(7, 6, pid=2)]
+    assert resumption(entries, [Return(2.0, (1, 2))]) == Recovery([4.0, 5.0])
+    # to one it was away again meanwhile, and one had not been there before
+    assert resumption(entries, [Return(0.5, (1,)), Return(2.0, (1, 2)), Return(6.5, (2,))]) == Recovery([4.0, 0.5])
 
 
 def test_a_seed_gives_the_same_faults_again_and_every_kind() -> None:

@@ -138,6 +138,8 @@ def test_a_request_for_leases_that_is_made_again_is_answered_again(ledger: Ledge
     assert ledger.sweep() == 0
     assert [each.index for each in asked(ledger, "two")] == [2, 3]
     assert [each.index for each in asked(ledger, "one", worker="worker-b")] == [4]
+    # what is remembered of a worker goes by itself
+    assert 0 < ledger.redis.ttl("lf:answered:worker-a") <= 3600
 
 
 def test_of_leases_asked_for_again_only_those_still_held_are_given(ledger: Ledger) -> None:
