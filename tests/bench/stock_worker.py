@@ -3,9 +3,9 @@
     python -m tests.bench.stock_worker    # set up by the environment
 
 The environment is that of a latentfarm worker (``Settings.environment``), and ``STOCK_PROCESSES``,
-``STOCK_THREADS`` and ``STOCK_DEVICE``. As Celery's documentation advises for long tasks: the prefork pool, acknowledged late, a prefetch of
-one, a visibility timeout above any task; as diffusers': one pipe, loaded once in each process. The picture is PIL's PNG
-with its default settings, put by boto3; the state goes to Redis by Celery's own result backend.
+``STOCK_THREADS`` and ``STOCK_DEVICE``. As Celery's documentation advises for long tasks: the prefork pool, acknowledged
+late, a prefetch of one, a visibility timeout above any task; as diffusers': one pipe, loaded once in each process. The
+picture is PIL's PNG with its default settings, put by boto3; the state goes to Redis by Celery's own result backend.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests import sd15
 from tests.tiny import make_tiny
 
 from latentfarm.job import Job
@@ -18,41 +19,9 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def parts(tokenizer_folder: Path) -> dict[str, Any]:
-    """The modules as CompVis/stable-diffusion-v1-4's config files describe them."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    """The modules, and a tokenizer of single bytes."""
+    from transformers import CLIPTokenizer
 
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        block_out_channels=(320, 640, 1280, 1280),
-        layers_per_block=2,
-        cross_attention_dim=768,
-        attention_head_dim=8,
-        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
-        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
-    )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=512,
-        scaling_factor=0.18215,
-    )
-    clip = CLIPTextConfig(
-        vocab_size=49408,
-        hidden_size=768,
-        intermediate_size=3072,
-        projection_dim=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        max_position_embeddings=77,
-        hidden_act="quick_gelu",
-        bos_token_id=512,
-        eos_token_id=513,
-        pad_token_id=513,
-    )
     scheduler = {
         "_class_name": "PNDMScheduler",
         "skip_prk_steps": True,
@@ -62,11 +31,8 @@ def parts(tokenizer_folder: Path) -> dict[str, Any]:
         "beta_start": 0.00085,
         "beta_end": 0.012,
     }
-    models = {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(clip)}
-    for model in models.values():
-        model.eval().requires_grad_(requires_grad=False)
     tokenizer = CLIPTokenizer.from_pretrained(make_tiny(tokenizer_folder), subfolder="tokenizer")
-    return {**models, "tokenizer": tokenizer, "scheduler_config": scheduler, "model_index": {}}
+    return {**sd15.models(), "tokenizer": tokenizer, "scheduler_config": scheduler, "model_index": {}}
 
 
 @pytest.fixture(scope="module")
