@@ -24,12 +24,12 @@ from typing import Any
 import torch
 from tests import sd15
 from tests.bench.bench_start import our_start_s, peer_start_s
-from tests.bench.bench_throughput import furthest_apart
+from tests.bench.bench_throughput import CORES, furthest_apart
 from tests.bench.end_to_end import our_workers, stock_workers
 from tests.bench.in_process import InProcess, Load, Run
 from tests.bench.servers import farm_servers, redis_server, temporary_folder
 from tests.bench.table import Conditions, Line, report
-from tests.bench.workload import GUIDANCE, mixed, uniform
+from tests.bench.workload import GUIDANCE, MIXED_STEPS, mixed, uniform
 from tests.tiny import make_tiny
 
 from latentfarm.errors import LatentfarmError
@@ -62,6 +62,16 @@ class Bench:
         """What the tiny model's jobs are told beyond their own settings."""
         return {"num_inference_steps": 2} if self.tiny else {}
 
+    @property
+    def processes(self) -> int:
+        """How many workers share the device; on a CPU one for each core, so that no threads wait for each other."""
+        return CORES if self.load.device == "cpu" else 1
+
+    @property
+    def mixed_steps(self) -> tuple[int, ...]:
+        """The steps of mixed jobs."""
+        return (1, 2, 3) if self.tiny else MIXED_STEPS
+
     def add(self, *lines: Line) -> None:
         """Keep lines of the table, and show them: a run that is cut short has told what it found."""
         self.lines.extend(lines)
@@ -69,15 +79,15 @@ class Bench:
             print(line.markdown(), flush=True)
 
     def side(self, kind: Any, **more: Any) -> InProcess:
-        """Return a process that renders in memory; torch has the threads that it takes."""
+        """Return a process that renders in memory."""
         return InProcess(
-            kind, replace(self.load, **more), threads=torch.get_num_threads(), log=self.folder / f"{kind}.log"
+            kind, replace(self.load, **more), threads=max(1, CORES // self.processes), log=self.folder / f"{kind}.log"
         )
 
 
 def matmul_rate(bench: Bench) -> None:
     """Measure the rate of bfloat16 products of 8192 x 8192 random matrices."""
-    device, side = torch.device(bench.load.device), 512 if bench.tiny else 8192
+    device, side = torch.device(bench.load.device), 128 if bench.tiny else 8192
     a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
     taken = []
     for turn in range(23):
@@ -102,7 +112,7 @@ def by_slots(bench: Bench) -> None:
 
 def exactness(bench: Bench) -> None:
     """Compare the bytes of jobs that ran alone with those that ran in company."""
-    rows = mixed(bench.count(12), **bench.steps)
+    rows = mixed(bench.count(12), steps=bench.mixed_steps)
     with bench.side("engine") as engine:
         company = engine.digests(rows)
         alone = [engine.digests([row])[0] for row in rows[:4]]
@@ -134,9 +144,9 @@ def all_sides(bench: Bench) -> Iterator[dict[str, Any]]:
     assert bench.settings is not None
     with ExitStack() as stack:
         peer_redis = stack.enter_context(redis_server(bench.folder / "peer"))
-        ours = stack.enter_context(our_workers(bench.settings, 1, bench.folder / "ours"))
+        ours = stack.enter_context(our_workers(bench.settings, bench.processes, bench.folder / "ours"))
         stock = stack.enter_context(
-            stock_workers(bench.settings, peer_redis, 1, bench.folder / "stock", device=bench.load.device)
+            stock_workers(bench.settings, peer_redis, bench.processes, bench.folder / "stock", device=bench.load.device)
         )
         pipe = stack.enter_context(bench.side("pipe", compiled=True))
         engine = stack.enter_context(bench.side("engine"))
@@ -183,7 +193,7 @@ def end_to_end(bench: Bench, sides: dict[str, Any]) -> None:
 
 def mixed_jobs(bench: Bench, sides: dict[str, Any]) -> None:
     """Render jobs of mixed steps and guidance, ours from queue to object, the peers' static batches in memory."""
-    rows, pipe = mixed(bench.count(96)), sides["pipe"]
+    rows, pipe = mixed(bench.count(96), steps=bench.mixed_steps), sides["pipe"]
     if not bench.tiny:
         # a batch without guidance is another shape to compile
         pipe.run(uniform(bench.size, num_inference_steps=2, guidance_scale=1.0), size=bench.size)
@@ -294,6 +304,8 @@ def main() -> int:
         bench = Bench(load, folder, ends, chosen.tiny, 1 if chosen.tiny else chosen.rounds)
         conditions = OnDevice(bench)
         if chosen.tiny:
+            # on a busy machine, threads that wait for each other stand still
+            torch.set_num_threads(1)
             sd15.use_euler(make_tiny(folder / "model"))
         else:
             sd15.write_sd15(folder / "model", dtype=getattr(torch, dtype), device=chosen.device)

@@ -80,10 +80,10 @@ class InProcess:
 
     def __exit__(self, *_: object) -> None:
         for child in self._children:
-            child.stdin.close()  # type: ignore[union-attr]
+            child.terminate()
         for child in self._children:
-            child.wait()
-            child.stdout.close()  # type: ignore[union-attr]
+            # closes its pipes too
+            child.communicate()
 
     def run(self, rows: Sequence[Row], **how: Any) -> Run:
         """Render the rows; ``how``: ``size`` and ``order`` of a pipe's static batches, ``slots`` of an engine.

@@ -25,13 +25,13 @@ def uniform(count: int, **more: Any) -> list[Row]:
     return [{"prompt": prompt_of(number), "seed": number, **same} for number in range(count)]
 
 
-def mixed(count: int, *, seed: int = 0, **more: Any) -> list[Row]:
+def mixed(count: int, *, steps: Sequence[int] = MIXED_STEPS, seed: int = 0) -> list[Row]:
     """Return jobs with random steps, some without guidance, in the order in which they arrive."""
     rng = random.Random(seed)  # noqa: S311 (the same jobs in each run are what is wanted)
     rows = []
-    for row in uniform(count, **more):
+    for row in uniform(count):
         guidance = 1.0 if rng.random() < UNGUIDED_SHARE else GUIDANCE
-        rows.append({**row, "num_inference_steps": rng.choice(MIXED_STEPS), "guidance_scale": guidance})
+        rows.append({**row, "num_inference_steps": rng.choice(steps), "guidance_scale": guidance})
     return rows
 
 
