@@ -68,6 +68,11 @@ class Bench:
         return CORES if self.load.device == "cpu" else 1
 
     @property
+    def backend(self) -> str:
+        """torch.compile's: the default, but for the tiny model one that traces and generates no code."""
+        return "aot_eager" if self.tiny else "inductor"
+
+    @property
     def mixed_steps(self) -> tuple[int, ...]:
         """The steps of mixed jobs."""
         return (1, 2, 3) if self.tiny else MIXED_STEPS
@@ -128,7 +133,7 @@ def by_batch(bench: Bench) -> None:
             bench.left_out.append(f"static batches of {size}: no time")
             continue
         try:
-            with bench.side("pipe", compiled=True) as pipe:
+            with bench.side("pipe", backend=bench.backend) as pipe:
                 pipe.run(uniform(size, num_inference_steps=2), size=size)
                 rates[size] = pipe.run(uniform(bench.count(2 * size), **bench.steps), size=size).images_per_s
         except RuntimeError as error:
@@ -148,7 +153,7 @@ def all_sides(bench: Bench) -> Iterator[dict[str, Any]]:
         stock = stack.enter_context(
             stock_workers(bench.settings, peer_redis, bench.processes, bench.folder / "stock", device=bench.load.device)
         )
-        pipe = stack.enter_context(bench.side("pipe", compiled=True))
+        pipe = stack.enter_context(bench.side("pipe", backend=bench.backend))
         engine = stack.enter_context(bench.side("engine"))
         for side, how in ((ours, {}), (stock, {}), (pipe, {"size": bench.size}), (engine, {})):
             side.run(uniform(2, num_inference_steps=2), **how)

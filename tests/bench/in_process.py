@@ -44,12 +44,15 @@ class Run:
 
 @dataclass(frozen=True)
 class Load:
-    """What a side's processes load, and on what; ``slots`` 0: as many as a worker takes."""
+    """What a side's processes load, and on what.
+
+    ``backend``: torch.compile's, for a pipe; empty: it is not compiled. ``slots`` 0: as many as a worker takes.
+    """
 
     source: str = ""
     dtype: str = "float32"
     device: str = "cpu"
-    compiled: bool = False
+    backend: str = ""
     slots: int = 0
 
 
@@ -136,14 +139,14 @@ def _make_pipe(load: Load) -> Render:
     import numpy as np
     from tests.bench import pipes
 
-    pipe = pipes.load_pipe(load.source, dtype=load.dtype, device=load.device, compiled=load.compiled)
+    pipe = pipes.load_pipe(load.source, dtype=load.dtype, device=load.device, backend=load.backend)
 
     def render(rows: list[Row], *, size: int = 1, order: pipes.Order = "arrival") -> list[tuple[Any, float]]:
         done: list[Any] = [None] * len(rows)
         for numbers, steps, guidance in pipes.batches(rows, size, order):
             batch = [rows[number] for number in numbers]
             # a compiled graph is for one size: what is missing is filled up
-            filled = [*batch, *([batch[0]] * (size - len(batch) if load.compiled else 0))]
+            filled = [*batch, *([batch[0]] * (size - len(batch) if load.backend else 0))]
             images = pipes.draw(pipe, filled, steps=steps, guidance=guidance)
             now = time.monotonic()
             for number, image in zip(numbers, images, strict=False):

@@ -22,8 +22,11 @@ from latentfarm_worker.mini import MODEL_DIR
 Order = Literal["arrival", "split", "sorted"]
 
 
-def load_pipe(source: str | Path, *, dtype: str, device: str, compiled: bool = False) -> Any:
-    """Return a pipe that is ready to draw; ``source`` is a diffusers folder, or empty for the bundled model."""
+def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "") -> Any:
+    """Return a pipe that is ready to draw, compiled if torch.compile's ``backend`` is named.
+
+    ``source`` is a diffusers folder, or empty for the bundled model.
+    """
     from diffusers import StableDiffusionPipeline
     from transformers.utils import logging
 
@@ -39,11 +42,11 @@ def load_pipe(source: str | Path, *, dtype: str, device: str, compiled: bool = F
         )
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
-    if compiled:
+    if backend:
         for model in (pipe.unet, pipe.vae):
             model.to(memory_format=torch.channels_last)
-        pipe.unet = torch.compile(pipe.unet, fullgraph=True)
-        pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True)
+        pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
+        pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True, backend=backend)
     return pipe
 
 
