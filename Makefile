@@ -9,7 +9,7 @@ QUICK := not slow and not gpu and not bench
 # Two cores carry three: the minutes of chaos, which come first, mostly wait.
 PROCESSES ?= 3
 PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
-BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory
+BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory images
 
 .PHONY: demo test unit check format bench docs chaos clean
 

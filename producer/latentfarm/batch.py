@@ -301,7 +301,7 @@ class Batch:
             directory: made if it is not there.
             layout: ``files``, with a ``metadata.jsonl`` that Hugging Face's ImageFolder reads, or ``webdataset``: tar
                 shards of a thousand jobs with an ``index.parquet``.
-            name_template: how the files are called, such as ``{id}-{seed}.png``.
+            name_template: how the files are called, such as ``{id}-{seed}``.
             only_new: pass over what an earlier fetch into the folder has fetched, even if the file is gone by now.
             states: only jobs in these; all if empty. Only done ones have pictures.
             progress: called after each job with the counts so far.

@@ -5,7 +5,7 @@
     batches/<batch>/batch.json                        what was asked: model, digest, and at the end its total
     batches/<batch>/control.json                      what its user decided since: paused, cancelled, priority
     batches/<batch>/manifest/part-00017.jsonl.gz      the jobs 17000 to 17999, prompts and all
-    batches/<batch>/images/00017/00017042-<epoch>.png job 17042, as the lease of that epoch made it
+    batches/<batch>/images/00017/00017042-<epoch>.png job 17042, as the lease of that epoch made it; or .webp, .jpg
     batches/<batch>/traces/00017/00017042-<epoch>.png its strip from noise to result, if one was asked for
     batches/<batch>/results/part-00017.jsonl.gz       the receipts of the jobs 17000 to 17999
 """
@@ -25,6 +25,7 @@ from botocore.client import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from latentfarm.errors import InputError, UnavailableError
+from latentfarm.image_formats import ENDINGS, PNG, ImageFormat
 from latentfarm.job import PART_JOBS
 from latentfarm.probe import probe_bucket
 from latentfarm.reading import MAX_OBJECT_BYTES, Reading
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 
     from latentfarm.settings import Settings
 
-_IMAGE_KEY = re.compile(r"/(\d{8,})-(\d+)\.png\Z")
+_IMAGE_KEY = re.compile(rf"/(\d{{8,}})-(\d+)\.(?:{ENDINGS})\Z")
 _MISSING = {"404", "NoSuchKey", "NotFound"}
 #: connections that boto3 keeps
 _CONNECTIONS = 16
@@ -88,17 +89,17 @@ def traces_prefix(batch: str, part: int) -> str:
     return f"batches/{batch}/traces/{part:05d}/"
 
 
-def image_key(batch: str, index: int, epoch: int) -> str:
+def image_key(batch: str, index: int, epoch: int, image_format: ImageFormat = PNG) -> str:
     """Return the key of what a lease makes of a job.
 
     The epoch in it keeps a worker that was presumed dead from overwriting what its successor has stored.
     """
-    return f"{images_prefix(batch, part_of(index))}{index:08d}-{epoch}.png"
+    return f"{images_prefix(batch, part_of(index))}{index:08d}-{epoch}{image_format.ending}"
 
 
 def trace_key(batch: str, index: int, epoch: int) -> str:
-    """Return the key of a job's strip from noise to result."""
-    return f"{traces_prefix(batch, part_of(index))}{index:08d}-{epoch}.png"
+    """Return the key of a job's strip from noise to result, a PNG whatever the picture is."""
+    return f"{traces_prefix(batch, part_of(index))}{index:08d}-{epoch}{PNG.ending}"
 
 
 def parse_image_key(key: str) -> tuple[int, int] | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from latentfarm.errors import InputError
+from latentfarm.image_formats import PNG, format_of
 from latentfarm.job import MAX_SIDE
 
 _TILE, _GAP, _LABEL, _LINES = 192, 12, 15, 3
@@ -21,7 +22,7 @@ def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
     """Return a grid of the pictures (at most 48), each above its label wrapped to three lines.
 
     Raises:
-        InputError: one is no PNG, or larger than any that a job may ask for.
+        InputError: one is not what its name's ending says, or larger than any that a job may ask for.
     """
     shown = pictures[:MAX_TILES]
     columns = min(len(shown), max(4, ceil(sqrt(len(shown))))) or 1
@@ -45,8 +46,9 @@ def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
 
 def _picture(file: Path) -> Image.Image:
     """Return a picture; what it says of its size is looked at before anything is decoded."""
+    made = format_of(file.name) or PNG
     try:
-        with Image.open(file, formats=["PNG"]) as picture:
+        with Image.open(file, formats=[made.pillow]) as picture:
             if picture.width * picture.height > MAX_SIDE * MAX_SIDE:
                 raise InputError(f"{file} says {picture.width}x{picture.height} pixels, which no job makes; delete it")
             return picture.convert("RGB")

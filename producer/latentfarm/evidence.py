@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -12,6 +13,7 @@ from typing import Any, Self
 from PIL import Image
 
 from latentfarm.bucket import Bucket, MissingObjectError, images_prefix, manifest_key, parse_image_key
+from latentfarm.image_formats import format_of, text_inside
 from latentfarm.job import MAX_SIDE, PART_JOBS, JobState
 from latentfarm.jsonl import parse, unpack_lines
 from latentfarm.ledger import JobRecord, Ledger
@@ -111,7 +113,7 @@ class Evidence:
 
     def _take_image(self, bucket: Bucket, batch: str, index: int, keys: dict[int, str]) -> None:
         for epoch in sorted(keys, reverse=True):
-            receipt = embedded_receipt(bucket.get(keys[epoch]), f"{batch}/{index}")
+            receipt = embedded_receipt(bucket.get(keys[epoch]), keys[epoch], f"{batch}/{index}")
             if receipt is not None:
                 self._done(index, receipt)
                 self.receipts[index] = {**receipt, "key": keys[epoch], "epoch": epoch}
@@ -141,15 +143,21 @@ def _images(bucket: Bucket, batch: str, part: int) -> dict[int, dict[int, str]]:
     return found
 
 
-def embedded_receipt(body: bytes, job: str) -> dict[str, Any] | None:
-    """Return what an image tells of itself, with its own sha256; None if it is broken or another job's."""
+def embedded_receipt(body: bytes, key: str, job: str) -> dict[str, Any] | None:
+    """Return what an image tells of itself, with its own sha256.
+
+    None if it is broken, another job's, or not of the format that its key's ending says.
+    """
+    made = format_of(key)
+    if made is None:
+        return None
     try:
-        with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
+        with Image.open(io.BytesIO(body), formats=[made.pillow]) as image:
             if image.width * image.height > _MAX_PIXELS:
                 return None
             image.load()
-            written = json.loads(image.info.get("latentfarm", "{}"))
-    except (OSError, SyntaxError, ValueError):
+            written = json.loads(text_inside(image).get("latentfarm", "{}"))
+    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
         return None
     if not isinstance(written, dict) or written.pop("job", job) != job:
         return None

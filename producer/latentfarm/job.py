@@ -13,6 +13,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from latentfarm import schedulers
 from latentfarm.errors import InputError
+from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG
 
 #: jobs in one part of the manifest and of the results
 PART_JOBS = 1_000
@@ -36,7 +37,7 @@ MAX_COLUMNS, MAX_COLUMNS_BYTES = 64, 16_384
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE = 7.5
 
-_SELDOM_ASKED = ("guidance_interval", "prompt_syntax", "clip_skip")
+_SELDOM_ASKED = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format")
 
 _BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -116,6 +117,14 @@ def _scheduler_known(name: str) -> str:
     return name
 
 
+def _format_known(name: str) -> str:
+    # files end in it, and whoever writes it means that format
+    known = JPEG.name if name == JPEG.ending.removeprefix(".") else name
+    if known not in IMAGE_FORMATS:
+        raise ValueError(f"is not made here; write one of {', '.join(IMAGE_FORMATS)}")
+    return known
+
+
 def _options_fit(options: dict[str, Any]) -> dict[str, Any]:
     if len(options) > MAX_SCHEDULER_OPTIONS:
         raise ValueError(f"has {len(options)} entries; write at most {MAX_SCHEDULER_OPTIONS}")
@@ -164,6 +173,7 @@ PromptSyntax = Literal["plain", "a1111"]
 ClipSkip = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
 SchedulerField = Annotated[str, AfterValidator(_scheduler_known)]
 SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_options_fit)]
+ImageFormatField = Annotated[str, AfterValidator(_format_known)]
 ClientId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_prompt_fits)]
 Columns = Annotated[dict[str, Any], AfterValidator(_columns_fit)]
 
@@ -185,6 +195,7 @@ class Defaults(BaseModel):
     prompt_syntax: PromptSyntax | None = None
     clip_skip: ClipSkip | None = None
     trace: bool | None = None
+    image_format: ImageFormatField | None = None
     num_images_per_prompt: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None = (
         None
     )
@@ -213,7 +224,7 @@ class Job(BaseModel):
     ``prompt_syntax`` a1111 reads weights and long prompts, plain does what diffusers does; ``clip_skip`` is diffusers':
     layers left out at the end of the text encoder.
     ``row`` is the row of the prompt file, from 0, that the job came from; ``trace`` asks for the strip of pictures from
-    noise to result beside the picture.
+    noise to result beside the picture; ``image_format`` is one of png, webp and jpeg, how the picture is stored.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -236,6 +247,7 @@ class Job(BaseModel):
     prompt_syntax: PromptSyntax = "plain"
     clip_skip: ClipSkip = 0
     trace: bool = False
+    image_format: ImageFormatField = PNG.name
 
     @property
     def name(self) -> str:

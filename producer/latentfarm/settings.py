@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     metadata_url: Annotated[str, Field(validation_alias="AWS_EC2_METADATA_SERVICE_ENDPOINT")] = "http://169.254.169.254"
     """Where AWS tells an instance about itself."""
     embed_metadata: bool = True
-    """Write the prompt and the settings into each PNG."""
+    """Write the prompt and the settings into each picture."""
 
     webhook_secret: SecretStr = SecretStr("")
     """``whsec_`` and base64 of 24 to 64 bytes: what a worker signs webhooks with."""

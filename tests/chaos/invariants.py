@@ -19,6 +19,7 @@ from tests.chaos.producer import Plan
 from latentfarm.batch import Batch
 from latentfarm.bucket import batch_prefix
 from latentfarm.farm import Farm
+from latentfarm.image_formats import PNG, format_of
 from latentfarm.job import PART_JOBS
 from latentfarm.manifest import ManifestReader, read_header
 from latentfarm.results import read_part
@@ -159,8 +160,8 @@ def _check_images(
 
 def _problem_of(line: dict[str, Any], read: Read) -> str:
     try:
-        body = read(line["key"], line["sha256"])
-        with Image.open(io.BytesIO(body), formats=["PNG"]) as picture:
+        body, made = read(line["key"], line["sha256"]), format_of(line["key"]) or PNG
+        with Image.open(io.BytesIO(body), formats=[made.pillow]) as picture:
             picture.load()
     except Exception as error:  # noqa: BLE001 - whatever it is, the picture is not what it should be
         return f"{line['job']}: {error}"

@@ -19,7 +19,7 @@ from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import load_family
 from latentfarm_worker.renderer import Renderer
 from latentfarm_worker.trace import Tracer
-from latentfarm_worker.verification import BOUND, SHORT_BOUND, Verdict, Verification, choose
+from latentfarm_worker.verification import BOUND, JPEG_ROOM, SHORT_BOUND, Verdict, Verification, choose
 
 pytestmark = pytest.mark.integration
 
@@ -87,6 +87,8 @@ def test_whatever_a_worker_made_has_the_same_bytes_when_rendered_again(farm: Far
         {"negative_prompt": "größer", "scheduler": "dpm++2m-karras", "num_inference_steps": 5},
         {"height": 128, "trace": True},
         {"scheduler": "euler_a"},
+        {"image_format": "webp"},
+        {"image_format": "jpeg"},
     ]
     batch = farm.submit([{"prompt": f"p{n}", **SMALL, **kind} for n, kind in enumerate(kinds)], batch="b")
     work(farm, model)
@@ -187,6 +189,13 @@ def test_another_dtype_is_compared_within_a_bound_that_is_told(farm: Farm, model
     assert (found.bound, found.same_bytes, found.differences) == (SHORT_BOUND, False, ())
     assert found.largest is not None
     assert 0 < found.largest <= SHORT_BOUND
+
+
+def test_a_jpeg_has_more_room_where_the_conditions_are_others(farm: Farm, model: Path) -> None:
+    batch = farm.submit([{"prompt": "p", **SMALL, "image_format": "jpeg"}], batch="b")
+    work(farm, model)
+    [found] = verdicts(batch, model, pixels_only=True).values()
+    assert (found.bound, found.same_bytes, found.differences) == (BOUND + JPEG_ROOM, True, ())
 
 
 def test_where_a_receipt_does_not_tell_all_conditions_pixels_are_compared(farm: Farm, model: Path) -> None:

@@ -36,6 +36,8 @@ def result(index: int = 17, **fields: Any) -> dict[str, Any]:
         ("{index:06d}.png", "000017.png"),
         ("{batch}-{row}-{seed}.png", "cats-3-9.png"),
         ("{id}-{width}x{height}.png", "x y-512x768.png"),
+        ("{index:06d}", "000017.png"),
+        ("{guidance_scale:.1f}", "7.5.png"),
         ("{num_inference_steps:3d}s{guidance_scale:.2f}{index}.png", None),
         ("s{num_inference_steps:03d}g{guidance_scale:.2f}-{{{index}}}.png", "s025g7.50-{17}.png"),
     ],
@@ -62,8 +64,8 @@ def test_a_template_fills_in_the_job_s_fields(template: str, name: str | None) -
         ("{id:>9}.png", "is not known"),
         ("{index.png", "expected '}'"),
         ("}.png", "Single '}'"),
-        ("{index}.jpg", "end in .png"),
-        ("{index}.png/", "end in .png"),
+        ("{index}.gif", "pictures are .png or .webp or .jpg; leave the ending out"),
+        ("{index}.png/", "holds '/'"),
         ("../{index}.png", "begins with a dot"),
         ("a/{index}.png", "holds '/'"),
         ("a\\{index}.png", "holds '\\\\'"),
@@ -133,9 +135,34 @@ def test_two_jobs_with_one_name_are_both_named(names: list[str]) -> None:
             unique.add(name, f"cats/{index}")
 
 
-def test_only_a_template_with_index_and_without_id_needs_no_look_at_all_names() -> None:
-    numbered = {text: NameTemplate(text).numbered for text in ("{index}.png", "{seed}.png", "{id}{index}.png", "x.png")}
-    assert numbered == {"{index}.png": True, "{seed}.png": False, "{id}{index}.png": False, "x.png": False}
+def test_only_a_template_with_index_and_without_id_or_ending_needs_no_look_at_all_names() -> None:
+    numbered = {text: NameTemplate(text).numbered for text in ("{index}", "{seed}", "{id}{index}", "x", "{index}.png")}
+    assert numbered == {"{index}": True, "{seed}": False, "{id}{index}": False, "x": False, "{index}.png": False}
+
+
+@pytest.mark.parametrize("ending", [".png", ".webp", ".jpg"])
+def test_a_picture_keeps_the_ending_of_its_key(ending: str) -> None:
+    assert NameTemplate("{index}").name(result(key=f"k/17{ending}")) == f"17{ending}"
+    assert NameTemplate("{index}" + ending).name(result(key=f"k/17{ending}")) == f"17{ending}"
+
+
+def test_a_template_with_another_ending_than_the_picture_s_is_refused() -> None:
+    with pytest.raises(
+        InputError, match=r"job cats/17: its picture is \.webp, but .* says \.png; leave the ending out"
+    ):
+        NameTemplate("{index}.png").name(result(key="k/17.webp"))
+
+
+@given(st.text(max_size=40))
+def test_no_key_gives_a_file_another_ending_than_a_picture_s(key: str) -> None:
+    assert NameTemplate("{index}").name(result(key=key)) in {"17.png", "17.webp", "17.jpg"}
+
+
+def test_names_that_differ_in_their_ending_only_are_alike_for_their_strips_are() -> None:
+    with UniqueNames() as unique:
+        unique.add("a.png", "cats/0")
+        with pytest.raises(InputError, match="jobs cats/0 and cats/1 would both be"):
+            unique.add("a.webp", "cats/1")
 
 
 def test_a_record_knows_what_was_fetched_and_notices_another_picture(tmp_path: Path) -> None:

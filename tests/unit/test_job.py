@@ -58,6 +58,8 @@ def test_a_seed_made_for_a_job_depends_on_batch_and_index_only(batch: str, index
         {"columns": {"a": "x" * 16_384}},
         {"columns": {str(n): n for n in range(65)}},
         {"scheduler": "eulr"},
+        {"image_format": "gif"},
+        {"image_format": "PNG"},
         {"scheduler_options": {"__class__": 1}},
         {"scheduler_options": {"a": [1]}},
         {"scheduler_options": {"a": float("nan")}},
@@ -82,6 +84,14 @@ def test_what_few_jobs_ask_for_costs_the_others_nothing() -> None:
     assert usual.request().keys().isdisjoint({"prompt_syntax", "clip_skip"})
     asked = usual.model_copy(update={"prompt_syntax": "a1111", "clip_skip": 2}).request()
     assert (asked["prompt_syntax"], asked["clip_skip"]) == ("a1111", 2)
+
+
+def test_jpg_is_another_name_for_jpeg_and_nothing_said_is_png() -> None:
+    job = {"batch": "b", "index": 0, "prompt": "a", "seed": 0}
+    assert Row(prompt="a", image_format="jpg").image_format == "jpeg"
+    assert Job(**job, image_format="jpg").image_format == "jpeg"
+    assert Job(**job).image_format == "png"
+    assert Row(prompt="a").given() == {"prompt": "a"}
 
 
 @given(st.text(max_size=80))

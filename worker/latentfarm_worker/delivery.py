@@ -18,10 +18,11 @@ import torch
 
 from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of, trace_key
 from latentfarm.errors import JobError, UnavailableError
+from latentfarm.image_formats import IMAGE_FORMATS, PNG, ImageFormat
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.results import flush_part
 from latentfarm_worker.decoder import Rendered
-from latentfarm_worker.images import CONTENT_TYPE, encode_png
+from latentfarm_worker.images import encode_image
 from latentfarm_worker.leases import LeaseKeeper
 from latentfarm_worker.meter import Meter, work_of
 from latentfarm_worker.picture_encoder import PictureEncoder
@@ -112,9 +113,9 @@ class Delivery:
         """Encode, put and commit one picture; its pixels are kept until the store has them."""
         try:
             began = time.perf_counter()
-            body = self._encoder.encode(picture)
+            body, made = self._encoder.encode(picture), IMAGE_FORMATS[picture.job.image_format]
             encoded = time.perf_counter()
-            stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch), body)
+            stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch, made), body, made)
             timings = {
                 "queue": lease.queued_ms / 1000,
                 **picture.timings,
@@ -125,7 +126,7 @@ class Delivery:
             receipt = {**stored, **self._encoder.provenance(picture), "worker": self._worker, "timings": rounded}
             if strip is not None:
                 key = trace_key(lease.batch, lease.index, lease.epoch)
-                receipt["trace"] = self._put(lease, key, encode_png(strip, metadata={}))
+                receipt["trace"] = self._put(lease, key, encode_image(strip, PNG.name, metadata={}), PNG)
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
             self._measure(picture, len(body), time.perf_counter() - began)
             self._after(lease, outcome)
@@ -155,9 +156,9 @@ class Delivery:
         pixels = picture.width * picture.height
         self.meter.add(images=1, work=work_of(picture.job, pixels=pixels), size_bytes=size_bytes, pixels=pixels)
 
-    def _put(self, lease: Lease, key: str, body: bytes) -> dict[str, Any]:
+    def _put(self, lease: Lease, key: str, body: bytes, made: ImageFormat) -> dict[str, Any]:
         """Put an object; return what a receipt says of it."""
-        self._patiently("put", lambda: self._bucket.put(key, body, content_type=CONTENT_TYPE), lease=lease)
+        self._patiently("put", lambda: self._bucket.put(key, body, content_type=made.content_type), lease=lease)
         return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
 
     def _fail(self, lease: Lease, error: JobError, *, retry: bool) -> None:

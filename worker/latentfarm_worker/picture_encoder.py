@@ -11,7 +11,7 @@ from latentfarm import schedulers
 from latentfarm.job import Job
 from latentfarm_worker.decoder import Rendered
 from latentfarm_worker.engine import Engine
-from latentfarm_worker.images import encode_png, parameters_text
+from latentfarm_worker.images import encode_image, parameters_text
 
 
 class PictureEncoder:
@@ -38,8 +38,9 @@ class PictureEncoder:
         }
 
     def encode(self, picture: Rendered) -> bytes:
-        """Return the file of a picture."""
-        return encode_png(picture.pixels, metadata=self._metadata(picture) if self._embed_metadata else {})
+        """Return the file of a picture, in the format that its job asks for."""
+        metadata = self._metadata(picture) if self._embed_metadata else {}
+        return encode_image(picture.pixels, picture.job.image_format, metadata=metadata)
 
     def provenance(self, picture: Rendered) -> dict[str, Any]:
         """Return what the picture's bytes depend on: a part of its receipt."""

@@ -100,18 +100,18 @@ def fetch(
         typer.Option(
             "--format",
             metavar="FORMAT",
-            help="files: a PNG a picture and the metadata.jsonl that Hugging Face's ImageFolder reads. webdataset: tar "
-            "shards of 1,000 jobs, each sample .png, .txt and .json, and index.parquet.",
+            help="files: a file a picture and the metadata.jsonl that Hugging Face's ImageFolder reads. webdataset: "
+            "tar shards of 1,000 jobs, each sample a picture, .txt and .json, and index.parquet.",
         ),
     ] = "files",
     name_template: Annotated[
         str,
         typer.Option(
             metavar="TEMPLATE",
-            help="How the files are called, such as {id}-{seed}.png. Fields: id, index, batch, seed, row, width, "
-            "height, num_inference_steps, guidance_scale, scheduler. A name that is not safe on every system (/, .., a "
-            "leading dot, control characters, Windows' reserved ones) or that two jobs share is an error before "
-            "anything is downloaded.",
+            help="How the files are called, such as {id}-{seed}; each gets the ending of its format. Fields: id, "
+            "index, batch, seed, row, width, height, num_inference_steps, guidance_scale, scheduler. A name that is "
+            "not safe on every system (/, .., a leading dot, control characters, Windows' reserved ones) or that two "
+            "jobs share is an error before anything is downloaded.",
         ),
     ] = DEFAULT_TEMPLATE,
     state: StateWords = None,
@@ -140,7 +140,7 @@ def fetch(
 
     Run again, it goes on where it stopped. Exit code 1 if a job of those asked for has failed.
 
-    Example: `latentfarm fetch cats -o cats --name-template "{id}-{seed}.png"`
+    Example: `latentfarm fetch cats -o cats --name-template "{id}-{seed}"`
     """
     chosen = layout_of(layout)
     states = states_of(state)

@@ -15,6 +15,7 @@ import typer
 from latentfarm.bucket import Bucket
 from latentfarm.errors import InputError
 from latentfarm.expansion import Expansion
+from latentfarm.image_formats import IMAGE_FORMATS, PNG
 from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from latentfarm.models import parse_model
 from latentfarm.prompts import FORMATS, ReadOptions
@@ -110,6 +111,14 @@ Images = Annotated[int | None, typer.Option("--num-images-per-prompt", help="Pic
 Trace = Annotated[
     bool | None, typer.Option("--trace", help="Also save, for each job, the strip of pictures from noise to result.")
 ]
+StoredAs = Annotated[
+    str | None,
+    typer.Option(
+        "--image-format",
+        metavar="FORMAT",
+        help=f"What pictures are stored as: {', '.join(IMAGE_FORMATS)}; {PNG.name} if open. Only jpeg loses anything.",
+    ),
+]
 Priority = Annotated[int, typer.Option(min=-1000, max=1000, help="Batches of a higher priority run first.")]
 
 PromptColumn = Annotated[
@@ -171,6 +180,7 @@ def _rows(
     clip_skip: ClipSkip = None,
     num_images_per_prompt: Images = None,
     trace: Trace = None,
+    image_format: StoredAs = None,
 ) -> Rows:
     return Rows(
         reading=ReadOptions(prompt_column=prompt_column, keep_columns=keep_columns, format=format_),
@@ -190,6 +200,7 @@ def _rows(
             "clip_skip": clip_skip,
             "num_images_per_prompt": num_images_per_prompt,
             "trace": trace,
+            "image_format": image_format,
         },
     )
 

@@ -39,7 +39,8 @@ def verify(
     """Render some pictures of a batch again from their receipts and compare; exit 1 if one differs.
 
     It needs the model, and no worker. With the receipt's device, dtype, slots and CPU threads the bytes must be the
-    same. Otherwise no channel of a pixel may differ by more than 2/255, or 64/255 where a dtype is not float32.
+    same. Otherwise no channel of a pixel may differ by more than 2/255, or 64/255 where a dtype is not float32; by
+    32/255 more in a JPEG.
 
     Example: `latentfarm verify cats --sample 20`
     """

@@ -22,7 +22,7 @@ from latentfarm.prompts.rows import shown, wrong_value
 #: rows that one row may become
 MAX_FACTOR = 10_000_000
 
-_TEXTS = frozenset({"negative_prompt", "scheduler", "prompt_syntax"})
+_TEXTS = frozenset({"negative_prompt", "scheduler", "prompt_syntax", "image_format"})
 _RANGE = re.compile(r"([+-]?\d{1,19})\.\.([+-]?\d{1,19})(?:\.\.([+-]?\d{1,19}))?")
 _validate = Row.__pydantic_validator__.validate_python
 

@@ -10,9 +10,10 @@ from hashlib import blake2b
 from typing import Any, Self
 
 from latentfarm.errors import InputError
+from latentfarm.image_formats import IMAGE_FORMATS, ending_of, format_of, stem_of
 from latentfarm.job import parse_job_name
 
-DEFAULT_TEMPLATE = "{index:06d}.png"
+DEFAULT_TEMPLATE = "{index:06d}"
 MAX_NAME_BYTES = 200
 
 _WHOLE = re.compile(r"(0?[1-9][0-9]?)?d?")
@@ -31,7 +32,11 @@ _FIELDS = {
     "num_inference_steps": _WHOLE,
     "guidance_scale": _REAL,
 }
-_CURE = f"write {', '.join(f'{{{name}}}' for name in _FIELDS)} and plain text, such as {{id}}-{{seed}}.png"
+_CURE = f"write {', '.join(f'{{{name}}}' for name in _FIELDS)} and plain text, such as {{id}}-{{seed}}"
+_ENDINGS = " or ".join(each.ending for each in IMAGE_FORMATS.values())
+_LONGEST_ENDING = max((each.ending for each in IMAGE_FORMATS.values()), key=len)
+#: what looks like the ending of a file
+_ENDING = re.compile(r"\.[A-Za-z]{3,4}\Z")
 #: characters that a path, a shell on Windows or a drive gives a meaning to
 _RESERVED = frozenset('/\\:*?"<>|')
 #: control, format, private characters and lone surrogates; line and paragraph separators
@@ -40,8 +45,9 @@ _DEVICES = re.compile(r"(CON|PRN|AUX|NUL|COM[0-9¹²³]|LPT[0-9¹²³])\Z", re.I
 
 
 class NameTemplate:
-    """A template such as ``{id}-{seed}.png``: fields in braces, whole numbers as ``{index:06d}``, reals as ``{x:.1f}``.
+    """A template such as ``{id}-{seed}``: fields in braces, whole numbers as ``{index:06d}``, reals as ``{x:.1f}``.
 
+    Each picture gets the ending of its own format; a template that has one says that all pictures are of that format.
     It is parsed like a format string but reaches no attribute, no index and no conversion.
 
     Raises:
@@ -50,34 +56,48 @@ class NameTemplate:
 
     def __init__(self, text: str) -> None:
         self.text = text
+        known = format_of(text)
+        self._ending = known.ending if known else None
+        if known is None and _ENDING.search(text):
+            raise InputError(
+                f"--name-template {text!r}: pictures are {_ENDINGS}; leave the ending out, each gets its own"
+            )
         try:
-            parts = list(string.Formatter().parse(text))
+            parts = list(string.Formatter().parse(stem_of(text)))
         except ValueError as error:
             raise InputError(f"--name-template {text!r}: {error}; {_CURE}") from None
         for _, field, form, conversion in parts:
-            known = field is None or (field in _FIELDS and _FIELDS[field].fullmatch(form or ""))
-            if not known or conversion is not None:
+            allowed = field is None or (field in _FIELDS and _FIELDS[field].fullmatch(form or ""))
+            if not allowed or conversion is not None:
                 shown = f"{field}{f'!{conversion}' if conversion else ''}{f':{form}' if form else ''}"
                 raise InputError(f"--name-template {text!r}: {{{shown}}} is not known; {_CURE}")
-        if not text.endswith(".png"):
-            raise InputError(f"--name-template {text!r}: the pictures are PNG; let it end in .png")
         self._fields = [(field, form or "") for _, field, form, _ in parts if field is not None]
         self._literals = [literal for literal, _, _, _ in parts]
-        if problem := name_problem(self._join([format(0, form) for _, form in self._fields])):
+        if problem := name_problem(self._join([format(0, form) for _, form in self._fields]) + _LONGEST_ENDING):
             raise InputError(f"--name-template {text!r}: a name of it {problem}")
 
     @property
     def numbered(self) -> bool:
-        """Whether every name is unique and safe by itself: it has the index and no text of the user's."""
+        """Whether every name is unique, safe and right by itself.
+
+        It has the index, no text of the user's and no ending that a picture may lack.
+        """
         fields = {field for field, _ in self._fields}
-        return "index" in fields and not fields & {"id"}
+        return "index" in fields and not fields & {"id"} and self._ending is None
 
     def name(self, result: dict[str, Any]) -> str:
-        """Return the file name of a job's picture.
+        """Return the file name of a job's picture; its ending is that of the picture's key.
 
         Raises:
-            InputError: the job lacks a field, or its name would not be safe; the text names job, value and cure.
+            InputError: the job lacks a field, its name would not be safe, or its picture is of another format; the text
+                names job, value and cure.
         """
+        ending = ending_of(result.get("key", ""))
+        if self._ending not in {None, ending}:
+            raise InputError(
+                f"job {result['job']}: its picture is {ending}, but --name-template {self.text!r} says "
+                f"{self._ending}; leave the ending out, each gets its own"
+            )
         values = []
         for field, form in self._fields:
             value = _value(result, field)
@@ -86,7 +106,7 @@ class NameTemplate:
                     f"job {result['job']} has no {field} for --name-template {self.text!r}; use {{index}} instead"
                 )
             values.append(format(value, form))
-        name = self._join(values)
+        name = self._join(values) + ending
         if problem := name_problem(name):
             raise InputError(
                 f"job {result['job']}: its file name {name!r} {problem}; change the field, or use {{index}} in "
@@ -131,6 +151,7 @@ class UniqueNames:
     """Remembers which job has which name, 16 bytes a name, in a temporary file that grows beyond a few MB of memory.
 
     Names that differ only in case or in how an accent is encoded are alike: a folder may move to a disk where they are.
+    So are those that differ in their ending: the strips from noise to result are PNG and called as their pictures are.
     """
 
     def __init__(self) -> None:
@@ -151,7 +172,7 @@ class UniqueNames:
         Raises:
             InputError: another job has it; the text names both.
         """
-        alike = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+        alike = unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem_of(name)).casefold())
         digest = blake2b(alike.encode(), digest_size=16).digest()
         inserted = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, job)).rowcount
         if not inserted:

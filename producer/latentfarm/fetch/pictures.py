@@ -16,6 +16,7 @@ from latentfarm.fetch.fetched import RESULTS_FILE, Fetched
 from latentfarm.fetch.lines import flat_line, metadata_line, to_json
 from latentfarm.fetch.names import NameTemplate, UniqueNames
 from latentfarm.fetch.record import FetchRecord
+from latentfarm.image_formats import ending_of, stem_of
 from latentfarm.reading import Reading
 
 #: ImageFolder makes one example of each line of this file, whose ``file_name`` is relative to it, and leaves out
@@ -124,7 +125,7 @@ def _storing(read: Reading, directory: Path) -> Callable[[_Wanted], _Stored]:
         objects = [(wanted.result, folder + wanted.name)]
         if "trace" in wanted.result:
             os.makedirs(traces, exist_ok=True)  # noqa: PTH103
-            objects.append((wanted.result["trace"], traces + wanted.name))
+            objects.append((wanted.result["trace"], traces + _trace_name(wanted.result, wanted.name)))
         sizes = [_store_one(read, writing, receipt, file) for receipt, file in objects]
         fresh = [size for size in sizes if size is not None]
         return _Stored(len(fresh), len(sizes) - len(fresh), sum(fresh))
@@ -146,9 +147,15 @@ def _store_one(read: Reading, writing: Lock, receipt: dict[str, Any], file: str)
     return len(body)
 
 
+def _trace_name(result: dict[str, Any], name: str) -> str:
+    return stem_of(name) + ending_of(result["trace"]["key"])
+
+
 def _line(wanted: _Wanted) -> dict[str, Any]:
     line = {**flat_line(wanted.result), "file": wanted.name}
-    return {**line, "trace": f"{TRACES_FOLDER}/{wanted.name}"} if "trace" in line else line
+    if "trace" in line and wanted.name is not None:
+        line["trace"] = f"{TRACES_FOLDER}/{_trace_name(wanted.result, wanted.name)}"
+    return line
 
 
 def _write(lines: IO[bytes], line: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """``--format webdataset``: tar shards of a thousand jobs, and a Parquet index of all samples.
 
 A shard holds the finished pictures of one part; each sample is ``00017042.json`` (its line of ``results.jsonl``),
-``.png``, ``.txt`` (its prompt) and, where there is one, ``.trace.png``. The same pictures give the same bytes.
+``.png`` (or ``.webp`` or ``.jpg``), ``.txt`` (its prompt) and, where there is one, ``.trace.png``. The same pictures
+give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from latentfarm.fetch.fetched import RESULTS_FILE, Fetched
 from latentfarm.fetch.lines import flat_line, to_json
 from latentfarm.fetch.record import FetchRecord
 from latentfarm.fetch.tables import ParquetTable, require_parquet
+from latentfarm.image_formats import ending_of
 from latentfarm.reading import Reading
 
 INDEX_FILE = "index.parquet"
@@ -103,15 +105,23 @@ def _key(result: dict[str, Any]) -> str:
 
 def _line(result: dict[str, Any], shard: str) -> dict[str, Any]:
     line, done = flat_line(result), result["state"] == "done"
-    line |= {"shard": shard if done else None, "file": f"{_key(result)}.png" if done else None}
-    return {**line, "trace": f"{_key(result)}.trace.png"} if "trace" in line else line
+    line |= {"shard": shard if done else None, "file": _file(result) if done else None}
+    return {**line, "trace": _trace_file(result)} if "trace" in line else line
+
+
+def _file(result: dict[str, Any]) -> str:
+    return _key(result) + ending_of(result["key"])
+
+
+def _trace_file(result: dict[str, Any]) -> str:
+    return f"{_key(result)}.trace{ending_of(result['trace']['key'])}"
 
 
 def _members(result: dict[str, Any], line: dict[str, Any]) -> list[Member]:
     key = _key(result)
     prompt = result.get("request", {}).get("prompt", "")
-    trace: list[Member] = [(f"{key}.trace.png", None)] if "trace" in result else []
-    return [(f"{key}.json", to_json(line).encode()), (f"{key}.png", None), *trace, (f"{key}.txt", prompt.encode())]
+    trace: list[Member] = [(_trace_file(result), None)] if "trace" in result else []
+    return [(f"{key}.json", to_json(line).encode()), (_file(result), None), *trace, (f"{key}.txt", prompt.encode())]
 
 
 def _write_shard(

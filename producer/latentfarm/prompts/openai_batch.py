@@ -3,7 +3,7 @@
 ``body`` holds OpenAI's names (``prompt``, ``n``, ``size`` as ``WxH`` or ``auto``) and may hold ours as well
 (``negative_prompt``, ``seed``, ...). ``model``, ``user`` and ``response_format`` are accepted and not used: the batch
 names one model for all its rows, a row belongs to whoever submits it, and every picture goes to the bucket.
-``output_format`` may only be ``png``, which is what pictures are. Anything else is an unknown column.
+``output_format`` is our ``image_format``. Anything else is an unknown column.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _meaning(check: RowCheck, name: str, value: Any) -> dict[str, Any]:
         if sides is None:
             raise _BodyError(name, value, 'is wrong; write "512x512", width first')
         return sides
-    if name == "output_format" and value != "png":
-        raise _BodyError(name, value, 'is not made here; write "png"')
+    if name == "output_format":
+        return {"image_format": value}
     return {field: value} if field not in {None, "id"} else {}
 
 

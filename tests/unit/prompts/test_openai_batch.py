@@ -22,7 +22,7 @@ def test_a_batch_line_is_a_row(tmp_path: Path) -> None:
     ours = {"negative_prompt": "blurry", "seed": 7, "num_inference_steps": 30, "scheduler": "euler"}
     [row] = helpers.rows(tmp_path / "b.jsonl", line({**body, **ours, "output_format": "png", "guidance_scale": None}))
     expected = {"id": "request-1", "prompt": "a cat", "num_images_per_prompt": 2, "width": 512, "height": 768}
-    assert helpers.given(row) == {**expected, **ours}
+    assert helpers.given(row) == {**expected, **ours, "image_format": "png"}
 
 
 def test_batch_lines_and_rows_may_stand_in_one_file(tmp_path: Path) -> None:
@@ -46,9 +46,9 @@ def test_batch_lines_and_rows_may_stand_in_one_file(tmp_path: Path) -> None:
         (line({"prompt": "a", "size": "1030x64"}), "width", "width 1030 is not a multiple of 8; write 1024 or 1032"),
         (line({"prompt": "a", "size": "64x64", "width": 64}), "width", "width 64 gives width a second time; write it"),
         (
-            line({"prompt": "a", "output_format": "webp"}),
-            "output_format",
-            "output_format 'webp' is not made here; write",
+            line({"prompt": "a", "output_format": "gif"}),
+            "image_format",
+            "output_format 'gif' is not made here; write one of png, webp, jpeg",
         ),
         (
             line({"prompt": "a", "quality": "hd"}),

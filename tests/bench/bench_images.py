@@ -1,0 +1,186 @@
+"""Measures what a picture costs to encode: CPU, bytes, and whether other threads go on meanwhile.
+
+    python -m tests.bench.bench_images            # prints the table
+    python -m tests.bench.bench_images --write    # and puts it into docs/benchmarks.md
+
+Pictures are 512 x 512 with the spectrum of photographs, and real ones of the bundled model. Encoders take turns, so
+that what else the machine does meets all of them.
+"""
+
+from __future__ import annotations
+
+import io
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from threading import Thread
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tests.bench.table import Conditions, Line, parse_arguments, report
+
+from latentfarm.image_formats import IMAGE_FORMATS
+from latentfarm_worker.images import encode_image
+from latentfarm_worker.mini import measure
+
+Pixels = NDArray[np.uint8]
+Encoder = Callable[[Pixels], bytes]
+
+_SIDE = 512
+#: of a photograph's amplitude over spatial frequency; D. J. Field, J. Opt. Soc. Am. A 4 (1987), 2379, finds about 1
+_SLOPE = 1.2
+_CPU_BAR, _BYTES_BAR = 0.2, 1.06
+_DEFAULT = "Pillow's PNG"
+
+
+def natural_picture(side: int, seed: int) -> Pixels:
+    """Return noise of a photograph's spectrum, (side, side, 3), with plain and translucent shapes on it.
+
+    Colours follow each other as in photographs; every other seed has a sensor's noise of one level on top.
+    """
+    rng = np.random.default_rng(seed)
+    frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :])
+    amplitude = 1 / np.maximum(frequency, 1 / side) ** _SLOPE
+
+    def field() -> NDArray[np.float64]:
+        spectrum = np.fft.fft2(rng.standard_normal((side, side))) * amplitude
+        values: NDArray[np.float64] = np.fft.ifft2(spectrum).real
+        return values
+
+    common = field()
+    channels = [common + 0.3 * field() for _ in range(3)]
+    picture: NDArray[np.float64] = np.stack(
+        [128 + 45 * (each - each.mean()) / each.std() for each in channels], axis=-1
+    )
+    y, x = np.mgrid[:side, :side]
+    for number in range(6):
+        (left, top), radius = rng.integers(0, side, 2), rng.integers(side // 16, side // 5)
+        disc = (x - left) ** 2 + (y - top) ** 2 < radius**2
+        box = (abs(x - left) < radius) & (abs(y - top) < radius // 2)
+        shape, colour = disc if number % 2 else box, rng.integers(0, 256, 3)
+        picture[shape] = colour if number % 3 == 0 else (picture[shape] + colour) / 2
+    picture += rng.standard_normal(picture.shape) * (seed % 2)
+    return np.asarray(np.clip(picture, 0, 255), np.uint8)
+
+
+def mini_pictures(count: int) -> list[Pixels]:
+    """Return pictures that the bundled model draws, of its native size."""
+    pipe = measure.load_pipeline()
+    prompts = measure.full_captions(measure.held_out_combinations(count))
+    return [np.asarray(each) for each in measure.draw_prompts(pipe, prompts, guidance=measure.GUIDANCE).pictures]
+
+
+def pillow(**options: int) -> Encoder:
+    """Return Pillow's PNG encoder with some options."""
+
+    def encode(pixels: Pixels) -> bytes:
+        out = io.BytesIO()
+        Image.fromarray(pixels).save(out, format="PNG", **options)
+        return out.getvalue()
+
+    return encode
+
+
+def ours(image_format: str) -> Encoder:
+    """Return the worker's encoder of a format."""
+    return lambda pixels: encode_image(torch.from_numpy(pixels), image_format, metadata={})
+
+
+ENCODERS = {
+    _DEFAULT: pillow(),
+    "Pillow's PNG at level 1": pillow(compress_level=1),
+    **{each: ours(each) for each in IMAGE_FORMATS},
+}
+
+
+def checked_bytes(pictures: Sequence[Pixels]) -> dict[str, float]:
+    """Return each encoder's mean bytes a picture.
+
+    Raises:
+        RuntimeError: one without loss gave other pixels.
+    """
+    sizes = {}
+    for name, encode in ENCODERS.items():
+        bodies = [encode(each) for each in pictures]
+        for body, pixels in zip(bodies, pictures, strict=True):
+            with Image.open(io.BytesIO(body)) as image:
+                if name != "jpeg" and not np.array_equal(np.asarray(image.convert("RGB")), pixels):
+                    raise RuntimeError(f"{name} changes pixels")
+        sizes[name] = statistics.fmean(map(len, bodies))
+    return sizes
+
+
+def cpu_ms(pictures: Sequence[Pixels], rounds: int) -> dict[str, float]:
+    """Return each encoder's CPU milliseconds a picture, the median of rounds in turn."""
+    taken: dict[str, list[float]] = {name: [] for name in ENCODERS}
+    for _ in range(rounds):
+        for name, encode in ENCODERS.items():
+            began = time.thread_time()
+            for each in pictures:
+                encode(each)
+            taken[name].append((time.thread_time() - began) / len(pictures) * 1000)
+    return {name: statistics.median(each) for name, each in taken.items()}
+
+
+def lines_of(what: str, pictures: Sequence[Pixels], rounds: int) -> list[Line]:
+    """Return the table's lines about some pictures."""
+    sizes, taken = checked_bytes(pictures), cpu_ms(pictures, rounds)
+    lines = []
+    for name in ENCODERS:
+        barred = name == "png"
+        lines += [
+            Line(f"{what}, {name}: CPU", taken[name], "ms"),
+            Line(f"{what}, {name}: size", sizes[name] / 1000, "kB"),
+        ]
+        if name == _DEFAULT:
+            continue
+        cpu, size = taken[name] / taken[_DEFAULT], sizes[name] / sizes[_DEFAULT]
+        lines += [
+            Line(f"{what}, {name}: CPU of Pillow's default", cpu, "", _CPU_BAR if barred else None),
+            Line(f"{what}, {name}: bytes of Pillow's default", size, "", _BYTES_BAR if barred else None),
+        ]
+    return lines
+
+
+def wall_s(encode: Encoder, pixels: Pixels, count: int, threads: int) -> float:
+    """Return the seconds in which some threads encode ``count`` pictures each."""
+
+    def work() -> None:
+        for _ in range(count):
+            encode(pixels)
+
+    running = [Thread(target=work) for _ in range(threads)]
+    began = time.perf_counter()
+    for thread in running:
+        thread.start()
+    for thread in running:
+        thread.join()
+    return time.perf_counter() - began
+
+
+def thread_lines(pixels: Pixels, count: int, rounds: int) -> list[Line]:
+    """Return how much more two threads encode than one, which a held GIL would keep at 1."""
+    lines = []
+    for name in IMAGE_FORMATS:
+        encode = ours(name)
+        gains = [2 * wall_s(encode, pixels, count, 1) / wall_s(encode, pixels, count, 2) for _ in range(rounds)]
+        lines.append(Line(f"{name}: two threads against one, median of {rounds}", statistics.median(gains), "times"))
+    return lines
+
+
+def main() -> int:
+    """Return 1 where a bar is missed."""
+    arguments = parse_arguments(__doc__)
+    conditions = Conditions()
+    pictures, rounds = (2, 2) if arguments.quick else (6, 9)
+    natural = [natural_picture(_SIDE, seed) for seed in range(pictures)]
+    lines = lines_of("512 x 512", natural, rounds)
+    lines += lines_of("mini", mini_pictures(pictures), rounds)
+    lines += thread_lines(natural[0], 4 if arguments.quick else 30, rounds)
+    return report("images", lines, conditions, write=arguments.write)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
