@@ -21,7 +21,7 @@ from latentfarm.batch import Batch
 from latentfarm.bucket import Bucket
 from latentfarm.expansion import Expansion
 from latentfarm.job import check_batch_name
-from latentfarm.ledger import Ledger
+from latentfarm.ledger import Ledger, WorkerRecord
 from latentfarm.prompts import ReadOptions, SourceLike
 from latentfarm.settings import DEFAULT_MODEL, Settings
 from latentfarm.submission import Request, Rules, Submission, check, make_request
@@ -109,6 +109,10 @@ class Farm:
     def ring(self, model: str) -> int:
         """Wake workers of the model, as far as jobs wait; return how many doorbells were sent."""
         return doorbell.ring(self.ledger.redis, self._celery, model, self.ledger.waiting(model))
+
+    def workers(self, model: str | None = None) -> list[WorkerRecord]:
+        """Return the workers that were seen in the last 15 seconds, of one model or of all: how fast, how busy."""
+        return self.ledger.worker_records(model)
 
     def batches(self) -> list[Batch]:
         """Return every batch, oldest first."""

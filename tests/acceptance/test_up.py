@@ -141,6 +141,40 @@ def test_celery_itself_starts_a_proper_worker(settings: Settings, tmp_path: Path
     assert farm.ledger.workers("mini") == []
 
 
+def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_is_here(
+    settings: Settings, latentfarm: Command, tmp_path: Path
+) -> None:
+    farm = Farm(settings)
+    job = {"num_inference_steps": 8, "width": 64, "height": 64}
+    batch = farm.submit([{"prompt": f"p{n}", **job} for n in range(12)], batch="b")
+    command = [sys.executable, "-m", "latentfarm", "worker", "--slots", "3"]
+    environment = {**settings.environment(), "LATENTFARM_SWEEP_S": "0.5"}
+    worker = Child("worker", command, log=tmp_path / "log", env=environment)
+    try:
+        assert batch.wait(timeout_s=120).done == 12
+        until(lambda: farm.workers()[0].images == 12)
+        [told] = json.loads(latentfarm("workers", "--json", settings=settings).stdout)
+        assert (told["model"], told["device"], told["dtype"], told["slots"]) == ("mini", "cpu", "float32", 3)
+        assert told["images"] == 12
+        assert told["images_per_s"] > 0
+        assert 0 < told["busy_share"] <= 1
+        [line] = json.loads(latentfarm("status", "b", "--json", settings=settings).stdout)["workers"]
+        assert line["worker"] == told["worker"]
+        names, row = latentfarm("workers", "--model", "mini", settings=settings).stdout.splitlines()
+        assert names.split() == ["worker", "model", "device", "dtype", "slots", "up", "images", "images/s", "busy"]
+        assert row.startswith(f"{told['worker']}  mini   cpu (")
+        # what one worker did is what the model's workers did
+        speed = farm.ledger.speed("mini")
+        assert speed is not None
+        assert speed.images == 12
+    finally:
+        worker.terminate()
+        assert worker.wait_or_kill(30) == 0, worker.log_tail()
+    nobody = latentfarm("workers", settings=settings)
+    assert (nobody.returncode, nobody.stdout) == (0, "")
+    assert "no worker is here now" in nobody.stderr
+
+
 def test_a_worker_without_its_model_does_not_start_and_says_why(
     settings: Settings, latentfarm: Command, tmp_path: Path
 ) -> None:

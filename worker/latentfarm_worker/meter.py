@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from threading import Lock
 
 from latentfarm.job import Job
@@ -13,11 +14,15 @@ def work_of(job: Job, *, pixels: int) -> float:
 
 
 class Meter:
-    """Sums since the last look, under the names of ``latentfarm.ledger.Speed``; safe to share between threads."""
+    """Sums since the last look, under the names of ``latentfarm.ledger.Speed``; safe to share between threads.
+
+    ``wall_s`` among them are the seconds since then, or since the meter was made.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = {}
         self._lock = Lock()
+        self._taken_at = time.monotonic()
 
     def add(self, **figures: float) -> None:
         """Add to the sums."""
@@ -29,4 +34,7 @@ class Meter:
         """Return the sums and begin anew."""
         with self._lock:
             taken, self._sums = self._sums, {}
+            before, self._taken_at = self._taken_at, time.monotonic()
+            # what a beat could not tell comes back, and is told by the next
+            taken["wall_s"] = taken.get("wall_s", 0.0) + self._taken_at - before
         return taken

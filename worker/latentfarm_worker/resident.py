@@ -30,7 +30,7 @@ from latentfarm_worker.renderer import Host, Renderer
 from latentfarm_worker.spot import InstanceMetadata, SpotWatch
 from latentfarm_worker.supervisor import EXIT_BROKEN
 from latentfarm_worker.trace import Tracer
-from latentfarm_worker.tuning import best_slots
+from latentfarm_worker.tuning import best_slots, device_name
 from latentfarm_worker.watchdog import watch_myself
 
 log = logging.getLogger(__name__)
@@ -124,6 +124,12 @@ class Resident(Host):
             embed_metadata=settings.embed_metadata,
             host=self,
         )
+        self._about: dict[str, str | int] = {
+            "device": family.device.type,
+            "device_name": device_name(family.device),
+            "dtype": str(family.dtype).removeprefix("torch."),
+            "slots": engine.slots,
+        }
         if name is None:
             watch_myself(pulse, hang_s=settings.hang_s, exit_code=EXIT_BROKEN)
         self.drain = Drain(self.renderer, drain_s=settings.drain_s)
@@ -171,7 +177,7 @@ class Resident(Host):
         """Say that the worker lives and what it measured; return how many jobs wait."""
         measured = self.renderer.meter.take()
         try:
-            return self._ledger.beat(self.settings.model, self.worker, measured)
+            return self._ledger.beat(self.settings.model, self.worker, measured, about=self._about)
         except UnavailableError:
             self.renderer.meter.add(**measured)
             raise

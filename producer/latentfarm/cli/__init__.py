@@ -11,7 +11,21 @@ import sys
 
 import typer
 
-from latentfarm.cli import bench, collect, control, doctor, look, plan, recover, render, results, run, submit, verify
+from latentfarm.cli import (
+    bench,
+    collect,
+    control,
+    doctor,
+    look,
+    plan,
+    recover,
+    render,
+    results,
+    run,
+    submit,
+    verify,
+    workers,
+)
 from latentfarm.errors import LatentfarmError
 
 app = typer.Typer(
@@ -28,6 +42,7 @@ submit.register(app)
 plan.register(app)
 look.register(app)
 control.register(app)
+workers.register(app)
 collect.register(app)
 results.register(app)
 verify.register(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,6 +13,7 @@ from latentfarm.batch import Batch, BatchStatus, JobStatus
 from latentfarm.cli import options
 from latentfarm.cli.options import print_columns, print_json
 from latentfarm.cli.progress import eta, failures, rate, truncations
+from latentfarm.cli.workers import as_data
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.job import JobState, parse_job_name
@@ -29,7 +30,7 @@ def status(
     batch: Annotated[str | None, typer.Argument(metavar="[BATCH]", help="One batch; all of them if left out.")] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Say how far a batch is, or all of them, as `list` does.
+    """Say how far a batch is, or all of them, as `list` does; with --json also what the workers of its model do.
 
     Example: `latentfarm status cats --json`
     """
@@ -37,16 +38,21 @@ def status(
     if batch is None:
         found = statuses_of(farm)
         if as_json:
-            print_json([each.model_dump() for each in found])
+            print_json([with_workers(farm, each) for each in found])
         else:
             print_statuses(found)
         return
     one = farm.batch(batch).status()
     if as_json:
-        print_json(one.model_dump())
+        print_json(with_workers(farm, one))
     else:
         print_statuses([one])
         _print_troubles(farm, one)
+
+
+def with_workers(farm: Farm, found: BatchStatus) -> dict[str, Any]:
+    """Return a batch's status and the workers of its model, who may work for other batches too."""
+    return {**found.model_dump(), "workers": [as_data(worker) for worker in farm.workers(found.model)]}
 
 
 def statuses_of(farm: Farm, names: Iterable[str] | None = None) -> list[BatchStatus]:

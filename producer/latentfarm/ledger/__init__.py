@@ -8,6 +8,7 @@ from latentfarm.ledger.connection import Cancellations
 from latentfarm.ledger.ledger import MAX_JOBS_PER_CALL, Ledger
 from latentfarm.ledger.records import BatchRecord, JobRecord, Lease, Reservation, Speed
 from latentfarm.ledger.restoration import Restoration
+from latentfarm.ledger.workers import WorkerRecord
 
 __all__ = [
     "MAX_JOBS_PER_CALL",
@@ -19,4 +20,5 @@ __all__ = [
     "Reservation",
     "Restoration",
     "Speed",
+    "WorkerRecord",
 ]

@@ -33,7 +33,12 @@
 -- lf:returned:<b>     set     parts with jobs that were leased more than once           trim
 -- lf:flush            set     "<b>/<p>": parts whose receipts wait for the bucket       trim, retry
 -- lf:pace:<b>:<slot>  string  jobs done in ten seconds; the measured rate               expiry, 3 minutes
--- lf:workers:<m>      zset    workers of a model, by the time last seen (ms)            beat
+-- lf:workers:<m>      zset    workers of a model, by the time last seen (ms)            beat, leave
+-- lf:models           zset    models that have workers, by the time last seen (ms)      beat
+-- lf:worker:<w>       hash    a worker's model, device, device_name, dtype, slots,      leave; expiry, a minute after
+--                             since (first seen, ms), images (committed so far), and    its last beat
+--                             window:<n>, images:<n>, busy_s:<n>, wall_s:<n> of the
+--                             last four half minutes, n = window % 4
 -- lf:speed:<m>        hash    what all workers of a model measured: images, work,       nobody: one small key a model
 --                             busy_s, bytes, pixels
 -- lf:sweeper          string  held by the one worker that sweeps now                    expiry, a quarter second

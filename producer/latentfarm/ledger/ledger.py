@@ -26,6 +26,7 @@ from latentfarm.ledger.records import (
     text,
 )
 from latentfarm.ledger.scripts import Scripts
+from latentfarm.ledger.workers import WorkerRecord, read_workers
 
 CHUNK_JOBS = 1_000_000
 #: a job that failed this often by its own fault, or was lost, runs no more
@@ -36,7 +37,7 @@ MAX_JOBS_PER_CALL = 1_000
 DEFAULT_BUDGET = 0.1
 _SWEEP_LIMIT = 1_000
 _SWEEP_LOCK_MS = 250
-_WORKER_FORGOTTEN_MS = 60_000
+_WORKER_FORGOTTEN_S = 60
 _WORKER_ALIVE_MS = 15_000
 _PACE_SLOT_MS, _PACE_SLOTS = 10_000, 12
 
@@ -230,12 +231,23 @@ class Ledger:
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def beat(self, model: str, worker: str, measured: Mapping[str, float] | None = None) -> int:
+    def beat(
+        self,
+        model: str,
+        worker: str,
+        measured: Mapping[str, float] | None = None,
+        *,
+        about: Mapping[str, str | int] | None = None,
+    ) -> int:
         """Say that the worker lives, and what it measured since it last did; return how many jobs of its model wait.
 
-        ``measured`` has the fields of ``Speed``.
+        ``measured`` has the fields of ``Speed``, and ``wall_s``: the seconds it took. ``about`` has the device,
+        device_name, dtype and slots of ``WorkerRecord``.
         """
-        args: list[Any] = [model, worker, _WORKER_FORGOTTEN_MS]
+        facts = dict(about or {})
+        args: list[Any] = [model, worker, _WORKER_FORGOTTEN_S, len(facts)]
+        for name, fact in facts.items():
+            args += [name, fact]
         for name, value in (measured or {}).items():
             args += [name, repr(float(value))]
         with reachable(self.where):
@@ -256,12 +268,20 @@ class Ledger:
         """Say that the worker is gone."""
         with reachable(self.where):
             self.redis.zrem(f"lf:workers:{model}", worker)
+            self.redis.delete(f"lf:worker:{worker}")
 
     def workers(self, model: str) -> list[str]:
         """Return the workers of a model that were seen in the last 15 seconds."""
         with reachable(self.where):
             since = self.now_us() // 1000 - _WORKER_ALIVE_MS
             return [text(worker) for worker in self.redis.zrangebyscore(f"lf:workers:{model}", since, "+inf")]
+
+    def worker_records(self, model: str | None = None) -> list[WorkerRecord]:
+        """Return what is known of the workers that were seen in the last 15 seconds, of one model or of all."""
+        with reachable(self.where):
+            since = self.now_us() // 1000 - _WORKER_ALIVE_MS
+            models = [model] if model is not None else sorted(map(text, self.redis.zrange("lf:models", 0, -1)))
+            return [each for name in models for each in read_workers(self.redis, name, seen_since_ms=since)]
 
     # -- results on their way to the bucket ------------------------------------------------------------------
 
