@@ -233,3 +233,10 @@ def test_another_thread_goes_on_while_a_picture_is_encoded(image_format: str) ->
     within = [began, *(turn for turn in turns if began < turn < ended), ended]
     # not only between two calls: in no stretch of a third of the time did it have to wait
     assert max(np.diff(within)) < (ended - began) / 3
+
+
+def test_clip_skip_is_written_as_the_web_ui_counts_it() -> None:
+    for skipped, written in [(0, ""), (1, ", Clip skip: 2")]:
+        job = Job(batch="b", index=0, prompt="a", seed=7, clip_skip=skipped)
+        text = parameters_text(job, width=8, height=8, scheduler="s", model="m", model_digest="0")
+        assert text.endswith(f"Model: m{written}")

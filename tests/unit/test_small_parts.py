@@ -115,13 +115,6 @@ def test_where_no_redis_server_is_found_the_error_names_what_to_install(monkeypa
         find_redis()
 
 
-def test_clip_skip_is_written_as_the_web_ui_counts_it() -> None:
-    for skipped, written in [(0, ""), (1, ", Clip skip: 2")]:
-        job = Job(batch="b", index=0, prompt="a", seed=7, clip_skip=skipped)
-        text = parameters_text(job, width=8, height=8, scheduler="s", model="m", model_digest="0")
-        assert text.endswith(f"Model: m{written}")
-
-
 def test_a_contact_sheet_shows_every_picture_in_order(tmp_path: Path) -> None:
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200), (200, 200, 0), (0, 200, 200)]
     endings = (".png", ".webp", ".jpg", ".png", ".png")

@@ -70,7 +70,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> dict[int, str]:
-    engine, found = Engine(load(folder), slots=SLOTS), {}
+    found: dict[int, str] = {}
+    engine = Engine(load(folder), slots=SLOTS)
     for job in jobs():
         found |= render(engine, [job])
     assert len(set(found.values())) == COUNT
