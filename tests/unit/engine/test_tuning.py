@@ -39,7 +39,7 @@ class Device(FakeFamily):
 
 @pytest.fixture(autouse=True)
 def _time_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("latentfarm_worker.tuning.time.perf_counter", lambda: Device.clock_s)
+    monkeypatch.setattr("latentfarm_worker.tuning.time.process_time", lambda: Device.clock_s)
 
 
 @pytest.mark.parametrize(("wide", "slots"), [(2, 1), (8, 4), (32, 16)])
