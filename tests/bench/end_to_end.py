@@ -50,7 +50,13 @@ class Ours:
         ledger = self.farm.ledger
         # of every job the time at which it was found committed; all began together, so which is which matters not
         ready: list[float] = []
-        until(lambda: batch in ledger.batches() and ledger.batch(batch).state != "opening", "the batch")
+
+        def stored() -> bool:
+            if command.poll():
+                raise RuntimeError(f"the submission failed:\n{(self._folder / 'submit.log').read_text()[-2000:]}")
+            return batch in ledger.batches() and ledger.batch(batch).state != "opening"
+
+        until(stored, "the batch")
         began_ms = redis_ms(ledger.redis)
         while True:
             record, now_ms = ledger.batch(batch), redis_ms(ledger.redis)

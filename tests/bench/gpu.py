@@ -199,9 +199,8 @@ def end_to_end(bench: Bench, sides: dict[str, Any]) -> None:
 def mixed_jobs(bench: Bench, sides: dict[str, Any]) -> None:
     """Render jobs of mixed steps and guidance, ours from queue to object, the peers' static batches in memory."""
     rows, pipe = mixed(bench.count(96), steps=bench.mixed_steps), sides["pipe"]
-    if not bench.tiny:
-        # a batch without guidance is another shape to compile
-        pipe.run(uniform(bench.size, num_inference_steps=2, guidance_scale=1.0), size=bench.size)
+    # a batch without guidance is another shape to compile
+    pipe.run(uniform(bench.size, num_inference_steps=2, guidance_scale=1.0), size=bench.size)
     ours = sides["ours"].run(rows)
     arrival = pipe.run(rows, size=bench.size, order="arrival")
     in_order = pipe.run(rows, size=bench.size, order="sorted")
