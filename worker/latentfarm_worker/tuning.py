@@ -85,7 +85,7 @@ def measure(family: Family) -> Measured:
 
 
 def _rate(family: Family, slots: int) -> float:
-    """Return slots over the shortest time of a call of the model with two rows for each, on a CPU that of all threads."""
+    """Return slots over the shortest time of a call with two rows for each; on a CPU that of all its threads."""
     rows, factor = 2 * slots, family.vae_scale_factor
     height, width = family.native_height // factor, family.native_width // factor
     latents = torch.randn(
