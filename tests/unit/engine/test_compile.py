@@ -1,0 +1,52 @@
+"""A compiled model: the pictures of one that is not, and the same bytes in any company. It takes a compiler."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.tiny import make_tiny
+
+from latentfarm.job import Job
+from latentfarm_worker.engine import Engine, Rendered
+from latentfarm_worker.families import load_family
+
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
+
+SLOTS = 2
+
+
+@pytest.fixture
+def family(tmp_path: Path) -> Any:
+    return load_family(make_tiny(tmp_path / "tiny"), dtype=torch.float32, device=torch.device("cpu"))
+
+
+def render(family: Any, *jobs: Job) -> dict[int, torch.Tensor]:
+    engine, done = Engine(family, slots=SLOTS), {}
+    for job in jobs:
+        engine.admit(job)
+    while engine.busy:
+        for outcome in engine.step():
+            assert isinstance(outcome, Rendered), outcome
+            done[outcome.job.index] = outcome.pixels
+    return done
+
+
+@pytest.mark.timeout(900)
+def test_a_compiled_models_pictures_are_the_others_and_their_own_in_any_company(
+    family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    job = Job(batch="b", index=0, prompt="a cat", seed=3, num_inference_steps=4, scheduler="euler")
+    others = [job.model_copy(update={"index": n, "seed": n, "guidance_scale": 1.0}) for n in range(1, 6)]
+    larger = job.model_copy(update={"index": 9, "width": 96})
+    plain = render(family, job, larger)
+    family.compile(2 * SLOTS)
+    compiled = render(family, job)
+    assert (plain[0].int() - compiled[0].int()).abs().max() <= 1
+    again = render(family, *others, job, larger)
+    assert torch.equal(again[0], compiled[0])
+    assert torch.equal(again[9], plain[9]), "another shape runs as it did"
+    assert any((tmp_path / "inductor").rglob("*.so")), "what was compiled is kept"
