@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import io
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
-from threading import Thread
+from itertools import pairwise
+from threading import Event, Thread
 
 import numpy as np
 import torch
@@ -31,7 +33,7 @@ Encoder = Callable[[Pixels], bytes]
 _SIDE = 512
 #: of a photograph's amplitude over spatial frequency; D. J. Field, J. Opt. Soc. Am. A 4 (1987), 2379, finds about 1
 _SLOPE = 1.2
-_CPU_BAR, _BYTES_BAR = 0.2, 1.06
+_CPU_BAR, _BYTES_BAR, _WAIT_BAR = 0.2, 1.06, 0.5
 _DEFAULT = "Pillow's PNG"
 
 
@@ -72,12 +74,12 @@ def mini_pictures(count: int) -> list[Pixels]:
     return [np.asarray(each) for each in measure.draw_prompts(pipe, prompts, guidance=measure.GUIDANCE).pictures]
 
 
-def pillow(**options: int) -> Encoder:
-    """Return Pillow's PNG encoder with some options."""
+def pillow(image_format: str = "PNG", **options: int) -> Encoder:
+    """Return one of Pillow's encoders with some options."""
 
     def encode(pixels: Pixels) -> bytes:
         out = io.BytesIO()
-        Image.fromarray(pixels).save(out, format="PNG", **options)
+        Image.fromarray(pixels).save(out, format=image_format, **options)
         return out.getvalue()
 
     return encode
@@ -160,9 +162,49 @@ def wall_s(encode: Encoder, pixels: Pixels, count: int, threads: int) -> float:
     return time.perf_counter() - began
 
 
+def longest_wait(encode: Encoder, pixels: Pixels) -> float:
+    """Return for which share of an encoding's time another thread waits at the longest: 1 where the GIL is held.
+
+    No thread takes the GIL from another meanwhile; it has to be given away.
+    """
+    ready, done, turns = Event(), Event(), list[float]()
+
+    def take_turns() -> None:
+        ready.set()
+        while not done.is_set():
+            turns.append(time.perf_counter())
+            time.sleep(0)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1_000)
+    try:
+        thread = Thread(target=take_turns)
+        thread.start()
+        ready.wait()
+        began = time.perf_counter()
+        encode(pixels)
+        ended = time.perf_counter()
+        done.set()
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    within = [began, *(turn for turn in turns if began < turn < ended), ended]
+    return max(after - before for before, after in pairwise(within)) / (ended - began)
+
+
 def thread_lines(pixels: Pixels, count: int, rounds: int) -> list[Line]:
-    """Return how much more two threads encode than one, which a held GIL would keep at 1."""
+    """Return for how long an encoder keeps another thread waiting, and how much more two threads encode than one."""
+    # longer than what a busy machine's scheduler lets a thread wait
+    large = np.tile(pixels, (4, 4, 1))
     lines = []
+    for name, encode in {
+        **{each: ours(each) for each in IMAGE_FORMATS},
+        "Pillow's JPEG": pillow("JPEG", quality=95),
+    }.items():
+        waits = [longest_wait(encode, large) for _ in range(rounds)]
+        what = f"{name}: longest wait of another thread, of the time"
+        barred = name in IMAGE_FORMATS
+        lines.append(Line(what, statistics.median(waits), "", _WAIT_BAR if barred else None))
     for name in IMAGE_FORMATS:
         encode = ours(name)
         gains = [2 * wall_s(encode, pixels, count, 1) / wall_s(encode, pixels, count, 2) for _ in range(rounds)]

@@ -1,4 +1,4 @@
-"""PNG at a tenth of Pillow's CPU time and about its size: one filter for all rows, and runs instead of matches.
+"""PNG at a sixth of Pillow's CPU time and about its size: one filter for all rows, and runs instead of matches.
 
 What is chosen and why is measured in docs/benchmarks.md. Paeth's filter leaves of most pictures the least, and trying
 all filters on every row, as Pillow does, costs more than it gains. In the noise that is left a search for matches finds
