@@ -24,17 +24,16 @@ _LINE_EVERY_S = 5.0
 _BAR_CHARACTERS = 24
 
 
-class BatchProgress:
-    """Shows done/total, images/s and the time left of a batch; a context manager, called with each status."""
+class _Bar:
+    """A bar on stderr where that is a terminal, nothing elsewhere; a context manager."""
 
-    def __init__(self) -> None:
+    def __init__(self, doing: str, total: int | None) -> None:
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}", markup=False))
             self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("rendering", total=None, facts="")
-        self._last_line = 0.0
+            self._task = self._bar.add_task(doing, total=total, facts="")
 
     def __enter__(self) -> Self:
         if self._bar is not None:
@@ -46,6 +45,14 @@ class BatchProgress:
     ) -> None:
         if self._bar is not None:
             self._bar.stop()
+
+
+class BatchProgress(_Bar):
+    """Shows done/total, images/s and the time left of a batch; a context manager, called with each status."""
+
+    def __init__(self) -> None:
+        super().__init__("rendering", total=None)
+        self._last_line = 0.0
 
     def __call__(self, status: BatchStatus) -> None:
         """Show this status."""
@@ -58,32 +65,16 @@ class BatchProgress:
             note(f"{status.batch}: {facts(status)}")
 
 
-class CountProgress:
+class CountProgress(_Bar):
     """Shows how many of ``total`` are done: a bar on a terminal, a line every few seconds elsewhere."""
 
     _REDRAW_S = 0.1
 
     def __init__(self, doing: str, total: int) -> None:
-        console = Console(stderr=True)
+        super().__init__(doing, total)
         self._doing = doing
         self._total = total
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[facts]}"))
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task(doing, total=total, facts="")
         self._told = time.monotonic()
-
-    def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
 
     def show(self, done: int, *more: str) -> None:
         """Show how far it is, and what else there is to say."""
