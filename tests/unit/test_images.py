@@ -173,6 +173,8 @@ def test_exif_holds_the_comment_as_piexif_reads_it(image_format: str) -> None:
     # "MM": numbers, and so the comment's UTF-16, are big-endian
     assert exif.startswith(b"MM\0*")
     assert b"UNICODE\0" + "a \N{SNOWMAN}".encode("utf-16-be") in exif
+    # of type 7, undefined: piexif takes another for a row of numbers
+    assert exif.count(b"\x92\x86\0\7") == 1
 
 
 def test_texts_too_long_for_a_jpeg_leave_its_receipt() -> None:

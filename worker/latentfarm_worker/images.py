@@ -26,6 +26,9 @@ JPEG_QUALITY, JPEG_SUBSAMPLING = 95, "444"
 #: how hard WebP tries, 0 to 6 and 0 to 100: more takes four times the CPU for 3 % fewer bytes
 _WEBP_METHOD, _WEBP_EFFORT = 0, 0
 _EXIF_HEADER = b"Exif\0\0"
+#: Exif's types, and where its first directory stands
+_ASCII, _LONG, _UNDEFINED = 2, 4, 7
+_FIRST_DIRECTORY_AT = 8
 #: what a segment of a JPEG holds, its own length among it
 _MAX_SEGMENT_BYTES = 65_535
 
@@ -71,18 +74,36 @@ def _jpeg(pixels: NDArray[np.uint8], metadata: Mapping[str, str]) -> bytes:
 
 
 def _exif(metadata: Mapping[str, str]) -> bytes:
-    """Return the texts as Exif: parameters where AUTOMATIC1111's web UI puts and looks for them; empty if none."""
-    if not metadata:
+    """Return the texts as Exif: parameters where AUTOMATIC1111's web UI puts and looks for them; empty if none.
+
+    A TIFF of two directories (CIPA DC-008, 4.6), by hand: Pillow gives the comment a type that piexif does not read.
+    """
+    # this field is ASCII, and JSON can be
+    told = json.dumps(json.loads(metadata["latentfarm"])).encode() + b"\0" if "latentfarm" in metadata else b""
+    comment = UNICODE_COMMENT + metadata["parameters"].encode("utf-16-be") if "parameters" in metadata else b""
+    if not told and not comment:
         return b""
-    exif = Image.Exif()
-    if "parameters" in metadata:
-        comment = UNICODE_COMMENT + metadata["parameters"].encode("utf-16-be")
-        exif.get_ifd(EXIF_DIRECTORY)[USER_COMMENT] = comment
-    if "latentfarm" in metadata:
-        # this field is ASCII, and JSON can be
-        exif[IMAGE_DESCRIPTION] = json.dumps(json.loads(metadata["latentfarm"]))
-    written = exif.tobytes()
-    return written if written.startswith(_EXIF_HEADER) else _EXIF_HEADER + written
+    # big-endian, so that the comment's UTF-16 is in the order of the numbers
+    header = b"MM\0*" + struct.pack(">I", _FIRST_DIRECTORY_AT)
+    entries = [(IMAGE_DESCRIPTION, _ASCII, told)] if told else []
+    pointer = [(EXIF_DIRECTORY, _LONG, struct.pack(">I", 0))] if comment else []
+    behind = _FIRST_DIRECTORY_AT + len(_directory(entries + pointer, at=_FIRST_DIRECTORY_AT))
+    pointer = [(tag, kind, struct.pack(">I", behind)) for tag, kind, _ in pointer]
+    first = _directory(entries + pointer, at=_FIRST_DIRECTORY_AT)
+    second = _directory([(USER_COMMENT, _UNDEFINED, comment)], at=behind) if comment else b""
+    return _EXIF_HEADER + header + first + second
+
+
+def _directory(entries: list[tuple[int, int, bytes]], *, at: int) -> bytes:
+    """Return a TIFF's directory of (tag, type, value), the longer values behind it; ``at`` is where it will stand."""
+    table, values = struct.pack(">H", len(entries)), b""
+    values_at = at + 2 + 12 * len(entries) + 4
+    for tag, kind, value in entries:
+        place = value.ljust(4, b"\0") if len(value) <= 4 else struct.pack(">I", values_at + len(values))
+        table += struct.pack(">HHI", tag, kind, 1 if kind == _LONG else len(value)) + place
+        # values begin at even places
+        values += (value + b"\0" * (len(value) % 2)) if len(value) > 4 else b""
+    return table + struct.pack(">I", 0) + values
 
 
 _ENCODERS: Mapping[str, Callable[[NDArray[np.uint8], Mapping[str, str]], bytes]] = MappingProxyType(
