@@ -7,12 +7,12 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from PIL.Image import Image
 from tests.chaos import fake_worker
 
 from latentfarm.bucket import Bucket
 from latentfarm.ledger import Ledger
 from latentfarm_worker.engine import Engine
+from latentfarm_worker.picture_encoder import PictureEncoder
 
 #: how a process ends that killed itself
 KILLED = -signal.SIGKILL
@@ -48,7 +48,7 @@ def _opens(*_: Any, **options: Any) -> bool:
 WORKER_ACTS: dict[str, tuple[type, str, When]] = {
     "lease": (Ledger, "lease", _always),
     "render": (Engine, "step", _renders),
-    "encode": (Image, "save", _always),
+    "encode": (PictureEncoder, "encode", _always),
     "put": (Bucket, "put", _key_has("/images/")),
     "commit": (Ledger, "commit_all", _always),
     "flush": (Bucket, "put", _key_has("/results/")),
