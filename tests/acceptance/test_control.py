@@ -34,7 +34,8 @@ def worked(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Itera
     """A farm with one worker, for all tests that need one: their batches have names of their own."""
     Ledger.connect(servers.redis_url).redis.flushall()
     log = tmp_path_factory.mktemp("worker") / "log"
-    worker = Child("worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env=servers.environment())
+    env = servers.model_copy(update={"slots": 8}).environment()
+    worker = Child("worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env=env)
     yield servers
     worker.terminate()
     assert worker.wait_or_kill(30) == 0, worker.log_tail()

@@ -9,6 +9,12 @@ local slot = math.floor(now_ms() / PACE_SLOT_MS)
 for back = 0, PACE_KEEP_S * 1000 / PACE_SLOT_MS do
   redis.call('UNLINK', 'lf:pace:' .. batch .. ':' .. text(slot - back))
 end
+-- and what its model's workers were told when they last leased
+local model = redis.call('HGET', batch_key(batch), 'model')
+for _, worker in ipairs(model and redis.call('ZRANGE', 'lf:workers:' .. model, 0, -1) or {}) do
+  local answer = redis.call('GET', 'lf:answered:' .. worker)
+  if answer and string.find(answer, '\n' .. batch .. '/', 1, true) then redis.call('UNLINK', 'lf:answered:' .. worker) end
+end
 redis.call('UNLINK', batch_key(batch))
 redis.call('ZREM', 'lf:batches', batch)
 return 1
