@@ -186,6 +186,9 @@ class Renderer:
         if self._stager.working:
             self._stager.wait(_FIRST_PAUSE_S)
             return True
+        if self._stager.ready:
+            # a round ended since the engine last took what there was
+            return True
         if self._draining.is_set() or (self._stager.dry and not self._stager.held):
             return False
         if self._stager.held_up or self._room() <= 0:

@@ -65,6 +65,11 @@ class Stager:
         return [lease for lease, _ in (*tuple(self._unread), *tuple(self._ready))]
 
     @property
+    def ready(self) -> bool:
+        """Whether there is anything to take."""
+        return bool(self._ready)
+
+    @property
     def working(self) -> bool:
         """Whether a round is under way."""
         return self._round is not None and not self._round.done()
