@@ -16,7 +16,7 @@ from tests.bench.in_process import Run
 from tests.bench.servers import redis_ms, until, workers
 from tests.bench.stock_worker import TASK, make_app
 from tests.bench.table import process_cpu_s
-from tests.bench.workload import Row, write_rows
+from tests.bench.workload import Row, uniform, write_rows
 
 from latentfarm.farm import Farm
 from latentfarm.job import JobState
@@ -114,9 +114,9 @@ def our_workers(settings: Settings, count: int, folder: Path) -> Iterator[Ours]:
 class Stock:
     """Plain Celery: a worker with one pipe in each of its processes, a task for each job."""
 
-    def __init__(self, settings: Settings, child: Child) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, child: Child, *, processes: int) -> None:
         self._child = child
+        self._processes = processes
         self._app = make_app(settings.redis_url)
         self._farm = Farm(settings)
 
@@ -131,6 +131,20 @@ class Stock:
             ready.append(time.monotonic() - began)
             result.forget()
         return Run(time.monotonic() - began, process_cpu_s(self._child.pid) - cpu_s, tuple(ready))
+
+    def warm_up(self) -> None:
+        """Have every process draw: the first is ready long before the last has loaded its pipe.
+
+        Raises:
+            RuntimeError: one has not drawn within twenty rounds.
+        """
+        seen: set[int] = set()
+        for _ in range(20):
+            sent = [self._app.send_task(TASK, (row,)) for row in uniform(2 * self._processes)]
+            seen |= {result.get(timeout=_LONGEST_S)["process"] for result in sent}
+            if len(seen) == self._processes:
+                return
+        raise RuntimeError(f"only {len(seen)} of {self._processes} processes draw")
 
     def save(self, row: Row, file: Path) -> Path:
         """Have one picture rendered and copy its object into a file."""
@@ -160,7 +174,9 @@ def stock_workers(settings: Settings, redis_url: str, count: int, folder: Path, 
         "stock", [sys.executable, "-m", "tests.bench.stock_worker"], log=folder / "stock.log", env=environment
     )
     try:
-        yield Stock(own, child)
+        stock = Stock(own, child, processes=count)
+        stock.warm_up()
+        yield stock
     finally:
         child.terminate()
         child.wait_or_kill(30)

@@ -68,7 +68,7 @@ def render(row: Row) -> dict[str, Any]:
 
     body, key = pipes.png(pipes.draw_one(_pipe, row)), f"stock/{row['seed']:08d}.png"
     _bucket.client.put_object(Bucket=_bucket.name, Key=key, Body=body, ContentType="image/png")
-    return {"key": key, "bytes": len(body)}
+    return {"key": key, "bytes": len(body), "process": os.getpid()}
 
 
 def serve(settings: Settings) -> None:
