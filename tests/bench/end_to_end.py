@@ -117,7 +117,7 @@ class Stock:
     def __init__(self, settings: Settings, child: Child, *, processes: int) -> None:
         self._child = child
         self._processes = processes
-        self._app = make_app(settings.redis_url)
+        self._app = make_app(settings.redis_url, processes=processes)
         self._farm = Farm(settings)
 
     def run(self, rows: Sequence[Row]) -> Run:

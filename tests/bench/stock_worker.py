@@ -22,7 +22,6 @@ from latentfarm.doorbell import broker_url
 from latentfarm.settings import Settings
 
 TASK = "stock.render"
-_QUEUE = "stock"
 _VISIBILITY_TIMEOUT_S = 3600
 
 #: of a worker's process: made once, after the fork
@@ -31,14 +30,14 @@ _bucket: Any = None
 
 
 def make_app(redis_url: str, *, processes: int = 1) -> Celery:
-    """Return the app; both sides use it."""
+    """Return the app; both sides use it. Workers of so many processes have a queue of their own."""
     app = Celery("stock", broker=broker_url(redis_url), backend=broker_url(redis_url), set_as_current=False)
     app.conf.update(
         task_serializer="json",
         accept_content=["json"],
         task_acks_late=True,
         task_reject_on_worker_lost=True,
-        task_default_queue=_QUEUE,
+        task_default_queue=f"stock-{processes}",
         worker_concurrency=processes,
         worker_prefetch_multiplier=1,
         # importing and loading takes longer than the four seconds that a process gets by default
