@@ -1,21 +1,38 @@
-"""latentfarm: a render farm for latent diffusion. This package is the light side: it imports no torch."""
+"""latentfarm: a render farm for latent diffusion. This package is the light side: it imports no torch.
 
-from latentfarm.batch import Batch, BatchStatus, JobStatus
-from latentfarm.errors import (
-    InputError,
-    InvalidRowsError,
-    JobError,
-    LatentfarmError,
-    ModelError,
-    UnavailableError,
-)
-from latentfarm.expansion import Expansion
-from latentfarm.farm import Farm
-from latentfarm.job import Job, JobState
-from latentfarm.prompts import ReadOptions
-from latentfarm.submission import Rules
+What it exports is imported when it is first asked for: a supervisor, which needs none of it, stays small.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from latentfarm.batch import Batch, BatchStatus, JobStatus
+    from latentfarm.errors import (
+        InputError,
+        InvalidRowsError,
+        JobError,
+        LatentfarmError,
+        ModelError,
+        UnavailableError,
+    )
+    from latentfarm.expansion import Expansion
+    from latentfarm.farm import Farm
+    from latentfarm.job import Job, JobState
+    from latentfarm.prompts import ReadOptions
+    from latentfarm.submission import Rules
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "batch": ("Batch", "BatchStatus", "JobStatus"),
+    "errors": ("InputError", "InvalidRowsError", "JobError", "LatentfarmError", "ModelError", "UnavailableError"),
+    "expansion": ("Expansion",),
+    "farm": ("Farm",),
+    "job": ("Job", "JobState"),
+    "prompts": ("ReadOptions",),
+    "submission": ("Rules",),
+}
 
 __all__ = [
     "Batch",
@@ -34,3 +51,10 @@ __all__ = [
     "Rules",
     "UnavailableError",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(import_module(f"latentfarm.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@
     ├── InputError            the row's or the command's fault: refused before anything is enqueued (exit 2)
     │   └── InvalidRowsError  wrong rows of a prompt file, each with place, value and cure
     ├── UnavailableError      the store's or the queue's fault: retry later (exit 3)
+    ├── SchemaError           the ledger was written by another version of latentfarm (exit 2)
     ├── JobError              the job's own fault: it becomes ``failed`` with this error's code
     └── ModelError            a model that cannot be loaded: the worker does not start (exit 2)
 """
@@ -67,6 +68,16 @@ class UnavailableError(LatentfarmError):
     """Redis or the bucket does not answer or refuses the credentials."""
 
     exit_code = 3
+
+
+class SchemaError(LatentfarmError):
+    """The ledger's layout is of another version than this latentfarm's; nothing of it was read or changed."""
+
+    def __init__(self, where: str, *, theirs: str, ours: str) -> None:
+        super().__init__(
+            f"the ledger in Redis at {where} has layout {theirs}, this latentfarm knows {ours}: use the version that "
+            "wrote it, or rebuild it: end every worker, empty that Redis database and run `latentfarm recover`"
+        )
 
 
 class JobError(LatentfarmError):

@@ -17,6 +17,7 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url
 
+from latentfarm import logs
 from latentfarm.errors import InputError
 from latentfarm.job import check_model_alias
 
@@ -54,6 +55,8 @@ class Settings(BaseSettings):
     """A diffusers folder or a hub id; empty for the bundled model."""
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     """auto: float32 on a CPU, float16 on a GPU."""
+    devices: str = ""
+    """A supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1``; empty: one worker."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0
     """Guided images in the U-Net's batch at once; 0: what makes this device fastest, measured at the first start."""
     exactness: Literal["fixed", "free"] = "fixed"
@@ -76,6 +79,11 @@ class Settings(BaseSettings):
     """Where AWS tells an instance about itself."""
     embed_metadata: bool = True
     """Write the prompt and the settings into each picture."""
+
+    metrics_address: str = ""
+    """``HOST:PORT`` of a worker's or the exporter's /metrics, /livez and /readyz; empty: a worker serves none."""
+    log_format: logs.Format = "auto"
+    """text: lines for people; json: for a collector; auto: text on a terminal, else json."""
 
     webhook_secret: SecretStr = SecretStr("")
     """``whsec_`` and base64 of 24 to 64 bytes: what a worker signs webhooks with."""
@@ -120,6 +128,8 @@ class Settings(BaseSettings):
         # the model is said in full, so that the caller's own environment cannot mix with it
         if self.allow_insecure_redis:
             known["LATENTFARM_ALLOW_INSECURE_REDIS"] = "true"
+        if self.log_format != "auto":
+            known[logs.VARIABLE] = self.log_format
         if self.compile is not None:
             known["LATENTFARM_COMPILE"] = str(self.compile).lower()
         return {

@@ -15,7 +15,7 @@ import ssl
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -27,6 +27,7 @@ import redis
 import trustme
 from kombu.exceptions import OperationalError
 from tests.conftest import REPOSITORY, until
+from tests.locked_redis import DOCS, locked_redis
 from tests.s3_front import Asked, front
 
 from latentfarm import doorbell
@@ -34,13 +35,11 @@ from latentfarm.bucket import Bucket, image_key, manifest_key, trace_key
 from latentfarm.farm import Farm
 from latentfarm.jsonl import pack, unpack
 from latentfarm.local.process import Child
-from latentfarm.local.redis_server import find_redis
 from latentfarm.settings import Settings
 from latentfarm.submission import Rules
 
 pytestmark = pytest.mark.integration
 
-DOCS = REPOSITORY / "docs" / "security"
 #: stands in every text of a user; looked for everywhere
 CANARY = "canary-7f3a"
 TOKEN = "token-91c2"
@@ -70,26 +69,6 @@ class Run:
         password = self.passwords[user]
         # a monitor may have nothing to tell for long
         return redis.Redis(port=self.port, db=1, username=user, password=password, socket_timeout=None)
-
-
-@contextmanager
-def locked_redis(folder: Path, passwords: dict[str, str]) -> Iterator[int]:
-    """Start Redis on the loopback interface with the published users."""
-    acl = (DOCS / "redis-acl.txt").read_text()
-    for user, password in passwords.items():
-        acl = acl.replace(f"{user.upper()}_PASSWORD", password)
-    (folder / "users.acl").write_text(acl)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(folder / "users.acl"), "--save", ""]
-    child = Child("Redis", [find_redis(), *options, "--dir", str(folder)], log=folder / "redis.log")
-    try:
-        until(lambda: "Ready to accept" in (folder / "redis.log").read_text(), timeout_s=20)
-        yield port
-    finally:
-        child.terminate()
-        child.wait_or_kill(5)
 
 
 class Mark:

@@ -78,5 +78,5 @@ def test_a_child_sees_the_pulse_of_its_parent_once(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(
     ("code", "ours"), [(0, 0), (-signal.SIGTERM, 0), (-signal.SIGINT, 0), (2, 2), (-signal.SIGKILL, 137), (75, 75)]
 )
-def test_the_exit_code_of_a_worker_that_was_asked_to_end_is_told_on(code: int, ours: int) -> None:
-    assert supervisor._exit_code(code) == ours
+def test_theexit_code_of_a_worker_that_was_asked_to_end_is_told_on(code: int, ours: int) -> None:
+    assert supervisor.exit_code(code) == ours

@@ -20,11 +20,14 @@ from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of, tr
 from latentfarm.errors import JobError, UnavailableError
 from latentfarm.image_formats import IMAGE_FORMATS, PNG, ImageFormat
 from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger.records import FailOutcome
+from latentfarm.logs import about
 from latentfarm.results import flush_part
 from latentfarm_worker.decoder import Rendered
 from latentfarm_worker.images import encode_image
 from latentfarm_worker.leases import LeaseKeeper
 from latentfarm_worker.meter import Meter, work_of
+from latentfarm_worker.metrics import Metrics, Operation, Outcome
 from latentfarm_worker.picture_encoder import PictureEncoder
 from latentfarm_worker.pulse import Pulse
 
@@ -35,6 +38,9 @@ _THREADS = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 #: measurements that count
 _RECENT = 16
+#: answers to a commit or a failure that tell of a lease that is another's
+_OF_ANOTHER = frozenset({"stale", "superseded"})
+_FAILURES: dict[FailOutcome, Outcome] = {"failed": "failed", "full": "failed", "retry": "retried", "stale": "lost"}
 
 
 class GaveUpError(Exception):
@@ -56,6 +62,7 @@ class Delivery:
         leases: LeaseKeeper,
         pulse: Pulse,
         encoder: PictureEncoder,
+        metrics: Metrics,
         worker: str,
     ) -> None:
         self._ledger = ledger
@@ -64,6 +71,7 @@ class Delivery:
         self._pulse = pulse
         self._worker = worker
         self._encoder = encoder
+        self._metrics = metrics
         self.meter = Meter()
         self._given_up = Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
@@ -129,16 +137,18 @@ class Delivery:
                 receipt["trace"] = self._put(lease, key, encode_image(strip, PNG.name, metadata={}), PNG)
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
             self._measure(picture, len(body), time.perf_counter() - began)
+            self._metrics.image("lost" if outcome in _OF_ANOTHER else "done")
+            self._metrics.stored(len(body), timings)
             self._after(lease, outcome)
             if outcome == "superseded":
                 self._discard(receipt)
             self._leases.drop(lease)
         except GaveUpError:
             # the lease is still held: whoever ends the worker gives the job back, uncharged
-            log.warning("%s is not stored", lease.name)
+            log.warning("%s is not stored", lease.name, extra=about(lease.name))
         except Exception:
             # no longer renewed: the sweep charges the job and gives it to the next worker
-            log.exception("%s could not be stored", lease.name)
+            log.exception("%s could not be stored", lease.name, extra=about(lease.name))
             self._leases.drop(lease)
         finally:
             with self._changed:
@@ -163,21 +173,24 @@ class Delivery:
 
     def _fail(self, lease: Lease, error: JobError, *, retry: bool) -> None:
         try:
-            log.warning("%s failed: %s: %s", lease.name, error.code, error)
+            log.warning("%s failed: %s: %s", lease.name, error.code, error, extra=about(lease.name))
             record = {"code": error.code, "message": str(error), "worker": self._worker}
             outcome = self._patiently("fail", lambda: self._ledger.fail(lease, record, retry=retry), lease=lease)
+            self._metrics.image(_FAILURES[outcome])
             self._after(lease, outcome)
             self._leases.drop(lease)
         except GaveUpError:
-            log.warning("that %s failed is not recorded", lease.name)
+            log.warning("that %s failed is not recorded", lease.name, extra=about(lease.name))
 
     def _after(self, lease: Lease, outcome: str) -> None:
-        if outcome in {"stale", "superseded"}:
-            log.warning("%s was leased elsewhere meanwhile; that worker's result counts", lease.name)
+        if outcome in _OF_ANOTHER:
+            log.warning(
+                "%s was leased elsewhere meanwhile; that worker's result counts", lease.name, extra=about(lease.name)
+            )
         if outcome == "full":
             self._patiently("flush", partial(flush_part, self._ledger, self._bucket, lease.batch, part_of(lease.index)))
 
-    def _patiently(self, what: str, action: Callable[[], T], *, lease: Lease | None = None) -> T:
+    def _patiently(self, what: Operation, action: Callable[[], T], *, lease: Lease | None = None) -> T:
         """Repeat until Redis and the store answer.
 
         Raises:
@@ -191,6 +204,7 @@ class Delivery:
                 raise
             except UnavailableError as error:
                 log.warning("cannot %s, trying again in %.1f s: %s", what, pause_s, error)
+                self._metrics.retry(what)
             if self._given_up.wait(pause_s) or (lease is not None and not self._leases.holds(lease)):
                 raise GaveUpError(what)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

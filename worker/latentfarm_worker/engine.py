@@ -80,6 +80,11 @@ class Engine:
         return max(0, (2 * self._slots_of(self._native) - taken) // 2)
 
     @property
+    def slots_taken(self) -> float:
+        """How many slots the running images take, half a one if they have no guidance; for any thread."""
+        return sum(len(image.rows) for image in tuple(self._running)) / 2
+
+    @property
     def busy(self) -> bool:
         """Whether anything waits, runs or is decoded."""
         return bool(self._waiting or self._running or self._decoder.images)

@@ -12,6 +12,8 @@ from threading import Event, Lock, Thread
 
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger import Cancellations, Lease, Ledger
+from latentfarm.logs import about
+from latentfarm_worker.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +26,9 @@ _LISTEN_S = 0.25
 class LeaseKeeper:
     """The leases that this worker holds, renewed every sixth of their length by a thread of its own."""
 
-    def __init__(self, ledger: Ledger, *, lease_s: float) -> None:
+    def __init__(self, ledger: Ledger, *, lease_s: float, metrics: Metrics) -> None:
         self._ledger = ledger
+        self._metrics = metrics
         self._lease_s = lease_s
         self._interval_s = lease_s / _RENEWALS_PER_LEASE
         self._held: dict[str, Lease] = {}
@@ -37,6 +40,8 @@ class LeaseKeeper:
 
     def hold(self, leases: Iterable[Lease]) -> None:
         """Begin to renew these."""
+        leases = list(leases)
+        self._metrics.leased("taken", len(leases))
         with self._lock:
             self._held.update((lease.name, lease) for lease in leases)
 
@@ -116,5 +121,8 @@ class LeaseKeeper:
             self._lost |= gone
             for name in gone:
                 del self._held[name]
+        self._metrics.leased("lost", len(gone))
         for name in gone:
-            log.warning("the lease on %s is lost; it runs elsewhere, or its batch was cancelled", name)
+            log.warning(
+                "the lease on %s is lost; it runs elsewhere, or its batch was cancelled", name, extra=about(name)
+            )

@@ -20,6 +20,7 @@ from latentfarm_worker import faults
 from latentfarm_worker.delivery import Delivery
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.leases import LeaseKeeper
+from latentfarm_worker.metrics import Metrics
 from latentfarm_worker.picture_encoder import PictureEncoder
 from latentfarm_worker.pulse import Phase, Pulse
 from latentfarm_worker.staging import Stager
@@ -67,6 +68,7 @@ class Renderer:
         lease_s: float,
         embed_metadata: bool = True,
         host: Host | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         self.model = model
         self.worker = worker
@@ -74,13 +76,15 @@ class Renderer:
         self._engine = engine
         self._tracer = tracer
         self._host = host or Host()
-        self._leases = LeaseKeeper(ledger, lease_s=lease_s)
+        self.metrics = metrics or Metrics(model)
+        self._leases = LeaseKeeper(ledger, lease_s=lease_s, metrics=self.metrics)
         self._delivery = Delivery(
             ledger=ledger,
             bucket=bucket,
             leases=self._leases,
             encoder=PictureEncoder(engine, model=model, embed_metadata=embed_metadata),
             pulse=self._host.pulse,
+            metrics=self.metrics,
             worker=worker,
         )
         self._stager = Stager(
@@ -89,6 +93,7 @@ class Renderer:
             leases=self._leases,
             prepare=engine.prepare,
             fail=self._delivery.fail,
+            metrics=self.metrics,
             model=model,
             worker=worker,
             lease_s=lease_s,
@@ -130,6 +135,7 @@ class Renderer:
             self._host.pulse.enter(Phase.IDLE)
         busy_s = time.perf_counter() - began
         self.meter.add(busy_s=busy_s)
+        self.metrics.step(busy_s)
         decode_s = [outcome.timings["decode"] for outcome in outcomes if isinstance(outcome, Rendered)]
         self._decode_s.extend(decode_s)
         self._step_s.append(busy_s - sum(decode_s))
@@ -225,7 +231,22 @@ class Renderer:
     @property
     def holds_jobs(self) -> bool:
         """Whether anything is leased."""
-        return bool(self._leases.held())
+        return self.leases_held > 0
+
+    @property
+    def leases_held(self) -> int:
+        """Jobs that are leased."""
+        return len(self._leases.held())
+
+    @property
+    def backlog(self) -> int:
+        """Finished pictures that are not committed yet."""
+        return self._delivery.waiting
+
+    @property
+    def draining(self) -> bool:
+        """Whether nothing more is leased."""
+        return self._draining.is_set() or self._stop.is_set() or self._broken.is_set()
 
     def close(self) -> None:
         """Store what is finished, give back what is not, uncharged, and stop every thread."""
@@ -264,8 +285,11 @@ class Renderer:
         if not leases:
             return
         try:
-            log.info("gave %d unfinished jobs back", self._ledger.release(leases))
+            returned = self._ledger.release(leases)
         except UnavailableError as error:
+            self.metrics.retry("release")
             log.warning("%d jobs could not be given back, their leases will run out: %s", len(leases), error)
             return
+        log.info("gave %d unfinished jobs back", returned)
+        self.metrics.leased("returned", returned)
         self._host.wake_others()

@@ -6,9 +6,8 @@ import faulthandler
 import logging
 import os
 import signal
-import socket
-import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from threading import Event, Thread
 
 import torch
@@ -16,16 +15,19 @@ from celery import Celery
 
 from latentfarm import doorbell
 from latentfarm.bucket import Bucket
-from latentfarm.errors import UnavailableError
+from latentfarm.errors import SchemaError, UnavailableError
 from latentfarm.ledger import Ledger
+from latentfarm.metrics_server import MetricsServer
 from latentfarm.results import flush_full_parts
 from latentfarm.settings import Settings
 from latentfarm.webhooks import deliver_due
 from latentfarm_worker.drain import Drain
 from latentfarm_worker.engine import Engine, Observer
 from latentfarm_worker.families import Family, load_family
+from latentfarm_worker.health import Health
+from latentfarm_worker.metrics import Metrics
 from latentfarm_worker.mini import MODEL_DIR
-from latentfarm_worker.pulse import Phase, inherited
+from latentfarm_worker.pulse import Phase, Pulse
 from latentfarm_worker.renderer import Host, Renderer
 from latentfarm_worker.spot import InstanceMetadata, SpotWatch
 from latentfarm_worker.supervisor import EXIT_BROKEN
@@ -90,25 +92,65 @@ def _shown(rates: Mapping[int, float]) -> str:
     return ", ".join(f"{slots}: {rate:.2f}" for slots, rate in rates.items())
 
 
+def _leave() -> None:
+    """Ask this process to end, by the signal that everybody uses: there is one way out."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _serve(settings: Settings, metrics: Metrics, health: Health) -> MetricsServer | None:
+    if not settings.metrics_address:
+        return None
+    return MetricsServer(settings.metrics_address, metrics.registry, live=health.live, ready=health.ready)
+
+
+def _watch(renderer: Renderer, engine: Engine, health: Health, about: Mapping[str, str | int]) -> None:
+    """Have the metrics ask the renderer and its engine at each scrape."""
+    renderer.metrics.watch(
+        {
+            "slots": ("Guided pictures that fit the engine's batch.", lambda: engine.slots),
+            "slots_busy": (
+                "Slots that are taken; a picture without guidance takes half a one.",
+                lambda: engine.slots_taken,
+            ),
+            "leases_held": ("Jobs that this worker has leased.", lambda: renderer.leases_held),
+            "upload_backlog": ("Finished pictures that are not committed yet.", lambda: renderer.backlog),
+            "ready": ("1 if the worker leases jobs.", lambda: not health.ready()),
+        },
+        {name: str(about[name]) for name in ("worker", "device", "dtype")},
+    )
+    device = engine.family.device
+    if device.type == "cuda":
+        renderer.metrics.watch_memory(
+            lambda: {
+                "allocated": torch.cuda.memory_allocated(device),
+                "reserved": torch.cuda.memory_reserved(device),
+                "total": torch.cuda.get_device_properties(device).total_memory,
+            }
+        )
+
+
 class Resident(Host):
     """A worker: its renderer, the way out, a thread that says it lives, sweeps and rings missing doorbells, and others.
 
-    ``worker`` is its name in the ledger: the supervisor's, whatever process this is. ``description`` is for a log's
-    first line, which can only be written once Celery has set logging up.
+    ``worker`` is its name in the ledger: the supervisor's, if it is ``supervised``, whatever process this is.
     """
 
-    def __init__(self, settings: Settings, app: Celery) -> None:
+    def __init__(self, settings: Settings, app: Celery, *, pulse: Pulse, worker: str, supervised: bool) -> None:
         settings.require()
-        pulse, name = inherited()
         super().__init__(pulse)
         # so that a supervisor that is about to kill this process can have it say where it stands, lock or no lock
         faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
         self.settings = settings
-        self.worker = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+        self.worker = worker
         self._app = app
+        metrics, health = Metrics(settings.model), Health(pulse, hang_s=settings.hang_s)
+        self._metrics_server = _serve(settings, metrics, health)
         self._ledger = Ledger.connect(settings.redis_url)
         self._bucket = Bucket.connect(settings)
         self._bucket.probe()
+        with suppress(UnavailableError):
+            # a ledger of another layout is refused before the model is loaded; one that is away is waited for
+            self._ledger.waiting(settings.model)
         family = load_model(settings)
         tracer = Tracer(family)
         engine = make_engine(family, settings, on_step=tracer)
@@ -123,6 +165,7 @@ class Resident(Host):
             lease_s=settings.lease_s,
             embed_metadata=settings.embed_metadata,
             host=self,
+            metrics=metrics,
         )
         self._about: dict[str, str | int] = {
             "device": family.device.type,
@@ -130,15 +173,13 @@ class Resident(Host):
             "dtype": str(family.dtype).removeprefix("torch."),
             "slots": engine.slots,
         }
-        if name is None:
+        _watch(self.renderer, engine, health, {"worker": worker, **self._about})
+        if not supervised:
             watch_myself(pulse, hang_s=settings.hang_s, exit_code=EXIT_BROKEN)
         self.drain = Drain(self.renderer, drain_s=settings.drain_s)
         self._spot: SpotWatch | None = None
         if settings.spot == "aws":
-            # a signal, so that there is one way out, whoever asks
-            self._spot = SpotWatch(
-                InstanceMetadata(settings.metadata_url), lambda: os.kill(os.getpid(), signal.SIGTERM)
-            )
+            self._spot = SpotWatch(InstanceMetadata(settings.metadata_url), _leave)
         self._stop = Event()
         self._housekeeper = Thread(target=self._keep_house, name="housekeeper", daemon=True)
         self._housekeeper.start()
@@ -146,8 +187,9 @@ class Resident(Host):
         self._messenger = Thread(target=self._tell_ends, name="messenger", daemon=True)
         self._messenger.start()
         self.pulse.enter(Phase.IDLE)
+        health.renderer = self.renderer
         place = f"{family.device}, {engine.slots} slots, process {os.getpid()}"
-        self.description = f"worker {self.worker} serves {settings.model} on {place}"
+        log.info("worker %s serves %s on %s", worker, settings.model, place)
 
     def wake_others(self) -> None:
         """Ring for jobs that were given back: the doorbells that brought them here are used up."""
@@ -169,9 +211,16 @@ class Resident(Host):
         self.renderer.close()
         self._housekeeper.join()
         try:
+            # the pictures since the last beat
+            self._beat()
             self._ledger.leave(self.settings.model, self.worker)
         except UnavailableError as error:
             log.warning("could not sign off: %s", error)
+        ended = self.renderer.metrics.images()
+        # the last scrape came before the last picture: what nobody scraped is told here
+        log.info("the worker ends: %s", ", ".join(f"{n} {what}" for what, n in ended.items()), extra={"images": ended})
+        if self._metrics_server is not None:
+            self._metrics_server.close()
 
     def _beat(self) -> int:
         """Say that the worker lives and what it measured; return how many jobs wait."""
@@ -180,6 +229,7 @@ class Resident(Host):
             return self._ledger.beat(self.settings.model, self.worker, measured, about=self._about)
         except UnavailableError:
             self.renderer.meter.add(**measured)
+            self.renderer.metrics.retry("beat")
             raise
 
     def _tell_ends(self) -> None:
@@ -203,6 +253,9 @@ class Resident(Host):
                 flush_full_parts(self._ledger, self._bucket)
             except UnavailableError as error:
                 log.warning("housekeeping is put off: %s", error)
+            except SchemaError as error:
+                log.critical("leaving: %s", error)
+                _leave()
             except Exception:
                 log.exception("housekeeping failed; the next round comes")
             if self._stop.wait(self.settings.sweep_s):

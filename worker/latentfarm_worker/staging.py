@@ -10,11 +10,12 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from latentfarm.bucket import Bucket, MissingObjectError
-from latentfarm.errors import InputError, JobError, UnavailableError
+from latentfarm.errors import InputError, JobError, SchemaError, UnavailableError
 from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.manifest import ManifestReader
 from latentfarm_worker.leases import LeaseKeeper
+from latentfarm_worker.metrics import Metrics
 from latentfarm_worker.rows import Image
 
 log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ class Stager:
     records that it cannot be rendered.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (named, and each a thing of its own)
         self,
         *,
         ledger: Ledger,
@@ -39,6 +40,7 @@ class Stager:
         leases: LeaseKeeper,
         prepare: Callable[[Job], Image],
         fail: Callable[[Lease, JobError], None],
+        metrics: Metrics,
         model: str,
         worker: str,
         lease_s: float,
@@ -48,6 +50,7 @@ class Stager:
         self._leases = leases
         self._prepare = prepare
         self._fail = fail
+        self._metrics = metrics
         self._model, self._worker, self._lease_s = model, worker, lease_s
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="stage")
         self._round: Future[None] | None = None
@@ -124,8 +127,9 @@ class Stager:
             if not self._unread:
                 self._lease(room)
             self._read()
-        except UnavailableError as error:
+        except (UnavailableError, SchemaError) as error:
             log.warning("cannot lease, trying again in %.1f s: %s", self._pause_s, error)
+            self._metrics.retry("lease")
             self._next_try = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         except Exception:

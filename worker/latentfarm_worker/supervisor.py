@@ -1,7 +1,8 @@
 """The supervisor: a small process that starts the worker, watches it, ends it when it stands still, and starts it anew.
 
 It is a process of its own because nothing inside the worker can be trusted once a driver call blocks with the
-interpreter's lock held. It imports nothing but the standard library, so it costs twenty megabytes and no start-up time.
+interpreter's lock held. Beside a few small modules of ours it imports nothing but the standard library, so it costs
+twenty megabytes and no start-up time.
 
 Exit codes: 0 asked to end, and ended in order, or the worker ended itself in order (a spot notice); 2 the
 worker's configuration is wrong; 76 the worker was lost three times in a row without an image in between;
@@ -26,6 +27,7 @@ from dataclasses import dataclass
 from threading import Event
 from types import FrameType
 
+from latentfarm import logs
 from latentfarm_worker.pulse import SUPERVISED, Phase, Pulse
 from latentfarm_worker.watchdog import LOOK_S, Watchdog
 
@@ -81,7 +83,7 @@ class Supervisor:
             commits, began = self._pulse.commits, time.monotonic()
             code = self._run_once()
             if self._asked or code in {0, EXIT_CONFIGURATION}:
-                return _exit_code(code)
+                return exit_code(code)
             committed = self._pulse.commits > commits
             # not to reach the queue or the store is nobody's loss
             losses = (0 if committed else losses) + (code != EXIT_UNAVAILABLE)
@@ -110,7 +112,7 @@ class Supervisor:
             # a terminal's Ctrl-C is for us alone, and told on
             start_new_session=True,
             # no thread was ever started here, which is when a preexec_fn is safe
-            preexec_fn=_tie_to_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+            preexec_fn=tie_to_parent if sys.platform == "linux" else None,  # noqa: PLW1509
         )
         log.info("worker %s is process %d", self.name, child.pid)
         watchdog = Watchdog(self._pulse, self._patience.hang_s)
@@ -146,7 +148,7 @@ def _kill(child: subprocess.Popen[bytes]) -> int:
     return -signal.SIGKILL
 
 
-def _exit_code(code: int) -> int:
+def exit_code(code: int) -> int:
     """Return ours for the worker's: one that died of our asking, while it was loading, did as it was told."""
     if code in {0, -signal.SIGTERM, -signal.SIGINT}:
         return 0
@@ -157,7 +159,7 @@ def _described(code: int) -> str:
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
-def _tie_to_parent() -> None:
+def tie_to_parent() -> None:
     """Have the kernel ask this process to end when its parent dies, even of kill -9."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
@@ -169,8 +171,9 @@ def main() -> int:
     parser.add_argument("--hang-s", type=float, default=Patience.hang_s, help="LATENTFARM_HANG_S")
     parser.add_argument("command", nargs="*", default=WORKER, help="what to run instead of a worker")
     chosen = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="[%(asctime)s: %(levelname)s/supervisor] %(message)s")
-    return Supervisor(chosen.command, Patience(drain_s=chosen.drain_s, hang_s=chosen.hang_s)).run()
+    supervisor = Supervisor(chosen.command, Patience(drain_s=chosen.drain_s, hang_s=chosen.hang_s))
+    logs.set_up(worker=supervisor.name, process="supervisor")
+    return supervisor.run()
 
 
 if __name__ == "__main__":

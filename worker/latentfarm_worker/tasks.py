@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
+import uuid
 from typing import Any
 
-from celery.signals import worker_init, worker_ready, worker_shutdown, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
-from latentfarm import doorbell
+from latentfarm import doorbell, logs
 from latentfarm.errors import LatentfarmError
 from latentfarm.settings import Settings
+from latentfarm_worker.pulse import inherited
 
 log = logging.getLogger(__name__)
 
@@ -29,14 +32,22 @@ def render() -> None:
     log.info("rendered %d", made)
 
 
+@setup_logging.connect  # type: ignore[untyped-decorator]
+def _leave_logging(**_: Any) -> None:
+    """Keep Celery from setting logging up, by being connected: it was done when the worker began."""
+
+
 @worker_init.connect  # type: ignore[untyped-decorator]
 def _start(**_: Any) -> None:
     global _resident  # noqa: PLW0603 - Celery gives a task no other way to reach what its worker holds
+    pulse, name = inherited()
+    worker = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    logs.set_up(settings.log_format, worker=worker, process="worker")
     # torch takes seconds to import, and only a worker needs it
     from latentfarm_worker.resident import Resident
 
     try:
-        _resident = Resident(settings, app)
+        _resident = Resident(settings, app, pulse=pulse, worker=worker, supervised=name is not None)
     except LatentfarmError as error:
         log.critical("the worker cannot start: %s", error)
         # Celery turns an exception in a signal's receiver into a log line and starts all the same
@@ -48,7 +59,6 @@ def _start(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _ready(**_: Any) -> None:
-    log.info("%s", _resident.description)
     # Celery's second Ctrl-C cancels tasks, which its threads pool cannot: every way to ask means the same here
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.getsignal(signal.SIGTERM))
@@ -69,5 +79,9 @@ def _close(**_: Any) -> None:
 
 def serve() -> int:
     """Run a worker, set up by the environment, until it is asked to end; return its exit code."""
-    options = ["--loglevel", "INFO", "--without-gossip", "--without-mingle", "--without-heartbeat"]
-    return int(app.start(argv=["worker", *options]) or 0)
+    # without the worker's name, which is known when it begins
+    logs.set_up(settings.log_format, process="worker")
+    options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
+    # Celery's banner is no line of JSON
+    quiet = ["--quiet"] if logs.wants_json(settings.log_format) else []
+    return int(app.start(argv=[*quiet, "worker", *options]) or 0)

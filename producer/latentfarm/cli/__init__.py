@@ -16,6 +16,7 @@ from latentfarm.cli import (
     collect,
     control,
     doctor,
+    exporter,
     look,
     plan,
     recover,
@@ -48,6 +49,7 @@ results.register(app)
 verify.register(app)
 recover.register(app)
 doctor.register(app)
+exporter.register(app)
 bench.register(app)
 
 

@@ -106,7 +106,7 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
         def start() -> list[Child]:
             # registered first, so that a Ctrl-C between two starts leaves none behind
             cleanup.callback(end_all, children, worker_end_s(settings))
-            start_workers(settings, count, spec, logs=LOCAL_FOLDER / "logs", into=children, **arguments)
+            start_workers(settings, count, spec, folder=LOCAL_FOLDER / "logs", into=children, **arguments)
             return children
 
         yield farm, _Staff(start, others=lambda: bool(farm.ledger.workers(spec.alias)))

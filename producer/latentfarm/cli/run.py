@@ -11,8 +11,8 @@ import typer
 from latentfarm.cli import options
 from latentfarm.cli.options import check_dtype, check_exactness, with_model
 from latentfarm.cli.progress import note
-from latentfarm.errors import UnavailableError
-from latentfarm.local.stack import Stack, interruption, require_worker_packages, worker_command
+from latentfarm.errors import InputError, UnavailableError
+from latentfarm.local.stack import Stack, fleet_command, interruption, require_worker_packages, worker_command
 from latentfarm.models import parse_model
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 
@@ -78,11 +78,17 @@ def worker(
             "(env: LATENTFARM_EXACTNESS)"
         ),
     ] = None,
+    devices: Annotated[
+        str | None,
+        typer.Option(
+            help="A worker for each: `all` GPUs, cpu:N, or GPUs such as 0,1; else one worker. (env: LATENTFARM_DEVICES)"
+        ),
+    ] = None,
     no_supervisor: Annotated[
         bool, typer.Option("--no-supervisor", help="Run the worker bare: nobody restarts it or ends it if it hangs.")
     ] = False,
 ) -> None:
-    """Run one worker in the foreground: it holds the model and renders what the farm has for it.
+    """Run one worker in the foreground, or one a device: it holds the model and renders what the farm has for it.
 
     A small supervisor starts it anew when it dies or hangs. Asked to end, it finishes what it can; asked twice, it
     gives everything back and ends at once.
@@ -103,12 +109,15 @@ def worker(
         chosen["exactness"] = check_exactness(exactness)
     # the worker reads its settings from the environment, as under `celery -A latentfarm_worker worker`
     os.environ |= settings.model_copy(update=chosen).environment()
+    each = settings.devices if devices is None else devices
+    if each and no_supervisor:
+        raise InputError("--devices runs a supervisor for each device; leave out one of it and --no-supervisor")
     if no_supervisor:
         from latentfarm_worker.tasks import serve
 
         raise typer.Exit(serve())
     # in place of this process, which has imported more than a supervisor needs
-    command = worker_command(settings)
+    command = fleet_command(settings, each) if each else worker_command(settings)
     os.execv(command[0], command)  # noqa: S606 (there is no shell)
 
 

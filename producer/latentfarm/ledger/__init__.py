@@ -5,6 +5,7 @@ Redis ``TIME``; nothing here knows what a picture is.
 """
 
 from latentfarm.ledger.connection import Cancellations
+from latentfarm.ledger.heads import BatchHead
 from latentfarm.ledger.ledger import MAX_JOBS_PER_CALL, Ledger
 from latentfarm.ledger.records import BatchRecord, JobRecord, Lease, Reservation, Speed
 from latentfarm.ledger.restoration import Restoration
@@ -12,6 +13,7 @@ from latentfarm.ledger.workers import WorkerRecord
 
 __all__ = [
     "MAX_JOBS_PER_CALL",
+    "BatchHead",
     "BatchRecord",
     "Cancellations",
     "JobRecord",

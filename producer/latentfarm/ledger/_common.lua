@@ -1,6 +1,8 @@
 -- Every key of the ledger. <b> is a batch, <m> a model alias, <c> a chunk of a million jobs, <p> a part of 1,000.
 --
 -- key                 type    meaning                                                   removed by
+-- lf:schema           string  the version of this layout; scripts of another one        nobody
+--                             leave the ledger alone
 -- lf:batches          zset    every batch, by the time it was reserved (ms)             forget
 -- lf:open:<m>         set     batches of a model that are opening or open               finish, cancel, forget
 -- lf:batch:<b>        hash    digest, chain (digest of the parts stored so far), model, forget
@@ -55,6 +57,16 @@ local CHUNK, PART = 1000000, 1000
 local PACE_SLOT_MS, PACE_KEEP_S = 10000, 180
 -- the failure budget: this many failures with no success, or more than a share after this many have ended
 local BUDGET_FIRST, BUDGET_AFTER = 50, 500
+
+-- It rises with every change that scripts from before would misread. A ledger from before it was written down has 1.
+local SCHEMA = '1'
+do
+  local found = redis.call('GET', 'lf:schema')
+  if found and found ~= SCHEMA then return redis.error_reply('LFSCHEMA ' .. found .. ' ' .. SCHEMA) end
+end
+
+-- Whoever writes a batch down says how
+local function sign_schema() redis.call('SET', 'lf:schema', SCHEMA) end
 
 local function now_ms()
   local time = redis.call('TIME')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, Self, cast
 
 import redis
@@ -10,6 +11,7 @@ import redis
 from latentfarm.errors import InputError
 from latentfarm.job import JobState
 from latentfarm.ledger.connection import Cancellations, reachable
+from latentfarm.ledger.heads import BatchHead, read_heads
 from latentfarm.ledger.records import (
     BatchRecord,
     CommitOutcome,
@@ -257,7 +259,8 @@ class Ledger:
         """Return what the workers of a model have measured, None where none has rendered anything."""
         with reachable(self.where):
             figures = {text(key): float(value) for key, value in self.redis.hgetall(f"lf:speed:{model}").items()}
-        return Speed(**figures) if figures else None
+        # steps are told of before the first picture is
+        return Speed(**{each.name: figures.get(each.name, 0.0) for each in fields(Speed)}) if figures else None
 
     def waiting(self, model: str) -> int:
         """Return how many jobs of a model wait to be leased."""
@@ -321,6 +324,16 @@ class Ledger:
         """Return every batch's name, oldest first."""
         with reachable(self.where):
             return [text(name) for name in self.redis.zrange("lf:batches", 0, -1)]
+
+    def heads(self) -> list[BatchHead]:
+        """Return every batch in few words, oldest first."""
+        with reachable(self.where):
+            return read_heads(self.redis)
+
+    def memory_bytes(self) -> int:
+        """Return the memory that Redis says it uses."""
+        with reachable(self.where):
+            return int(self.redis.info("memory")["used_memory"])
 
     def batch(self, name: str) -> BatchRecord:
         """Return a batch's record.

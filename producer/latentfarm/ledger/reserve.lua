@@ -8,6 +8,7 @@ if held[1] then
   return { held[1] == digest and 'same' or held[1], held[2], tonumber(held[3]), held[4] }
 end
 local now = now_ms()
+sign_schema()
 redis.call('ZADD', 'lf:batches', now, batch)
 redis.call('HSET', key, 'digest', digest, 'model', model, 'priority', ARGV[4], 'weight', ARGV[5], 'budget', ARGV[6],
   'hold', ARGV[7], 'webhook', ARGV[8], 'state', 'opening', 'paused', '', 'total', 0, 'chain', '', 'cursor', 0,

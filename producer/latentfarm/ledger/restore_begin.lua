@@ -2,6 +2,7 @@
 -- ARGV: batch, total, then name and value of each field of its hash.
 local batch, total = ARGV[1], ARGV[2]
 local key, now = batch_key(batch), now_ms()
+sign_schema()
 drop_all_leases(batch)
 local before = redis.call('HMGET', key, 'retries', 'reserved_ms', 'epoch', 'webhook_state')
 -- what is known of single jobs stays until their part is written: it may be all that tells of a failure

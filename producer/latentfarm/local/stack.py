@@ -14,6 +14,7 @@ from threading import Event
 from types import FrameType
 from typing import Self
 
+from latentfarm import addresses, logs
 from latentfarm.errors import InputError
 from latentfarm.local.process import Child
 from latentfarm.local.redis_server import start_redis
@@ -91,7 +92,7 @@ class Stack:
             model,
             dtype=dtype,
             slots=slots,
-            logs=self.folder / "logs",
+            folder=self.folder / "logs",
             into=self._workers,
         )
 
@@ -115,24 +116,34 @@ class Stack:
 
 
 def start_workers(
-    settings: Settings, count: int, model: ModelSpec, *, dtype: str, slots: int, logs: Path, into: list[Child]
+    settings: Settings, count: int, model: ModelSpec, *, dtype: str, slots: int, folder: Path, into: list[Child]
 ) -> None:
-    """Start worker processes on any farm, appending them to ``into`` one by one."""
+    """Start worker processes on any farm, their logs in ``folder``, appending them to ``into`` one by one."""
     require_worker_packages()
     mine = settings.model_copy(
         update={"model": model.alias, "model_source": model.source, "dtype": dtype, "slots": slots}
     )
     threads = str(max(1, (os.cpu_count() or 1) // max(count, 1)))
-    environment = {"OMP_NUM_THREADS": threads, **mine.environment()}
-    for _ in range(count):
+    # the logs here are files that a person reads
+    environment = {"OMP_NUM_THREADS": threads, logs.VARIABLE: "text", **mine.environment()}
+    for place in range(count):
         name = f"worker-{len(into) + 1}"
-        into.append(Child(name, worker_command(mine), log=logs / f"{name}.log", env=environment))
+        own = {**environment, addresses.VARIABLE: addresses.nth_address(settings.metrics_address, place)}
+        into.append(Child(name, worker_command(mine), log=folder / f"{name}.log", env=own))
 
 
 def worker_command(settings: Settings) -> list[str]:
     """Return the command of a worker under its supervisor; what it serves is said by the environment."""
-    limits = ["--drain-s", str(settings.drain_s), "--hang-s", str(settings.hang_s)]
-    return [sys.executable, "-m", "latentfarm_worker.supervisor", *limits]
+    return [sys.executable, "-m", "latentfarm_worker.supervisor", *_limits(settings)]
+
+
+def fleet_command(settings: Settings, devices: str) -> list[str]:
+    """Return the command of a worker on each of the devices, each under its supervisor."""
+    return [sys.executable, "-m", "latentfarm_worker.fleet", devices, *_limits(settings)]
+
+
+def _limits(settings: Settings) -> list[str]:
+    return ["--drain-s", str(settings.drain_s), "--hang-s", str(settings.hang_s)]
 
 
 def worker_end_s(settings: Settings) -> float:

@@ -1,0 +1,171 @@
+"""The shape of a farm on many machines, on one: folders of their own, users of their own, and no file shared.
+
+The commands are those of the images, with nothing but an environment.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import socket
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.conftest import until
+from tests.locked_redis import locked_redis
+from tests.scraping import asked, scraped
+
+from latentfarm.farm import Farm
+from latentfarm.local.process import Child
+from latentfarm.settings import Settings
+
+pytestmark = pytest.mark.acceptance
+
+JOBS = 500
+ROW = {"num_inference_steps": 4, "width": 64, "height": 64}
+#: what the images start, in their words
+LATENTFARM = Path(sys.executable).with_name("latentfarm")
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports in a row on which nobody listens."""
+    while True:
+        with ExitStack() as held, suppress(OSError):
+            first = held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
+            for port in range(first + 1, first + count):
+                held.enter_context(socket.create_server(("127.0.0.1", port)))
+            return list(range(first, first + count))
+
+
+@dataclass
+class Machine:
+    """A folder, an environment, and the one process that was started in them."""
+
+    child: Child
+    address: str
+
+    @classmethod
+    def start(cls, folder: Path, settings: Settings, port: int, *command: str) -> Machine:
+        folder.mkdir()
+        address = f"127.0.0.1:{port}"
+        environment = {
+            **settings.environment(),
+            "LATENTFARM_METRICS_ADDRESS": address,
+            "LATENTFARM_CACHE_DIR": str(folder / "cache"),
+            "OMP_NUM_THREADS": "1",
+        }
+        shell = ["sh", "-c", 'cd "$0" && exec "$@"', str(folder), str(LATENTFARM), *command]
+        return cls(Child(folder.name, shell, log=folder / "log", env=environment), address)
+
+    @property
+    def ready(self) -> bool:
+        """Whether its probe says so; while it is being started nobody answers."""
+        self.child.require_alive()
+        try:
+            return asked(self.address, "/readyz")[0] == 200
+        except ConnectionRefusedError:
+            return False
+
+    @property
+    def done(self) -> int:
+        """Pictures that it has committed, as it tells Prometheus."""
+        return int(scraped(self.address)["latentfarm_images_total", "mini", "done"])
+
+    def lines(self) -> list[dict[str, Any]]:
+        """Return the log's lines, all JSON but for two: Celery says that it shuts down past every logger."""
+        lines = [line for line in self.child.log.read_text().splitlines() if line]
+        return [json.loads(line) for line in lines if line != "worker: Warm shutdown (MainProcess)"]
+
+    def last_words(self) -> dict[str, dict[str, int]]:
+        """Return what a worker that has ended said at the end: who it was, and how many jobs ended how."""
+        [told] = [line for line in self.lines() if "images" in line]
+        return {told["worker"]: told["images"]}
+
+
+@contextmanager
+def machines(folder: Path, settings: Settings) -> Iterator[tuple[Machine, list[Machine]]]:
+    """Give an exporter, and room for workers; whatever still runs is ended."""
+    exporter = Machine.start(folder / "exporter", settings, free_ports(1)[0], "exporter")
+    workers: list[Machine] = []
+    try:
+        yield exporter, workers
+    finally:
+        for machine in (*workers, exporter):
+            machine.child.terminate()
+        for machine in (*workers, exporter):
+            machine.child.wait_or_kill(40)
+
+
+def test_workers_come_and_go_and_no_picture_and_no_count_is_lost(servers: Settings, tmp_path: Path) -> None:
+    passwords = {user: secrets.token_urlsafe(16) for user in ("admin", "producer", "worker")}
+    (tmp_path / "redis").mkdir()
+    with locked_redis(tmp_path / "redis", passwords) as port:
+        role = {
+            user: servers.model_copy(
+                update={"redis_url": f"redis://{user}:{passwords[user]}@127.0.0.1:{port}/0", "slots": 4}
+            )
+            for user in ("producer", "worker")
+        }
+        farm = Farm(role["producer"])
+        with machines(tmp_path, role["producer"]) as (exporter, workers):
+            ports = free_ports(3)
+
+            def start(number: int) -> None:
+                folder = tmp_path / f"worker-{number}"
+                workers.append(Machine.start(folder, role["worker"], ports[number], "worker"))
+
+            start(0)
+            batch = farm.submit([{"prompt": f"picture {n}", **ROW} for n in range(JOBS)], batch="shape")
+            until(lambda: workers[0].ready and batch.status().done >= 20)
+            # while the others load, which takes as long here as the whole batch does
+            batch.pause()
+            start(1)
+            start(2)
+            until(lambda: all(worker.ready for worker in workers))
+            batch.resume()
+            until(lambda: all(worker.done > 0 for worker in workers))
+            assert scraped(exporter.address)["latentfarm_workers", "mini"] == 3
+            before = batch.status()
+            assert before.done < JOBS, "it ended before it could be scaled down"
+            for worker in workers[1:]:
+                worker.child.terminate()
+            assert [worker.child.wait_or_kill(40) for worker in workers[1:]] == [0, 0]
+            assert batch.status().leased <= 2 * 4, "a worker that left took jobs with it"
+            assert batch.wait(timeout_s=240).done == JOBS
+
+            by_worker = Counter(str(line["worker"]) for line in batch.results())
+            assert by_worker.total() == JOBS
+            assert {line["attempts"] for line in batch.results()} == {1}
+            told = scraped(exporter.address)
+            states = {key[3]: value for key, value in told.items() if key[:2] == ("latentfarm_batch_jobs", "shape")}
+            assert states == {"pending": 0, "leased": 0, "done": JOBS, "failed": 0, "cancelled": 0}
+            until(lambda: scraped(exporter.address)["latentfarm_model_images_total", "mini"] == JOBS)
+            left = workers[1].last_words() | workers[2].last_words()
+            assert {name: ended["done"] for name, ended in left.items()} == {name: by_worker[name] for name in left}
+            [stayed] = by_worker.keys() - left.keys()
+            assert workers[0].done == by_worker[stayed]
+
+
+def test_each_device_of_a_host_has_a_worker_that_serves_its_own_metrics(settings: Settings, tmp_path: Path) -> None:
+    ports = free_ports(2)
+    host = Machine.start(tmp_path / "host", settings, ports[0], "worker", "--devices", "cpu:2")
+    try:
+        farm = Farm(settings)
+        until(lambda: len(farm.ledger.workers("mini")) == 2)
+        names = set()
+        for port in ports:
+            told = scraped(f"127.0.0.1:{port}")
+            assert told["latentfarm_ready", "mini"] == 1
+            names |= {key[-1] for key in told if key[0] == "latentfarm_worker_info"}
+        assert names == set(farm.ledger.workers("mini"))
+        assert farm.submit([{"prompt": "a", **ROW}] * 8, batch="both").wait(timeout_s=60).done == 8
+    finally:
+        host.child.terminate()
+        assert host.child.wait_or_kill(40) == 0
+    assert {line["worker"] for line in host.lines() if line["message"].startswith("the worker ends")} == names
