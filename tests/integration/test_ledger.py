@@ -383,7 +383,7 @@ def test_trimming_a_part_leaves_only_the_states(ledger: Ledger) -> None:
     assert ledger.full_parts() == []
     client: Any = ledger.redis
     left = {key.decode() for key in client.keys("lf:*") if b"pace" not in key}
-    assert left - {"lf:swept"} == {"lf:batches", "lf:batch:cats", "lf:states:cats:0", "lf:reasons:cats"}
+    assert left - {"lf:swept"} == {"lf:schema", "lf:batches", "lf:batch:cats", "lf:states:cats:0", "lf:reasons:cats"}
 
 
 def test_a_rate_is_measured_and_a_finished_batch_keeps_its_own(ledger: Ledger) -> None:

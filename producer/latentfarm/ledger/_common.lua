@@ -1,7 +1,7 @@
 -- Every key of the ledger. <b> is a batch, <m> a model alias, <c> a chunk of a million jobs, <p> a part of 1,000.
 --
 -- key                 type    meaning                                                   removed by
--- lf:schema           string  the version of this layout; scripts of another one        nobody
+-- lf:schema           string  the version of this layout; scripts of another one        forget, the last batch
 --                             leave the ledger alone
 -- lf:batches          zset    every batch, by the time it was reserved (ms)             forget
 -- lf:open:<m>         set     batches of a model that are opening or open               finish, cancel, forget

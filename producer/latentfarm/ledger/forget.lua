@@ -17,4 +17,6 @@ for _, worker in ipairs(model and redis.call('ZRANGE', 'lf:workers:' .. model, 0
 end
 redis.call('UNLINK', batch_key(batch))
 redis.call('ZREM', 'lf:batches', batch)
+-- an empty ledger is of no layout
+if redis.call('ZCARD', 'lf:batches') == 0 then redis.call('UNLINK', 'lf:schema') end
 return 1
