@@ -55,7 +55,8 @@ def faulty(
     command = [sys.executable, "-m", "tests.faulty_worker"]
     if supervised:
         command = [sys.executable, "-m", "latentfarm_worker.supervisor", *options, "--", *command]
-    known = {"LATENTFARM_SWEEP_S": "1", "OMP_NUM_THREADS": "1", "FAULTS_SEEN": str(folder)}
+    told = {"LATENTFARM_LOG_FORMAT": "text", "FAULTS_SEEN": str(folder)}
+    known = {"LATENTFARM_SWEEP_S": "1", "OMP_NUM_THREADS": "1", **told}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
