@@ -20,7 +20,7 @@ test: $(VENV)/.tools  ## every test that needs no GPU and no model of full size,
 	$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL)
 
 unit: PROCESSES = auto
-unit: $(VENV)/.tools  ## the tests that need no server and no other process
+unit: $(VENV)/.tools  ## the tests that need no server and no process of ours
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
 
 check: $(VENV)/.dev  ## lint, format, types
