@@ -246,8 +246,9 @@ def test_a_further_model_is_the_one_file_that_the_readme_shows(tmp_path: Path) -
         r"`overlays/gpu-spot-autoscaled/(\S+)`:\n\n```yaml\n(.*?)```", text, flags=re.DOTALL
     )
     file = folder / place
+    [patches] = re.findall(r"```yaml\n(patches:.*?)```", text, flags=re.DOTALL)
     file.parent.mkdir()
-    file.write_text(content)
+    file.write_text(content + patches)
     kustomization = folder / "kustomization.yaml"
     kustomization.write_text(kustomization.read_text().replace("  - sdxl\n", f"  - sdxl\n  - {file.parent.name}\n"))
     before, after = overlay("gpu-spot-autoscaled"), render(folder)
@@ -260,6 +261,8 @@ def test_a_further_model_is_the_one_file_that_the_readme_shows(tmp_path: Path) -
         ("PodDisruptionBudget", f"latentfarm-worker-{alias}"),
         ("ScaledObject", f"latentfarm-worker-{alias}"),
     }
+    spec = after.one("ScaledObject", f"latentfarm-worker-{alias}")["spec"]
+    assert (spec["maxReplicaCount"], spec["triggers"][0]["metadata"]["targetValue"]) == (100, "2000")
 
 
 def test_the_readme_names_every_overlay_and_component() -> None:
