@@ -16,11 +16,11 @@ BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mix
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
 
-test: $(VENV)/.dev  ## every test that needs no GPU and no model of full size, three minutes of chaos among them
+test: $(VENV)/.tools  ## every test that needs no GPU and no model of full size, three minutes of chaos among them
 	$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL)
 
 unit: PROCESSES = auto
-unit: $(VENV)/.dev  ## the tests that need no server and no other process
+unit: $(VENV)/.tools  ## the tests that need no server and no process of ours
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
 
 check: $(VENV)/.dev  ## lint, format, types
@@ -41,8 +41,9 @@ bench: $(VENV)/.dev  ## measurements, an hour of them; fails if a bar is missed,
 chaos: $(VENV)/.chaos  ## kill, freeze and cut everything for MINUTES=3; also SEED=n, STORE=moto, WRITE=1
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --store $(STORE) $(if $(SEED),--seed $(SEED)) $(if $(WRITE),--write)
 
-docs: $(VENV)/.dev  ## write the commands into docs/reference.md
+docs: $(VENV)/.dev  ## write the commands into docs/reference.md, and the alerts as Kubernetes wants them
 	$(BIN)/python docs/write_reference.py
+	$(BIN)/python deploy/kubernetes/write_prometheus_rule.py
 
 clean:
 	rm -rf $(VENV) .latentfarm out
@@ -62,3 +63,7 @@ $(VENV)/.chaos: $(VENV)/.dev
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable '.[worker,local,parquet,dev]'
 	touch $@ $(VENV)/.run
+
+$(VENV)/.tools: tests/tools.py $(VENV)/.dev
+	$(BIN)/python -m tests.tools
+	touch $@

@@ -1,0 +1,183 @@
+"""What deploy/ starts is started, a real Prometheus scrapes it, and answers what dashboard, alerts and KEDA ask."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+import yaml
+from tests import tools
+from tests.acceptance.test_shape import Machine, free_ports
+from tests.conftest import REPOSITORY, until
+from tests.scraping import asked
+from tests.unit.deploy.cluster import overlay
+from tests.unit.deploy.metrics import CUDA, EXPORTER, TARGET, WORKER, metrics_of
+
+from latentfarm import Farm
+from latentfarm.bucket import manifest_key
+from latentfarm.jsonl import pack, unpack
+from latentfarm.local.process import Child
+from latentfarm.settings import Settings
+
+pytestmark = pytest.mark.acceptance
+
+MONITORING = REPOSITORY / "deploy" / "monitoring"
+JOBS = 60
+ROW = {"num_inference_steps": 4, "width": 64, "height": 64}
+#: what Grafana would put in, for scrapes a second apart
+FILLED_IN = {r"\$__rate_interval": "1m", r"\$\w+": ".*"}
+
+
+class Prometheus:
+    """Asks a running one."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def get(self, path: str, **parameters: str) -> Any:
+        status, body = asked(self._address, f"/api/v1/{path}?{urlencode(parameters)}")
+        assert status == 200, body
+        return json.loads(body)["data"]
+
+    def values(self, query: str) -> list[float]:
+        """Return the values of the series that a query gives."""
+        return [float(series["value"][1]) for series in self.get("query", query=query)["result"]]
+
+    def labels(self, job: str) -> dict[str, set[str]]:
+        """Return the labels of each metric of ours that a target tells."""
+        found: dict[str, set[str]] = {}
+        for series in self.get("series", **{"match[]": f'{{__name__=~"latentfarm_.+",job="{job}"}}'}):
+            found.setdefault(series.pop("__name__"), set()).update(set(series) - TARGET)
+        return found
+
+    @property
+    def ready(self) -> bool:
+        """Whether it answers."""
+        try:
+            return asked(self._address, "/-/ready")[0] == 200
+        except ConnectionRefusedError:
+            return False
+
+
+@contextmanager
+def prometheus(folder: Path, targets: dict[str, str]) -> Iterator[Prometheus]:
+    """Run one that scrapes these addresses, by the job's name, every second."""
+    folder.mkdir()
+    (folder / "prometheus.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+                "rule_files": [str(MONITORING / "alerts.yaml")],
+                "scrape_configs": [
+                    {"job_name": job, "static_configs": [{"targets": [address]}]} for job, address in targets.items()
+                ],
+            }
+        )
+    )
+    address = f"127.0.0.1:{free_ports(1)[0]}"
+    command = [tools.find("prometheus"), "--config.file=prometheus.yaml", f"--web.listen-address={address}"]
+    shell = ["sh", "-c", 'cd "$0" && exec "$@"', str(folder), *command, "--storage.tsdb.path=data"]
+    child = Child("prometheus", shell, log=folder / "log")
+    try:
+        server = Prometheus(address)
+        until(lambda: server.ready, timeout_s=30)
+        yield server
+    finally:
+        child.terminate()
+        child.wait_or_kill(10)
+
+
+def queries() -> dict[str, str]:
+    """Return the dashboard's queries by their panels, with what Grafana would put in."""
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    found = {}
+    for panel in panels:
+        for target in panel.get("targets", []):
+            query = target["expr"]
+            for variable, value in FILLED_IN.items():
+                query = re.sub(variable, value, query)
+            found[f"{panel['title']} {target['refId']}"] = query
+    return found
+
+
+def unanswered(server: Prometheus, asking: dict[str, str]) -> dict[str, str]:
+    """Return the queries to which there is no number."""
+    answers = {name: server.values(query) for name, query in asking.items()}
+    return {name: asking[name] for name, found in answers.items() if not any(map(math.isfinite, found))}
+
+
+def test_a_run_answers_every_query_and_raises_no_alert(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The processes are those of the overlay cpu: its arguments, its environment but for addresses, its probes."""
+    cluster = overlay("cpu")
+    pods = {
+        name: cluster.one("Deployment", f"latentfarm-{name}")["spec"]["template"]
+        for name in ("worker-mini", "exporter")
+    }
+    for template in pods.values():
+        for name, value in cluster.environment(template).items():
+            if value is not None:
+                monkeypatch.setenv(name, value)
+    farm = Farm(settings)
+    batch = farm.submit([{"prompt": f"picture {n}", **ROW} for n in range(JOBS)], batch="seen")
+    # one that will fail, so that there is a code to tell
+    lines = unpack(farm.bucket.get(manifest_key("seen", 0)))
+    farm.bucket.put(manifest_key("seen", 0), pack([{**lines[0], "width": 16_384}, *lines[1:]]))
+    containers = {name: template["spec"]["containers"][0] for name, template in pods.items()}
+    with machines(tmp_path, settings.model_copy(update={"slots": 4}), containers) as running:
+        targets = {name: machine.address for name, machine in running.items()}
+        with prometheus(tmp_path / "prometheus", targets) as server:
+            ended = batch.wait(timeout_s=120)
+            assert (ended.done, ended.failed) == (JOBS - 1, 1)
+            asking = {name: query for name, query in queries().items() if not set(metrics_of(query)) & set(CUDA)}
+            assert len(asking) == len(queries()) - 1
+            until(lambda: not unanswered(server, asking), timeout_s=30)
+            until(lambda: server.values('latentfarm_images_total{outcome="done"}') == [JOBS - 1], timeout_s=30)
+            assert server.values("latentfarm_batch_failures") == [1]
+            assert without_created(server.labels("worker-mini")) == WORKER
+            assert without_created(server.labels("exporter")) == EXPORTER
+
+            rules = [rule for group in server.get("rules")["groups"] for rule in group["rules"]]
+            assert {rule["health"] for rule in rules} == {"ok"}
+            assert {rule["name"]: rule["state"] for rule in rules if rule["state"] != "inactive"} == {}
+
+            # what the scaler would be told, for the model that was served
+            [thing] = [each for each in overlay("gpu-spot-autoscaled").of("ScaledObject") if "sd14" in str(each)]
+            for trigger in thing["spec"]["triggers"]:
+                query = trigger["metadata"]["valueLocation"].replace("sd14", "mini")
+                assert server.values(query) == [0]
+
+        for name, container in containers.items():
+            for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
+                assert asked(running[name].address, container[probe]["httpGet"]["path"])[0] == 200
+        worker = running["worker-mini"].child
+        worker.terminate()
+        assert worker.wait_or_kill(pods["worker-mini"]["spec"]["terminationGracePeriodSeconds"]) == 0
+
+
+@contextmanager
+def machines(folder: Path, settings: Settings, containers: dict[str, Any]) -> Iterator[dict[str, Machine]]:
+    """Run what containers would; whatever still runs at the end is ended."""
+    running: dict[str, Machine] = {}
+    try:
+        for name, container in containers.items():
+            running[name] = Machine.start(folder / name, settings, free_ports(1)[0], *container["args"])
+        yield running
+    finally:
+        for machine in running.values():
+            machine.child.terminate()
+        for machine in running.values():
+            machine.child.wait_or_kill(40)
+
+
+def without_created(metrics: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Leave out when a counter began, which OpenMetrics tells beside each."""
+    return {name: labels for name, labels in metrics.items() if not name.endswith("_created")}

@@ -1,0 +1,66 @@
+"""The series that workers and the exporter tell, and their labels; an acceptance test compares them with a run."""
+
+from __future__ import annotations
+
+import re
+
+WORKER = {
+    "latentfarm_images_total": {"model", "outcome"},
+    "latentfarm_stage_seconds_bucket": {"model", "stage", "le"},
+    "latentfarm_stage_seconds_sum": {"model", "stage"},
+    "latentfarm_stage_seconds_count": {"model", "stage"},
+    "latentfarm_slots": {"model"},
+    "latentfarm_slots_busy": {"model"},
+    "latentfarm_device_busy_seconds_total": {"model"},
+    "latentfarm_steps_total": {"model"},
+    "latentfarm_leases_total": {"model", "event"},
+    "latentfarm_leases_held": {"model"},
+    "latentfarm_store_retries_total": {"model", "operation"},
+    "latentfarm_upload_backlog": {"model"},
+    "latentfarm_uploaded_bytes_total": {"model"},
+    "latentfarm_ready": {"model"},
+    "latentfarm_worker_info": {"model", "worker", "device", "dtype", "version"},
+}
+#: told where there is such a device
+CUDA = {"latentfarm_device_memory_bytes": {"model", "kind"}}
+EXPORTER = {
+    "latentfarm_ledger_up": set[str](),
+    "latentfarm_ledger_memory_bytes": set[str](),
+    "latentfarm_batch_jobs": {"batch", "model", "state"},
+    "latentfarm_batches_untold": set[str](),
+    "latentfarm_batch_failures": {"batch", "model", "code"},
+    "latentfarm_model_jobs": {"model", "state"},
+    "latentfarm_model_images_total": {"model"},
+    "latentfarm_workers": {"model"},
+}
+ALL = WORKER | CUDA | EXPORTER
+#: what prometheus_client tells of any process, and Prometheus adds to any series
+OF_PROCESSES = {"process_resident_memory_bytes": set[str]()}
+TARGET = {"instance", "job"}
+
+_METRIC = re.compile(r"\b((?:latentfarm|process)_[a-z_]+)(?:\{([^}]*)\})?")
+_MATCHER = re.compile(r"([a-z_]+) *(?:=~|!~|!=|=)")
+_GROUPING = re.compile(r"\b(?:by|on|group_left) *\(([^)]*)\)")
+
+
+def metrics_of(query: str) -> dict[str, set[str]]:
+    """Return the metrics that a query names, each with the labels that it is matched by."""
+    found: dict[str, set[str]] = {}
+    for name, matchers in _METRIC.findall(query):
+        found.setdefault(name, set()).update(_MATCHER.findall(matchers))
+    return found
+
+
+def groupings_of(query: str) -> set[str]:
+    """Return the labels by which a query sums or joins."""
+    return {label.strip() for labels in _GROUPING.findall(query) for label in labels.split(",")}
+
+
+def strangers_in(query: str) -> set[str]:
+    """Return the metrics and labels of a query that nobody tells."""
+    known = ALL | OF_PROCESSES
+    named = metrics_of(query)
+    metrics = set(named) - set(known)
+    matched = {f"{name}{{{label}}}" for name in named for label in named[name] - known.get(name, set()) - TARGET}
+    grouped = groupings_of(query) - TARGET - {label for name in named for label in known.get(name, set())}
+    return metrics | matched | grouped
