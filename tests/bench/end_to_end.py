@@ -23,7 +23,8 @@ from latentfarm.job import JobState
 from latentfarm.local.process import Child
 from latentfarm.settings import Settings
 
-_LOOK_S = 0.005
+#: seconds between two looks at the ledger, which take CPU that the workers want
+_LOOK_S = 0.05
 _LONGEST_S = 3600
 
 

@@ -129,6 +129,7 @@ local function announce(batch, now)
 end
 
 -- The batch is complete once all of a closed manifest has ended; a canary's batch pauses once all it may run has.
+-- Returns its total.
 local function settle(batch, now)
   local key = batch_key(batch)
   local f = redis.call('HMGET', key, 'state', 'total', 'done', 'failed', 'cancelled', 'model', 'hold', 'cursor', 'leased')
@@ -140,6 +141,7 @@ local function settle(batch, now)
     and redis.call('ZCARD', 'lf:again:' .. batch) == 0 then
     redis.call('HSET', key, 'paused', 'canary: the first ' .. f[7] .. ' jobs have ended')
   end
+  return tonumber(f[2])
 end
 
 -- Have every part flushed of which some jobs have ended: in a cancelled batch they never get full
@@ -155,9 +157,9 @@ local function finish(batch, part, count, counter, now)
   local key = batch_key(batch)
   redis.call('HINCRBY', key, counter, count)
   redis.call('HSET', key, 'last_ms', now)
-  settle(batch, now)
+  local total = settle(batch, now)
   local ended = redis.call('HINCRBY', 'lf:parts:' .. batch, text(part), count)
-  if ended == part_size(part, tonumber(redis.call('HGET', key, 'total'))) then
+  if ended == part_size(part, total) then
     redis.call('SADD', 'lf:flush', job_name(batch, part))
     return 1
   end

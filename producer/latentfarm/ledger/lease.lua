@@ -40,7 +40,7 @@ local function candidates()
       'weight', 'epoch', 'gaps', 'reserved_ms')
     local limit = leasable_until(f[1], f[2], f[3], f[4])
     if limit then
-      found[#found + 1] = { name = batch, limit = limit, cursor = tonumber(f[5]), priority = tonumber(f[6]),
+      found[#found + 1] = { name = batch, limit = limit, began = tonumber(f[5]), cursor = tonumber(f[5]), priority = tonumber(f[6]),
         served = tonumber(f[7]), weight = tonumber(f[8]), gaps = f[10] ~= '0', taken = 0, age = now - tonumber(f[11]),
         -- higher than any before, even if Redis came back with an older record: the clock has moved on
         epoch = math.max(tonumber(f[9]), moment) }
@@ -126,12 +126,13 @@ while #leased < wanted and #batches > 0 do
 end
 for _, batch in ipairs(touched) do
   local key = batch_key(batch.name)
-  redis.call('HSET', key, 'cursor', batch.cursor)
   if batch.taken > 0 then
-    redis.call('HSET', key, 'epoch', text(batch.epoch + batch.taken))
+    redis.call('HSET', key, 'cursor', batch.cursor, 'epoch', text(batch.epoch + batch.taken), 'served',
+      tostring(batch.served))
     redis.call('HINCRBY', key, 'leased', batch.taken)
-    redis.call('HSET', key, 'served', tostring(batch.served))
     redis.call('HSETNX', key, 'first_ms', now)
+  elseif batch.cursor ~= batch.began then
+    redis.call('HSET', key, 'cursor', batch.cursor)
   end
 end
 if #leased > 0 then

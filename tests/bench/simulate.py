@@ -1,0 +1,295 @@
+"""Simulates up to a thousand workers against one real Redis, to tell how many GPUs one Redis carries.
+
+    python -m tests.bench.simulate            # prints the table
+    python -m tests.bench.simulate --write    # and puts it into docs/benchmarks.md
+
+A simulated worker does to Redis what a real one does, by the ledger's own scripts: it leases as soon as there is room,
+commits every picture alone, renews, beats and sweeps. Its rendering is a time that is drawn. All share one process,
+which has a core of its own where there are two; the time of an answer counts from when the question was due.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import json
+import multiprocessing
+import os
+import random
+import selectors
+import socket
+import statistics
+import time
+from collections import Counter, defaultdict, deque
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import hiredis
+from tests.bench.bench_ledger import receipt_of
+from tests.bench.servers import redis_cpu_s, redis_server, temporary_folder
+from tests.bench.table import Conditions, Line, parse_arguments, report
+
+from latentfarm.job import PART_JOBS
+from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger.records import receipt_text
+
+Kind = Literal["lease", "commit", "renew", "beat", "sweep"]
+
+MODEL = "simulated"
+#: batches that share the model, as users do
+BATCHES = 4
+BATCH_JOBS = 10_000_000
+#: as a real worker has them by default
+SLOTS, LEASE_S, RENEW_S, HOUSE_S, AHEAD_S, DRY_S = 16, 30.0, 5.0, 3.0, 0.5, 0.2
+IMAGES_PER_S = 10.0
+#: how far render times are apart, as the sigma of their logarithm
+SPREAD = 0.3
+WARM_UP_S = 5.0
+BAR_MS, BAR_WORKERS = 100.0, 1_000
+_FORK = multiprocessing.get_context("fork")
+
+
+@dataclass
+class Told:
+    """What a simulation saw after its warm-up: seconds of each answer by kind, pictures, CPU seconds of all workers."""
+
+    seconds: dict[Kind, list[float]] = field(default_factory=lambda: defaultdict(list))
+    images: int = 0
+    cpu_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Load:
+    """Result of one number of workers. Shares are of one core; times are milliseconds."""
+
+    workers: int
+    images_per_s: float
+    operations_per_s: float
+    redis_share: float
+    workers_share: float
+    lease_p50_ms: float
+    lease_p99_ms: float
+    commit_p99_ms: float
+
+    @property
+    def carried(self) -> bool:
+        """Whether the workers got what they asked for, and in time."""
+        return self.images_per_s >= 0.95 * self.workers * IMAGES_PER_S and self.lease_p99_ms < BAR_MS
+
+
+class Farm:
+    """All simulated workers: their sockets, and what is due when."""
+
+    def __init__(self, url: str, count: int, *, ends: float, seed: int = 0) -> None:
+        ledger = Ledger.connect(url)
+        self.shas = {kind: ledger.redis.script_load(getattr(ledger.scripts, kind).script) for kind in _ARGUMENTS}
+        self.rng = random.Random(seed)  # noqa: S311 (the same times in each run are what is wanted)
+        self.told = Told()
+        self._ends = ends
+        self._measured_from = time.monotonic() + WARM_UP_S
+        self._due: list[tuple[float, int, Worker, str]] = []
+        self._order = itertools.count()
+        self._selector = selectors.DefaultSelector()
+        for number in range(count):
+            worker = Worker(self, number, url.removeprefix("unix://"))
+            self._selector.register(worker.socket, selectors.EVENT_READ, worker)
+            # a farm's workers did not start in one moment
+            began = time.monotonic() + WARM_UP_S / 2 * number / count
+            for action, period_s in (("lease", 0.0), ("renew", RENEW_S), ("beat", HOUSE_S), ("sweep", HOUSE_S)):
+                self.plan(began + period_s * self.rng.random(), worker, action)
+
+    def plan(self, at: float, worker: Worker, action: str) -> None:
+        """Have a worker do something at a time of ``time.monotonic()``."""
+        heapq.heappush(self._due, (at, next(self._order), worker, action))
+
+    def note(self, kind: Kind, due: float, images: int) -> None:
+        """Take down an answer that came just now."""
+        now = time.monotonic()
+        if now >= self._measured_from:
+            self.told.seconds[kind].append(now - due)
+            self.told.images += images
+
+    def run(self) -> Told:
+        """Simulate until the end; CPU seconds count from the end of the warm-up on."""
+        spent_s = None
+        while (now := time.monotonic()) < self._ends:
+            if spent_s is None and now >= self._measured_from:
+                spent_s = time.process_time()
+            for key, _ in self._selector.select(max(0.0, self._due[0][0] - now)):
+                key.data.read()
+            while self._due and self._due[0][0] <= time.monotonic():
+                due, _, worker, action = heapq.heappop(self._due)
+                worker.act(action, due)
+        self.told.cpu_s = time.process_time() - (spent_s or 0.0)
+        return self.told
+
+
+class Worker:
+    """One worker, on a connection of its own."""
+
+    def __init__(self, farm: Farm, number: int, path: str) -> None:
+        self._farm = farm
+        self._name = f"simulated-{number}"
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(path)
+        self._reader = hiredis.Reader()
+        self._asked: deque[tuple[Kind, float]] = deque()
+        self._running: dict[str, Lease] = {}
+        self._staged: deque[Lease] = deque()
+        self._leasing = False
+        self._requests = itertools.count()
+
+    def act(self, action: str, due: float) -> None:
+        """Do what is due; ``action`` is a kind of question, or the name of a job whose picture is finished."""
+        if action == "lease":
+            self._lease(due)
+        elif action == "renew":
+            names = [word for lease in self._held() for word in (lease.name, lease.epoch)]
+            self._ask("renew", due, int(LEASE_S * 1000), *names)
+            self._farm.plan(due + RENEW_S, self, action)
+        elif action == "beat":
+            measured = ("images", repr(HOUSE_S * IMAGES_PER_S), "busy_s", repr(HOUSE_S), "wall_s", repr(HOUSE_S))
+            self._ask("beat", due, MODEL, self._name, 60, 1, "device", "cuda", *measured)
+            self._farm.plan(due + HOUSE_S, self, action)
+        elif action == "sweep":
+            self._ask("sweep", due, 1_000, 250, 10_000)
+            self._farm.plan(due + HOUSE_S, self, action)
+        else:
+            self._commit(self._running.pop(action), due)
+
+    def read(self) -> None:
+        """Take the answers that are there."""
+        self._reader.feed(self.socket.recv(1 << 16))
+        while (answer := self._reader.gets()) is not False:
+            if isinstance(answer, Exception):
+                raise answer
+            kind, due = self._asked.popleft()
+            self._farm.note(kind, due, images=int(kind == "commit"))
+            if kind == "lease":
+                self._take(answer)
+            elif kind == "commit" and answer[0] not in {b"done", b"full"}:
+                raise RuntimeError(f"a commit was answered by {answer}")
+
+    def _held(self) -> list[Lease]:
+        return [*self._running.values(), *self._staged]
+
+    def _lease(self, due: float) -> None:
+        room = SLOTS + round(AHEAD_S * IMAGES_PER_S) - len(self._running) - len(self._staged)
+        if room > 0 and not self._leasing:
+            self._leasing = True
+            self._ask("lease", due, MODEL, self._name, room, int(LEASE_S * 1000), f"{next(self._requests):032x}")
+
+    def _take(self, answer: list[list[Any]]) -> None:
+        self._leasing = False
+        self._staged.extend(Lease(batch.decode(), *numbers) for batch, *numbers in answer)
+        now = time.monotonic()
+        while self._staged and len(self._running) < SLOTS:
+            self._begin(now)
+        if not answer:
+            self._farm.plan(now + DRY_S, self, "lease")
+
+    def _begin(self, now: float) -> None:
+        lease = self._staged.popleft()
+        self._running[lease.name] = lease
+        typical_s = SLOTS / IMAGES_PER_S
+        # a logarithmic normal distribution with this mean
+        drawn_s = typical_s * self._farm.rng.lognormvariate(-(SPREAD**2) / 2, SPREAD)
+        self._farm.plan(now + drawn_s, self, lease.name)
+
+    def _commit(self, lease: Lease, due: float) -> None:
+        receipt = receipt_text({**receipt_of(lease), "epoch": lease.epoch})
+        self._ask("commit", due, lease.name, lease.epoch, receipt, 0)
+        if self._staged:
+            self._begin(due)
+        self._lease(due)
+
+    def _ask(self, kind: Kind, due: float, *arguments: str | int) -> None:
+        self._asked.append((kind, due))
+        words: Any = ("EVALSHA", self._farm.shas[kind], 0, *arguments)
+        self.socket.sendall(hiredis.pack_command(words))
+
+
+_ARGUMENTS: tuple[Kind, ...] = ("lease", "commit", "renew", "beat", "sweep")
+
+
+def _simulate(url: str, count: int, seconds: float, answer: Any) -> None:
+    answer.send(Farm(url, count, ends=time.monotonic() + WARM_UP_S + seconds).run())
+
+
+def _flush(url: str) -> None:
+    """Do for ever what workers do with parts that are full, but for the bucket: read their receipts and trim them."""
+    ledger = Ledger.connect(url)
+    while True:
+        for batch, part in ledger.full_parts():
+            json.dumps([job.receipt for job in ledger.jobs(batch, range(part * PART_JOBS, (part + 1) * PART_JOBS))])
+            ledger.trim(batch, part, retries=0)
+        time.sleep(HOUSE_S / 10)
+
+
+def load_of(url: str, count: int, seconds: float) -> Load:
+    """Simulate a number of workers for some seconds on an empty ledger."""
+    ledger = Ledger.connect(url)
+    ledger.redis.flushall()
+    for number in range(BATCHES):
+        ledger.reserve(f"batch-{number}", digest="0" * 64, model=MODEL)
+        ledger.grow(f"batch-{number}", before=0, total=BATCH_JOBS, chain="0" * 64, closed=True)
+    ours, theirs = _FORK.Pipe()
+    simulation = _FORK.Process(target=_simulate, args=(url, count, seconds, theirs))
+    flusher = _FORK.Process(target=_flush, args=(url,), daemon=True)
+    flusher.start()
+    simulation.start()
+    time.sleep(WARM_UP_S)
+    redis_s, began = redis_cpu_s(ledger.redis), time.monotonic()
+    told: Told = ours.recv()
+    wall_s, redis_s = time.monotonic() - began, redis_cpu_s(ledger.redis) - redis_s
+    simulation.join()
+    flusher.kill()
+    lease_ms, commit_ms = (sorted(1000 * s for s in told.seconds[kind]) for kind in ("lease", "commit"))
+    print("  ", count, Counter({kind: len(each) for kind, each in told.seconds.items()}), flush=True)
+    return Load(
+        workers=count,
+        images_per_s=told.images / seconds,
+        operations_per_s=sum(map(len, told.seconds.values())) / seconds,
+        redis_share=redis_s / wall_s,
+        workers_share=told.cpu_s / seconds,
+        lease_p50_ms=statistics.median(lease_ms),
+        lease_p99_ms=statistics.quantiles(lease_ms, n=100)[-1],
+        commit_p99_ms=statistics.quantiles(commit_ms, n=100)[-1],
+    )
+
+
+def lines_of(loads: list[Load]) -> list[Line]:
+    """Return the table."""
+    lines = []
+    for load in loads:
+        what = f"{load.workers:,} workers of {IMAGES_PER_S:g} images/s"
+        lines += [
+            Line(f"{what}: pictures", load.images_per_s, "images/s"),
+            Line(f"{what}: questions to Redis", load.operations_per_s, "a second"),
+            Line(f"{what}: CPU of Redis", 100 * load.redis_share, "% of a core"),
+            Line(f"{what}: CPU of all simulated workers", 100 * load.workers_share, "% of a core"),
+            Line(f"{what}: a lease, median", load.lease_p50_ms, "ms"),
+            Line(f"{what}: a lease, p99", load.lease_p99_ms, "ms"),
+            Line(f"{what}: a commit, p99", load.commit_p99_ms, "ms"),
+        ]
+    carried = max((load.workers for load in loads if load.carried), default=0)
+    bar = f"the most that got their pictures, with a lease's p99 under {BAR_MS:g} ms"
+    return [*lines, Line(bar, carried, "workers", BAR_WORKERS, at_least=True)]
+
+
+def main() -> int:
+    """Return 1 where a bar is missed."""
+    arguments = parse_arguments(__doc__)
+    counts, seconds = ((20,), 2.0) if arguments.quick else ((125, 250, 500, 750, 1_000), 20.0)
+    with temporary_folder() as folder, redis_server(folder) as url:
+        conditions = Conditions(Ledger.connect(url).ping())
+        loads = [load_of(url, count, seconds) for count in counts]
+    note = (
+        f"{SLOTS} slots a worker, render times spread by {SPREAD:g} (sigma of the logarithm), {BATCHES} batches; a "
+        f"connection a worker, over a unix socket. {os.cpu_count()} cores for Redis, its disk and all workers."
+    )
+    return report("simulation", lines_of(loads), conditions, write=arguments.write, note=note)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
