@@ -73,9 +73,9 @@ def test_an_image_is_configured_as_its_dockerfile_was_read(built: dict[str, Buil
 
 
 def test_the_images_hold_our_code_one_model_and_no_tool_to_install_another(built: dict[str, Built]) -> None:
-    weights = {".bin", ".ckpt", ".gguf", ".onnx", ".pt", ".safetensors"}
+    weights = {".ckpt", ".gguf", ".onnx", ".safetensors"}
     for name, image in built.items():
-        found = [file for file in image.files if file.suffix in weights and "/site-packages/torch/" not in str(file)]
+        found = [file for file in image.files if file.suffix in weights or file.name.startswith("pytorch_model")]
         models = {str(file).partition("/site-packages/")[2].rpartition("/model/")[0] for file in found}
         # our wheel is one for both sides
         assert models == {"latentfarm_worker/mini"}, found

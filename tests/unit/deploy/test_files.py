@@ -60,6 +60,19 @@ def seconds(text: str) -> float:
     return float(text.removesuffix("s"))
 
 
+def composed(*files: str, profile: str) -> dict[str, Any]:
+    """Return the services that `docker compose up` would start."""
+    named = [text for file in files for text in ("-f", file)]
+    # without a file of passwords that may lie there
+    shown = run(
+        "docker", "compose", "--env-file", os.devnull, *named, "--profile", profile, "config", "--format", "json"
+    )
+    assert shown.returncode == 0, shown.stderr
+    services = json.loads(shown.stdout)["services"]
+    assert isinstance(services, dict)
+    return services
+
+
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
 def test_hadolint_has_nothing_to_say_of_a_dockerfile(file: Path) -> None:
     linted = run(tool("hadolint"), str(file))
@@ -84,16 +97,28 @@ def test_the_files_keep_to_the_published_schema_of_their_kind(schema: str, files
 
 
 @pytest.mark.skipif(not DOCKER_COMPOSE, reason="no docker compose here")
-@pytest.mark.parametrize("profile", ["cpu", "gpu"])
-def test_docker_compose_itself_reads_the_files(profile: str) -> None:
-    more = ["-f", "deploy/compose.gpu.yaml"] if profile == "gpu" else []
-    options = ["-f", "deploy/compose.yaml", *more, "--profile", profile]
-    shown = run("docker", "compose", *options, "config", "--format", "json")
-    assert shown.returncode == 0, shown.stderr
-    worker = json.loads(shown.stdout)["services"]["worker"]
-    assert worker["environment"]["LATENTFARM_MODEL"] == "mini"
-    devices = worker.get("deploy", {}).get("resources", {}).get("reservations", {}).get("devices", [])
-    assert [device["capabilities"] for device in devices] == ([["gpu"]] if profile == "gpu" else [])
+def test_docker_compose_itself_reads_the_file_as_the_tests_do() -> None:
+    told = composed("deploy/compose.yaml", profile="cpu")
+    assert set(BUILT) - set(told) == {"producer"}
+    for name, service in told.items():
+        assert service.get("environment", {}) == BUILT[name].told.get("environment", {})
+        words = [*(service.get("entrypoint") or []), *(service.get("command") or [])]
+        assert [word.replace("$$", "$") for word in words] == [
+            *BUILT[name].told.get("entrypoint", []),
+            *BUILT[name].told.get("command", []),
+        ]
+
+
+@pytest.mark.skipif(not DOCKER_COMPOSE, reason="no docker compose here")
+def test_the_gpu_file_gives_the_same_worker_every_gpu_and_prometheus_another_file() -> None:
+    plain = composed("deploy/compose.yaml", profile="cpu")
+    told = composed("deploy/compose.yaml", "deploy/compose.gpu.yaml", profile="gpu")
+    assert told.keys() == plain.keys()
+    [gpus] = told["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    assert gpus == {"capabilities": ["gpu"], "driver": "nvidia", "count": -1}
+    assert told["worker"]["environment"] == {**plain["worker"]["environment"], "LATENTFARM_DEVICES": "all"}
+    mounted = {each["target"]: each["source"] for each in told["prometheus"]["volumes"]}
+    assert mounted["/etc/prometheus/prometheus.yaml"] == str(DEPLOY / "monitoring" / "prometheus.gpu.yaml")
 
 
 @pytest.mark.parametrize("name", OURS)
