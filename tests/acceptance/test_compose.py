@@ -47,7 +47,7 @@ def test_the_services_of_compose_render_a_batch_with_three_workers_and_end_in_or
 def test_only_who_has_the_passwords_of_the_env_file_gets_at_redis_and_at_the_store(tmp_path: Path) -> None:
     with Stand(tmp_path) as stand:
         for server in (stand.start("redis"), stand.start("s3")):
-            until(server.healthy, timeout_s=30)
+            until(server.healthy, timeout_s=60)
 
         def exit_code(*command: str, **passwords: str) -> int:
             return stand.run("producer", *command, stdin="a cat\n", **passwords).returncode

@@ -195,7 +195,7 @@ class Stand:
 
     def _require_healthy(self, name: str) -> None:
         [running] = [each for each in self._running if each.service.name == name]
-        until(running.healthy, timeout_s=30)
+        until(running.healthy, timeout_s=60)
 
     def _environment(self, service: Service) -> dict[str, str]:
         environment = {name: self._translated(str(value)) for name, value in service.environment.items()}

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests import tools
 from tests.conftest import REPOSITORY
 from tests.deploy.composition import COMPOSE, read, services
 from tests.deploy.dockerfiles import DEPLOY, DOCKERFILES, Image
@@ -173,6 +174,18 @@ def test_an_image_that_others_make_has_a_version_and_one_of_ours_is_built(name: 
         assert re.search(r":v?\d+\.\d+\.\d+(-\w+)?$", told["image"])
 
 
+def test_every_file_that_is_mounted_is_there() -> None:
+    mounted = [
+        volume.split(":")[0]
+        for file in (COMPOSE, DEPLOY / "compose.gpu.yaml")
+        for service in read(file)["services"].values()
+        for volume in service.get("volumes", [])
+        if volume.startswith("./")
+    ]
+    assert mounted
+    assert [path for path in mounted if not (DEPLOY / path).is_file()] == []
+
+
 def test_the_password_file_that_make_writes_has_the_passwords_that_compose_asks_for() -> None:
     asked = set(re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)", COMPOSE.read_text()))
     assert asked == set(PASSWORDS)
@@ -204,6 +217,13 @@ def test_prometheus_asks_where_the_services_serve() -> None:
     assert gpu.pop("latentfarm-worker")["dns_sd_configs"] == [{**asked, "port": first + n} for n in range(8)]
     del plain["latentfarm-worker"]
     assert gpu == plain
+
+
+@pytest.mark.parametrize("name", ["prometheus.yaml", "prometheus.gpu.yaml"])
+def test_prometheus_understands_its_configuration(name: str) -> None:
+    # the rules lie where the container has them
+    checked = run(tools.find("promtool"), "check", "config", "--syntax-only", f"deploy/monitoring/{name}")
+    assert checked.returncode == 0, checked.stderr
 
 
 def scrapes(file: Path) -> dict[str, dict[str, Any]]:
