@@ -9,9 +9,10 @@ QUICK := not slow and not gpu and not bench
 # Two cores carry three: the minutes of chaos, which come first, mostly wait.
 PROCESSES ?= 3
 PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory images
 
-.PHONY: demo test unit check format bench docs chaos clean
+.PHONY: demo test test-images unit check format bench docs chaos clean
 
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
@@ -22,6 +23,11 @@ test: $(VENV)/.tools  ## every test that needs no GPU and no model of full size,
 unit: PROCESSES = auto
 unit: $(VENV)/.tools  ## the tests that need no server and no process of ours
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
+
+test-images: $(VENV)/.images  ## build the images of deploy/ and render with them; needs Debian or Ubuntu and root
+	command -v buildah >/dev/null && command -v debootstrap >/dev/null || { \
+		$(SUDO) apt-get update --quiet && $(SUDO) apt-get install --yes --quiet --no-install-recommends buildah debootstrap; }
+	$(SUDO) $(BIN)/python -m pytest -m acceptance -p no:cacheprovider -rP tests/acceptance/test_images.py
 
 check: $(VENV)/.dev  ## lint, format, types
 	$(BIN)/ruff check .
@@ -45,6 +51,11 @@ docs: $(VENV)/.dev  ## write the commands into docs/reference.md, and the alerts
 	$(BIN)/python docs/write_reference.py
 	$(BIN)/python deploy/kubernetes/write_prometheus_rule.py
 
+deploy/.env:  ## passwords for deploy/compose.yaml, drawn at random
+	@umask 077; for name in REDIS_PASSWORD S3_SECRET_KEY GRAFANA_PASSWORD; do \
+		echo "$$name=$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))')"; done >$@
+	@echo "$@ is written; it is read by docker compose"
+
 clean:
 	rm -rf $(VENV) .latentfarm out
 
@@ -54,6 +65,11 @@ $(VENV)/bin/python:
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable '.[worker,local]'
+	touch $@
+
+# no torch: that is in the image
+$(VENV)/.images: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP_INSTALL) --editable '.[local]' hypothesis pytest pytest-timeout pyyaml
 	touch $@
 
 $(VENV)/.chaos: $(VENV)/.dev

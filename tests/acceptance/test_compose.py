@@ -1,0 +1,59 @@
+"""What `docker compose -f deploy/compose.yaml --profile cpu up --scale worker=3` starts, started."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.conftest import until
+from tests.deploy.stand import Stand
+from tests.scraping import scraped
+
+pytestmark = pytest.mark.acceptance
+
+PROMPTS = "".join(f"picture {n}\n" for n in range(24))
+SMALL = ["--num-inference-steps", "4", "--width", "64", "--height", "64"]
+
+
+def test_the_services_of_compose_render_a_batch_with_three_workers_and_end_in_order(tmp_path: Path) -> None:
+    with Stand(tmp_path) as stand:
+        servers = [stand.start("redis"), stand.start("s3")]
+        workers = [stand.start("worker") for _ in range(3)]
+        exporter = stand.start("exporter")
+        submitted = stand.run("producer", "submit", "-", "--format", "txt", "--batch", "b", *SMALL, stdin=PROMPTS)
+        assert (submitted.returncode, submitted.stdout) == (0, "b\n"), submitted.stderr
+        waited = stand.run("producer", "wait", "b", "--timeout", "180")
+        assert waited.returncode == 0, waited.stderr
+        status = json.loads(stand.run("producer", "status", "b", "--json").stdout)
+        assert (status["done"], status["failed"]) == (24, 0)
+
+        until(lambda: all(each.ready() for each in workers))
+        assert [each.healthy() for each in (*workers, exporter)] == [True] * 4
+        told = scraped(exporter.metrics_address)
+        assert told["latentfarm_batch_jobs", "b", "mini", "done"] == 24
+        # a worker beats every few seconds
+        until(lambda: scraped(exporter.metrics_address)["latentfarm_workers", "mini"] == 3, timeout_s=20)
+        drawn = [scraped(each.metrics_address).get(("latentfarm_images_total", "mini", "done"), 0) for each in workers]
+        assert sum(drawn) == 24
+        # the pictures are plain files of the volume
+        assert len(list((tmp_path / "pictures" / "latentfarm" / "batches" / "b" / "images").rglob("*.png"))) == 24
+
+        assert [stand.stop(each) for each in (exporter, *workers)] == [0] * 4
+        for each in servers:
+            stand.stop(each)
+
+
+def test_only_who_has_the_passwords_of_the_env_file_gets_at_redis_and_at_the_store(tmp_path: Path) -> None:
+    with Stand(tmp_path) as stand:
+        for server in (stand.start("redis"), stand.start("s3")):
+            until(server.healthy, timeout_s=60)
+
+        def exit_code(*command: str, **passwords: str) -> int:
+            return stand.run("producer", *command, stdin="a cat\n", **passwords).returncode
+
+        submit = ("submit", "-", "--format", "txt", "--batch")
+        assert exit_code("list") == 0
+        assert exit_code("list", REDIS_PASSWORD="latentfarm") == 3
+        assert exit_code(*submit, "first") == 0
+        assert exit_code(*submit, "second", S3_SECRET_KEY="latentfarm") == 3
