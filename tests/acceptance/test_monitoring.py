@@ -14,8 +14,8 @@ from urllib.parse import urlencode
 import pytest
 import yaml
 from tests import tools
-from tests.acceptance.test_shape import Machine, free_ports
 from tests.conftest import REPOSITORY, until
+from tests.machines import Machine, free_ports
 from tests.scraping import asked
 from tests.unit.deploy.cluster import overlay
 from tests.unit.deploy.metrics import CUDA, EXPORTER, TARGET, WORKER, metrics_of

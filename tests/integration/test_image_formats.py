@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.conftest import read_lines
+from tests.rendering import renderer
 from tests.tiny import make_tiny
 
 from latentfarm import Batch, Farm, InputError
@@ -18,10 +19,7 @@ from latentfarm.bucket import results_key
 from latentfarm.contact_sheet import contact_sheet
 from latentfarm.image_formats import IMAGE_FORMATS, format_of, text_inside
 from latentfarm.recovery import recover_batch
-from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
-from latentfarm_worker.renderer import Renderer
-from latentfarm_worker.trace import Tracer
 
 pytestmark = pytest.mark.integration
 
@@ -40,19 +38,9 @@ def batch(farm: Farm, family: Family) -> Batch:
     """One seed in every format, with its strip from noise to result."""
     rows = [{"prompt": "a \N{SNOWMAN}", "seed": 7, "image_format": name, **SMALL} for name in IMAGE_FORMATS]
     found = farm.submit(rows, batch="b", trace=True)
-    tracer = Tracer(family)
-    worker = Renderer(
-        ledger=farm.ledger,
-        bucket=farm.bucket,
-        engine=Engine(family, slots=2, on_step=tracer),
-        tracer=tracer,
-        model="mini",
-        worker="worker-a",
-        lease_s=30,
-    )
-    worker.render_all()
-    found.wait(timeout_s=60)
-    worker.close()
+    with renderer(farm, family) as worker:
+        worker.render_all()
+        found.wait(timeout_s=60)
     return found
 
 

@@ -8,14 +8,12 @@ from typing import Any
 import pytest
 import torch
 from tests.chaos.network import Link, Network
+from tests.rendering import renderer
 
 from latentfarm import Farm, UnavailableError
 from latentfarm.ledger import Lease, Ledger
-from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import load_family
 from latentfarm_worker.mini import MODEL_DIR
-from latentfarm_worker.renderer import Renderer
-from latentfarm_worker.trace import Tracer
 
 pytestmark = pytest.mark.integration
 
@@ -66,21 +64,9 @@ def test_a_worker_renders_what_it_was_leased_by_an_answer_that_was_lost(farm: Fa
     row = {"prompt": "a red circle", "width": 64, "height": 64, "num_inference_steps": 1}
     batch = farm.submit([row] * 2, batch="b")
     family = load_family(MODEL_DIR, dtype=torch.float32, device=torch.device("cpu"))
-    tracer = Tracer(family)
-    worker = Renderer(
-        ledger=ledger,
-        bucket=farm.bucket,
-        engine=Engine(family, slots=2, on_step=tracer),
-        tracer=tracer,
-        model="mini",
-        worker="worker-a",
-        lease_s=30,
-    )
-    try:
+    with renderer(farm, family, ledger=ledger) as worker:
         # the first call took all there is: who did not get it again would find nothing to do
         assert worker.render_all() == 2
         assert batch.wait(timeout_s=20).done == 2
-    finally:
-        worker.close()
     assert ledger.leases_asked >= 2
     assert [job.attempts for job in batch.jobs()] == [1, 1]

@@ -5,8 +5,7 @@ from __future__ import annotations
 import io
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event, Semaphore, Thread
 from typing import Any, cast
@@ -17,16 +16,15 @@ import pytest
 import torch
 from PIL import Image
 from tests.conftest import until
+from tests.rendering import renderer
 from tests.tiny import make_tiny
 
 from latentfarm import Batch, Farm, UnavailableError
 from latentfarm.bucket import Bucket
 from latentfarm.schedulers import resolve
-from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.pulse import Phase
-from latentfarm_worker.renderer import Host, Renderer
-from latentfarm_worker.trace import Tracer
+from latentfarm_worker.renderer import Host
 
 pytestmark = pytest.mark.integration
 
@@ -52,27 +50,6 @@ class FaultyBucket(Bucket):
 def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
     model = make_tiny(tmp_path_factory.mktemp("model") / "tiny")
     return load_family(model, dtype=torch.float32, device=torch.device("cpu"))
-
-
-@contextmanager
-def renderer(
-    farm: Farm, family: Family, bucket: Bucket | None = None, *, host: Host | None = None, lease_s: float = 30
-) -> Iterator[Renderer]:
-    tracer = Tracer(family)
-    made = Renderer(
-        ledger=farm.ledger,
-        bucket=bucket or farm.bucket,
-        engine=Engine(family, slots=2, on_step=tracer),
-        tracer=tracer,
-        model="mini",
-        worker="worker-a",
-        lease_s=lease_s,
-        host=host,
-    )
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def submit(farm: Farm, count: int, **fields: Any) -> Batch:

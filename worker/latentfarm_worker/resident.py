@@ -74,18 +74,20 @@ def make_engine(family: Family, settings: Settings, *, on_step: Observer | None 
         slots = found.slots
         how = "as remembered" if found.remembered else "measured now"
         log.info("%d slots, %s; steps of an image a second by slots: %s", slots, how, _shown(found.rates))
-    if uses_compiler(family, settings):
+    if wants_compiling(family, settings):
+        keep_compiled_files(settings)
         family.compile(2 * slots)
     return Engine(family, slots=slots, fixed_rows=settings.exactness == "fixed", on_step=on_step)
 
 
-def uses_compiler(family: Family, settings: Settings) -> bool:
-    """Return whether the model is to be compiled; if so, what that makes is kept where the settings say."""
-    wanted = family.device.type == "cuda" if settings.compile is None else settings.compile
-    if wanted:
-        # Inductor's own variable: what it makes is found again by the next start
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
-    return wanted
+def wants_compiling(family: Family, settings: Settings) -> bool:
+    """Return whether the model is to be compiled."""
+    return family.device.type == "cuda" if settings.compile is None else settings.compile
+
+
+def keep_compiled_files(settings: Settings) -> None:
+    """Have Inductor keep what it makes where the next start finds it, unless its own variable says where."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
 
 
 def _shown(rates: Mapping[int, float]) -> str:

@@ -53,12 +53,13 @@ def bench(
     job = Job(batch="bench", index=0, prompt="this and that", seed=0, scheduler="euler", **asked.given())
     require_worker_packages()
     from latentfarm_worker import benchmark
-    from latentfarm_worker.resident import load_model, uses_compiler
+    from latentfarm_worker.resident import keep_compiled_files, load_model, wants_compiling
     from latentfarm_worker.tuning import device_name
 
     note("loading the model ...")
     family = load_model(settings)
-    compiled_here = uses_compiler(family, settings.model_copy(update={"compile": compiled}))
+    compiled_here = wants_compiling(family, settings.model_copy(update={"compile": compiled}))
+    keep_compiled_files(settings)
     tried = tried or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
     bucket = Bucket.connect(settings) if settings.configured else None
     found = []
