@@ -13,14 +13,19 @@ from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Rendered
 from latentfarm_worker.families import load_family
 
-pytestmark = [pytest.mark.unit, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.unit,
+    pytest.mark.slow,
+    # Inductor imports what torch itself has given up
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+]
 
 SLOTS = 2
 
 
-@pytest.fixture
-def family(tmp_path: Path) -> Any:
-    return load_family(make_tiny(tmp_path / "tiny"), dtype=torch.float32, device=torch.device("cpu"))
+@pytest.fixture(params=["sd1", "sdxl"])
+def family(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
+    return load_family(make_tiny(tmp_path / "tiny", kind=request.param), dtype=torch.float32, device=torch.device("cpu"))
 
 
 def render(family: Any, *jobs: Job) -> dict[int, torch.Tensor]:
