@@ -13,8 +13,9 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import until
+from tests.deploy.dockerfiles import DEPLOY, Image
 from tests.locked_redis import locked_redis
-from tests.machines import Machine, free_ports
+from tests.machines import LATENTFARM, Machine, free_ports
 from tests.scraping import scraped
 
 from latentfarm.farm import Farm
@@ -26,10 +27,18 @@ JOBS = 500
 ROW = {"num_inference_steps": 4, "width": 64, "height": 64}
 
 
+def command_of(image: str, *arguments: str) -> list[str]:
+    """Return what `docker run IMAGE ARGUMENTS` starts, without the program itself."""
+    read = Image.built_by(DEPLOY / f"{image}.Dockerfile")
+    program, *command = [*read.entrypoint, *(list(arguments) or read.command)]
+    assert program == LATENTFARM.name
+    return command
+
+
 @contextmanager
 def machines(folder: Path, settings: Settings) -> Iterator[tuple[Machine, list[Machine]]]:
     """Give an exporter, and room for workers; whatever still runs is ended."""
-    exporter = Machine.start(folder / "exporter", settings, free_ports(1)[0], "exporter")
+    exporter = Machine.start(folder / "exporter", settings, free_ports(1)[0], *command_of("producer", "exporter"))
     workers: list[Machine] = []
     try:
         yield exporter, workers
@@ -56,7 +65,7 @@ def test_workers_come_and_go_and_no_picture_and_no_count_is_lost(servers: Settin
 
             def start(number: int) -> None:
                 folder = tmp_path / f"worker-{number}"
-                workers.append(Machine.start(folder, role["worker"], ports[number], "worker"))
+                workers.append(Machine.start(folder, role["worker"], ports[number], *command_of("worker")))
 
             start(0)
             batch = farm.submit([{"prompt": f"picture {n}", **ROW} for n in range(JOBS)], batch="shape")

@@ -25,7 +25,9 @@ SLOTS = 2
 
 @pytest.fixture(params=["sd1", "sdxl"])
 def family(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
-    return load_family(make_tiny(tmp_path / "tiny", kind=request.param), dtype=torch.float32, device=torch.device("cpu"))
+    return load_family(
+        make_tiny(tmp_path / "tiny", kind=request.param), dtype=torch.float32, device=torch.device("cpu")
+    )
 
 
 def render(family: Any, *jobs: Job) -> dict[int, torch.Tensor]:
