@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 
 BASE = "localhost/latentfarm-base"
 #: what the images ask of their base
-_PACKAGES = "ca-certificates,python3,python3-venv"
+_PACKAGES = "ca-certificates,python3,python3-dev,python3-venv"
 _SUITE = "bookworm"
 #: kept from run to run, for it takes a minute to make
 _BASE_ARCHIVE = REPOSITORY / "build" / f"base-{_SUITE}.tar"
