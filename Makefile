@@ -9,6 +9,8 @@ QUICK := not slow and not gpu and not bench
 # Two cores carry three: the minutes of chaos, which come first, mostly wait.
 PROCESSES ?= 3
 PARALLEL = --numprocesses $(PROCESSES) --dist worksteal
+# what builds an image where there is neither Docker nor a registry
+BUILDERS := buildah debootstrap debian-archive-keyring
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory images
 
@@ -25,8 +27,8 @@ unit: $(VENV)/.tools  ## the tests that need no server and no process of ours
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
 
 test-images: $(VENV)/.images  ## build the images of deploy/ and render with them; needs Debian or Ubuntu and root
-	command -v buildah >/dev/null && command -v debootstrap >/dev/null || { \
-		$(SUDO) apt-get update --quiet && $(SUDO) apt-get install --yes --quiet --no-install-recommends buildah debootstrap; }
+	dpkg --status $(BUILDERS) >/dev/null 2>&1 || { $(SUDO) apt-get update --quiet && \
+		$(SUDO) apt-get install --yes --quiet --no-install-recommends $(BUILDERS); }
 	$(SUDO) $(BIN)/python -m pytest -m acceptance -p no:cacheprovider -rP tests/acceptance/test_images.py
 
 check: $(VENV)/.dev  ## lint, format, types

@@ -2,7 +2,7 @@
 #
 #   docker build --file deploy/worker.Dockerfile --tag latentfarm-worker .
 #
-# BASE         a Debian with python3 (3.11 or newer), its module venv and, to compile on a GPU, its headers
+# BASE         a Debian with python3 (3.11 or newer), its module venv and its headers
 # TORCH_INDEX  the address of a package index to take torch from, such as PyTorch's own for CPUs or for another CUDA;
 #              empty: pip's usual one, whose torch for Linux is the CUDA build
 ARG BASE=python:3.12.13-slim-bookworm
@@ -30,7 +30,7 @@ RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /build/bin/pip --python /opt/latentfarm/bin/python install --no-deps --force-reinstall /wheels/*.whl
 
 FROM ${BASE}
-# torch.compile calls a compiler at run time. Debian keeps one version of a package, so there is none to pin.
+# torch.compile calls a compiler at run time, which wants Python's headers too. Debian keeps one version of a package, so there is none to pin.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \

@@ -104,6 +104,11 @@ def test_the_built_images_render_twenty_jobs_with_no_right_and_nothing_to_write_
         refused = each.ground.run(["sh", "-c", "touch /opt/latentfarm/x /etc/x /x"], each.environment, "")
         assert refused.stderr.count("Read-only file system") == 3
     assert worker.ready()
+    # what torch.compile gives to a compiler
+    headers = "$(python3 -c 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
+    compiling = f"echo '#include <Python.h>' | g++ -x c++ -I {headers} -shared -fPIC -o compiled.so - && rm compiled.so"
+    compiled = worker.ground.run(["sh", "-c", compiling], worker.environment, "")
+    assert compiled.returncode == 0, compiled.stderr
     assert scraped(exporter.metrics_address)["latentfarm_batch_jobs", "b", "mini", "done"] == JOBS
     assert scraped(worker.metrics_address)["latentfarm_images_total", "mini", "done"] == JOBS
 

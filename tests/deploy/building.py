@@ -17,7 +17,7 @@ from tests.conftest import REPOSITORY
 
 BASE = "localhost/latentfarm-base"
 #: what the images ask of their base
-_PACKAGES = "ca-certificates,python3,python3-venv"
+_PACKAGES = "ca-certificates,python3,python3-dev,python3-venv"
 _SUITE = "bookworm"
 #: kept from run to run, for it takes a minute to make
 _BASE_ARCHIVE = REPOSITORY / "build" / f"base-{_SUITE}.tar"
@@ -75,7 +75,7 @@ class Built:
 def make_archive(archive: Path, folder: Path) -> None:
     """Write a small Debian with what the images ask of their base."""
     archive.parent.mkdir(exist_ok=True)
-    options = ["--variant=minbase", f"--include={_PACKAGES}"]
+    options = ["--variant=minbase", "--force-check-gpg", f"--include={_PACKAGES}"]
     _run(["debootstrap", *options, _SUITE, str(folder)])
     _run(["chroot", str(folder), "apt-get", "clean"])
     # whole or not at all: a run that is ended here must not leave half of it to the next

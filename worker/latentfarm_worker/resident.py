@@ -12,6 +12,7 @@ from threading import Event, Thread
 
 import torch
 from celery import Celery
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from latentfarm import doorbell
 from latentfarm.bucket import Bucket
@@ -37,6 +38,7 @@ from latentfarm_worker.watchdog import watch_myself
 
 log = logging.getLogger(__name__)
 
+_INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -87,7 +89,10 @@ def wants_compiling(family: Family, settings: Settings) -> bool:
 
 def keep_compiled_files(settings: Settings) -> None:
     """Have Inductor keep what it makes where the next start finds it, unless its own variable says where."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(settings.cache_dir / "inductor"))
+    # torch, being imported, has put its own folder there by now: below the temporary one, which a container loses with
+    # its end and may not run anything from
+    if os.environ.get(_INDUCTOR_CACHE, default_cache_dir()) == default_cache_dir():
+        os.environ[_INDUCTOR_CACHE] = str(settings.cache_dir / "inductor")
 
 
 def _shown(rates: Mapping[int, float]) -> str:

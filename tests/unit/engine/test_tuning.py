@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.chaos.fake_worker import FakeFamily
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
+from latentfarm.settings import Settings
 from latentfarm_worker import tuning
 from latentfarm_worker.text import Tensors
 from latentfarm_worker.tuning import best_slots, measure
@@ -79,3 +82,15 @@ def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path, capl
     assert best_slots(Device(8), tmp_path / "file").slots == 4
     assert "LATENTFARM_CACHE_DIR" in caplog.text
     assert tuning.FILE not in {path.name for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("own", ["", "/a/folder/of/mine"])
+def test_what_is_compiled_lies_in_the_workers_cache_unless_its_user_says_where(
+    own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from latentfarm_worker.resident import keep_compiled_files
+
+    # what torch itself leaves there when it is imported
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", own or default_cache_dir())
+    keep_compiled_files(Settings(cache_dir=tmp_path))
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == (own or str(tmp_path / "inductor"))
