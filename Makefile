@@ -59,7 +59,7 @@ deploy/.env:  ## passwords for deploy/compose.yaml, drawn at random
 	@echo "$@ is written; it is read by docker compose"
 
 clean:
-	rm -rf $(VENV) .latentfarm out
+	rm -rf $(VENV) .latentfarm out build
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "latentfarm needs Python 3.11 or newer; name one with make PYTHON=python3.12 ...")'

@@ -1,6 +1,6 @@
 # The light side of a farm: every command that submits, watches and fetches, and `latentfarm exporter`. No torch.
 #
-#   docker build --file deploy/producer.Dockerfile --tag latentfarm-producer .
+#   docker build --file deploy/producer.Dockerfile --tag latentfarm/producer .
 #
 # BASE  a Debian with python3 (3.11 or newer) and its module venv
 ARG BASE=python:3.12.13-slim-bookworm

@@ -1,6 +1,6 @@
 # What renders: torch, diffusers and the bundled model. Other models are fetched when it runs, into the cache volume.
 #
-#   docker build --file deploy/worker.Dockerfile --tag latentfarm-worker .
+#   docker build --file deploy/worker.Dockerfile --tag latentfarm/worker .
 #
 # BASE         a Debian with python3 (3.11 or newer), its module venv and its headers
 # TORCH_INDEX  the address of a package index to take torch from, such as PyTorch's own for CPUs or for another CUDA;

@@ -52,8 +52,8 @@ def container(image: Built, volumes: dict[str, Path]) -> Container:
 @pytest.fixture
 def stand(built: dict[str, Built], tmp_path: Path) -> Iterator[Stand]:
     grounds = {
-        "latentfarm-worker": container(built["worker"], {"/var/cache/latentfarm": tmp_path / "cache"}),
-        "latentfarm-producer": container(built["producer"], {"/work": tmp_path / "work"}),
+        "latentfarm/worker": container(built["worker"], {"/var/cache/latentfarm": tmp_path / "cache"}),
+        "latentfarm/producer": container(built["producer"], {"/work": tmp_path / "work"}),
     }
     with Stand(tmp_path, grounds) as each:
         yield each
