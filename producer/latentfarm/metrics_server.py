@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from socket import AF_INET6
 from socketserver import ThreadingMixIn
 from threading import Thread
 from typing import Any
@@ -34,7 +35,7 @@ class MetricsServer:
         host, port = parse_address(address)
         app = _Application(registry, {"/livez": live, "/readyz": ready})
         try:
-            self._server = make_server(host, port, app, _Server, _Handler)
+            self._server = make_server(host, port, app, _ServerOfIPv6 if ":" in host else _Server, _Handler)
         except OSError as error:
             raise UnavailableError(f"cannot serve metrics on {address}: {error}") from error
         self.port = int(self._server.server_port)
@@ -76,6 +77,10 @@ class _Server(ThreadingMixIn, WSGIServer):
         super(WSGIServer, self).server_bind()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
+
+
+class _ServerOfIPv6(_Server):
+    address_family = AF_INET6
 
 
 class _Handler(WSGIRequestHandler):

@@ -78,10 +78,10 @@ def test_a_ledger_that_is_away_is_told_as_that_and_nothing_else_is(tmp_path_fact
 
 
 @contextmanager
-def serving(live: Check = str, ready: Check = str) -> Iterator[str]:
-    server = MetricsServer("127.0.0.1:0", Metrics("mini").registry, live=live, ready=ready)
+def serving(host: str = "127.0.0.1", *, live: Check = str, ready: Check = str) -> Iterator[str]:
+    server = MetricsServer(f"{host}:0", Metrics("mini").registry, live=live, ready=ready)
     try:
-        yield f"127.0.0.1:{server.port}"
+        yield f"{host}:{server.port}"
     finally:
         server.close()
 
@@ -91,6 +91,11 @@ def test_probes_are_answered_with_the_reason() -> None:
         assert asked(address, "/readyz") == (200, "ok\n")
         assert asked(address, "/livez") == (503, "the engine has made no step for 130 s\n")
         assert asked(address, "/else")[0] == 404
+
+
+def test_ipv6_is_served_too() -> None:
+    with serving("[::1]") as address:
+        assert asked(address, "/livez") == (200, "ok\n")
 
 
 def test_an_address_that_is_taken_is_an_error_that_names_it() -> None:
