@@ -229,7 +229,7 @@ class Submission:
             return
         self._resume_own_pause(reserved)
         if not reserved.stored:
-            self._refuse_forgotten()
+            self._refuse_forgotten(fresh=reserved.fresh)
             write_header(self._bucket, self._header())
         self._store_all(reserved)
 
@@ -250,14 +250,16 @@ class Submission:
             raise InputError(f"batch {self.batch!r} is {reserved.state}; choose another --batch name")
         return reserved
 
-    def _refuse_forgotten(self) -> None:
-        """Refuse a name that is free in the ledger but not in the bucket: a manifest is never overwritten.
+    def _refuse_forgotten(self, *, fresh: bool) -> None:
+        """Refuse a name that was free in the ledger, ``fresh``, but not in the bucket: a manifest is never overwritten.
+
+        A name that was not is our own earlier try's, which may have come as far as the last header.
 
         Raises:
             InputError: another batch lies there, or this very one, whose record was lost.
         """
         header = read_header(self._bucket, self.batch)
-        if header is None or (header.digest == self._request.digest and header.total is None):
+        if header is None or (header.digest == self._request.digest and (header.total is None or not fresh)):
             return
         self._ledger.begin_delete(self.batch)
         self._ledger.forget(self.batch)

@@ -166,6 +166,8 @@ def collect(run: Run) -> None:
 @pytest.fixture(scope="module")
 def run(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("locked")
+    # another module's batches may lie there
+    list(Bucket.connect(servers).delete_all(""))
     passwords = {user: f"password-{secrets.token_hex(8)}" for user in ("admin", *ROLES)}
     hook_secret = base64.b64encode(secrets.token_bytes(32)).decode()
     seen: dict[str, set[Asked]] = {role: set() for role in ROLES}

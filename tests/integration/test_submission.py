@@ -213,6 +213,27 @@ def test_over_one_per_cent_wrong_stops_a_stream_and_leaves_the_batch_paused(farm
     assert work(farm) == 5900
 
 
+def test_a_batch_whose_last_header_was_stored_but_not_answered_goes_on(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, asked = farm.bucket.put, []
+
+    def unanswered(key: str, body: bytes, **more: Any) -> None:
+        put(key, body, **more)
+        asked.append(key)
+        if key.endswith("batch.json") and b'"total": 3' in body:
+            raise UnavailableError("no answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(farm.bucket, "put", unanswered)
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match="no answer"):
+                farm.submit(["a", "b", "c"], batch="cats")
+    assert sum(key.endswith("batch.json") for key in asked) == 4
+    again = farm.submit(["a", "b", "c"], batch="cats").status()
+    assert (again.state, again.total) == ("open", 3)
+
+
 def test_rows_that_are_all_wrong_leave_nothing_behind(farm: Farm) -> None:
     for rules in (Rules(), STREAMED):
         with pytest.raises(InvalidRowsError, match="nothing was enqueued"):

@@ -93,7 +93,8 @@ class Ledger:
         with reachable(self.where):
             answer, state, stored, chain = self.scripts.reserve(args=args)
         holder = text(answer) if text(answer) not in {"new", "same"} else digest
-        return Reservation(digest=holder, state=text(state), stored=int(stored), chain=text(chain))
+        fresh = text(answer) == "new"
+        return Reservation(digest=holder, state=text(state), stored=int(stored), chain=text(chain), fresh=fresh)
 
     def grow(
         self,

@@ -45,13 +45,14 @@ class Reservation:
     """The answer to a submission that takes a batch's name.
 
     ``digest`` is that of the batch that has the name now; ``stored`` jobs of it can be leased already, and
-    ``chain`` is the digest of their parts.
+    ``chain`` is the digest of their parts. ``fresh``: nobody had the name before.
     """
 
     digest: str
     state: str
     stored: int
     chain: str
+    fresh: bool = False
 
 
 @dataclass(frozen=True)

@@ -169,7 +169,7 @@ def test_every_container_is_locked_down_and_none_listens_beyond_this_machine(nam
 def test_an_image_that_others_make_has_a_version_and_one_of_ours_is_built(name: str) -> None:
     told = BUILT[name].told
     if name in OURS:
-        assert told["image"] == f"latentfarm-{'worker' if name == 'worker' else 'producer'}"
+        assert told["image"] == f"latentfarm/{'worker' if name == 'worker' else 'producer'}"
     else:
         assert re.search(r":v?\d+\.\d+\.\d+(-\w+)?$", told["image"])
 
