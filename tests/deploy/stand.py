@@ -7,6 +7,7 @@ ones, and paths folders of the test.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -66,9 +67,9 @@ class Here:
         (folder / "pictures" / "latentfarm").mkdir(parents=True)
 
     def _here(self, text: str) -> str:
-        for there, here in self._paths.items():
-            text = text.replace(there, here)
-        return text
+        # in one pass: what was put in may look like a path of a container too
+        there = "|".join(map(re.escape, self._paths))
+        return re.sub(there, lambda found: self._paths[found[0]], text)
 
     def _arguments(self, command: list[str], environment: Mapping[str, str]) -> dict[str, object]:
         return {
