@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from tests.conftest import REPOSITORY, until
+from tests.machines import free_ports
 
 from latentfarm.local.process import Child
 from latentfarm.local.redis_server import find_redis
@@ -22,9 +22,7 @@ def locked_redis(folder: Path, passwords: Mapping[str, str]) -> Iterator[int]:
     for user, password in passwords.items():
         acl = acl.replace(f"{user.upper()}_PASSWORD", password)
     (folder / "users.acl").write_text(acl)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    [port] = free_ports(1)
     options = ["--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(folder / "users.acl"), "--save", ""]
     child = Child("Redis", [find_redis(), *options, "--dir", str(folder)], log=folder / "redis.log")
     try:

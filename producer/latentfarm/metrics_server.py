@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from socket import AF_INET6
 from socketserver import ThreadingMixIn
@@ -14,8 +13,6 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 
 from latentfarm.addresses import parse_address
 from latentfarm.errors import UnavailableError
-
-log = logging.getLogger(__name__)
 
 #: says why the answer is no, or nothing; it must not ask anybody over the network
 Check = Callable[[], str]

@@ -83,9 +83,9 @@ class Run:
         return 2 * self.jobs / self.all_s
 
 
-def open_batch(ledger: Ledger, batch: str, total: int) -> None:
-    """Open a batch of that size, whose model has the batch's name, so that nobody else leases it."""
-    ledger.reserve(batch, digest="0" * 64, model=batch)
+def open_batch(ledger: Ledger, batch: str, total: int, *, model: str = "") -> None:
+    """Open a batch of that size; its model has the batch's name if open, so that nobody else leases it."""
+    ledger.reserve(batch, digest="0" * 64, model=model or batch)
     ledger.grow(batch, before=0, total=total, chain="0" * 64, closed=True)
 
 

@@ -22,10 +22,10 @@ import statistics
 import time
 from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import hiredis
-from tests.bench.bench_ledger import receipt_of
+from tests.bench.bench_ledger import open_batch, receipt_of
 from tests.bench.servers import redis_cpu_s, redis_server, temporary_folder
 from tests.bench.table import Conditions, Line, parse_arguments, report
 
@@ -82,7 +82,7 @@ class Farm:
 
     def __init__(self, url: str, count: int, *, ends: float, seed: int = 0) -> None:
         ledger = Ledger.connect(url)
-        self.shas = {kind: ledger.redis.script_load(getattr(ledger.scripts, kind).script) for kind in _ARGUMENTS}
+        self.shas = {kind: ledger.redis.script_load(getattr(ledger.scripts, kind).script) for kind in get_args(Kind)}
         self.rng = random.Random(seed)  # noqa: S311 (the same times in each run are what is wanted)
         self.told = Told()
         self._ends = ends
@@ -209,9 +209,6 @@ class Worker:
         self.socket.sendall(hiredis.pack_command(words))
 
 
-_ARGUMENTS: tuple[Kind, ...] = ("lease", "commit", "renew", "beat", "sweep")
-
-
 def _simulate(url: str, count: int, seconds: float, answer: Any) -> None:
     answer.send(Farm(url, count, ends=time.monotonic() + WARM_UP_S + seconds).run())
 
@@ -231,8 +228,7 @@ def load_of(url: str, count: int, seconds: float) -> Load:
     ledger = Ledger.connect(url)
     ledger.redis.flushall()
     for number in range(BATCHES):
-        ledger.reserve(f"batch-{number}", digest="0" * 64, model=MODEL)
-        ledger.grow(f"batch-{number}", before=0, total=BATCH_JOBS, chain="0" * 64, closed=True)
+        open_batch(ledger, f"batch-{number}", BATCH_JOBS, model=MODEL)
     ours, theirs = _FORK.Pipe()
     simulation = _FORK.Process(target=_simulate, args=(url, count, seconds, theirs))
     flusher = _FORK.Process(target=_flush, args=(url,), daemon=True)
@@ -244,7 +240,7 @@ def load_of(url: str, count: int, seconds: float) -> Load:
     wall_s, redis_s = time.monotonic() - began, redis_cpu_s(ledger.redis) - redis_s
     simulation.join()
     flusher.kill()
-    lease_ms, commit_ms = (sorted(1000 * s for s in told.seconds[kind]) for kind in ("lease", "commit"))
+    lease_ms, commit_ms = ([1000 * s for s in told.seconds[kind]] for kind in ("lease", "commit"))
     print("  ", count, Counter({kind: len(each) for kind, each in told.seconds.items()}), flush=True)
     return Load(
         workers=count,

@@ -10,7 +10,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,7 @@ from typing import Protocol, Self
 from tests.conftest import until
 from tests.deploy.composition import Service, services
 from tests.deploy.dockerfiles import DEPLOY
+from tests.machines import free_ports
 from tests.scraping import asked
 
 from latentfarm.local.redis_server import find_redis
@@ -138,7 +138,7 @@ class Stand:
         self.services = services(self._passwords)
         self._grounds = grounds or {}
         self._here = Here(folder)
-        redis, s3 = free_port(), free_port()
+        redis, s3 = free_ports(2)
         self._addresses = {
             # the image's listens to the network of the containers
             "port 6379\n": f"port {redis}\nbind 127.0.0.1\n",
@@ -202,7 +202,7 @@ class Stand:
         environment = {name: self._translated(str(value)) for name, value in service.environment.items()}
         if "LATENTFARM_METRICS_ADDRESS" in environment:
             # containers of a service share a port, not an address
-            environment["LATENTFARM_METRICS_ADDRESS"] = f"127.0.0.1:{free_port()}"
+            environment["LATENTFARM_METRICS_ADDRESS"] = f"127.0.0.1:{free_ports(1)[0]}"
         return environment
 
     def _translated(self, text: str) -> str:
@@ -210,10 +210,3 @@ class Stand:
             if there in text:
                 return text.replace(there, here)
         return text
-
-
-def free_port() -> int:
-    """Return a port of the loopback interface that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -1,4 +1,4 @@
-"""What a worker tells Prometheus, and whether it lives and is ready. Names and units by Prometheus' conventions.
+"""What a worker tells Prometheus. Names and units by Prometheus' conventions.
 
 Every series has the model's alias as a label, and none a batch, a job or a worker: their number is bounded by what is
 written here. The worker's name stands in ``latentfarm_worker_info`` alone.
@@ -7,7 +7,7 @@ written here. The worker's name stands in ``latentfarm_worker_info`` alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
 from prometheus_client.core import GaugeMetricFamily
@@ -25,9 +25,9 @@ Operation = Literal["lease", "put", "commit", "fail", "flush", "release", "beat"
 Value = TypeVar("Value", Outcome, LeaseEvent, Operation)
 
 STAGES = ("queue", "wait", "text", "denoise", "decode", "encode", "upload")
-_OUTCOMES: tuple[Outcome, ...] = ("done", "failed", "retried", "lost")
-_LEASE_EVENTS: tuple[LeaseEvent, ...] = ("taken", "lost", "returned")
-_OPERATIONS: tuple[Operation, ...] = ("lease", "put", "commit", "fail", "flush", "release", "beat")
+_OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
+_LEASE_EVENTS: tuple[LeaseEvent, ...] = get_args(LeaseEvent)
+_OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 #: from a small picture's encoding to a day in the queue
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1_000, 10_000, 100_000)
 

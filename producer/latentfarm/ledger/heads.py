@@ -14,7 +14,7 @@ _ENDED = frozenset({"complete", "cancelled", "deleting"})
 
 @dataclass(frozen=True)
 class BatchHead:
-    """A batch's name, model and state: opening, open, complete, cancelled or deleting."""
+    """A batch's name, model and state: opening, open, complete, cancelled or deleting; ``leased`` jobs run."""
 
     name: str
     model: str

@@ -40,8 +40,8 @@ local function candidates()
       'weight', 'epoch', 'gaps', 'reserved_ms')
     local limit = leasable_until(f[1], f[2], f[3], f[4])
     if limit then
-      found[#found + 1] = { name = batch, limit = limit, began = tonumber(f[5]), cursor = tonumber(f[5]), priority = tonumber(f[6]),
-        served = tonumber(f[7]), weight = tonumber(f[8]), gaps = f[10] ~= '0', taken = 0, age = now - tonumber(f[11]),
+      found[#found + 1] = { name = batch, limit = limit, began = tonumber(f[5]), cursor = tonumber(f[5]),
+        priority = tonumber(f[6]), served = tonumber(f[7]), weight = tonumber(f[8]), gaps = f[10] ~= '0', taken = 0, age = now - tonumber(f[11]),
         -- higher than any before, even if Redis came back with an older record: the clock has moved on
         epoch = math.max(tonumber(f[9]), moment) }
     end
