@@ -39,7 +39,7 @@ def expire(ledger: Ledger) -> int:
 
 
 def test_a_reserved_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
-    assert ledger.reserve("cats", digest="d", model="mini") == Reservation("d", "opening", 0, "")
+    assert ledger.reserve("cats", digest="d", model="mini") == Reservation("d", "opening", 0, "", fresh=True)
     assert ledger.batch("cats").state == "opening"
     assert lease(ledger) == []
 
@@ -47,7 +47,7 @@ def test_a_reserved_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
 def test_the_holder_of_a_name_is_told_to_whoever_wants_it_too(ledger: Ledger) -> None:
     ledger.reserve("cats", digest="d", model="mini")
     ledger.grow("cats", before=0, total=1000, chain="c1", closed=False)
-    assert ledger.reserve("cats", digest="d", model="mini") == Reservation("d", "opening", 1000, "c1")
+    assert ledger.reserve("cats", digest="d", model="mini") == Reservation("d", "opening", 1000, "c1", fresh=False)
     assert ledger.reserve("cats", digest="e", model="mini").digest == "d"
 
 

@@ -52,7 +52,7 @@ class Reservation:
     state: str
     stored: int
     chain: str
-    fresh: bool = False
+    fresh: bool
 
 
 @dataclass(frozen=True)
