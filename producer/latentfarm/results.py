@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -23,6 +24,8 @@ from latentfarm.ledger import JobRecord, Ledger
 
 log = logging.getLogger(__name__)
 
+_UNENDED = frozenset(state.word for state in JobState if state not in TERMINAL_STATES)
+
 
 def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
     """Write a part whose jobs have all ended to the bucket, then forget its receipts; return how many lines it has.
@@ -31,16 +34,19 @@ def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
     from the bucket, so every writer writes the same lines.
     """
     record, moment_us = ledger.batch(batch), ledger.now_us()
-    indices = range(part * PART_JOBS, min((part + 1) * PART_JOBS, record.total))
-    lines = list(read_range(ledger, bucket, batch, indices))
+    lines = list(read_range(ledger, bucket, batch, _indices(part, record.total)))
     bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
     if ledger.had_returns(batch, part):
-        _discard_leftovers(bucket, batch, part, lines, before_us=moment_us)
+        _discard(bucket, batch, part, lines, before_us=moment_us)
     ledger.trim(batch, part, retries=record.retries)
     return len(lines)
 
 
-def _discard_leftovers(bucket: Bucket, batch: str, part: int, lines: list[dict[str, Any]], *, before_us: int) -> None:
+def _indices(part: int, total: int) -> range:
+    return range(part * PART_JOBS, min((part + 1) * PART_JOBS, total))
+
+
+def _discard(bucket: Bucket, batch: str, part: int, lines: list[dict[str, Any]], *, before_us: int) -> None:
     """Remove what leases left in the bucket that ended without a commit.
 
     Of a job that is done, whatever is older than the committed image; of any other, whatever is older than
@@ -52,6 +58,24 @@ def _discard_leftovers(bucket: Bucket, batch: str, part: int, lines: list[dict[s
         older = [key for key, index, epoch in found if epoch < epochs.get(index, before_us)]
         for at in range(0, len(older), PART_JOBS):
             bucket.delete(older[at : at + PART_JOBS])
+
+
+def discard_leftovers(ledger: Ledger, bucket: Bucket, *, age_s: float) -> int:
+    """Look once more through the parts that had returns so long ago; return how many there were.
+
+    A flush finds what lies there by then. What a worker had under way as it died, or was stopped, lands later.
+    """
+    noted_ms, parts = ledger.leftovers(age_s=age_s)
+    for batch, part in parts:
+        with suppress(InputError):
+            record, moment_us = ledger.batch(batch), ledger.now_us()
+            lines = list(read_range(ledger, bucket, batch, _indices(part, record.total)))
+            if any(line["state"] in _UNENDED for line in lines):
+                # a job that was retried: its end has the part flushed, and looked through, again
+                continue
+            _discard(bucket, batch, part, lines, before_us=moment_us)
+        ledger.tidied(batch, part, noted_ms=noted_ms)
+    return len(parts)
 
 
 def flush_full_parts(ledger: Ledger, bucket: Bucket, *, batch: str | None = None) -> int:

@@ -218,8 +218,9 @@ class _FarmRun:
     def _finished(self) -> bool:
         try:
             records = [self.looker.batch(plan.batch) for plan in self.producer.plans]
-            return all(record.state == "complete" for record in records) and not self.looker.full_parts()
-        except (InputError, UnavailableError):
+            done = all(record.state == "complete" for record in records) and not self.looker.full_parts()
+            return done and not self.looker.redis.exists("lf:leftovers")
+        except (InputError, UnavailableError, redis.RedisError):
             return False
 
     def _left(self) -> str:

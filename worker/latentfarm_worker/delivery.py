@@ -44,7 +44,11 @@ _FAILURES: dict[FailOutcome, Outcome] = {"failed": "failed", "full": "failed", "
 
 
 class GaveUpError(Exception):
-    """The worker ends, or a lease is lost, before Redis or the store answered."""
+    """The worker ends before Redis or the store answered."""
+
+
+class LeaseLostError(GaveUpError):
+    """The lease was lost before they did."""
 
 
 class Delivery:
@@ -119,11 +123,14 @@ class Delivery:
 
     def _store(self, lease: Lease, picture: Rendered, strip: torch.Tensor | None) -> None:
         """Encode, put and commit one picture; its pixels are kept until the store has them."""
+        made = IMAGE_FORMATS[picture.job.image_format]
+        key = image_key(lease.batch, lease.index, lease.epoch, made)
+        strip_key = trace_key(lease.batch, lease.index, lease.epoch)
         try:
             began = time.perf_counter()
-            body, made = self._encoder.encode(picture), IMAGE_FORMATS[picture.job.image_format]
+            body = self._encoder.encode(picture)
             encoded = time.perf_counter()
-            stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch, made), body, made)
+            stored = self._put(lease, key, body, made)
             timings = {
                 "queue": lease.queued_ms / 1000,
                 **picture.timings,
@@ -133,16 +140,19 @@ class Delivery:
             rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
             receipt = {**stored, **self._encoder.provenance(picture), "worker": self._worker, "timings": rounded}
             if strip is not None:
-                key = trace_key(lease.batch, lease.index, lease.epoch)
-                receipt["trace"] = self._put(lease, key, encode_image(strip, PNG.name, metadata={}), PNG)
-            outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt), lease=lease)
+                receipt["trace"] = self._put(lease, strip_key, encode_image(strip, PNG.name, metadata={}), PNG)
+            # even if the lease is lost meanwhile: the answer tells whether anybody wants what lies in the bucket
+            outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt))
             self._measure(picture, len(body), time.perf_counter() - began)
             self._metrics.image("lost" if outcome in _OF_ANOTHER else "done")
             self._metrics.stored(len(body), timings)
             self._after(lease, outcome)
             if outcome == "superseded":
-                self._discard(receipt)
+                self._discard([key, strip_key])
             self._leases.drop(lease)
+        except LeaseLostError:
+            # an unanswered request may have been carried out
+            self._discard([key, strip_key])
         except GaveUpError:
             # the lease is still held: whoever ends the worker gives the job back, uncharged
             log.warning("%s is not stored", lease.name, extra=about(lease.name))
@@ -155,10 +165,10 @@ class Delivery:
                 self._waiting -= 1
                 self._changed.notify_all()
 
-    def _discard(self, receipt: dict[str, Any]) -> None:
-        """Remove what nobody will want; if that fails, the flush of the part tries again."""
-        with suppress(UnavailableError):
-            self._bucket.delete([each["key"] for each in (receipt, receipt.get("trace")) if each])
+    def _discard(self, keys: list[str]) -> None:
+        """Remove what nobody will want; where this worker ends before, another one does."""
+        with suppress(GaveUpError):
+            self._patiently("discard", lambda: self._bucket.delete(keys))
 
     def _measure(self, picture: Rendered, size_bytes: int, seconds: float) -> None:
         self._pulse.commit()
@@ -194,7 +204,8 @@ class Delivery:
         """Repeat until Redis and the store answer.
 
         Raises:
-            GaveUpError: the worker ends, or the lease was lost, before they did.
+            GaveUpError: the worker ends before they did.
+            LeaseLostError: the lease was lost before they did.
         """
         pause_s = _FIRST_PAUSE_S
         while True:
@@ -205,6 +216,8 @@ class Delivery:
             except UnavailableError as error:
                 log.warning("cannot %s, trying again in %.1f s: %s", what, pause_s, error)
                 self._metrics.retry(what)
-            if self._given_up.wait(pause_s) or (lease is not None and not self._leases.holds(lease)):
+            if self._given_up.wait(pause_s):
                 raise GaveUpError(what)
+            if lease is not None and not self._leases.holds(lease):
+                raise LeaseLostError(what)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)

@@ -19,7 +19,7 @@ from latentfarm.bucket import Bucket
 from latentfarm.errors import SchemaError, UnavailableError
 from latentfarm.ledger import Ledger
 from latentfarm.metrics_server import MetricsServer
-from latentfarm.results import flush_full_parts
+from latentfarm.results import discard_leftovers, flush_full_parts
 from latentfarm.settings import Settings
 from latentfarm.webhooks import deliver_due
 from latentfarm_worker.drain import Drain
@@ -258,6 +258,7 @@ class Resident(Host):
                     log.warning("%d leases had run out; their jobs run again", swept)
                 doorbell.ring(self._ledger.redis, self._app, self.settings.model, waiting + max(swept, 0))
                 flush_full_parts(self._ledger, self._bucket)
+                discard_leftovers(self._ledger, self._bucket, age_s=2 * self.settings.lease_s)
             except UnavailableError as error:
                 log.warning("housekeeping is put off: %s", error)
             except SchemaError as error:

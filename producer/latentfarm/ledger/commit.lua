@@ -18,6 +18,8 @@ local function commit(at, name, epoch, receipt, truncated)
     if leases[name] or came_before(batch, index, epoch) then return 'again' end
     local state = redis.call('HGET', batch_key(batch), 'state')
     local over = state == 'cancelled' or state == 'deleting'
+    -- whoever asks removes the image, if nothing befalls it meanwhile
+    if state then note_leftovers(batch, math.floor(index / PART), now) end
     return (not state or (get_state(batch, index) == PENDING and not over)) and 'stale' or 'superseded'
   end
   leases[name], leases[#leases + 1] = true, name

@@ -38,6 +38,7 @@ MAX_JOBS_PER_CALL = 1_000
 #: the share of failures, after the first 500 jobs, that pauses a batch
 DEFAULT_BUDGET = 0.1
 _SWEEP_LIMIT = 1_000
+_LEFTOVERS_LIMIT = 20
 _SWEEP_LOCK_MS = 250
 _WORKER_FORGOTTEN_S = 60
 _WORKER_ALIVE_MS = 15_000
@@ -292,8 +293,7 @@ class Ledger:
     def full_parts(self) -> list[tuple[str, int]]:
         """Return (batch, part) whose jobs have all ended and whose receipts wait for the bucket."""
         with reachable(self.where):
-            names = sorted(text(name) for name in self.redis.smembers("lf:flush"))
-        return [(name.rpartition("/")[0], int(name.rpartition("/")[2])) for name in names]
+            return sorted(_part_named(name) for name in self.redis.smembers("lf:flush"))
 
     def trim(self, batch: str, part: int, *, retries: int) -> bool:
         """Forget the receipts and errors of a part that lies in the bucket, as it was at the batch's ``retries``.
@@ -313,6 +313,20 @@ class Ledger:
         """Return whether a lease on a job of the part ended without a commit."""
         with reachable(self.where):
             return bool(self.redis.sismember(f"lf:returned:{batch}", str(part)))
+
+    def leftovers(self, *, age_s: float) -> tuple[int, list[tuple[str, int]]]:
+        """Return (batch, part) in whose folders unwanted images may lie since that long, and the time of that note, ms.
+
+        For as long again nobody else is told of them.
+        """
+        with reachable(self.where):
+            noted_ms, *names = self.scripts.leftovers(args=[int(age_s * 1000), _LEFTOVERS_LIMIT])
+        return int(noted_ms), [_part_named(name) for name in names]
+
+    def tidied(self, batch: str, part: int, *, noted_ms: int) -> None:
+        """Forget what ``leftovers`` told of a part, unless it was noted again since."""
+        with reachable(self.where):
+            self.scripts.tidied(args=[batch, part, noted_ms])
 
     # -- questions -------------------------------------------------------------------------------------------
 
@@ -422,6 +436,11 @@ class Ledger:
 def _untouched(batch_state: bytes | str | None) -> JobState:
     """Return what a byte of state that was never written means."""
     return JobState.CANCELLED if batch_state == b"cancelled" else JobState.PENDING
+
+
+def _part_named(name: bytes | str) -> tuple[str, int]:
+    batch, _, part = text(name).rpartition("/")
+    return batch, int(part)
 
 
 def _unknown(batch: str) -> InputError:

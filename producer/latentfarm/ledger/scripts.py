@@ -34,6 +34,8 @@ class Scripts:
         self.release = load("release")
         self.sweep = load("sweep")
         self.trim = load("trim")
+        self.leftovers = load("leftovers")
+        self.tidied = load("tidied")
         self.beat = load("beat")
         self.waiting = load("waiting")
         self.pause = load("pause")

@@ -14,5 +14,6 @@ redis.call('HDEL', 'lf:attempts:' .. batch, unpack(fields))
 redis.call('HDEL', 'lf:losers:' .. batch, unpack(fields))
 redis.call('HDEL', 'lf:errors:' .. batch, unpack(fields))
 redis.call('HDEL', 'lf:parts:' .. batch, text(part))
-redis.call('SREM', 'lf:returned:' .. batch, text(part))
+-- a dead worker's last request may still be on its way to the bucket
+if redis.call('SREM', 'lf:returned:' .. batch, text(part)) == 1 then note_leftovers(batch, part, now_ms()) end
 return redis.call('HDEL', 'lf:results:' .. batch, unpack(fields))
