@@ -60,7 +60,7 @@ class Settings(BaseSettings):
     slots: Annotated[int, Field(ge=0, le=256)] = 0
     """Guided images in the U-Net's batch at once; 0: what makes this device fastest, measured at the first start."""
     exactness: Literal["fixed", "free"] = "fixed"
-    """fixed: a job's bytes do not depend on its neighbours; free: empty rows are left out, and bytes vary a bit."""
+    """fixed: a job's bytes do not depend on its neighbours; free: any number of rows, and bytes vary a bit."""
     compile: bool | None = None
     """Compile the U-Net for the slots' number of rows; None: on a GPU only."""
     cache_dir: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentfarm"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +69,7 @@ class FakeFamily:
         del scale
         return {}
 
-    def compile(self, rows: int) -> None:
+    def compile(self, counts: Collection[int]) -> None:
         """There is nothing to compile."""
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:

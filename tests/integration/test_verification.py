@@ -18,6 +18,7 @@ from latentfarm.jsonl import pack, unpack
 from latentfarm_worker.engine import Engine
 from latentfarm_worker.families import load_family
 from latentfarm_worker.renderer import Renderer
+from latentfarm_worker.row_counts import RowCounts, any_row_counts, compiled_row_counts, exact_row_counts
 from latentfarm_worker.trace import Tracer
 from latentfarm_worker.verification import BOUND, JPEG_ROOM, SHORT_BOUND, Verdict, Verification, choose
 
@@ -40,14 +41,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def work(farm: Farm, model: Path, *, slots: int = 2, fixed_rows: bool = True, embed_metadata: bool = True) -> None:
+def work(
+    farm: Farm,
+    model: Path,
+    *,
+    slots: int = 2,
+    row_counts: RowCounts = exact_row_counts,
+    embed_metadata: bool = True,
+    compiled: bool = False,
+) -> None:
     """Render all there is as a worker does, with its real threads, ledger and store."""
     family = load_family(model, dtype=torch.float32, device=torch.device("cpu"))
+    if compiled:
+        family.compile(compiled_row_counts(2 * slots))
     tracer = Tracer(family)
     renderer = Renderer(
         ledger=farm.ledger,
         bucket=farm.bucket,
-        engine=Engine(family, slots=slots, fixed_rows=fixed_rows, on_step=tracer),
+        engine=Engine(family, slots=slots, row_counts=row_counts, on_step=tracer),
         tracer=tracer,
         model="mini",
         worker="worker-a",
@@ -117,8 +128,22 @@ def test_a_receipt_tells_threads_and_slots_and_each_picture_is_rendered_with_its
     assert run.conditions == {"cpu, float32, slots 1, threads 1", "cpu, float32, slots 3, threads 2"}
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor imports what torch itself has given up
+def test_pictures_of_a_compiled_model_have_the_same_bytes_when_it_is_compiled_again(
+    farm: Farm, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    batch = rendered(farm, model, compiled=True)
+    assert {line["compiled"] for line in batch.results()} == {True}
+    run = Verification(batch, farm.settings.model_copy(update={"model_source": str(model)}), dtype=None)
+    assert all(each.same_bytes for each in run.run(range(3)))
+    assert run.conditions == {"cpu, float32, slots 2, threads 1, compiled"}
+
+
 def test_pictures_of_free_exactness_are_compared_within_the_bound(farm: Farm, model: Path) -> None:
-    found = verdicts(rendered(farm, model, fixed_rows=False), model)
+    found = verdicts(rendered(farm, model, row_counts=any_row_counts), model)
     assert {(each.bound, each.differences) for each in found.values()} == {(BOUND, ())}
 
 

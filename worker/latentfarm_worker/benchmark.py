@@ -62,7 +62,7 @@ def measure(
     """
     for slots in slots_tried:
         if compiled:
-            family.compile(2 * slots)
+            family.compile([2 * slots])
         try:
             yield _measure(Engine(family, slots=slots), job, bucket)
         except JobError as error:

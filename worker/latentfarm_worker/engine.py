@@ -20,8 +20,10 @@ from latentfarm_worker import faults
 from latentfarm_worker.decoder import Decoder, Failed, Rendered, out_of_memory
 from latentfarm_worker.families.base import Family
 from latentfarm_worker.plan import plan_for
+from latentfarm_worker.row_counts import RowCounts, any_row_counts, exact_row_counts
 from latentfarm_worker.rows import Image, Rows, Shape
 from latentfarm_worker.text import Prompt, Tensors, TextCache
+from latentfarm_worker.trial import native_shape, trial
 
 __all__ = ["Engine", "Failed", "Observer", "Rendered"]
 
@@ -37,9 +39,8 @@ Observer = Callable[[Job, int, int, torch.Tensor], None]
 class Engine:
     """Renders jobs on one device, many at once.
 
-    ``slots`` is the number of guided jobs of the native size that run together. With ``fixed_rows`` the model
-    always sees the same number of rows, so that a job's bytes do not depend on its neighbours; without, only
-    those in use.
+    ``slots`` is the number of guided jobs of the native size that run together. ``row_counts`` says which numbers of
+    rows the model may be called with: by default those at which a job's bytes do not depend on its neighbours.
 
     Images of one shape run together. Those of another wait in line; so that they do not starve, and the batch does not
     run half empty for each of them, they are passed by at most as many images as there are rows.
@@ -50,12 +51,21 @@ class Engine:
     ``on_call`` is called before each call of the encoder, the model and the decoder: the engine moves.
     """
 
-    def __init__(self, family: Family, *, slots: int, fixed_rows: bool = True, on_step: Observer | None = None) -> None:
+    def __init__(
+        self,
+        family: Family,
+        *,
+        slots: int,
+        row_counts: RowCounts = exact_row_counts,
+        on_step: Observer | None = None,
+    ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; write 1 or more")
         self.family = family
         self.slots = slots
-        self.fixed_rows = fixed_rows
+        self._row_counts = row_counts
+        #: by the shape and the rows of its full batch
+        self._known_counts: dict[tuple[Shape, int], tuple[int, ...]] = {}
         self.on_step = on_step
         self.on_call: Callable[[], None] = lambda: None
         self._texts = TextCache(family.encode)
@@ -68,6 +78,11 @@ class Engine:
         self._steps_begun: deque[torch.cuda.Event] = deque()
 
     @property
+    def exact(self) -> bool:
+        """Whether a job's bytes do not depend on its neighbours."""
+        return self._row_counts is not any_row_counts
+
+    @property
     def free(self) -> int:
         """How many more guided jobs of the native size there is room for, those waiting counted in."""
         return self.free_within(0)
@@ -77,7 +92,7 @@ class Engine:
         staying = [image for image in tuple(self._running) if image.calls_left > calls]
         taken = sum(len(image.rows) for image in staying)
         taken += sum(len(image.prompts) for image in tuple(self._waiting))
-        return max(0, (2 * self._slots_of(self._native) - taken) // 2)
+        return max(0, (2 * self._slots_of(native_shape(self.family)) - taken) // 2)
 
     @property
     def slots_taken(self) -> float:
@@ -92,7 +107,8 @@ class Engine:
     def warm_up(self) -> None:
         """Make a picture that nobody wants, in two steps, and the plan that most jobs use.
 
-        A device's first calls, and the first probe of a scheduler, take seconds that no job should wait for.
+        A device's first calls, the first with each number of rows where something is compiled for it, and the first
+        probe of a scheduler take seconds that no job should wait for.
         """
         with suppress(JobError):
             # a model may come with a scheduler that has no plan; its jobs name another
@@ -100,6 +116,20 @@ class Engine:
         self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2, scheduler="euler"))
         while self.busy:
             self.step()
+        if self.family.compiled or self.family.device.type == "cuda":
+            try:
+                self._call_with_each_count(native_shape(self.family))
+            except Exception as error:
+                # if there is no memory for a full batch, the first one finds out, and begins again with less
+                if not faults.is_out_of_memory(error):
+                    raise
+
+    def _call_with_each_count(self, shape: Shape) -> None:
+        counts = self._counts_of(shape)
+        inputs = trial(self.family, shape, counts[-1])
+        for count in counts:
+            self.on_call()
+            self.family.predict(*inputs.first(count))
 
     def calls_left(self) -> dict[str, int | None]:
         """Return how many calls of the model each job still needs, None for one that waits; for any thread."""
@@ -199,7 +229,7 @@ class Engine:
             return
         first = self._waiting[0]
         if self._rows is None or (self._rows.shape != first.shape and not self._running):
-            self._rows = Rows(self.family, first.shape, self._row_count(first.shape), only_used=not self.fixed_rows)
+            self._rows = Rows(self.family, first.shape, self._counts_of(first.shape))
         starting = self._next_images(self._rows)
         if not starting:
             return
@@ -235,15 +265,23 @@ class Engine:
     def _slots_of(self, shape: Shape) -> int:
         return self._limits.get(shape, self.slots)
 
-    @property
-    def _native(self) -> Shape:
-        factor = self.family.vae_scale_factor
-        return Shape(self.family.native_height // factor, self.family.native_width // factor)
-
     def _row_count(self, shape: Shape) -> int:
         """Return the rows of a batch: fewer above the native area, at least 2."""
         slots = self._slots_of(shape)
-        return max(2, min(2 * slots, 2 * slots * self._native.area // shape.area))
+        return max(2, min(2 * slots, 2 * slots * native_shape(self.family).area // shape.area))
+
+    def _counts_of(self, shape: Shape) -> tuple[int, ...]:
+        """Return with how many rows the model may be called, the last being the full batch."""
+        rows = self._row_count(shape)
+        if (shape, rows) not in self._known_counts:
+            try:
+                self._known_counts[shape, rows] = self._row_counts(self.family, shape, rows, on_call=self._call)
+            except Exception as error:
+                if not faults.is_out_of_memory(error):
+                    raise
+                # nor will it do for a full batch, as the next call finds out
+                return (rows,)
+        return self._known_counts[shape, rows]
 
     def _start(self, image: Image, rows: Rows, told: list[Tensors]) -> None:
         """Draw the initial latents and take rows."""
@@ -271,8 +309,11 @@ class Engine:
                     self.on_step(image.job, image.call, image.plan.calls, self._rows.latents(image))
                 except JobError as error:
                     image.error = error
-            if len(image.rows) > 1 and image.call >= image.guided.stop and not image.over:
-                self._rows.shrink(image)
+            if len(image.rows) > 1 and not image.over:
+                if image.call >= image.guided.stop:
+                    self._rows.shrink(image)
+                elif image.call == image.guided.start:
+                    self._rows.wake(image)
         self._keep_pace()
 
     def _keep_pace(self) -> None:

@@ -34,7 +34,7 @@ class PictureEncoder:
             "dtype": str(family.dtype).removeprefix("torch."),
             **threads,
             **compiled,
-            **({} if engine.fixed_rows else {"exactness": "free"}),
+            **({} if engine.exact else {"exactness": "free"}),
         }
 
     def encode(self, picture: Rendered) -> bytes:

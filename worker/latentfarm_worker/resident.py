@@ -26,14 +26,16 @@ from latentfarm_worker.drain import Drain
 from latentfarm_worker.engine import Engine, Observer
 from latentfarm_worker.families import Family, load_family
 from latentfarm_worker.health import Health
+from latentfarm_worker.measurements import device_name
 from latentfarm_worker.metrics import Metrics
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.pulse import Phase, Pulse
 from latentfarm_worker.renderer import Host, Renderer
+from latentfarm_worker.row_counts import RememberedRowCounts, any_row_counts, compiled_row_counts
 from latentfarm_worker.spot import InstanceMetadata, SpotWatch
 from latentfarm_worker.supervisor import EXIT_BROKEN
 from latentfarm_worker.trace import Tracer
-from latentfarm_worker.tuning import best_slots, device_name
+from latentfarm_worker.tuning import best_slots
 from latentfarm_worker.watchdog import watch_myself
 
 log = logging.getLogger(__name__)
@@ -78,8 +80,10 @@ def make_engine(family: Family, settings: Settings, *, on_step: Observer | None 
         log.info("%d slots, %s; steps of an image a second by slots: %s", slots, how, _shown(found.rates))
     if wants_compiling(family, settings):
         keep_compiled_files(settings)
-        family.compile(2 * slots)
-    return Engine(family, slots=slots, fixed_rows=settings.exactness == "fixed", on_step=on_step)
+        family.compile(compiled_row_counts(2 * slots))
+    exact = settings.exactness == "fixed"
+    row_counts = RememberedRowCounts(settings.cache_dir) if exact else any_row_counts
+    return Engine(family, slots=slots, row_counts=row_counts, on_step=on_step)
 
 
 def wants_compiling(family: Family, settings: Settings) -> bool:

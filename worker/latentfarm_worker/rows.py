@@ -118,17 +118,20 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 class Rows:
-    """``count`` rows for latents of one ``shape``; ``free`` are the rows without an image.
+    """Rows for latents of one ``shape``; ``free`` are those without an image.
 
-    ``only_used``: the model sees the rows in use instead of all of them.
+    ``counts``: with how many rows the model may be called, in rising order; the last is how many there are. It sees
+    those whose output is wanted, and as many others as the next of these counts asks for.
     """
 
-    def __init__(self, family: Family, shape: Shape, count: int, *, only_used: bool = False) -> None:
+    def __init__(self, family: Family, shape: Shape, counts: Sequence[int]) -> None:
         self.family = family
         self.shape = shape
-        self.count = count
+        self.count = count = counts[-1]
         self.free = list(range(count))
-        self._only_used = only_used
+        self._counts = counts
+        #: rows of images whose guidance begins later
+        self._resting: set[int] = set()
         device = self._device = family.device
         self._past = torch.zeros((count, COLUMNS, family.latent_channels, shape.height, shape.width), device=device)
         self._table = torch.zeros((count, _CALLS, _COEFFICIENTS + COLUMNS), device=device)
@@ -137,9 +140,11 @@ class Rows:
         #: of each row the one with its image's past, and for that one the row without the prompt; itself where none is
         self._owner, self._other = self._every.clone(), self._every.clone()
         self._in_use = torch.zeros(count, dtype=torch.int64, device=device)
-        self._used = self._every
         #: by name, (count, ...); what there is, is known with the first texts
         self._told: dict[str, torch.Tensor] = {}
+        #: the rows that the model sees, None for all, and what they are told
+        self._seen: torch.Tensor | None = None
+        self._told_seen: Tensors = self._told
 
     def take(self, image: Image, told: Sequence[Tensors], latents: torch.Tensor) -> None:
         """Give an image a row for each of its prompts, of which ``told`` tells, and its first latents (C, h, w)."""
@@ -162,17 +167,25 @@ class Rows:
                 if name not in self._told:
                     self._told[name] = tensor.new_zeros((self.count, *tensor.shape))
                 self._told[name][row] = tensor
-        self._note_used()
+        if image.guided.start > 0:
+            self._resting.update(image.rows[1:])
+        self._choose_seen()
 
     def give_back(self, rows: Sequence[int]) -> None:
         """Free rows of an image; the first one only with all of them."""
+        self._resting.difference_update(rows)
         for row in rows:
             bisect.insort(self.free, row)
             self._owner[row] = self._other[row] = row
             self._in_use[row] = 0
             self._calls[row] = 0
             self._table[row] = 0.0
-        self._note_used()
+        self._choose_seen()
+
+    def wake(self, image: Image) -> None:
+        """Have the model see the rows of an image whose guidance begins."""
+        self._resting.difference_update(image.rows)
+        self._choose_seen()
 
     def shrink(self, image: Image) -> None:
         """Free the rows of an image that needs guidance no more, but for its first."""
@@ -210,17 +223,23 @@ class Rows:
 
     def _predict(self, inputs: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Return the model's output for all rows, float32 (count, C, h, w); zeros for rows left out."""
-        if not self._only_used:
+        if self._seen is None:
             return self.family.predict(inputs, timesteps, self._told)
-        told = {name: tensor[self._used] for name, tensor in self._told.items()}
         output = torch.zeros_like(inputs)
-        output[self._used] = self.family.predict(inputs[self._used], timesteps[self._used], told)
+        output[self._seen] = self.family.predict(inputs[self._seen], timesteps[self._seen], self._told_seen)
         return output
 
-    def _note_used(self) -> None:
-        if self._only_used:
-            free = set(self.free)
-            self._used = send(torch.tensor([row for row in range(self.count) if row not in free]), self._device)
+    def _choose_seen(self) -> None:
+        """Have the model see the rows whose output is wanted and, where the counts ask for more, others."""
+        others = [*self._resting, *self.free]
+        wanted = self.count - len(others)
+        seen = next(count for count in self._counts if count >= wanted)
+        if seen == self.count:
+            self._seen, self._told_seen = None, self._told
+            return
+        unseen = set(others[seen - wanted :])
+        self._seen = send(torch.tensor([row for row in range(self.count) if row not in unseen]), self._device)
+        self._told_seen = {name: tensor[self._seen] for name, tensor in self._told.items()}
 
 
 def _wide(numbers: torch.Tensor) -> torch.Tensor:

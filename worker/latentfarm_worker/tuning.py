@@ -6,25 +6,16 @@ the next start, use what the first one found.
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import os
-import platform
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from pydantic import TypeAdapter
 
-from latentfarm.job import DEFAULT_GUIDANCE
 from latentfarm_worker import faults
 from latentfarm_worker.families.base import Family
-from latentfarm_worker.text import Prompt, Tensors
-
-log = logging.getLogger(__name__)
+from latentfarm_worker.measurements import Measurements, key_of
+from latentfarm_worker.trial import native_shape, trial
 
 FILE = "slots.json"
 #: slots that are tried, in this order; more cost latency and memory for nothing
@@ -50,19 +41,11 @@ class Measured:
     remembered: bool = False
 
 
-_RECORD = TypeAdapter(dict[str, Measured])
-
-
 def best_slots(family: Family, cache: Path) -> Measured:
     """Return what was remembered below ``cache``, or measure it; only one process of a machine does at a time."""
-    key = _key(family)
-    with _locked(cache) as file:
-        known = _read(file)
-        if key in known:
-            return replace(known[key], remembered=True)
-        found = measure(family)
-        _write(file, {**known, key: found})
-    return found
+    key = key_of(family, f"{family.native_width}x{family.native_height}")
+    found, remembered = Measurements(cache, FILE, Measured).find(key, lambda: measure(family))
+    return replace(found, remembered=remembered)
 
 
 @torch.inference_mode()
@@ -86,31 +69,18 @@ def measure(family: Family) -> Measured:
 
 def _rate(family: Family, slots: int) -> float:
     """Return slots over the shortest time of a call with two rows for each; on a CPU that of all its threads."""
-    rows, factor = 2 * slots, family.vae_scale_factor
-    height, width = family.native_height // factor, family.native_width // factor
-    latents = torch.randn(
-        (rows, family.latent_channels, height, width), generator=torch.Generator("cpu").manual_seed(0)
-    ).to(family.device)
-    timesteps = torch.full((rows,), 500.0, device=family.device)
-    told = _told(family, rows)
-    family.predict(latents, timesteps, told)
+    inputs = trial(family, native_shape(family), 2 * slots)
+    family.predict(*inputs)
     # what else the machine does must not decide for good: on a CPU only this process's own time counts
     clock = time.perf_counter if family.device.type == "cuda" else time.process_time
     seconds = []
     for _ in range(_ROUNDS):
         _wait_for(family.device)
         began = clock()
-        family.predict(latents, timesteps, told)
+        family.predict(*inputs)
         _wait_for(family.device)
         seconds.append(clock() - began)
     return slots / min(seconds)
-
-
-def _told(family: Family, rows: int) -> Tensors:
-    [text] = family.encode([Prompt(family.tokenize(""))])
-    sizes = family.size_tensors(family.native_width, family.native_height)
-    told = {**text, **sizes, **family.guidance_tensors(DEFAULT_GUIDANCE)}
-    return {name: tensor.expand(rows, *tensor.shape).contiguous() for name, tensor in told.items()}
 
 
 def _wait_for(device: torch.device) -> None:
@@ -124,49 +94,3 @@ def _has_room(device: torch.device) -> bool:
         return True
     _, total = torch.cuda.mem_get_info(device)
     return 2 * torch.cuda.max_memory_allocated(device) < _MOST_MEMORY * total
-
-
-def device_name(device: torch.device) -> str:
-    """Return what tells a device from others, as far as a model's speed goes."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
-
-
-# -- what is remembered --------------------------------------------------------------------------------------
-
-
-def _key(family: Family) -> str:
-    dtype = str(family.dtype).removeprefix("torch.")
-    size = f"{family.native_width}x{family.native_height}"
-    return f"{device_name(family.device)}, {family.model_digest}, {size}, {dtype}, torch {torch.__version__}"
-
-
-@contextmanager
-def _locked(cache: Path) -> Iterator[Path | None]:
-    """Give the file to the one process that may use it; None where nothing can be written."""
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        lock = (cache / f"{FILE}.lock").open("w")
-    except OSError as error:
-        log.warning("what is measured is not remembered: %s; set LATENTFARM_CACHE_DIR to a folder of yours", error)
-        yield None
-        return
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield cache / FILE
-
-
-def _read(file: Path | None) -> dict[str, Measured]:
-    try:
-        return _RECORD.validate_json(file.read_bytes()) if file is not None else {}
-    except (OSError, ValueError):
-        # there is none yet, or it is none of ours: it is written anew
-        return {}
-
-
-def _write(file: Path | None, known: dict[str, Measured]) -> None:
-    if file is not None:
-        fresh = file.with_suffix(f".{os.getpid()}")
-        fresh.write_bytes(_RECORD.dump_json(known, indent=1))
-        fresh.replace(file)

@@ -94,7 +94,8 @@ class Verification:
         self._family: Family | None = None
         self._loaded: tuple[str, bool] | None = None
         self._own_threads = torch.get_num_threads()
-        self._engines: dict[int, Engine] = {}
+        #: by CPU threads and slots
+        self._engines: dict[tuple[int, int], Engine] = {}
         #: under which conditions pictures were rendered again, in words
         self.conditions: set[str] = set()
 
@@ -128,13 +129,13 @@ class Verification:
             self._loaded = (dtype, compiled)
         # loading may change it
         torch.set_num_threads(threads)
-        if compiled or slots not in self._engines:
+        if compiled or (threads, slots) not in self._engines:
             # a model is compiled for one number of rows
-            self._engines[slots] = make_engine(self._family, settings)
+            self._engines[threads, slots] = make_engine(self._family, settings)
         device, used = self._family.device.type, str(self._family.dtype).removeprefix("torch.")
         told = f"{device}, {used}, slots {slots}" + (f", threads {threads}" if device == "cpu" else "")
         self.conditions.add(told + (", compiled" if compiled else ""))
-        return self._engines[slots]
+        return self._engines[threads, slots]
 
     def _render(self, engine: Engine, lines: Sequence[dict[str, Any]]) -> Iterator[Verdict]:
         for line in lines:

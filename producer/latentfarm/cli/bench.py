@@ -53,8 +53,8 @@ def bench(
     job = Job(batch="bench", index=0, prompt="this and that", seed=0, scheduler="euler", **asked.given())
     require_worker_packages()
     from latentfarm_worker import benchmark
+    from latentfarm_worker.measurements import device_name
     from latentfarm_worker.resident import keep_compiled_files, load_model, wants_compiling
-    from latentfarm_worker.tuning import device_name
 
     note("loading the model ...")
     family = load_model(settings)

@@ -74,7 +74,7 @@ def worker(
     exactness: Annotated[
         str | None,
         typer.Option(
-            help="fixed: no picture depends on its neighbours; free: rows are not filled up, and bytes vary a bit. "
+            help="fixed: no picture depends on its neighbours; free: any number of rows, and bytes vary a bit. "
             "(env: LATENTFARM_EXACTNESS)"
         ),
     ] = None,

@@ -10,11 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.rendering import full_batch
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine import Engine, Failed, Rendered
 from latentfarm_worker.families import Family
+from latentfarm_worker.row_counts import any_row_counts
 from latentfarm_worker.rows import Shape
 from latentfarm_worker.text import Prompt, Tensors
 from latentfarm_worker.trace import Tracer
@@ -129,8 +131,8 @@ def test_an_xl_model_too_gives_the_same_bytes_in_any_company(
     assert render_in_company(sdxl, JOBS[which], seed=seed, company=company) == xl_alone[which]
 
 
-def test_without_fixed_rows_pictures_are_the_same_to_one_in_255(sd1: Any, alone: list[bytes]) -> None:
-    engine = Engine(sd1, slots=3, fixed_rows=False)
+def test_at_any_number_of_rows_pictures_are_the_same_to_one_in_255(sd1: Any, alone: list[bytes]) -> None:
+    engine = Engine(sd1, slots=3, row_counts=any_row_counts)
     engine.admit(JOBS[0])
     engine.admit(make(1, guidance_scale=1.0, num_inference_steps=2))
     got = run(engine)[0]
@@ -253,7 +255,7 @@ def test_texts_are_encoded_once(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> No
         return encode(prompts)
 
     monkeypatch.setattr(sd1, "encode", note_and_encode)
-    engine = Engine(sd1, slots=2)
+    engine = Engine(sd1, slots=2, row_counts=full_batch)
     for index in range(3):
         engine.admit(make(index, prompt="same", num_inference_steps=1, scheduler="euler"))
     run(engine)
@@ -321,7 +323,7 @@ def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
             raise RuntimeError("HIP out of memory")
         return sd1.predict(latents, *more)  # type: ignore[no-any-return]
 
-    engine = Engine(Faulty(sd1, predict=predict), slots=4)
+    engine = Engine(Faulty(sd1, predict=predict), slots=4, row_counts=full_batch)
     job = make(0, num_inference_steps=5, scheduler="euler_a")  # its generator has drawn meanwhile
     engine.admit(job)
     [got] = run(engine).values()
@@ -342,7 +344,7 @@ def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
             return sd1.predict(latents, *more)  # type: ignore[no-any-return]
 
         tracer = Tracer(sd1)
-        engine = Engine(Faulty(sd1, predict=predict), slots=slots, on_step=tracer)
+        engine = Engine(Faulty(sd1, predict=predict), slots=slots, row_counts=full_batch, on_step=tracer)
         engine.admit(job)
         result = run(engine)[0]
         assert isinstance(result, Rendered)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests import sd15
+from tests.rendering import full_batch
 from tests.tiny import make_tiny
 
 from latentfarm.job import Job
@@ -64,7 +65,12 @@ def test_a_picture_goes_through_the_papers_shapes(full: StableDiffusion) -> None
     assert text["states"].shape == (77, 768)
 
     shapes = []
-    engine = Engine(full, slots=1, on_step=lambda _job, _call, _calls, latents: shapes.append(tuple(latents.shape)))
+    engine = Engine(
+        full,
+        slots=1,
+        row_counts=full_batch,
+        on_step=lambda _job, _call, _calls, latents: shapes.append(tuple(latents.shape)),
+    )
     engine.admit(Job(batch="b", index=0, prompt="an astronaut", seed=1, num_inference_steps=2, scheduler="euler"))
     results = []
     while engine.busy:

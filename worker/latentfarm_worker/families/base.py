@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -54,10 +54,10 @@ class Family(Protocol):
     def guidance_tensors(self, scale: float) -> Tensors:
         """Return what ``predict`` wants to know of a picture's guidance scale; nothing unless ``embeds_guidance``."""
 
-    def compile(self, rows: int) -> None:
-        """Compile the model for ``rows`` rows of the native size and one chunk of text; the next such call does it.
+    def compile(self, counts: Collection[int]) -> None:
+        """Compile the model for so many rows of the native size and one chunk of text; the next such call does it.
 
-        Any other shape runs as it would without.
+        Any other count or shape runs as it would without.
         """
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:

@@ -6,7 +6,7 @@ What all families of stable diffusion share; each says in a module of its own wh
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -63,7 +63,7 @@ class LatentDiffusion:
         self.compiled = False
         self._compiled: Any = None
         #: rows, latents' height and width, tokens
-        self._compiled_for: tuple[int, ...] = ()
+        self._compiled_for: frozenset[tuple[int, ...]] = frozenset()
 
     @classmethod
     def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> Self:
@@ -131,19 +131,20 @@ class LatentDiffusion:
         embedded = embed(None, torch.tensor([scale - 1]), embedding_dim=self.unet.config.time_cond_proj_dim)[0]
         return {"guidance": embedded.to(self.device, self.dtype)}
 
-    def compile(self, rows: int) -> None:
+    def compile(self, counts: Collection[int]) -> None:
         """Compile the U-Net; what Inductor makes is kept on disk, so the next worker's start is shorter."""
         factor, tokens = self.vae_scale_factor, self.text_encoders[0].length
         self.compiled = True
         self._compiled = torch.compile(self.unet, dynamic=False)
-        self._compiled_for = (rows, self.native_height // factor, self.native_width // factor, tokens)
+        height, width = self.native_height // factor, self.native_width // factor
+        self._compiled_for = frozenset((rows, height, width, tokens) for rows in counts)
 
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
         """Return the U-Net's output, float32 (R, C, h, w)."""
         states = told["states"]
-        fixed = (latents.shape[0], latents.shape[2], latents.shape[3], states.shape[1]) == self._compiled_for
-        unet = self._compiled if fixed else self.unet
+        shape = (latents.shape[0], latents.shape[2], latents.shape[3], states.shape[1])
+        unet = self._compiled if shape in self._compiled_for else self.unet
         output = unet(
             latents.to(self.dtype, memory_format=torch.channels_last),
             timesteps,
