@@ -70,6 +70,27 @@ class Ours:
             raise RuntimeError(f"{batch}: {record.errors}")
         return Run((record.last_ms - began_ms) / 1000, self._cpu_s() - cpu_s, tuple(ready))
 
+    def run_arriving(self, rows: Sequence[Row], arrive_s: Sequence[float]) -> Run:
+        """Submit each row as a batch of its own after its seconds; a job's time is from then to its commit.
+
+        Raises:
+            RuntimeError: a job failed.
+        """
+        ledger, run, cpu_s = self.farm.ledger, uuid.uuid4().hex[:8], self._cpu_s()
+        began, began_ms = time.monotonic(), redis_ms(ledger.redis)
+        batches = []
+        for number, (row, after) in enumerate(zip(rows, arrive_s, strict=True)):
+            time.sleep(max(0.0, began + after - time.monotonic()))
+            batches.append(self.farm.submit([row], batch=f"run-{run}-{number}", model=self.settings.model))
+        for batch in batches:
+            batch.wait(timeout_s=_LONGEST_S)
+        records = [ledger.batch(batch.name) for batch in batches]
+        if failed := [record.name for record in records if record.failed]:
+            raise RuntimeError(f"{failed[0]} failed")
+        ended_s = [(record.last_ms - began_ms) / 1000 for record in records]
+        ready = tuple(ended - after for ended, after in zip(ended_s, arrive_s, strict=True))
+        return Run(max(ended_s), self._cpu_s() - cpu_s, ready)
+
     def submit(self, file: Path, batch: str) -> subprocess.Popen[bytes]:
         """Run ``latentfarm submit`` in a process of its own."""
         with (self._folder / "submit.log").open("ab") as out:

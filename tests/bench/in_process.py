@@ -24,7 +24,10 @@ Kind = Literal["pipe", "engine"]
 
 @dataclass(frozen=True)
 class Run:
-    """One turn of a side: seconds on the wall and of its CPUs, and when each picture was ready, in no order."""
+    """One turn of a side: seconds on the wall and of its CPUs, and the time of each job, in no order.
+
+    A job's time, in ``ready_s``, is from its arrival, or else from the start of the run, to its picture.
+    """
 
     wall_s: float
     cpu_s: float
@@ -37,7 +40,7 @@ class Run:
 
     @property
     def p99_s(self) -> float:
-        """The time, from the start of the run, by which 99 of 100 pictures are ready."""
+        """The time that 99 of 100 jobs take at most."""
         ready = sorted(self.ready_s)
         return ready[min(len(ready) - 1, -(-99 * len(ready) // 100) - 1)]
 
@@ -94,12 +97,24 @@ class InProcess:
         Raises:
             RuntimeError: the process failed; its log says why.
         """
+        return self._run(rows, {}, **how)
+
+    def run_arriving(self, rows: Sequence[Row], arrive_s: Sequence[float], **how: Any) -> Run:
+        """Have a pipe render rows that arrive one by one, each after its seconds; otherwise as ``run``."""
+        began = time.monotonic()
+        return self._run(rows, {"arrive": [began + after for after in arrive_s]}, **how)
+
+    def _run(self, rows: Sequence[Row], arriving: dict[str, list[float]], **how: Any) -> Run:
         count, began, cpu_s = len(self._children), time.monotonic(), self._cpu_s()
+        ready: list[float] = []
         for number, child in enumerate(self._children):
-            self._ask(child, rows=list(rows[number::count]), **how)
-        answers = [self._answer(child) for child in self._children]
-        ready = tuple(at - began for answer in answers for at in answer["ready"])
-        return Run(time.monotonic() - began, self._cpu_s() - cpu_s, ready)
+            dealt = {name: times[number::count] for name, times in arriving.items()}
+            self._ask(child, rows=list(rows[number::count]), **dealt, **how)
+        for number, child in enumerate(self._children):
+            done = self._answer(child)["ready"]
+            come = arriving["arrive"][number::count] if arriving else [began] * len(done)
+            ready += [at - since for at, since in zip(done, come, strict=True)]
+        return Run(time.monotonic() - began, self._cpu_s() - cpu_s, tuple(ready))
 
     def digests(self, rows: Sequence[Row], **how: Any) -> list[str]:
         """Return the SHA-256 of the pixels of each row, all rendered together by the first process."""
@@ -141,9 +156,12 @@ def _make_pipe(load: Load) -> Render:
 
     pipe = pipes.load_pipe(load.source, dtype=load.dtype, device=load.device, backend=load.backend)
 
-    def render(rows: list[Row], *, size: int = 1, order: pipes.Order = "arrival") -> list[tuple[Any, float]]:
+    def render(
+        rows: list[Row], *, size: int = 1, order: pipes.Order = "arrival", arrive: Sequence[float] = ()
+    ) -> list[tuple[Any, float]]:
         done: list[Any] = [None] * len(rows)
-        for numbers, steps, guidance in pipes.batches(rows, size, order):
+        there = pipes.arriving(rows, size, order, arrive) if arrive else pipes.batches(rows, size, order)
+        for numbers, steps, guidance in there:
             batch = [rows[number] for number in numbers]
             # a compiled graph is for one size: what is missing is filled up
             filled = [*batch, *([batch[0]] * (size - len(batch) if load.backend else 0))]

@@ -7,7 +7,9 @@ where it is compiled, channels_last and whole graphs of the U-Net and the decode
 from __future__ import annotations
 
 import io
+import time
 import warnings
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -96,6 +98,22 @@ def batches(rows: Sequence[Row], size: int, order: Order) -> Iterator[tuple[list
             asked = [rows[number] for number in window]
             steps = max(row["num_inference_steps"] for row in asked)
             yield list(window), steps, max(row["guidance_scale"] for row in asked)
+
+
+def arriving(
+    rows: Sequence[Row], size: int, order: Order, arrive: Sequence[float]
+) -> Iterator[tuple[list[int], int, float]]:
+    """Yield the same for jobs that arrive at times of the monotonic clock: what is there by now, ``size`` at most.
+
+    Nothing waits for a batch to fill while there is a job.
+    """
+    first = 0
+    while first < len(rows):
+        time.sleep(max(0.0, arrive[first] - time.monotonic()))
+        last = min(bisect_right(arrive, time.monotonic()), first + size)
+        for numbers, steps, guidance in batches(rows[first:last], size, order):
+            yield [first + number for number in numbers], steps, guidance
+        first = last
 
 
 def _by_settings(rows: Sequence[Row], numbers: Sequence[int], size: int) -> Iterator[tuple[list[int], int, float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,12 @@ def mixed(count: int, *, steps: Sequence[int] = MIXED_STEPS, seed: int = 0) -> l
         guidance = 1.0 if rng.random() < UNGUIDED_SHARE else GUIDANCE
         rows.append({**row, "num_inference_steps": rng.choice(steps), "guidance_scale": guidance})
     return rows
+
+
+def arrivals(count: int, per_s: float, *, seed: int = 0) -> list[float]:
+    """Return the seconds after which jobs arrive that come independently of each other, so many a second."""
+    rng = random.Random(seed)  # noqa: S311 (the same times in each run are what is wanted)
+    return list(accumulate(rng.expovariate(per_s) for _ in range(count)))
 
 
 def unet_rows(rows: Sequence[Row]) -> int:
