@@ -1,0 +1,108 @@
+"""A webhooks' endpoint over real TLS on loopback, and batches whose end it is told."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import ssl
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import trustme
+
+from latentfarm.ledger import Ledger
+
+SECRET = b"a secret of thirty-two bytes ..."
+Reply = Callable[[BaseHTTPRequestHandler], None]
+
+
+def status(code: int, **headers: str) -> Reply:
+    """Answer with a status and some headers."""
+
+    def reply(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(code)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.end_headers()
+
+    return reply
+
+
+class Endpoint:
+    """A TLS server: keeps what it was sent and answers with the next of ``replies``, then with 204."""
+
+    def __init__(self, ca: trustme.CA, *names: str) -> None:
+        self.received: list[tuple[str, dict[str, str], bytes]] = []
+        self.replies: list[Reply] = []
+        self.stopped = threading.Event()
+        endpoint = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["content-length"]))
+                endpoint.received.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
+                (endpoint.replies.pop(0) if endpoint.replies else status(204))(self)
+
+            def do_GET(self) -> None:
+                self.do_POST()
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        ca.issue_cert(*names).configure_cert(context)
+        self.server = _Server(("127.0.0.1", 0), Handler)
+        self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
+        self.port = self.server.server_address[1]
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True)
+        self.thread.start()
+
+    def close(self) -> None:
+        self.stopped.set()
+        self.server.shutdown()
+        self.thread.join()
+        self.server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Clients that go away in the middle are what is tested."""
+
+
+def ended(ledger: Ledger, url: str, *, batch: str = "cats", cancel: bool = False) -> None:
+    """Let a batch of three jobs end as the ledger lets it, with one failed or with all cancelled."""
+    ledger.reserve(batch, digest="d", model="mini", webhook=url)
+    ledger.grow(batch, before=0, total=3, chain="c", closed=True)
+    if cancel:
+        ledger.cancel(batch)
+        return
+    work(ledger, fail=0)
+
+
+def work(ledger: Ledger, *, fail: int | None = None) -> None:
+    """Do what a worker does with the jobs that are there, and let one of them fail."""
+    for lease in ledger.lease("mini", "test", 3, lease_s=60):
+        if lease.index == fail:
+            ledger.fail(lease, {"code": "nan", "message": "not finite"})
+        else:
+            ledger.commit(lease, {"key": "k"})
+
+
+def facts(ledger: Ledger, batch: str = "cats") -> tuple[str, int, str]:
+    """Return the state of a batch's webhook, the attempts at it and the last error."""
+    client: Any = ledger.redis
+    state, attempts, error = client.hmget(f"lf:batch:{batch}", "webhook_state", "webhook_attempts", "webhook_error")
+    return state.decode(), int(attempts), error.decode()
+
+
+def is_signed(headers: dict[str, str], body: bytes) -> bool:
+    """Verify as a receiver would, by the specification's text alone."""
+    message = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    expected = base64.b64encode(hmac.new(SECRET, message, hashlib.sha256).digest()).decode()
+    return (
+        headers["webhook-signature"] == f"v1,{expected}" and abs(int(headers["webhook-timestamp"]) - time.time()) < 60
+    )

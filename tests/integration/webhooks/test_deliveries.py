@@ -1,0 +1,263 @@
+"""The end of a batch is told signed and once: sent, tried again, given up, taken over from who was killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+from tests.endpoints import Endpoint, ended, facts, is_signed, status, work
+
+from latentfarm.ledger import Ledger
+from latentfarm.ledger.webhooks import Webhooks
+from latentfarm.settings import Settings
+from latentfarm.webhooks import RETRY_DELAYS_S, deliver_due
+
+pytestmark = pytest.mark.integration
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def due_in_s(ledger: Ledger, batch: str = "cats") -> float:
+    client: Any = ledger.redis
+    seconds, micros = client.time()
+    return float(client.zscore("lf:webhooks", batch) / 1000 - seconds - micros / 1e6)
+
+
+def due_now(ledger: Ledger, batch: str = "cats") -> None:
+    """Let the time until the next attempt pass, without waiting for it."""
+    client: Any = ledger.redis
+    client.zadd("lf:webhooks", {batch: 1})
+
+
+def test_the_end_of_a_batch_arrives_signed_and_once(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+    ended(ledger, f"https://localhost:{endpoint.port}/hook?token=t")
+    assert deliver_due(ledger, worker) == 1
+    [(path, headers, body)] = endpoint.received
+    assert path == "/hook?token=t"
+    assert headers["host"] == f"localhost:{endpoint.port}"
+    assert headers["content-type"] == "application/json"
+    assert is_signed(headers, body)
+    message = json.loads(body)
+    assert message["type"] == "batch.completed"
+    completed_ms = int(ledger.redis.hget("lf:batch:cats", "completed_ms") or 0)
+    assert datetime.fromisoformat(message["timestamp"]) == EPOCH + timedelta(milliseconds=completed_ms)
+    assert message["data"] == {
+        "batch": "cats",
+        "model": "mini",
+        "state": "complete",
+        "total": 3,
+        "done": 2,
+        "failed": 1,
+        "cancelled": 0,
+        "errors": {"nan": 1},
+    }
+    assert facts(ledger) == ("sent", 1, "")
+    assert ledger.redis.zcard("lf:webhooks") == 0
+    assert deliver_due(ledger, worker) == 0
+    assert len(endpoint.received) == 1
+
+
+def test_a_cancelled_batch_is_told_as_such(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+    ended(ledger, f"https://localhost:{endpoint.port}/", cancel=True)
+    assert deliver_due(ledger, worker) == 1
+    message = json.loads(endpoint.received[0][2])
+    assert (message["type"], message["data"]["state"]) == ("batch.cancelled", "cancelled")
+    assert (message["data"]["cancelled"], "errors" in message["data"]) == (3, False)
+
+
+def test_after_a_500_the_same_event_comes_again_under_its_id(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
+    endpoint.replies = [status(500)]
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    assert deliver_due(ledger, worker) == 0
+    assert facts(ledger) == ("due", 1, "the answer was 500")
+    assert RETRY_DELAYS_S[0] - 1 <= due_in_s(ledger) <= RETRY_DELAYS_S[0] * 1.2
+    assert deliver_due(ledger, worker) == 0, "it is not due yet"
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 1
+    (_, first, body), (_, second, again) = endpoint.received
+    assert first["webhook-id"] == second["webhook-id"]
+    assert body == again
+    assert is_signed(second, again)
+    assert facts(ledger)[:2] == ("sent", 2)
+
+
+def test_an_event_that_nobody_takes_is_given_up_after_the_last_delay(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
+    endpoint.replies = [status(503)] * 20
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    for delay_s in RETRY_DELAYS_S:
+        assert deliver_due(ledger, worker) == 0
+        assert delay_s - 1 <= due_in_s(ledger) <= delay_s * 1.2
+        due_now(ledger)
+    assert deliver_due(ledger, worker) == 0
+    assert len(endpoint.received) == len(RETRY_DELAYS_S) + 1 == 9
+    assert facts(ledger) == ("failed", 9, "the answer was 503; attempt 9 was the last")
+    assert ledger.redis.zcard("lf:webhooks") == 0
+
+
+def test_an_endpoint_that_is_gone_is_asked_no_more(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+    endpoint.replies = [status(410)]
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    assert deliver_due(ledger, worker) == 0
+    assert facts(ledger) == ("failed", 1, "the answer was 410; attempt 1 was the last")
+    assert ledger.redis.zcard("lf:webhooks") == 0
+
+
+def test_an_endpoint_may_ask_for_a_longer_wait(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+    endpoint.replies = [status(429, **{"Retry-After": "700"})]
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    deliver_due(ledger, worker)
+    assert 698 <= due_in_s(ledger) <= 700
+
+
+def test_two_workers_at_once_deliver_each_event_once(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+    for number in range(12):
+        ended(ledger, f"https://localhost:{endpoint.port}/", batch=f"b{number}")
+    start = threading.Barrier(2)
+
+    def deliver(_: int) -> int:
+        mine = Ledger.connect(worker.redis_url)
+        start.wait()
+        delivered = 0
+        while sent := deliver_due(mine, worker):
+            delivered += sent
+        return delivered
+
+    with ThreadPoolExecutor(2) as pool:
+        assert sum(pool.map(deliver, range(2))) == 12
+    told = [json.loads(body)["data"]["batch"] for _, _, body in endpoint.received]
+    assert sorted(told) == sorted(f"b{number}" for number in range(12))
+
+
+def test_the_event_of_a_killed_sender_is_delivered_later(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+    reached = threading.Event()
+
+    def stall(_: BaseHTTPRequestHandler) -> None:
+        reached.set()
+        endpoint.stopped.wait(30)
+
+    endpoint.replies = [stall]
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    program = (
+        "from latentfarm.ledger import Ledger; from latentfarm.settings import Settings; "
+        "from latentfarm.webhooks import deliver_due; "
+        "s = Settings.load(); deliver_due(Ledger.connect(s.redis_url), s)"
+    )
+    hooks = {
+        "LATENTFARM_WEBHOOK_SECRET": worker.webhook_secret.get_secret_value(),
+        "LATENTFARM_WEBHOOK_ALLOW_PRIVATE": "true",
+    }
+    sender = subprocess.Popen([sys.executable, "-c", program], env={**os.environ, **worker.environment(), **hooks})
+    assert reached.wait(60)
+    sender.send_signal(signal.SIGKILL)
+    sender.wait()
+
+    assert deliver_due(ledger, worker) == 0, "it is held for whoever was sending it"
+    assert 50 < due_in_s(ledger) <= 60
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 1
+    first, second = (headers["webhook-id"] for _, headers, _ in endpoint.received)
+    assert first == second
+    assert facts(ledger)[:2] == ("sent", 2)
+
+
+def test_without_a_secret_the_attempt_fails_and_comes_again(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    assert deliver_due(ledger, worker.model_copy(update={"webhook_secret": SecretStr("")})) == 0
+    state, attempts, error = facts(ledger)
+    assert (state, attempts) == ("due", 1)
+    assert error.startswith("LATENTFARM_WEBHOOK_SECRET is not set; set one on the workers")
+    assert endpoint.received == []
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 1
+
+
+def test_a_batch_that_ends_again_is_told_again_under_a_new_id(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    deliver_due(ledger, worker)
+    assert ledger.retry("cats", [(0, "nan")]) == 1
+    work(ledger)
+    assert deliver_due(ledger, worker) == 1
+    first, second = (headers["webhook-id"] for _, headers, _ in endpoint.received)
+    assert first != second
+    assert [json.loads(body)["data"]["done"] for _, _, body in endpoint.received] == [2, 3]
+
+
+def test_a_batch_whose_failed_jobs_run_again_is_told_of_at_its_next_end(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    ledger.retry("cats", [(0, "nan")])
+    assert deliver_due(ledger, worker) == 0
+    assert endpoint.received == []
+    assert ledger.batch("cats").webhook == ""
+    assert ledger.redis.zcard("lf:webhooks") == 0
+    work(ledger)
+    assert ledger.batch("cats").webhook == "due"
+    assert deliver_due(ledger, worker) == 1
+    assert ledger.batch("cats").webhook == "sent"
+
+
+def test_a_deleted_batch_is_not_told_and_nothing_of_it_comes_back(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
+    ended(ledger, f"https://localhost:{endpoint.port}/")
+    ledger.begin_delete("cats")
+    assert deliver_due(ledger, worker) == 0
+    # a sender may have asked for another try meanwhile
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 0
+    ledger.forget("cats")
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 0
+    assert endpoint.received == []
+    assert not ledger.redis.exists("lf:batch:cats", "lf:webhooks")
+
+
+def test_an_attempt_that_is_late_decides_nothing_unless_it_arrived(ledger: Ledger) -> None:
+    outbox = Webhooks(ledger.redis, ledger.where)
+    ended(ledger, "https://x.org/")
+    [first] = outbox.take(5, hold_s=60)
+    assert outbox.take(5, hold_s=60) == []
+    due_now(ledger)
+    [second] = outbox.take(5, hold_s=60)
+    assert (first.attempt, second.attempt) == (1, 2)
+    assert not outbox.retry(first, "late", delay_s=1)
+    assert not outbox.give_up(first, "late")
+    assert facts(ledger) == ("due", 2, "")
+    assert outbox.problem("cats") == ""
+    assert outbox.retry(second, "the answer was 500", delay_s=60)
+    assert outbox.problem("cats") == "the answer was 500"
+    assert outbox.sent(first)
+    assert outbox.problem("cats") == ""
+    assert not outbox.retry(second, "it was there already", delay_s=1)
+    assert facts(ledger)[0] == "sent"
+
+
+def test_what_becomes_of_an_earlier_end_does_not_touch_the_later_one(ledger: Ledger) -> None:
+    outbox = Webhooks(ledger.redis, ledger.where)
+    ended(ledger, "https://x.org/")
+    [first] = outbox.take(5, hold_s=60)
+    ledger.retry("cats", [(0, "nan")])
+    work(ledger)
+    assert not outbox.sent(first)
+    assert facts(ledger) == ("due", 0, "")
+    assert [event.done for event in outbox.take(5, hold_s=60)] == [3]
