@@ -1,15 +1,13 @@
+"""Pictures fetched into a folder or by URL: whole, named, resumed, and checked against their receipts."""
+
 from __future__ import annotations
 
-import csv
-import hashlib
-import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tarfile
 import tracemalloc
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -21,65 +19,19 @@ from urllib.request import urlopen
 import pytest
 import trustme
 from botocore.credentials import Credentials
-from PIL import Image
-from pyarrow import parquet
 from pydantic import SecretStr
 from tests.conftest import Command, read_lines, until
+from tests.fetching import key_of, names_in, picture, stored, work
 
-from latentfarm import Batch, Farm, InputError, JobState, UnavailableError
+from latentfarm import Farm, InputError, JobState, UnavailableError
 from latentfarm.bucket import Bucket
 from latentfarm.fetch import Fetched, Layout, fetch_batch
 from latentfarm.local.process import Child
 from latentfarm.local.s3_server import find_rclone
 from latentfarm.prompts import ReadOptions
-from latentfarm.results import flush_full_parts
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.integration
-
-
-def picture(index: int) -> bytes:
-    """A PNG of its own."""
-    opened = io.BytesIO()
-    Image.new("RGB", (8, 8), (index % 256, index // 256 % 256, 7)).save(opened, "PNG")
-    return opened.getvalue()
-
-
-def key_of(batch: Batch, index: int) -> str:
-    """Where a picture lies; only its receipt needs to know."""
-    return f"pictures/{batch.name}/{index}.png"
-
-
-def work(
-    farm: Farm,
-    batch: Batch,
-    *,
-    count: int = 10**6,
-    fail: frozenset[int] = frozenset(),
-    traced: bool = False,
-    offset: int = 0,
-) -> None:
-    """Do what a worker does with the next ``count`` jobs."""
-    while count and (found := farm.ledger.lease("mini", "worker-a", min(count, 100), lease_s=30)):
-        count -= len(found)
-        for lease in found:
-            if lease.index in fail:
-                farm.ledger.fail(lease, {"code": "nan", "message": "not finite"})
-                continue
-            receipt = stored(farm.bucket, key_of(batch, lease.index), picture(lease.index + offset))
-            if traced:
-                receipt["trace"] = stored(farm.bucket, f"{key_of(batch, lease.index)}.trace", picture(lease.index + 7))
-            request = {"width": 8, "height": 8, "scheduler": "PNDMScheduler"}
-            farm.ledger.commit(lease, {**receipt, "request": request, "worker": "worker-a"})
-
-
-def stored(bucket: Bucket, key: str, body: bytes) -> dict[str, Any]:
-    bucket.put(key, body)
-    return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
-
-
-def names_in(folder: Path) -> set[str]:
-    return {file.name for file in folder.iterdir() if not file.name.startswith(".fetched")}
 
 
 def test_fetch_resumes_checks_and_writes_a_line_a_job(farm: Farm, tmp_path: Path) -> None:
@@ -299,69 +251,6 @@ def test_metadata_names_only_finished_pictures_with_flat_columns_of_one_type(far
     assert len({tuple((name, type(value)) for name, value in line.items()) for line in lines}) == 1
 
 
-def test_webdataset_shards_hold_each_picture_with_its_prompt_and_line(farm: Farm, tmp_path: Path) -> None:
-    batch = farm.submit([{"prompt": f"prompt {n}", "id": f"i{n}"} for n in range(1010)], batch="cats")
-    work(farm, batch, fail=frozenset({1}), traced=True)
-    fetched = batch.fetch(tmp_path, layout="webdataset")
-    assert (fetched.downloaded, fetched.states) == (2, {"done": 1009, "failed": 1})
-    assert names_in(tmp_path) == {"shard-00000.tar", "shard-00001.tar", "index.parquet", "results.jsonl"}
-    with tarfile.open(tmp_path / "shard-00001.tar") as tar:
-        members = tar.getmembers()
-        assert [m.name for m in members[:4]] == ["00001000.json", "00001000.png", "00001000.trace.png", "00001000.txt"]
-        assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
-        bodies = [opened.read() for m in members[:4] if (opened := tar.extractfile(m)) is not None]
-    assert bodies[1:] == [picture(1000), picture(1007), b"prompt 1000"]
-    line = json.loads(bodies[0])
-    assert line == read_lines(tmp_path / "results.jsonl")[1000]
-    assert (line["file"], line["shard"]) == ("00001000.png", "shard-00001.tar")
-    index = parquet.read_table(tmp_path / "index.parquet").to_pylist()
-    assert len(index) == 1009
-    assert (index[1]["key"], index[1]["shard"], index[1]["prompt"]) == ("00000002", "shard-00000.tar", "prompt 2")
-    assert index[1]["sha256"] == hashlib.sha256(picture(2)).hexdigest()
-
-
-def test_a_whole_shard_is_left_alone_and_one_with_more_done_is_made_again(farm: Farm, tmp_path: Path) -> None:
-    batch = farm.submit(["a"] * 1020, batch="cats")
-    work(farm, batch, count=1005)
-    first = batch.fetch(tmp_path, layout="webdataset")
-    whole, begun = ((tmp_path / f"shard-0000{n}.tar") for n in (0, 1))
-    at, before = whole.stat().st_mtime_ns, whole.read_bytes()
-    work(farm, batch)
-    second = batch.fetch(tmp_path, layout="webdataset")
-    assert (first.downloaded, second.downloaded, second.present) == (2, 1, 1)
-    assert whole.stat().st_mtime_ns == at
-    with tarfile.open(begun) as tar:
-        assert len(tar.getnames()) == 60
-    # cut, as by a full disk: made again with the same bytes
-    whole.write_bytes(before[: len(before) // 2])
-    third = batch.fetch(tmp_path, layout="webdataset")
-    assert (third.downloaded, third.present) == (1, 1)
-    assert whole.read_bytes() == before
-    begun.unlink()
-    fourth = batch.fetch(tmp_path, layout="webdataset", only_new=True)
-    assert (fourth.downloaded, fourth.skipped, begun.exists()) == (0, 1020, False)
-
-
-def test_an_interrupted_shard_is_absent_and_the_whole_ones_before_it_stay(farm: Farm, tmp_path: Path) -> None:
-    batch = farm.submit(["a"] * 1050, batch="cats")
-    work(farm, batch)
-
-    def interrupt(_: Fetched) -> None:
-        if (tmp_path / "shard-00000.tar").exists() and list(tmp_path.glob(".shard-00001.tar.*")):
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        batch.fetch(tmp_path, layout="webdataset", progress=interrupt)
-    assert names_in(tmp_path) == {"shard-00000.tar"}
-    again = batch.fetch(tmp_path, layout="webdataset")
-    assert (again.downloaded, again.present) == (1, 1)
-
-
-def test_a_webdataset_takes_no_name_template(farm: Farm, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="leave out --name-template"):
-        farm.submit(["a"], batch="cats").fetch(tmp_path / "out", layout="webdataset", name_template="{id}.png")
-
-
 def test_presigned_urls_are_read_without_credentials(farm: Farm) -> None:
     batch = farm.submit(["a", "b"], batch="cats")
     work(farm, batch, fail=frozenset({0}))
@@ -419,70 +308,3 @@ def test_a_wrong_command_says_what_to_write_and_leaves_nothing(
     assert told in result.stderr
     assert "Traceback" not in result.stderr
     assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["file"]
-
-
-def test_results_are_the_same_lines_in_every_format(
-    farm: Farm, settings: Settings, latentfarm: Command, tmp_path: Path
-) -> None:
-    rows: list[str | dict[str, Any]] = [{"prompt": 'say "hi",\ncat', "id": "x", "class": 3}, "=1+1", "c"]
-    batch = farm.submit(rows, batch="cats", reading=ReadOptions(keep_columns=True))
-    work(farm, batch, fail=frozenset({1}))
-    out = latentfarm("results", "cats", settings=settings)
-    assert out.returncode == 0, out.stderr
-    lines = [json.loads(line) for line in out.stdout.splitlines()]
-    assert [line["state"] for line in lines] == ["done", "failed", "done"]
-    assert (lines[0]["columns"], lines[1]["error"]["code"]) == ({"class": 3}, "nan")
-    for name in ("r.csv", "r.parquet"):
-        assert latentfarm("results", "cats", "-o", name, settings=settings).returncode == 0
-    with (tmp_path / "r.csv").open(newline="") as opened:
-        cells = list(csv.DictReader(opened))
-    table = parquet.read_table(tmp_path / "r.parquet").to_pylist()
-    for line, row, cell in zip(lines, table, cells, strict=True):
-        for name in ("job", "id", "state", "key", "prompt", "seed", "width"):
-            assert line.get(name) == row[name], name
-            assert cell[name] == ("" if row[name] is None else str(row[name]))
-    assert (cells[0]["columns"], table[1]["error_code"]) == ('{"class": 3}', "nan")
-    done = latentfarm("results", "cats", "--state", "done", "--state", "pending", settings=settings).stdout
-    assert [json.loads(line)["index"] for line in done.splitlines()] == [0, 2]
-
-
-def test_results_read_two_objects_for_a_thousand_jobs_and_no_picture(
-    farm: Farm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    batch = farm.submit(["a"] * 1500, batch="cats")
-    work(farm, batch)
-    flush_full_parts(farm.ledger, farm.bucket)
-    asked: list[str] = []
-    get = farm.bucket.get
-
-    def counted(key: str) -> bytes:
-        asked.append(key.split("/")[2])
-        return get(key)
-
-    monkeypatch.setattr(farm.bucket, "get", counted)
-    assert sum(1 for _ in batch.results()) == 1500
-    assert sorted(asked) == ["manifest", "manifest", "results", "results"]
-
-
-def test_a_reader_of_results_that_has_seen_enough_ends_it_quietly(
-    farm: Farm, settings: Settings, tmp_path: Path
-) -> None:
-    farm.submit(["a long prompt " * 20] * 3000, batch="cats")
-    command = [sys.executable, "-m", "latentfarm", "results", "cats"]
-    environment = {**os.environ, **settings.environment()}
-    for form in ("jsonl", "csv"):
-        running = subprocess.Popen(
-            [*command, "--format", form],
-            cwd=tmp_path,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        assert running.stdout is not None
-        assert running.stderr is not None
-        assert "job" in running.stdout.readline()
-        running.stdout.close()
-        told = running.stderr.read()
-        running.stderr.close()
-        assert (running.wait(timeout=60), told) == (0, "")
