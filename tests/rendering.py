@@ -1,11 +1,15 @@
-"""A worker's renderer in the test's own process, over the real servers."""
+"""A worker's renderer in the test's own process, over the real servers, and what slows or fails it on purpose."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from threading import Event
+from typing import Any
 
-from latentfarm import Farm
+import torch
+
+from latentfarm import Batch, Farm, UnavailableError
 from latentfarm.bucket import Bucket
 from latentfarm.ledger import Ledger
 from latentfarm_worker.engine import Engine
@@ -13,6 +17,43 @@ from latentfarm_worker.families import Family
 from latentfarm_worker.renderer import Host, Renderer
 from latentfarm_worker.rows import Shape
 from latentfarm_worker.trace import Tracer
+
+SMALL = {"width": 64, "height": 64, "num_inference_steps": 3, "scheduler": "euler"}
+
+
+def submit(farm: Farm, count: int, **fields: Any) -> Batch:
+    """Hand in a batch of small jobs."""
+    return farm.submit([{"prompt": f"p{n}", **SMALL, **fields} for n in range(count)], batch="b")
+
+
+class FaultyBucket(Bucket):
+    """The real store, but the puts of images fail as long as ``refuses`` says so; ``refused`` is set by the first."""
+
+    def __init__(self, real: Bucket, refuses: Callable[[], bool]) -> None:
+        super().__init__(real.client, real.name, where=real.where)
+        self.refuses = refuses
+        self.refused = Event()
+
+    def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> None:
+        if "/images/" in key and self.refuses():
+            self.refused.set()
+            raise UnavailableError("503 Slow Down")
+        super().put(key, body, content_type=content_type)
+
+
+class Paced:
+    """A family whose steps are let through one by one, or take a while."""
+
+    def __init__(self, family: Family, before_step: Callable[[], None]) -> None:
+        self._family = family
+        self._before_step = before_step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def predict(self, *told: Any) -> torch.Tensor:
+        self._before_step()
+        return self._family.predict(*told)
 
 
 def full_batch(family: Family, shape: Shape, rows: int, *, on_call: Callable[[], None]) -> tuple[int, ...]:
