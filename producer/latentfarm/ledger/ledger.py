@@ -12,6 +12,7 @@ from latentfarm.errors import InputError
 from latentfarm.job import JobState
 from latentfarm.ledger.connection import Cancellations, reachable
 from latentfarm.ledger.heads import BatchHead, read_heads
+from latentfarm.ledger.parts import Parts
 from latentfarm.ledger.records import (
     BatchRecord,
     CommitOutcome,
@@ -38,14 +39,13 @@ MAX_JOBS_PER_CALL = 1_000
 #: the share of failures, after the first 500 jobs, that pauses a batch
 DEFAULT_BUDGET = 0.1
 _SWEEP_LIMIT = 1_000
-_LEFTOVERS_LIMIT = 20
 _SWEEP_LOCK_MS = 250
 _WORKER_FORGOTTEN_S = 60
 _WORKER_ALIVE_MS = 15_000
 _PACE_SLOT_MS, _PACE_SLOTS = 10_000, 12
 
 
-class Ledger:
+class Ledger(Parts):
     """The record of every job, over one Redis client.
 
     Every method raises ``UnavailableError`` when Redis does not answer.
@@ -288,52 +288,18 @@ class Ledger:
             models = [model] if model is not None else sorted(map(text, self.redis.zrange("lf:models", 0, -1)))
             return [each for name in models for each in read_workers(self.redis, name, seen_since_ms=since)]
 
-    # -- results on their way to the bucket ------------------------------------------------------------------
-
-    def full_parts(self) -> list[tuple[str, int]]:
-        """Return (batch, part) whose jobs have all ended and whose receipts wait for the bucket."""
-        with reachable(self.where):
-            return sorted(_part_named(name) for name in self.redis.smembers("lf:flush"))
-
-    def trim(self, batch: str, part: int, *, retries: int) -> bool:
-        """Forget the receipts and errors of a part that lies in the bucket, as it was at the batch's ``retries``.
-
-        Returns False, and forgets nothing, if jobs of it run again meanwhile.
-        """
-        with reachable(self.where):
-            return int(self.scripts.trim(args=[batch, part, retries])) >= 0
-
-    def now_us(self) -> int:
-        """Return Redis ``TIME`` in microseconds: every epoch so far is lower."""
-        with reachable(self.where):
-            seconds, micros = self.redis.time()
-        return int(seconds) * 1_000_000 + int(micros)
-
-    def had_returns(self, batch: str, part: int) -> bool:
-        """Return whether a lease on a job of the part ended without a commit."""
-        with reachable(self.where):
-            return bool(self.redis.sismember(f"lf:returned:{batch}", str(part)))
-
-    def leftovers(self, *, age_s: float) -> tuple[int, list[tuple[str, int]]]:
-        """Return (batch, part) in whose folders unwanted images may lie since that long, and the time of that note, ms.
-
-        For as long again nobody else is told of them.
-        """
-        with reachable(self.where):
-            noted_ms, *names = self.scripts.leftovers(args=[int(age_s * 1000), _LEFTOVERS_LIMIT])
-        return int(noted_ms), [_part_named(name) for name in names]
-
-    def tidied(self, batch: str, part: int, *, noted_ms: int) -> None:
-        """Forget what ``leftovers`` told of a part, unless it was noted again since."""
-        with reachable(self.where):
-            self.scripts.tidied(args=[batch, part, noted_ms])
-
     # -- questions -------------------------------------------------------------------------------------------
 
     def ping(self) -> str:
         """Return the server's version."""
         with reachable(self.where):
             return str(self.redis.info("server")["redis_version"])
+
+    def now_us(self) -> int:
+        """Return Redis ``TIME`` in microseconds: every epoch so far is lower."""
+        with reachable(self.where):
+            seconds, micros = self.redis.time()
+        return int(seconds) * 1_000_000 + int(micros)
 
     def batches(self) -> list[str]:
         """Return every batch's name, oldest first."""
@@ -436,11 +402,6 @@ class Ledger:
 def _untouched(batch_state: bytes | str | None) -> JobState:
     """Return what a byte of state that was never written means."""
     return JobState.CANCELLED if batch_state == b"cancelled" else JobState.PENDING
-
-
-def _part_named(name: bytes | str) -> tuple[str, int]:
-    batch, _, part = text(name).rpartition("/")
-    return batch, int(part)
 
 
 def _unknown(batch: str) -> InputError:

@@ -1,0 +1,57 @@
+"""Parts whose jobs have ended: their receipts on the way to the bucket, and what lost leases may have left there."""
+
+from __future__ import annotations
+
+import redis
+
+from latentfarm.ledger.connection import reachable
+from latentfarm.ledger.records import text
+from latentfarm.ledger.scripts import Scripts
+
+#: parts that are looked through in one round
+_LEFTOVERS_LIMIT = 20
+
+
+class Parts:
+    """What ``Ledger`` knows of parts; a base of its own, for only the flush and the housekeeper ask."""
+
+    redis: redis.Redis
+    where: str
+    scripts: Scripts
+
+    def full_parts(self) -> list[tuple[str, int]]:
+        """Return (batch, part) whose jobs have all ended and whose receipts wait for the bucket."""
+        with reachable(self.where):
+            return sorted(_part_named(name) for name in self.redis.smembers("lf:flush"))
+
+    def trim(self, batch: str, part: int, *, retries: int) -> bool:
+        """Forget the receipts and errors of a part that lies in the bucket, as it was at the batch's ``retries``.
+
+        Returns False, and forgets nothing, if jobs of it run again meanwhile.
+        """
+        with reachable(self.where):
+            return int(self.scripts.trim(args=[batch, part, retries])) >= 0
+
+    def had_returns(self, batch: str, part: int) -> bool:
+        """Return whether a lease on a job of the part ended without a commit."""
+        with reachable(self.where):
+            return bool(self.redis.sismember(f"lf:returned:{batch}", str(part)))
+
+    def leftovers(self, *, age_s: float) -> tuple[int, list[tuple[str, int]]]:
+        """Return (batch, part) in whose folders unwanted images may lie since that long, and the time of that note, ms.
+
+        For as long again nobody else is told of them.
+        """
+        with reachable(self.where):
+            noted_ms, *names = self.scripts.leftovers(args=[int(age_s * 1000), _LEFTOVERS_LIMIT])
+        return int(noted_ms), [_part_named(name) for name in names]
+
+    def tidied(self, batch: str, part: int, *, noted_ms: int) -> None:
+        """Forget what ``leftovers`` told of a part, unless it was noted again since."""
+        with reachable(self.where):
+            self.scripts.tidied(args=[batch, part, noted_ms])
+
+
+def _part_named(name: bytes | str) -> tuple[str, int]:
+    batch, _, part = text(name).rpartition("/")
+    return batch, int(part)
