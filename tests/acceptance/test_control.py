@@ -90,8 +90,9 @@ def said(result: subprocess.CompletedProcess[str]) -> str:
 def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
     worked: Settings, latentfarm: Command, tmp_path: Path
 ) -> None:
-    farm = Farm(worked)
-    cats = farm.submit(rows(40, 16), batch="cats")
+    # more than are under way, and than are made while a command starts
+    jobs, farm = 150, Farm(worked)
+    cats = farm.submit(rows(jobs, 16), batch="cats")
     environment = {**os.environ, **worked.environment()}
     command = [sys.executable, "-m", "latentfarm", "watch", "cats", "--json"]
     watching = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
@@ -100,7 +101,7 @@ def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
     assert said(latentfarm("pause", "cats", settings=worked)) == "cats is paused"
     until(lambda: cats.status().leased == 0)
     stands = cats.status()
-    assert 0 < stands.done < 40
+    assert 0 < stands.done < jobs
     # the worker is there, and has other things to do
     assert farm.submit(rows(2, 2), batch="dogs").wait(timeout_s=90).done == 2
     assert cats.status().done == stands.done
@@ -108,7 +109,7 @@ def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
     assert "paused   by its user" in said(latentfarm("status", "cats", settings=worked))
 
     assert said(latentfarm("resume", "cats", settings=worked)) == "cats goes on: open"
-    assert cats.wait(timeout_s=120).done == 40
+    assert cats.wait(timeout_s=120).done == jobs
     over = latentfarm("pause", "cats", settings=worked)
     assert (over.returncode, "is complete" in over.stderr) == (2, True)
 
@@ -116,7 +117,7 @@ def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
     assert watching.returncode == 0
     assert [line["done"] for line in lines] == sorted(line["done"] for line in lines)
     assert "by its user" in {line["paused"] for line in lines}
-    assert (lines[-1]["state"], lines[-1]["done"]) == ("complete", 40)
+    assert (lines[-1]["state"], lines[-1]["done"]) == ("complete", jobs)
 
 
 def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
