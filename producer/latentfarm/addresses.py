@@ -15,9 +15,12 @@ def parse_address(text: str) -> tuple[str, int]:
         InputError: it is not of that form.
     """
     host, colon, port = text.rpartition(":")
-    if not (colon and port.isascii() and port.isdigit() and int(port) <= 65535):
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    whole = colon and not {"[", "]"} & set(host)
+    if not (whole and port.isascii() and port.isdigit() and int(port) <= 65535):
         raise InputError(f"{VARIABLE} is {text!r}; write HOST:PORT, such as 127.0.0.1:9464")
-    return host.removeprefix("[").removesuffix("]"), int(port)
+    return host, int(port)
 
 
 def nth_address(text: str, place: int) -> str:

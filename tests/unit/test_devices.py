@@ -61,6 +61,12 @@ def test_an_address_is_a_host_and_a_port(text: str, address: tuple[str, int]) ->
     assert parse_address(text) == address
 
 
+@pytest.mark.parametrize("text", ["[[:0", "[::1:80", "::1]:80", "[[::1]]:80", "a[b]:80", "9464", "farm:65536"])
+def test_what_is_no_address_is_refused_with_what_to_write(text: str) -> None:
+    with pytest.raises(InputError, match="write HOST:PORT, such as"):
+        parse_address(text)
+
+
 @given(st.text(alphabet="0123456789:[]ab", max_size=12), st.integers(0, 70_000))
 def test_the_next_worker_has_the_next_port(text: str, place: int) -> None:
     try:
