@@ -205,16 +205,25 @@ local function note_leftovers(batch, part, now)
   redis.call('ZADD', 'lf:leftovers', now, job_name(batch, part))
 end
 
+-- Remove a batch's members "<b>/<number>" of a sorted set of all batches; returns them
+local function remove_of(batch, key)
+  local prefix, removed = batch .. '/', {}
+  for _, name in ipairs(redis.call('ZRANGE', key, 0, -1)) do
+    if string.sub(name, 1, #prefix) == prefix then
+      redis.call('ZREM', key, name)
+      removed[#removed + 1] = name
+    end
+  end
+  return removed
+end
+
 -- Take every lease on a batch back; returns the indices of the jobs that were leased
 local function drop_all_leases(batch)
-  local prefix, dropped = batch .. '/', {}
-  for _, name in ipairs(redis.call('ZRANGE', 'lf:leases', 0, -1)) do
-    if string.sub(name, 1, #prefix) == prefix then
-      redis.call('ZREM', 'lf:leases', name)
-      redis.call('HDEL', 'lf:holders', name)
-      local _, index = split(name)
-      dropped[#dropped + 1] = index
-    end
+  local dropped = remove_of(batch, 'lf:leases')
+  for at, name in ipairs(dropped) do
+    redis.call('HDEL', 'lf:holders', name)
+    local _, index = split(name)
+    dropped[at] = index
   end
   return dropped
 end

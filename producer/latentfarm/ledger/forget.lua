@@ -5,7 +5,7 @@ for chunk = 0, math.floor(total / CHUNK) do redis.call('UNLINK', 'lf:states:' ..
 for _, kind in ipairs({ 'again', 'attempts', 'losers', 'returned', 'errors', 'reasons', 'results', 'parts' }) do
   redis.call('UNLINK', 'lf:' .. kind .. ':' .. batch)
 end
-for part = 0, math.floor(total / PART) do redis.call('ZREM', 'lf:leftovers', job_name(batch, part)) end
+remove_of(batch, 'lf:leftovers')
 local slot = math.floor(now_ms() / PACE_SLOT_MS)
 for back = 0, PACE_KEEP_S * 1000 / PACE_SLOT_MS do
   redis.call('UNLINK', 'lf:pace:' .. batch .. ':' .. text(slot - back))
