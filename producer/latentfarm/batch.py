@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm import results
-from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix
+from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix, part_indices
 from latentfarm.control import Control, write_control
 from latentfarm.errors import InputError
 from latentfarm.fetch import DEFAULT_TEMPLATE, Fetched, Layout, fetch_batch
@@ -252,11 +252,11 @@ class Batch:
     def jobs(self, *, state: JobState | None = None) -> Iterator[JobStatus]:
         """Yield the jobs in order, or only those in one state."""
         total = self.farm.ledger.batch(self.name).total
-        for start in range(0, total, PART_JOBS):
-            stop = min(start + PART_JOBS, total)
-            if state is not None and state not in self.farm.ledger.states(self.name, start, stop):
+        for part in range(-(-total // PART_JOBS)):
+            indices = part_indices(part, total)
+            if state is not None and state not in self.farm.ledger.states(self.name, indices.start, indices.stop):
                 continue
-            for line in results.read_range(self.farm.ledger, self.farm.bucket, self.name, range(start, stop)):
+            for line in results.read_range(self.farm.ledger, self.farm.bucket, self.name, indices):
                 if state is None or line["state"] == state.word:
                     yield self._status_of(line)
 

@@ -54,6 +54,11 @@ def part_of(index: int) -> int:
     return index // PART_JOBS
 
 
+def part_indices(part: int, total: int) -> range:
+    """Return the jobs of a part, in a batch of so many."""
+    return range(part * PART_JOBS, min((part + 1) * PART_JOBS, total))
+
+
 def batch_prefix(batch: str) -> str:
     """Return what all keys of a batch begin with."""
     return f"batches/{batch}/"

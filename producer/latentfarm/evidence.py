@@ -12,7 +12,7 @@ from typing import Any, Self
 
 from PIL import Image
 
-from latentfarm.bucket import Bucket, MissingObjectError, images_prefix, manifest_key, parse_image_key
+from latentfarm.bucket import Bucket, MissingObjectError, images_prefix, manifest_key, parse_image_key, part_indices
 from latentfarm.image_formats import format_of, text_inside
 from latentfarm.job import MAX_SIDE, PART_JOBS, JobState
 from latentfarm.jsonl import parse, unpack_lines
@@ -79,11 +79,10 @@ class Evidence:
     @classmethod
     def gather(cls, ledger: Ledger | None, bucket: Bucket, asked: AskedFor, part: int) -> Self:
         """Look at a part: its results, the images that they do not tell of, and failures that only the ledger knows."""
-        first = part * PART_JOBS
-        indices = range(first, min(first + PART_JOBS, asked.total))
+        indices = part_indices(part, asked.total)
         records = ledger.jobs(asked.batch, indices) if ledger else []
         before: list[JobState | None] = [None] * len(indices) if ledger is None else [each.state for each in records]
-        found = cls(first, [JobState.PENDING] * len(indices), before)
+        found = cls(indices.start, [JobState.PENDING] * len(indices), before)
         images = _images(bucket, asked.batch, part)
         lines = [line for line in read_part(bucket, asked.batch, part) if line["index"] in indices]
         for line in lines:

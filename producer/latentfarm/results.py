@@ -13,6 +13,7 @@ from latentfarm.bucket import (
     MissingObjectError,
     images_prefix,
     parse_image_key,
+    part_indices,
     part_of,
     results_key,
     traces_prefix,
@@ -34,16 +35,12 @@ def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
     from the bucket, so every writer writes the same lines.
     """
     record, moment_us = ledger.batch(batch), ledger.now_us()
-    lines = list(read_range(ledger, bucket, batch, _indices(part, record.total)))
+    lines = list(read_range(ledger, bucket, batch, part_indices(part, record.total)))
     bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
     if ledger.had_returns(batch, part):
         _discard(bucket, batch, part, lines, before_us=moment_us)
     ledger.trim(batch, part, retries=record.retries)
     return len(lines)
-
-
-def _indices(part: int, total: int) -> range:
-    return range(part * PART_JOBS, min((part + 1) * PART_JOBS, total))
 
 
 def _discard(bucket: Bucket, batch: str, part: int, lines: list[dict[str, Any]], *, before_us: int) -> None:
@@ -69,7 +66,7 @@ def discard_leftovers(ledger: Ledger, bucket: Bucket, *, age_s: float) -> int:
     for batch, part in parts:
         with suppress(InputError):
             record, moment_us = ledger.batch(batch), ledger.now_us()
-            lines = list(read_range(ledger, bucket, batch, _indices(part, record.total)))
+            lines = list(read_range(ledger, bucket, batch, part_indices(part, record.total)))
             if any(line["state"] in _UNENDED for line in lines):
                 # a job that was retried: its end has the part flushed, and looked through, again
                 continue
@@ -107,8 +104,8 @@ def read_part(bucket: Bucket, batch: str, part: int) -> list[dict[str, Any]]:
 
 def read_results(ledger: Ledger, bucket: Bucket, batch: str, total: int) -> Iterator[dict[str, Any]]:
     """Yield a result line for every job of the batch, in order, from wherever it is now."""
-    for start in range(0, total, PART_JOBS):
-        yield from read_range(ledger, bucket, batch, range(start, min(start + PART_JOBS, total)))
+    for part in range(-(-total // PART_JOBS)):
+        yield from read_range(ledger, bucket, batch, part_indices(part, total))
 
 
 def read_range(ledger: Ledger, bucket: Bucket, batch: str, indices: range) -> Iterator[dict[str, Any]]:

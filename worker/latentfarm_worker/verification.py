@@ -130,7 +130,7 @@ class Verification:
         # loading may change it
         torch.set_num_threads(threads)
         if compiled or (threads, slots) not in self._engines:
-            # a model is compiled for one number of rows
+            # a model is compiled for one number of slots
             self._engines[threads, slots] = make_engine(self._family, settings)
         device, used = self._family.device.type, str(self._family.dtype).removeprefix("torch.")
         told = f"{device}, {used}, slots {slots}" + (f", threads {threads}" if device == "cpu" else "")
