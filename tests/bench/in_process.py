@@ -97,23 +97,23 @@ class InProcess:
         Raises:
             RuntimeError: the process failed; its log says why.
         """
-        return self._run(rows, {}, **how)
+        return self._run(rows, [time.monotonic()] * len(rows), arriving=False, **how)
 
     def run_arriving(self, rows: Sequence[Row], arrive_s: Sequence[float], **how: Any) -> Run:
         """Have a pipe render rows that arrive one by one, each after its seconds; otherwise as ``run``."""
         began = time.monotonic()
-        return self._run(rows, {"arrive": [began + after for after in arrive_s]}, **how)
+        return self._run(rows, [began + after for after in arrive_s], arriving=True, **how)
 
-    def _run(self, rows: Sequence[Row], arriving: dict[str, list[float]], **how: Any) -> Run:
+    def _run(self, rows: Sequence[Row], since: list[float], *, arriving: bool, **how: Any) -> Run:
+        """Render rows whose times count from ``since``; ``arriving``: they are not there before."""
         count, began, cpu_s = len(self._children), time.monotonic(), self._cpu_s()
+        for number, child in enumerate(self._children):
+            when = {"arrive": since[number::count]} if arriving else {}
+            self._ask(child, rows=list(rows[number::count]), **when, **how)
         ready: list[float] = []
         for number, child in enumerate(self._children):
-            dealt = {name: times[number::count] for name, times in arriving.items()}
-            self._ask(child, rows=list(rows[number::count]), **dealt, **how)
-        for number, child in enumerate(self._children):
             done = self._answer(child)["ready"]
-            come = arriving["arrive"][number::count] if arriving else [began] * len(done)
-            ready += [at - since for at, since in zip(done, come, strict=True)]
+            ready += [at - come for at, come in zip(done, since[number::count], strict=True)]
         return Run(time.monotonic() - began, self._cpu_s() - cpu_s, tuple(ready))
 
     def digests(self, rows: Sequence[Row], **how: Any) -> list[str]:
