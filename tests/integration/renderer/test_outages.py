@@ -11,7 +11,7 @@ from tests.conftest import until
 from tests.rendering import FaultyBucket, Paced, renderer, submit
 
 from latentfarm import Farm, UnavailableError
-from latentfarm.bucket import Bucket
+from latentfarm.bucket import Bucket, images_prefix
 from latentfarm_worker.families import Family
 from latentfarm_worker.pulse import Phase
 
@@ -159,3 +159,33 @@ def test_a_manifest_that_cannot_be_read_now_is_read_later(farm: Farm, family: Fa
         assert worker.render_all() == 2
         until(lambda: batch.status().done == 2)
     assert {job.attempts for job in batch.jobs()} == {1}
+
+
+def images(farm: Farm) -> list[str]:
+    return list(farm.bucket.keys(images_prefix("cats", 0)))
+
+
+class LosingBucket(Bucket):
+    """The real store, but the answer to the first put of an image is lost, and with it, at that moment, the lease."""
+
+    def __init__(self, farm: Farm) -> None:
+        super().__init__(farm.bucket.client, farm.bucket.name, where=farm.bucket.where)
+        self.farm = farm
+        self.lost = ""
+
+    def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> None:
+        super().put(key, body, content_type=content_type)
+        if "/images/" in key and not self.lost:
+            assert images(self.farm) == [key]
+            self.lost = key
+            self.farm.ledger.cancel("cats")
+            raise UnavailableError("the answer was lost")
+
+
+def test_a_picture_whose_lease_was_lost_before_the_store_answered_leaves_nothing(farm: Farm, family: Family) -> None:
+    shape = {"width": 64, "height": 64, "num_inference_steps": 2, "scheduler": "euler"}
+    farm.submit([{"prompt": "a", **shape}], batch="cats")
+    bucket = LosingBucket(farm)
+    with renderer(farm, family, bucket) as worker:
+        worker.render_all()
+        until(lambda: bool(bucket.lost) and not images(farm))

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.engines import JOBS, render_alone
 from tests.tiny import make_tiny
 
 from latentfarm_worker.families import load_family
@@ -52,3 +53,8 @@ def pipeline(model: Path) -> Any:
         pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture(scope="module")
+def alone(sd1: Any) -> list[bytes]:
+    return [render_alone(sd1, job) for job in JOBS]

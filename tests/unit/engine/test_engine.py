@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.engines import JOBS, Faulty, make, pixels, render_alone, run
 from tests.rendering import full_batch
 
 from latentfarm.errors import JobError
@@ -19,19 +20,11 @@ from latentfarm_worker.families import Family
 from latentfarm_worker.row_counts import any_row_counts
 from latentfarm_worker.rows import Shape
 from latentfarm_worker.text import Prompt, Tensors
-from latentfarm_worker.trace import Tracer
 
 pytestmark = pytest.mark.unit
 
-Pictures = tuple[torch.Tensor, torch.Tensor]
-
 NAMES = ["euler", "euler_a", "dpm++2m", "heun", "ddim", None]
 SIZES = [(None, None), (None, None), (96, 64), (64, 128), (128, 128)]
-
-
-def make(index: int, **fields: Any) -> Job:
-    wanted = {"prompt": f"picture {index}", "seed": index, "num_inference_steps": 3}
-    return Job(batch="b", index=index, **{**wanted, **fields})
 
 
 def stranger(dice: random.Random, index: int) -> Job:
@@ -44,20 +37,6 @@ def stranger(dice: random.Random, index: int) -> Job:
         guidance_scale=dice.choice([1.0, 3.0, 7.5]),
         scheduler=dice.choice(NAMES),
     )
-
-
-def run(engine: Engine) -> dict[int, Rendered | Failed]:
-    done = {}
-    while engine.busy:
-        for result in engine.step():
-            done[result.job.index] = result
-        engine.check_integrity()
-    return done
-
-
-def pixels(result: Rendered | Failed) -> bytes:
-    assert isinstance(result, Rendered), result
-    return result.pixels.numpy().tobytes()
 
 
 class Poisoned:
@@ -76,19 +55,6 @@ class Poisoned:
         return output
 
 
-JOBS = [
-    make(0, scheduler="euler", num_inference_steps=5),
-    make(0, scheduler="euler_a", guidance_scale=1.0, num_inference_steps=4),
-    make(0, scheduler="dpm++2m", width=96, height=64),
-]
-
-
-def render_alone(family: Family, job: Job) -> bytes:
-    engine = Engine(family, slots=3)
-    engine.admit(job)
-    return pixels(run(engine)[0])
-
-
 def render_in_company(family: Family, job: Job, *, seed: int, company: int) -> bytes:
     dice = random.Random(seed)  # noqa: S311 (dice, not keys)
     coming = [stranger(dice, index) for index in range(1, company + 1)]
@@ -103,11 +69,6 @@ def render_in_company(family: Family, job: Job, *, seed: int, company: int) -> b
         engine.check_integrity()
     assert len(done) == company + 1
     return pixels(done[0])
-
-
-@pytest.fixture(scope="module")
-def alone(sd1: Any) -> list[bytes]:
-    return [render_alone(sd1, job) for job in JOBS]
 
 
 @pytest.fixture(scope="module")
@@ -227,15 +188,6 @@ def test_a_job_that_goes_nan_fails_alone(sd1: Any, alone: list[bytes]) -> None:
     assert isinstance(run(engine)[3], Rendered)
 
 
-def test_a_decoder_that_goes_nan_fails_the_job(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sd1, "_decode", lambda *_: torch.full((1, 3, 64, 64), torch.inf))
-    engine = Engine(sd1, slots=1)
-    engine.admit(make(0))
-    failed = run(engine)[0]
-    assert isinstance(failed, Failed)
-    assert failed.error.code == "nan"
-
-
 def test_a_refused_job_leaves_nothing_behind(sd1: Any) -> None:
     engine = Engine(sd1, slots=2)
     for options in ({"use_karras": True}, {"thresholding": True}):
@@ -275,184 +227,6 @@ def test_clearing_drops_everything(sd1: Any) -> None:
     engine.clear()
     engine.check_integrity()
     assert (engine.free, engine.busy, engine.step()) == (1, False, [])
-
-
-class Faulty:
-    """A family whose verbs break as told."""
-
-    def __init__(self, family: Any, *, vae_dtype: torch.dtype = torch.float32, **verbs: Any) -> None:
-        self.family = family
-        self.vae_dtype = vae_dtype
-        self.__dict__ |= verbs
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.family, name)
-
-
-def short_of_memory(family: Any, *, rows: int) -> Faulty:
-    """Return the family on a device that holds but so many rows."""
-
-    def predict(latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
-        if len(latents) > rows:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return family.predict(latents, timesteps, told)  # type: ignore[no-any-return]
-
-    return Faulty(family, predict=predict)
-
-
-def test_without_memory_slots_are_halved_for_good_and_bytes_are_those_of_the_fewer_slots(sd1: Any) -> None:
-    engine = Engine(short_of_memory(sd1, rows=4), slots=8)
-    jobs = [make(index, num_inference_steps=index + 2) for index in range(8)]
-    for job in jobs:
-        engine.admit(job)
-    done = run(engine)
-    assert len(done) == 8
-    assert engine.free == 2  # remembered
-    for job in jobs[:3]:
-        few = Engine(sd1, slots=2)
-        few.admit(job)
-        assert pixels(done[job.index]) == pixels(run(few)[job.index])
-    assert {result.slots for result in done.values() if isinstance(result, Rendered)} == {2}
-
-
-def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
-    calls = iter(range(1000))
-
-    def predict(latents: torch.Tensor, *more: Any) -> torch.Tensor:
-        if next(calls) == 2:
-            raise RuntimeError("HIP out of memory")
-        return sd1.predict(latents, *more)  # type: ignore[no-any-return]
-
-    engine = Engine(Faulty(sd1, predict=predict), slots=4, row_counts=full_batch)
-    job = make(0, num_inference_steps=5, scheduler="euler_a")  # its generator has drawn meanwhile
-    engine.admit(job)
-    [got] = run(engine).values()
-    few = Engine(sd1, slots=2)
-    few.admit(job)
-    assert pixels(got) == pixels(run(few)[0])
-
-
-def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
-    job = make(0, num_inference_steps=5, scheduler="euler", trace=True)
-    strips = []
-    for slots, breaks_at in ((4, 3), (2, None)):
-        calls = iter(range(1000))
-
-        def predict(latents: torch.Tensor, *more: Any, calls: Any = calls, at: Any = breaks_at) -> torch.Tensor:
-            if next(calls) == at:
-                raise torch.OutOfMemoryError("CUDA out of memory")
-            return sd1.predict(latents, *more)  # type: ignore[no-any-return]
-
-        tracer = Tracer(sd1)
-        engine = Engine(Faulty(sd1, predict=predict), slots=slots, row_counts=full_batch, on_step=tracer)
-        engine.admit(job)
-        result = run(engine)[0]
-        assert isinstance(result, Rendered)
-        strips.append(tracer.take(job, result.pixels))
-    assert strips[0] is not None
-    assert strips[1] is not None
-    assert torch.equal(strips[0], strips[1])
-
-
-def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
-    def predict(latents: torch.Tensor, *more: Any) -> torch.Tensor:
-        if latents.shape[2:] == (16, 16) and len(latents) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return sd1.predict(latents, *more)  # type: ignore[no-any-return]
-
-    engine = Engine(Faulty(sd1, predict=predict), slots=8)
-    for index in range(3):
-        engine.admit(make(index, width=128, height=128))
-    assert all(isinstance(result, Rendered) for result in run(engine).values())
-    assert engine.free == 8
-    assert [engine._row_count(shape) for shape in [Shape(16, 16), Shape(8, 8)]] == [2, 16]
-
-
-@pytest.mark.parametrize("verb", ["predict", "decode", "encode"])
-def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, verb: str) -> None:
-    def run_out(*_: Any, **__: Any) -> torch.Tensor:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    short = Faulty(sd1)
-    setattr(short, verb, run_out)
-    engine = Engine(short, slots=4)
-    for index in range(3):
-        engine.admit(make(index, num_inference_steps=1, scheduler="euler"))
-    done = run(engine)
-    assert {result.error.code for result in done.values() if isinstance(result, Failed)} == {"oom"}
-    assert len(done) == 3
-
-
-def decoder_that_needs_float32(family: Any, wrong: Any, asked: list[bool]) -> Any:
-    def decode(latents: torch.Tensor, *, float32: bool = False) -> Pictures:
-        asked.append(float32)
-        return family.decode(latents) if float32 else wrong(latents)  # type: ignore[no-any-return]
-
-    return decode
-
-
-def black(latents: torch.Tensor) -> Pictures:
-    return torch.zeros((len(latents), 64, 64, 3), dtype=torch.uint8), torch.ones(len(latents), dtype=torch.bool)
-
-
-def grey(latents: torch.Tensor) -> Pictures:
-    return black(latents)[0] + 127, black(latents)[1]
-
-
-def not_finite(latents: torch.Tensor) -> Pictures:
-    return grey(latents)[0], torch.zeros(len(latents), dtype=torch.bool)
-
-
-@pytest.mark.parametrize("wrong", [black, grey, not_finite])
-def test_a_picture_that_is_none_is_decoded_once_more_in_float32(sd1: Any, alone: list[bytes], wrong: Any) -> None:
-    asked: list[bool] = []
-    decode = decoder_that_needs_float32(sd1, wrong, asked)
-    engine = Engine(Faulty(sd1, vae_dtype=torch.float16, decode=decode), slots=3)
-    engine.admit(JOBS[0])
-    assert pixels(run(engine)[0]) == alone[0]
-    assert asked == [False, True]
-
-
-@pytest.mark.parametrize(("wrong", "code"), [(black, "flat"), (grey, "flat"), (not_finite, "nan")])
-@pytest.mark.parametrize(("vae_dtype", "tries"), [(torch.float16, [False, True]), (torch.float32, [False])])
-def test_where_float32_does_not_help_the_job_has_failed(
-    sd1: Any, wrong: Any, code: str, vae_dtype: torch.dtype, tries: list[bool]
-) -> None:
-    asked: list[bool] = []
-
-    def decode(latents: torch.Tensor, *, float32: bool = False) -> Pictures:
-        asked.append(float32)
-        return wrong(latents)  # type: ignore[no-any-return]
-
-    engine = Engine(Faulty(sd1, vae_dtype=vae_dtype, decode=decode), slots=1)
-    engine.admit(make(0))
-    failed = run(engine)[0]
-    assert isinstance(failed, Failed)
-    assert (failed.error.code, asked) == (code, tries)
-
-
-def test_a_picture_of_two_colours_is_one(sd1: Any) -> None:
-    almost = grey(torch.empty(1))
-    almost[0][0, 63, 63, 2] = 128
-    engine = Engine(Faulty(sd1, decode=lambda _: almost), slots=1)
-    engine.admit(make(0))
-    assert isinstance(run(engine)[0], Rendered)
-
-
-def test_a_decoder_that_breaks_loses_neither_the_pictures_before_it_nor_the_jobs_behind(sd1: Any) -> None:
-    calls = iter(range(1000))
-
-    def decode(latents: torch.Tensor) -> Pictures:
-        if next(calls) == 1:
-            raise RuntimeError("boom")
-        return sd1.decode(latents)  # type: ignore[no-any-return]
-
-    engine = Engine(Faulty(sd1, decode=decode), slots=3)
-    for index in range(3):
-        engine.admit(make(index, num_inference_steps=1, scheduler="euler"))
-    assert [result.job.index for result in engine.step()] == [0]
-    assert engine.calls_left() == {"b/1": 0, "b/2": 0}
-    assert [result.job.index for result in engine.step()] == [1, 2]
 
 
 def test_an_encoder_that_breaks_leaves_its_job_where_it_was(sd1: Any) -> None:

@@ -1,0 +1,111 @@
+"""A device without enough memory: fewer slots, what ran begins again, and the job that does not fit alone fails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from tests.engines import Faulty, make, pixels, run
+from tests.rendering import full_batch
+
+from latentfarm_worker.engine import Engine, Failed, Rendered
+from latentfarm_worker.rows import Shape
+from latentfarm_worker.text import Tensors
+from latentfarm_worker.trace import Tracer
+
+pytestmark = pytest.mark.unit
+
+
+def short_of_memory(family: Any, *, rows: int) -> Faulty:
+    """Return the family on a device that holds but so many rows."""
+
+    def predict(latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+        if len(latents) > rows:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return family.predict(latents, timesteps, told)  # type: ignore[no-any-return]
+
+    return Faulty(family, predict=predict)
+
+
+def test_without_memory_slots_are_halved_for_good_and_bytes_are_those_of_the_fewer_slots(sd1: Any) -> None:
+    engine = Engine(short_of_memory(sd1, rows=4), slots=8)
+    jobs = [make(index, num_inference_steps=index + 2) for index in range(8)]
+    for job in jobs:
+        engine.admit(job)
+    done = run(engine)
+    assert len(done) == 8
+    assert engine.free == 2  # remembered
+    for job in jobs[:3]:
+        few = Engine(sd1, slots=2)
+        few.admit(job)
+        assert pixels(done[job.index]) == pixels(run(few)[job.index])
+    assert {result.slots for result in done.values() if isinstance(result, Rendered)} == {2}
+
+
+def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
+    calls = iter(range(1000))
+
+    def predict(latents: torch.Tensor, *more: Any) -> torch.Tensor:
+        if next(calls) == 2:
+            raise RuntimeError("HIP out of memory")
+        return sd1.predict(latents, *more)  # type: ignore[no-any-return]
+
+    engine = Engine(Faulty(sd1, predict=predict), slots=4, row_counts=full_batch)
+    job = make(0, num_inference_steps=5, scheduler="euler_a")  # its generator has drawn meanwhile
+    engine.admit(job)
+    [got] = run(engine).values()
+    few = Engine(sd1, slots=2)
+    few.admit(job)
+    assert pixels(got) == pixels(run(few)[0])
+
+
+def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
+    job = make(0, num_inference_steps=5, scheduler="euler", trace=True)
+    strips = []
+    for slots, breaks_at in ((4, 3), (2, None)):
+        calls = iter(range(1000))
+
+        def predict(latents: torch.Tensor, *more: Any, calls: Any = calls, at: Any = breaks_at) -> torch.Tensor:
+            if next(calls) == at:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return sd1.predict(latents, *more)  # type: ignore[no-any-return]
+
+        tracer = Tracer(sd1)
+        engine = Engine(Faulty(sd1, predict=predict), slots=slots, row_counts=full_batch, on_step=tracer)
+        engine.admit(job)
+        result = run(engine)[0]
+        assert isinstance(result, Rendered)
+        strips.append(tracer.take(job, result.pixels))
+    assert strips[0] is not None
+    assert strips[1] is not None
+    assert torch.equal(strips[0], strips[1])
+
+
+def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
+    def predict(latents: torch.Tensor, *more: Any) -> torch.Tensor:
+        if latents.shape[2:] == (16, 16) and len(latents) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sd1.predict(latents, *more)  # type: ignore[no-any-return]
+
+    engine = Engine(Faulty(sd1, predict=predict), slots=8)
+    for index in range(3):
+        engine.admit(make(index, width=128, height=128))
+    assert all(isinstance(result, Rendered) for result in run(engine).values())
+    assert engine.free == 8
+    assert [engine._row_count(shape) for shape in [Shape(16, 16), Shape(8, 8)]] == [2, 16]
+
+
+@pytest.mark.parametrize("verb", ["predict", "decode", "encode"])
+def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, verb: str) -> None:
+    def run_out(*_: Any, **__: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    short = Faulty(sd1)
+    setattr(short, verb, run_out)
+    engine = Engine(short, slots=4)
+    for index in range(3):
+        engine.admit(make(index, num_inference_steps=1, scheduler="euler"))
+    done = run(engine)
+    assert {result.error.code for result in done.values() if isinstance(result, Failed)} == {"oom"}
+    assert len(done) == 3
