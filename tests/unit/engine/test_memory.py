@@ -109,3 +109,28 @@ def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, verb: s
     done = run(engine)
     assert {result.error.code for result in done.values() if isinstance(result, Failed)} == {"oom"}
     assert len(done) == 3
+
+
+def test_a_picture_for_whose_decoding_memory_is_short_is_decoded_in_tiles_and_so_are_the_next(sd1: Any) -> None:
+    asked: list[bool] = []
+
+    def decode(latents: torch.Tensor, *, tiled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+        asked.append(tiled)
+        if not tiled:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return sd1.decode(latents, tiled=True)  # type: ignore[no-any-return]
+
+    engine, whole = Engine(Faulty(sd1, decode=decode), slots=2), Engine(sd1, slots=2)
+    for index in range(2):
+        for each in (engine, whole):
+            each.admit(make(index, width=128, height=128))
+    done, wanted = run(engine), run(whole)
+    assert asked == [False, True, True]
+    for index, got in done.items():
+        assert isinstance(got, Rendered)
+        reference = wanted[index]
+        assert isinstance(reference, Rendered)
+        assert (got.tiled, reference.tiled) == (True, False)
+        assert got.pixels.shape == reference.pixels.shape == (128, 128, 3)
+        # a tile is normed by itself
+        assert not torch.equal(got.pixels, reference.pixels)
