@@ -46,13 +46,17 @@ def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
 def _discard(bucket: Bucket, batch: str, part: int, lines: list[dict[str, Any]], *, before_us: int) -> None:
     """Remove what leases left in the bucket that ended without a commit.
 
-    Of a job that is done, whatever is older than the committed image; of any other, whatever is older than
-    ``before_us``, when nobody held it: what a retry has begun since stays.
+    Of a job that is done, whatever is older than the committed image; of one that ended otherwise, whatever is older
+    than ``before_us``, when nobody held it; of one that a retry has begun meanwhile, nothing.
     """
-    epochs = {line["index"]: line["epoch"] for line in lines if line["state"] == JobState.DONE.word}
+    oldest = {
+        line["index"]: line["epoch"] if line["state"] == JobState.DONE.word else before_us
+        for line in lines
+        if line["state"] not in _UNENDED
+    }
     for folder in (images_prefix(batch, part), traces_prefix(batch, part)):
         found = [(key, *named) for key in bucket.keys(folder) if (named := parse_image_key(key))]
-        older = [key for key, index, epoch in found if epoch < epochs.get(index, before_us)]
+        older = [key for key, index, epoch in found if epoch < oldest.get(index, 0)]
         for at in range(0, len(older), PART_JOBS):
             bucket.delete(older[at : at + PART_JOBS])
 

@@ -158,7 +158,7 @@ def test_a_cancelled_batch_keeps_what_is_done_and_takes_every_lease_back(ledger:
     record = ledger.batch("cats")
     assert (record.state, record.done, record.cancelled, record.leased, record.pending) == ("cancelled", 1, 4, 0, 0)
     assert ledger.renew(found, lease_s=30) == {each.name for each in mine}
-    assert ledger.commit(mine[1], {}) == "superseded"
+    assert ledger.commit(mine[1], {}) == "stale"
     assert ledger.states("cats", 0, 5) == [JobState.DONE, *[JobState.CANCELLED] * 4]
     assert [record.state for record in ledger.jobs("cats", [0, 4])] == [JobState.DONE, JobState.CANCELLED]
     assert ledger.full_parts() == [("cats", 0)]
@@ -284,7 +284,8 @@ def test_a_forgotten_batch_leaves_no_key(ledger: Ledger) -> None:
     ledger.commit(good, {})
     fail(ledger, [bad])
     ledger.begin_delete("cats")
-    assert ledger.commit(good, {}) in {"superseded", "again"}
+    assert ledger.commit(good, {}) == "again"
+    assert ledger.commit(bad, {}) == "deleting"
     ledger.forget("cats")
     client: Any = ledger.redis
     assert [key for key in client.keys("lf:*") if b"pace" not in key] == []

@@ -115,7 +115,7 @@ def test_several_commits_in_one_call_are_judged_one_by_one(ledger: Ledger) -> No
     ledger.release([old])
     [fresh] = lease(ledger)
     finished: list[tuple[Lease, dict[str, Any]]] = [(each, {}) for each in (old, fresh, *rest, rest[0])]
-    assert ledger.commit_all(finished) == ["superseded", "done", "done", "done", "again"]
+    assert ledger.commit_all(finished) == ["stale", "done", "done", "done", "again"]
     assert (ledger.batch("cats").done, ledger.batch("cats").leased) == (3, 0)
 
 
@@ -126,12 +126,12 @@ def test_a_worker_presumed_dead_cannot_commit_fail_renew_or_release(ledger: Ledg
     [new] = lease(ledger)
     assert new.epoch > old.epoch
     assert new.attempts == 1
-    assert ledger.commit(old, {}) == "superseded"
+    assert ledger.commit(old, {}) == "stale"
     assert ledger.fail(old, {"code": "x", "message": "y"}) == "stale"
     assert ledger.release([old]) == 0
     assert ledger.renew([old, new], lease_s=30) == {"cats/0"}
     assert ledger.commit(new, {}) == "full"
-    assert ledger.commit(old, {}) == "superseded"
+    assert ledger.commit(old, {}) == "stale"
 
 
 def test_a_lease_that_is_held_does_not_run_out(ledger: Ledger) -> None:
@@ -192,19 +192,22 @@ def test_an_epoch_is_higher_than_any_before_even_if_an_older_record_came_back(le
     assert after.epoch > before.epoch
 
 
-def test_an_image_that_nobody_will_want_is_told_from_one_that_may_still_count(ledger: Ledger) -> None:
+def test_a_commit_under_a_lost_lease_is_refused_whatever_became_of_the_job(ledger: Ledger) -> None:
     opened(ledger, total=2)
     old, other = lease(ledger, 2)
     assert expire(ledger) == 2
     assert ledger.commit(old, {}) == "stale"
     new = next(each for each in lease(ledger, 2) if each.index == old.index)
-    assert ledger.commit(old, {}) == "superseded"
+    assert ledger.commit(old, {}) == "stale"
     assert ledger.commit(new, {}) == "done"
-    assert ledger.commit(old, {}) == "superseded"
+    assert ledger.commit(old, {}) == "stale"
     ledger.cancel("cats")
-    assert ledger.commit(other, {}) == "superseded"
+    assert ledger.commit(other, {}) == "stale"
+    ledger.begin_delete("cats")
+    assert ledger.commit(other, {}) == "deleting"
     ledger.redis.flushall()
     assert ledger.commit(old, {}) == "stale"
+    assert ledger.redis.keys("*") == []
 
 
 def test_a_part_tells_whether_some_lease_of_it_ended_without_a_commit(ledger: Ledger) -> None:

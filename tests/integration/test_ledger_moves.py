@@ -47,6 +47,8 @@ class LedgerMoves(RuleBasedStateMachine):
         self.codes = ["invalid_row"] * TOTAL
         self.workers: dict[int, str] = {}
         self.losers: list[list[str]] = [[] for _ in range(TOTAL)]
+        #: of each job whose receipt the ledger has, the epoch in it
+        self.receipts: dict[int, int] = {}
         self.highest = self.request = 0
         #: of each worker the last request that was given leases, and those
         self.answers: dict[str, tuple[int, list[Lease]]] = {}
@@ -101,6 +103,7 @@ class LedgerMoves(RuleBasedStateMachine):
     def flush(self) -> None:
         if self.ledger.full_parts():
             assert self.ledger.trim("b", 0, retries=self.ledger.batch("b").retries)
+            self.receipts.clear()
             self.flushed = True
 
     def move(self, index: int, state: JobState) -> None:
@@ -149,12 +152,12 @@ class LedgerMoves(RuleBasedStateMachine):
         outcome = self.ledger.commit(lease, {"index": lease.index})
         if self.holds(lease):
             del self.epochs[lease.index]
+            self.receipts[lease.index] = lease.epoch
             self.move(lease.index, JobState.DONE)
             self.over_if_ended()
             assert outcome == ("full" if self.ended else "done")
         else:
-            open_again = self.states[lease.index] is JobState.PENDING
-            assert outcome in ({"stale"} if open_again else {"superseded", "again"})
+            assert outcome == ("again" if self.receipts.get(lease.index) == lease.epoch else "stale")
 
     @rule(lease=leases, retry=st.booleans())
     def fail(self, lease: Lease, *, retry: bool) -> None:
@@ -210,9 +213,7 @@ class LedgerMoves(RuleBasedStateMachine):
         self.epochs.clear()
         proved = {JobState.DONE, JobState.FAILED}
         states = [state if state in proved else JobState.PENDING for state in self.states]
-        done: dict[int, dict[str, Any]] = (
-            {} if self.flushed else {index: {} for index, state in enumerate(states) if state is JobState.DONE}
-        )
+        done = {} if self.flushed else {index: {"epoch": epoch} for index, epoch in self.receipts.items()}
         failed = [index for index, state in enumerate(states) if state is JobState.FAILED]
         errors = {index: {"code": self.codes[index], "message": "m"} for index in failed}
         restoration.write_part(0, states, receipts=done, errors=errors, flushed=self.flushed)

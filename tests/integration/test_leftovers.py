@@ -8,7 +8,7 @@ from tests.leasing import lease
 from latentfarm import Farm
 from latentfarm.bucket import image_key, images_prefix
 from latentfarm.ledger import Lease
-from latentfarm.results import discard_leftovers, flush_full_parts
+from latentfarm.results import discard_leftovers, flush_full_parts, flush_part
 
 pytestmark = pytest.mark.integration
 
@@ -62,6 +62,39 @@ def test_the_folder_of_a_part_whose_job_is_retried_is_left_until_it_has_ended_ag
     assert late not in images(farm)
 
 
+def test_the_image_of_a_commit_whose_answer_was_lost_until_its_part_was_flushed_stays(farm: Farm) -> None:
+    farm.submit(["a", "b"], batch="cats")
+    lost, held = lease(farm.ledger, 2)
+    farm.ledger.release([lost])
+    key = commit(farm, held)
+    other = commit(farm, lease(farm.ledger)[0])
+    flush_full_parts(farm.ledger, farm.bucket)
+    # the ledger's receipt is gone, so it cannot tell this commit from another's; the bucket's can
+    assert farm.ledger.commit(held, {"key": key, "sha256": "", "bytes": 8}) == "stale"
+    assert discard_leftovers(farm.ledger, farm.bucket, age_s=0) == 1
+    assert set(images(farm)) == {key, other}
+
+
+def test_what_a_dead_worker_left_of_a_batch_that_was_cancelled_is_removed(farm: Farm) -> None:
+    batch = farm.submit(["a"], batch="cats")
+    put(farm, lease(farm.ledger)[0])
+    batch.cancel()
+    assert discard_leftovers(farm.ledger, farm.bucket, age_s=0) == 1
+    assert images(farm) == []
+
+
+def test_a_flush_that_a_retry_overtook_leaves_what_runs(farm: Farm) -> None:
+    batch = farm.submit(["a", "b"], batch="cats")
+    farm.ledger.release([lease(farm.ledger)[0]])
+    farm.ledger.fail(lease(farm.ledger)[0], {"code": "nan", "message": "not finite"})
+    kept = commit(farm, lease(farm.ledger)[0])
+    [(name, part)] = farm.ledger.full_parts()
+    batch.retry()
+    begun = put(farm, lease(farm.ledger)[0])
+    flush_part(farm.ledger, farm.bucket, name, part)
+    assert set(images(farm)) == {begun, kept}
+
+
 @pytest.mark.parametrize("expired", [False, True])
 def test_a_commit_that_is_refused_has_its_part_looked_through_again(farm: Farm, *, expired: bool) -> None:
     farm.submit(["a"], batch="cats")
@@ -72,7 +105,7 @@ def test_a_commit_that_is_refused_has_its_part_looked_through_again(farm: Farm, 
         flush_full_parts(farm.ledger, farm.bucket)
         discard_leftovers(farm.ledger, farm.bucket, age_s=0)
     late = put(farm, lost)
-    assert farm.ledger.commit(lost, {}) == ("stale" if expired else "superseded")
+    assert farm.ledger.commit(lost, {}) == "stale"
     if expired:
         commit(farm, lease(farm.ledger)[0])
         flush_full_parts(farm.ledger, farm.bucket)

@@ -38,8 +38,8 @@ _THREADS = 4
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 #: measurements that count
 _RECENT = 16
-#: answers to a commit or a failure that tell of a lease that is another's
-_OF_ANOTHER = frozenset({"stale", "superseded"})
+#: answers to a commit or a failure that tell of a lost lease
+_LOST = frozenset({"stale", "deleting"})
 _FAILURES: dict[FailOutcome, Outcome] = {"failed": "failed", "full": "failed", "retry": "retried", "stale": "lost"}
 
 
@@ -141,18 +141,21 @@ class Delivery:
             receipt = {**stored, **self._encoder.provenance(picture), "worker": self._worker, "timings": rounded}
             if strip is not None:
                 receipt["trace"] = self._put(lease, strip_key, encode_image(strip, PNG.name, metadata={}), PNG)
-            # even if the lease is lost meanwhile: the answer tells whether anybody wants what lies in the bucket
+            # even if the lease is lost meanwhile: the ledger then knows that something may lie there
             outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt))
             self._measure(picture, len(body), time.perf_counter() - began)
-            self._metrics.image("lost" if outcome in _OF_ANOTHER else "done")
+            self._metrics.image("lost" if outcome in _LOST else "done")
             self._metrics.stored(len(body), timings)
             self._after(lease, outcome)
-            if outcome == "superseded":
-                self._discard([key, strip_key])
+            if outcome == "deleting":
+                # the deletion may have looked here before
+                with suppress(GaveUpError):
+                    self._patiently("discard", lambda: self._bucket.delete([key, strip_key]))
             self._leases.drop(lease)
         except LeaseLostError:
-            # an unanswered request may have been carried out
-            self._discard([key, strip_key])
+            # an unanswered request may have been carried out, and a recovery may have found the image and counted it
+            with suppress(GaveUpError):
+                self._patiently("note", lambda: self._ledger.note_leftovers(lease.batch, part_of(lease.index)))
         except GaveUpError:
             # the lease is still held: whoever ends the worker gives the job back, uncharged
             log.warning("%s is not stored", lease.name, extra=about(lease.name))
@@ -164,11 +167,6 @@ class Delivery:
             with self._changed:
                 self._waiting -= 1
                 self._changed.notify_all()
-
-    def _discard(self, keys: list[str]) -> None:
-        """Remove what nobody will want; where this worker ends before, another one does."""
-        with suppress(GaveUpError):
-            self._patiently("discard", lambda: self._bucket.delete(keys))
 
     def _measure(self, picture: Rendered, size_bytes: int, seconds: float) -> None:
         self._pulse.commit()
@@ -193,9 +191,11 @@ class Delivery:
             log.warning("that %s failed is not recorded", lease.name, extra=about(lease.name))
 
     def _after(self, lease: Lease, outcome: str) -> None:
-        if outcome in _OF_ANOTHER:
+        if outcome in _LOST:
             log.warning(
-                "%s was leased elsewhere meanwhile; that worker's result counts", lease.name, extra=about(lease.name)
+                "%s ended when it was no longer leased to this worker; the results say what counts",
+                lease.name,
+                extra=about(lease.name),
             )
         if outcome == "full":
             self._patiently("flush", partial(flush_part, self._ledger, self._bucket, lease.batch, part_of(lease.index)))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["done", "failed", "retried", "lost"]
 LeaseEvent = Literal["taken", "lost", "returned"]
-Operation = Literal["lease", "put", "commit", "discard", "fail", "flush", "release", "beat"]
+Operation = Literal["lease", "put", "commit", "note", "discard", "fail", "flush", "release", "beat"]
 
 Value = TypeVar("Value", Outcome, LeaseEvent, Operation)
 

@@ -33,8 +33,8 @@
 -- lf:results:<b>      hash    index -> receipt, until its part lies in the bucket       trim
 -- lf:parts:<b>        hash    part -> jobs of it that have ended                        trim
 -- lf:returned:<b>     set     parts with jobs that were leased more than once           trim
--- lf:leftovers        zset    "<b>/<p>": flushed parts in whose folder unwanted images   tidied, forget
---                             may lie, or come to lie, by when that was noted (ms)
+-- lf:leftovers        zset    "<b>/<p>": parts in whose folder images that nobody       tidied, forget
+--                             wants may lie, or come to lie, by when that was noted (ms)
 -- lf:flush            set     "<b>/<p>": parts whose receipts wait for the bucket       trim, retry
 -- lf:pace:<b>:<slot>  string  jobs done in ten seconds; the measured rate               expiry, 3 minutes
 -- lf:workers:<m>      zset    workers of a model, by the time last seen (ms)            beat, leave
@@ -202,7 +202,7 @@ end
 
 -- What lies in a part's folder is to be looked through once more, some time from now
 local function note_leftovers(batch, part, now)
-  redis.call('ZADD', 'lf:leftovers', now, job_name(batch, part))
+  if redis.call('EXISTS', batch_key(batch)) == 1 then redis.call('ZADD', 'lf:leftovers', now, job_name(batch, part)) end
 end
 
 -- Remove a batch's members "<b>/<number>" of a sorted set of all batches; returns them

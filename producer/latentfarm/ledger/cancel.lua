@@ -15,6 +15,8 @@ redis.call('HSET', key, 'state', 'cancelled', 'paused', '', 'leased', 0, 'last_m
   'cancelled', tonumber(f[3]) - tonumber(f[4]) - tonumber(f[5]))
 -- parts with some ended jobs never get full now
 flush_what_ended(batch)
+-- and those with none are never flushed
+for _, part in ipairs(redis.call('SMEMBERS', 'lf:returned:' .. batch)) do note_leftovers(batch, tonumber(part), now) end
 announce(batch, now)
 redis.call('PUBLISH', 'lf:cancelled', batch)
 return f[1]

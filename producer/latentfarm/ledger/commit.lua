@@ -1,7 +1,7 @@
 -- Images lie in the bucket. ARGV: name, epoch, receipt and truncated (1 if a text of it lost its end) of each.
 -- Returns for each
--- 'done', 'full' (done, and with it its part), 'again' (this very commit came before), 'superseded' (the job is done,
--- failed, cancelled or leased anew: nobody will ever want this image) or 'stale' (the lease is lost, and no more is known).
+-- 'done', 'full' (done, and with it its part), 'again' (this very commit came before), 'stale' (the lease is lost; whose
+-- image counts is for the part's receipts to say, some of which may lie in the bucket by now) or 'deleting' (the batch).
 local now = now_ms()
 local outcomes, leases, parts, order = {}, {}, {}, {}
 
@@ -16,11 +16,9 @@ local function commit(at, name, epoch, receipt, truncated)
   -- a name twice in one call is held by its first entry only
   if holder(name) ~= epoch or leases[name] then
     if leases[name] or came_before(batch, index, epoch) then return 'again' end
-    local state = redis.call('HGET', batch_key(batch), 'state')
-    local over = state == 'cancelled' or state == 'deleting'
-    -- whoever asks removes the image, if nothing befalls it meanwhile
-    if state then note_leftovers(batch, math.floor(index / PART), now) end
-    return (not state or (get_state(batch, index) == PENDING and not over)) and 'stale' or 'superseded'
+    if redis.call('HGET', batch_key(batch), 'state') == 'deleting' then return 'deleting' end
+    note_leftovers(batch, math.floor(index / PART), now)
+    return 'stale'
   end
   leases[name], leases[#leases + 1] = true, name
   set_state(batch, index, DONE)

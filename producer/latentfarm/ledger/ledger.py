@@ -191,7 +191,8 @@ class Ledger(Parts):
     def commit(self, lease: Lease, receipt: dict[str, Any]) -> CommitOutcome:
         """Record that the job's image lies in the bucket.
 
-        ``stale``: the lease is lost. ``superseded``: it is, and nobody will want this image.
+        ``stale``: the lease is lost, and the part will be looked through for images that nobody wants. ``deleting``:
+        nobody wants any image of the batch.
         """
         return self.commit_all([(lease, receipt)])[0]
 

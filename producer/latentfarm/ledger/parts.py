@@ -37,6 +37,11 @@ class Parts:
         with reachable(self.where):
             return bool(self.redis.sismember(f"lf:returned:{batch}", str(part)))
 
+    def note_leftovers(self, batch: str, part: int) -> None:
+        """Have a part looked through, some time from now, for an image that nobody wants."""
+        with reachable(self.where):
+            self.scripts.note(args=[batch, part])
+
     def leftovers(self, *, age_s: float) -> tuple[int, list[tuple[str, int]]]:
         """Return (batch, part) in whose folders unwanted images may lie since that long, and the time of that note, ms.
 

@@ -16,7 +16,7 @@ _PROMPTS = frozenset({"prompt", "negative_prompt"})
 #: of an error's message; a library's may go on for pages
 _MESSAGE_CHARACTERS = 2_000
 
-CommitOutcome = Literal["done", "full", "again", "superseded", "stale"]
+CommitOutcome = Literal["done", "full", "again", "stale", "deleting"]
 FailOutcome = Literal["failed", "full", "retry", "stale"]
 
 

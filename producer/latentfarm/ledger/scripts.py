@@ -34,6 +34,7 @@ class Scripts:
         self.release = load("release")
         self.sweep = load("sweep")
         self.trim = load("trim")
+        self.note = load("note")
         self.leftovers = load("leftovers")
         self.tidied = load("tidied")
         self.beat = load("beat")

@@ -12,6 +12,9 @@ from tests.rendering import FaultyBucket, Paced, renderer, submit
 
 from latentfarm import Farm, UnavailableError
 from latentfarm.bucket import Bucket, images_prefix
+from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger.records import CommitOutcome
+from latentfarm.results import discard_leftovers, flush_full_parts
 from latentfarm_worker.families import Family
 from latentfarm_worker.pulse import Phase
 
@@ -162,7 +165,7 @@ def test_a_manifest_that_cannot_be_read_now_is_read_later(farm: Farm, family: Fa
 
 
 def images(farm: Farm) -> list[str]:
-    return list(farm.bucket.keys(images_prefix("cats", 0)))
+    return list(farm.bucket.keys(images_prefix("b", 0)))
 
 
 class LosingBucket(Bucket):
@@ -178,14 +181,43 @@ class LosingBucket(Bucket):
         if "/images/" in key and not self.lost:
             assert images(self.farm) == [key]
             self.lost = key
-            self.farm.ledger.cancel("cats")
+            self.farm.ledger.cancel("b")
+            # what the cancellation noted: a worker that was stopped for long puts its picture after that was looked at
+            self.farm.ledger.redis.delete("lf:leftovers")
             raise UnavailableError("the answer was lost")
 
 
 def test_a_picture_whose_lease_was_lost_before_the_store_answered_leaves_nothing(farm: Farm, family: Family) -> None:
-    shape = {"width": 64, "height": 64, "num_inference_steps": 2, "scheduler": "euler"}
-    farm.submit([{"prompt": "a", **shape}], batch="cats")
+    submit(farm, 1)
     bucket = LosingBucket(farm)
     with renderer(farm, family, bucket) as worker:
         worker.render_all()
-        until(lambda: bool(bucket.lost) and not images(farm))
+        until(lambda: bool(bucket.lost and farm.ledger.leftovers(age_s=0)[1]))
+    assert discard_leftovers(farm.ledger, farm.bucket, age_s=0) == 1
+    assert images(farm) == []
+
+
+class LosingLedger(Ledger):
+    """The real ledger, but the answer to the first commit is lost, and no other comes before the part is flushed."""
+
+    def __init__(self, farm: Farm) -> None:
+        super().__init__(farm.ledger.redis, where=farm.ledger.where)
+        self.farm = farm
+        self.outcomes: list[CommitOutcome] = []
+
+    def commit(self, lease: Lease, receipt: dict[str, Any]) -> CommitOutcome:
+        self.outcomes.append(super().commit(lease, receipt))
+        if len(self.outcomes) == 1:
+            assert flush_full_parts(self.farm.ledger, self.farm.bucket) == 1
+            raise UnavailableError("the answer was lost")
+        return self.outcomes[-1]
+
+
+def test_a_picture_whose_commit_was_answered_only_after_its_part_was_flushed_stays(farm: Farm, family: Family) -> None:
+    batch = submit(farm, 1)
+    ledger = LosingLedger(farm)
+    with renderer(farm, family, ledger=ledger) as worker:
+        worker.render_all()
+        until(lambda: ledger.outcomes == ["full", "stale"])
+    discard_leftovers(farm.ledger, farm.bucket, age_s=0)
+    assert images(farm) == [job.key for job in batch.jobs()]
