@@ -71,8 +71,9 @@ def renderer(
     ledger: Ledger | None = None,
     host: Host | None = None,
     lease_s: float = 30,
+    slots: int = 2,
 ) -> Iterator[Renderer]:
-    """Give a renderer with two slots that serves ``mini`` as ``worker-a``, and close it in the end.
+    """Give a renderer, with two slots by default, that serves ``mini`` as ``worker-a``, and close it in the end.
 
     Its model is called for steps of jobs only: whoever holds a step up knows which.
     """
@@ -80,7 +81,7 @@ def renderer(
     made = Renderer(
         ledger=ledger or farm.ledger,
         bucket=bucket or farm.bucket,
-        engine=Engine(family, slots=2, row_counts=full_batch, on_step=tracer),
+        engine=Engine(family, slots=slots, row_counts=full_batch, on_step=tracer),
         tracer=tracer,
         model="mini",
         worker="worker-a",

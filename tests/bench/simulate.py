@@ -40,7 +40,9 @@ MODEL = "simulated"
 BATCHES = 4
 BATCH_JOBS = 10_000_000
 #: as a real worker has them by default
-SLOTS, LEASE_S, RENEW_S, HOUSE_S, AHEAD_S, DRY_S = 16, 30.0, 5.0, 3.0, 0.5, 0.2
+SLOTS, LEASE_S, RENEW_S, HOUSE_S, DRY_S = 16, 30.0, 5.0, 3.0, 0.2
+#: it leases the jobs of this time ahead, once half of them are gone; commits come no closer than that
+AHEAD_S, COMMIT_S = 0.5, 0.5
 IMAGES_PER_S = 10.0
 #: how far render times are apart, as the sigma of their logarithm
 SPREAD = 0.3
@@ -136,6 +138,8 @@ class Worker:
         self._asked: deque[tuple[Kind, float]] = deque()
         self._running: dict[str, Lease] = {}
         self._staged: deque[Lease] = deque()
+        self._finished: list[Lease] = []
+        self._next_commit = 0.0
         self._leasing = False
         self._requests = itertools.count()
 
@@ -143,6 +147,8 @@ class Worker:
         """Do what is due; ``action`` is a kind of question, or the name of a job whose picture is finished."""
         if action == "lease":
             self._lease(due)
+        elif action == "commit":
+            self._commit(due)
         elif action == "renew":
             names = [word for lease in self._held() for word in (lease.name, lease.epoch)]
             self._ask("renew", due, int(LEASE_S * 1000), *names)
@@ -155,7 +161,7 @@ class Worker:
             self._ask("sweep", due, 1_000, 250, 10_000)
             self._farm.plan(due + HOUSE_S, self, action)
         else:
-            self._commit(self._running.pop(action), due)
+            self._finish(self._running.pop(action), due)
 
     def read(self) -> None:
         """Take the answers that are there."""
@@ -164,19 +170,20 @@ class Worker:
             if isinstance(answer, Exception):
                 raise answer
             kind, due = self._asked.popleft()
-            self._farm.note(kind, due, images=int(kind == "commit"))
+            self._farm.note(kind, due, images=len(answer) if kind == "commit" else 0)
             if kind == "lease":
                 self._take(answer)
-            elif kind == "commit" and answer[0] not in {b"done", b"full"}:
+            elif kind == "commit" and not set(answer) <= {b"done", b"full"}:
                 raise RuntimeError(f"a commit was answered by {answer}")
 
     def _held(self) -> list[Lease]:
-        return [*self._running.values(), *self._staged]
+        return [*self._running.values(), *self._staged, *self._finished]
 
     def _lease(self, due: float) -> None:
-        room = SLOTS + round(AHEAD_S * IMAGES_PER_S) - len(self._running) - len(self._staged)
-        if room > 0 and not self._leasing:
+        wanted = SLOTS - len(self._running) + round(AHEAD_S * IMAGES_PER_S)
+        if 2 * len(self._staged) <= wanted and not self._leasing:
             self._leasing = True
+            room = wanted - len(self._staged)
             self._ask("lease", due, MODEL, self._name, room, int(LEASE_S * 1000), f"{next(self._requests):032x}")
 
     def _take(self, answer: list[list[Any]]) -> None:
@@ -196,12 +203,21 @@ class Worker:
         drawn_s = typical_s * self._farm.rng.lognormvariate(-(SPREAD**2) / 2, SPREAD)
         self._farm.plan(now + drawn_s, self, lease.name)
 
-    def _commit(self, lease: Lease, due: float) -> None:
-        receipt = receipt_text({**receipt_of(lease), "epoch": lease.epoch})
-        self._ask("commit", due, lease.name, lease.epoch, receipt, 0)
+    def _finish(self, lease: Lease, due: float) -> None:
+        if not self._finished:
+            self._farm.plan(max(due, self._next_commit), self, "commit")
+        self._finished.append(lease)
         if self._staged:
             self._begin(due)
         self._lease(due)
+
+    def _commit(self, due: float) -> None:
+        told: list[str | int] = []
+        for lease in self._finished:
+            told += [lease.name, lease.epoch, receipt_text({**receipt_of(lease), "epoch": lease.epoch}), 0]
+        self._finished.clear()
+        self._next_commit = due + COMMIT_S
+        self._ask("commit", due, *told)
 
     def _ask(self, kind: Kind, due: float, *arguments: str | int) -> None:
         self._asked.append((kind, due))

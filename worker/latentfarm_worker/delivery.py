@@ -1,4 +1,8 @@
-"""What comes after the last step: encode, put, commit, on threads of their own, however long the store is away."""
+"""What comes after the last step: encode, put, commit, on threads of their own, however long the store is away.
+
+A commit costs Redis a call, and one Redis serves the whole farm: pictures that are stored within half a second of
+each other are committed by one.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
+from dataclasses import dataclass
 from threading import Condition, Event
 from typing import Any, TypeVar
 
@@ -19,8 +23,9 @@ import torch
 from latentfarm.bucket import Bucket, MissingObjectError, image_key, part_of, trace_key
 from latentfarm.errors import JobError, UnavailableError
 from latentfarm.image_formats import IMAGE_FORMATS, PNG, ImageFormat
+from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
-from latentfarm.ledger.records import FailOutcome
+from latentfarm.ledger.records import CommitOutcome, FailOutcome
 from latentfarm.logs import about
 from latentfarm.results import flush_part
 from latentfarm_worker.decoder import Rendered
@@ -35,6 +40,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _THREADS = 4
+#: the first of several pictures is committed at once, the others no sooner than this after the commit before
+_COMMIT_EVERY_S = 0.5
+#: that one commit may tell of
+_MOST_COMMITS = 1000
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 #: measurements that count
 _RECENT = 16
@@ -49,6 +58,19 @@ class GaveUpError(Exception):
 
 class LeaseLostError(GaveUpError):
     """The lease was lost before they did."""
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A picture that lies in the bucket: what its commit tells, and what is counted once it is answered."""
+
+    lease: Lease
+    receipt: dict[str, Any]
+    keys: list[str]
+    job: Job
+    pixels: int
+    timings: dict[str, float]
+    began: float
 
 
 class Delivery:
@@ -79,6 +101,10 @@ class Delivery:
         self.meter = Meter()
         self._given_up = Event()
         self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="store")
+        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
+        self._tidier = ThreadPoolExecutor(1, thread_name_prefix="tidy")
+        self._stored: deque[_Stored] = deque()
+        self._next_commit_s = 0.0
         self._waiting = 0
         self._changed = Condition()
         self._seconds: deque[float] = deque(maxlen=_RECENT)
@@ -117,41 +143,16 @@ class Delivery:
     def close(self) -> None:
         """Give up, and end the threads."""
         self.give_up()
-        self._pool.shutdown()
+        # each hands on to the next
+        for pool in (self._pool, self._committer, self._tidier):
+            pool.shutdown()
 
     # -- on the threads --------------------------------------------------------------------------------------
 
     def _store(self, lease: Lease, picture: Rendered, strip: torch.Tensor | None) -> None:
-        """Encode, put and commit one picture; its pixels are kept until the store has them."""
-        made = IMAGE_FORMATS[picture.job.image_format]
-        key = image_key(lease.batch, lease.index, lease.epoch, made)
-        strip_key = trace_key(lease.batch, lease.index, lease.epoch)
+        """Encode and put one picture; its pixels are kept until the store has them."""
         try:
-            began = time.perf_counter()
-            body = self._encoder.encode(picture)
-            encoded = time.perf_counter()
-            stored = self._put(lease, key, body, made)
-            timings = {
-                "queue": lease.queued_ms / 1000,
-                **picture.timings,
-                "encode": encoded - began,
-                "upload": time.perf_counter() - encoded,
-            }
-            rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
-            receipt = {**stored, **self._encoder.provenance(picture), "worker": self._worker, "timings": rounded}
-            if strip is not None:
-                receipt["trace"] = self._put(lease, strip_key, encode_image(strip, PNG.name, metadata={}), PNG)
-            # even if the lease is lost meanwhile: the ledger then knows that something may lie there
-            outcome = self._patiently("commit", lambda: self._ledger.commit(lease, receipt))
-            self._measure(picture, len(body), time.perf_counter() - began)
-            self._metrics.image("lost" if outcome in _LOST else "done")
-            self._metrics.stored(len(body), timings)
-            self._after(lease, outcome)
-            if outcome == "deleting":
-                # the deletion may have looked here before
-                with suppress(GaveUpError):
-                    self._patiently("discard", lambda: self._bucket.delete([key, strip_key]))
-            self._leases.drop(lease)
+            stored = self._encode_and_put(lease, picture, strip)
         except LeaseLostError:
             # an unanswered request may have been carried out, and a recovery may have found the image and counted it
             with suppress(GaveUpError):
@@ -163,21 +164,79 @@ class Delivery:
             # no longer renewed: the sweep charges the job and gives it to the next worker
             log.exception("%s could not be stored", lease.name, extra=about(lease.name))
             self._leases.drop(lease)
-        finally:
-            with self._changed:
-                self._waiting -= 1
-                self._changed.notify_all()
+        else:
+            self._stored.append(stored)
+            self._committer.submit(self._commit)
+            return
+        self._count_down(1)
 
-    def _measure(self, picture: Rendered, size_bytes: int, seconds: float) -> None:
-        self._pulse.commit()
-        self._seconds.append(seconds)
+    def _encode_and_put(self, lease: Lease, picture: Rendered, strip: torch.Tensor | None) -> _Stored:
+        made = IMAGE_FORMATS[picture.job.image_format]
+        key = image_key(lease.batch, lease.index, lease.epoch, made)
+        strip_key = trace_key(lease.batch, lease.index, lease.epoch)
+        began = time.perf_counter()
+        body = self._encoder.encode(picture)
+        encoded = time.perf_counter()
+        stored = self._put(lease, key, body, made)
+        timings = {
+            "queue": lease.queued_ms / 1000,
+            **picture.timings,
+            "encode": encoded - began,
+            "upload": time.perf_counter() - encoded,
+        }
+        rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
+        receipt = {**stored, **self._encoder.provenance(picture), "worker": self._worker, "timings": rounded}
+        if strip is not None:
+            receipt["trace"] = self._put(lease, strip_key, encode_image(strip, PNG.name, metadata={}), PNG)
         pixels = picture.width * picture.height
-        self.meter.add(images=1, work=work_of(picture.job, pixels=pixels), size_bytes=size_bytes, pixels=pixels)
+        return _Stored(lease, receipt, [key, strip_key], picture.job, pixels, timings, began)
 
     def _put(self, lease: Lease, key: str, body: bytes, made: ImageFormat) -> dict[str, Any]:
         """Put an object; return what a receipt says of it."""
         self._patiently("put", lambda: self._bucket.put(key, body, content_type=made.content_type), lease=lease)
         return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+
+    def _commit(self) -> None:
+        """Commit what is stored by the time at which the next commit is due; every stored picture has this called."""
+        if not self._stored:
+            return
+        self._given_up.wait(max(0.0, self._next_commit_s - time.monotonic()))
+        self._next_commit_s = time.monotonic() + _COMMIT_EVERY_S
+        stored = [self._stored.popleft() for _ in range(min(len(self._stored), _MOST_COMMITS))]
+        told = [(each.lease, each.receipt) for each in stored]
+        try:
+            # even those whose lease is lost meanwhile: the ledger then knows that something may lie there
+            outcomes = self._patiently("commit", lambda: self._ledger.commit_all(told))
+            for each, outcome in zip(stored, outcomes, strict=True):
+                self._committed(each, outcome)
+        except GaveUpError:
+            # their leases are still held: whoever ends the worker gives the jobs back, uncharged
+            log.warning("%d pictures are stored, but not committed", len(stored))
+        except Exception:
+            log.exception("%d pictures could not be committed", len(stored))
+            for each in stored:
+                self._leases.drop(each.lease)
+        finally:
+            self._count_down(len(stored))
+
+    def _committed(self, stored: _Stored, outcome: CommitOutcome) -> None:
+        self._pulse.commit()
+        self._seconds.append(time.perf_counter() - stored.began)
+        size = stored.receipt["bytes"]
+        work = work_of(stored.job, pixels=stored.pixels)
+        self.meter.add(images=1, work=work, size_bytes=size, pixels=stored.pixels)
+        self._metrics.image("lost" if outcome in _LOST else "done")
+        self._metrics.stored(size, stored.timings)
+        self._after(stored.lease, outcome)
+        if outcome == "deleting":
+            # the deletion may have looked there before
+            self._tidier.submit(self._tidy, "discard", lambda: self._bucket.delete(stored.keys))
+        self._leases.drop(stored.lease)
+
+    def _count_down(self, pictures: int) -> None:
+        with self._changed:
+            self._waiting -= pictures
+            self._changed.notify_all()
 
     def _fail(self, lease: Lease, error: JobError, *, retry: bool) -> None:
         try:
@@ -198,7 +257,17 @@ class Delivery:
                 extra=about(lease.name),
             )
         if outcome == "full":
-            self._patiently("flush", partial(flush_part, self._ledger, self._bucket, lease.batch, part_of(lease.index)))
+            part = part_of(lease.index)
+            self._tidier.submit(self._tidy, "flush", lambda: flush_part(self._ledger, self._bucket, lease.batch, part))
+
+    def _tidy(self, what: Operation, action: Callable[[], object]) -> None:
+        """Do what a worker's housekeeping, this one's or another's, does later if this one ends before."""
+        try:
+            self._patiently(what, action)
+        except GaveUpError:
+            log.info("left to others: %s", what)
+        except Exception:
+            log.exception("could not %s", what)
 
     def _patiently(self, what: Operation, action: Callable[[], T], *, lease: Lease | None = None) -> T:
         """Repeat until Redis and the store answer.

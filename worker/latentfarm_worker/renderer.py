@@ -176,16 +176,20 @@ class Renderer:
             self._tracer.forget(name)
 
     def _room(self) -> int:
-        """Return how many more jobs may be leased: what the engine takes now or soon, unless the store is far behind.
+        """Return how many more jobs may be leased: what the engine takes soon, unless the store is far behind.
 
         So at most the slots' number and as many again are in flight, and the engine finds the next job at its door.
+        None may be leased before half of those are gone: one Redis answers the whole farm, so it is asked for several
+        at once.
         """
         if self._draining.is_set():
             return 0
         soon = int(_AHEAD_S / statistics.median(self._step_s)) if self._step_s else 0
-        staged = len(self._stager.held)
+        wanted, staged = self._engine.free_within(soon), len(self._stager.held)
+        if 2 * staged > wanted:
+            return 0
         backlog = _MAX_BACKLOG + 2 * self._engine.slots - self._delivery.waiting - len(self._engine.calls_left())
-        return min(self._engine.free_within(soon), backlog) - staged
+        return min(wanted, backlog) - staged
 
     def _wait_for_jobs(self) -> bool:
         """With nothing to render, wait for what could change that; return whether anything could."""

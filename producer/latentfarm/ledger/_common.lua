@@ -107,13 +107,15 @@ end
 
 local function part_size(part, total) return math.min(PART, total - part * PART) end
 
--- The epoch and the worker of the lease on a job, or nil
-local function holder(name)
-  local value = redis.call('HGET', 'lf:holders', name)
+-- The epoch and the worker in a value of lf:holders, or nil
+local function held_by(value)
   if not value then return nil end
   local epoch, worker = string.match(value, '^(%d+) (.*)$')
   return tonumber(epoch), worker
 end
+
+-- The epoch and the worker of the lease on a job, or nil
+local function holder(name) return held_by(redis.call('HGET', 'lf:holders', name)) end
 
 local function drop_lease(batch, name)
   redis.call('ZREM', 'lf:leases', name)
@@ -130,20 +132,24 @@ local function announce(batch, now)
   end
 end
 
--- The batch is complete once all of a closed manifest has ended; a canary's batch pauses once all it may run has.
--- Returns its total.
-local function settle(batch, now)
+-- A batch's counters, and what says whether it is over
+local function standing(batch)
+  local f = redis.call('HMGET', batch_key(batch), 'state', 'model', 'total', 'done', 'failed', 'cancelled', 'leased', 'hold',
+    'cursor')
+  return { state = f[1], model = f[2], total = tonumber(f[3]), done = tonumber(f[4]), failed = tonumber(f[5]),
+    cancelled = tonumber(f[6]), leased = tonumber(f[7]), hold = tonumber(f[8]), cursor = tonumber(f[9]) }
+end
+
+-- The batch is complete once all of a closed manifest has ended; a canary's batch pauses once all it may run has
+local function settle(batch, now, is)
   local key = batch_key(batch)
-  local f = redis.call('HMGET', key, 'state', 'total', 'done', 'failed', 'cancelled', 'model', 'hold', 'cursor', 'leased')
-  if f[1] == 'open' and tonumber(f[3]) + tonumber(f[4]) + tonumber(f[5]) == tonumber(f[2]) then
+  if is.state == 'open' and is.done + is.failed + is.cancelled == is.total then
     redis.call('HSET', key, 'state', 'complete', 'paused', '', 'completed_ms', now)
-    redis.call('SREM', 'lf:open:' .. f[6], batch)
+    redis.call('SREM', 'lf:open:' .. is.model, batch)
     announce(batch, now)
-  elseif f[7] ~= '0' and tonumber(f[8]) >= tonumber(f[7]) and f[9] == '0'
-    and redis.call('ZCARD', 'lf:again:' .. batch) == 0 then
-    redis.call('HSET', key, 'paused', 'canary: the first ' .. f[7] .. ' jobs have ended')
+  elseif is.hold ~= 0 and is.cursor >= is.hold and is.leased == 0 and redis.call('ZCARD', 'lf:again:' .. batch) == 0 then
+    redis.call('HSET', key, 'paused', 'canary: the first ' .. text(is.hold) .. ' jobs have ended')
   end
-  return tonumber(f[2])
 end
 
 -- Have every part flushed of which some jobs have ended: in a cancelled batch they never get full
@@ -154,14 +160,15 @@ local function flush_what_ended(batch)
   end
 end
 
--- `count` jobs of a part reached a terminal state: count them. Returns 1 if that made the part full.
-local function finish(batch, part, count, counter, now)
-  local key = batch_key(batch)
-  redis.call('HINCRBY', key, counter, count)
-  redis.call('HSET', key, 'last_ms', now)
-  local total = settle(batch, now)
+-- `count` jobs of a part reached a terminal state, `released` of them under a lease that ends with it: count them.
+-- Returns 1 if that made the part full.
+local function finish(batch, part, count, counter, released, now)
+  local is = standing(batch)
+  is[counter], is.leased = is[counter] + count, is.leased - released
+  redis.call('HSET', batch_key(batch), counter, is[counter], 'leased', is.leased, 'last_ms', now)
+  settle(batch, now, is)
   local ended = redis.call('HINCRBY', 'lf:parts:' .. batch, text(part), count)
-  if ended == part_size(part, total) then
+  if ended == part_size(part, is.total) then
     redis.call('SADD', 'lf:flush', job_name(batch, part))
     return 1
   end
@@ -190,7 +197,7 @@ local function record_failure(batch, index, error, now)
   set_state(batch, index, FAILED)
   redis.call('HSET', 'lf:errors:' .. batch, text(index), error)
   redis.call('HINCRBY', 'lf:reasons:' .. batch, cjson.decode(error).code, 1)
-  local full = finish(batch, math.floor(index / PART), 1, 'failed', now)
+  local full = finish(batch, math.floor(index / PART), 1, 'failed', 0, now)
   spend_budget(batch)
   return full
 end

@@ -21,5 +21,5 @@ if not repeated then
     record_failure(batch, tonumber(ARGV[at]), ARGV[at + 1], now)
   end
 end
-settle(batch, now)
+settle(batch, now, standing(batch))
 return redis.call('HGET', key, 'state')

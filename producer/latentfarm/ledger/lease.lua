@@ -4,7 +4,8 @@
 -- it may be lost on the way: asked again it is given again, as far as its leases are still held, whatever k is.
 -- Returns [batch, index, epoch, attempts charged so far, ms since the batch was reserved] for each job.
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local now, moment = now_ms(), now_us()
+local moment = now_us()
+local now = math.floor(moment / 1000)
 local leased = {}
 local ANSWER_KEY, ANSWER_KEEP_S = 'lf:answered:' .. worker, 3600
 -- bytes of state looked at in one call for the next pending job
@@ -37,11 +38,12 @@ local function candidates()
   local found = {}
   for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
     local f = redis.call('HMGET', batch_key(batch), 'state', 'paused', 'total', 'hold', 'cursor', 'priority', 'served',
-      'weight', 'epoch', 'gaps', 'reserved_ms')
+      'weight', 'epoch', 'gaps', 'reserved_ms', 'leased', 'first_ms')
     local limit = leasable_until(f[1], f[2], f[3], f[4])
     if limit then
       found[#found + 1] = { name = batch, limit = limit, began = tonumber(f[5]), cursor = tonumber(f[5]),
         priority = tonumber(f[6]), served = tonumber(f[7]), weight = tonumber(f[8]), gaps = f[10] ~= '0', taken = 0, age = now - tonumber(f[11]),
+        leased = tonumber(f[12]), first_ms = f[13] or now,
         -- higher than any before, even if Redis came back with an older record: the clock has moved on
         epoch = math.max(tonumber(f[9]), moment) }
     end
@@ -128,9 +130,7 @@ for _, batch in ipairs(touched) do
   local key = batch_key(batch.name)
   if batch.taken > 0 then
     redis.call('HSET', key, 'cursor', batch.cursor, 'epoch', text(batch.epoch + batch.taken), 'served',
-      tostring(batch.served))
-    redis.call('HINCRBY', key, 'leased', batch.taken)
-    redis.call('HSETNX', key, 'first_ms', now)
+      tostring(batch.served), 'leased', batch.leased + batch.taken, 'first_ms', batch.first_ms)
   elseif batch.cursor ~= batch.began then
     redis.call('HSET', key, 'cursor', batch.cursor)
   end

@@ -13,5 +13,5 @@ end
 redis.call('HSET', key, 'state', ARGV[3] == '1' and 'open' or 'opening')
 redis.call('SADD', 'lf:open:' .. f[2], batch)
 catch_up(batch, f[2])
-settle(batch, now)
+settle(batch, now, standing(batch))
 return redis.call('HGET', key, 'state')

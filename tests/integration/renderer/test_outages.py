@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from threading import Event, Thread
 from typing import Any, cast
 
@@ -113,7 +114,7 @@ def test_a_queue_that_is_away_keeps_no_engine_from_its_next_step(
 ) -> None:
     batch = submit(farm, 3, num_inference_steps=6)
     away = Event()
-    lease, commit = farm.ledger.lease, farm.ledger.commit
+    lease, commit_all = farm.ledger.lease, farm.ledger.commit_all
     steps: list[int] = []
 
     def lease_unless_away(*arguments: Any, **named: Any) -> Any:
@@ -124,7 +125,7 @@ def test_a_queue_that_is_away_keeps_no_engine_from_its_next_step(
     def commit_unless_away(*arguments: Any, **named: Any) -> Any:
         if away.is_set():
             raise UnavailableError("Redis cannot be used")
-        return commit(*arguments, **named)
+        return commit_all(*arguments, **named)
 
     def count() -> None:
         steps.append(1)
@@ -133,7 +134,7 @@ def test_a_queue_that_is_away_keeps_no_engine_from_its_next_step(
             away.set()
 
     monkeypatch.setattr(farm.ledger, "lease", lease_unless_away)
-    monkeypatch.setattr(farm.ledger, "commit", commit_unless_away)
+    monkeypatch.setattr(farm.ledger, "commit_all", commit_unless_away)
     with renderer(farm, cast("Family", Paced(family, count))) as worker:
         thread = Thread(target=worker.render_all)
         thread.start()
@@ -205,12 +206,13 @@ class LosingLedger(Ledger):
         self.farm = farm
         self.outcomes: list[CommitOutcome] = []
 
-    def commit(self, lease: Lease, receipt: dict[str, Any]) -> CommitOutcome:
-        self.outcomes.append(super().commit(lease, receipt))
+    def commit_all(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
+        outcomes = super().commit_all(finished)
+        self.outcomes += outcomes
         if len(self.outcomes) == 1:
             assert flush_full_parts(self.farm.ledger, self.farm.bucket) == 1
             raise UnavailableError("the answer was lost")
-        return self.outcomes[-1]
+        return outcomes
 
 
 def test_a_picture_whose_commit_was_answered_only_after_its_part_was_flushed_stays(farm: Farm, family: Family) -> None:
