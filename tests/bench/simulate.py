@@ -41,8 +41,8 @@ BATCHES = 4
 BATCH_JOBS = 10_000_000
 #: as a real worker has them by default
 SLOTS, LEASE_S, RENEW_S, HOUSE_S, DRY_S = 16, 30.0, 5.0, 3.0, 0.2
-#: it leases the jobs of this time ahead, once half of them are gone; commits come no closer than that
-AHEAD_S, COMMIT_S = 0.5, 0.5
+#: it leases the jobs of this time ahead, once half of them are gone; commits are that far apart, or a while sooner
+AHEAD_S, COMMIT_S, COMMIT_EARLY_S = 0.5, 0.5, 1.5
 IMAGES_PER_S = 10.0
 #: how far render times are apart, as the sigma of their logarithm
 SPREAD = 0.3
@@ -139,7 +139,7 @@ class Worker:
         self._running: dict[str, Lease] = {}
         self._staged: deque[Lease] = deque()
         self._finished: list[Lease] = []
-        self._next_commit = 0.0
+        self._commit_due = 0.0
         self._leasing = False
         self._requests = itertools.count()
 
@@ -205,7 +205,7 @@ class Worker:
 
     def _finish(self, lease: Lease, due: float) -> None:
         if not self._finished:
-            self._farm.plan(max(due, self._next_commit), self, "commit")
+            self._farm.plan(max(due, self._commit_due - COMMIT_EARLY_S), self, "commit")
         self._finished.append(lease)
         if self._staged:
             self._begin(due)
@@ -216,7 +216,7 @@ class Worker:
         for lease in self._finished:
             told += [lease.name, lease.epoch, receipt_text({**receipt_of(lease), "epoch": lease.epoch}), 0]
         self._finished.clear()
-        self._next_commit = due + COMMIT_S
+        self._commit_due = max(self._commit_due, due) + COMMIT_S
         self._ask("commit", due, *told)
 
     def _ask(self, kind: Kind, due: float, *arguments: str | int) -> None:
