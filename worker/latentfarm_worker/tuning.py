@@ -20,12 +20,12 @@ from latentfarm_worker.trial import native_shape, trial
 FILE = "slots.json"
 #: slots that are tried, in this order; more cost latency and memory for nothing
 _TRIED = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 2, 4, 8, 16, 32, 64)}
-#: a number of slots is as good as the best from this share of its rate on: the smallest of these is taken. A CPU hardly
-#: gains by more, and what shares its steps takes long together
-_GOOD_ENOUGH = {"cpu": 0.9, "cuda": 0.95}
+#: a number of slots is as good as the best from this share of its rate on: the smallest of these is taken. A CPU
+#: gains little by more, and its engine, which seldom has all the rows that a large call is worth, still less
+_GOOD_ENOUGH = {"cpu": 0.92, "cuda": 0.95}
 #: below this share of the best so far, nothing larger is tried
 _HOPELESS = 0.7
-_ROUNDS = 3
+_ROUNDS = 5
 #: of a GPU's memory: the rest is the decoder's, and the allocator's
 _MOST_MEMORY = 0.8
 
