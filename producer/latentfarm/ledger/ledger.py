@@ -197,7 +197,7 @@ class Ledger(Parts):
         return self.commit_all([(lease, receipt)])[0]
 
     def commit_all(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
-        """Record several images, at most 1,000, in one call; return each one's outcome."""
+        """Record 1 to 1,000 images in one call; return each one's outcome."""
         args: list[Any] = []
         for lease, receipt in finished:
             kept = receipt_text({**receipt, "epoch": lease.epoch})
