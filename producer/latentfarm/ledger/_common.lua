@@ -209,7 +209,7 @@ end
 
 -- What lies in a part's folder is to be looked through once more, some time from now
 local function note_leftovers(batch, part, now)
-  if redis.call('EXISTS', batch_key(batch)) == 1 then redis.call('ZADD', 'lf:leftovers', now, job_name(batch, part)) end
+  if redis.call('HGET', batch_key(batch), 'state') then redis.call('ZADD', 'lf:leftovers', now, job_name(batch, part)) end
 end
 
 -- Remove a batch's members "<b>/<number>" of a sorted set of all batches; returns them
