@@ -49,7 +49,7 @@ bench: $(VENV)/.dev  ## measurements, an hour of them; fails if a bar is missed,
 chaos: $(VENV)/.chaos  ## kill, freeze and cut everything for MINUTES=3; also SEED=n, STORE=moto, WRITE=1
 	$(BIN)/python -m tests.chaos --minutes $(MINUTES) --store $(STORE) $(if $(SEED),--seed $(SEED)) $(if $(WRITE),--write)
 
-docs: $(VENV)/.dev  ## write the commands into docs/reference.md, and the alerts as Kubernetes wants them
+docs: $(VENV)/.dev  ## write the commands into docs/reference/cli.md, and the alerts as Kubernetes wants them
 	$(BIN)/python docs/write_reference.py
 	$(BIN)/python deploy/kubernetes/write_prometheus_rule.py
 
@@ -82,6 +82,6 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable '.[worker,local,parquet,dev]'
 	touch $@ $(VENV)/.run
 
-$(VENV)/.tools: tests/tools.py $(VENV)/.dev
-	$(BIN)/python -m tests.tools
+$(VENV)/.tools: tests/support/tools.py $(VENV)/.dev
+	$(BIN)/python -m tests.support.tools
 	touch $@

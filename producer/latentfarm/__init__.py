@@ -16,22 +16,22 @@ if TYPE_CHECKING:
         ModelError,
         UnavailableError,
     )
-    from latentfarm.expansion import Expansion
     from latentfarm.farm import Farm
     from latentfarm.job import Job, JobState
-    from latentfarm.prompts import ReadOptions
-    from latentfarm.submission import Rules
+    from latentfarm.submission.expansion import Expansion
+    from latentfarm.submission.prompts import ReadOptions
+    from latentfarm.submission.request import SubmitOptions
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "batch": ("Batch", "BatchStatus", "JobStatus"),
     "errors": ("InputError", "InvalidRowsError", "JobError", "LatentfarmError", "ModelError", "UnavailableError"),
-    "expansion": ("Expansion",),
+    "submission.expansion": ("Expansion",),
     "farm": ("Farm",),
     "job": ("Job", "JobState"),
-    "prompts": ("ReadOptions",),
-    "submission": ("Rules",),
+    "submission.prompts": ("ReadOptions",),
+    "submission.request": ("SubmitOptions",),
 }
 
 __all__ = [
@@ -48,7 +48,7 @@ __all__ = [
     "LatentfarmError",
     "ModelError",
     "ReadOptions",
-    "Rules",
+    "SubmitOptions",
     "UnavailableError",
 ]
 

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from latentfarm import results
-from latentfarm.bucket import MAX_PRESIGN_S, batch_prefix, part_indices
-from latentfarm.control import Control, write_control
 from latentfarm.errors import InputError
-from latentfarm.fetch import DEFAULT_TEMPLATE, Fetched, Layout, fetch_batch
+from latentfarm.fetch import DEFAULT_TEMPLATE, FetchReport, Layout, fetch_batch
 from latentfarm.job import PART_JOBS, JobState
 from latentfarm.ledger import MAX_JOBS_PER_CALL
-from latentfarm.manifest import INVALID_ROW, NOT_THE_REQUEST, ManifestReader
+from latentfarm.storage import results
+from latentfarm.storage.batch_control import BatchControl, write_control
+from latentfarm.storage.bucket import MAX_PRESIGN_S
+from latentfarm.storage.keys import batch_prefix, part_indices
+from latentfarm.storage.manifest import INVALID_ROW, NOT_THE_REQUEST, ManifestReader
 
 if TYPE_CHECKING:
     from latentfarm.farm import Farm
@@ -241,7 +242,7 @@ class Batch:
 
     def _keep_control(self) -> None:
         # the ledger acts on a decision at once; the bucket remembers it for a recovery
-        write_control(self.farm.bucket, self.name, Control.of(self.farm.ledger.batch(self.name)))
+        write_control(self.farm.bucket, self.name, BatchControl.of(self.farm.ledger.batch(self.name)))
 
     def _require_going(self, state: str) -> None:
         if state not in {"opening", "open"}:
@@ -293,8 +294,8 @@ class Batch:
         name_template: str = DEFAULT_TEMPLATE,
         only_new: bool = False,
         states: Collection[JobState] = (),
-        progress: Callable[[Fetched], None] = lambda _: None,
-    ) -> Fetched:
+        progress: Callable[[FetchReport], None] = lambda _: None,
+    ) -> FetchReport:
         """Download the finished pictures and write ``results.jsonl``; what is there already is left alone.
 
         Args:

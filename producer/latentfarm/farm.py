@@ -18,15 +18,17 @@ from celery import Celery
 
 from latentfarm import doorbell
 from latentfarm.batch import Batch
-from latentfarm.bucket import Bucket
-from latentfarm.expansion import Expansion
 from latentfarm.job import check_batch_name
 from latentfarm.ledger import Ledger, WorkerRecord
-from latentfarm.prompts import ReadOptions, SourceLike
 from latentfarm.settings import DEFAULT_MODEL, Settings
-from latentfarm.submission import Request, Rules, Submission, check, make_request
+from latentfarm.storage.bucket import Bucket
+from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.prompts import ReadOptions, SourceLike
+from latentfarm.submission.request import Request, SubmitOptions, make_request
+from latentfarm.submission.submit import Submission
+from latentfarm.submission.validation import validate
 
-_PLAIN_RULES, _PLAIN_READING, _NO_EXPANSION = Rules(), ReadOptions(), Expansion.parse()
+_PLAIN_RULES, _PLAIN_READING, _NO_EXPANSION = SubmitOptions(), ReadOptions(), Expansion.parse()
 
 
 class Farm:
@@ -52,7 +54,7 @@ class Farm:
         *,
         batch: str | None = None,
         model: str = DEFAULT_MODEL,
-        rules: Rules = _PLAIN_RULES,
+        rules: SubmitOptions = _PLAIN_RULES,
         expansion: Expansion = _NO_EXPANSION,
         reading: ReadOptions = _PLAIN_READING,
         progress: Callable[[int], None] | None = None,
@@ -78,13 +80,13 @@ class Farm:
         """
         client = self.bucket.client
         request = make_request(source, reading, client=client, model=model, expansion=expansion, **defaults)
-        check(request, rules)
+        validate(request, rules)
         return self.enqueue(request, rules, batch=batch, progress=progress)
 
     def enqueue(
         self,
         request: Request,
-        rules: Rules = _PLAIN_RULES,
+        rules: SubmitOptions = _PLAIN_RULES,
         *,
         batch: str | None = None,
         progress: Callable[[int], None] | None = None,

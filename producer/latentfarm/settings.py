@@ -17,9 +17,9 @@ from pydantic import AfterValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis.connection import parse_url
 
-from latentfarm import logs
 from latentfarm.errors import InputError
 from latentfarm.job import check_model_alias
+from latentfarm.monitoring import logs
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Command
-from tests.tiny import make_tiny
+from tests.support.tiny import make_tiny
 
-from latentfarm.bucket import Bucket
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket
 
 pytestmark = pytest.mark.acceptance
 

@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import until
 
 from latentfarm import Farm
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 
 pytestmark = pytest.mark.acceptance
 
@@ -31,7 +31,7 @@ def test_workers_two_hours_off_either_way_render_as_any_other(farm: Farm, tmp_pa
     rows = [{"prompt": f"p{n}", "num_inference_steps": 4, "width": 64, "height": 64} for n in range(60)]
     batch = farm.submit(rows, batch="b")
     workers = [
-        Child(
+        ManagedProcess(
             f"worker {skew_s}",
             [sys.executable, "-m", "latentfarm", "worker", "--slots", "2"],
             log=tmp_path / f"worker{skew_s}.log",

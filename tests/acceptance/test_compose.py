@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import until
 from tests.deploy.stand import Stand
-from tests.scraping import scraped
+from tests.support.scraping import scraped
 
 pytestmark = pytest.mark.acceptance
 

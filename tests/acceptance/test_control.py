@@ -18,11 +18,11 @@ from tests.conftest import Command, until
 
 from latentfarm import Batch, Farm
 from latentfarm.ledger import Ledger
-from latentfarm.ledger.webhooks import Webhooks
-from latentfarm.local.process import Child
+from latentfarm.ledger.webhook_outbox import WebhookOutbox
+from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
-from latentfarm.submission import Rules
-from latentfarm.webhooks import deliver_due
+from latentfarm.submission.request import SubmitOptions
+from latentfarm.webhooks.deliver import deliver_due
 
 pytestmark = pytest.mark.acceptance
 
@@ -35,7 +35,7 @@ def worked(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Itera
     Ledger.connect(servers.redis_url).redis.flushall()
     log = tmp_path_factory.mktemp("worker") / "log"
     env = servers.model_copy(update={"slots": 8}).environment()
-    worker = Child("worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env=env)
+    worker = ManagedProcess("worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env=env)
     yield servers
     worker.terminate()
     assert worker.wait_or_kill(30) == 0, worker.log_tail()
@@ -45,10 +45,12 @@ def rows(count: int, steps: int) -> list[dict[str, Any]]:
     return [{"prompt": f"picture {n}", "num_inference_steps": steps, **SMALL} for n in range(count)]
 
 
-def on_nobodys_model(settings: Settings, name: str, count: int, rules: Rules | None = None) -> tuple[Farm, Batch]:
+def on_nobodys_model(
+    settings: Settings, name: str, count: int, rules: SubmitOptions | None = None
+) -> tuple[Farm, Batch]:
     """Submit a batch that no worker takes, so that the test is its worker."""
     farm = Farm(settings)
-    return farm, farm.submit(rows(count, 2), batch=name, model="nobodys", rules=rules or Rules())
+    return farm, farm.submit(rows(count, 2), batch=name, model="nobodys", rules=rules or SubmitOptions())
 
 
 def fail(farm: Farm, count: int, code: str, message: str) -> None:
@@ -211,7 +213,7 @@ def test_a_priority_may_be_negative_and_is_kept(settings: Settings, latentfarm: 
 
 
 def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command) -> None:
-    farm, _ = on_nobodys_model(settings, "ill", 30, Rules(webhook="https://hooks.example.com/"))
+    farm, _ = on_nobodys_model(settings, "ill", 30, SubmitOptions(webhook="https://hooks.example.com/"))
     fail(farm, 1, "nan", "another")
     fail(farm, 24, "nan", "not finite")
     fail(farm, 5, "render", "broke")
@@ -225,7 +227,7 @@ def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command
 
     # who has no secret cannot sign; a worker that is there has tried it before
     deliver_due(farm.ledger, settings)
-    until(lambda: bool(Webhooks(farm.ledger.redis, farm.ledger.where).problem("ill")))
+    until(lambda: bool(WebhookOutbox(farm.ledger.redis, farm.ledger.where).problem("ill")))
     errors, webhook = said(latentfarm("status", "ill", settings=settings)).split("\n")[2:]
     assert errors == "errors   30 failed (nan 25, render 5)"
     assert webhook.startswith("webhook  due: LATENTFARM_WEBHOOK_SECRET is not set; set one on the workers")

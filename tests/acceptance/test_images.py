@@ -14,8 +14,8 @@ from tests.deploy.building import Builder, Built
 from tests.deploy.containers import Container
 from tests.deploy.dockerfiles import DOCKERFILES, Image
 from tests.deploy.stand import Running, Stand
-from tests.processes import children_of
-from tests.scraping import scraped
+from tests.support.processes import children_of
+from tests.support.scraping import scraped
 
 pytestmark = [
     pytest.mark.acceptance,

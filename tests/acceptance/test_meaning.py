@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from tests.conftest import Command, read_lines
 
-from latentfarm_worker.mini.judge import judge
+from mini_training.judge import judge
 
 pytestmark = pytest.mark.acceptance
 

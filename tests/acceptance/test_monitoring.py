@@ -13,18 +13,18 @@ from urllib.parse import urlencode
 
 import pytest
 import yaml
-from tests import tools
 from tests.conftest import REPOSITORY, until
-from tests.machines import Machine, free_ports
-from tests.scraping import asked
+from tests.support import tools
+from tests.support.machines import Machine, free_ports
+from tests.support.scraping import asked
 from tests.unit.deploy.cluster import overlay
 from tests.unit.deploy.metrics import CUDA, EXPORTER, TARGET, WORKER, metrics_of
 
 from latentfarm import Farm
-from latentfarm.bucket import manifest_key
-from latentfarm.jsonl import pack, unpack
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
+from latentfarm.storage.keys import manifest_key
+from latentfarm.storage.part_codec import pack, unpack
 
 pytestmark = pytest.mark.acceptance
 
@@ -84,7 +84,7 @@ def prometheus(folder: Path, targets: dict[str, str]) -> Iterator[Prometheus]:
     address = f"127.0.0.1:{free_ports(1)[0]}"
     command = [tools.find("prometheus"), "--config.file=prometheus.yaml", f"--web.listen-address={address}"]
     shell = ["sh", "-c", 'cd "$0" && exec "$@"', str(folder), *command, "--storage.tsdb.path=data"]
-    child = Child("prometheus", shell, log=folder / "log")
+    child = ManagedProcess("prometheus", shell, log=folder / "log")
     try:
         server = Prometheus(address)
         until(lambda: server.ready, timeout_s=30)

@@ -124,7 +124,7 @@ def test_a_picture_of_this_machine_is_the_one_that_diffusers_makes(latentfarm: C
     import numpy as np
     import torch
     from diffusers import StableDiffusionPipeline
-    from tests.tiny import make_tiny
+    from tests.support.tiny import make_tiny
 
     model = make_tiny(tmp_path / "tiny-model")
     (tmp_path / "p.jsonl").write_text('{"prompt": "a red circle", "seed": 7, "num_inference_steps": 6}\n')

@@ -14,11 +14,11 @@ from typing import IO
 
 import pytest
 from tests.conftest import REPOSITORY, until
-from tests.processes import alive, children_of
+from tests.support.processes import alive, children_of
 
 pytestmark = pytest.mark.acceptance
 
-PULSE = "from latentfarm_worker.pulse import inherited; pulse, name = inherited()"
+PULSE = "from latentfarm_worker.supervise.shared_state import inherited; pulse, name = inherited()"
 
 
 @contextmanager
@@ -26,7 +26,16 @@ def supervised(script: str, tmp_path: Path, *, drain_s: float = 5, hang_s: float
     """Run a script under a supervisor; ``pulse`` is its pulse, ``starts`` the folder's file of process ids."""
     note = f"import os, signal, sys, time; open('starts', 'a').write(f'{{os.getpid()}}\\n'); {PULSE}\n"
     limits = ["--drain-s", str(drain_s), "--hang-s", str(hang_s)]
-    command = [sys.executable, "-m", "latentfarm_worker.supervisor", *limits, "--", sys.executable, "-c", note + script]
+    command = [
+        sys.executable,
+        "-m",
+        "latentfarm_worker.supervise.supervisor",
+        *limits,
+        "--",
+        sys.executable,
+        "-c",
+        note + script,
+    ]
     with (tmp_path / "log").open("w+b") as log:
         process = subprocess.Popen(command, cwd=tmp_path, stderr=log)
         try:
@@ -133,7 +142,7 @@ def test_no_worker_outlives_its_supervisor(tmp_path: Path) -> None:
 
 
 def test_a_supervisor_is_small_and_knows_no_torch() -> None:
-    script = "import sys, latentfarm_worker.supervisor; print(*sys.modules, *open('/proc/self/status'))"
+    script = "import sys, latentfarm_worker.supervise.supervisor; print(*sys.modules, *open('/proc/self/status'))"
     ran = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     told = ran.stdout.split()
     assert not {"torch", "celery", "boto3", "redis", "pydantic"} & set(told)

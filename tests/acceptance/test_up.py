@@ -13,15 +13,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 from tests.conftest import REPOSITORY, Command, until
-from tests.processes import alive, children_of, process_of
+from tests.support.leasing import holders
+from tests.support.processes import alive, children_of, process_of
 
 from latentfarm import Farm
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.acceptance
@@ -54,12 +54,8 @@ def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
         batch = farm.submit(rows, batch="b")
         until(lambda: len(farm.ledger.workers("mini")) == 2 and batch.status().done >= 40)
 
-        def holders() -> set[str]:
-            client: Any = farm.ledger.redis
-            return {value.decode().partition(" ")[2] for value in client.hvals("lf:holders")}
-
-        until(lambda: len(holders()) == 2)
-        os.kill(process_of(min(holders())), signal.SIGKILL)
+        until(lambda: len(holders(farm.ledger)) == 2)
+        os.kill(process_of(min(holders(farm.ledger))), signal.SIGKILL)
         status = batch.wait(timeout_s=150)
 
         assert (status.done, status.failed, status.leased) == (200, 0, 0)
@@ -127,7 +123,7 @@ def test_a_second_ctrl_c_waits_for_no_picture(tmp_path: Path) -> None:
 def test_celery_itself_starts_a_proper_worker(settings: Settings, tmp_path: Path) -> None:
     farm = Farm(settings)
     batch = farm.submit([{"prompt": "a cat", "num_inference_steps": 2, "width": 64, "height": 64}], batch="b")
-    worker = Child(
+    worker = ManagedProcess(
         "worker",
         [sys.executable, "-m", "celery", "-A", "latentfarm_worker", "worker"],
         log=tmp_path / "log",
@@ -149,7 +145,7 @@ def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_is_he
     batch = farm.submit([{"prompt": f"p{n}", **job} for n in range(12)], batch="b")
     command = [sys.executable, "-m", "latentfarm", "worker", "--slots", "3"]
     environment = {**settings.environment(), "LATENTFARM_SWEEP_S": "0.5"}
-    worker = Child("worker", command, log=tmp_path / "log", env=environment)
+    worker = ManagedProcess("worker", command, log=tmp_path / "log", env=environment)
     try:
         assert batch.wait(timeout_s=120).done == 12
         until(lambda: farm.workers()[0].images == 12)

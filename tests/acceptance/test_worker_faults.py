@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import REPOSITORY, until
-from tests.processes import alive, process_of
+from tests.support.processes import alive, process_of
 
 from latentfarm import Batch, Farm
 from latentfarm.settings import Settings
@@ -52,9 +52,9 @@ def faulty(
 ) -> Iterator[Worker]:
     """Run a real worker with a model that breaks on demand."""
     folder.mkdir()
-    command = [sys.executable, "-m", "tests.faulty_worker"]
+    command = [sys.executable, "-m", "tests.support.faulty_worker"]
     if supervised:
-        command = [sys.executable, "-m", "latentfarm_worker.supervisor", *options, "--", *command]
+        command = [sys.executable, "-m", "latentfarm_worker.supervise.supervisor", *options, "--", *command]
     told = {"LATENTFARM_LOG_FORMAT": "text", "FAULTS_SEEN": str(folder)}
     known = {"LATENTFARM_SWEEP_S": "1", "OMP_NUM_THREADS": "1", **told}
     with (folder / "log").open("wb") as log:

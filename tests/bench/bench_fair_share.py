@@ -1,7 +1,7 @@
 """Measures what a 16-row batch suffers from a million-row batch of the same model and priority.
 
     python -m tests.bench.bench_fair_share            # prints the table
-    python -m tests.bench.bench_fair_share --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_fair_share --write    # and puts it into docs/explanation/benchmarks.md
 
 One real worker holds the bundled model: 8 slots, pictures of 64 x 64 pixels in 8 steps. In turn, the large batch is
 paused and the small one has the farm for itself, and the large one goes on and the small one comes beside it.
@@ -20,7 +20,7 @@ from tests.bench.table import Conditions, Line, parse_arguments, report
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
 from latentfarm.settings import Settings
-from latentfarm.submission import Rules
+from latentfarm.submission.request import SubmitOptions
 
 _SMALL_ROWS = 16
 _JOB: dict[str, Any] = {"num_inference_steps": 8, "width": 64, "height": 64}
@@ -52,7 +52,7 @@ def hold(large: Batch) -> None:
 def measure(settings: Settings, folder: Path, *, rows: int, rounds: int) -> list[Line]:
     """Run the small batch alone and beside the large one, in turn."""
     farm = Farm(settings)
-    large = farm.submit(write_text(folder, rows), batch="large", rules=Rules(check_first=False), **_JOB)
+    large = farm.submit(write_text(folder, rows), batch="large", rules=SubmitOptions(check_first=False), **_JOB)
     hold(large)
     small_batch_s(farm, "warm-up")
     alone, beside = [], []

@@ -1,7 +1,7 @@
 """Measures a fetch against what one would write without us: a loop over boto3's ``get_object``, one client.
 
     python -m tests.bench.bench_fetch            # prints the table
-    python -m tests.bench.bench_fetch --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_fetch --write    # and puts it into docs/explanation/benchmarks.md
 
 Both store 2,000 objects of 30,000 bytes, mini's size, in a new folder of the same disk. The loop is given its keys; the
 fetch reads receipts and manifest, checks each sha256 and writes results.jsonl and metadata.jsonl besides. Rounds
@@ -25,8 +25,8 @@ from tests.bench.table import Conditions, Line, parse_arguments, report
 
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
-from latentfarm.results import flush_full_parts
 from latentfarm.settings import Settings
+from latentfarm.storage.results import flush_full_parts
 
 _IMAGE_BYTES = 30_000
 _BAR = 3.0
@@ -105,10 +105,10 @@ def measure(settings: Settings, folder: Path, *, count: int, rounds: int) -> lis
 
     ratios = [loop.wall_s / fetch.wall_s for loop, fetch in zip(loops, fetches, strict=True)]
     return [
-        Line(f"`get_object` loop, {count:,} pictures", median([each.wall_s for each in loops]), "s"),
-        Line(f"fetch, {count:,} pictures", median([each.wall_s for each in fetches]), "s"),
-        Line("the loop's CPU for a picture", median([each.cpu_s for each in loops]) / count * 1000, "ms"),
-        Line("fetch's CPU for a picture", median([each.cpu_s for each in fetches]) / count * 1000, "ms"),
+        Line(f"`get_object` loop, {count:,} images", median([each.wall_s for each in loops]), "s"),
+        Line(f"fetch, {count:,} images", median([each.wall_s for each in fetches]), "s"),
+        Line("the loop's CPU for an image", median([each.cpu_s for each in loops]) / count * 1000, "ms"),
+        Line("fetch's CPU for an image", median([each.cpu_s for each in fetches]) / count * 1000, "ms"),
         Line("fetch is faster, worst round", min(ratios), "times"),
         Line(f"fetch is faster, median of {rounds} rounds", median(ratios), "times", _BAR, at_least=True),
     ]

@@ -1,7 +1,7 @@
 """Measures how soon after `latentfarm submit` of a million rows the first of them is being rendered, workers being up.
 
     python -m tests.bench.bench_first_image            # prints the table
-    python -m tests.bench.bench_first_image --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_first_image --write    # and puts it into docs/explanation/benchmarks.md
 
 Two real workers hold the bundled model, one thread each; they share the two cores with the submission and the servers.
 """
@@ -75,9 +75,7 @@ def measure(settings: Settings, folder: Path, *, rows: int, rounds: int) -> list
         Line(f"{rows:,} rows: first denoising step after, median of {len(warm)}", median(denoised), "s", 5),
         Line(f"{rows:,} rows: first denoising step after, slowest of {len(warm)}", max(denoised), "s", 5),
         Line(f"{rows:,} rows: first denoising step after, workers that never drew before", fresh.denoised_s, "s", 5),
-        Line(
-            f"{rows:,} rows: first picture stored after, median of {len(warm)}", median(f.stored_s for f in warm), "s"
-        ),
+        Line(f"{rows:,} rows: first image stored after, median of {len(warm)}", median(f.stored_s for f in warm), "s"),
     ]
 
 

@@ -1,7 +1,7 @@
 """Measures what a picture costs to encode: CPU, bytes, and whether other threads go on meanwhile.
 
     python -m tests.bench.bench_images            # prints the table
-    python -m tests.bench.bench_images --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_images --write    # and puts it into docs/explanation/benchmarks.md
 
 Pictures are 512 x 512 with the spectrum of photographs, and real ones of the bundled model. Encoders take turns, so
 that what else the machine does meets all of them.
@@ -24,8 +24,8 @@ from PIL import Image
 from tests.bench.table import Conditions, Line, parse_arguments, report
 
 from latentfarm.image_formats import IMAGE_FORMATS
-from latentfarm_worker.images import encode_image
-from latentfarm_worker.mini import measure
+from latentfarm_worker.images.encode import encode_image
+from mini_training import measure
 
 Pixels = NDArray[np.uint8]
 Encoder = Callable[[Pixels], bytes]

@@ -1,7 +1,7 @@
 """Measures the ledger alone: eight client processes lease and commit, and nothing is rendered.
 
     python -m tests.bench.bench_ledger            # prints the table
-    python -m tests.bench.bench_ledger --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_ledger --write    # and puts it into docs/explanation/benchmarks.md
 
 Each client leases 64 jobs, commits them with a receipt each, and flushes every part that it filled, as a worker does.
 """
@@ -20,11 +20,12 @@ from typing import Any
 from tests.bench.servers import farm_servers, redis_cpu_s, redis_server, temporary_folder, used_memory_bytes
 from tests.bench.table import Conditions, Line, all_cpu_s, parse_arguments, report
 
-from latentfarm.bucket import Bucket, part_of
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.ledger import CHUNK_JOBS
-from latentfarm.results import flush_part
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.keys import part_of
+from latentfarm.storage.results import flush_part
 
 CLIENTS = 8
 JOBS_PER_LEASE = 64

@@ -1,7 +1,7 @@
 """Measures a worker's memory: its peak, and whether it grows with the number of pictures it has made.
 
     python -m tests.bench.bench_memory            # prints the table
-    python -m tests.bench.bench_memory --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_memory --write    # and puts it into docs/explanation/benchmarks.md
 
 One real worker with the bundled model renders 64 pictures of its native size, then 10,000 of 64 x 64 pixels in two
 steps: what grows with the number of jobs grows as much with small ones.
@@ -19,7 +19,7 @@ from tests.bench.end_to_end import Ours, our_workers
 from tests.bench.servers import farm_servers, temporary_folder, until
 from tests.bench.table import Conditions, Line, parse_arguments, report
 from tests.bench.workload import uniform, write_rows
-from tests.processes import children_of
+from tests.support.processes import children_of
 
 from latentfarm.farm import Farm
 from latentfarm.settings import Settings

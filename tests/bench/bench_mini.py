@@ -18,7 +18,8 @@ import diffusers
 import numpy as np
 import torch
 
-from latentfarm_worker.mini import MODEL_DIR, captions, measure, world
+from latentfarm_worker.mini import MODEL_DIR
+from mini_training import captions, measure, world
 
 CARD = MODEL_DIR.parent / "README.md"
 BEGIN, END = "<!-- bench:mini -->", "<!-- /bench:mini -->"
@@ -57,7 +58,7 @@ def single_rows(pipe: diffusers.StableDiffusionPipeline, count: int, guidance: f
     names = {"background": "background colour", "colour": "object colour"}
     held = f"right, {count} held out"
     rows = [Row(f"{names.get(k, k)} {held}", 100 * v, bar=bars.get(k)) for k, v in right.items()]
-    return [*rows, Row("CPU time per picture, batched", drawn.cpu_per_picture, "s", 1.5, at_least=False)]
+    return [*rows, Row("CPU time per image, batched", drawn.cpu_per_picture, "s", 1.5, at_least=False)]
 
 
 def wording_rows(pipe: diffusers.StableDiffusionPipeline, guidance: float) -> list[Row]:
@@ -91,9 +92,9 @@ def seed_rows(pipe: diffusers.StableDiffusionPipeline, guidance: float) -> list[
     empty = measure.draw_prompts(pipe, [""] * 40, 60_000, guidance=guidance).pictures
     valid = 100 * float(np.mean([measure.is_valid(picture) for picture in empty]))
     return [
-        Row("another seed, another picture (40 prompts)", 100 * float(np.mean(changed)), bar=100.0),
+        Row("another seed, another image (40 prompts)", 100 * float(np.mean(changed)), bar=100.0),
         Row("both seeds right in colours and shape (40 prompts)", 100 * float(np.mean(same))),
-        Row("empty prompt draws a valid picture (40 seeds)", valid),
+        Row("empty prompt draws a valid image (40 seeds)", valid),
     ]
 
 

@@ -1,7 +1,7 @@
 """Measures jobs of mixed steps, some without guidance, against diffusers' static batches of the same jobs.
 
     python -m tests.bench.bench_mixed            # prints the table
-    python -m tests.bench.bench_mixed --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_mixed --write    # and puts it into docs/explanation/benchmarks.md
 
 Ours is the whole way, from queue to object and state; the static batches are drawn in memory and thrown away. First
 all jobs wait from the start, which tells how many are drawn a second; then they arrive one by one, which tells how long

@@ -1,7 +1,7 @@
 """Measures the time from a worker's start to its first picture, jobs waiting, against diffusers' load and first call.
 
     python -m tests.bench.bench_start            # prints the table
-    python -m tests.bench.bench_start --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_start --write    # and puts it into docs/explanation/benchmarks.md
 
 Both are fresh processes with all cores; what they read from the disk was read before. Both end with an object stored;
 ours also with a state, under a supervisor, and warm for whatever comes next.
@@ -24,7 +24,7 @@ from tests.bench.table import Conditions, Line, parse_arguments, report
 from tests.bench.workload import GUIDANCE, STEPS, uniform
 
 from latentfarm.farm import Farm
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 
 _MANY = 64
@@ -37,7 +37,7 @@ def our_start_s(settings: Settings, folder: Path, jobs: int, **more: object) -> 
     environment = {**settings.environment(), "OMP_NUM_THREADS": str(CORES)}
     began_ms = redis_ms(farm.ledger.redis)
     command = [sys.executable, "-m", "latentfarm", "worker"]
-    child = Child("worker", command, log=folder / "worker.log", env=environment)
+    child = ManagedProcess("worker", command, log=folder / "worker.log", env=environment)
 
     def drawn() -> bool:
         child.require_alive()
@@ -57,7 +57,7 @@ def peer_start_s(settings: Settings, *, device: str = "cpu") -> float:
     """Return the seconds that a fresh process takes to load the pipe, draw one picture and store it."""
     told = stock_environment(settings, processes=1, threads=CORES, device=device)
     began = time.monotonic()
-    subprocess.run([sys.executable, "-m", "tests.bench.first_picture"], env={**os.environ, **told}, check=True)
+    subprocess.run([sys.executable, "-m", "tests.bench.first_image"], env={**os.environ, **told}, check=True)
     return time.monotonic() - began
 
 

@@ -1,7 +1,7 @@
 """Measures what submitting a million rows costs, against a Celery producer loop over the same rows in the same run.
 
 python -m tests.bench.bench_submission            # prints the table
-python -m tests.bench.bench_submission --write    # and puts it into docs/benchmarks.md
+python -m tests.bench.bench_submission --write    # and puts it into docs/explanation/benchmarks.md
 """
 
 from __future__ import annotations

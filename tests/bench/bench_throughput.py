@@ -1,7 +1,7 @@
 """Measures pictures a second from queue to object and state, against a plain Celery worker and against diffusers alone.
 
     python -m tests.bench.bench_throughput            # prints the table
-    python -m tests.bench.bench_throughput --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.bench_throughput --write    # and puts it into docs/explanation/benchmarks.md
 
 Each side first says, in a short round of its own, how it likes the cores best: one process with all threads, or a
 process a core with one each; a static batch also, how large it should be. Then the sides render the same jobs in turn.
@@ -202,7 +202,7 @@ def measure(settings: Settings, folder: Path, *, quick: bool) -> tuple[list[Line
             Celery_worker=stock_way,
             diffusers=pipe_way,
         )
-    same = Line("a picture of one seed: how far the sides are apart", apart, "of 255", 1)
+    same = Line("an image of one seed: how far the sides are apart", apart, "of 255", 1)
     return [same, *lines_of(rounds)], said
 
 

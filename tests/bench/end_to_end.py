@@ -20,7 +20,7 @@ from tests.bench.workload import Row, uniform, write_rows
 
 from latentfarm.farm import Farm
 from latentfarm.job import JobState
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 
 #: seconds between two looks at the ledger, which take CPU that the workers want
@@ -136,7 +136,7 @@ def our_workers(settings: Settings, count: int, folder: Path) -> Iterator[Ours]:
 class Stock:
     """Plain Celery: a worker with one pipe in each of its processes, a task for each job."""
 
-    def __init__(self, settings: Settings, child: Child, *, processes: int) -> None:
+    def __init__(self, settings: Settings, child: ManagedProcess, *, processes: int) -> None:
         self._child = child
         self._processes = processes
         self._app = make_app(settings.redis_url, processes=processes)
@@ -192,7 +192,7 @@ def stock_workers(settings: Settings, redis_url: str, count: int, folder: Path, 
     own = settings.model_copy(update={"redis_url": redis_url})
     threads = max(1, (os.cpu_count() or 1) // count)
     environment = stock_environment(own, processes=count, threads=threads, device=device)
-    child = Child(
+    child = ManagedProcess(
         "stock", [sys.executable, "-m", "tests.bench.stock_worker"], log=folder / "stock.log", env=environment
     )
     try:

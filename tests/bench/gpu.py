@@ -1,7 +1,7 @@
 """Measures a GPU with the shapes of Stable Diffusion 1.5 and random weights: 512 x 512, 20 Euler steps, guidance.
 
     python -m tests.bench.gpu                        # within ten minutes; prints the table
-    python -m tests.bench.gpu --write                # and puts it into docs/benchmarks.md
+    python -m tests.bench.gpu --write                # and puts it into docs/explanation/benchmarks.md
     python -m tests.bench.gpu --device cpu --tiny    # runs through all of it with a tiny model, which measures nothing
 
 What cannot run here (no Redis or S3 server to be had, no time left) is left out, with a message.
@@ -22,7 +22,6 @@ from statistics import median
 from typing import Any
 
 import torch
-from tests import sd15
 from tests.bench.bench_start import our_start_s, peer_start_s
 from tests.bench.bench_throughput import CORES, furthest_apart
 from tests.bench.end_to_end import our_workers, stock_workers
@@ -30,7 +29,8 @@ from tests.bench.in_process import InProcess, Load, Run
 from tests.bench.servers import farm_servers, redis_server, temporary_folder
 from tests.bench.table import Conditions, Line, report
 from tests.bench.workload import GUIDANCE, MIXED_STEPS, mixed, uniform
-from tests.tiny import make_tiny
+from tests.support import sd15
+from tests.support.tiny import make_tiny
 
 from latentfarm.errors import LatentfarmError
 from latentfarm.settings import Settings
@@ -192,7 +192,7 @@ def end_to_end(bench: Bench, sides: dict[str, Any]) -> None:
     apart = furthest_apart(bench.folder / "ours.png", bench.folder / "stock.png")
     # random weights magnify every rounding of 16 bits: the bar is that of float32
     bench.add(
-        Line("a picture of one seed: how far ours and the peer's are apart", apart, "of 255", 1 if bench.tiny else None)
+        Line("an image of one seed: how far ours and the peer's are apart", apart, "of 255", 1 if bench.tiny else None)
     )
 
 
@@ -288,7 +288,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="tests' tiny model, few jobs: shows that the script works")
     parser.add_argument("--minutes", type=float, default=9.5, help="what does not fit is left out")
     parser.add_argument("--rounds", type=int, default=2)
-    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/benchmarks.md")
     return parser.parse_args()
 
 

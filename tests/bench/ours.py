@@ -11,10 +11,10 @@ from tests.bench.workload import Row
 
 from latentfarm.job import Job
 from latentfarm.settings import Settings
-from latentfarm_worker import resident
-from latentfarm_worker.engine import Engine, Rendered
-from latentfarm_worker.families import Family, load_family
+from latentfarm_worker import build
+from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.mini import MODEL_DIR
+from latentfarm_worker.models import Family, load_family
 
 
 def load(source: str | Path, *, dtype: str, device: str) -> Family:
@@ -24,7 +24,7 @@ def load(source: str | Path, *, dtype: str, device: str) -> Family:
 
 def make_engine(family: Family, *, slots: int = 0) -> Engine:
     """Return an engine as a worker makes it, warmed up; 0 slots: as many as a worker finds best, or remembers."""
-    engine = resident.make_engine(family, Settings(slots=slots))
+    engine = build.make_engine(family, Settings(slots=slots))
     engine.warm_up()
     return engine
 

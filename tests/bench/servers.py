@@ -15,11 +15,11 @@ from tempfile import TemporaryDirectory
 import redis
 
 from latentfarm.ledger import Ledger
-from latentfarm.local.process import Child
+from latentfarm.local.farm import end_all, start_workers
+from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
-from latentfarm.local.stack import end_all, start_workers
-from latentfarm.models import ModelSpec
+from latentfarm.model_spec import ModelSpec
 from latentfarm.settings import Settings
 
 _WORKER_END_S = 60.0
@@ -61,7 +61,7 @@ def workers(settings: Settings, count: int, logs: Path) -> Iterator[list[int]]:
 
     Gives the processes of their supervisors.
     """
-    children: list[Child] = []
+    children: list[ManagedProcess] = []
     try:
         model = ModelSpec(settings.model, settings.model_source)
         start_workers(settings, count, model, dtype=settings.dtype, slots=settings.slots, folder=logs, into=children)
@@ -85,7 +85,7 @@ def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 300) -
         time.sleep(_LOOK_S)
 
 
-def _end(child: Child) -> None:
+def _end(child: ManagedProcess) -> None:
     child.terminate()
     child.wait_or_kill(20)
 

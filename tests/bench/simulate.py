@@ -1,7 +1,7 @@
 """Simulates up to a thousand workers against one real Redis, to tell how many GPUs one Redis carries.
 
     python -m tests.bench.simulate            # prints the table
-    python -m tests.bench.simulate --write    # and puts it into docs/benchmarks.md
+    python -m tests.bench.simulate --write    # and puts it into docs/explanation/benchmarks.md
 
 A simulated worker does to Redis what a real one does, by the ledger's own scripts: it leases as soon as there is room,
 commits every picture alone, renews, beats and sweeps. Its rendering is a time that is drawn. All share one process,
@@ -276,8 +276,8 @@ def lines_of(loads: list[Load]) -> list[Line]:
     for load in loads:
         what = f"{load.workers:,} workers of {IMAGES_PER_S:g} images/s"
         lines += [
-            Line(f"{what}: pictures", load.images_per_s, "images/s"),
-            Line(f"{what}: questions to Redis", load.operations_per_s, "a second"),
+            Line(f"{what}: images", load.images_per_s, "images/s"),
+            Line(f"{what}: requests to Redis", load.operations_per_s, "a second"),
             Line(f"{what}: CPU of Redis", 100 * load.redis_share, "% of a core"),
             Line(f"{what}: CPU of all simulated workers", 100 * load.workers_share, "% of a core"),
             Line(f"{what}: a lease, median", load.lease_p50_ms, "ms"),
@@ -285,7 +285,7 @@ def lines_of(loads: list[Load]) -> list[Line]:
             Line(f"{what}: a commit, p99", load.commit_p99_ms, "ms"),
         ]
     carried = max((load.workers for load in loads if load.carried), default=0)
-    bar = f"the most that got their pictures, with a lease's p99 under {BAR_MS:g} ms"
+    bar = f"the most that got their images, with a lease's p99 under {BAR_MS:g} ms"
     return [*lines, Line(bar, carried, "workers", BAR_WORKERS, at_least=True)]
 
 

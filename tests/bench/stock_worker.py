@@ -17,9 +17,9 @@ from celery import Celery
 from celery.signals import worker_process_init
 from tests.bench.workload import Row
 
-from latentfarm.bucket import Bucket
 from latentfarm.doorbell import broker_url
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket
 
 TASK = "stock.render"
 _VISIBILITY_TIMEOUT_S = 3600

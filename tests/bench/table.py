@@ -1,4 +1,4 @@
-"""A table of figures and bars: printed, and written between markers into docs/benchmarks.md.
+"""A table of figures and bars: printed, and written between markers into docs/explanation/benchmarks.md.
 
 A script gathers ``Line``s, and ends with ``return report("submission", lines, conditions, write=args.write)``.
 """
@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "benchmarks.md"
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -111,7 +111,7 @@ def parse_arguments(description: str | None) -> argparse.Namespace:
     """Return ``quick`` and ``write``, the options of every measurement."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small run that shows only that the script works")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/benchmarks.md")
     return parser.parse_args()
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from tests import sd15
 from tests.conftest import REPOSITORY
+from tests.support import sd15
 
 
 @pytest.mark.unit

@@ -23,7 +23,7 @@ def main() -> int:
     parser.add_argument("--store", choices=get_args(StoreKind), default="rclone", help="the S3 server")
     parser.add_argument("--folder", type=Path, help="what the run leaves behind; a new one below ./out if left open")
     parser.add_argument("--no-stock", action="store_true", help="leave the stock Celery control out")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/reliability.md")
     args = parser.parse_args()
     seed = secrets.randbelow(10**6) if args.seed is None else args.seed
     folder = (args.folder or Path("out") / f"chaos-{time.strftime('%Y%m%d-%H%M%S')}").resolve()

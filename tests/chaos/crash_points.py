@@ -9,10 +9,10 @@ from typing import Any
 
 from tests.chaos import fake_worker
 
-from latentfarm.bucket import Bucket
 from latentfarm.ledger import Ledger
-from latentfarm_worker.engine import Engine
-from latentfarm_worker.picture_encoder import PictureEncoder
+from latentfarm.storage.bucket import Bucket
+from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.images.receipt import ImageEncoder
 
 #: how a process ends that killed itself
 KILLED = -signal.SIGKILL
@@ -48,7 +48,7 @@ def _opens(*_: Any, **options: Any) -> bool:
 WORKER_ACTS: dict[str, tuple[type, str, When]] = {
     "lease": (Ledger, "lease", _always),
     "render": (Engine, "step", _renders),
-    "encode": (PictureEncoder, "encode", _always),
+    "encode": (ImageEncoder, "encode", _always),
     "put": (Bucket, "put", _key_has("/images/")),
     "commit": (Ledger, "commit_all", _always),
     "flush": (Bucket, "put", _key_has("/results/")),

@@ -12,10 +12,10 @@ from typing import Any, cast
 import torch
 from tests.chaos.journal import Journal, watch_ledger
 
-from latentfarm.bucket import Bucket
 from latentfarm.job import PromptSyntax
-from latentfarm_worker.families import FAMILIES
-from latentfarm_worker.text import Prompt, Tensors, Tokens
+from latentfarm.storage.bucket import Bucket
+from latentfarm_worker.models import FAMILIES
+from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
 
 #: what stands in model_index.json
 PIPELINE = "ChaosPipeline"
@@ -24,7 +24,7 @@ ALIAS = "fake"
 
 
 class FakeFamily:
-    """See ``latentfarm_worker.families.base.Family``; its pictures depend on the seed only."""
+    """See ``latentfarm_worker.models.base.Family``; its pictures depend on the seed only."""
 
     #: seconds of one step of all rows
     step_s = 0.02
@@ -50,10 +50,10 @@ class FakeFamily:
         del folder
         return cls(name, device, dtype)
 
-    def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> Tokens:
+    def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return an empty chunk."""
         del prompt, syntax
-        return Tokens(((),), count=2)
+        return TokenizedPrompt(((),), count=2)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
         """Return states of no meaning, (77, 4)."""
@@ -129,7 +129,7 @@ def run_no_op() -> int:
 def run_worker() -> int:
     """Be a worker process, as ``latentfarm worker`` has one."""
     # the settings are read when this is imported
-    from latentfarm_worker.tasks import serve
+    from latentfarm_worker.service.tasks import serve
 
     return serve()
 

@@ -10,21 +10,21 @@ from urllib.parse import urlparse
 
 import redis
 from tests.chaos.fake_worker import ALIAS, write_model
+from tests.chaos.fault_injector import Ground, Happened, RedisHost, Seat
 from tests.chaos.faults import LEASE_S, schedule
-from tests.chaos.ground import Ground, Happened, RedisHost, Seat
+from tests.chaos.fork_server import Nursery
 from tests.chaos.invariants import Findings, Recovery, check_farm, forgotten, recovery, resumption
 from tests.chaos.journal import FRESH, Entry, read_journals
 from tests.chaos.network import Network, S3Front
-from tests.chaos.nursery import Nursery
 from tests.chaos.producer import Producer
 from tests.chaos.stores import StoreKind, start_store
 
-from latentfarm.bucket import Bucket, MissingObjectError
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm import Farm
 from latentfarm.ledger import Ledger
-from latentfarm.manifest import read_header
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket, MissingObjectError
+from latentfarm.storage.manifest import read_header
 
 PRELOAD = (
     "torch",
@@ -34,8 +34,8 @@ PRELOAD = (
     "celery.apps.worker",
     "celery.concurrency.thread",
     "kombu.transport.redis",
-    "latentfarm_worker.resident",
-    "latentfarm_worker.families",
+    "latentfarm_worker.service.worker",
+    "latentfarm_worker.models",
     "latentfarm.cli",
     "tests.chaos.warm",
 )

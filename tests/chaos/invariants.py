@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
-from tests.chaos.ground import Kill, Return
+from tests.chaos.fault_injector import Kill, Return
 from tests.chaos.journal import FRESH, Entry
 from tests.chaos.producer import Plan
 
 from latentfarm.batch import Batch
-from latentfarm.bucket import batch_prefix
 from latentfarm.farm import Farm
 from latentfarm.image_formats import PNG, format_of
 from latentfarm.job import PART_JOBS
-from latentfarm.manifest import ManifestReader, read_header
-from latentfarm.results import read_part
+from latentfarm.storage.keys import batch_prefix
+from latentfarm.storage.manifest import ManifestReader, read_header
+from latentfarm.storage.results import read_part
 
 #: reads an object by key and sha256
 Read = Callable[[str, str], bytes]

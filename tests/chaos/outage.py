@@ -17,10 +17,10 @@ from urllib.parse import urlparse
 from tests.bench.table import cpu_name, write_between
 from tests.chaos.fake_worker import ALIAS, write_model
 from tests.chaos.farm_run import PRELOAD
-from tests.chaos.ground import RedisHost
+from tests.chaos.fault_injector import RedisHost
+from tests.chaos.fork_server import Born, Nursery
 from tests.chaos.journal import FRESH, read_journals
 from tests.chaos.network import Network, S3Front
-from tests.chaos.nursery import Born, Nursery
 from tests.chaos.report import PAGE
 from tests.chaos.soak import resident_bytes
 from tests.chaos.stores import start_store
@@ -147,7 +147,7 @@ def main() -> int:
     """Run, and print the table; return 1 where something was lost, failed or made twice."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.outage", description=__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="how long the store is down")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/reliability.md")
     args = parser.parse_args()
     with TemporaryDirectory(prefix="latentfarm-outage-") as folder:
         found = run(Path(folder), args.seconds)
@@ -162,7 +162,7 @@ def main() -> int:
         f"{found.memory_during / 1e6:.0f} MB |",
         f"| first commit after it came back, all done | {found.first_commit_s:.1f}, {found.all_done_s:.1f} s |",
         f"| done, failed, attempts charged | {found.done}, {found.failed}, {found.charged} |",
-        f"| most leases of one job; commits; pictures in the bucket | {found.most_leases_of_a_job}; {found.commits}; "
+        f"| most leases of one job; commits; images in the bucket | {found.most_leases_of_a_job}; {found.commits}; "
         f"{found.objects} |",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, cores shared with other work.",

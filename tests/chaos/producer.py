@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.faults import seeded
-from tests.chaos.nursery import Born, Nursery
+from tests.chaos.fork_server import Born, Nursery
 
 from latentfarm.errors import UnavailableError
 

@@ -1,4 +1,4 @@
-"""The table of a run, and the one in docs/reliability.md."""
+"""The table of a run, and the one in docs/explanation/reliability.md."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.chaos.invariants import Recovery
 from tests.chaos.journal import FRESH
 from tests.chaos.stock_run import VISIBILITY_TIMEOUT_S, StockOutcome
 
-PAGE = Path(__file__).parents[2] / "docs" / "reliability.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "reliability.md"
 
 
 def report(farm: Outcome, stock: StockOutcome | None, *, seed: int, store: str, minutes: float, write: bool) -> None:

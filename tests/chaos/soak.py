@@ -23,7 +23,7 @@ from tests.bench.servers import farm_servers, used_memory_bytes
 from tests.bench.table import cpu_name, write_between
 from tests.chaos.fake_worker import ALIAS, write_model
 from tests.chaos.farm_run import PRELOAD
-from tests.chaos.nursery import Nursery
+from tests.chaos.fork_server import Nursery
 from tests.chaos.report import PAGE
 
 from latentfarm.batch import Batch
@@ -120,7 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
     parser.add_argument("--jobs", type=int, default=1_000_000, help="how many no-op jobs, in batches of 5,000")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long, whatever is left")
-    parser.add_argument("--write", action="store_true", help="write the table into docs/reliability.md")
+    parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/reliability.md")
     args = parser.parse_args()
     samples, failed = run(args.jobs, 60 * args.minutes)
     done, took_s = samples[-1].done, samples[-1].at_s

@@ -18,10 +18,10 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 from tests.chaos.farm_run import FAKE_WORKERS, PRELOAD
+from tests.chaos.fault_injector import Ground, Happened, RedisHost, Seat
 from tests.chaos.faults import STOCK_KINDS, schedule
-from tests.chaos.ground import Ground, Happened, RedisHost, Seat
+from tests.chaos.fork_server import Nursery
 from tests.chaos.network import Network
-from tests.chaos.nursery import Nursery
 
 from latentfarm.doorbell import broker_url
 

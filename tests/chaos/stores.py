@@ -10,26 +10,26 @@ from typing import Literal
 
 from pydantic import SecretStr
 
-from latentfarm.bucket import Bucket, MissingObjectError
 from latentfarm.errors import UnavailableError
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 from latentfarm.local.s3_server import BUCKET, start_s3
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket, MissingObjectError
 
 StoreKind = Literal["rclone", "moto"]
 _START_S = 60.0
 
 
-def start_store(kind: StoreKind, folder: Path, *, log: Path) -> tuple[Child, Settings]:
+def start_store(kind: StoreKind, folder: Path, *, log: Path) -> tuple[ManagedProcess, Settings]:
     """Start a store with its bucket; return it and settings that hold its address and keys."""
     return start_s3(folder, log=log) if kind == "rclone" else _start_moto(log)
 
 
-def _start_moto(log: Path) -> tuple[Child, Settings]:
+def _start_moto(log: Path) -> tuple[ManagedProcess, Settings]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    child = Child("moto", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log=log)
+    child = ManagedProcess("moto", [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)], log=log)
     settings = Settings().model_copy(
         update={
             "bucket": BUCKET,

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tests.chaos.fault_injector import Kill, Return
 from tests.chaos.faults import KINDS, schedule
-from tests.chaos.ground import Kill, Return
 from tests.chaos.invariants import Recovery, check_farm, recovery, resumption
 from tests.chaos.journal import Entry
 from tests.chaos.producer import Plan
 
 from latentfarm import Farm
-from latentfarm.bucket import batch_prefix, image_key, results_key
-from latentfarm.results import flush_full_parts
+from latentfarm.storage.keys import batch_prefix, image_key, results_key
+from latentfarm.storage.results import flush_full_parts
 
 pytestmark = pytest.mark.integration
 

@@ -4,7 +4,7 @@ import torch
 from tests.chaos.fake_worker import FakeFamily
 from tests.chaos.producer import STEPS
 
-from latentfarm_worker.plan import plan_for
+from latentfarm_worker.engine.sampling_plan import plan_for
 
 for _steps in STEPS:
     plan_for(FakeFamily("warm", torch.device("cpu"), torch.float32).scheduler_config, None, {}, _steps)

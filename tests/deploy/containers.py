@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.conftest import REPOSITORY, until
-from tests.processes import children_of
+from tests.support.processes import children_of
 
 _CONTAIN = REPOSITORY / "tests" / "deploy" / "contain.sh"
 

@@ -21,8 +21,8 @@ from typing import Protocol, Self
 from tests.conftest import until
 from tests.deploy.composition import Service, services
 from tests.deploy.dockerfiles import DEPLOY
-from tests.machines import free_ports
-from tests.scraping import asked
+from tests.support.machines import free_ports
+from tests.support.scraping import asked
 
 from latentfarm.local.redis_server import find_redis
 

@@ -9,15 +9,16 @@ import pytest
 from pydantic import SecretStr
 
 from latentfarm import Batch, Farm, InputError
-from latentfarm.bucket import Bucket, MissingObjectError, image_key, manifest_key
 from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
 from latentfarm.errors import LatentfarmError
 from latentfarm.job import JobState
-from latentfarm.jsonl import pack, unpack
 from latentfarm.ledger import JobRecord
-from latentfarm.manifest import ManifestReader
-from latentfarm.results import flush_full_parts, flush_part, read_part
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket, MissingObjectError
+from latentfarm.storage.keys import image_key, manifest_key
+from latentfarm.storage.manifest import ManifestReader
+from latentfarm.storage.part_codec import pack, unpack
+from latentfarm.storage.results import flush_full_parts, flush_part, read_part
 
 pytestmark = pytest.mark.integration
 

@@ -27,16 +27,17 @@ import redis
 import trustme
 from kombu.exceptions import OperationalError
 from tests.conftest import REPOSITORY, until
-from tests.locked_redis import DOCS, locked_redis
-from tests.s3_front import Asked, front
+from tests.support.locked_redis import DOCS, locked_redis
+from tests.support.s3_front import Asked, front
 
 from latentfarm import doorbell
-from latentfarm.bucket import Bucket, image_key, manifest_key, trace_key
 from latentfarm.farm import Farm
-from latentfarm.jsonl import pack, unpack
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
-from latentfarm.submission import Rules
+from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.keys import image_key, manifest_key, trace_key
+from latentfarm.storage.part_codec import pack, unpack
+from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
 
@@ -114,9 +115,9 @@ def hand_in(run: Run) -> None:
         {"prompt": f"{CANARY} six", **SMALL},
     ]
     farm = Farm(run.settings["producer"])
-    from latentfarm.prompts import ReadOptions
+    from latentfarm.submission.prompts import ReadOptions
 
-    rules = Rules(check_first=False, max_invalid=1.0, webhook=f"https://hooks.invalid/{TOKEN}?t={TOKEN}")
+    rules = SubmitOptions(check_first=False, max_invalid=1.0, webhook=f"https://hooks.invalid/{TOKEN}?t={TOKEN}")
     batch = farm.submit(rows, batch="cats", rules=rules, reading=ReadOptions(keep_columns=True))
     forge(farm.bucket, 5, prompt=CANARY * 500)
     # a worker that was lost after its put: the flush of the part removes what it left
@@ -192,7 +193,7 @@ def run(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 "LATENTFARM_SWEEP_S": "0.3",
                 "LATENTFARM_WEBHOOK_SECRET": f"whsec_{hook_secret}",
             }
-            worker = Child(
+            worker = ManagedProcess(
                 "worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env={**os.environ, **environment}
             )
             try:
@@ -343,7 +344,7 @@ def test_the_worker_s_user_may_put_back_a_doorbell_that_was_not_answered(run: Ru
 
 def test_every_right_in_redis_is_used(run: Run) -> None:
     used = {name.removeprefix("cmdstat_").replace("|", " ") for name in run.client("admin").info("commandstats")}
-    scripts = "".join(file.read_text() for file in (REPOSITORY / "producer/latentfarm/ledger").glob("*.lua"))
+    scripts = "".join(file.read_text() for file in (REPOSITORY / "producer/latentfarm/ledger/scripts").glob("*.lua"))
     for line in (DOCS / "redis-acl.txt").read_text().splitlines():
         # a transaction that breaks off is tidied up by unwatch; none does here
         granted = [word[1:] for word in line.split() if word.startswith("+") and word != "+unwatch"]

@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from latentfarm.bucket import image_key, manifest_key, parse_image_key, part_of
 from latentfarm.cli.progress import duration
-from latentfarm.contact_sheet import contact_sheet
 from latentfarm.doorbell import broker_url, make_app
 from latentfarm.errors import InputError
+from latentfarm.fetch.contact_sheet import contact_sheet
 from latentfarm.image_formats import IMAGE_FORMATS
-from latentfarm.jsonl import pack, unpack
 from latentfarm.local.redis_server import find_redis, socket_path
-from latentfarm.models import ModelSpec, parse_model
+from latentfarm.model_spec import ModelSpec, parse_model
 from latentfarm.settings import Settings, write_farm_file
+from latentfarm.storage.keys import image_key, manifest_key, parse_image_key, part_of
+from latentfarm.storage.part_codec import pack, unpack
 
 pytestmark = pytest.mark.unit
 

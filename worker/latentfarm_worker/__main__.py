@@ -2,7 +2,7 @@
 
 import sys
 
-from latentfarm_worker.tasks import serve
+from latentfarm_worker.service.tasks import serve
 
 if __name__ == "__main__":
     sys.exit(serve())

@@ -13,18 +13,18 @@ import typer
 
 from latentfarm.cli import (
     bench,
-    collect,
     control,
     doctor,
+    estimate,
     exporter,
-    look,
-    plan,
+    fetch,
     recover,
     render,
     results,
-    run,
+    status,
     submit,
     verify,
+    worker,
     workers,
 )
 from latentfarm.errors import LatentfarmError
@@ -38,13 +38,13 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
 render.register(app)
-run.register(app)
+worker.register(app)
 submit.register(app)
-plan.register(app)
-look.register(app)
+estimate.register(app)
+status.register(app)
 control.register(app)
 workers.register(app)
-collect.register(app)
+fetch.register(app)
 results.register(app)
 verify.register(app)
 recover.register(app)

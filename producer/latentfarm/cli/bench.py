@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from latentfarm.bucket import Bucket
 from latentfarm.cli import options
 from latentfarm.cli.options import check_dtype, print_columns, print_json, with_model
-from latentfarm.cli.progress import note
+from latentfarm.cli.progress import echo_err
 from latentfarm.errors import InputError
 from latentfarm.job import DEFAULT_GUIDANCE, Job
-from latentfarm.local.stack import require_worker_packages
-from latentfarm.prompts.rows import check_defaults
+from latentfarm.local.farm import require_worker_packages
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket
+from latentfarm.submission.prompts.rows import check_defaults
 
 if TYPE_CHECKING:
-    from latentfarm_worker.benchmark import Measurement
+    from latentfarm_worker.tools.benchmark import Measurement
 
 _CPU_SLOTS, _GPU_SLOTS = (1, 2, 4, 8), (1, 4, 8, 16, 32, 64)
 _STAGES = {name: f"{name}_s" for name in ("text", "denoise", "decode", "encode", "upload")}
@@ -52,11 +52,11 @@ def bench(
     asked = check_defaults({"num_inference_steps": num_inference_steps, "width": width, "height": height})
     job = Job(batch="bench", index=0, prompt="this and that", seed=0, scheduler="euler", **asked.given())
     require_worker_packages()
-    from latentfarm_worker import benchmark
-    from latentfarm_worker.measurements import device_name
-    from latentfarm_worker.resident import keep_compiled_files, load_model, wants_compiling
+    from latentfarm_worker.build import keep_compiled_files, load_model, wants_compiling
+    from latentfarm_worker.calibration.cache import device_name
+    from latentfarm_worker.tools import benchmark
 
-    note("loading the model ...")
+    echo_err("loading the model ...")
     family = load_model(settings)
     compiled_here = wants_compiling(family, settings.model_copy(update={"compile": compiled}))
     keep_compiled_files(settings)
@@ -64,7 +64,7 @@ def bench(
     bucket = Bucket.connect(settings) if settings.configured else None
     found = []
     for measured in benchmark.measure(family, tried, job=job, compiled=compiled_here, bucket=bucket):
-        note(f"{measured.slots} slots: {measured.images_per_s:.3g} images/s")
+        echo_err(f"{measured.slots} slots: {measured.images_per_s:.3g} images/s")
         found.append(measured)
     conditions = {
         "model": settings.model,

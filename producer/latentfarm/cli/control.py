@@ -12,9 +12,9 @@ import typer
 
 from latentfarm.batch import Batch, BatchStatus
 from latentfarm.cli import options
-from latentfarm.cli.look import print_statuses, statuses_of
 from latentfarm.cli.options import print_json
-from latentfarm.cli.progress import failures, make_screen, note, truncations
+from latentfarm.cli.progress import echo_err, failures, make_screen, truncations
+from latentfarm.cli.status import print_statuses, statuses_of
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.job import check_batch_name
@@ -148,7 +148,7 @@ def _ask(batches: list[Batch]) -> None:
         done = batch.status().done
         question = f"Delete {done} {_plural(done, 'picture')} and everything else of batch {batch.name!r}?"
         if not typer.confirm(question, err=True):
-            note("nothing was deleted")
+            echo_err("nothing was deleted")
             raise typer.Exit(1)
 
 
@@ -159,7 +159,7 @@ def _delete(batch: Batch) -> int:
         nonlocal told
         if time.monotonic() - told >= _DELETE_NOTE_EVERY_S:
             told = time.monotonic()
-            note(f"{batch.name}: {removed} objects removed")
+            echo_err(f"{batch.name}: {removed} objects removed")
 
     return batch.delete(progress=progress)
 
@@ -212,9 +212,9 @@ def watch(
         raise typer.Exit(130) from None
     for each in shown:
         if each.truncated:
-            note(f"{each.batch}: {truncations(each)}")
+            echo_err(f"{each.batch}: {truncations(each)}")
     if not shown:
-        note("no batch is under way; `latentfarm list` shows those that were")
+        echo_err("no batch is under way; `latentfarm list` shows those that were")
 
 
 def _under_way(farm: Farm, shown: list[BatchStatus], past: set[str]) -> list[BatchStatus]:

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from latentfarm.bucket import Bucket
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
 from latentfarm.errors import InputError, LatentfarmError
 from latentfarm.ledger import Ledger
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket
 
 
 def doctor(
@@ -76,7 +76,7 @@ def _model(settings: Settings) -> str:
         raise InputError(
             "no torch here, so no worker can run: pip install 'latentfarm[worker]' (submitting needs none)"
         )
-    from latentfarm_worker.resident import load_model
+    from latentfarm_worker.build import load_model
 
     family = load_model(settings)
     size = f"{family.native_width}x{family.native_height}"
@@ -86,7 +86,7 @@ def _model(settings: Settings) -> str:
 def _device(settings: Settings) -> str:
     if find_spec("torch") is None:
         raise InputError("no torch here, so no device can be used: pip install 'latentfarm[worker]'")
-    from latentfarm_worker.resident import pick_device, pick_dtype
+    from latentfarm_worker.build import pick_device, pick_dtype
 
     device = pick_device()
     return f"{device}, dtype {str(pick_dtype(settings.dtype, device)).removeprefix('torch.')}"

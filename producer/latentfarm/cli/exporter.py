@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from latentfarm import logs
-from latentfarm.cli.progress import note
-from latentfarm.exporter import DEFAULT_ADDRESS, make_registry
+from latentfarm.cli.progress import echo_err
 from latentfarm.job import check_model_alias
 from latentfarm.ledger import Ledger
-from latentfarm.local.stack import interruption
-from latentfarm.metrics_server import MetricsServer
+from latentfarm.local.farm import stop_on_signals
+from latentfarm.monitoring import logs
+from latentfarm.monitoring.exporter import DEFAULT_ADDRESS, make_registry
+from latentfarm.monitoring.http_server import MetricsServer
 from latentfarm.settings import Settings
 
 
@@ -35,14 +35,14 @@ def exporter(
     Example: `latentfarm exporter --listen 0.0.0.0:9465 --model mini`
     """
     settings = Settings.load().require()
-    logs.set_up(settings.log_format, process="exporter")
+    logs.configure(settings.log_format, process="exporter")
     models = [check_model_alias(alias) for alias in model or []]
     ledger = Ledger.connect(settings.redis_url)
     address = listen or settings.metrics_address or DEFAULT_ADDRESS
-    with interruption() as interrupted:
+    with stop_on_signals() as interrupted:
         # it is as alive and ready as its answers: a ledger that is away is told by latentfarm_ledger_up
         server = MetricsServer(address, make_registry(ledger, models), live=str, ready=str)
-        note(f"serving port {server.port}: /metrics, /livez and /readyz; Ctrl-C ends it")
+        echo_err(f"serving port {server.port}: /metrics, /livez and /readyz; Ctrl-C ends it")
         interrupted.wait()
         server.close()
 

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from latentfarm.bucket import Bucket
 from latentfarm.errors import InputError
-from latentfarm.expansion import Expansion
 from latentfarm.image_formats import IMAGE_FORMATS, PNG
 from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS
-from latentfarm.models import parse_model
-from latentfarm.prompts import FORMATS, ReadOptions
+from latentfarm.model_spec import parse_model
 from latentfarm.schedulers import SHORT_NAMES
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket
+from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.prompts import FORMATS, ReadOptions
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -210,7 +210,7 @@ def source_client(settings: Settings) -> S3Client | None:
     return Bucket.connect(settings).client if settings.configured else None
 
 
-def takes_rows(command: Callable[..., None]) -> Callable[..., None]:
+def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say what its rows are; its parameter ``rows`` receives them as one ``Rows``.
 
     They stand in the command's signature where ``rows`` stands, as typer reads it.

@@ -62,7 +62,7 @@ class BatchProgress(_Bar):
         now = time.monotonic()
         if status.over or now - self._last_line >= _LINE_EVERY_S:
             self._last_line = now
-            note(f"{status.batch}: {facts(status)}")
+            echo_err(f"{status.batch}: {facts(status)}")
 
 
 class CountProgress(_Bar):
@@ -87,7 +87,7 @@ class CountProgress(_Bar):
         if self._bar is not None:
             self._bar.update(self._task, completed=done, facts=facts)
         else:
-            note(f"{self._doing}: {facts}")
+            echo_err(f"{self._doing}: {facts}")
 
 
 class Screen(Protocol):
@@ -234,7 +234,7 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def note(text: str) -> None:
+def echo_err(text: str) -> None:
     """Say something on stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.progress import note
+from latentfarm.cli.progress import echo_err
 from latentfarm.farm import Farm
 from latentfarm.job import check_batch_name
-from latentfarm.recovery import Recovered, batches_in, recover_batch
+from latentfarm.recovery.recover import Recovered, batches_in, recover_batch
 
 
 def recover(
@@ -38,7 +38,7 @@ def recover(
         if found.state in {"open", "opening"} and not dry_run:
             farm.ring(farm.ledger.batch(name).model)
     verb = "would change" if dry_run else "changed"
-    note(f"{len(names)} batches looked at, {changed} {verb}")
+    echo_err(f"{len(names)} batches looked at, {changed} {verb}")
 
 
 def _text(found: Recovered) -> str:

@@ -10,22 +10,24 @@ import typer
 
 from latentfarm.batch import Batch
 from latentfarm.cli import options
-from latentfarm.cli.collect import exit_if, fetch_into, wait_for
+from latentfarm.cli.fetch import fetch_into
 from latentfarm.cli.options import check_dtype, print_json
-from latentfarm.cli.progress import note
-from latentfarm.contact_sheet import contact_sheet
+from latentfarm.cli.progress import echo_err
+from latentfarm.cli.shared import fail_if, wait_for
 from latentfarm.farm import Farm
-from latentfarm.fetch import Fetched
-from latentfarm.local.process import Child
-from latentfarm.local.stack import Stack, end_all, require_worker_packages, start_workers, worker_end_s
-from latentfarm.models import ModelSpec, parse_model
+from latentfarm.fetch import FetchReport
+from latentfarm.fetch.contact_sheet import contact_sheet
+from latentfarm.local.farm import LocalFarm, end_all, require_worker_packages, start_workers, worker_end_s
+from latentfarm.local.process import ManagedProcess
+from latentfarm.model_spec import ModelSpec, parse_model
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
-from latentfarm.submission import Rules, check, make_request
+from latentfarm.submission.request import SubmitOptions, make_request
+from latentfarm.submission.validation import validate
 
 CONTACT_SHEET = "contact-sheet.png"
 
 
-@options.takes_rows
+@options.prompt_options
 def render(
     file: options.PromptFile,
     output: options.OutputFolder,
@@ -45,7 +47,7 @@ def render(
     Example: `latentfarm render prompts.txt -o out --num-inference-steps 30`
     """
     spec = parse_model(model)
-    rules = Rules(priority=priority)
+    rules = SubmitOptions(priority=priority)
     # before anything is started: a wrong row or option costs no time
     request = make_request(
         file,
@@ -55,7 +57,7 @@ def render(
         expansion=rows.expansion,
         **rows.defaults,
     )
-    check(request, rules)
+    validate(request, rules)
     with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (
         farm,
         staff,
@@ -68,21 +70,21 @@ def render(
     write_contact_sheet(fetched)
     if as_json:
         print_json(_summary(found, fetched))
-    exit_if(status.failed or not status.complete)
+    fail_if(status.failed or not status.complete)
 
 
 class _Staff:
     """The workers that this command starts, if nobody else serves the model."""
 
-    def __init__(self, start: Callable[[], list[Child]], *, others: Callable[[], bool]) -> None:
+    def __init__(self, start: Callable[[], list[ManagedProcess]], *, others: Callable[[], bool]) -> None:
         self._start = start
         self._others = others
-        self._children: list[Child] = []
+        self._children: list[ManagedProcess] = []
 
     def engage(self) -> None:
         """Start them, unless somebody works already."""
         if not self._others():
-            note("loading the model ...")
+            echo_err("loading the model ...")
             self._children = self._start()
 
     def check(self) -> None:
@@ -95,15 +97,15 @@ class _Staff:
 def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -> Iterator[tuple[Farm, _Staff]]:
     """Give the farm that the settings name, else one of our own; in the end stop what was started."""
     settings = Settings.load()
-    children: list[Child] = []
+    children: list[ManagedProcess] = []
     arguments: dict[str, Any] = {"dtype": dtype, "slots": slots}
     with ExitStack() as cleanup:
         if not settings.configured:
             require_worker_packages()
-            settings = cleanup.enter_context(Stack(LOCAL_FOLDER)).settings
+            settings = cleanup.enter_context(LocalFarm(LOCAL_FOLDER)).settings
         farm = Farm(settings)
 
-        def start() -> list[Child]:
+        def start() -> list[ManagedProcess]:
             # registered first, so that a Ctrl-C between two starts leaves none behind
             cleanup.callback(end_all, children, worker_end_s(settings))
             start_workers(settings, count, spec, folder=LOCAL_FOLDER / "logs", into=children, **arguments)
@@ -112,15 +114,15 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
         yield farm, _Staff(start, others=lambda: bool(farm.ledger.workers(spec.alias)))
 
 
-def write_contact_sheet(fetched: Fetched) -> None:
+def write_contact_sheet(fetched: FetchReport) -> None:
     """Draw the first pictures of a fetch beside them."""
     if not fetched.pictures:
         return
     contact_sheet(fetched.pictures).save(fetched.directory / CONTACT_SHEET)
-    note(f"contact sheet: {fetched.directory / CONTACT_SHEET}")
+    echo_err(f"contact sheet: {fetched.directory / CONTACT_SHEET}")
 
 
-def _summary(batch: Batch, fetched: Fetched) -> dict[str, Any]:
+def _summary(batch: Batch, fetched: FetchReport) -> dict[str, Any]:
     return {
         "batch": batch.name,
         "directory": str(fetched.directory),

@@ -14,7 +14,7 @@ import typer
 from latentfarm.cli import options
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
-from latentfarm.fetch.downloads import whole_file
+from latentfarm.fetch.atomic_files import whole_file
 from latentfarm.fetch.tables import require_parquet, write_csv, write_jsonl, write_parquet
 from latentfarm.job import JobState
 

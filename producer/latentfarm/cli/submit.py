@@ -10,15 +10,17 @@ import typer
 
 from latentfarm.batch import Batch
 from latentfarm.cli import options
-from latentfarm.cli.collect import exit_if, fetch_into, wait_for
+from latentfarm.cli.fetch import fetch_into
 from latentfarm.cli.options import print_json
-from latentfarm.cli.progress import note
+from latentfarm.cli.progress import echo_err
 from latentfarm.cli.render import write_contact_sheet
+from latentfarm.cli.shared import fail_if, wait_for
 from latentfarm.errors import InputError, counted
 from latentfarm.farm import Farm
 from latentfarm.ledger.ledger import DEFAULT_BUDGET
 from latentfarm.settings import DEFAULT_MODEL
-from latentfarm.submission import CHECK_FIRST_ROWS, DEFAULT_MAX_INVALID, Rules
+from latentfarm.submission.request import DEFAULT_MAX_INVALID, SubmitOptions
+from latentfarm.submission.validation import CHECK_FIRST_ROWS
 
 Alias = Annotated[str, typer.Option("--model", metavar="ALIAS", help="The alias under which workers serve the model.")]
 Canary = Annotated[
@@ -52,7 +54,7 @@ Webhook = Annotated[
 _TOLD_EVERY_S = 5.0
 
 
-@options.takes_rows
+@options.prompt_options
 def submit(
     file: options.PromptFile,
     rows: options.Rows,
@@ -76,7 +78,7 @@ def submit(
     """
     if output is not None and not canary:
         raise InputError("--output is where a canary's pictures go; give --canary N too, or use `latentfarm fetch`")
-    rules = Rules(
+    rules = SubmitOptions(
         priority=priority,
         canary=canary,
         failure_budget=failure_budget / 100,
@@ -103,20 +105,20 @@ def submit(
         typer.echo(submitted.name)
     if submitted.rejected:
         wrong = sum(submitted.rejected.values())
-        note(f"{wrong} rows were wrong and are failed jobs{counted(submitted.rejected)}")
+        echo_err(f"{wrong} rows were wrong and are failed jobs{counted(submitted.rejected)}")
     if canary:
         _show_canary(submitted, output or Path(f"{submitted.name}-canary"))
     if wait:
         status = wait_for(submitted)
-        exit_if(status.failed or not status.complete)
-    exit_if(submitted.rejected)
+        fail_if(status.failed or not status.complete)
+    fail_if(submitted.rejected)
 
 
 def _show_canary(batch: Batch, directory: Path) -> None:
     status = wait_for(batch)
     write_contact_sheet(fetch_into(batch, directory))
     if not status.over:
-        note(f"the other jobs wait: `latentfarm resume {batch.name}`, or `latentfarm cancel {batch.name}`")
+        echo_err(f"the other jobs wait: `latentfarm resume {batch.name}`, or `latentfarm cancel {batch.name}`")
 
 
 class _Progress:
@@ -130,7 +132,7 @@ class _Progress:
         now = time.monotonic()
         if now - self._told >= _TOLD_EVERY_S:
             self._told = now
-            note(f"{jobs:,} jobs stored; workers may render them already")
+            echo_err(f"{jobs:,} jobs stored; workers may render them already")
 
 
 def register(app: typer.Typer) -> None:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.collect import exit_if
 from latentfarm.cli.options import check_dtype, print_json, with_model
-from latentfarm.cli.progress import CountProgress, note
+from latentfarm.cli.progress import CountProgress, echo_err
+from latentfarm.cli.shared import fail_if
 from latentfarm.farm import Farm
-from latentfarm.local.stack import require_worker_packages
+from latentfarm.local.farm import require_worker_packages
 
 if TYPE_CHECKING:
-    from latentfarm_worker.verification import Verdict
+    from latentfarm_worker.tools.verification import Verdict
 
 
 def verify(
@@ -50,11 +50,11 @@ def verify(
     settings = with_model(farm.settings, model)
     require_worker_packages()
     found = farm.batch(batch)
-    from latentfarm_worker.verification import Verification, choose
+    from latentfarm_worker.tools.verification import Verification, choose
 
     done = farm.ledger.batch(batch).done
     chosen = choose(found, None if every else sample, seed=seed)
-    note("loading the model ...")
+    echo_err("loading the model ...")
     run = Verification(found, settings, dtype=dtype, pixels_only=pixels)
     tally = _Tally()
     with CountProgress("rendering again", done if every else min(sample, done)) as progress:
@@ -67,9 +67,9 @@ def verify(
         print_json({"batch": batch, "seed": seed, **tally.as_dict(), "rendered_on": sorted(run.conditions)})
     else:
         for conditions in sorted(run.conditions):
-            note(f"rendered again on {conditions}")
+            echo_err(f"rendered again on {conditions}")
         typer.echo(tally.text())
-    exit_if(tally.different)
+    fail_if(tally.different)
 
 
 class _Tally:

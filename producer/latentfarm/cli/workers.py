@@ -10,7 +10,7 @@ import typer
 
 from latentfarm.cli import options
 from latentfarm.cli.options import print_columns, print_json
-from latentfarm.cli.progress import duration, note
+from latentfarm.cli.progress import duration, echo_err
 from latentfarm.farm import Farm
 from latentfarm.ledger import WorkerRecord
 
@@ -36,7 +36,7 @@ def workers(
     elif found:
         print_columns([_COLUMNS, *(_row(each) for each in found)])
     else:
-        note(f"no worker {f'serves {model!r}' if model else 'is here'} now; start one with `latentfarm worker`")
+        echo_err(f"no worker {f'serves {model!r}' if model else 'is here'} now; start one with `latentfarm worker`")
 
 
 def as_data(worker: WorkerRecord) -> dict[str, Any]:

@@ -9,15 +9,15 @@ from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from latentfarm.bucket import Bucket
 from latentfarm.errors import InputError
-from latentfarm.fetch.downloads import make_folder
-from latentfarm.fetch.fetched import RESULTS_FILE, Fetched
+from latentfarm.fetch.atomic_files import make_folder
+from latentfarm.fetch.image_files import check_names, fetch_pictures
 from latentfarm.fetch.names import DEFAULT_TEMPLATE, NameTemplate
-from latentfarm.fetch.pictures import check_names, fetch_pictures
+from latentfarm.fetch.report import RESULTS_FILE, FetchReport
 from latentfarm.fetch.shards import fetch_shards
+from latentfarm.storage.bucket import Bucket
 
-__all__ = ["DEFAULT_TEMPLATE", "LAYOUTS", "RESULTS_FILE", "Fetched", "Layout", "fetch_batch"]
+__all__ = ["DEFAULT_TEMPLATE", "LAYOUTS", "RESULTS_FILE", "FetchReport", "Layout", "fetch_batch"]
 
 Layout = Literal["files", "webdataset"]
 LAYOUTS: tuple[Layout, ...] = ("files", "webdataset")
@@ -32,8 +32,8 @@ def fetch_batch(
     name_template: str = DEFAULT_TEMPLATE,
     only_new: bool = False,
     states: Collection[str] = (),
-    progress: Callable[[Fetched], None] = lambda _: None,
-) -> Fetched:
+    progress: Callable[[FetchReport], None] = lambda _: None,
+) -> FetchReport:
     """Download the picture of every finished job among ``results`` and write a line a job to ``results.jsonl``.
 
     A file is complete or absent, never half written; one whose sha256 is right already is not downloaded again.

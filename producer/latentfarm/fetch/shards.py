@@ -15,14 +15,15 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from latentfarm.bucket import part_of
-from latentfarm.fetch.downloads import in_order, whole_file
-from latentfarm.fetch.fetched import RESULTS_FILE, Fetched
-from latentfarm.fetch.lines import flat_line, to_json
-from latentfarm.fetch.record import FetchRecord
+from latentfarm.fetch.atomic_files import whole_file
+from latentfarm.fetch.report import RESULTS_FILE, FetchReport
+from latentfarm.fetch.serialize import flat_line, to_json
+from latentfarm.fetch.state_file import FetchState
 from latentfarm.fetch.tables import ParquetTable, require_parquet
 from latentfarm.image_formats import ending_of
-from latentfarm.reading import Reading
+from latentfarm.parallel import ordered_parallel_map
+from latentfarm.storage.keys import part_of
+from latentfarm.storage.parallel_get import ParallelReader
 
 INDEX_FILE = "index.parquet"
 #: pictures to a task: whole ones are held until their turn in the tar, two tasks a thread
@@ -49,13 +50,13 @@ Member = tuple[str, bytes | None]
 
 
 def fetch_shards(
-    read: Reading,
+    read: ParallelReader,
     results: Iterable[dict[str, Any]],
     directory: Path,
     *,
     only_new: bool,
-    progress: Callable[[Fetched], None],
-) -> Fetched:
+    progress: Callable[[FetchReport], None],
+) -> FetchReport:
     """Store the finished pictures of every part as one tar, then ``results.jsonl`` and ``index.parquet``.
 
     A shard is whole or absent. One that holds what it should already is not made again; that of a part of which more is
@@ -65,9 +66,9 @@ def fetch_shards(
         InputError: pyarrow is missing, or the disk does not take it.
     """
     require_parquet("--format webdataset writes index.parquet")
-    fetched = Fetched(directory)
+    fetched = FetchReport(directory)
     with (
-        FetchRecord(directory / ".fetched-webdataset") as record,
+        FetchState(directory / ".fetched-webdataset") as record,
         whole_file(directory / RESULTS_FILE) as lines,
         whole_file(directory / INDEX_FILE) as index,
         ParquetTable(index, _INDEX_COLUMNS) as table,
@@ -94,7 +95,7 @@ def fetch_shards(
     return fetched
 
 
-def _count(fetched: Fetched, size_bytes: int, progress: Callable[[Fetched], None]) -> None:
+def _count(fetched: FetchReport, size_bytes: int, progress: Callable[[FetchReport], None]) -> None:
     fetched.size_bytes += size_bytes
     progress(fetched)
 
@@ -125,7 +126,7 @@ def _members(result: dict[str, Any], line: dict[str, Any]) -> list[Member]:
 
 
 def _write_shard(
-    read: Reading, file: Path, samples: list[tuple[dict[str, Any], dict[str, Any]]], count: Callable[[int], None]
+    read: ParallelReader, file: Path, samples: list[tuple[dict[str, Any], dict[str, Any]]], count: Callable[[int], None]
 ) -> None:
     def pictures(sample: tuple[dict[str, Any], dict[str, Any]]) -> list[bytes]:
         result, _ = sample
@@ -135,7 +136,7 @@ def _write_shard(
     with (
         whole_file(file) as opened,
         _tar(opened) as tar,
-        closing(in_order(samples, pictures, threads=read.threads, group=_GROUP)) as downloads,
+        closing(ordered_parallel_map(samples, pictures, threads=read.threads, group=_GROUP)) as downloads,
     ):
         for sample, bodies in downloads:
             rest = iter(bodies)

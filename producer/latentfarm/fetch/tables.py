@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import IO, Any, Self
 
 from latentfarm.errors import InputError
-from latentfarm.fetch.lines import TABLE_COLUMNS, flat_line, table_line, to_json
+from latentfarm.fetch.serialize import TABLE_COLUMNS, flat_line, table_line, to_json
 
 #: rows of a Parquet table held and written at once
 _ROW_GROUP = 10_000

@@ -4,23 +4,23 @@
 Redis ``TIME``; nothing here knows what a picture is.
 """
 
-from latentfarm.ledger.connection import Cancellations
-from latentfarm.ledger.heads import BatchHead
+from latentfarm.ledger.batch_summaries import BatchSummary
+from latentfarm.ledger.cancellations import Cancellations
 from latentfarm.ledger.ledger import MAX_JOBS_PER_CALL, Ledger
-from latentfarm.ledger.records import BatchRecord, JobRecord, Lease, Reservation, Speed
-from latentfarm.ledger.restoration import Restoration
+from latentfarm.ledger.records import BatchRecord, JobRecord, Lease, Reservation, Throughput
+from latentfarm.ledger.restore import Restoration
 from latentfarm.ledger.workers import WorkerRecord
 
 __all__ = [
     "MAX_JOBS_PER_CALL",
-    "BatchHead",
     "BatchRecord",
+    "BatchSummary",
     "Cancellations",
     "JobRecord",
     "Lease",
     "Ledger",
     "Reservation",
     "Restoration",
-    "Speed",
+    "Throughput",
     "WorkerRecord",
 ]

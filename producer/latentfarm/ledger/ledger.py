@@ -10,9 +10,10 @@ import redis
 
 from latentfarm.errors import InputError
 from latentfarm.job import JobState
-from latentfarm.ledger.connection import Cancellations, reachable
-from latentfarm.ledger.heads import BatchHead, read_heads
-from latentfarm.ledger.parts import Parts
+from latentfarm.ledger.batch_summaries import BatchSummary, read_batch_summaries
+from latentfarm.ledger.cancellations import Cancellations
+from latentfarm.ledger.flush_queue import FlushQueue
+from latentfarm.ledger.lua_scripts import Scripts
 from latentfarm.ledger.records import (
     BatchRecord,
     CommitOutcome,
@@ -20,15 +21,15 @@ from latentfarm.ledger.records import (
     JobRecord,
     Lease,
     Reservation,
-    Speed,
+    Throughput,
     batch_record,
+    decode,
     error_text,
     is_truncated,
     job_record,
     receipt_text,
-    text,
 )
-from latentfarm.ledger.scripts import Scripts
+from latentfarm.ledger.redis_errors import translate_errors
 from latentfarm.ledger.workers import WorkerRecord, read_workers
 
 CHUNK_JOBS = 1_000_000
@@ -45,7 +46,7 @@ _WORKER_ALIVE_MS = 15_000
 _PACE_SLOT_MS, _PACE_SLOTS = 10_000, 12
 
 
-class Ledger(Parts):
+class Ledger(FlushQueue):
     """The record of every job, over one Redis client.
 
     Every method raises ``UnavailableError`` when Redis does not answer.
@@ -91,11 +92,11 @@ class Ledger(Parts):
             webhook: the URL that is told of its completion, or empty.
         """
         args = [batch, digest, model, priority, weight, budget, hold, webhook]
-        with reachable(self.where):
+        with translate_errors(self.where):
             answer, state, stored, chain = self.scripts.reserve(args=args)
-        holder = text(answer) if text(answer) not in {"new", "same"} else digest
-        fresh = text(answer) == "new"
-        return Reservation(digest=holder, state=text(state), stored=int(stored), chain=text(chain), fresh=fresh)
+        holder = decode(answer) if decode(answer) not in {"new", "same"} else digest
+        fresh = decode(answer) == "new"
+        return Reservation(digest=holder, state=decode(state), stored=int(stored), chain=decode(chain), fresh=fresh)
 
     def grow(
         self,
@@ -138,7 +139,7 @@ class Ledger(Parts):
         args: list[Any] = [batch]
         for index, code in failed:
             args += [index, code]
-        with reachable(self.where):
+        with translate_errors(self.where):
             retried = int(self.scripts.retry(args=args))
         if retried < 0:
             raise InputError(f"batch {batch!r} is {self.batch(batch).state}; its jobs cannot run again")
@@ -151,12 +152,12 @@ class Ledger(Parts):
 
     def forget(self, batch: str) -> None:
         """Remove every trace of a batch whose objects are gone."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             self.scripts.forget(args=[batch])
 
     def _known(self, batch: str, script: Any, args: list[Any]) -> str:
-        with reachable(self.where):
-            answer = text(script(args=args))
+        with translate_errors(self.where):
+            answer = decode(script(args=args))
         if not answer:
             raise _unknown(batch)
         return answer
@@ -175,18 +176,18 @@ class Ledger(Parts):
                 on the way: called again with the same, the leases of the first call are returned, as far as they are
                 still held; whatever ``k`` is then. Empty: every call leases anew.
         """
-        with reachable(self.where):
+        with translate_errors(self.where):
             args = [model, worker, min(k, MAX_JOBS_PER_CALL), int(lease_s * 1000), request]
             found = self.scripts.lease(args=args)
-        return [Lease(text(batch), *numbers) for batch, *numbers in found]
+        return [Lease(decode(batch), *numbers) for batch, *numbers in found]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:
         """Hold the leases for another ``lease_s``; return the names of those that are lost."""
         args: list[Any] = [int(lease_s * 1000)]
         for lease in leases:
             args += [lease.name, lease.epoch]
-        with reachable(self.where):
-            return {text(name) for name in self.scripts.renew(args=args)}
+        with translate_errors(self.where):
+            return {decode(name) for name in self.scripts.renew(args=args)}
 
     def commit(self, lease: Lease, receipt: dict[str, Any]) -> CommitOutcome:
         """Record that the job's image lies in the bucket.
@@ -202,14 +203,14 @@ class Ledger(Parts):
         for lease, receipt in finished:
             kept = receipt_text({**receipt, "epoch": lease.epoch})
             args += [lease.name, lease.epoch, kept, int(is_truncated(receipt))]
-        with reachable(self.where):
-            return [cast("CommitOutcome", text(outcome)) for outcome in self.scripts.commit(args=args)]
+        with translate_errors(self.where):
+            return [cast("CommitOutcome", decode(outcome)) for outcome in self.scripts.commit(args=args)]
 
     def fail(self, lease: Lease, error: dict[str, str], *, retry: bool = False, delay_s: float = 0) -> FailOutcome:
         """Charge the job an attempt for its own fault: it failed, or runs again after ``delay_s`` if ``retry``."""
         args = [lease.name, lease.epoch, error_text(error), int(retry), MAX_ATTEMPTS, int(delay_s * 1000)]
-        with reachable(self.where):
-            return cast("FailOutcome", text(self.scripts.fail(args=args)))
+        with translate_errors(self.where):
+            return cast("FailOutcome", decode(self.scripts.fail(args=args)))
 
     def release(self, leases: Iterable[Lease]) -> int:
         """Give jobs back uncharged; return how many were still held."""
@@ -218,7 +219,7 @@ class Ledger(Parts):
             args += [lease.name, lease.epoch]
         if not args:
             return 0
-        with reachable(self.where):
+        with translate_errors(self.where):
             return int(self.scripts.release(args=args))
 
     def sweep(self, *, patience_s: float = 10) -> int:
@@ -227,7 +228,7 @@ class Ledger(Parts):
         After ``patience_s`` without any sweep, Redis or every worker was away and no lease could be renewed: as long
         again nothing is judged.
         """
-        with reachable(self.where):
+        with translate_errors(self.where):
             return int(self.scripts.sweep(args=[_SWEEP_LIMIT, _SWEEP_LOCK_MS, int(patience_s * 1000)]))
 
     def cancellations(self) -> Cancellations:
@@ -255,66 +256,68 @@ class Ledger(Parts):
             args += [name, fact]
         for name, value in (measured or {}).items():
             args += [name, repr(float(value))]
-        with reachable(self.where):
+        with translate_errors(self.where):
             return int(self.scripts.beat(args=args))
 
-    def speed(self, model: str) -> Speed | None:
+    def speed(self, model: str) -> Throughput | None:
         """Return what the workers of a model have measured, None where none has rendered anything."""
-        with reachable(self.where):
-            figures = {text(key): float(value) for key, value in self.redis.hgetall(f"lf:speed:{model}").items()}
+        with translate_errors(self.where):
+            figures = {decode(key): float(value) for key, value in self.redis.hgetall(f"lf:speed:{model}").items()}
         # steps are told of before the first picture is
-        return Speed(**{each.name: figures.get(each.name, 0.0) for each in fields(Speed)}) if figures else None
+        return (
+            Throughput(**{each.name: figures.get(each.name, 0.0) for each in fields(Throughput)}) if figures else None
+        )
 
     def waiting(self, model: str) -> int:
         """Return how many jobs of a model wait to be leased."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             return int(self.scripts.waiting(args=[model]))
 
     def leave(self, model: str, worker: str) -> None:
         """Say that the worker is gone."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             self.redis.zrem(f"lf:workers:{model}", worker)
             self.redis.delete(f"lf:worker:{worker}")
 
     def workers(self, model: str) -> list[str]:
         """Return the workers of a model that were seen in the last 15 seconds."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             since = self.now_us() // 1000 - _WORKER_ALIVE_MS
-            return [text(worker) for worker in self.redis.zrangebyscore(f"lf:workers:{model}", since, "+inf")]
+            return [decode(worker) for worker in self.redis.zrangebyscore(f"lf:workers:{model}", since, "+inf")]
 
     def worker_records(self, model: str | None = None) -> list[WorkerRecord]:
         """Return what is known of the workers that were seen in the last 15 seconds, of one model or of all."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             since = self.now_us() // 1000 - _WORKER_ALIVE_MS
-            models = [model] if model is not None else sorted(map(text, self.redis.zrange("lf:models", 0, -1)))
+            models = [model] if model is not None else sorted(map(decode, self.redis.zrange("lf:models", 0, -1)))
             return [each for name in models for each in read_workers(self.redis, name, seen_since_ms=since)]
 
     # -- questions -------------------------------------------------------------------------------------------
 
     def ping(self) -> str:
         """Return the server's version."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             return str(self.redis.info("server")["redis_version"])
 
     def now_us(self) -> int:
         """Return Redis ``TIME`` in microseconds: every epoch so far is lower."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             seconds, micros = self.redis.time()
         return int(seconds) * 1_000_000 + int(micros)
 
     def batches(self) -> list[str]:
         """Return every batch's name, oldest first."""
-        with reachable(self.where):
-            return [text(name) for name in self.redis.zrange("lf:batches", 0, -1)]
+        with translate_errors(self.where):
+            return [decode(name) for name in self.redis.zrange("lf:batches", 0, -1)]
 
-    def heads(self) -> list[BatchHead]:
+    def heads(self) -> list[BatchSummary]:
         """Return every batch in few words, oldest first."""
-        with reachable(self.where):
-            return read_heads(self.redis)
+        with translate_errors(self.where):
+            return read_batch_summaries(self.redis)
 
     def memory_bytes(self) -> int:
         """Return the memory that Redis says it uses."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             return int(self.redis.info("memory")["used_memory"])
 
     def batch(self, name: str) -> BatchRecord:
@@ -323,21 +326,21 @@ class Ledger(Parts):
         Raises:
             InputError: there is no such batch.
         """
-        with reachable(self.where):
+        with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=True)
             pipe.hgetall(f"lf:batch:{name}")
             pipe.hgetall(f"lf:reasons:{name}")
             found, counted = pipe.execute()
-            facts = {text(key): text(value) for key, value in found.items()}
+            facts = {decode(key): decode(value) for key, value in found.items()}
             if not facts:
                 raise _unknown(name)
             rate = self._images_per_s(name, facts)
-        errors = {text(code): int(count) for code, count in counted.items()}
+        errors = {decode(code): int(count) for code, count in counted.items()}
         return batch_record(name, facts, errors, rate)
 
     def states(self, batch: str, start: int, stop: int) -> list[JobState]:
         """Return the states of the jobs ``start`` to ``stop - 1``."""
-        with reachable(self.where):
+        with translate_errors(self.where):
             untouched = _untouched(self.redis.hget(f"lf:batch:{batch}", "state"))
         return [JobState(byte) or untouched for byte in self._state_bytes(batch, start, stop)]
 
@@ -353,7 +356,7 @@ class Ledger(Parts):
 
     def _state_bytes(self, batch: str, start: int, stop: int) -> bytes:
         found = bytearray()
-        with reachable(self.where):
+        with translate_errors(self.where):
             while start < stop:
                 chunk, at = divmod(start, CHUNK_JOBS)
                 end = min(stop - chunk * CHUNK_JOBS, CHUNK_JOBS)
@@ -369,7 +372,7 @@ class Ledger(Parts):
         names = [str(index) for index in indices]
         chunk, first = divmod(min(indices), CHUNK_JOBS)
         last = max(indices) - chunk * CHUNK_JOBS
-        with reachable(self.where):
+        with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=True)
             pipe.hget(f"lf:batch:{batch}", "state")
             pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)

@@ -111,7 +111,7 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
-class Speed:
+class Throughput:
     """What the workers of a model have measured so far.
 
     ``work`` counts pixels x steps x U-Net rows (two with guidance), so that jobs of any size can be compared;
@@ -162,7 +162,7 @@ def job_record(
         index=index,
         state=found,
         attempts=int(attempts or 0) + int(running),
-        worker=text(holder).partition(" ")[2] if holder else None,
+        worker=decode(holder).partition(" ")[2] if holder else None,
         error=json.loads(error) if error and found is not JobState.DONE else None,
         receipt=json.loads(receipt) if receipt else None,
     )
@@ -187,6 +187,6 @@ def error_text(error: Mapping[str, str]) -> str:
     return json.dumps({**error, "message": message}, ensure_ascii=False)
 
 
-def text(value: Any) -> str:
+def decode(value: Any) -> str:
     """Return what Redis answered as text."""
     return value.decode() if isinstance(value, bytes) else str(value)

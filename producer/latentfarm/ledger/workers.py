@@ -8,7 +8,7 @@ from typing import Any
 
 import redis
 
-from latentfarm.ledger.records import text
+from latentfarm.ledger.records import decode
 
 #: as in ``beat.lua``
 WINDOW_MS, WINDOWS = 30_000, 4
@@ -39,11 +39,11 @@ class WorkerRecord:
 def read_workers(client: redis.Redis, model: str, *, seen_since_ms: int) -> list[WorkerRecord]:
     """Return the workers of a model that were seen since a time, by name."""
     found: Any = client.zrangebyscore(f"lf:workers:{model}", seen_since_ms, "+inf", withscores=True)
-    seen = {text(worker): int(score) for worker, score in found}
+    seen = {decode(worker): int(score) for worker, score in found}
     pipe = client.pipeline(transaction=False)
     for worker in sorted(seen):
         pipe.hgetall(f"lf:worker:{worker}")
-    hashes = [{text(name): text(value) for name, value in facts.items()} for facts in pipe.execute()]
+    hashes = [{decode(name): decode(value) for name, value in facts.items()} for facts in pipe.execute()]
     # one that leaves at this moment has no hash any more
     return [
         _record(worker, model, seen[worker], facts) for worker, facts in zip(sorted(seen), hashes, strict=True) if facts

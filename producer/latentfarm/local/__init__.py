@@ -1,5 +1,5 @@
 """A farm on one machine: a Redis, an S3 server and workers as child processes, below one folder."""
 
-from latentfarm.local.stack import Stack
+from latentfarm.local.farm import LocalFarm
 
-__all__ = ["Stack"]
+__all__ = ["LocalFarm"]

@@ -16,7 +16,7 @@ _PR_SET_PDEATHSIG = 1
 _TAIL_LINES = 8
 
 
-class Child:
+class ManagedProcess:
     """One child process, its output in a log file."""
 
     def __init__(self, name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:

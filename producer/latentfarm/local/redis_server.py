@@ -12,7 +12,7 @@ from pathlib import Path
 
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.ledger import Ledger
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 
 _START_S = 20.0
 #: sun_path of a unix socket holds 108 bytes on Linux, 104 on macOS, the closing zero counted in
@@ -50,7 +50,7 @@ def socket_path(folder: Path) -> Path:
     return private / f"{short}.sock"
 
 
-def start_redis(folder: Path, *, log: Path) -> tuple[Child, str]:
+def start_redis(folder: Path, *, log: Path) -> tuple[ManagedProcess, str]:
     """Start Redis on the data in ``folder``; return it and its URL once it answers.
 
     Raises:
@@ -71,7 +71,7 @@ def start_redis(folder: Path, *, log: Path) -> tuple[Child, str]:
         "daemonize": "no",
     }
     arguments = [text for key, value in options.items() for text in (f"--{key}", value)]
-    child = Child("Redis", [find_redis(), *arguments], log=log)
+    child = ManagedProcess("Redis", [find_redis(), *arguments], log=log)
     url = f"unix://{socket}"
     ledger = Ledger.connect(url)
     deadline = time.monotonic() + _START_S

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from pydantic import SecretStr
 
-from latentfarm.bucket import Bucket, MissingObjectError
 from latentfarm.errors import InputError, UnavailableError
-from latentfarm.local.process import Child
+from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket, MissingObjectError
 
 BUCKET = "latentfarm"
 _START_S = 20.0
@@ -33,7 +33,7 @@ def find_rclone() -> str:
     return found
 
 
-def start_s3(folder: Path, *, log: Path) -> tuple[Child, Settings]:
+def start_s3(folder: Path, *, log: Path) -> tuple[ManagedProcess, Settings]:
     """Serve the buckets in ``folder``; return the server and settings that hold its address and its random keys.
 
     Raises:
@@ -45,7 +45,7 @@ def start_s3(folder: Path, *, log: Path) -> tuple[Child, Settings]:
     command = [find_rclone(), "serve", "s3", str(folder.resolve()), "--addr", "127.0.0.1:0"]
     # other users may read the command line, so the keys go through the environment
     environment = {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": "/dev/null"}
-    child = Child("the S3 server", command, log=log, env=environment)
+    child = ManagedProcess("the S3 server", command, log=log, env=environment)
     deadline = time.monotonic() + _START_S
     while True:
         child.require_alive()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 from pydantic import SecretStr
-from tests.endpoints import SECRET, Endpoint
+from tests.support.endpoints import SECRET, Endpoint
 
 from latentfarm.settings import Settings
 

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 
 import pytest
-from tests.endpoints import Endpoint, Reply, ended, facts, status
+from tests.support.endpoints import Endpoint, Reply, ended, facts, status
 
-from latentfarm import webhooks
 from latentfarm.ledger import Ledger
 from latentfarm.settings import Settings
-from latentfarm.webhooks import deliver_due
+from latentfarm.webhooks import deliver
+from latentfarm.webhooks.deliver import deliver_due
 
 pytestmark = pytest.mark.integration
 
@@ -43,7 +43,7 @@ def test_a_slow_endpoint_is_cut_off_when_its_time_is_over(
     slow: Callable[[Endpoint], Reply],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(webhooks, "_ATTEMPT_S", 1.0)
+    monkeypatch.setattr(deliver, "_ATTEMPT_S", 1.0)
     endpoint.replies = [slow(endpoint)]
     ended(ledger, f"https://localhost:{endpoint.port}/")
     began = time.monotonic()
@@ -55,7 +55,7 @@ def test_a_slow_endpoint_is_cut_off_when_its_time_is_over(
 def test_a_listener_that_never_speaks_tls_is_cut_off_too(
     ledger: Ledger, worker: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "_ATTEMPT_S", 0.5)
+    monkeypatch.setattr(deliver, "_ATTEMPT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as mute:
         ended(ledger, f"https://localhost:{mute.getsockname()[1]}/")
         deliver_due(ledger, worker)
@@ -108,7 +108,7 @@ def test_an_answer_that_is_no_http_is_a_failed_attempt(ledger: Ledger, worker: S
 def test_a_dead_endpoint_does_not_delay_the_others(
     ledger: Ledger, worker: Settings, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhooks, "_ATTEMPT_S", 2.0)
+    monkeypatch.setattr(deliver, "_ATTEMPT_S", 2.0)
     arrived = threading.Event()
     for name in "abc":
         ended(ledger, f"https://localhost:{endpoint.port}/{name}", batch=name)

@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from tests.endpoints import Endpoint, ended, facts, is_signed, status, work
+from tests.support.endpoints import Endpoint, ended, facts, is_signed, status, work
 
 from latentfarm.ledger import Ledger
-from latentfarm.ledger.webhooks import Webhooks
+from latentfarm.ledger.webhook_outbox import WebhookOutbox
 from latentfarm.settings import Settings
-from latentfarm.webhooks import RETRY_DELAYS_S, deliver_due
+from latentfarm.webhooks.deliver import RETRY_DELAYS_S, deliver_due
 
 pytestmark = pytest.mark.integration
 
@@ -154,7 +154,7 @@ def test_the_event_of_a_killed_sender_is_delivered_later(ledger: Ledger, worker:
     ended(ledger, f"https://localhost:{endpoint.port}/")
     program = (
         "from latentfarm.ledger import Ledger; from latentfarm.settings import Settings; "
-        "from latentfarm.webhooks import deliver_due; "
+        "from latentfarm.webhooks.deliver import deliver_due; "
         "s = Settings.load(); deliver_due(Ledger.connect(s.redis_url), s)"
     )
     hooks = {
@@ -233,7 +233,7 @@ def test_a_deleted_batch_is_not_told_and_nothing_of_it_comes_back(
 
 
 def test_an_attempt_that_is_late_decides_nothing_unless_it_arrived(ledger: Ledger) -> None:
-    outbox = Webhooks(ledger.redis, ledger.where)
+    outbox = WebhookOutbox(ledger.redis, ledger.where)
     ended(ledger, "https://x.org/")
     [first] = outbox.take(5, hold_s=60)
     assert outbox.take(5, hold_s=60) == []
@@ -253,7 +253,7 @@ def test_an_attempt_that_is_late_decides_nothing_unless_it_arrived(ledger: Ledge
 
 
 def test_what_becomes_of_an_earlier_end_does_not_touch_the_later_one(ledger: Ledger) -> None:
-    outbox = Webhooks(ledger.redis, ledger.where)
+    outbox = WebhookOutbox(ledger.redis, ledger.where)
     ended(ledger, "https://x.org/")
     [first] = outbox.take(5, hold_s=60)
     ledger.retry("cats", [(0, "nan")])

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import trustme
-from tests.endpoints import Endpoint, ended, facts, status
+from tests.support.endpoints import Endpoint, ended, facts, status
 
 from latentfarm.ledger import Ledger
 from latentfarm.settings import Settings
-from latentfarm.webhooks import deliver_due
+from latentfarm.webhooks.deliver import deliver_due
 
 pytestmark = pytest.mark.integration
 

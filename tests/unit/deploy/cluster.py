@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests import tools
 from tests.conftest import REPOSITORY
+from tests.support import tools
 
 KUBERNETES = REPOSITORY / "deploy" / "kubernetes"
 OVERLAYS = sorted(path.name for path in (KUBERNETES / "overlays").iterdir())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests import tools
 from tests.conftest import REPOSITORY
+from tests.support import tools
 
 pytestmark = pytest.mark.unit
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import yaml
-from tests import tools
 from tests.conftest import REPOSITORY
+from tests.support import tools
 from tests.unit.deploy.cluster import overlay
 from tests.unit.deploy.metrics import ALL, groupings_of, metrics_of, strangers_in
 

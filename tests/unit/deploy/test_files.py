@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import yaml
-from tests import tools
 from tests.conftest import REPOSITORY
 from tests.deploy.composition import COMPOSE, read, services
 from tests.deploy.dockerfiles import DEPLOY, DOCKERFILES, Image
 from tests.deploy.stand import PASSWORDS
+from tests.support import tools
 
 from latentfarm.settings import Settings
 
@@ -195,7 +195,7 @@ def test_the_password_file_that_make_writes_has_the_passwords_that_compose_asks_
 
 def test_no_deadline_ends_a_worker_before_it_has_given_its_jobs_back() -> None:
     drain_s = Settings.model_fields["drain_s"].default
-    from latentfarm.local.stack import worker_end_s
+    from latentfarm.local.farm import worker_end_s
 
     needed_s = worker_end_s(Settings())
     assert needed_s > drain_s

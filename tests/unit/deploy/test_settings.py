@@ -12,7 +12,7 @@ from typer.main import get_command
 
 import latentfarm
 from latentfarm.cli import app
-from latentfarm.models import parse_model
+from latentfarm.model_spec import parse_model
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.unit

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import make_tiny
+from tests.support.tiny import make_tiny
 
 from latentfarm.job import Job
-from latentfarm_worker.engine import Engine, Rendered
-from latentfarm_worker.families import load_family
+from latentfarm_worker.engine.engine import Engine, Rendered
+from latentfarm_worker.models import load_family
 
 pytestmark = [
     pytest.mark.unit,

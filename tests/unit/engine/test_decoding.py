@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engines import JOBS, Faulty, make, pixels, run
+from tests.support.engines import JOBS, Faulty, make, pixels, run
 
-from latentfarm_worker.engine import Engine, Failed, Rendered
+from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 
 pytestmark = pytest.mark.unit
 

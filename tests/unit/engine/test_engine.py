@@ -10,16 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.engines import JOBS, Faulty, make, pixels, render_alone, run
-from tests.rendering import full_batch
+from tests.support.engines import JOBS, Faulty, make, pixels, render_alone, run
+from tests.support.rendering import full_batch
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
-from latentfarm_worker.engine import Engine, Failed, Rendered
-from latentfarm_worker.families import Family
-from latentfarm_worker.row_counts import any_row_counts
-from latentfarm_worker.rows import Shape
-from latentfarm_worker.text import Prompt, Tensors
+from latentfarm_worker.engine.batch_sizes import any_batch_size
+from latentfarm_worker.engine.engine import Engine, Failed, Rendered
+from latentfarm_worker.models import Family
+from latentfarm_worker.models.base import LatentShape
+from latentfarm_worker.models.text_encoder import Prompt, Tensors
 
 pytestmark = pytest.mark.unit
 
@@ -93,7 +93,7 @@ def test_an_xl_model_too_gives_the_same_bytes_in_any_company(
 
 
 def test_at_any_number_of_rows_pictures_are_the_same_to_one_in_255(sd1: Any, alone: list[bytes]) -> None:
-    engine = Engine(sd1, slots=3, row_counts=any_row_counts)
+    engine = Engine(sd1, slots=3, row_counts=any_batch_size)
     engine.admit(JOBS[0])
     engine.admit(make(1, guidance_scale=1.0, num_inference_steps=2))
     got = run(engine)[0]
@@ -134,7 +134,7 @@ def test_capacity_is_counted_in_rows(sd1: Any) -> None:
     assert engine.free == 1
 
 
-SHAPES = [Shape(8, 8), Shape(4, 8), Shape(8, 16), Shape(16, 16), Shape(64, 64)]
+SHAPES = [LatentShape(8, 8), LatentShape(4, 8), LatentShape(8, 16), LatentShape(16, 16), LatentShape(64, 64)]
 
 
 def test_large_pictures_get_fewer_rows_and_never_less_than_two(sd1: Any) -> None:

@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from tests.engines import Faulty, make, pixels, run
-from tests.rendering import full_batch
+from tests.support.engines import Faulty, make, pixels, run
+from tests.support.rendering import full_batch
 
-from latentfarm_worker.engine import Engine, Failed, Rendered
-from latentfarm_worker.rows import Shape
-from latentfarm_worker.text import Tensors
-from latentfarm_worker.trace import Tracer
+from latentfarm_worker.engine.engine import Engine, Failed, Rendered
+from latentfarm_worker.engine.previews import PreviewRecorder
+from latentfarm_worker.models.base import LatentShape
+from latentfarm_worker.models.text_encoder import Tensors
 
 pytestmark = pytest.mark.unit
 
@@ -71,7 +71,7 @@ def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return sd1.predict(latents, *more)  # type: ignore[no-any-return]
 
-        tracer = Tracer(sd1)
+        tracer = PreviewRecorder(sd1)
         engine = Engine(Faulty(sd1, predict=predict), slots=slots, row_counts=full_batch, on_step=tracer)
         engine.admit(job)
         result = run(engine)[0]
@@ -93,7 +93,7 @@ def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
         engine.admit(make(index, width=128, height=128))
     assert all(isinstance(result, Rendered) for result in run(engine).values())
     assert engine.free == 8
-    assert [engine._row_count(shape) for shape in [Shape(16, 16), Shape(8, 8)]] == [2, 16]
+    assert [engine._row_count(shape) for shape in [LatentShape(16, 16), LatentShape(8, 8)]] == [2, 16]
 
 
 @pytest.mark.parametrize("verb", ["predict", "decode", "encode"])

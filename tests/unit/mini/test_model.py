@@ -13,9 +13,10 @@ import torch
 from diffusers import StableDiffusionPipeline
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from latentfarm_worker.mini import MODEL_DIR, captions, measure, vae_stage, world
-from latentfarm_worker.mini.export import MOST_BYTES, folder_bytes
-from latentfarm_worker.mini.judge import judge
+from latentfarm_worker.mini import MODEL_DIR
+from mini_training import captions, measure, vae_stage, world
+from mini_training.export import MOST_BYTES, folder_bytes
+from mini_training.judge import judge
 
 pytestmark = [
     pytest.mark.unit,

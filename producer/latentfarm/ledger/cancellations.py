@@ -1,0 +1,44 @@
+"""Subscribe to the channel of cancelled batches."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import redis
+
+from latentfarm.ledger.redis_errors import translate_errors
+
+_CHANNEL = "lf:cancelled"
+
+
+class Cancellations:
+    """The names of batches as they are cancelled; a context manager. One that is missed shows as a lost lease."""
+
+    def __init__(self, client: redis.Redis, where: str) -> None:
+        self._where = where
+        self._pubsub = client.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self._subscribed = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with suppress(redis.RedisError):
+            self._pubsub.close()
+
+    def wait(self, timeout_s: float) -> str | None:
+        """Return the next batch that is cancelled within the time, or None.
+
+        Raises:
+            UnavailableError: Redis does not answer; the next call tries again.
+        """
+        with translate_errors(self._where):
+            if not self._subscribed:
+                self._pubsub.subscribe(_CHANNEL)
+                self._subscribed = True
+            message = self._pubsub.get_message(timeout=timeout_s)
+        return message["data"].decode() if message else None

@@ -1,0 +1,1 @@
+"""Rebuild a batch's ledger record from the bucket."""

@@ -1,0 +1,1 @@
+"""The bucket: object keys, manifests, results and what both sides read and write there."""

@@ -1,0 +1,1 @@
+"""Submit a batch: read and validate rows, expand them, store the manifest."""

@@ -1,0 +1,124 @@
+"""Parquet files, by way of pyarrow (the extra ``latentfarm[parquet]``)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import date, time
+from io import SEEK_END
+from typing import Any, BinaryIO
+
+from latentfarm.errors import InputError
+from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, shown
+from latentfarm.submission.prompts.tables import check_header
+
+#: rows that are unpacked at once; a text that a dictionary repeats takes its room in each
+_BATCH_ROWS = 64
+_BUFFER_BYTES = 2**20
+#: a row group over this that unpacks to over so many times the file's size is refused
+_BOMB_BYTES, _BOMB_RATIO = 2**22, 200
+
+
+def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRow]:
+    """Yield the rows of a parquet file; places count rows from 1. Columns that nobody reads are not unpacked.
+
+    Raises:
+        InputError: pyarrow is missing, the file is no parquet file or is damaged, or its columns are wrong.
+    """
+    try:
+        import pyarrow as pa
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise InputError(f"{name}: reading parquet needs pyarrow; pip install 'latentfarm[parquet]'") from None
+    number = 0
+    try:
+        file = ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
+        columns = check_header(list(file.schema_arrow.names), name, check)
+        _refuse_bombs(file.metadata, name, stream.seek(0, SEEK_END))
+        for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
+            for fields in _rows(batch, columns):
+                number += 1
+                yield _checked(f"{name} row {number}", fields, check)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        after = f" after row {number}" if number else ""
+        reason = str(error).split("\n", 1)[0][:200].rstrip(".")
+        raise InputError(f"{name} cannot be read as parquet{after} ({reason}); write it again") from None
+
+
+def _refuse_bombs(metadata: Any, name: str, size_bytes: int) -> None:
+    """Look for row groups that unpack to far more than the whole file.
+
+    Only whole row groups are looked at: pyarrow 26 ends the process where it is asked for the size of a damaged column.
+
+    Raises:
+        InputError: there is one.
+    """
+    for number in range(metadata.num_row_groups):
+        unpacked = metadata.row_group(number).total_byte_size
+        if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * size_bytes:
+            what = f"row group {number} unpacks to {unpacked:,} bytes, the whole file has {size_bytes:,}"
+            raise InputError(f"{name}: {what}; write smaller row groups, or with dictionaries")
+
+
+def _rows(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a batch as Python values; a value that has none is an exception in its place."""
+    values = [_values(column) for column in batch.columns]
+    for row in zip(*values, strict=True):
+        yield dict(zip(columns, row, strict=True))
+
+
+def _values(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    kind = column.type
+    if pa.types.is_temporal(kind) and getattr(kind, "unit", None) == "ns":
+        # Python's times have microseconds
+        coarse = {"timestamp": pa.timestamp("us", getattr(kind, "tz", None)), "time64": pa.time64("us")}
+        column = column.cast(coarse.get(str(kind).partition("[")[0], pa.duration("us")), safe=False)
+    try:
+        values: list[Any] = column.to_pylist()
+    except (ValueError, OverflowError, LookupError, pa.ArrowException):
+        values = [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: Any) -> Any:
+    try:
+        return scalar.as_py()
+    except (ValueError, OverflowError, LookupError) as error:
+        return error
+
+
+def _checked(place: str, fields: dict[str, Any], check: RowCheck) -> ParsedRow:
+    for column, value in fields.items():
+        if isinstance(value, Exception):
+            if isinstance(value, UnicodeDecodeError):
+                return RowError(f"{place}: {column} is no UTF-8; write text as UTF-8", "not UTF-8")
+            return RowError(f"{place}: {column} cannot be read ({value}); write a number or a text", column)
+        if isinstance(value, bytes):
+            try:
+                fields[column] = value.decode()
+            except UnicodeDecodeError:
+                return RowError(f"{place}: {column} {shown(repr(value))} is no UTF-8; write text", "not UTF-8")
+        elif check.field(column) is None:
+            fields[column] = plain(value)
+    return check.row(place, fields)
+
+
+def plain(value: object) -> Any:
+    """Return a value as JSON has it: dates as ISO 8601, what JSON does not know as text."""
+    plain_value: Any = value
+    if isinstance(value, float) and math.isnan(value):
+        # pandas writes a missing number so
+        plain_value = None
+    elif isinstance(value, date | time):
+        plain_value = value.isoformat()
+    elif isinstance(value, bytes):
+        plain_value = value.decode(errors="replace")
+    elif isinstance(value, dict):
+        plain_value = {str(key): plain(entry) for key, entry in value.items()}
+    elif isinstance(value, list | tuple):
+        plain_value = [plain(entry) for entry in value]
+    elif not isinstance(value, bool | int | float | str | None):
+        plain_value = str(value)
+    return plain_value

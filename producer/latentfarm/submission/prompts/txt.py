@@ -1,0 +1,48 @@
+"""Text: a prompt a line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import BinaryIO
+
+from pydantic import ValidationError
+
+from latentfarm.job import Row
+from latentfarm.submission.prompts import flags
+from latentfarm.submission.prompts.lines import no_utf8, rows_of_lines
+from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck
+
+_validate = Row.__pydantic_validator__.validate_python
+
+
+def read_txt(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRow]:
+    """Yield the prompts of a text file; blank lines and those that begin with ``#`` are skipped.
+
+    ``latentfarm.submission.prompts.flags`` says what a line may hold beside its prompt.
+
+    Raises:
+        InputError: the stream cannot be read as lines of text.
+    """
+    return rows_of_lines(stream, name, partial(_parse, f"{name} line ", check))
+
+
+def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Iterator[ParsedRow]:
+    for raw in lines:
+        number += 1
+        try:
+            line = raw.decode().strip()
+        except UnicodeDecodeError as error:
+            yield no_utf8(f"{prefix}{number}", error)
+            continue
+        if not line or line[0] == "#":
+            continue
+        if "--" in line and flags.has_flags(line):
+            yield flags.check_line(f"{prefix}{number}", check, line)
+            continue
+        try:
+            row = _validate({"prompt": line})
+        except ValidationError:
+            yield check.row(f"{prefix}{number}", {"prompt": line})
+        else:
+            yield LocatedRow(f"{prefix}{number}", row)

@@ -1,0 +1,1 @@
+"""Deliver signed webhooks when a batch ends."""

@@ -1,0 +1,286 @@
+"""Leases: who gets which job and when, and how a lease ends: in a commit, a failure, given back or run out."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from tests.support.leasing import fail, lease, opened
+
+from latentfarm.job import JobState
+from latentfarm.ledger import Lease, Ledger
+
+pytestmark = pytest.mark.integration
+
+
+def expire(ledger: Ledger) -> int:
+    """Let every lease run out now, without waiting for it."""
+    client: Any = ledger.redis
+    for name in client.zrange("lf:leases", 0, -1):
+        client.zadd("lf:leases", {name: 1})
+    ledger.redis.delete("lf:sweeper")
+    return ledger.sweep()
+
+
+def test_jobs_are_leased_in_order_each_with_a_higher_epoch(ledger: Ledger) -> None:
+    opened(ledger)
+    found = lease(ledger, 3) + lease(ledger, 9)
+    assert [each.index for each in found] == [0, 1, 2, 3, 4]
+    epochs = [each.epoch for each in found]
+    assert epochs == sorted(set(epochs))
+    assert ledger.states("cats", 0, 5) == [JobState.LEASED] * 5
+
+
+def asked(ledger: Ledger, request: str, k: int = 2, *, worker: str = "worker-a") -> list[Lease]:
+    return ledger.lease("mini", worker, k, lease_s=30, request=request)
+
+
+def test_a_request_for_leases_that_is_made_again_is_answered_again(ledger: Ledger) -> None:
+    opened(ledger)
+    first = asked(ledger, "one")
+    ledger.redis.zadd("lf:leases", {first[0].name: 1}, xx=True)
+    assert asked(ledger, "one", 5) == first
+    assert ledger.batch("cats").leased == 2
+    # with their whole time, for the first answer may have been lost long ago
+    ledger.redis.delete("lf:sweeper")
+    assert ledger.sweep() == 0
+    assert [each.index for each in asked(ledger, "two")] == [2, 3]
+    assert [each.index for each in asked(ledger, "one", worker="worker-b")] == [4]
+    # what is remembered of a worker goes by itself
+    assert 0 < ledger.redis.ttl("lf:answered:worker-a") <= 3600
+
+
+def test_of_leases_asked_for_again_only_those_still_held_are_given(ledger: Ledger) -> None:
+    opened(ledger, total=4)
+    first = asked(ledger, "one", 4)
+    ledger.release(first[:1])
+    ledger.commit(first[1], {})
+    fail(ledger, first[2:3])
+    assert asked(ledger, "one", 4) == first[3:]
+    [again] = lease(ledger, worker="worker-b")
+    assert again.index == 0
+    assert asked(ledger, "one", 4) == first[3:]
+
+
+def test_a_request_of_which_nothing_is_held_any_more_leases_anew(ledger: Ledger) -> None:
+    opened(ledger)
+    first = asked(ledger, "one")
+    assert expire(ledger) == 2
+    again = asked(ledger, "one")
+    assert [(each.index, each.attempts) for each in again] == [(0, 1), (1, 1)]
+    assert min(each.epoch for each in again) > max(each.epoch for each in first)
+    assert asked(ledger, "one") == again
+
+
+def test_workers_that_lease_at_once_never_get_the_same_job(ledger: Ledger) -> None:
+    opened(ledger, total=200)
+    start = threading.Barrier(8)
+
+    def work(_: int) -> list[int]:
+        start.wait()
+        mine: list[int] = []
+        while found := lease(ledger, 3):
+            mine += [each.index for each in found]
+        return mine
+
+    with ThreadPoolExecutor(8) as pool:
+        taken = [index for mine in pool.map(work, range(8)) for index in mine]
+    assert sorted(taken) == list(range(200))
+
+
+def test_a_commit_ends_the_job_and_the_last_one_completes_the_batch(ledger: Ledger) -> None:
+    opened(ledger, total=2)
+    first, second = lease(ledger, 2)
+    assert ledger.commit(first, {"sha256": "x"}) == "done"
+    assert ledger.batch("cats").state == "open"
+    assert ledger.commit(second, {"sha256": "y"}) == "full"
+    record = ledger.batch("cats")
+    assert (record.state, record.done, record.pending, record.leased) == ("complete", 2, 0, 0)
+    assert ledger.full_parts() == [("cats", 0)]
+
+
+def test_a_commit_repeated_after_a_lost_answer_counts_once(ledger: Ledger) -> None:
+    opened(ledger)
+    [held] = lease(ledger)
+    assert ledger.commit(held, {}) == "done"
+    assert ledger.commit(held, {}) == "again"
+    assert ledger.batch("cats").done == 1
+
+
+def test_several_commits_in_one_call_are_judged_one_by_one(ledger: Ledger) -> None:
+    opened(ledger, total=4)
+    old, *rest = lease(ledger, 3)
+    ledger.release([old])
+    [fresh] = lease(ledger)
+    finished: list[tuple[Lease, dict[str, Any]]] = [(each, {}) for each in (old, fresh, *rest, rest[0])]
+    assert ledger.commit_all(finished) == ["stale", "done", "done", "done", "again"]
+    assert (ledger.batch("cats").done, ledger.batch("cats").leased) == (3, 0)
+
+
+def test_a_worker_presumed_dead_cannot_commit_fail_renew_or_release(ledger: Ledger) -> None:
+    opened(ledger, total=1)
+    [old] = lease(ledger)
+    assert expire(ledger) == 1
+    [new] = lease(ledger)
+    assert new.epoch > old.epoch
+    assert new.attempts == 1
+    assert ledger.commit(old, {}) == "stale"
+    assert ledger.fail(old, {"code": "x", "message": "y"}) == "stale"
+    assert ledger.release([old]) == 0
+    assert ledger.renew([old, new], lease_s=30) == {"cats/0"}
+    assert ledger.commit(new, {}) == "full"
+    assert ledger.commit(old, {}) == "stale"
+
+
+def test_a_lease_that_is_held_does_not_run_out(ledger: Ledger) -> None:
+    opened(ledger)
+    held = lease(ledger, 2)
+    assert ledger.renew(held, lease_s=30) == set()
+    assert ledger.sweep() == 0
+
+
+def test_a_released_job_runs_again_first_and_uncharged(ledger: Ledger) -> None:
+    opened(ledger)
+    held = lease(ledger, 2)
+    assert ledger.release(held) == 2
+    assert [(each.index, each.attempts) for each in lease(ledger, 3)] == [(0, 0), (1, 0), (2, 0)]
+
+
+@pytest.mark.parametrize(
+    ("workers", "message"),
+    [(["a", "b", "a"], "lost 3 times with 2 workers"), (["a"] * 6, "lost 6 times with 1 worker")],
+)
+def test_a_job_that_is_lost_with_its_workers_again_and_again_fails_as_poison(
+    ledger: Ledger, workers: list[str], message: str
+) -> None:
+    opened(ledger, total=1)
+    for worker in workers:
+        assert ledger.batch("cats").state == "open"
+        assert len(lease(ledger, worker=worker)) == 1
+        assert expire(ledger) == 1
+    [record] = ledger.jobs("cats", [0])
+    assert (record.state, record.attempts) == (JobState.FAILED, len(workers))
+    assert record.error == {"code": "poison", "message": message, "worker": workers[-1]}
+    assert ledger.batch("cats").state == "complete"
+
+
+def test_after_an_outage_no_lease_is_judged_before_its_holder_could_renew_it(ledger: Ledger) -> None:
+    opened(ledger, total=1)
+    [held] = lease(ledger)
+    client: Any = ledger.redis
+    assert expire(ledger) == 1
+    [held] = lease(ledger)
+    client.zadd("lf:leases", {held.name: 1})
+    client.delete("lf:sweeper")
+    # as if Redis, or everybody who sweeps, had been away for a minute
+    client.set("lf:swept", int(client.get("lf:swept")) - 60_000)
+    assert ledger.sweep(patience_s=10) == 0
+    assert ledger.renew([held], lease_s=30) == set()
+    client.delete("lf:sweeper", "lf:judged")
+    assert ledger.sweep(patience_s=10) == 0
+    assert ledger.commit(held, {}) == "full"
+
+
+def test_an_epoch_is_higher_than_any_before_even_if_an_older_record_came_back(ledger: Ledger) -> None:
+    opened(ledger)
+    client: Any = ledger.redis
+    [before] = lease(ledger)
+    client.hset("lf:batch:cats", mapping={"epoch": 0, "cursor": 0})
+    [after] = lease(ledger)
+    assert after.epoch > before.epoch
+
+
+def test_a_commit_under_a_lost_lease_is_refused_whatever_became_of_the_job(ledger: Ledger) -> None:
+    opened(ledger, total=2)
+    old, other = lease(ledger, 2)
+    assert expire(ledger) == 2
+    assert ledger.commit(old, {}) == "stale"
+    new = next(each for each in lease(ledger, 2) if each.index == old.index)
+    assert ledger.commit(old, {}) == "stale"
+    assert ledger.commit(new, {}) == "done"
+    assert ledger.commit(old, {}) == "stale"
+    ledger.cancel("cats")
+    assert ledger.commit(other, {}) == "stale"
+    ledger.begin_delete("cats")
+    assert ledger.commit(other, {}) == "deleting"
+    ledger.redis.flushall()
+    assert ledger.commit(old, {}) == "stale"
+    assert ledger.redis.keys("*") == []
+
+
+def test_a_part_tells_whether_some_lease_of_it_ended_without_a_commit(ledger: Ledger) -> None:
+    opened(ledger, total=2)
+    first, second = lease(ledger, 2)
+    ledger.commit(first, {})
+    assert not ledger.had_returns("cats", 0)
+    ledger.release([second])
+    assert ledger.had_returns("cats", 0)
+    [again] = lease(ledger)
+    ledger.commit(again, {})
+    ledger.trim("cats", 0, retries=0)
+    assert not ledger.had_returns("cats", 0)
+
+
+def test_a_failed_job_keeps_its_reason_and_never_blocks_the_batch(ledger: Ledger) -> None:
+    opened(ledger, total=2)
+    bad, good = lease(ledger, 2)
+    assert ledger.fail(bad, {"code": "nan", "message": "not finite"}) == "failed"
+    assert ledger.commit(good, {}) == "full"
+    record = ledger.batch("cats")
+    assert (record.state, record.done, record.failed) == ("complete", 1, 1)
+    assert ledger.jobs("cats", [0])[0].error == {"code": "nan", "message": "not finite"}
+
+
+def test_a_job_that_may_run_again_does_so_after_its_delay_until_its_attempts_are_used(ledger: Ledger) -> None:
+    opened(ledger, total=1)
+    [held] = lease(ledger)
+    assert ledger.fail(held, {"code": "oom"}, retry=True, delay_s=60) == "retry"
+    assert lease(ledger) == []
+    ledger.redis.zadd("lf:again:cats", {"0": 1})
+    for outcome in ("retry", "full"):
+        [held] = lease(ledger)
+        assert ledger.fail(held, {"code": "oom"}, retry=True) == outcome
+
+
+def test_only_one_worker_sweeps_at_a_time(ledger: Ledger) -> None:
+    assert ledger.sweep() == 0
+    assert ledger.sweep() == -1
+
+
+def test_a_worker_is_leased_jobs_of_its_own_model_only(ledger: Ledger) -> None:
+    opened(ledger, "cats", 1, model="sd14")
+    assert lease(ledger) == []
+    assert [each.batch for each in ledger.lease("sd14", "w", 1, lease_s=30)] == ["cats"]
+
+
+def test_a_higher_priority_is_leased_first(ledger: Ledger) -> None:
+    opened(ledger, "low", 2)
+    opened(ledger, "high", 2, priority=5)
+    assert [each.batch for each in lease(ledger, 4)] == ["high", "high", "low", "low"]
+
+
+def test_a_priority_counts_from_the_next_lease_on(ledger: Ledger) -> None:
+    opened(ledger, "a", 2)
+    opened(ledger, "b", 2)
+    ledger.set_priority("b", 7)
+    assert [each.batch for each in lease(ledger, 3)] == ["b", "b", "a"]
+
+
+def test_batches_of_one_priority_share_and_a_newcomer_gets_its_share_at_once(ledger: Ledger) -> None:
+    opened(ledger, "big", 1000)
+    lease(ledger, 100)
+    opened(ledger, "tiny", 10)
+    batches = [each.batch for each in lease(ledger, 20)]
+    assert 9 <= batches.count("tiny") <= 10
+
+
+def test_a_batch_that_was_paused_does_not_catch_up_on_the_others_cost(ledger: Ledger) -> None:
+    opened(ledger, "a", 1000)
+    opened(ledger, "b", 1000)
+    ledger.pause("b", "x")
+    lease(ledger, 200)
+    ledger.resume("b")
+    batches = [each.batch for each in lease(ledger, 20)]
+    assert batches.count("b") == 10

@@ -1,0 +1,240 @@
+"""The ledger rebuilt from the bucket, after Redis was emptied or went back in time."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from latentfarm import Batch, Farm, InputError
+from latentfarm.job import JobState
+from latentfarm.ledger import Lease, Restoration
+from latentfarm.recovery.recover import Recovered, batches_in, recover_batch
+from latentfarm.storage.keys import image_key
+from latentfarm.storage.results import flush_full_parts
+from latentfarm.submission.request import SubmitOptions
+
+pytestmark = pytest.mark.integration
+
+
+#: what a picture and its receipt tell alike
+MADE = {"request": {"seed": 7}, "model_digest": "m", "prompt_truncated": True}
+
+
+def png(job: str) -> bytes:
+    info, out = PngInfo(), io.BytesIO()
+    info.add_text("latentfarm", json.dumps({"job": job, **MADE}))
+    Image.new("RGB", (8, 8), (1, 2, 3)).save(out, format="PNG", pnginfo=info)
+    return out.getvalue()
+
+
+def put(farm: Farm, lease: Lease) -> dict[str, Any]:
+    body, key = png(lease.name), image_key(lease.batch, lease.index, lease.epoch)
+    farm.bucket.put(key, body)
+    return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body), **MADE}
+
+
+def work(farm: Farm, count: int, *, fail: frozenset[int] = frozenset()) -> list[Lease]:
+    """Render up to ``count`` jobs, without a picture worth looking at."""
+    found = farm.ledger.lease("mini", "w", count, lease_s=30)
+    for lease in found:
+        if lease.index in fail:
+            farm.ledger.fail(lease, {"code": "nan", "message": "not finite"})
+        else:
+            farm.ledger.commit(lease, put(farm, lease))
+    return found
+
+
+def recover(farm: Farm, batch: str = "cats", *, dry_run: bool = False) -> Recovered:
+    return recover_batch(farm.ledger, farm.bucket, batch, dry_run=dry_run)
+
+
+def rows(count: int) -> list[dict[str, Any]]:
+    return [{"prompt": f"p{n}", "seed": n} for n in range(count)]
+
+
+def lines(batch: Batch) -> list[dict[str, Any]]:
+    # who rendered it and how often it was tried lies in the ledger and in flushed results only
+    return [{k: v for k, v in line.items() if k not in {"attempts", "worker"}} for line in batch.results()]
+
+
+def test_after_flushall_everything_finished_is_known_again_and_only_the_rest_is_rendered(farm: Farm) -> None:
+    batch = farm.submit(rows(2300), batch="cats")
+    work(farm, 1000, fail=frozenset({5}))
+    assert flush_full_parts(farm.ledger, farm.bucket) == 1
+    work(farm, 40)
+    before = lines(batch)
+    assert batch.status().truncated == 1039
+    farm.ledger.redis.flushall()
+
+    found = recover(farm)
+    assert (found.was, found.state, found.total, found.done, found.failed) == ("missing", "open", 2300, 1039, 1)
+    assert found.changes == {"missing -> done": 1039, "missing -> failed": 1}
+    assert batch.status().images_per_s is None
+    assert lines(batch) == before
+    assert batch.status().truncated == 1039
+    assert batch.status().errors == {"nan": 1}
+    rendered = []
+    while some := work(farm, 500):
+        rendered += [lease.index for lease in some]
+    assert rendered == list(range(1040, 2300))
+    assert batch.wait().state == "complete"
+    assert recover(farm).changed is False
+
+
+def test_a_dry_run_tells_the_same_and_changes_nothing(farm: Farm) -> None:
+    farm.submit(rows(20), batch="cats")
+    work(farm, 5)
+    farm.ledger.redis.flushall()
+    told = recover(farm, dry_run=True)
+    assert farm.ledger.redis.keys("lf:*") == []
+    assert told == recover(farm)
+
+
+def test_an_old_snapshot_is_brought_up_to_date_and_a_job_whose_image_is_gone_runs_again(farm: Farm) -> None:
+    batch = farm.submit(rows(10), batch="cats")
+    first = work(farm, 2)
+    client: Any = farm.ledger.redis
+    snapshot = {key: client.dump(key) for key in client.keys("lf:*")}
+    later = work(farm, 3)
+    client.flushall()
+    for key, value in snapshot.items():
+        client.restore(key, 0, value)
+    farm.bucket.delete([image_key("cats", 0, first[0].epoch)])
+
+    assert batch.status().done == 2
+    found = recover(farm)
+    assert found.changes == {"done -> pending": 1, "pending -> done": 3}
+    assert found.examples == {"done -> pending": [0], "pending -> done": [2, 3, 4]}
+    again = work(farm, 10)
+    assert [lease.index for lease in again] == [0, 5, 6, 7, 8, 9]
+    assert min(lease.epoch for lease in again) > max(lease.epoch for lease in later)
+    assert batch.wait().complete
+
+
+def test_whoever_held_a_lease_during_a_recovery_commits_nothing(farm: Farm) -> None:
+    batch = farm.submit(rows(3), batch="cats")
+    [held] = farm.ledger.lease("mini", "w", 1, lease_s=30)
+    recover(farm)
+    receipt = put(farm, held)
+    assert farm.ledger.commit(held, receipt) == "stale"
+    work(farm, 3)
+    assert batch.wait().done == 3
+    # the image that counted for nothing is gone, the others are there
+    assert set(farm.bucket.keys("batches/cats/images/")) == {line["key"] for line in batch.results()}
+
+
+def test_an_image_that_does_not_decode_or_is_another_jobs_counts_for_nothing(farm: Farm) -> None:
+    farm.submit(rows(3), batch="cats")
+    leases = work(farm, 3)
+    cut, foreign, _ = (image_key("cats", lease.index, lease.epoch) for lease in leases)
+    farm.bucket.put(cut, png("cats/0")[:-30])
+    farm.bucket.put(foreign, png("dogs/1"))
+    farm.ledger.redis.flushall()
+    found = recover(farm)
+    assert (found.done, sorted(found.broken)) == (1, sorted([cut, foreign]))
+    assert [lease.index for lease in work(farm, 3)] == [0, 1]
+
+
+def test_a_job_that_failed_as_poison_leaves_no_image(farm: Farm) -> None:
+    farm.submit(rows(1), batch="cats")
+    client: Any = farm.ledger.redis
+    for worker in ("a", "b", "c"):
+        [lost] = farm.ledger.lease("mini", worker, 1, lease_s=30)
+        put(farm, lost)
+        client.zadd("lf:leases", {lost.name: 1})
+        client.delete("lf:sweeper")
+        farm.ledger.sweep()
+    assert farm.batch("cats").wait().errors == {"poison": 1}
+    assert list(farm.bucket.keys("batches/cats/images/")) == []
+
+
+def test_of_several_images_of_a_job_the_latest_whole_one_counts(farm: Farm) -> None:
+    batch = farm.submit(rows(1), batch="cats")
+    farm.bucket.put(image_key("cats", 0, 5), png("cats/0"))
+    farm.bucket.put(image_key("cats", 0, 7), png("cats/0"))
+    farm.bucket.put(image_key("cats", 0, 9), b"cut")
+    farm.ledger.redis.flushall()
+    recover(farm)
+    assert [line["key"] for line in batch.results()] == [image_key("cats", 0, 7)]
+    assert batch.wait().complete
+    assert set(farm.bucket.keys("batches/cats/images/")) == {image_key("cats", 0, 7), image_key("cats", 0, 9)}
+
+
+def test_a_batch_whose_submission_was_cut_is_recovered_as_far_as_it_came_and_resumed(farm: Farm) -> None:
+    def cut() -> Any:
+        yield from rows(3500)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        farm.submit(cut(), batch="cats")
+    farm.ledger.redis.flushall()
+    found = recover(farm)
+    assert found.state == "opening"
+    assert found.total in {2000, 3000}
+    assert farm.submit(iter(rows(3600)), batch="cats").status().total == 3600
+
+
+def test_what_its_user_decided_outlasts_the_ledger(farm: Farm) -> None:
+    for name in ("paused", "cancelled", "urgent"):
+        farm.submit(rows(3), batch=name)
+    farm.batch("paused").pause("lunch")
+    farm.batch("cancelled").cancel()
+    farm.batch("urgent").set_priority(5)
+    farm.ledger.redis.flushall()
+    assert sorted(batches_in(farm.bucket)) == ["cancelled", "paused", "urgent"]
+    for name in ("paused", "cancelled", "urgent"):
+        recover(farm, name)
+    assert farm.batch("paused").status().paused == "by its user: lunch"
+    assert farm.batch("cancelled").status().cancelled == 3
+    assert farm.batch("urgent").status().priority == 5
+    assert {lease.batch for lease in work(farm, 99)} == {"urgent"}
+
+
+def test_wrong_rows_are_failed_again_and_a_failure_that_only_the_ledger_knew_is_kept(farm: Farm) -> None:
+    wrong = {"prompt": "a", "width": 65}
+    batch = farm.submit([*rows(5), wrong], batch="cats", rules=SubmitOptions(check_first=False))
+    work(farm, 2, fail=frozenset({1}))
+    assert recover(farm).changed is False
+    assert batch.status().errors == {"nan": 1, "invalid_row": 1}
+    farm.ledger.redis.flushall()
+    recover(farm)
+    assert batch.status().errors == {"invalid_row": 1}
+    assert [job.id for job in batch.jobs(state=JobState.FAILED)] == ["cats/5"]
+
+
+def test_a_submission_never_overwrites_what_the_ledger_has_forgotten(farm: Farm) -> None:
+    farm.submit(rows(3), batch="cats")
+    farm.ledger.redis.flushall()
+    with pytest.raises(InputError, match="latentfarm recover cats"):
+        farm.submit(rows(3), batch="cats")
+    with pytest.raises(InputError, match="other content"):
+        farm.submit(["another"], batch="cats")
+    assert farm.ledger.redis.keys("lf:*") == []
+    assert recover(farm).total == 3
+
+
+def test_a_recovery_killed_midway_leases_nothing_and_is_repeated(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    farm.submit(rows(3), batch="cats")
+    work(farm, 1)
+    monkeypatch.setattr(Restoration, "end", killed)
+    with pytest.raises(KeyboardInterrupt):
+        recover(farm)
+    assert farm.batch("cats").status().state == "recovering"
+    assert work(farm, 3) == []
+    monkeypatch.undo()
+    assert recover(farm).state == "open"
+    assert len(work(farm, 3)) == 2
+
+
+def test_a_batch_that_is_not_in_the_bucket_cannot_be_recovered(farm: Farm) -> None:
+    with pytest.raises(InputError, match="nothing can be rebuilt"):
+        recover(farm, "dogs")

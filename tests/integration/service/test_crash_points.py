@@ -1,0 +1,116 @@
+"""A worker and a producer, killed with kill -9 exactly before and after each of their acts; another takes over."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tests.chaos.crash_points import KILLED, PRODUCER_ACTS, WORKER_ACTS
+from tests.chaos.fake_worker import ALIAS, write_model
+from tests.chaos.farm_run import PRELOAD
+from tests.chaos.fork_server import Born, Nursery
+from tests.conftest import until
+
+from latentfarm import Farm
+from latentfarm.storage.keys import batch_prefix
+from latentfarm.storage.manifest import ManifestReader, read_header
+from latentfarm.storage.results import read_part
+
+pytestmark = pytest.mark.integration
+
+MOMENTS = ("before", "after")
+#: the job is charged for a worker that died with its lease: two runs; else one
+ATTEMPTS = {"before lease": 1, "after commit": 1, **{f"{m} {act}": 1 for m in MOMENTS for act in ("flush", "forget")}}
+#: two parts
+ROWS = 1_300
+#: a model that no worker has: what a producer left is counted, and nobody may take of it meanwhile
+UNSERVED = "unserved"
+
+
+@pytest.fixture(scope="module")
+def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
+    log = tmp_path_factory.mktemp("nursery") / "log"
+    with Nursery((*PRELOAD, "tests.chaos.crash_points"), log=log) as made:
+        yield made
+
+
+class Processes:
+    """Starts workers and producers on the farm of a test."""
+
+    def __init__(self, nursery: Nursery, farm: Farm, folder: Path) -> None:
+        source = str(write_model(folder / "model"))
+        mine = farm.settings.model_copy(update={"model": ALIAS, "model_source": source, "slots": 2})
+        self._env = {**mine.environment(), "LATENTFARM_LEASE_S": "1", "LATENTFARM_SWEEP_S": "0.2"}
+        self._nursery = nursery
+        self._log = folder / "log"
+
+    def work(self, point: str = "") -> Born:
+        """Start a worker that kills itself at the point."""
+        return self._start("work", {"point": point})
+
+    def submit(self, arguments: list[str], point: str = "") -> Born:
+        """Start a producer that kills itself at the point."""
+        return self._start("submit", {"point": point, "arguments": arguments})
+
+    def _start(self, entry: str, arguments: dict[str, object]) -> Born:
+        return self._nursery.start(entry, f"tests.chaos.crash_points:{entry}", arguments, env=self._env, log=self._log)
+
+
+@pytest.fixture
+def processes(nursery: Nursery, farm: Farm, tmp_path: Path) -> Processes:
+    return Processes(nursery, farm, tmp_path)
+
+
+@pytest.mark.parametrize("act", WORKER_ACTS)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_worker_that_dies_at_any_point_loses_nothing_and_nothing_is_committed_twice(
+    farm: Farm, processes: Processes, moment: str, act: str
+) -> None:
+    point = f"{moment} {act}"
+    row = {"prompt": "a red circle", "num_inference_steps": 1, "guidance_scale": 1.0}
+    batch = farm.submit([row], batch="b", model=ALIAS)
+    assert processes.work(point).wait(60) == KILLED
+    second = processes.work()
+    until(lambda: batch.status().complete and not farm.ledger.full_parts())
+    second.send(signal.SIGKILL)
+    second.wait(60)
+    [line] = read_part(farm.bucket, "b", 0)
+    assert (line["state"], line["attempts"]) == ("done", ATTEMPTS.get(point, 2))
+    assert [key for key in farm.bucket.keys(batch_prefix("b")) if "/images/" in key] == [line["key"]]
+    body = farm.bucket.get(line["key"])
+    assert hashlib.sha256(body).hexdigest() == line["sha256"]
+    with Image.open(io.BytesIO(body), formats=["PNG"]) as picture:
+        picture.load()
+    assert farm.ledger.redis.zcard("lf:leases") == farm.ledger.redis.hlen("lf:holders") == 0
+
+
+@pytest.mark.parametrize("act", PRODUCER_ACTS)
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_a_producer_that_dies_at_any_point_is_run_again_and_half_a_batch_is_never_taken_for_whole(
+    farm: Farm, processes: Processes, tmp_path: Path, moment: str, act: str
+) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"a red circle {n}"}) + "\n" for n in range(ROWS)))
+    arguments = [str(file), "--batch", "b", "--model", UNSERVED]
+    point = f"{moment} {act}"
+    assert processes.submit(arguments, point).wait(60) == KILLED
+    if "b" in farm.ledger.batches():
+        half = farm.ledger.batch("b")
+        assert half.state == ("open" if point == "after last grow" else "opening")
+        assert half.total == ROWS or half.state == "opening"
+        # what may be leased by now lies in the bucket
+        reader = ManifestReader(farm.bucket)
+        assert all(reader.line("b", index)["index"] == index for index in range(half.total))
+    assert processes.submit(arguments).wait(60) == 0
+    record, header = farm.ledger.batch("b"), read_header(farm.bucket, "b")
+    assert header is not None
+    assert (record.state, record.total, header.total) == ("open", ROWS, ROWS)
+    assert [ManifestReader(farm.bucket).line("b", index)["index"] for index in (0, 999, ROWS - 1)] == [0, 999, ROWS - 1]
+    leased = [lease.index for _ in range(2) for lease in farm.ledger.lease(UNSERVED, "w", 1_000, lease_s=30)]
+    assert sorted(leased) == list(range(ROWS))

@@ -1,0 +1,116 @@
+"""Pictures of every format from the engine to a user's folder, through a real Redis and a real S3 server."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from tests.conftest import read_lines
+from tests.support.rendering import renderer
+from tests.support.tiny import make_tiny
+
+from latentfarm import Batch, Farm, InputError
+from latentfarm.fetch.contact_sheet import contact_sheet
+from latentfarm.image_formats import IMAGE_FORMATS, format_of, text_inside
+from latentfarm.recovery.recover import recover_batch
+from latentfarm.storage.keys import results_key
+from latentfarm_worker.models import Family, load_family
+
+pytestmark = pytest.mark.integration
+
+SMALL = {"width": 64, "height": 64, "num_inference_steps": 2, "scheduler": "euler"}
+FILES = ["000000.png", "000001.webp", "000002.jpg"]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    model = make_tiny(tmp_path_factory.mktemp("model") / "tiny")
+    return load_family(model, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture
+def batch(farm: Farm, family: Family) -> Batch:
+    """One seed in every format, with its strip from noise to result."""
+    rows = [{"prompt": "a \N{SNOWMAN}", "seed": 7, "image_format": name, **SMALL} for name in IMAGE_FORMATS]
+    found = farm.submit(rows, batch="b", trace=True)
+    with renderer(farm, family) as worker:
+        worker.render_all()
+        found.wait(timeout_s=60)
+    return found
+
+
+def test_keys_and_content_types_are_those_of_the_format_and_strips_stay_png(farm: Farm, batch: Batch) -> None:
+    for line, made in zip(batch.results(), IMAGE_FORMATS.values(), strict=True):
+        assert line["key"].endswith(made.ending)
+        assert line["trace"]["key"].endswith(".png")
+        head = farm.bucket.client.head_object(Bucket=farm.bucket.name, Key=line["key"])
+        assert (head["ContentType"], head["ContentLength"]) == (made.content_type, line["bytes"])
+        assert line["request"]["image_format"] == made.name
+
+
+def test_a_format_changes_no_pixel_but_jpeg_s_and_all_tell_how_they_were_made(farm: Farm, batch: Batch) -> None:
+    pixels = []
+    for line in batch.results():
+        made = format_of(line["key"])
+        assert made is not None
+        with Image.open(io.BytesIO(farm.bucket.get(line["key"])), formats=[made.pillow]) as image:
+            image.load()
+            pixels.append(image.convert("RGB").tobytes())
+            told = text_inside(image)
+        assert told["parameters"].startswith("a \N{SNOWMAN}\nSteps: 2")
+        receipt = json.loads(told["latentfarm"])
+        assert (receipt["job"], receipt["request"]["seed"]) == (line["job"], 7)
+    assert pixels[0] == pixels[1] != pixels[2]
+
+
+def test_a_fetch_names_files_by_their_format_and_resumes(batch: Batch, tmp_path: Path) -> None:
+    fetched = batch.fetch(tmp_path)
+    assert [file.name for file, _ in fetched.pictures] == FILES
+    assert [line["file_name"] for line in read_lines(tmp_path / "metadata.jsonl")] == FILES
+    lines = read_lines(tmp_path / "results.jsonl")
+    assert [line["file"] for line in lines] == FILES
+    assert [line["trace"] for line in lines] == [f"traces/{n:06d}.png" for n in range(3)]
+    assert all((tmp_path / line["trace"]).is_file() for line in lines)
+    assert contact_sheet(fetched.pictures).width > 0
+    again = batch.fetch(tmp_path)
+    assert (again.downloaded, again.present) == (0, 6)
+
+
+def test_a_template_with_an_ending_is_refused_before_anything_is_downloaded(batch: Batch, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"job b/1: its picture is \.webp, but .* says \.png"):
+        batch.fetch(tmp_path / "out", name_template="{index}.png")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_webdataset_s_members_have_their_format_s_ending(batch: Batch, tmp_path: Path) -> None:
+    batch.fetch(tmp_path, layout="webdataset")
+    with tarfile.open(tmp_path / "shard-00000.tar") as tar:
+        names = [name for name in tar.getnames() if name.count(".") == 1 and not name.endswith((".json", ".txt"))]
+    assert names == ["00000000.png", "00000001.webp", "00000002.jpg"]
+    again = batch.fetch(tmp_path, layout="webdataset")
+    assert (again.downloaded, again.present) == (0, 1)
+
+
+@pytest.mark.parametrize("left", ["images", "results too"])
+def test_every_format_proves_its_job_when_redis_was_emptied(farm: Farm, batch: Batch, left: str) -> None:
+    before = [(line["key"], line["sha256"], line["request"]) for line in batch.results()]
+    if left == "images":
+        farm.bucket.delete([results_key("b", 0)])
+    farm.ledger.redis.flushall()
+    found = recover_batch(farm.ledger, farm.bucket, "b")
+    assert (found.done, found.broken) == (3, [])
+    assert [(line["key"], line["sha256"], line["request"]) for line in batch.results()] == before
+
+
+def test_an_image_that_is_not_what_its_ending_says_proves_nothing(farm: Farm, batch: Batch) -> None:
+    png, webp, _ = (line["key"] for line in batch.results())
+    farm.bucket.put(webp, farm.bucket.get(png))
+    farm.bucket.delete([results_key("b", 0)])
+    farm.ledger.redis.flushall()
+    found = recover_batch(farm.ledger, farm.bucket, "b")
+    assert (found.done, found.broken) == (2, [webp])

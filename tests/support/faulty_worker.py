@@ -1,0 +1,81 @@
+"""A real worker whose model breaks where a prompt is a fault's name: ``python -m tests.support.faulty_worker``.
+
+``FAULTS_SEEN`` names a folder: a file there tells of each fault that was met and of the process that met it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import torch
+
+from latentfarm.settings import Settings
+from latentfarm_worker.build import load_model
+from latentfarm_worker.models.text_encoder import Prompt, Tensors
+from latentfarm_worker.service import worker
+from latentfarm_worker.service.tasks import serve
+
+_real_load = load_model
+
+
+def block() -> None:
+    """Wait for ever, as for a driver's answer."""
+    Event().wait()
+
+
+def hold_the_lock() -> None:
+    """Wait for ever within a C function, as a driver's call that does not give the interpreter's lock away."""
+    ctypes.PyDLL(None).sleep(3600)
+
+
+def stick() -> None:
+    """Lose the device."""
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+
+def die() -> None:
+    """Die as if killed for memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crawl() -> None:
+    """Take a second for a step."""
+    time.sleep(1)
+
+
+FAULTS = {fault.__name__: fault for fault in (block, hold_the_lock, stick, die, crawl)}
+
+
+class Faulty:
+    """A family that breaks in ``predict`` as soon as a prompt that names a fault is in the batch."""
+
+    def __init__(self, family: Any) -> None:
+        self._family = family
+        self._marks = {fault: family.encode([Prompt(family.tokenize(fault))])[0]["states"] for fault in FAULTS}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+        for prompt, mark in self._marks.items():
+            if (told["states"] == mark).all(dim=2).all(dim=1).any():
+                (Path(os.environ["FAULTS_SEEN"]) / f"{prompt}-{os.getpid()}").touch()
+                FAULTS[prompt]()
+        return self._family.predict(latents, timesteps, told)  # type: ignore[no-any-return]
+
+
+def load_faulty(settings: Settings) -> Any:
+    """Load the worker's model, and break it."""
+    return Faulty(_real_load(settings))
+
+
+if __name__ == "__main__":
+    worker.load_model = load_faulty  # type: ignore[attr-defined]
+    sys.exit(serve())

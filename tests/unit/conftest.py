@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.engines import JOBS, render_alone
+from tests.support.tiny import make_tiny
+
+from latentfarm_worker.models import load_family
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    # tiny convolutions lose more to a busy machine's second core than they win
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session", params=["sd1", "sd2", "sdxl"])
+def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param)
+
+
+@pytest.fixture(scope="session")
+def family(model: Path) -> Any:
+    return load_family(model, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def sd1(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = make_tiny(tmp_path_factory.mktemp("models") / "sd1")
+    return load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = make_tiny(tmp_path_factory.mktemp("models") / "sdxl", kind="sdxl")
+    return load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def pipeline(model: Path) -> Any:
+    from diffusers import DiffusionPipeline
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def alone(sd1: Any) -> list[bytes]:
+    return [render_alone(sd1, job) for job in JOBS]

@@ -1,0 +1,146 @@
+"""Plans against the schedulers' own step loops."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from latentfarm import schedulers
+from latentfarm.errors import JobError
+from latentfarm_worker.engine import sampling_plan as plans
+
+pytestmark = pytest.mark.unit
+
+CONFIG: dict[str, Any] = {
+    "_class_name": "PNDMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "skip_prk_steps": True,
+    "steps_offset": 1,
+}
+BOUND = 2e-6
+
+
+def by_loop(name: str, prediction: str, steps: int, start: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+    """The scheduler's own loop, as StableDiffusionPipeline runs it."""
+    resolved = schedulers.resolve(name)
+    config = {**CONFIG, "prediction_type": prediction}
+    scheduler = plans.make_scheduler(resolved.class_name, config, resolved.options)
+    scheduler.set_timesteps(steps, device="cpu")
+    arguments = plans.step_arguments(scheduler, torch.Generator("cpu").manual_seed(5))
+    sample = start * float(getattr(scheduler, "init_noise_sigma", 1.0))
+    for call, timestep in enumerate(scheduler.timesteps):
+        plans.scale_input(scheduler, sample, timestep)
+        sample = scheduler.step(outputs[call], timestep, sample, **arguments, return_dict=False)[0]
+    return sample
+
+
+def compare(name: str, prediction: str, steps: int) -> float:
+    plan = plans.plan_for({**CONFIG, "prediction_type": prediction}, name, {}, steps)
+    source = torch.Generator("cpu").manual_seed(steps)
+    # float64 tells a wrong coefficient from rounding; noise is drawn in float32, as in the engine
+    dtype = torch.float32 if any(plan.draws) else torch.float64
+    start = torch.randn((1, 4, 8, 8), generator=source, dtype=dtype)
+    outputs = torch.randn((plan.calls, 1, 4, 8, 8), generator=source, dtype=dtype)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        wanted = by_loop(name, prediction, steps, start, outputs)
+    generator = torch.Generator("cpu").manual_seed(5)
+    got = plans.replay(plan, start * plan.init_noise_sigma, lambda call: outputs[call], generator)
+    return float((got - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("name", schedulers.SHORT_NAMES)
+def test_a_plan_gives_the_loops_samples(name: str, prediction: str) -> None:
+    if name == "edm_euler" and prediction == "v_prediction":
+        prediction = "epsilon"  # EDM knows no velocity
+    assert compare(name, prediction, 7) < BOUND
+    assert compare(name, prediction, 20) < BOUND
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    name=st.sampled_from(["pndm", "euler_a", "heun", "dpm++2m-karras", "dpm++2s", "unipc", "lcm", "sa_solver"]),
+    steps=st.integers(min_value=2, max_value=50),
+)
+def test_a_plan_gives_the_loops_samples_at_any_step_count(name: str, steps: int) -> None:
+    assert compare(name, "epsilon", steps) < BOUND
+
+
+@pytest.mark.parametrize("name", ["euler", "ddim", "dpm++2m", "unipc", "heun", "pndm", "euler_a"])
+def test_one_step_is_enough_for_a_plan(name: str) -> None:
+    assert compare(name, "epsilon", 1) < BOUND
+
+
+def test_calls_can_outnumber_steps() -> None:
+    assert plans.plan_for(CONFIG, "euler", {}, 10).calls == 10
+    assert plans.plan_for(CONFIG, "heun", {}, 10).calls == 19
+    assert plans.plan_for(CONFIG, None, {}, 10).calls == 11  # PNDM, the model's own
+
+
+def test_only_stochastic_schedulers_draw() -> None:
+    assert not any(plans.plan_for(CONFIG, "euler", {}, 5).draws)
+    assert all(plans.plan_for(CONFIG, "euler_a", {}, 5).draws)
+
+
+def test_plans_are_cached_and_their_digest_tells_them_apart() -> None:
+    plan = plans.plan_for(CONFIG, "euler", {}, 5)
+    assert plans.plan_for(dict(CONFIG), "euler", {}, 5) is plan
+    others = [
+        plans.plan_for(CONFIG, "euler", {}, 6),
+        plans.plan_for(CONFIG, "euler", {"use_karras_sigmas": True}, 5),
+    ]
+    assert len({plan.digest, *(other.digest for other in others)}) == 3
+    assert len(plan.digest) == 64
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ddim", {"thresholding": True}),
+        ("ddpm", {"thresholding": True}),
+        ("unipc", {"thresholding": True}),
+        ("ddim", {"clip_sample": True}),
+        ("lcm", {"clip_sample": True}),
+    ],
+)
+def test_what_clips_or_thresholds_is_refused_by_name(name: str, options: dict[str, Any]) -> None:
+    with pytest.raises(JobError, match=schedulers.resolve(name).class_name) as refused:
+        plans.plan_for(CONFIG, name, options, 5)
+    assert refused.value.code == "scheduler"
+    assert f"set {next(iter(options))} to false" in str(refused.value)
+
+
+def test_pndms_runge_kutta_start_is_refused_with_its_cure() -> None:
+    with pytest.raises(JobError, match="set skip_prk_steps to true"):
+        plans.plan_for(CONFIG, "pndm", {"skip_prk_steps": False}, 8)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "steps", "says"),
+    [
+        ("euler", {"use_karras": True}, 5, "no 'use_karras'; write one of .*use_karras_sigmas"),
+        ("dpm++2m", {"algorithm_type": "magic"}, 5, "DPMSolverMultistepScheduler .*magic"),
+        ("lcm", {}, 400, "num_inference_steps=400"),
+        ("nonsense", {}, 5, "'nonsense' is not known"),
+    ],
+)
+def test_what_diffusers_cannot_take_is_refused(name: str, options: dict[str, Any], steps: int, says: str) -> None:
+    with pytest.raises(JobError, match=says) as refused:
+        plans.plan_for(CONFIG, name, options, steps)
+    assert refused.value.code == "scheduler"
+
+
+def test_a_models_own_scheduler_without_a_plan_is_refused() -> None:
+    with pytest.raises(JobError, match="RePaintScheduler has no tested sampling plan"):
+        plans.plan_for({**CONFIG, "_class_name": "RePaintScheduler"}, None, {}, 5)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentfarm.job import MAX_SEED, PART_JOBS, Defaults, Job, Row, seed_for
+from latentfarm.storage.manifest import INVALID_ROW, Part, PartWriter
+
+pytestmark = pytest.mark.unit
+
+
+def written(*rows: Row | str, batch: str = "b", **defaults: Any) -> list[Part]:
+    """Write rows; a text stands for a wrong row and says what is wrong."""
+    writer = PartWriter(batch, Defaults(**defaults))
+    parts: list[Part] = []
+    for number, row in enumerate(rows):
+        parts += writer.add_wrong(row, number) if isinstance(row, str) else writer.add(row, number)
+    return [*parts, *writer.rest()]
+
+
+def lines(*parts: Part) -> list[dict[str, Any]]:
+    return [json.loads(line) for part in parts for line in part.lines.splitlines()]
+
+
+def test_a_rows_own_field_wins_over_the_batchs_default() -> None:
+    [line] = lines(*written(Row(prompt="a", width=128), width=64, height=64))
+    assert (line["width"], line["height"]) == (128, 64)
+
+
+def test_what_everybody_leaves_open_is_written_down_in_full() -> None:
+    [line] = lines(*written(Row(prompt="a")))
+    assert (line["num_inference_steps"], line["guidance_scale"], line["negative_prompt"]) == (25, 7.5, "")
+
+
+def test_images_per_prompt_makes_that_many_jobs_with_rising_seeds() -> None:
+    found = lines(*written(Row(prompt="first"), Row(prompt="a", seed=7, num_images_per_prompt=3, id="x")))
+    assert [(line["index"], line["seed"], line["row"], line["id"]) for line in found[1:]] == [
+        (1, 7, 1, "x"),
+        (2, 8, 1, "x"),
+        (3, 9, 1, "x"),
+    ]
+
+
+def test_the_last_seed_is_followed_by_zero() -> None:
+    found = lines(*written(Row(prompt="a", seed=MAX_SEED, num_images_per_prompt=2)))
+    assert [line["seed"] for line in found] == [MAX_SEED, 0]
+
+
+def test_a_row_without_a_seed_gets_the_one_made_of_batch_and_index() -> None:
+    found = lines(*written(Row(prompt="a"), Row(prompt="b", num_images_per_prompt=2), batch="cats"))
+    first = seed_for("cats", 1)
+    assert [line["seed"] for line in found] == [seed_for("cats", 0), first, first + 1]
+
+
+def test_a_wrong_row_keeps_its_place_as_a_job_that_has_failed() -> None:
+    [part] = written(Row(prompt="a"), "line 2: width 65", Row(prompt="b"))
+    assert part.wrong == {1: {"code": INVALID_ROW, "message": "line 2: width 65"}}
+    assert [line.get("prompt") for line in lines(part)] == ["a", None, "b"]
+    assert lines(part)[1]["invalid"]["message"] == "line 2: width 65"
+
+
+def test_parts_hold_a_thousand_jobs_and_the_last_the_rest() -> None:
+    parts = written(*[Row(prompt="a", num_images_per_prompt=1700)] * 2)
+    assert [(part.number, part.first, part.total) for part in parts] == [
+        (0, 0, 1000),
+        (1, 1000, 2000),
+        (2, 2000, 3000),
+        (3, 3000, 3400),
+    ]
+    assert [line["index"] for line in lines(*parts)] == list(range(3400))
+
+
+rows = st.builds(
+    Row,
+    prompt=st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30),
+    seed=st.none() | st.integers(0, MAX_SEED),
+    num_images_per_prompt=st.none() | st.integers(1, 3),
+    width=st.none() | st.integers(8, 256).map(lambda side: side * 8),
+    columns=st.none() | st.dictionaries(st.text("abc", max_size=3), st.integers() | st.text("xyz"), max_size=3),
+)
+
+
+@given(st.lists(rows, max_size=12))
+def test_every_line_is_a_valid_job_and_the_chain_is_that_of_the_content(found: list[Row]) -> None:
+    parts = written(*found)
+    for line in lines(*parts):
+        Job.model_validate({**line, "batch": "b"})
+    assert [part.chain for part in written(*found)] == [part.chain for part in parts]
+    if found:
+        changed = [*found[:-1], found[-1].model_copy(update={"prompt": found[-1].prompt + "!"})]
+        assert written(*changed)[-1].chain != parts[-1].chain
+
+
+def test_a_chain_tells_apart_what_differs_in_an_earlier_part_only() -> None:
+    many = [Row(prompt="a")] * (PART_JOBS + 1)
+    first, second = written(*many)
+    other_first, other_second = written(Row(prompt="b"), *many[1:])
+    assert first.chain != other_first.chain
+    assert second.lines == other_second.lines
+    assert second.chain != other_second.chain

@@ -1,0 +1,309 @@
+from __future__ import annotations
+
+import json
+import tracemalloc
+from collections import Counter
+from itertools import product
+from math import prod
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from latentfarm.errors import InputError
+from latentfarm.job import Row
+from latentfarm.submission.expansion import Expansion
+
+pytestmark = pytest.mark.unit
+
+CAT = Row(prompt="a cat", id="x", seed=9, columns={"score": 1})
+
+
+def decided(prompt: str, *, number: int = 0, seed: int = 0, wildcards: Path | None = None) -> str:
+    expansion = Expansion.parse(dynamic=True, seed=seed, wildcards=wildcards)
+    [row] = expansion.rows(Row(prompt=prompt), number)
+    return row.prompt
+
+
+@pytest.fixture
+def wildcards(tmp_path: Path) -> Path:
+    (tmp_path / "wildcards" / "animals").mkdir(parents=True)
+    (tmp_path / "wildcards" / "animals" / "cats.txt").write_text("# cats\n\n  tabby\nsiamese  \n")
+    (tmp_path / "wildcards" / "colour.txt").write_text("{light|dark} red\n__animals/cats__ grey\n")
+    (tmp_path / "wildcards" / "loop.txt").write_text("__loop__\n")
+    (tmp_path / "wildcards" / "bomb.txt").write_text("__bomb2__ " * 20 + "\n")
+    (tmp_path / "wildcards" / "bomb2.txt").write_text("{a|b} " * 60 + "\n")
+    (tmp_path / "wildcards" / "empty.txt").write_text("\n# nothing\n")
+    (tmp_path / "wildcards" / "long.txt").write_text("a" * 3000 + "\n")
+    (tmp_path / "wildcards" / "latin.txt").write_bytes(b"caf\xe9\n")
+    return tmp_path / "wildcards"
+
+
+def test_a_plain_expansion_leaves_every_row_as_it_is() -> None:
+    plain = Expansion.parse()
+    assert (plain.is_plain, plain.key, plain.factor) == (True, "", 1)
+    [row] = plain.rows(CAT, 0)
+    assert row is CAT
+
+
+def test_the_last_sweep_varies_fastest_and_replaces_the_rows_own_value() -> None:
+    expansion = Expansion.parse(["guidance_scale=5,7.5,10", "seed=1..2"])
+    assert expansion.factor == 6
+    made = list(expansion.rows(CAT, 0))
+    assert [(row.guidance_scale, row.seed) for row in made] == list(product([5.0, 7.5, 10.0], [1, 2]))
+    assert {(row.prompt, row.id, str(row.columns)) for row in made} == {("a cat", "x", "{'score': 1}")}
+
+
+@pytest.mark.parametrize(
+    ("option", "values"),
+    [
+        ("seed=1..10..3", [1, 4, 7, 10]),
+        ("seed=1..9..3,100,5..6", [1, 4, 7, 100, 5, 6]),
+        ("seed= 3 , 4", [3, 4]),
+        ("width=512..640..64", [512, 576, 640]),
+        ("scheduler=euler,dpm++2m-karras", ["euler", "dpm++2m-karras"]),
+        ('negative_prompt=,blurry,"dark, grim",1..4', ["", "blurry", "dark, grim", "1..4"]),
+        ("trace=true,false", [True, False]),
+        ("prompt_syntax=plain,a1111", ["plain", "a1111"]),
+        ("clip_skip=0..2", [0, 1, 2]),
+        ('scheduler_options={"solver_order": 2},{}', [{"solver_order": 2}, {}]),
+        ("num_images_per_prompt=1,2", [1, 2]),
+    ],
+)
+def test_a_sweep_says_values_and_ranges(option: str, values: list[object]) -> None:
+    made = list(Expansion.parse([option]).rows(CAT, 0))
+    assert [getattr(row, option.partition("=")[0]) for row in made] == values
+    for row in made:
+        assert Row.model_validate(row.model_dump()) == row
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["seed"], "--sweep 'seed' has no values; write FIELD=VALUES, such as seed=1..4"),
+        (["seed="], "--sweep 'seed=': there are no values; write FIELD=VALUES"),
+        (["seed=1,,2"], "--sweep 'seed=1,,2': seed has an empty value; take out the comma, or write a value"),
+        (["sead=1"], "--sweep 'sead=1': field 'sead' cannot be swept; did you mean 'seed'?"),
+        (["prompt=a,b"], "--sweep 'prompt=a,b': field 'prompt' cannot be swept; "),
+        (["id=a"], "--sweep 'id=a': field 'id' cannot be swept; write one of clip_skip, guidance_interval"),
+        (["seed=1,x"], "--sweep 'seed=1,x': seed 'x' is wrong; write a valid integer"),
+        (["seed=-1..4"], "--sweep 'seed=-1..4': seed -1 is wrong; write greater than or equal to 0"),
+        (["seed=4..1"], "--sweep 'seed=4..1': 4..1 runs backwards; write 1..4"),
+        (["seed=1..4..0"], "--sweep 'seed=1..4..0': the step of 1..4..0 is wrong; write 1 or more"),
+        (["seed=1..1.5"], "--sweep 'seed=1..1.5': seed '1..1.5' is wrong"),
+        (["width=512..640..50"], "--sweep 'width=512..640..50': width 612 is not a multiple of 8; write 608 or 616"),
+        (["guidance_scale=5,nan"], "--sweep 'guidance_scale=5,nan': guidance_scale 'nan' is wrong; "),
+        (["scheduler=eulr"], "--sweep 'scheduler=eulr': scheduler 'eulr' is not known; did you mean 'euler'?"),
+        (["scheduler_options=1,"], "--sweep 'scheduler_options=1,': '1,' is no JSON; write objects such as"),
+        (["scheduler_options=1"], "--sweep 'scheduler_options=1': scheduler_options 1 is wrong; write a valid dict"),
+        (['negative_prompt="a'], "--sweep 'negative_prompt=\"a': the quotes in '\"a' do not close; write \"a, b\""),
+        (["seed=1", "seed=2"], "--sweep 'seed=2': seed is swept twice; write its values in one --sweep"),
+        (
+            ["seed=1..10000001"],
+            "--sweep 'seed=1..10000001': a row would become 10,000,001; sweep over at most 10,000,000",
+        ),
+        (
+            ["seed=0..9223372036854775807"],
+            "--sweep 'seed=0..9223372036854775807': a row would become 9,223,372,036,854,",
+        ),
+        (
+            ["seed=1..5000000", "trace=true,false,true"],
+            "--sweep 'trace=true,false,true': a row would become 15,000,000;",
+        ),
+    ],
+)
+def test_a_wrong_sweep_is_told_with_option_value_and_cure(options: list[str], told: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Expansion.parse(options)
+    assert str(caught.value).startswith(told)
+
+
+def test_a_product_of_ten_million_is_never_in_memory() -> None:
+    expansion = Expansion.parse(["seed=1..5000000", "trace=true,false"])
+    tracemalloc.start()
+    rows = expansion.rows(CAT, 0)
+    assert [(next(rows).seed, next(rows).seed) for _ in range(1000)] == [(seed, seed) for seed in range(1, 1001)]
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    assert expansion.factor == 10_000_000
+
+
+def test_the_key_tells_what_decides_and_nothing_else(wildcards: Path) -> None:
+    options: list[tuple[list[str], int, Path | None, bool]] = [
+        ([], 0, None, False),
+        ([], 0, None, True),
+        ([], 1, None, True),
+        ([], 0, wildcards, True),
+        (["seed=1..3"], 0, None, False),
+        (["seed=1..4"], 0, None, False),
+        (["seed=1,4"], 0, None, False),
+        (["seed=1..3", "trace=true,false"], 0, None, False),
+        (["trace=true,false", "seed=1..3"], 0, None, False),
+    ]
+
+    def keys() -> list[str]:
+        return [Expansion.parse(s, seed=n, wildcards=w, dynamic=d).key for s, n, w, d in options]
+
+    before = keys()
+    assert len(set(before)) == len(before)
+    assert keys() == before
+    assert Expansion.parse(["guidance_scale=5"]).key == Expansion.parse(["guidance_scale = 5.0 "]).key
+    (wildcards / "colour.txt").write_text("blue\n")
+    assert [old == new for old, new in zip(before, keys(), strict=True)].count(False) == 1
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["seed", "num_inference_steps", "num_images_per_prompt"]),
+        st.lists(st.integers(1, 500), min_size=1, max_size=5),
+        max_size=3,
+    )
+)
+def test_the_rows_are_the_product_in_order(sweeps: dict[str, list[int]]) -> None:
+    expansion = Expansion.parse([f"{field}={','.join(map(str, values))}" for field, values in sweeps.items()])
+    made = [tuple(getattr(row, field) for field in sweeps) for row in expansion.rows(CAT, 0)]
+    assert made == list(product(*sweeps.values()))
+    assert len(made) == expansion.factor == prod(map(len, sweeps.values()))
+
+
+def test_prompts_are_taken_as_they_stand_unless_dynamic_prompts_are_on(wildcards: Path) -> None:
+    braces = Row(prompt="{a|b} __c__ \\{")
+    assert list(Expansion.parse(["seed=1"]).rows(braces, 0)) == [Row(prompt=braces.prompt, seed=1)]
+    with pytest.raises(InputError, match="write --dynamic-prompts too"):
+        Expansion.parse(wildcards=wildcards)
+
+
+def test_the_choice_is_the_same_everywhere() -> None:
+    # these are promised: a change would make other pictures of an old batch
+    colours = [decided("a {red|green|blue} cat", number=number).split()[1] for number in range(6)]
+    assert colours == ["blue", "green", "green", "green", "blue", "green"]
+    assert decided("{2$$ and $$a|b|c|d} {1-3$$x|y|z} {0.5::p|9.5::q}", seed=7) == "c and a z q"
+
+
+def test_every_alternative_comes_about_as_often_as_it_should() -> None:
+    equal = Counter(decided("{a|b|c|d}", number=number) for number in range(4000))
+    assert set(equal) == set("abcd")
+    assert max(equal.values()) < 1150
+    weighted = Counter(decided("{3::a|b|0::c}", number=number) for number in range(4000))
+    assert set(weighted) == {"a", "b"}
+    assert 2850 < weighted["a"] < 3150
+    pairs = Counter(decided("{2$$-$$a|b|c}", number=number) for number in range(600))
+    assert set(pairs) == {"a-b", "b-a", "a-c", "c-a", "b-c", "c-b"}
+
+
+def test_the_seed_the_row_the_position_and_the_field_each_change_the_choice() -> None:
+    text = "".join(["{a|b}"] * 40)
+    row = Row(prompt=text, negative_prompt=text)
+    expansion = Expansion.parse(["seed=1,2"], dynamic=True)
+    first, second = expansion.rows(row, 0)
+    [other_row, _] = expansion.rows(row, 1)
+    [other_seed, _] = Expansion.parse(["seed=1,2"], dynamic=True, seed=1).rows(row, 0)
+    texts = [first.prompt, first.negative_prompt, second.prompt, other_row.prompt, other_seed.prompt]
+    assert len(set(texts)) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "outcomes"),
+    [
+        ("a {red|{light|dark} blue} cat", {"a red cat", "a light blue cat", "a dark blue cat"}),
+        ("{a|}b", {"ab", "b"}),
+        ("{2$$a|b}", {"a, b", "b, a"}),
+        ("{2$$ and $$a|b}", {"a and b", "b and a"}),
+        ("{0-1$$a|b}.", {".", "a.", "b."}),
+        ("{$$a}", {"$$a"}),
+        (r"\{a\|b\} {x}", {"{a|b} x"}),
+        (r"{\{|\}}", {"{", "}"}),
+        (r"\__colour\__ {x} (a:1.2) \(b\)", {r"__colour__ x (a:1.2) \(b\)"}),
+        ("__../secret__ {x}", {"__../secret__ x"}),
+        ("snake_case a_b __ c", {"snake_case a_b __ c"}),
+        ("a } | b {x}", {"a } | b x"}),
+        ("a __animals/cats__!", {"a tabby!", "a siamese!"}),
+        ("__colour__", {"light red", "dark red", "tabby grey", "siamese grey"}),
+        ("{__animals/cats__|dog}", {"tabby", "siamese", "dog"}),
+    ],
+)
+def test_a_choice_is_one_of_its_outcomes(text: str, outcomes: set[str], wildcards: Path) -> None:
+    expansion = Expansion.parse(dynamic=True, wildcards=wildcards)
+    assert {row.prompt for number in range(100) for row in expansion.rows(Row(prompt=text), number)} == outcomes
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a {b|c", r"prompt 'a {b|c': a { is not closed; write }, or \{ for the brace itself"),
+        ("{3$$a|b}", "prompt '{3$$a|b}': 3 of 2 alternatives cannot be had; write at most 2"),
+        ("{0::a}", "prompt '{0::a}': 1 of 0 alternatives cannot be had"),
+        ("{3-1$$a|b|c}", "prompt '{3-1$$a|b|c}': 3-1$$ runs backwards; write 1-3$$"),
+        ("{|}", "prompt '{|}' comes out empty; write an alternative that shows something"),
+        ("__colours__", "prompt '__colours__': wildcard __colours__ is not in "),
+        ("__colours__", "did you mean __colour__?"),
+        ("__dogs__", "the known ones are animals/cats, bomb, bomb2, colour, empty, latin, long, loop"),
+        ("__loop__", "prompt '__loop__': choices are nested over 20 deep; does a wildcard hold itself?"),
+        ("__bomb__", "prompt '__bomb__': it takes over 1,000 choices; write fewer"),
+        ("__empty__", "empty.txt is empty; write a text a line"),
+        ("__latin__", "latin.txt: byte 4 is no UTF-8; save the file as UTF-8"),
+        ("{" * 50 + "a" + "}" * 50, "choices are nested over 20 deep"),
+        ("__long__ __long__", "prompt 'aaaaaaaaaaaaaaaa"),
+        ("__long__ __long__", "is 6,001 bytes long; shorten it to 4,096"),
+        ("__animals/../../secret__", "prompt '__animals/../../secret__': wildcard __animals/../../secret__ is not in "),
+    ],
+)
+def test_a_wrong_choice_is_told_with_field_value_and_cure(text: str, told: str, wildcards: Path) -> None:
+    expansion = Expansion.parse(dynamic=True, wildcards=wildcards)
+    row = Row(prompt=text)
+    with pytest.raises(InputError) as caught:
+        list(expansion.rows(row, 0))
+    assert told in str(caught.value)
+    assert str(caught.value).startswith("prompt ")
+
+
+def test_a_wildcard_needs_a_folder_and_no_link_leads_out_of_it(tmp_path: Path, wildcards: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"wildcard __colour__ has no file; name the folder of colour\.txt with --wildc"
+    ):
+        decided("__colour__")
+    with pytest.raises(InputError, match="there is no such folder"):
+        Expansion.parse(dynamic=True, wildcards=tmp_path / "none")
+    (tmp_path / "secret.txt").write_text("secret\n")
+    (wildcards / "link.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(InputError, match=r"link\.txt: the link leads out of"):
+        Expansion.parse(dynamic=True, wildcards=wildcards)
+
+
+def test_a_wildcard_file_that_changes_is_told(wildcards: Path) -> None:
+    expansion = Expansion.parse(dynamic=True, wildcards=wildcards)
+    (wildcards / "colour.txt").write_text("blue\n")
+    with pytest.raises(InputError, match=r"colour\.txt changed meanwhile; run the command again"):
+        list(expansion.rows(Row(prompt="__colour__"), 0))
+
+
+LEAVES = st.text("abc ", min_size=1, max_size=4)
+TREES = st.recursive(LEAVES, lambda inner: st.lists(inner, min_size=1, max_size=3), max_leaves=12)
+Tree = str | list["Tree"]
+
+
+def written(tree: Tree) -> str:
+    return tree if isinstance(tree, str) else "{" + "|".join(map(written, tree)) + "}"
+
+
+def outcomes(tree: Tree) -> set[str]:
+    return {tree} if isinstance(tree, str) else set().union(*map(outcomes, tree))
+
+
+@given(TREES, st.integers(0, 10**9), st.integers(0, 2**64))
+def test_a_choice_is_always_the_same_and_one_of_the_alternatives(tree: Tree, number: int, seed: int) -> None:
+    possible = outcomes(tree)
+    assume(all(map(str.strip, possible)))
+    chosen = decided(written(tree), number=number, seed=seed)
+    assert chosen == decided(written(tree), number=number, seed=seed)
+    assert chosen in possible
+
+
+@given(st.text("{}|\\_$:-a1./ ", max_size=60))
+def test_any_text_is_decided_or_refused(text: str) -> None:
+    assume(text.strip())
+    try:
+        assert decided(text).strip()
+    except InputError as error:
+        assert json.dumps(str(error))  # noqa: PT017 - not raising is as good

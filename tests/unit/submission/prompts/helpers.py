@@ -1,0 +1,34 @@
+"""Short ways to read what a test wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from latentfarm.job import Row
+from latentfarm.submission.prompts import LocatedRow, ReadOptions, RowError, open_source
+
+KEEP = ReadOptions(keep_columns=True)
+
+
+def found(file: Path, content: str | bytes, options: ReadOptions | None = None) -> list[LocatedRow | RowError]:
+    """Write a file and read it."""
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return list(open_source(file, options or ReadOptions()).read())
+
+
+def rows(file: Path, content: str | bytes, options: ReadOptions | None = None) -> list[Row]:
+    """Return the rows of a file that holds no problem."""
+    entries = found(file, content, options)
+    assert [entry.text for entry in entries if isinstance(entry, RowError)] == []
+    return [entry.row for entry in entries if isinstance(entry, LocatedRow)]
+
+
+def problems(file: Path, content: str | bytes, options: ReadOptions | None = None) -> list[tuple[str, str]]:
+    """Return reason and text of every problem."""
+    return [(entry.reason, entry.text) for entry in found(file, content, options) if isinstance(entry, RowError)]
+
+
+def given(row: Row) -> dict[str, Any]:
+    """Return what a row says."""
+    return row.model_dump(exclude_none=True)

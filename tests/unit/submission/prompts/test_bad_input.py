@@ -1,0 +1,176 @@
+"""What nobody should hand in: each is refused by name, at once, and in little memory."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import time
+import tracemalloc
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+import pytest
+from tests.unit.submission.prompts import helpers
+
+from latentfarm.errors import InputError
+from latentfarm.submission.prompts import RowError, open_source
+from latentfarm.submission.prompts.lines import MAX_LINE_BYTES
+
+pytestmark = pytest.mark.unit
+
+MIB = 2**20
+
+
+@contextmanager
+def little_memory_and_time() -> Iterator[None]:
+    tracemalloc.start()
+    begun = time.process_time()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 8 * MIB
+        # seconds, but tracemalloc makes them many
+        assert time.process_time() - begun < 60
+    finally:
+        tracemalloc.stop()
+
+
+def packed(unit: bytes, size_bytes: int) -> bytes:
+    packer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    block = unit * (MIB // len(unit))
+    return b"".join(packer.compress(block) for _ in range(size_bytes // MIB)) + packer.flush()
+
+
+@pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv", "tsv"])
+def test_a_line_of_a_gigabyte_is_refused_at_once(tmp_path: Path, suffix: str) -> None:
+    file = tmp_path / f"line.{suffix}"
+    with file.open("wb") as stream:
+        stream.write(b"prompt\n")
+        stream.truncate(2**30)
+    with (
+        little_memory_and_time(),
+        pytest.raises(InputError, match=rf"line\.{suffix} line 2 is longer than 1,048,576 bytes"),
+    ):
+        list(open_source(file).read())
+
+
+@pytest.mark.parametrize(
+    ("unit", "suffix", "told"),
+    [
+        (b"\0", "txt.gz", "line 1 is longer than 1,048,576 bytes"),
+        (b"\n", "txt.gz", "bytes before it hold no row; take out the blank lines and comments"),
+        (b"\n", "jsonl.gz", "bytes before it hold no row"),
+        (b"                \n", "jsonl.gz", "bytes before it hold no row"),
+        (b"# a comment that is not short\n", "txt.gz", "bytes before it hold no row"),
+        (b"\r\n", "csv.gz", "bytes before it hold no row"),
+        (b'"', "csv.gz", "line 1 is longer than 1,048,576 bytes"),
+    ],
+)
+def test_a_gzip_bomb_is_refused_before_it_goes_off(tmp_path: Path, unit: bytes, suffix: str, told: str) -> None:
+    file = tmp_path / f"bomb.{suffix}"
+    file.write_bytes(packed(unit, 2**26))
+    assert file.stat().st_size < MIB
+    with little_memory_and_time(), pytest.raises(InputError, match=told):
+        list(open_source(file).read())
+
+
+def test_a_prompt_repeated_many_times_is_no_bomb(tmp_path: Path) -> None:
+    (tmp_path / "same.txt.gz").write_bytes(gzip.compress(b"a cat\n" * 200_000))
+    assert sum(not isinstance(found, RowError) for found in open_source(tmp_path / "same.txt.gz").read()) == 200_000
+
+
+def test_the_longest_line_is_a_row_or_a_problem(tmp_path: Path) -> None:
+    assert helpers.problems(tmp_path / "p.txt", "a" * MAX_LINE_BYTES) == [
+        ("prompt", f"p.txt line 1: prompt '{'a' * 56}... is 1,048,576 bytes long; shorten it to 4,096")
+    ]
+    assert (
+        len(helpers.found(tmp_path / "p.txt", "a cat\n" * (MAX_LINE_BYTES // 6) + "a" * 4096))
+        == MAX_LINE_BYTES // 6 + 1
+    )
+    with pytest.raises(InputError, match=r"p\.txt line 3 is longer"):
+        helpers.found(tmp_path / "p.txt", "a\nb\n" + "a" * (MAX_LINE_BYTES + 1) + "\nc")
+
+
+def compressed(content: bytes) -> bytes:
+    """Return the same bytes in every process, for they name a test."""
+    return gzip.compress(content, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("p.txt", "a cat".encode("utf-16"), "p.txt is UTF-16; save it as UTF-8"),
+        ("p.csv", "prompt\n".encode("utf-16-le"), "p.csv looks like UTF-16; save it as UTF-8"),
+        ("p.jsonl", b"\xff\xfe\0\0" + "a".encode("utf-32-le"), "p.jsonl is UTF-32; save it as UTF-8"),
+        ("p.txt", compressed(b"a cat"), "p.txt is compressed with gzip; end its name in .gz"),
+        ("p.txt", b"PAR1", "p.txt is a parquet file; end its name in .parquet"),
+        ("p.txt.gz", b"a cat", "p.txt.gz is no gzip file or is damaged .*; compress it again"),
+        ("p.txt.gz", compressed(b"a cat\n" * 99)[:-9], "p.txt.gz is cut or damaged .*; compress or copy it again"),
+        ("p.txt.gz", compressed(b"a cat\n")[:-8] + bytes(8), "p.txt.gz is no gzip file or is damaged .*CRC"),
+        ("p.txt.gz", compressed(b"a cat\n")[:10] + b"\xff" * 9, "p.txt.gz is cut or damaged"),
+        ("p.txt", b"", "p.txt holds no prompt; write one a line"),
+        ("p.jsonl", b"\n \n", "p.jsonl holds no prompt"),
+        ("p.csv", b"", "p.csv holds no prompt"),
+        ("p.txt.gz", b"", "p.txt.gz holds no prompt"),
+        ("p.docx", b"a", r"p.docx: a prompt file ends in .txt, .jsonl, .csv, .tsv, .parquet \(each also"),
+        ("prompts", b"a", r"prompts: its name tells no format; say it with --format \(txt, jsonl"),
+        ("p.parquet.gz", compressed(b"a"), "p.parquet.gz is no parquet file"),
+    ],
+)
+def test_a_file_that_is_something_else_is_told_as_a_whole(tmp_path: Path, name: str, content: bytes, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        helpers.found(tmp_path / name, content)
+
+
+def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
+    lines = [json.dumps({"prompt": f"cat {number * 7919 % 100_003}"}) for number in range(50_000)]
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-1000])
+    reading = open_source(tmp_path / "cut.jsonl.gz").read()
+    assert not any(isinstance(found, RowError) for found in islice(reading, 20_000))
+    with pytest.raises(InputError, match="cut or damaged"):
+        list(reading)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "told"),
+    [
+        (b'{"prompt": "a\\u0000b"}', "prompt", "p.jsonl line 1: prompt 'a\\x00b' holds a NUL character; leave it out"),
+        (b'{"prompt": "\\ud800"}', "not JSON", "p.jsonl line 1 column "),
+        (b'{"prompt": "caf\xe9"}', "not UTF-8", "p.jsonl line 1: byte 16 is 0xe9, which is no UTF-8"),
+        (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "not JSON", "p.jsonl line 1 column "),
+        (b'{"prompt": "a", "guidance_scale": NaN}', "not JSON", "p.jsonl line 1 column "),
+        (b'{"prompt": "a", "columns": {"a": 1}}', "unknown field 'columns'", "p.jsonl line 1: field 'columns'"),
+        (b'{"prompt": "a", "' + b"k" * 9999 + b'": 1}', "unknown field 'kkkkk", "p.jsonl line 1: field 'kkkkk"),
+        (b'{"seed": 1}', "prompt is missing", 'p.jsonl line 1: prompt is missing; write "prompt": "..."'),
+        (b"null", "not an object", "p.jsonl line 1: 'null' is no object; write one such as"),
+    ],
+)
+def test_a_wrong_line_has_a_reason_to_count_by(tmp_path: Path, line: bytes, reason: str, told: str) -> None:
+    [(counted, text)] = helpers.problems(tmp_path / "p.jsonl", line)
+    assert counted.startswith(reason)
+    assert len(counted) < 100
+    assert text.startswith(told)
+    assert len(text) < 1000
+
+
+def test_a_row_with_a_thousand_faults_is_told_in_few_lines(tmp_path: Path) -> None:
+    line = json.dumps({"prompt": "a", **{f"key {number}": 1 for number in range(1000)}})
+    [(_, text)] = helpers.problems(tmp_path / "p.jsonl", line)
+    assert text.split("\n")[-1] == "... and 992 more in this row"
+    assert len(text.split("\n")) == 9
+
+
+def test_columns_nested_too_deeply_are_a_problem(tmp_path: Path) -> None:
+    for depth in (150, 900, 100_000):
+        line = '{"prompt": "a", "tree": ' + "[" * depth + "]" * depth + "}"
+        entries = helpers.found(tmp_path / "p.jsonl", line, helpers.KEEP)
+        assert [isinstance(entry, RowError) for entry in entries] == [depth > 200]
+
+
+def test_the_second_row_with_an_id_is_a_problem(tmp_path: Path) -> None:
+    lines = [{"prompt": "a", "id": "x"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}, {"prompt": "d", "id": "y"}]
+    assert helpers.problems(tmp_path / "p.jsonl", "\n".join(map(json.dumps, lines))) == [
+        ("id is not unique", "p.jsonl line 3: id 'x' is not unique; an earlier row has it")
+    ]

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.submission.prompts import helpers
+
+from latentfarm import schedulers
+from latentfarm.submission.prompts import LocatedRow
+from latentfarm.submission.prompts.flags import _FIELD_OF, _SAMPLERS, check_line, has_flags
+from latentfarm.submission.prompts.rows import FIELDS, ReadOptions, RowCheck
+
+pytestmark = pytest.mark.unit
+
+CHECK = RowCheck(ReadOptions())
+
+
+def fields(line: str) -> dict[str, Any]:
+    assert has_flags(line)
+    found = check_line("line", CHECK, line)
+    assert isinstance(found, LocatedRow), found
+    return helpers.given(found.row)
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a cat -- sleeping", "well--known cat", "a cat --", "--", "a --1 cat", "a ---cat", "a cat, -n dog", "2--n 3"],
+)
+def test_a_double_dash_alone_stays_a_prompt(tmp_path: Path, line: str) -> None:
+    assert [row.prompt for row in helpers.rows(tmp_path / "p.txt", line)] == [line]
+
+
+def test_kohyas_values_run_to_the_next_flag() -> None:
+    line = 'a "cat", 8k --n low quality, "bad" hands --W 512 --h 768 --d 7 --s 30 --l 7.5'
+    assert fields(line) == {
+        "prompt": 'a "cat", 8k',
+        "negative_prompt": 'low quality, "bad" hands',
+        "width": 512,
+        "height": 768,
+        "seed": 7,
+        "num_inference_steps": 30,
+        "guidance_scale": 7.5,
+    }
+
+
+def test_a1111s_values_are_words_of_a_shell() -> None:
+    line = (
+        '--prompt "a \\"red\\" cat" --negative_prompt blurry, \'very dark\' --seed 7 --steps 20 --cfg_scale 6.5 '
+        '--width 512 --height 768 --sampler_name "DPM++ 2M Karras" --n_iter 3 --batch_size 2'
+    )
+    assert fields(line) == {
+        "prompt": 'a "red" cat',
+        "negative_prompt": "blurry, very dark",
+        "seed": 7,
+        "num_inference_steps": 20,
+        "guidance_scale": 6.5,
+        "width": 512,
+        "height": 768,
+        "scheduler": "dpm++2m-karras",
+        "num_images_per_prompt": 6,
+    }
+
+
+def test_a1111s_flags_may_follow_a_prompt_and_minus_one_is_no_seed() -> None:
+    assert fields("it's a cat --steps 20 --seed -1") == {"prompt": "it's a cat", "num_inference_steps": 20}
+
+
+def test_a_quoted_text_may_hold_what_looks_like_a_flag() -> None:
+    assert fields('--prompt "a cat --n dog" --s 20') == {"prompt": "a cat --n dog", "num_inference_steps": 20}
+
+
+@pytest.mark.parametrize(
+    ("line", "reason", "told"),
+    [
+        ("a cat --sleeping", "flag --sleeping", "flag '--sleeping' is not known; did you mean --seed?"),
+        ("a cat --q 3", "flag --q", "flag '--q' is not known; write one of --n, --w,"),
+        ("a cat --steps=20", "flag --steps=20", "flag '--steps=20' is not known; did you mean --steps?"),
+        ("a cat --s x", "num_inference_steps", "--s 'x' is wrong; write a valid integer"),
+        ("a cat --d 1,2", "seed", "--d '1,2' is wrong; write a valid integer"),
+        ("a cat --w 1030", "width", "--w '1030' is not a multiple of 8; write 1024 or 1032"),
+        ("a cat --n", "flag --n", "flag --n has no value; write one after it"),
+        ("a cat --steps --seed 1", "flag --steps", "flag --steps has no value; write one after it"),
+        ("a cat --steps 20 30", "flag --steps", "flag --steps has a second value '30'"),
+        ("a cat --w 64 --width 64", "flag --width", "flag --width '64' gives width a second time; write it once"),
+        ("a cat --n_iter 2 --n_iter 2", "flag --n_iter", "flag --n_iter '2' gives num_images_per_prompt a second time"),
+        ("a cat --prompt dog", "flag --prompt", "flag --prompt 'dog' gives prompt a second time; write it once"),
+        ("a cat --n_iter two", "flag --n_iter", "flag --n_iter 'two' is wrong; write a whole number"),
+        ("a cat --n_iter 200 --batch_size 99", "num_images_per_prompt", "--batch_size 19800 is wrong; write less"),
+        ('--prompt "a cat', "flags' quotes", "'--prompt \"a cat' has no closing quotation; write"),
+        ("--n bad", "prompt is missing", "prompt is missing; write it before the flags"),
+        ('--prompt ""', "flag --prompt", "flag --prompt has no value; write one after it"),
+        (
+            "--prompt a --sampler_name Euller",
+            "flag --sampler_name",
+            "flag --sampler_name 'Euller' is not made here; did",
+        ),
+        (
+            "--prompt a --sampler_name DPM --steps 3",
+            "flag --sampler_name",
+            "flag --sampler_name 'DPM' is not made here;",
+        ),
+    ],
+)
+def test_a_line_whose_flags_cannot_be_read_is_an_error(tmp_path: Path, line: str, reason: str, told: str) -> None:
+    [(counted, text)] = helpers.problems(tmp_path / "p.txt", f"fine\n{line}\n")
+    assert counted == reason
+    assert text.startswith(f"p.txt line 2: {told}")
+
+
+def test_every_flag_and_sampler_names_something_that_is_there() -> None:
+    assert set(_FIELD_OF.values()) <= FIELDS
+    assert set(_SAMPLERS.values()) <= set(schedulers.SHORT_NAMES)
+
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30)
+#: what a shell would not take for a flag, and what a line can hold
+QUOTED = WORDS.map(lambda text: f"a {text}".replace("\n", " ").replace("\r", " "))
+
+
+@given(QUOTED, QUOTED, st.integers(0, 2**63 - 1), st.integers(1, 500))
+def test_quoted_texts_come_back_from_a1111s_flags(prompt: str, negative: str, seed: int, steps: int) -> None:
+    line = f"--prompt {shlex.quote(prompt)} --negative_prompt {shlex.quote(negative)} --seed {seed} --steps {steps}"
+    expected = {"prompt": prompt, "negative_prompt": negative, "seed": seed, "num_inference_steps": steps}
+    assert fields(line) == expected
+
+
+@given(QUOTED.filter(lambda text: not has_flags(text)), QUOTED.filter(lambda text: not has_flags(text)))
+def test_texts_without_flags_come_back_from_kohyas(prompt: str, negative: str) -> None:
+    expected = {"prompt": prompt.rstrip(), "negative_prompt": negative.strip(), "width": 512}
+    assert fields(f"{prompt} --n {negative} --w 512") == expected
+
+
+@given(st.text(max_size=60))
+def test_a_line_gives_its_prompt_or_an_error_and_never_half_of_a_flag(text: str) -> None:
+    line = f"a cat --{text}".strip()
+    found = check_line("line", CHECK, line) if has_flags(line) else None
+    if isinstance(found, LocatedRow):
+        assert found.row.prompt == "a cat"

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.unit.submission.prompts import helpers
+
+from latentfarm.submission.prompts import ReadOptions
+
+pytestmark = pytest.mark.unit
+
+
+def line(body: Any, **more: Any) -> str:
+    frame = {"custom_id": "request-1", "method": "POST", "url": "/v1/images/generations", "body": body}
+    return json.dumps({**frame, **more})
+
+
+def test_a_batch_line_is_a_row(tmp_path: Path) -> None:
+    body = {"model": "dall-e-2", "prompt": "a cat", "n": 2, "size": "512x768", "user": "u", "response_format": "url"}
+    ours = {"negative_prompt": "blurry", "seed": 7, "num_inference_steps": 30, "scheduler": "euler"}
+    [row] = helpers.rows(tmp_path / "b.jsonl", line({**body, **ours, "output_format": "png", "guidance_scale": None}))
+    expected = {"id": "request-1", "prompt": "a cat", "num_images_per_prompt": 2, "width": 512, "height": 768}
+    assert helpers.given(row) == {**expected, **ours, "image_format": "png"}
+
+
+def test_batch_lines_and_rows_may_stand_in_one_file(tmp_path: Path) -> None:
+    text = line({"prompt": "a cat", "size": "auto"}) + '\n{"prompt": "a dog"}\n'
+    assert [row.prompt for row in helpers.rows(tmp_path / "b.jsonl", text)] == ["a cat", "a dog"]
+
+
+@pytest.mark.parametrize(
+    ("text", "reason", "told"),
+    [
+        (line({"prompt": "a"}, method="GET"), "method", "method 'GET' is wrong; write \"POST\""),
+        (line({"prompt": "a"}, url="/v1/chat"), "url", "url '/v1/chat' is not served here; write \"/v1/images/gen"),
+        (line({"prompt": "a"}, custom_id=None), "custom_id", "custom_id null is missing; write a name of your own"),
+        (line({"prompt": "a"}, custom_id=5), "id", "custom_id 5 is wrong; write a valid string"),
+        (line("a cat"), "body", "body 'a cat' is no object; write one such as"),
+        (line({"n": 1}), "prompt is missing", 'prompt is missing; write "prompt": "..."'),
+        (line({"prompt": "a", "n": 0}), "num_images_per_prompt", "n 0 is wrong; write greater than or equal to 1"),
+        (line({"prompt": "a", "n": True}), "num_images_per_prompt", "n true is a boolean; write a number"),
+        (line({"prompt": "a", "size": "512"}), "size", "size '512' is wrong; write \"512x512\", width first"),
+        (line({"prompt": "a", "size": [512, 512]}), "size", "size [512, 512] is wrong; write"),
+        (line({"prompt": "a", "size": "1030x64"}), "width", "width 1030 is not a multiple of 8; write 1024 or 1032"),
+        (line({"prompt": "a", "size": "64x64", "width": 64}), "width", "width 64 gives width a second time; write it"),
+        (
+            line({"prompt": "a", "output_format": "gif"}),
+            "image_format",
+            "output_format 'gif' is not made here; write one of png, webp, jpeg",
+        ),
+        (
+            line({"prompt": "a", "quality": "hd"}),
+            "unknown field 'quality'",
+            "field 'quality' ('hd') is not known; write",
+        ),
+        (line({"prompt": "a", "id": "x"}), "unknown field 'id'", "field 'id' ('x') is not known"),
+        (
+            line({"prompt": "a"}, provider=1),
+            "unknown field 'provider'",
+            "field 'provider' (1) is not known; write one of",
+        ),
+    ],
+)
+def test_a_wrong_batch_line_is_told(tmp_path: Path, text: str, reason: str, told: str) -> None:
+    [(counted, problem)] = helpers.problems(tmp_path / "b.jsonl", text)
+    assert counted == reason
+    assert problem.startswith(f"b.jsonl line 1: {told}")
+
+
+def test_columns_of_frame_and_body_are_kept(tmp_path: Path) -> None:
+    text = line({"prompt": "a", "quality": "hd", "caption": "b"}, tags=["x"])
+    [row] = helpers.rows(tmp_path / "b.jsonl", text, helpers.KEEP)
+    assert row.columns == {"quality": "hd", "caption": "b", "tags": ["x"]}
+    [row] = helpers.rows(tmp_path / "b.jsonl", text, ReadOptions(prompt_column="caption", keep_columns=True))
+    assert (row.prompt, row.columns) == ("b", {"quality": "hd", "prompt": "a", "tags": ["x"]})

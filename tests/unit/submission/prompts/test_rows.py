@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.submission.prompts import helpers
+
+from latentfarm.errors import InputError
+from latentfarm.job import Row
+from latentfarm.submission.prompts import LocatedRow, check_defaults
+
+pytestmark = pytest.mark.unit
+
+
+def test_txt_skips_blank_lines_and_comments(tmp_path: Path) -> None:
+    text = "\ufeffa cat\n\n# no prompt\n  a dog  \r\nc'est l'été"
+    assert [row.prompt for row in helpers.rows(tmp_path / "p.txt", text)] == ["a cat", "a dog", "c'est l'été"]
+
+
+def test_jsonl_takes_diffusers_names_and_null_means_not_given(tmp_path: Path) -> None:
+    line = '{"prompt": "a", "num_inference_steps": 30, "seed": null, "id": "x", "unknown": null}\n\n'
+    [found] = helpers.found(tmp_path / "prompts.jsonl", line)
+    assert found == LocatedRow("prompts.jsonl line 1", Row(prompt="a", num_inference_steps=30, id="x"))
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        (
+            '{"prompt": "a", "width": 1030}',
+            "p.jsonl line 1: width 1030 is not a multiple of 8; write 1024 or 1032",
+        ),
+        ('{"prompt": "a", "widht": 64}', "p.jsonl line 1: field 'widht' (64) is not known; did you mean 'width'?"),
+        ('{"promt": "a"}', 'p.jsonl line 1: prompt is missing; write "prompt": "..."'),
+        ('{"prompt": "a", "seed": "x"}', "p.jsonl line 1: seed 'x' is wrong; write a valid integer"),
+        ('{"prompt": "a", "num_inference_steps": 501}', "p.jsonl line 1: num_inference_steps 501 is wrong; write less"),
+        (
+            '{"prompt": "a", "scheduler": "eulr"}',
+            "p.jsonl line 1: scheduler 'eulr' is not known; did you mean 'euler'?",
+        ),
+        ('{"prompt": " "}', "p.jsonl line 1: prompt '' is empty; write what the picture shows"),
+        ('{"prompt": "a",}', "p.jsonl line 1 column 1"),
+        ('["a"]', "p.jsonl line 1: '[\"a\"]' is no object"),
+        ("[" * 100_000, "p.jsonl line 1 column 1"),
+    ],
+)
+def test_a_wrong_row_is_told_with_place_field_value_and_cure(tmp_path: Path, line: str, told: str) -> None:
+    [(_, text)] = helpers.problems(tmp_path / "p.jsonl", line)
+    assert text.startswith(told)
+
+
+def test_every_fault_of_a_row_is_told_and_the_first_is_counted(tmp_path: Path) -> None:
+    [(reason, text)] = helpers.problems(tmp_path / "p.jsonl", '{"prompt": "a", "width": 1, "seed": -1, "sead": 2}')
+    assert reason == "width"
+    assert [line.split()[3] for line in text.split("\n")] == ["width", "seed", "field"]
+
+
+def test_bytes_that_are_no_utf8_are_told_with_their_place(tmp_path: Path) -> None:
+    assert helpers.problems(tmp_path / "p.txt", b"fine\ncaf\xe9\n") == [
+        ("not UTF-8", "p.txt line 2: byte 4 is 0xe9, which is no UTF-8; save the file as UTF-8")
+    ]
+
+
+def test_wrong_defaults_are_refused_like_rows() -> None:
+    with pytest.raises(InputError, match="options: height 100 is not a multiple of 8; write 96 or 104"):
+        check_defaults({"height": 100})
+
+
+PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)
+
+
+@given(st.lists(PROMPTS, min_size=1, max_size=5))
+def test_every_prompt_of_a_jsonl_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
+) -> None:
+    text = "".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
+    read = helpers.rows(tmp_path_factory.getbasetemp() / "same.jsonl", text)
+    assert [row.prompt for row in read] == prompts
+
+
+@given(st.lists(PROMPTS.filter(lambda text: "\n" not in text and "--" not in text), min_size=1, max_size=5))
+def test_every_prompt_of_a_txt_comes_back_but_for_the_space_around_it(
+    tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
+) -> None:
+    read = helpers.rows(tmp_path_factory.getbasetemp() / "same.txt", "\n".join(f"a {prompt}" for prompt in prompts))
+    assert [row.prompt for row in read] == [f"a {prompt}".strip() for prompt in prompts]

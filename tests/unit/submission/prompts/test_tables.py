@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.submission.prompts import helpers
+
+from latentfarm.errors import InputError
+from latentfarm.submission.prompts import LocatedRow, ReadOptions
+from latentfarm.submission.prompts.lines import MAX_LINE_BYTES
+
+pytestmark = pytest.mark.unit
+
+
+def test_a_table_has_a_header_and_an_empty_cell_says_not_given(tmp_path: Path) -> None:
+    text = '\ufeffprompt,seed, trace ,scheduler_options\r\na cat,7,true,"{""solver_order"": 3}"\r\n"a, dog",,,\r\n'
+    cat, dog = helpers.rows(tmp_path / "p.csv", text)
+    assert helpers.given(cat) == {"prompt": "a cat", "seed": 7, "trace": True, "scheduler_options": {"solver_order": 3}}
+    assert helpers.given(dog) == {"prompt": "a, dog"}
+
+
+def test_tsv_separates_by_tabs(tmp_path: Path) -> None:
+    [row] = helpers.rows(tmp_path / "p.tsv", "prompt\tseed\na cat, a dog\t7\n")
+    assert helpers.given(row) == {"prompt": "a cat, a dog", "seed": 7}
+
+
+def test_a_place_is_the_line_that_a_row_begins_on(tmp_path: Path) -> None:
+    entries = helpers.found(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\nthree\n"caf\né",1\n')
+    assert [entry.place for entry in entries if isinstance(entry, LocatedRow)] == ["p.csv line 2", "p.csv line 5"]
+    assert helpers.problems(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\n"a\nb",1\n') == [
+        ("ragged row", "p.csv line 5: 2 cells, but the header has 1; write one with a delimiter in it in double quotes")
+    ]
+
+
+def test_syntax_and_clip_skip_are_columns(tmp_path: Path) -> None:
+    [row] = helpers.rows(tmp_path / "p.csv", "prompt,prompt_syntax,clip_skip\n(a cat:1.2),a1111,2\n")
+    assert helpers.given(row) == {"prompt": "(a cat:1.2)", "prompt_syntax": "a1111", "clip_skip": 2}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason", "told"),
+    [
+        ("a", "ragged row", "1 cell, but the header has 3; write the empty ones too"),
+        ("a,1,,4", "ragged row", "4 cells, but the header has 3; write one with a delimiter in it in double quotes"),
+        ('"a"b,1,', "not CSV", "',' expected after '\"'; close the double quotes"),
+        ('"a,1,', "not CSV", "unexpected end of data; close the double quotes"),
+        (",1,", "prompt is empty", "prompt '' is empty; write what the picture shows"),
+        ("a,x,", "seed", "seed 'x' is wrong; write a valid integer"),
+        ("a,1,{", "scheduler_options", "scheduler_options '{' is no JSON; write an object such as"),
+        ("a,1,[]", "scheduler_options", "scheduler_options [] is wrong; write a valid dictionary"),
+        ("a\0,1,", "prompt", "prompt 'a\\x00' holds a NUL character; leave it out"),
+    ],
+)
+def test_a_wrong_row_of_a_table_is_told_and_the_next_is_read(tmp_path: Path, row: str, reason: str, told: str) -> None:
+    entries = helpers.problems(tmp_path / "p.csv", f"prompt,seed,scheduler_options\nfine,1,\n{row}\n")
+    assert [counted for counted, _ in entries] == [reason]
+    assert entries[0][1].startswith(f"p.csv line 3: {told}")
+
+
+def test_bytes_that_are_no_utf8_cost_their_row_only(tmp_path: Path) -> None:
+    content = b"prompt\ncaf\xe9\nfine\n"
+    assert helpers.problems(tmp_path / "p.csv", content) == [
+        ("not UTF-8", "p.csv line 2: byte 4 is 0xe9, which is no UTF-8; save the file as UTF-8")
+    ]
+    assert len(helpers.found(tmp_path / "p.csv", content)) == 2
+
+
+@pytest.mark.parametrize(
+    ("header", "told"),
+    [
+        ("prompt,seed,prompt", "the header names column 'prompt' twice; rename one"),
+        ("prompt,,seed", "column 2 of the header has no name; write one"),
+        ("text,seed", "the header names no column 'prompt', but 'text', 'seed'; say which one .* --prompt-column"),
+        ("prompt;seed", "the header names no column 'prompt', but 'prompt;seed'; separate the columns by commas"),
+        ("prompt,widht", "column 'widht' is not known; did you mean 'width'. --keep-columns would carry it through"),
+        ("prompt,columns", "column 'columns' is not known"),
+        ('"prompt', "p.csv line 1: unexpected end of data"),
+    ],
+)
+def test_a_wrong_header_is_one_error_for_the_file(tmp_path: Path, header: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        helpers.found(tmp_path / "p.csv", f"{header}\n")
+
+
+def test_a_header_alone_holds_no_prompt(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"p\.csv holds no prompt"):
+        helpers.found(tmp_path / "p.csv", "prompt,seed\n")
+
+
+def test_the_prompt_may_be_in_another_column_and_the_rest_be_kept(tmp_path: Path) -> None:
+    text = "caption,prompt,seed,score\na cat,x,7,0.5\na dog,,,\n"
+    options = ReadOptions(prompt_column="caption", keep_columns=True)
+    cat, dog = helpers.rows(tmp_path / "p.csv", text, options)
+    assert helpers.given(cat) == {"prompt": "a cat", "seed": 7, "columns": {"prompt": "x", "score": "0.5"}}
+    assert helpers.given(dog) == {"prompt": "a dog", "columns": {"prompt": "", "score": ""}}
+    with pytest.raises(InputError, match="column 'prompt' is not known"):
+        helpers.found(tmp_path / "p.csv", text, ReadOptions(prompt_column="caption"))
+
+
+def test_a_record_over_a_megabyte_is_refused_at_once(tmp_path: Path) -> None:
+    lines = b'prompt\n"never closed\n' + b"a line of a hundred bytes".ljust(99) + b"\n"
+    with pytest.raises(InputError, match=r"p\.csv line \d+ is longer than 1,048,576 bytes.*double quote not closed"):
+        # cells of over 131,072 characters are refused by the csv module, so the record is made of many
+        helpers.found(tmp_path / "p.csv", lines + b'","'.join([b"a" * 99_999 + b"\n"] * (MAX_LINE_BYTES // 99_999 + 2)))
+
+
+PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(str.strip)
+
+
+@given(
+    st.lists(st.tuples(PROMPTS, st.none() | st.integers(0, 2**63 - 1)), min_size=1, max_size=5), st.sampled_from("ct")
+)
+def test_every_prompt_of_a_table_comes_back_as_it_was(
+    tmp_path_factory: pytest.TempPathFactory, written: list[tuple[str, int | None]], kind: str
+) -> None:
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, delimiter={"c": ",", "t": "\t"}[kind])
+    writer.writerows([("prompt", "seed"), *written])
+    read = helpers.rows(tmp_path_factory.getbasetemp() / f"same.{kind}sv", text.getvalue())
+    assert [(row.prompt, row.seed) for row in read] == written

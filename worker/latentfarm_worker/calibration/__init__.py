@@ -1,0 +1,1 @@
+"""Measurements that are made once for a device and cached."""

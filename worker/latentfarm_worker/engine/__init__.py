@@ -1,0 +1,1 @@
+"""Continuous batching at the denoising step. This package imports no Redis, S3 or Celery."""

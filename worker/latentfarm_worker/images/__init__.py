@@ -1,0 +1,1 @@
+"""Encode pixels as image files with metadata."""

@@ -1,0 +1,32 @@
+"""The `parameters` text that AUTOMATIC1111 writes into images and reads from them."""
+
+from __future__ import annotations
+
+import json
+
+from latentfarm.job import Job
+
+
+def parameters_text(job: Job, *, width: int, height: int, scheduler: str, model: str, model_digest: str) -> str:
+    """Return the text of ``parameters`` as AUTOMATIC1111's web UI writes and reads it."""
+    settings = {
+        "Steps": job.num_inference_steps,
+        "Sampler": job.scheduler or scheduler,
+        "CFG scale": f"{job.guidance_scale:g}",
+        "Seed": job.seed,
+        "Size": f"{width}x{height}",
+        "Model hash": model_digest[:10],
+        "Model": model,
+    }
+    if job.clip_skip:
+        # there 1 is the last layer, and 2 skips one
+        settings["Clip skip"] = job.clip_skip + 1
+    lines = [job.prompt]
+    if job.negative_prompt:
+        lines.append(f"Negative prompt: {job.negative_prompt}")
+    lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ',:\n"') else value

@@ -1,0 +1,123 @@
+"""A model's files: finding them, refusing what is no safetensors, and the digest of the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from latentfarm.errors import ModelError
+
+#: the files that from_pretrained loads without a variant: whole, or in shards
+_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+#: where the classes of model_index.json may come from; stable_diffusion is diffusers' own safety checker
+_LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
+_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_HUB_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/model*.safetensors",
+              "*/diffusion_pytorch_model*.safetensors")  # fmt: skip
+_HUB_LEFT_OUT = (
+    "*.fp16*",
+    "*.bf16*",
+    "*.non_ema*",
+    "*.ema*",
+    "safety_checker/*",
+    "feature_extractor/*",
+    "vae_1_0/*",
+    "*.onnx*",
+)
+
+
+def fetch(source: str | Path) -> Path:
+    """Return the folder of a model: ``source`` itself, or the hub's snapshot in the local cache.
+
+    Raises:
+        ModelError: there is neither a folder with a model_index.json nor such a model on the hub.
+
+    """
+    folder = Path(source)
+    if (folder / "model_index.json").is_file():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        raise ModelError(
+            f"{source}: no model_index.json there; give a folder saved by save_pretrained or a hub "
+            "id such as CompVis/stable-diffusion-v1-4"
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(str(source), allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_LEFT_OUT))
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{source}: not in the local hub cache and not to be had from the hub ({error}); check the id, "
+            "the network and HF_HUB_OFFLINE, or give a local folder"
+        ) from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return a config file.
+
+    Raises:
+        ModelError: it is missing or no JSON object.
+
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: cannot be read ({error}); save the model again with save_pretrained") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{path}: holds no JSON object; save the model again with save_pretrained")
+    return config
+
+
+def reject_custom_code(folder: Path, index: dict[str, Any]) -> None:
+    """Refuse a model that brings code: a pipeline or a part of its own, or classes to be looked up in its files.
+
+    None of it would be run, for every class is named here; but its author meant it to be, so its pictures were wrong.
+
+    Raises:
+        ModelError: it does.
+
+    """
+    cure = "latentfarm runs no code of a model; use one that opens without custom_pipeline and trust_remote_code"
+    for name, entry in index.items():
+        library = entry[0] if isinstance(entry, list) and entry else None
+        if name == "_class_name" and isinstance(entry, list):
+            raise ModelError(f"{folder}/model_index.json: _class_name is the custom pipeline {entry!r}; {cure}")
+        if library is not None and library not in _LIBRARIES:
+            raise ModelError(f"{folder}/model_index.json: {name} is the custom class {entry!r}; {cure}")
+    for path in sorted(folder.glob("*/*.json")):
+        if path.name.endswith("config.json") and b'"auto_map"' in path.read_bytes():
+            raise ModelError(f"{path}: auto_map names code of the model's own; {cure}")
+
+
+def weights_digest(folder: Path, parts: Iterable[str]) -> str:
+    """Return the sha256 over names and contents of the weights in the sub-folders ``parts``.
+
+    Raises:
+        ModelError: a part has no safetensors.
+
+    """
+    digest = hashlib.sha256()
+    for part in sorted(parts):
+        files = sorted(path for path in (folder / part).glob("*") if _WEIGHTS.fullmatch(path.name))
+        if not files:
+            raise _no_safetensors(folder / part)
+        for path in files:
+            with path.open("rb") as file:
+                content = hashlib.file_digest(file, "sha256").hexdigest()
+            digest.update(f"{part}/{path.name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+def _no_safetensors(place: Path) -> ModelError:
+    pickles = sorted(path.name for path in place.glob("*") if path.suffix in _PICKLES)
+    there = f"only {', '.join(pickles)}" if pickles else "no weights"
+    return ModelError(
+        f"{place}: {there} there; latentfarm loads safetensors only, since pickles run code: save the model "
+        "with save_pretrained(..., safe_serialization=True)"
+    )

@@ -1,0 +1,251 @@
+"""Latent diffusion (arXiv 2112.10752) as diffusers lays it out: CLIP text encoders, conditional U-Net, KL autoencoder.
+
+What all families of stable diffusion share; each says in a module of its own where it differs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+
+from latentfarm.errors import ModelError
+from latentfarm.job import PromptSyntax
+from latentfarm_worker.models.checkpoint import read_json, weights_digest
+from latentfarm_worker.models.text_encoder import (
+    ClipEncoder,
+    Prompt,
+    Tensors,
+    TextEmbedding,
+    TokenizedPrompt,
+    tokens_of,
+)
+
+#: chunks of 77 tokens in one call of a text encoder: a GPU has room for many, a CPU none to fill up
+_ENCODER_ROWS = {"cuda": 8}
+
+
+class LatentDiffusion:
+    """One model; see ``families.base.Family`` for the three verbs and the facts.
+
+    ``parts``: the modules and tokenizers by sub-folder, ``scheduler_config``, and ``model_index`` with the pipeline's
+    own settings.
+    """
+
+    #: diffusers' pipeline, whose pictures these are
+    pipeline: ClassVar[str]
+    #: sub-folder -> class of transformers; each has a tokenizer of its own, and their states lie side by side
+    encoders: ClassVar[Mapping[str, str]]
+    #: which hidden states of the encoders are read, counted from the end; None: the last ones, normed
+    text_layer: ClassVar[int | None] = None
+    #: what the U-Net's config must say, and the kind of model for which it does
+    unet_config: ClassVar[Mapping[str, str | None]]
+    plain_model: ClassVar[str]
+    #: the tensors told to the U-Net besides text states and guidance
+    added: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
+        self.unet, self.vae = parts["unet"], parts["vae"]
+        self.name = name
+        self.model_digest = model_digest
+        self.dtype = dtype
+        self.vae_dtype: torch.dtype = self.vae.dtype
+        self.device = torch.device(self.unet.device)
+        rows = _ENCODER_ROWS.get(self.device.type, 1)
+        self.text_encoders = tuple(
+            ClipEncoder(parts[_tokenizer_of(part)], parts[part], rows=rows, layer=self.text_layer)
+            for part in self.encoders
+        )
+        self.max_clip_skip = min(encoder.max_clip_skip for encoder in self.text_encoders)
+        self.latent_channels: int = self.unet.config.in_channels
+        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        size = self.unet.config.sample_size
+        height, width = (size, size) if isinstance(size, int) else size
+        self.native_width, self.native_height = width * self.vae_scale_factor, height * self.vae_scale_factor
+        self.embeds_guidance = self.unet.config.time_cond_proj_dim is not None
+        self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
+        self.compiled = False
+        self._compiled: Any = None
+        #: rows, latents' height and width, tokens
+        self._compiled_for: frozenset[tuple[int, ...]] = frozenset()
+
+    @classmethod
+    def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> Self:
+        """Load a diffusers folder.
+
+        Raises:
+            ModelError: weights that are no safetensors, or a U-Net with other inputs than ours.
+
+        """
+        cls.check(folder)
+        digest = weights_digest(folder, ("unet", "vae", *cls.encoders))
+        try:
+            parts = cls._load_parts(folder, dtype, device)
+        except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            raise ModelError(
+                f"{folder}: cannot be loaded as {dtype} on {device}: {error}; check that the folder is "
+                f"complete and opens with {cls.pipeline}.from_pretrained"
+            ) from error
+        return cls(parts, name=name, model_digest=digest, dtype=dtype)
+
+    @classmethod
+    def check(cls, folder: Path) -> None:
+        """Refuse, by the config files alone, a U-Net that wants to be told what we do not tell.
+
+        Raises:
+            ModelError: it does.
+
+        """
+        path = folder / "unet" / "config.json"
+        config = read_json(path)
+        for key, wanted in {**cls.unet_config, "class_embed_type": None, "encoder_hid_dim_type": None}.items():
+            if config.get(key) != wanted:
+                raise ModelError(f"{path}: {key} is {config.get(key)!r}, not {wanted!r}; use {cls.plain_model}")
+        if config.get("in_channels", 4) != config.get("out_channels", 4):
+            raise ModelError(
+                f"{path}: in_channels is {config['in_channels']}, out_channels {config['out_channels']}: this is "
+                "no text-to-image model (inpainting takes 9); use the base model"
+            )
+
+    # -- the verbs -------------------------------------------------------------------------------------------
+
+    def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
+        """Return a prompt's tokens, as ``text.tokens_of``."""
+        return tokens_of(self.text_encoders[0], prompt, syntax)
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
+        """Return ``states`` (77 x chunks, D) of each prompt; ``text_embeds`` (P,) too if an encoder projects."""
+        encoded = zip(*(encoder.encode(prompts) for encoder in self.text_encoders), strict=True)
+        return [_side_by_side(texts) for texts in encoded]
+
+    def size_tensors(self, width: int, height: int) -> Tensors:
+        """Return nothing: most models see a picture's size by its latents."""
+        del width, height
+        return {}
+
+    def guidance_tensors(self, scale: float) -> Tensors:
+        """Return ``guidance``, the scale as distilled U-Nets read it (arXiv 2310.04378), or nothing."""
+        if not self.embeds_guidance:
+            return {}
+        from diffusers import StableDiffusionPipeline
+
+        # sines of numbers in the thousands: only the same operations in the same order give the same ones
+        embed: Any = StableDiffusionPipeline.get_guidance_scale_embedding
+        embedded = embed(None, torch.tensor([scale - 1]), embedding_dim=self.unet.config.time_cond_proj_dim)[0]
+        return {"guidance": embedded.to(self.device, self.dtype)}
+
+    def compile(self, counts: Collection[int]) -> None:
+        """Compile the U-Net; what Inductor makes is kept on disk, so the next worker's start is shorter."""
+        factor, tokens = self.vae_scale_factor, self.text_encoders[0].length
+        self.compiled = True
+        self._compiled = torch.compile(self.unet, dynamic=False)
+        height, width = self.native_height // factor, self.native_width // factor
+        self._compiled_for = frozenset((rows, height, width, tokens) for rows in counts)
+
+    @torch.inference_mode()
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+        """Return the U-Net's output, float32 (R, C, h, w)."""
+        states = told["states"]
+        shape = (latents.shape[0], latents.shape[2], latents.shape[3], states.shape[1])
+        unet = self._compiled if shape in self._compiled_for else self.unet
+        output = unet(
+            latents.to(self.dtype, memory_format=torch.channels_last),
+            timesteps,
+            encoder_hidden_states=states,
+            timestep_cond=told.get("guidance"),
+            added_cond_kwargs={name: told[name] for name in self.added},
+            return_dict=False,
+        )[0]
+        return output.float()  # type: ignore[no-any-return]
+
+    @torch.inference_mode()
+    def decode(
+        self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the pictures, uint8 (N, H, W, 3), decoded in the VAE's own dtype or in float32."""
+        if float32:
+            self.vae.to(torch.float32)
+        self.vae.use_tiling = tiled
+        try:
+            images = self._decode(latents)
+        finally:
+            self.vae.use_tiling = False
+            if float32:
+                self.vae.to(self.vae_dtype)  # exact: the weights came from this dtype
+        finite = torch.isfinite(images).flatten(1).all(dim=1)
+        images = (images / 2 + 0.5).nan_to_num(0.0).clamp(0, 1)
+        return (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        scaled = self._unscaled(latents.to(self.vae.dtype, memory_format=torch.channels_last))
+        images: torch.Tensor = self.vae.decode(scaled, return_dict=False)[0]
+        return images.float()
+
+    def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents as the VAE's encoder gives them."""
+        return latents / float(self.vae.config.scaling_factor)
+
+    # -- loading ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _load_parts(cls, folder: Path, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+        import transformers
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+        from transformers.utils import logging
+
+        # stderr is for whoever started the worker, not for a bar that fills in no time
+        logging.disable_progress_bar()
+        local = {"use_safetensors": True, "local_files_only": True}
+        # the other way needs accelerate, and a line on stderr says so
+        own = {**local, "low_cpu_mem_usage": False}
+        unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **own)
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **own)
+        if vae.config.force_upcast and dtype == torch.float16:
+            vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32, **own)
+        models = {"unet": unet, "vae": vae}
+        tokenizers = {}
+        for part, kind in cls.encoders.items():
+            models[part] = getattr(transformers, kind).from_pretrained(folder, subfolder=part, dtype=dtype, **local)
+            tokenizers[_tokenizer_of(part)] = transformers.CLIPTokenizer.from_pretrained(
+                folder, subfolder=_tokenizer_of(part), local_files_only=True
+            )
+        for model in models.values():
+            model.eval().requires_grad_(requires_grad=False).to(device)
+        # convolutions read their channels side by side, and queries, keys and values are one product each
+        unet.to(memory_format=torch.channels_last).fuse_qkv_projections()
+        vae.to(memory_format=torch.channels_last)
+        return {
+            **models,
+            **tokenizers,
+            "scheduler_config": cls._scheduler_config(folder),
+            "model_index": read_json(folder / "model_index.json"),
+        }
+
+    @classmethod
+    def _scheduler_config(cls, folder: Path) -> dict[str, Any]:
+        """Return the scheduler's config with its class's own defaults filled in."""
+        import diffusers
+
+        config = read_json(folder / "scheduler" / "scheduler_config.json")
+        scheduler = getattr(diffusers, str(config.get("_class_name")), None)
+        if scheduler is None:
+            raise ModelError(f"{folder / 'scheduler'}: diffusers has no scheduler {config.get('_class_name')!r}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecations inside diffusers; nothing a model's user could act on
+            return {**scheduler.from_config(config).config, "_class_name": scheduler.__name__}
+
+
+def _tokenizer_of(part: str) -> str:
+    """Return the sub-folder of a text encoder's tokenizer."""
+    return part.replace("text_encoder", "tokenizer")
+
+
+def _side_by_side(texts: Sequence[TextEmbedding]) -> Tensors:
+    """Return one prompt as all encoders see it."""
+    projected = [text.projected for text in texts if text.projected is not None]
+    states = torch.cat([text.states for text in texts], dim=-1)
+    return {"states": states, **({"text_embeds": projected[-1]} if projected else {})}

@@ -1,0 +1,28 @@
+"""Stable diffusion 1.x and 2.x: one CLIP text encoder (arXiv 2112.10752).
+
+Everything diffusers' StableDiffusionPipeline loads, without its safety checker.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from latentfarm_worker.models.latent_diffusion import LatentDiffusion
+
+
+class StableDiffusion(LatentDiffusion):
+    """One model of the family; its U-Net needs sample, timestep and text only."""
+
+    pipeline = "StableDiffusionPipeline"
+    encoders: ClassVar = {"text_encoder": "CLIPTextModel"}
+    unet_config: ClassVar = {"addition_embed_type": None}
+    plain_model = "a plain stable diffusion 1.x or 2.x model, whose U-Net needs sample, timestep and text only"
+
+    @classmethod
+    def _scheduler_config(cls, folder: Path) -> dict[str, Any]:
+        """Return the scheduler's config, corrected where StableDiffusionPipeline corrects old models."""
+        config = super()._scheduler_config(folder)
+        if "steps_offset" in config:
+            config["steps_offset"] = 1
+        return {**config, "clip_sample": False}

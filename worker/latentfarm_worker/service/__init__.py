@@ -1,0 +1,1 @@
+"""The worker process: lease, render, upload, and the threads around it."""

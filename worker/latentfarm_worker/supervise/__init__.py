@@ -1,0 +1,1 @@
+"""Start, watch and restart worker processes. This package imports only the standard library and logs."""
