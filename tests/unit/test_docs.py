@@ -16,7 +16,7 @@ from latentfarm.settings import Settings
 pytestmark = pytest.mark.unit
 
 FENCE = re.compile(r"^```.*?^```$", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"(?:\]\(|src=\")([^)\s\"]+)")
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 #: pages about names that no longer exist
 HISTORY = "CHANGELOG.md"
