@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +62,7 @@ def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 @pytest.fixture(scope="session")
 def connected(servers: Settings) -> Farm:
     """The farm of every test: a client of S3 takes a tenth of a second to make."""
-    return Farm(servers)
+    return Farm.open(servers)
 
 
 @pytest.fixture
@@ -76,8 +75,7 @@ def settings(servers: Settings, connected: Farm) -> Settings:
 @pytest.fixture
 def farm(settings: Settings, connected: Farm) -> Farm:
     assert connected.settings == settings
-    # a test may put something else in the place of its bucket
-    return copy(connected)
+    return connected
 
 
 @pytest.fixture

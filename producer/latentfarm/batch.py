@@ -7,10 +7,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from latentfarm.connection import Connection
 from latentfarm.errors import InputError
 from latentfarm.fetch import DEFAULT_TEMPLATE, FetchReport, Layout, fetch_batch
 from latentfarm.job import PART_JOBS, JobState
@@ -20,9 +21,6 @@ from latentfarm.storage.batch_control import BatchControl, write_control
 from latentfarm.storage.bucket import MAX_PRESIGN_S
 from latentfarm.storage.keys import batch_prefix, part_indices
 from latentfarm.storage.manifest import INVALID_ROW, NOT_THE_REQUEST, ManifestReader
-
-if TYPE_CHECKING:
-    from latentfarm.farm import Farm
 
 #: seconds between two looks at a batch that is waited for
 _POLL_S = 0.25
@@ -108,19 +106,19 @@ class PresignedUrl(BaseModel):
 class Batch:
     """A submitted batch."""
 
-    def __init__(self, farm: Farm, name: str, *, rejected: Mapping[str, int] | None = None) -> None:
-        self.farm = farm
+    def __init__(self, connection: Connection, name: str, *, rejected: Mapping[str, int] | None = None) -> None:
+        self.connection = connection
         self.name = name
         #: of a batch that was just submitted: wrong rows by reason; they are failed jobs
         self.rejected = dict(rejected or {})
-        self._manifest = ManifestReader(farm.bucket)
+        self._manifest = ManifestReader(connection.bucket)
 
     def __repr__(self) -> str:
         return f"Batch({self.name!r})"
 
     def status(self) -> BatchStatus:
         """Return how far the batch is, as the ledger says now."""
-        record = self.farm.ledger.batch(self.name)
+        record = self.connection.ledger.batch(self.name)
         left = record.pending + record.leased
         rate = record.images_per_s
         return BatchStatus(
@@ -156,7 +154,7 @@ class Batch:
             if progress is not None:
                 progress(status)
             if status.over:
-                results.flush_full_parts(self.farm.ledger, self.farm.bucket, batch=self.name)
+                results.flush_full_parts(self.connection.ledger, self.connection.bucket, batch=self.name)
             if status.over or status.stuck:
                 return status
             if deadline is not None and time.monotonic() >= deadline:
@@ -173,7 +171,9 @@ class Batch:
         Raises:
             InputError: the batch is over.
         """
-        self._require_going(self.farm.ledger.pause(self.name, f"{BY_ITS_USER}: {reason}" if reason else BY_ITS_USER))
+        self._require_going(
+            self.connection.ledger.pause(self.name, f"{BY_ITS_USER}: {reason}" if reason else BY_ITS_USER)
+        )
         self._keep_control()
         return self.status()
 
@@ -183,17 +183,17 @@ class Batch:
         Raises:
             InputError: the batch is over.
         """
-        self._require_going(self.farm.ledger.resume(self.name))
+        self._require_going(self.connection.ledger.resume(self.name))
         self._keep_control()
         status = self.status()
-        self.farm.ring(status.model)
+        self.connection.ring(status.model)
         return status
 
     def cancel(self) -> BatchStatus:
         """End the batch for good: running jobs stop at their next denoising step, finished pictures stay."""
-        self.farm.ledger.cancel(self.name)
+        self.connection.ledger.cancel(self.name)
         self._keep_control()
-        results.flush_full_parts(self.farm.ledger, self.farm.bucket, batch=self.name)
+        results.flush_full_parts(self.connection.ledger, self.connection.bucket, batch=self.name)
         return self.status()
 
     def retry(self, *, code: str | None = None) -> int:
@@ -208,21 +208,21 @@ class Batch:
             raise InputError(f"rows that were wrong cannot run; mend the file and submit it again (code {code})")
         retried, found = 0, self._failed_with_codes(code)
         while group := list(islice(found, MAX_JOBS_PER_CALL)):
-            retried += self.farm.ledger.retry(self.name, group)
+            retried += self.connection.ledger.retry(self.name, group)
         if retried:
-            self.farm.ring(self.farm.ledger.batch(self.name).model)
+            self.connection.ring(self.connection.ledger.batch(self.name).model)
         return retried
 
     def _failed_with_codes(self, wanted: str | None) -> Iterator[tuple[int, str]]:
-        failed = self.farm.ledger.indices(self.name, JobState.FAILED)
-        for line in results.read_indices(self.farm.ledger, self.farm.bucket, self.name, failed):
+        failed = self.connection.ledger.indices(self.name, JobState.FAILED)
+        for line in results.read_indices(self.connection.ledger, self.connection.bucket, self.name, failed):
             code = line.get("error", {}).get("code", "")
             if code != INVALID_ROW and wanted in {None, code}:
                 yield line["index"], code
 
     def set_priority(self, priority: int) -> BatchStatus:
         """Let the batch run before all of a lower priority."""
-        self.farm.ledger.set_priority(self.name, priority)
+        self.connection.ledger.set_priority(self.name, priority)
         self._keep_control()
         return self.status()
 
@@ -231,18 +231,18 @@ class Batch:
 
         Killed midway and run again, it goes on. What runs is cancelled first.
         """
-        self.farm.ledger.begin_delete(self.name)
+        self.connection.ledger.mark_deleting(self.name)
         removed = 0
-        for count in self.farm.bucket.delete_all(batch_prefix(self.name)):
+        for count in self.connection.bucket.delete_all(batch_prefix(self.name)):
             removed += count
             if progress is not None:
                 progress(removed)
-        self.farm.ledger.forget(self.name)
+        self.connection.ledger.delete_batch(self.name)
         return removed
 
     def _keep_control(self) -> None:
         # the ledger acts on a decision at once; the bucket remembers it for a recovery
-        write_control(self.farm.bucket, self.name, BatchControl.of(self.farm.ledger.batch(self.name)))
+        write_control(self.connection.bucket, self.name, BatchControl.of(self.connection.ledger.batch(self.name)))
 
     def _require_going(self, state: str) -> None:
         if state not in {"opening", "open"}:
@@ -252,12 +252,12 @@ class Batch:
 
     def jobs(self, *, state: JobState | None = None) -> Iterator[JobStatus]:
         """Yield the jobs in order, or only those in one state."""
-        total = self.farm.ledger.batch(self.name).total
+        total = self.connection.ledger.batch(self.name).total
         for part in range(-(-total // PART_JOBS)):
             indices = part_indices(part, total)
-            if state is not None and state not in self.farm.ledger.states(self.name, indices.start, indices.stop):
+            if state is not None and state not in self.connection.ledger.states(self.name, indices.start, indices.stop):
                 continue
-            for line in results.read_range(self.farm.ledger, self.farm.bucket, self.name, indices):
+            for line in results.read_range(self.connection.ledger, self.connection.bucket, self.name, indices):
                 if state is None or line["state"] == state.word:
                     yield self._status_of(line)
 
@@ -267,16 +267,16 @@ class Batch:
         Raises:
             InputError: the batch has no such index.
         """
-        total = self.farm.ledger.batch(self.name).total
+        total = self.connection.ledger.batch(self.name).total
         if not 0 <= index < total:
             raise InputError(f"job {self.name}/{index}: the batch has the jobs 0 to {total - 1}")
-        lines = results.read_range(self.farm.ledger, self.farm.bucket, self.name, range(index, index + 1))
+        lines = results.read_range(self.connection.ledger, self.connection.bucket, self.name, range(index, index + 1))
         return self._status_of(next(lines))
 
     def results(self) -> Iterator[dict[str, Any]]:
         """Yield a line a job, in order: its request (diffusers' names, seed resolved) joined with its receipt."""
-        total = self.farm.ledger.batch(self.name).total
-        for line in results.read_results(self.farm.ledger, self.farm.bucket, self.name, total):
+        total = self.connection.ledger.batch(self.name).total
+        for line in results.read_results(self.connection.ledger, self.connection.bucket, self.name, total):
             asked = self._manifest.line(self.name, line["index"])
             request = {name: value for name, value in asked.items() if name not in NOT_THE_REQUEST}
             # the receipt knows what the worker filled in: the native size, the model's own scheduler
@@ -311,7 +311,7 @@ class Batch:
             InputError: names that are not safe or not unique, or a folder that cannot be written to.
         """
         return fetch_batch(
-            self.farm.bucket,
+            self.connection.bucket,
             self.results,
             Path(directory),
             layout=layout,
@@ -337,7 +337,7 @@ class Batch:
         for line in self.results():
             if line["state"] == JobState.DONE.word:
                 expires = datetime.now(UTC) + timedelta(seconds=expires_s)
-                url = self.farm.bucket.presign(line["key"], expires_s=expires_s)
+                url = self.connection.bucket.presign(line["key"], expires_s=expires_s)
                 yield PresignedUrl(job=line["job"], url=url, expires=expires.replace(microsecond=0))
 
     def _status_of(self, line: dict[str, Any]) -> JobStatus:

@@ -11,13 +11,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
 from typing import Any
 
-from celery import Celery
-
-from latentfarm import doorbell
 from latentfarm.batch import Batch
+from latentfarm.connection import Connection
 from latentfarm.job import check_batch_name
 from latentfarm.ledger import Ledger, WorkerRecord
 from latentfarm.settings import DEFAULT_MODEL, Settings
@@ -34,19 +31,37 @@ _PLAIN_RULES, _PLAIN_READING, _NO_EXPANSION = SubmitOptions(), ReadOptions(), Ex
 class Farm:
     """One Redis and one bucket. Methods raise ``UnavailableError`` when either does not answer."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings.require()
-        self.ledger = Ledger.connect(settings.redis_url)
-        self.bucket = Bucket.connect(settings)
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
 
     @classmethod
     def from_env(cls) -> Farm:
         """Return the farm that the environment names, else the one that ``latentfarm up`` runs in this folder."""
-        return cls(Settings.load())
+        return cls.open(Settings.load())
 
-    @cached_property
-    def _celery(self) -> Celery:
-        return doorbell.make_app(self.settings.redis_url)
+    @classmethod
+    def open(cls, settings: Settings) -> Farm:
+        """Return the farm that the settings describe. Nothing is sent yet.
+
+        Raises:
+            InputError: the settings name no Redis or no bucket.
+        """
+        return cls(Connection.open(settings))
+
+    @property
+    def settings(self) -> Settings:
+        """The settings that the farm was opened with."""
+        return self.connection.settings
+
+    @property
+    def ledger(self) -> Ledger:
+        """The record of all batches and jobs in Redis."""
+        return self.connection.ledger
+
+    @property
+    def bucket(self) -> Bucket:
+        """The bucket that holds manifests, images and results."""
+        return self.connection.bucket
 
     def submit(
         self,
@@ -99,18 +114,14 @@ class Farm:
             if not rung:
                 # the first part wakes the workers; they ring for each other from there on
                 rung = True
-                self.ring(request.model)
+                self.connection.ring(request.model)
             if progress is not None:
                 progress(jobs)
 
         submission = Submission(self.ledger, self.bucket, request, rules, batch=batch, on_stored=stored)
         submission.run()
-        self.ring(request.model)
-        return Batch(self, submission.batch, rejected=submission.found.reasons)
-
-    def ring(self, model: str) -> int:
-        """Wake workers of the model, as far as jobs wait; return how many doorbells were sent."""
-        return doorbell.ring(self.ledger.redis, self._celery, model, self.ledger.waiting(model))
+        self.connection.ring(request.model)
+        return Batch(self.connection, submission.batch, rejected=submission.found.reasons)
 
     def workers(self, model: str | None = None) -> list[WorkerRecord]:
         """Return the workers that were seen in the last 15 seconds, of one model or of all: how fast, how busy."""
@@ -118,7 +129,7 @@ class Farm:
 
     def batches(self) -> list[Batch]:
         """Return every batch, oldest first."""
-        return [Batch(self, name) for name in self.ledger.batches()]
+        return [Batch(self.connection, name) for name in self.ledger.batches()]
 
     def batch(self, name: str) -> Batch:
         """Return one batch.
@@ -127,4 +138,4 @@ class Farm:
             InputError: it is not known.
         """
         self.ledger.batch(check_batch_name(name))
-        return Batch(self, name)
+        return Batch(self.connection, name)

@@ -49,7 +49,7 @@ def on_nobodys_model(
     settings: Settings, name: str, count: int, rules: SubmitOptions | None = None
 ) -> tuple[Farm, Batch]:
     """Submit a batch that no worker takes, so that the test is its worker."""
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     return farm, farm.submit(rows(count, 2), batch=name, model="nobodys", rules=rules or SubmitOptions())
 
 
@@ -93,7 +93,7 @@ def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
     worked: Settings, latentfarm: Command, tmp_path: Path
 ) -> None:
     # more than are under way, and than are made while a command starts
-    jobs, farm = 150, Farm(worked)
+    jobs, farm = 150, Farm.open(worked)
     cats = farm.submit(rows(jobs, 16), batch="cats")
     environment = {**os.environ, **worked.environment()}
     command = [sys.executable, "-m", "latentfarm", "watch", "cats", "--json"]
@@ -125,7 +125,7 @@ def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
 def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
     worked: Settings, latentfarm: Command
 ) -> None:
-    farm = Farm(worked)
+    farm = Farm.open(worked)
     # two minutes for the first of these, if they ran to their end
     long = farm.submit([{**row, "width": 128, "height": 128} for row in rows(30, 500)], batch="long")
     until(lambda: long.status().leased >= 8)
@@ -156,7 +156,7 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
 
 
 def test_delete_asks_and_leaves_neither_keys_nor_objects(worked: Settings, latentfarm: Command, tmp_path: Path) -> None:
-    farm = Farm(worked)
+    farm = Farm.open(worked)
     batch = farm.submit(rows(12, 2), batch="doomed")
     batch.wait(timeout_s=90)
     unasked = latentfarm("delete", "doomed", settings=worked)
@@ -236,7 +236,7 @@ def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command
 def test_prompts_that_lost_their_end_are_told_once_with_the_cure(settings: Settings, latentfarm: Command) -> None:
     farm, batch = on_nobodys_model(settings, "long", 3)
     for lease in farm.ledger.lease("nobodys", "test", 3, lease_s=60):
-        farm.ledger.commit(lease, {"key": "k", "prompt_truncated": lease.index > 0})
+        farm.ledger.commit([(lease, {"key": "k", "prompt_truncated": lease.index > 0})])
     cure = "2 prompts were longer than 77 tokens and lost their end; --prompt-syntax a1111 encodes them whole"
     assert latentfarm("wait", "long", settings=settings).stderr.splitlines()[-1] == cure
     assert latentfarm("watch", "long", settings=settings).stderr.splitlines() == [f"long: {cure}"]

@@ -126,7 +126,7 @@ def test_a_run_answers_every_query_and_raises_no_alert(
         for name, value in cluster.environment(template).items():
             if value is not None:
                 monkeypatch.setenv(name, value)
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     batch = farm.submit([{"prompt": f"picture {n}", **ROW} for n in range(JOBS)], batch="seen")
     # one that will fail, so that there is a code to tell
     lines = unpack(farm.bucket.get(manifest_key("seen", 0)))

@@ -60,7 +60,7 @@ def test_an_interrupted_render_goes_on_where_it_stopped(
     command = [sys.executable, "-m", "latentfarm", *options, "--batch", "b", "--slots", "2"]
     running = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     until((tmp_path / ".latentfarm" / "farm.json").exists)
-    farm = Farm(Settings.load(tmp_path / ".latentfarm"))
+    farm = Farm.open(Settings.load(tmp_path / ".latentfarm"))
     until(lambda: "b" in farm.ledger.batches() and farm.batch("b").status().done > 0)
     running.send_signal(how)
     _, rest = running.communicate(timeout=60)
@@ -147,7 +147,7 @@ def test_what_workers_have_rendered_can_be_verified_by_rendering_it_again(
     # two workers of one machine have half its cores each, and the command that verifies has all of them
     made = latentfarm("render", "p.txt", "-o", "out", *FEW_STEPS, "--batch", "b", "--workers", "2", settings=settings)
     assert made.returncode == 0, made.stderr
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     lines = list(farm.batch("b").results())
     [threads] = {line["threads"] for line in lines}
     assert threads == max(1, (os.cpu_count() or 1) // 2)

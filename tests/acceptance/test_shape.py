@@ -61,7 +61,7 @@ def test_workers_come_and_go_and_no_picture_and_no_count_is_lost(servers: Settin
             )
             for user in ("producer", "worker")
         }
-        farm = Farm(role["producer"])
+        farm = Farm.open(role["producer"])
         with machines(tmp_path, role["producer"]) as (exporter, workers):
             ports = free_ports(3)
 
@@ -108,7 +108,7 @@ def test_each_device_of_a_host_has_a_worker_that_serves_its_own_metrics(settings
     ports = free_ports(2)
     host = Machine.start(tmp_path / "host", settings, ports[0], "worker", "--devices", "cpu:2")
     try:
-        farm = Farm(settings)
+        farm = Farm.open(settings)
         until(lambda: len(farm.ledger.workers("mini")) == 2)
         names = set()
         for port in ports:

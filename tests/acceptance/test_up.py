@@ -48,8 +48,8 @@ def running_up(folder: Path, *arguments: str, **environment: str) -> Iterator[su
 
 
 def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
-    with running_up(tmp_path, "--workers", "2", LATENTFARM_LEASE_S="5", LATENTFARM_SWEEP_S="1"):
-        farm = Farm(Settings.load(tmp_path / ".latentfarm"))
+    with running_up(tmp_path, "--workers", "2", LATENTFARM_LEASE_TTL_S="5", LATENTFARM_HOUSEKEEPING_INTERVAL_S="1"):
+        farm = Farm.open(Settings.load(tmp_path / ".latentfarm"))
         rows = [{"prompt": f"picture {n}", "num_inference_steps": 6, "width": 64, "height": 64} for n in range(200)]
         batch = farm.submit(rows, batch="b")
         until(lambda: len(farm.ledger.workers("mini")) == 2 and batch.status().done >= 40)
@@ -85,7 +85,7 @@ def test_up_is_one_to_a_folder_listens_on_loopback_only_and_leaves_nothing_behin
         settings = Settings.load(tmp_path / ".latentfarm")
         assert settings.redis_url.startswith("unix://")
         assert settings.s3_endpoint_url.startswith("http://127.0.0.1:")
-        redis = Farm(settings).ledger.redis
+        redis = Farm.open(settings).ledger.redis
         assert redis.config_get("port")["port"] == "0"
         assert redis.config_get("appendonly")["appendonly"] == "yes"
         assert redis.config_get("maxmemory-policy")["maxmemory-policy"] == "noeviction"
@@ -106,8 +106,8 @@ def test_up_is_one_to_a_folder_listens_on_loopback_only_and_leaves_nothing_behin
 
 
 def test_a_second_ctrl_c_waits_for_no_picture(tmp_path: Path) -> None:
-    with running_up(tmp_path, "--workers", "1", LATENTFARM_DRAIN_S="60") as process:
-        farm = Farm(Settings.load(tmp_path / ".latentfarm"))
+    with running_up(tmp_path, "--workers", "1", LATENTFARM_SHUTDOWN_TIMEOUT_S="60") as process:
+        farm = Farm.open(Settings.load(tmp_path / ".latentfarm"))
         long = {"prompt": "a cat", "num_inference_steps": 500, "width": 512, "height": 512}
         batch = farm.submit([long], batch="b")
         [log] = (tmp_path / ".latentfarm" / "logs").glob("worker-*.log")
@@ -121,7 +121,7 @@ def test_a_second_ctrl_c_waits_for_no_picture(tmp_path: Path) -> None:
 
 
 def test_celery_itself_starts_a_proper_worker(settings: Settings, tmp_path: Path) -> None:
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     batch = farm.submit([{"prompt": "a cat", "num_inference_steps": 2, "width": 64, "height": 64}], batch="b")
     worker = ManagedProcess(
         "worker",
@@ -140,11 +140,11 @@ def test_celery_itself_starts_a_proper_worker(settings: Settings, tmp_path: Path
 def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_is_here(
     settings: Settings, latentfarm: Command, tmp_path: Path
 ) -> None:
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     job = {"num_inference_steps": 8, "width": 64, "height": 64}
     batch = farm.submit([{"prompt": f"p{n}", **job} for n in range(12)], batch="b")
     command = [sys.executable, "-m", "latentfarm", "worker", "--slots", "3"]
-    environment = {**settings.environment(), "LATENTFARM_SWEEP_S": "0.5"}
+    environment = {**settings.environment(), "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "0.5"}
     worker = ManagedProcess("worker", command, log=tmp_path / "log", env=environment)
     try:
         assert batch.wait(timeout_s=120).done == 12
@@ -160,7 +160,7 @@ def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_is_he
         assert names.split() == ["worker", "model", "device", "dtype", "slots", "up", "images", "images/s", "busy"]
         assert row.startswith(f"{told['worker']}  mini   cpu (")
         # what one worker did is what the model's workers did
-        speed = farm.ledger.speed("mini")
+        speed = farm.ledger.throughput("mini")
         assert speed is not None
         assert speed.images == 12
     finally:

@@ -56,7 +56,7 @@ def faulty(
     if supervised:
         command = [sys.executable, "-m", "latentfarm_worker.supervise.supervisor", *options, "--", *command]
     told = {"LATENTFARM_LOG_FORMAT": "text", "FAULTS_SEEN": str(folder)}
-    known = {"LATENTFARM_SWEEP_S": "1", "OMP_NUM_THREADS": "1", **told}
+    known = {"LATENTFARM_HOUSEKEEPING_INTERVAL_S": "1", "OMP_NUM_THREADS": "1", **told}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -89,11 +89,11 @@ def holders(farm: Farm, batch: Batch) -> dict[int, str]:
 def test_a_worker_asked_to_end_finishes_what_it_can_and_the_rest_runs_elsewhere_within_two_seconds(
     settings: Settings, tmp_path: Path
 ) -> None:
-    farm = Farm(settings)
-    limits = {"LATENTFARM_SLOTS": "2", "LATENTFARM_DRAIN_S": "18"}
+    farm = Farm.open(settings)
+    limits = {"LATENTFARM_SLOTS": "2", "LATENTFARM_SHUTDOWN_TIMEOUT_S": "18"}
     with (
-        faulty(settings, tmp_path / "first", limits, "--drain-s", "18") as first,
-        faulty(settings, tmp_path / "second", limits, "--drain-s", "18") as second,
+        faulty(settings, tmp_path / "first", limits, "--shutdown-timeout-s", "18") as first,
+        faulty(settings, tmp_path / "second", limits, "--shutdown-timeout-s", "18") as second,
     ):
         # with `crawl` in its batch a worker takes a second for each step
         assert first.name != second.name
@@ -123,9 +123,9 @@ def test_a_worker_asked_to_end_finishes_what_it_can_and_the_rest_runs_elsewhere_
 def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worker_goes_on(
     settings: Settings, tmp_path: Path
 ) -> None:
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     stuck = farm.submit([{**SMALL, "prompt": "hold_the_lock"}], batch="stuck")
-    with faulty(settings, tmp_path / "w", {"LATENTFARM_LEASE_S": "60"}, "--hang-s", "2", "--drain-s", "5") as worker:
+    with faulty(settings, tmp_path / "w", {"LATENTFARM_LEASE_TTL_S": "60"}, "--stall-timeout-s", "2", "--shutdown-timeout-s", "5") as worker:
         until(lambda: worker.met("hold_the_lock") == 1)
         name, process = worker.name, process_of(worker.name)
         batch = farm.submit([{**SMALL, "prompt": "well"}], batch="b")
@@ -139,9 +139,9 @@ def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worke
 
 
 def test_without_a_supervisor_an_engine_that_hangs_ends_its_process(settings: Settings, tmp_path: Path) -> None:
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     batch = farm.submit([{**SMALL, "prompt": "block"}], batch="b")
-    limits = {"LATENTFARM_HANG_S": "2", "LATENTFARM_LEASE_S": "60"}
+    limits = {"LATENTFARM_STALL_TIMEOUT_S": "2", "LATENTFARM_LEASE_TTL_S": "60"}
     with faulty(settings, tmp_path / "w", limits, supervised=False) as worker:
         assert worker.process.wait(150) == 75, worker.log
         assert "in block" in worker.log
@@ -150,7 +150,7 @@ def test_without_a_supervisor_an_engine_that_hangs_ends_its_process(settings: Se
 
 
 def test_a_lost_device_gives_its_jobs_back_uncharged_and_ends_the_process(settings: Settings, tmp_path: Path) -> None:
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     batch = farm.submit([{**SMALL, "prompt": "stick"}, {**LONG, "prompt": "beside it"}], batch="b")
     with faulty(settings, tmp_path / "w", {}, supervised=False) as worker:
         assert worker.process.wait(150) == 75, worker.log
@@ -198,11 +198,11 @@ def metadata() -> Iterator[str]:
 def test_a_worker_with_a_blocked_engine_ends_by_the_deadline_and_at_once_when_asked_twice(
     settings: Settings, tmp_path: Path, metadata: str
 ) -> None:
-    farm = Farm(settings)
-    spot = {"LATENTFARM_SPOT": "aws", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata}
-    limits = {"LATENTFARM_DRAIN_S": "3", "LATENTFARM_SLOTS": "1"}
+    farm = Farm.open(settings)
+    spot = {"LATENTFARM_SPOT_PROVIDER": "aws", "AWS_EC2_METADATA_SERVICE_ENDPOINT": metadata}
+    limits = {"LATENTFARM_SHUTDOWN_TIMEOUT_S": "3", "LATENTFARM_SLOTS": "1"}
     with (
-        faulty(settings, tmp_path / "noticed", {**limits, **spot}, "--drain-s", "3") as noticed,
+        faulty(settings, tmp_path / "noticed", {**limits, **spot}, "--shutdown-timeout-s", "3") as noticed,
         faulty(settings, tmp_path / "asked", limits, supervised=False) as asked,
     ):
         until(lambda: len(farm.ledger.workers("mini")) == 2)

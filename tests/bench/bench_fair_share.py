@@ -51,7 +51,7 @@ def hold(large: Batch) -> None:
 
 def measure(settings: Settings, folder: Path, *, rows: int, rounds: int) -> list[Line]:
     """Run the small batch alone and beside the large one, in turn."""
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     large = farm.submit(write_text(folder, rows), batch="large", rules=SubmitOptions(check_first=False), **_JOB)
     hold(large)
     small_batch_s(farm, "warm-up")
@@ -75,7 +75,7 @@ def main() -> int:
     """Return 1 where a bar is missed."""
     arguments = parse_arguments(__doc__)
     with temporary_folder() as folder, farm_servers(folder / "farm") as settings:
-        conditions = Conditions(Farm(settings).ledger.ping())
+        conditions = Conditions(Farm.open(settings).ledger.ping())
         with workers(settings, 1, folder / "logs"):
             rows, rounds = (10_000, 1) if arguments.quick else (1_000_000, 5)
             lines = measure(settings, folder, rows=rows, rounds=rounds)

@@ -54,7 +54,7 @@ def rendered_batch(farm: Farm, count: int) -> Batch:
             body, key = noise.randbytes(_IMAGE_BYTES), key_of(lease.index)
             farm.bucket.put(key, body)
             sha256 = hashlib.sha256(body).hexdigest()
-            farm.ledger.commit(lease, {"key": key, "sha256": sha256, "bytes": len(body), "worker": "bench"})
+            farm.ledger.commit([(lease, {"key": key, "sha256": sha256, "bytes": len(body), "worker": "bench"})])
     flush_full_parts(farm.ledger, farm.bucket)
     return batch
 
@@ -93,7 +93,7 @@ def timed(work: Callable[[Path], object], folder: Path, count: int) -> Round:
 
 def measure(settings: Settings, folder: Path, *, count: int, rounds: int) -> list[Line]:
     """Return the table's lines."""
-    batch = rendered_batch(Farm(settings), count)
+    batch = rendered_batch(Farm.open(settings), count)
     keys = [key_of(index) for index in range(count)]
     loops, fetches = [], []
     for number in range(rounds):
@@ -118,7 +118,7 @@ def main() -> int:
     """Return 1 where a bar is missed."""
     arguments = parse_arguments(__doc__)
     with temporary_folder() as folder, farm_servers(folder / "farm") as settings:
-        conditions = Conditions(Farm(settings).ledger.ping())
+        conditions = Conditions(Farm.open(settings).ledger.ping())
         count, rounds = (100, 1) if arguments.quick else (2_000, 5)
         lines = measure(settings, folder, count=count, rounds=rounds)
     return report("fetch", lines, conditions, write=arguments.write)

@@ -65,7 +65,7 @@ def first_image(farm: Farm, file: Path, batch: str, log: Path) -> First:
 
 def measure(settings: Settings, folder: Path, *, rows: int, rounds: int) -> list[Line]:
     """Submit the file several times; the first time to workers that have loaded the model and done nothing else."""
-    file, farm = write_prompts(folder, rows), Farm(settings)
+    file, farm = write_prompts(folder, rows), Farm.open(settings)
     found = [first_image(farm, file, f"first-{turn}", folder / "submit.log") for turn in range(rounds)]
     print(*found, sep="\n", flush=True)
     fresh, warm = found[0], found[1:]
@@ -83,7 +83,7 @@ def main() -> int:
     """Return 1 where a bar is missed."""
     arguments = parse_arguments(__doc__)
     with temporary_folder() as folder, farm_servers(folder / "farm") as settings:
-        conditions = Conditions(Farm(settings).ledger.ping())
+        conditions = Conditions(Farm.open(settings).ledger.ping())
         with workers(settings, _WORKERS, folder / "logs"):
             rows, rounds = (10_000, 2) if arguments.quick else (1_000_000, 6)
             lines = measure(settings, folder, rows=rows, rounds=rounds)

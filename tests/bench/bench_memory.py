@@ -74,7 +74,7 @@ def main() -> int:
     early, late = (20, 100) if arguments.quick else (500, 10_000)
     with temporary_folder() as folder, farm_servers(folder / "farm") as found:
         settings: Settings = found.model_copy(update={"dtype": DTYPE})
-        conditions = Conditions(Farm(settings).ledger.ping())
+        conditions = Conditions(Farm.open(settings).ledger.ping())
         with our_workers(settings, 1, folder / "ours") as ours:
             lines = measure(ours, folder, early=early, late=late)
     said = note(the_worker=f"1 process of {CORES} torch threads, its supervisor's 20 MB not counted")

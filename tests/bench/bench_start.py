@@ -32,7 +32,7 @@ _MANY = 64
 
 def our_start_s(settings: Settings, folder: Path, jobs: int, **more: object) -> float:
     """Return the seconds from the start of ``latentfarm worker``, while a batch waits, to its first commit."""
-    farm = Farm(settings)
+    farm = Farm.open(settings)
     batch = farm.submit(uniform(jobs, **more), batch=f"start-{time.monotonic_ns()}", model=settings.model)
     environment = {**settings.environment(), "OMP_NUM_THREADS": str(CORES)}
     began_ms = redis_ms(farm.ledger.redis)
@@ -49,7 +49,7 @@ def our_start_s(settings: Settings, folder: Path, jobs: int, **more: object) -> 
         batch.cancel()
     finally:
         child.terminate()
-        child.wait_or_kill(settings.drain_s + 5)
+        child.wait_or_kill(settings.shutdown_timeout_s + 5)
     return took_s
 
 
@@ -80,7 +80,7 @@ def main() -> int:
     one, many, peer = [], [], []
     with temporary_folder() as folder, farm_servers(folder / "farm") as found:
         settings = found.model_copy(update={"dtype": DTYPE})
-        conditions = Conditions(Farm(settings).ledger.ping())
+        conditions = Conditions(Farm.open(settings).ledger.ping())
         # so that both find everything in the disk's cache
         peer_start_s(settings)
         for _ in range(turns):

@@ -211,7 +211,7 @@ def main() -> int:
     arguments = parse_arguments(__doc__)
     with temporary_folder() as folder, farm_servers(folder / "farm") as found:
         settings = found.model_copy(update={"dtype": DTYPE})
-        conditions = Conditions(Farm(settings).ledger.ping())
+        conditions = Conditions(Farm.open(settings).ledger.ping())
         lines, said = measure(settings, folder, quick=arguments.quick)
     return report("throughput", lines, conditions, write=arguments.write, note=said)
 

@@ -35,7 +35,7 @@ class Ours:
         self.settings = settings
         self.supervisors = supervisors
         self._folder = folder
-        self.farm = Farm(settings)
+        self.farm = Farm.open(settings)
         self.last_batch = ""
 
     def run(self, rows: Sequence[Row]) -> Run:
@@ -140,7 +140,7 @@ class Stock:
         self._child = child
         self._processes = processes
         self._app = make_app(settings.redis_url, processes=processes)
-        self._farm = Farm(settings)
+        self._farm = Farm.open(settings)
 
     def run(self, rows: Sequence[Row]) -> Run:
         """Send the rows; from before the first message to the last state."""

@@ -94,7 +94,7 @@ class _FarmRun:
     def __init__(self, ground: Ground, settings: Settings, *, seed: int) -> None:
         self.ground = ground
         self.seed = seed
-        self.farm = Farm(settings)
+        self.farm = Farm.open(settings)
         # a frozen Redis must not hold up the hand that thaws it
         self.looker = Ledger(redis.Redis.from_url(settings.redis_url, socket_timeout=0.5), where="the run's Redis")
         self.bucket = Bucket.connect(settings)
@@ -123,7 +123,7 @@ class _FarmRun:
                 "slots": SLOTS,
             }
         )
-        return {**mine.environment(), "LATENTFARM_LEASE_S": str(LEASE_S), "LATENTFARM_SWEEP_S": str(SWEEP_S)}
+        return {**mine.environment(), "LATENTFARM_LEASE_TTL_S": str(LEASE_S), "LATENTFARM_HOUSEKEEPING_INTERVAL_S": str(SWEEP_S)}
 
     def _make_seats(self) -> None:
         source = str(write_model(self.ground.folder / "model"))
@@ -180,7 +180,7 @@ class _FarmRun:
         self._tick()
         if not self.producer.busy:
             try:
-                if self.looker.waiting(ALIAS) < _LOW_WATER:
+                if self.looker.count_pending(ALIAS) < _LOW_WATER:
                     self.producer.add(ALIAS)
             except UnavailableError:
                 pass

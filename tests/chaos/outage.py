@@ -74,7 +74,7 @@ def run(folder: Path, seconds: float) -> Outage:
         port = urlparse(settings.s3_endpoint_url).port
         assert port is not None
         front = S3Front(network, port, seed=0)
-        farm = Farm(settings.model_copy(update={"redis_url": host.url}))
+        farm = Farm.open(settings.model_copy(update={"redis_url": host.url}))
         nursery = stack.enter_context(Nursery(PRELOAD, log=folder / "nursery.log"))
         workers = _start_workers(nursery, farm.settings, front, folder)
         row = {"prompt": "a red circle", "num_inference_steps": 4, "guidance_scale": 1.0}

@@ -91,7 +91,7 @@ def run(jobs: int, limit_s: float) -> tuple[list[Sample], int]:
         worker = nursery.start("soak", "tests.chaos.fake_worker:run_no_op", {}, env=mine.environment(), log=log)
         file = folder / "prompts.jsonl"
         file.write_text('{"prompt": "a red circle", "num_inference_steps": 1, "guidance_scale": 1.0}\n' * BATCH_JOBS)
-        soak, samples, began = Soak(Farm(settings), file, jobs), list[Sample](), time.monotonic()
+        soak, samples, began = Soak(Farm.open(settings), file, jobs), list[Sample](), time.monotonic()
         while (soak.left > 0 or soak.open) and time.monotonic() - began < limit_s:
             done = soak.tick()
             if worker.exit_code() is not None:

@@ -114,7 +114,7 @@ def hand_in(run: Run) -> None:
         {"prompt": CANARY * 500},
         {"prompt": f"{CANARY} six", **SMALL},
     ]
-    farm = Farm(run.settings["producer"])
+    farm = Farm.open(run.settings["producer"])
     from latentfarm.submission.prompts import ReadOptions
 
     rules = SubmitOptions(check_first=False, max_invalid=1.0, webhook=f"https://hooks.invalid/{TOKEN}?t={TOKEN}")
@@ -140,7 +140,7 @@ def forge(bucket: Bucket, index: int, **fields: Any) -> None:
 
 def collect(run: Run) -> None:
     """Do what a user does with a batch that has ended."""
-    farm = Farm(run.settings["producer"])
+    farm = Farm.open(run.settings["producer"])
     batch = farm.batch("cats")
     until(lambda: batch.status().over)
     batch.wait(timeout_s=60)
@@ -190,7 +190,7 @@ def run(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             hand_in(found)
             found.client("admin").rpush("render.mini", pickled_message(found.pickled))
             environment = settings["worker"].environment() | {
-                "LATENTFARM_SWEEP_S": "0.3",
+                "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "0.3",
                 "LATENTFARM_WEBHOOK_SECRET": f"whsec_{hook_secret}",
             }
             worker = ManagedProcess(
@@ -209,7 +209,7 @@ def run(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def delete_all(run: Run) -> None:
-    farm = Farm(run.settings["producer"])
+    farm = Farm.open(run.settings["producer"])
     farm.batch("dogs").delete()
 
 

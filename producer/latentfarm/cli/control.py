@@ -48,7 +48,7 @@ def resume(batches: BatchNames, as_json: JsonLines = False) -> None:
     """
 
     def act(batch: Batch) -> str:
-        record = batch.farm.ledger.batch(batch.name)
+        record = batch.connection.ledger.batch(batch.name)
         after = batch.resume()
         return f"goes on: {after.state}" if record.paused or record.hold else f"is {after.state} already"
 

@@ -36,7 +36,7 @@ def recover(
         changed += found.changed
         typer.echo(json.dumps(found.model_dump(), ensure_ascii=False) if as_json else _text(found))
         if found.state in {"open", "opening"} and not dry_run:
-            farm.ring(farm.ledger.batch(name).model)
+            farm.connection.ring(farm.ledger.batch(name).model)
     verb = "would change" if dry_run else "changed"
     echo_err(f"{len(names)} batches looked at, {changed} {verb}")
 

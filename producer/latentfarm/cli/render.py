@@ -103,7 +103,7 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
         if not settings.configured:
             require_worker_packages()
             settings = cleanup.enter_context(LocalFarm(LOCAL_FOLDER)).settings
-        farm = Farm(settings)
+        farm = Farm.open(settings)
 
         def start() -> list[ManagedProcess]:
             # registered first, so that a Ctrl-C between two starts leaves none behind

@@ -53,5 +53,5 @@ def fail_if(problem: object) -> None:
 
 
 def _tell_of_no_worker(batch: Batch, model: str) -> None:
-    if not batch.farm.ledger.workers(model):
+    if not batch.connection.ledger.workers(model):
         echo_err(f"no worker serves {model!r} now; start one with `latentfarm worker` or `latentfarm up`")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,10 @@ class WatchedBucket(Bucket):
         super().put(key, body, content_type=content_type)
 
 
+def watched(farm: Farm, on_part: Callable[[str], None]) -> Farm:
+    return Farm(replace(farm.connection, bucket=WatchedBucket(farm.bucket, on_part)))
+
+
 def prompts(count: int) -> list[dict[str, Any]]:
     return [{"prompt": f"p{n}", "seed": n} for n in range(count)]
 
@@ -44,7 +49,7 @@ def work(farm: Farm) -> int:
     """Do what a worker does, without a picture."""
     made = 0
     while found := farm.ledger.lease("mini", "w", 1000, lease_s=30):
-        farm.ledger.commit_all([(lease, {"key": "k", "sha256": "s"}) for lease in found])
+        farm.ledger.commit([(lease, {"key": "k", "sha256": "s"}) for lease in found])
         made += len(found)
     return made
 
@@ -111,15 +116,12 @@ def test_a_submission_killed_midway_resumes_behind_what_it_stored(farm: Farm, ki
             raise KeyboardInterrupt
         stored.append(key)
 
-    real = farm.bucket
-    farm.bucket = WatchedBucket(real, kill)
     with pytest.raises(KeyboardInterrupt):
-        farm.submit(prompts(4500), batch="cats")
+        watched(farm, kill).submit(prompts(4500), batch="cats")
     assert farm.batch("cats").status().state == "opening"
     opened = farm.batch("cats").status().total
-    farm.bucket = WatchedBucket(real, stored.append)
     stored.clear()
-    batch = farm.submit(prompts(4500), batch="cats")
+    batch = watched(farm, stored.append).submit(prompts(4500), batch="cats")
     assert (batch.status().state, batch.status().total) == ("open", 4500)
     # what could be leased was not touched again
     assert len(stored) == 5 - opened // 1000
@@ -134,12 +136,9 @@ def test_an_outage_while_storing_is_told_and_the_same_command_goes_on(farm: Farm
         if key == manifest_key("cats", 2):
             raise UnavailableError("503 Slow Down")
 
-    real = farm.bucket
-    farm.bucket = WatchedBucket(real, refuse)
     with pytest.raises(UnavailableError, match="503"):
-        farm.submit(prompts(4500), batch="cats")
+        watched(farm, refuse).submit(prompts(4500), batch="cats")
     assert farm.batch("cats").status().total == 2000
-    farm.bucket = real
     assert farm.submit(prompts(4500), batch="cats").status().total == 4500
 
 
@@ -168,12 +167,9 @@ def test_two_submissions_of_one_file_at_once_end_in_one_batch(farm: Farm) -> Non
 
     def overtake(_: str) -> None:
         if not inner:
-            farm.bucket = real
             inner.append(farm.submit(prompts(1500), batch="cats"))
 
-    real = farm.bucket
-    farm.bucket = WatchedBucket(real, overtake)
-    batch = farm.submit(prompts(1500), batch="cats")
+    batch = watched(farm, overtake).submit(prompts(1500), batch="cats")
     assert batch.status().total == 1500
     assert work(farm) == 1500
 

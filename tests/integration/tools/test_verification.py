@@ -78,17 +78,17 @@ def rendered(farm: Farm, model: Path, rows: int = 3, **how: Any) -> Batch:
 
 
 def verdicts(batch: Batch, model: Path, **how: Any) -> dict[str, Verdict]:
-    settings = batch.farm.settings.model_copy(update={"model_source": str(model)})
+    settings = batch.connection.settings.model_copy(update={"model_source": str(model)})
     run = Verification(batch, settings, **{"dtype": None, **how})
     return {each.job: each for each in run.run(choose(batch, None, seed=0))}
 
 
 def tamper_with_receipt(batch: Batch, index: int, **fields: Any) -> None:
     key = results_key(batch.name, 0)
-    lines = unpack(batch.farm.bucket.get(key), name=key)
+    lines = unpack(batch.connection.bucket.get(key), name=key)
     request = {**lines[index]["request"], **fields.pop("request", {})}
     lines[index] = {**lines[index], **fields, "request": request}
-    batch.farm.bucket.put(key, pack(lines))
+    batch.connection.bucket.put(key, pack(lines))
 
 
 def test_whatever_a_worker_made_has_the_same_bytes_when_rendered_again(farm: Farm, model: Path) -> None:
@@ -238,7 +238,7 @@ def test_a_choice_is_made_by_its_seed_among_finished_pictures_only(farm: Farm) -
     with pytest.raises(InputError, match="no finished picture"):
         choose(batch, 5, seed=0)
     leases = farm.ledger.lease("mini", "w", 40, lease_s=30)
-    farm.ledger.commit_all([(lease, {"key": "k"}) for lease in leases[::2]])
+    farm.ledger.commit([(lease, {"key": "k"}) for lease in leases[::2]])
     done = {lease.index for lease in leases[::2]}
     chosen = [list(choose(batch, 5, seed=seed)) for seed in range(20)]
     assert all(len(set(each)) == 5 and set(each) <= done and each == sorted(each) for each in chosen)

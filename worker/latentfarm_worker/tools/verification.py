@@ -67,10 +67,10 @@ def choose(batch: Batch, count: int | None, *, seed: int) -> Iterator[int]:
     Raises:
         InputError: none is finished.
     """
-    done = batch.farm.ledger.batch(batch.name).done
+    done = batch.connection.ledger.batch(batch.name).done
     if not done:
         raise InputError(f"batch {batch.name!r} has no finished picture yet; `latentfarm status {batch.name}`")
-    finished = batch.farm.ledger.indices(batch.name, JobState.DONE)
+    finished = batch.connection.ledger.indices(batch.name, JobState.DONE)
     if count is None or count >= done:
         return finished
     places = set(random.Random(seed).sample(range(done), count))  # noqa: S311 (a choice, no secret)
@@ -89,8 +89,8 @@ class Verification:
         self._settings = settings
         self._dtype = dtype
         self._pixels_only = pixels_only
-        self._manifest = ManifestReader(batch.farm.bucket)
-        self._model = batch.farm.ledger.batch(batch.name).model
+        self._manifest = ManifestReader(batch.connection.bucket)
+        self._model = batch.connection.ledger.batch(batch.name).model
         self._family: Family | None = None
         self._loaded: tuple[str, bool] | None = None
         self._own_threads = torch.get_num_threads()
@@ -105,8 +105,8 @@ class Verification:
         Raises:
             ModelError: a picture was made by a model of another digest.
         """
-        farm = self._batch.farm
-        lines = read_indices(farm.ledger, farm.bucket, self._batch.name, indices)
+        connection = self._batch.connection
+        lines = read_indices(connection.ledger, connection.bucket, self._batch.name, indices)
         while window := list(islice(lines, _WINDOW)):
             window.sort(key=self._setup)
             for setup, group in groupby(window, key=self._setup):
@@ -172,7 +172,7 @@ class _Comparison:
     """Holds pictures that were rendered again against what their receipts and the store say."""
 
     def __init__(self, batch: Batch, engine: Engine, model: str, *, pixels_only: bool) -> None:
-        self._bucket = batch.farm.bucket
+        self._bucket = batch.connection.bucket
         self._pixels_only = pixels_only
         # no receipt says whether its worker wrote metadata into the file, so either will do
         self._encoders = [ImageEncoder(engine, model=model, embed_metadata=embed) for embed in (True, False)]
