@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from latentfarm.batch_state import ACTIVE, FINAL, BatchState, PausedBy
 from latentfarm.connection import Connection
 from latentfarm.errors import InputError
 from latentfarm.fetch import DEFAULT_TEMPLATE, FetchReport, Layout, fetch_batch
@@ -24,8 +25,6 @@ from latentfarm.storage.manifest import INVALID_ROW, NOT_THE_REQUEST, ManifestRe
 
 #: seconds between two looks at a batch that is waited for
 _POLL_S = 0.25
-#: the reason, or its beginning, of a pause that a user asked for
-BY_ITS_USER = "by its user"
 
 
 class BatchStatus(BaseModel):
@@ -41,8 +40,9 @@ class BatchStatus(BaseModel):
 
     batch: str
     model: str
-    state: str
+    state: BatchState
     paused: str
+    paused_by: PausedBy
     priority: int
     total: int
     pending: int
@@ -64,17 +64,17 @@ class BatchStatus(BaseModel):
     @property
     def complete(self) -> bool:
         """Whether every job has ended."""
-        return self.state == "complete"
+        return self.state is BatchState.COMPLETE
 
     @property
     def over(self) -> bool:
         """Whether nothing more happens: complete or cancelled."""
-        return self.state in {"complete", "cancelled"}
+        return self.state in FINAL
 
     @property
     def stuck(self) -> bool:
         """Whether it is paused for a reason that lies in the batch, not by its user: somebody has to look."""
-        return self.state == "paused" and not self.paused.startswith(BY_ITS_USER)
+        return self.paused_by not in {PausedBy.NOT_PAUSED, PausedBy.USER}
 
 
 class JobStatus(BaseModel):
@@ -124,8 +124,9 @@ class Batch:
         return BatchStatus(
             batch=record.name,
             model=record.model,
-            state="paused" if record.paused else record.state,
+            state=BatchState.PAUSED if record.paused_by else record.state,
             paused=record.paused,
+            paused_by=record.paused_by,
             priority=record.priority,
             total=record.total,
             pending=record.pending,
@@ -172,7 +173,7 @@ class Batch:
             InputError: the batch is over.
         """
         self._require_going(
-            self.connection.ledger.pause(self.name, f"{BY_ITS_USER}: {reason}" if reason else BY_ITS_USER)
+            self.connection.ledger.pause(self.name, PausedBy.USER, reason)
         )
         self._keep_control()
         return self.status()
@@ -245,7 +246,7 @@ class Batch:
         write_control(self.connection.bucket, self.name, BatchControl.of(self.connection.ledger.batch(self.name)))
 
     def _require_going(self, state: str) -> None:
-        if state not in {"opening", "open"}:
+        if state not in ACTIVE:
             raise InputError(f"batch {self.name!r} is {state}; only one that is not over can be paused or resumed")
 
     # -- questions -------------------------------------------------------------------------------------------

@@ -86,8 +86,8 @@ class Run:
 
 def open_batch(ledger: Ledger, batch: str, total: int, *, model: str = "") -> None:
     """Open a batch of that size; its model has the batch's name if open, so that nobody else leases it."""
-    ledger.reserve(batch, digest="0" * 64, model=model or batch)
-    ledger.grow(batch, before=0, total=total, chain="0" * 64, closed=True)
+    ledger.create_batch(batch, digest="0" * 64, model=model or batch)
+    ledger.append_jobs(batch, before=0, total=total, parts_digest="0" * 64, closed=True)
 
 
 def work(settings: Settings, batch: str, jobs: int, *, to_bucket: bool) -> Run:
@@ -112,7 +112,7 @@ def work(settings: Settings, batch: str, jobs: int, *, to_bucket: bool) -> Run:
 def _client(settings: Settings, batch: str, jobs: int, ready: Any, spent: Any, to_bucket: bool) -> None:  # noqa: FBT001
     ledger, bucket = Ledger.connect(settings.redis_url), Bucket.connect(settings)
     ledger.ping()
-    hand_on: Callable[[int], Any] = lambda part: ledger.trim(batch, part, retries=0)  # noqa: E731
+    hand_on: Callable[[int], Any] = lambda part: ledger.drop_flushed(batch, part, retries=0)  # noqa: E731
     if to_bucket:
         hand_on = lambda part: flush_part(ledger, bucket, batch, part)  # noqa: E731
     worker = f"client-{os.getpid()}"
@@ -120,7 +120,7 @@ def _client(settings: Settings, batch: str, jobs: int, ready: Any, spent: Any, t
     began_s = time.process_time()
     while jobs:
         leases = ledger.lease(batch, worker, min(JOBS_PER_LEASE, jobs), lease_s=_LEASE_S)
-        outcomes = ledger.commit_all([(lease, receipt_of(lease)) for lease in leases])
+        outcomes = ledger.commit([(lease, receipt_of(lease)) for lease in leases])
         if not leases or set(outcomes) - {"done", "full"}:
             raise RuntimeError(f"{batch}: {len(leases)} leases, {set(outcomes)}")
         for lease, outcome in zip(leases, outcomes, strict=True):

@@ -87,7 +87,7 @@ def submit(settings: Settings, folder: Path, jobs: int, *arguments: str) -> Subm
     used = run_command(["submit", "--batch", batch, *arguments], settings, log=folder / "submit.log")
     grown = used_memory_bytes(ledger.redis) - before
     record = ledger.batch(batch)
-    if (record.state, record.total, ledger.waiting("mini")) != ("open", jobs, jobs):
+    if (record.state, record.total, ledger.count_pending("mini")) != ("open", jobs, jobs):
         raise RuntimeError(f"{record} after a submission of {jobs} jobs")
     return Submitted(used, grown, jobs)
 

@@ -235,7 +235,7 @@ def _flush(url: str) -> None:
     while True:
         for batch, part in ledger.full_parts():
             json.dumps([job.receipt for job in ledger.jobs(batch, range(part * PART_JOBS, (part + 1) * PART_JOBS))])
-            ledger.trim(batch, part, retries=0)
+            ledger.drop_flushed(batch, part, retries=0)
         time.sleep(HOUSE_S / 10)
 
 

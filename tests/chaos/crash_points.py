@@ -50,17 +50,17 @@ WORKER_ACTS: dict[str, tuple[type, str, When]] = {
     "render": (Engine, "step", _renders),
     "encode": (ImageEncoder, "encode", _always),
     "put": (Bucket, "put", _key_has("/images/")),
-    "commit": (Ledger, "commit_all", _always),
+    "commit": (Ledger, "commit", _always),
     "flush": (Bucket, "put", _key_has("/results/")),
-    "forget": (Ledger, "trim", _always),
+    "forget": (Ledger, "drop_flushed", _always),
 }
 PRODUCER_ACTS: dict[str, tuple[type, str, When]] = {
-    "reserve": (Ledger, "reserve", _always),
+    "create batch": (Ledger, "create_batch", _always),
     "put part 0": (Bucket, "put", _key_has("/manifest/part-00000")),
     "put part 1": (Bucket, "put", _key_has("/manifest/part-00001")),
-    "first grow": (Ledger, "grow", _opens),
+    "first append": (Ledger, "append_jobs", _opens),
     "header": (Bucket, "put", _key_has("/batch.json")),
-    "last grow": (Ledger, "grow", _closes),
+    "last append": (Ledger, "append_jobs", _closes),
 }
 
 

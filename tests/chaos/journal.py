@@ -66,7 +66,7 @@ def read_journal(file: Path) -> Iterator[Entry]:
 
 def watch_ledger(journal: Journal) -> None:
     """Have every ledger of this process write down what it was answered."""
-    lease, commit_all, fail, release = Ledger.lease, Ledger.commit_all, Ledger.fail, Ledger.release
+    lease, commit, fail, release = Ledger.lease, Ledger.commit, Ledger.fail, Ledger.release
 
     def noted_lease(self: Ledger, *args: Any, **options: Any) -> list[Lease]:
         asked_s = time.monotonic()
@@ -74,11 +74,11 @@ def watch_ledger(journal: Journal) -> None:
         journal.write("lease", asked_s, leases)
         return leases
 
-    def noted_commit_all(
+    def noted_commit(
         self: Ledger, finished: Sequence[tuple[Lease, dict[str, Any]]], *args: Any, **options: Any
     ) -> list[CommitOutcome]:
         asked_s = time.monotonic()
-        outcomes = commit_all(self, finished, *args, **options)
+        outcomes = commit(self, finished, *args, **options)
         for (held, receipt), outcome in zip(finished, outcomes, strict=True):
             journal.write("commit", asked_s, [held], [outcome], sha256=receipt["sha256"])
         return outcomes
@@ -97,6 +97,6 @@ def watch_ledger(journal: Journal) -> None:
         return released
 
     Ledger.lease = noted_lease  # type: ignore[method-assign]
-    Ledger.commit_all = noted_commit_all  # type: ignore[method-assign]
+    Ledger.commit = noted_commit  # type: ignore[method-assign]
     Ledger.fail = noted_fail  # type: ignore[method-assign]
     Ledger.release = noted_release  # type: ignore[method-assign]

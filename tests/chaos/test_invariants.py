@@ -38,7 +38,7 @@ def plan(farm: Farm) -> Plan:
     for lease in farm.ledger.lease("fake", "w", ROWS, lease_s=30):
         key = image_key(lease.batch, lease.index, lease.epoch)
         farm.bucket.put(key, body)
-        farm.ledger.commit(lease, {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)})
+        farm.ledger.commit([(lease, {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)})])
     flush_full_parts(farm.ledger, farm.bucket)
     return Plan("b", "fake", Path("prompts.jsonl"), ROWS, {})
 

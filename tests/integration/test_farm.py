@@ -33,7 +33,7 @@ def work(farm: Farm, batch: Batch, *, fail: frozenset[int] = frozenset()) -> Non
             body, key = f"image {lease.name}".encode(), image_key(batch.name, lease.index, 1)
             farm.bucket.put(key, body)
             sha256 = hashlib.sha256(body).hexdigest()
-            farm.ledger.commit(lease, {"key": key, "sha256": sha256, "worker": "worker-a", "timings": {"encode": 0.1}})
+            farm.ledger.commit([(lease, {"key": key, "sha256": sha256, "worker": "worker-a", "timings": {"encode": 0.1}})])
 
 
 def test_a_submitted_file_lies_in_the_bucket_as_numbered_jobs_and_nowhere_in_redis(farm: Farm, tmp_path: Path) -> None:

@@ -75,8 +75,8 @@ class _Server(ThreadingHTTPServer):
 
 def ended(ledger: Ledger, url: str, *, batch: str = "cats", cancel: bool = False) -> None:
     """Let a batch of three jobs end as the ledger lets it, with one failed or with all cancelled."""
-    ledger.reserve(batch, digest="d", model="mini", webhook=url)
-    ledger.grow(batch, before=0, total=3, chain="c", closed=True)
+    ledger.create_batch(batch, digest="d", model="mini", webhook=url)
+    ledger.append_jobs(batch, before=0, total=3, parts_digest="c", closed=True)
     if cancel:
         ledger.cancel(batch)
         return
@@ -89,7 +89,7 @@ def work(ledger: Ledger, *, fail: int | None = None) -> None:
         if lease.index == fail:
             ledger.fail(lease, {"code": "nan", "message": "not finite"})
         else:
-            ledger.commit(lease, {"key": "k"})
+            ledger.commit([(lease, {"key": "k"})])
 
 
 def facts(ledger: Ledger, batch: str = "cats") -> tuple[str, int, str]:

@@ -45,7 +45,7 @@ def work(
             if traced:
                 receipt["trace"] = stored(farm.bucket, f"{key_of(batch, lease.index)}.trace", picture(lease.index + 7))
             request = {"width": 8, "height": 8, "scheduler": "PNDMScheduler"}
-            farm.ledger.commit(lease, {**receipt, "request": request, "worker": "worker-a"})
+            farm.ledger.commit([(lease, {**receipt, "request": request, "worker": "worker-a"})])
 
 
 def stored(bucket: Bucket, key: str, body: bytes) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from latentfarm.ledger import Lease, Ledger
 
 def opened(ledger: Ledger, batch: str = "cats", total: int = 5, *, model: str = "mini", **options: Any) -> str:
     """Reserve a batch and hand all its jobs in; return its name."""
-    ledger.reserve(batch, digest=f"digest of {batch}", model=model, **options)
-    ledger.grow(batch, before=0, total=total, chain="c", closed=True)
+    ledger.create_batch(batch, digest=f"digest of {batch}", model=model, **options)
+    ledger.append_jobs(batch, before=0, total=total, parts_digest="c", closed=True)
     return batch
 
 

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from latentfarm.batch import Batch, BatchStatus
+from latentfarm.batch_state import describe_pause
 from latentfarm.cli import options
 from latentfarm.cli.options import print_json
 from latentfarm.cli.progress import echo_err, failures, make_screen, truncations
@@ -36,7 +37,7 @@ def pause(batches: BatchNames, as_json: JsonLines = False) -> None:
     def act(batch: Batch) -> str:
         before = batch.status()
         after = batch.pause()
-        return f"is paused already: {before.paused}" if before.paused else f"is {after.state}"
+        return f"is paused already: {describe_pause(before.paused_by, before.paused)}" if before.paused_by else f"is {after.state}"
 
     _each(batches, act, as_json=as_json)
 
@@ -50,7 +51,7 @@ def resume(batches: BatchNames, as_json: JsonLines = False) -> None:
     def act(batch: Batch) -> str:
         record = batch.connection.ledger.batch(batch.name)
         after = batch.resume()
-        return f"goes on: {after.state}" if record.paused or record.hold else f"is {after.state} already"
+        return f"goes on: {after.state}" if record.paused_by or record.canary else f"is {after.state} already"
 
     _each(batches, act, as_json=as_json)
 
@@ -88,7 +89,7 @@ def retry(
         after = found.status()
         if again:
             jobs = f"{again} {_plural(again, 'job')}"
-            return f"will run {jobs} again after `resume`: {after.paused}" if after.paused else f"runs {jobs} again"
+            return f"will run {jobs} again after `resume`: {describe_pause(after.paused_by, after.paused)}" if after.paused_by else f"runs {jobs} again"
         left = failures(after)
         which = f" with code {code!r}" if code else ""
         return f"has no failed job{which} to run again" + (f"; it has {left}" if left else "")

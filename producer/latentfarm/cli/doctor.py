@@ -55,7 +55,7 @@ def _finding(name: str, check: Callable[[Settings], str], settings: Settings) ->
 def _redis(settings: Settings) -> str:
     ledger = Ledger.connect(settings.require().redis_url)
     version = ledger.ping()
-    waiting, workers = ledger.waiting(settings.model), len(ledger.workers(settings.model))
+    waiting, workers = ledger.count_pending(settings.model), len(ledger.workers(settings.model))
     return f"Redis {version} at {ledger.where}; {workers} workers and {waiting} jobs for {settings.model}"
 
 

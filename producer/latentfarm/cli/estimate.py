@@ -45,7 +45,7 @@ def plan(
     speed, workers = None, 0
     if settings.configured:
         ledger = Ledger.connect(settings.redis_url)
-        speed, workers = ledger.speed(spec.alias), len(ledger.workers(spec.alias))
+        speed, workers = ledger.throughput(spec.alias), len(ledger.workers(spec.alias))
     found = make_estimate(request, speed=speed, count_tokens=_token_counter(spec))
     if as_json:
         print_json({**found.model_dump(), "workers": workers})

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latentfarm.batch import BatchStatus
+from latentfarm.batch_state import describe_pause
 from latentfarm.job import MAX_TOKENS
 
 _LINE_EVERY_S = 5.0
@@ -176,7 +177,7 @@ def _table(statuses: Sequence[BatchStatus]) -> Table:
     table = Table("batch", "state", "", "ended", "images/s", "ETA", "failed", "", box=None, padding=(0, 2, 0, 0))
     for status in statuses:
         bar = ProgressBar(total=max(status.total, 1), completed=status.ended, width=_BAR_CHARACTERS)
-        texts = (f"{status.ended}/{status.total}", rate(status), eta(status), failures(status), status.paused)
+        texts = (f"{status.ended}/{status.total}", rate(status), eta(status), failures(status), describe_pause(status.paused_by, status.paused))
         # names and reasons come from users: no markup in them
         table.add_row(Text(status.batch), status.state, bar, *(Text(text) for text in texts))
     return table
@@ -191,8 +192,8 @@ def facts(status: BatchStatus) -> str:
         found.append(f"{status.images_per_s:.2f} images/s")
     if (left := eta(status)) != "-":
         found.append(f"ETA {left}")
-    if status.paused:
-        found.append(f"paused: {status.paused}")
+    if status.paused_by:
+        found.append(f"paused: {describe_pause(status.paused_by, status.paused)}")
     return "  ".join(found)
 
 
@@ -221,7 +222,7 @@ def rate(status: BatchStatus) -> str:
 
 def eta(status: BatchStatus) -> str:
     """Return the time left, or a dash: nobody knows for how long a pause will last."""
-    return "-" if status.eta_s is None or status.over or status.paused else duration(status.eta_s)
+    return "-" if status.eta_s is None or status.over or status.paused_by else duration(status.eta_s)
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import typer
 
 from latentfarm.batch import Batch, BatchStatus
+from latentfarm.batch_state import describe_pause
 from latentfarm.cli.progress import BatchProgress, echo_err, truncations
 
 #: seconds of waiting, more than a worker needs to start, after which a missing one is told of
@@ -42,7 +43,7 @@ def wait_for(
     if status.truncated:
         echo_err(truncations(status))
     if status.stuck:
-        echo_err(f"the batch is paused ({status.paused}): `latentfarm resume {batch.name}`")
+        echo_err(f"the batch is paused ({describe_pause(status.paused_by, status.paused)}): `latentfarm resume {batch.name}`")
     return status
 
 

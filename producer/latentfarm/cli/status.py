@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from latentfarm.batch import Batch, BatchStatus, JobStatus
+from latentfarm.batch_state import describe_pause
 from latentfarm.cli import options
 from latentfarm.cli.options import print_columns, print_json
 from latentfarm.cli.progress import eta, failures, rate, truncations
@@ -76,8 +77,8 @@ def print_statuses(statuses: Sequence[BatchStatus]) -> None:
 
 
 def _print_troubles(farm: Farm, found: BatchStatus) -> None:
-    if found.paused:
-        typer.echo(f"paused   {found.paused}")
+    if found.paused_by:
+        typer.echo(f"paused   {describe_pause(found.paused_by, found.paused)}")
     if found.failed:
         typer.echo(f"errors   {failures(found)}")
     if found.truncated:

@@ -7,9 +7,8 @@ from typing import Any
 
 import redis
 
+from latentfarm.batch_state import CLOSED, BatchState
 from latentfarm.ledger.records import decode
-
-_ENDED = frozenset({"complete", "cancelled", "deleting"})
 
 
 @dataclass(frozen=True)
@@ -18,13 +17,13 @@ class BatchSummary:
 
     name: str
     model: str
-    state: str
+    state: BatchState
     leased: int
 
     @property
     def ended(self) -> bool:
         """Whether none of its jobs is to be rendered."""
-        return self.state in _ENDED
+        return self.state in CLOSED
 
 
 def read_batch_summaries(client: redis.Redis) -> list[BatchSummary]:
@@ -36,7 +35,7 @@ def read_batch_summaries(client: redis.Redis) -> list[BatchSummary]:
     found: list[list[Any]] = pipe.execute()
     # one that is deleted at this moment has no hash any more
     return [
-        BatchSummary(name, decode(model), decode(state), int(leased))
+        BatchSummary(name, decode(model), BatchState(decode(state)), int(leased))
         for name, (model, state, leased) in zip(names, found, strict=True)
         if model is not None
     ]

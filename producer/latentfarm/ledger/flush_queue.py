@@ -24,13 +24,13 @@ class FlushQueue:
         with translate_errors(self.where):
             return sorted(_part_named(name) for name in self.redis.smembers("lf:flush"))
 
-    def trim(self, batch: str, part: int, *, retries: int) -> bool:
+    def drop_flushed(self, batch: str, part: int, *, retries: int) -> bool:
         """Forget the receipts and errors of a part that lies in the bucket, as it was at the batch's ``retries``.
 
         Returns False, and forgets nothing, if jobs of it run again meanwhile.
         """
         with translate_errors(self.where):
-            return int(self.scripts.trim(args=[batch, part, retries])) >= 0
+            return int(self.scripts.drop_flushed(args=[batch, part, retries])) >= 0
 
     def had_returns(self, batch: str, part: int) -> bool:
         """Return whether a lease on a job of the part ended without a commit."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import redis
 
+from latentfarm.batch_state import FINAL, BatchState, PausedBy
 from latentfarm.errors import InputError
 from latentfarm.job import JobState
 from latentfarm.ledger.batch_summaries import BatchSummary, read_batch_summaries
@@ -67,7 +68,7 @@ class Ledger(FlushQueue):
 
     # -- a batch's life --------------------------------------------------------------------------------------
 
-    def reserve(
+    def create_batch(
         self,
         batch: str,
         *,
@@ -76,7 +77,7 @@ class Ledger(FlushQueue):
         priority: int = 0,
         weight: int = 1,
         budget: float = DEFAULT_BUDGET,
-        hold: int = 0,
+        canary: int = 0,
         webhook: str = "",
     ) -> Reservation:
         """Take the batch's name, or find who has it.
@@ -88,51 +89,61 @@ class Ledger(FlushQueue):
             priority: batches of a higher one are leased first.
             weight: its share among batches of one priority.
             budget: the share of failures that pauses it, 0 for none.
-            hold: the jobs from this index on wait for ``resume``; 0 for none.
+            canary: the jobs from this index on wait for ``resume``; 0 for none.
             webhook: the URL that is told of its completion, or empty.
         """
-        args = [batch, digest, model, priority, weight, budget, hold, webhook]
+        args = [batch, digest, model, priority, weight, budget, canary, webhook]
         with translate_errors(self.where):
-            answer, state, stored, chain = self.scripts.reserve(args=args)
+            answer, state, stored, parts_digest = self.scripts.create_batch(args=args)
         holder = decode(answer) if decode(answer) not in {"new", "same"} else digest
         fresh = decode(answer) == "new"
-        return Reservation(digest=holder, state=decode(state), stored=int(stored), chain=decode(chain), fresh=fresh)
+        return Reservation(
+            digest=holder,
+            state=BatchState(decode(state)),
+            stored=int(stored),
+            parts_digest=decode(parts_digest),
+            fresh=fresh,
+        )
 
-    def grow(
+    def append_jobs(
         self,
         batch: str,
         *,
         before: int,
         total: int,
-        chain: str,
+        parts_digest: str,
         closed: bool,
-        wrong: Mapping[int, dict[str, str]] | None = None,
-    ) -> str:
+        invalid: Mapping[int, dict[str, str]] | None = None,
+    ) -> BatchState | Literal["conflict"]:
         """Let workers lease the jobs ``before`` to ``total - 1``, whose part lies in the bucket; return the state.
 
-        ``wrong`` are those of them that have failed before they began, with their error. ``closed`` says that no more
-        jobs come. The state is ``elsewhere`` when another submission of the batch has come further.
+        ``invalid`` are those of them that have failed before they began, with their error. ``closed`` says that no more
+        jobs come. The state is ``conflict`` when another submission of the batch has come further.
         """
-        args: list[Any] = [batch, before, total, chain, int(closed)]
-        for index, error in (wrong or {}).items():
+        args: list[Any] = [batch, before, total, parts_digest, int(closed)]
+        for index, error in (invalid or {}).items():
             args += [index, error_text(error)]
-        return self._known(batch, self.scripts.grow, args)
+        with translate_errors(self.where):
+            state = decode(self.scripts.append_jobs(args=args))
+        if state == "conflict":
+            return "conflict"
+        return self._state(batch, state)
 
-    def pause(self, batch: str, reason: str) -> str:
+    def pause(self, batch: str, by: PausedBy, reason: str = "") -> BatchState:
         """Lease no more jobs of the batch; return its state."""
-        return self._known(batch, self.scripts.pause, [batch, reason])
+        return self._known(batch, self.scripts.pause, [batch, by, reason])
 
-    def resume(self, batch: str) -> str:
+    def resume(self, batch: str) -> BatchState:
         """Let the batch go on; return its state."""
         return self._known(batch, self.scripts.resume, [batch])
 
-    def cancel(self, batch: str) -> str:
+    def cancel(self, batch: str) -> BatchState:
         """End the batch: nothing more of it is leased, and every lease on it is lost; return its state before."""
         return self._known(batch, self.scripts.cancel, [batch])
 
-    def set_priority(self, batch: str, priority: int) -> str:
+    def set_priority(self, batch: str, priority: int) -> BatchState:
         """Let the batch run before all of a lower priority; return its state."""
-        return self._known(batch, self.scripts.priority, [batch, priority])
+        return self._known(batch, self.scripts.set_priority, [batch, priority])
 
     def retry(self, batch: str, failed: Sequence[tuple[int, str]]) -> int:
         """Let failed jobs, given as (index, error code), run again; return how many do."""
@@ -145,22 +156,24 @@ class Ledger(FlushQueue):
             raise InputError(f"batch {batch!r} is {self.batch(batch).state}; its jobs cannot run again")
         return retried
 
-    def begin_delete(self, batch: str) -> None:
+    def mark_deleting(self, batch: str) -> None:
         """Make sure that nobody works on the batch any more."""
         self.cancel(batch)
-        self._known(batch, self.scripts.deleting, [batch])
+        self._known(batch, self.scripts.mark_deleting, [batch])
 
-    def forget(self, batch: str) -> None:
+    def delete_batch(self, batch: str) -> None:
         """Remove every trace of a batch whose objects are gone."""
         with translate_errors(self.where):
-            self.scripts.forget(args=[batch])
+            self.scripts.delete_batch(args=[batch])
 
-    def _known(self, batch: str, script: Any, args: list[Any]) -> str:
+    def _known(self, batch: str, script: Any, args: list[Any]) -> BatchState:
         with translate_errors(self.where):
-            answer = decode(script(args=args))
-        if not answer:
+            return self._state(batch, decode(script(args=args)))
+
+    def _state(self, batch: str, state: str) -> BatchState:
+        if not state:
             raise _unknown(batch)
-        return answer
+        return BatchState(state)
 
     # -- a job's life ----------------------------------------------------------------------------------------
 
@@ -189,16 +202,11 @@ class Ledger(FlushQueue):
         with translate_errors(self.where):
             return {decode(name) for name in self.scripts.renew(args=args)}
 
-    def commit(self, lease: Lease, receipt: dict[str, Any]) -> CommitOutcome:
-        """Record that the job's image lies in the bucket.
+    def commit(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
+        """Record 1 to 1,000 images in one call; return each one's outcome.
 
-        ``stale``: the lease is lost, and the part will be looked through for images that nobody wants. ``deleting``:
-        nobody wants any image of the batch.
+        ``stale``: the lease was lost. ``deleting``: the batch is being deleted.
         """
-        return self.commit_all([(lease, receipt)])[0]
-
-    def commit_all(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
-        """Record 1 to 1,000 images in one call; return each one's outcome."""
         args: list[Any] = []
         for lease, receipt in finished:
             kept = receipt_text({**receipt, "epoch": lease.epoch})
@@ -222,14 +230,14 @@ class Ledger(FlushQueue):
         with translate_errors(self.where):
             return int(self.scripts.release(args=args))
 
-    def sweep(self, *, patience_s: float = 10) -> int:
+    def expire_leases(self, *, patience_s: float = 10) -> int:
         """Return jobs whose lease ran out, each charged an attempt; -1 when another worker does it now.
 
         After ``patience_s`` without any sweep, Redis or every worker was away and no lease could be renewed: as long
         again nothing is judged.
         """
         with translate_errors(self.where):
-            return int(self.scripts.sweep(args=[_SWEEP_LIMIT, _SWEEP_LOCK_MS, int(patience_s * 1000)]))
+            return int(self.scripts.expire_leases(args=[_SWEEP_LIMIT, _SWEEP_LOCK_MS, int(patience_s * 1000)]))
 
     def cancellations(self) -> Cancellations:
         """Listen for batches that are cancelled from now on."""
@@ -237,7 +245,7 @@ class Ledger(FlushQueue):
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def beat(
+    def heartbeat(
         self,
         model: str,
         worker: str,
@@ -257,23 +265,23 @@ class Ledger(FlushQueue):
         for name, value in (measured or {}).items():
             args += [name, repr(float(value))]
         with translate_errors(self.where):
-            return int(self.scripts.beat(args=args))
+            return int(self.scripts.heartbeat(args=args))
 
-    def speed(self, model: str) -> Throughput | None:
+    def throughput(self, model: str) -> Throughput | None:
         """Return what the workers of a model have measured, None where none has rendered anything."""
         with translate_errors(self.where):
-            figures = {decode(key): float(value) for key, value in self.redis.hgetall(f"lf:speed:{model}").items()}
+            figures = {decode(key): float(value) for key, value in self.redis.hgetall(f"lf:throughput:{model}").items()}
         # steps are told of before the first picture is
         return (
             Throughput(**{each.name: figures.get(each.name, 0.0) for each in fields(Throughput)}) if figures else None
         )
 
-    def waiting(self, model: str) -> int:
+    def count_pending(self, model: str) -> int:
         """Return how many jobs of a model wait to be leased."""
         with translate_errors(self.where):
-            return int(self.scripts.waiting(args=[model]))
+            return int(self.scripts.count_pending(args=[model]))
 
-    def leave(self, model: str, worker: str) -> None:
+    def sign_off(self, model: str, worker: str) -> None:
         """Say that the worker is gone."""
         with translate_errors(self.where):
             self.redis.zrem(f"lf:workers:{model}", worker)
@@ -310,7 +318,7 @@ class Ledger(FlushQueue):
         with translate_errors(self.where):
             return [decode(name) for name in self.redis.zrange("lf:batches", 0, -1)]
 
-    def heads(self) -> list[BatchSummary]:
+    def batch_summaries(self) -> list[BatchSummary]:
         """Return every batch in few words, oldest first."""
         with translate_errors(self.where):
             return read_batch_summaries(self.redis)
@@ -394,18 +402,18 @@ class Ledger(FlushQueue):
         if not done or not first_ms:
             # nothing was rendered, or all of it before a recovery
             return None
-        if facts["state"] in {"complete", "cancelled"}:
+        if facts["state"] in FINAL:
             return done / max(last_ms - first_ms, 1) * 1000
         now = self.now_us() // 1000
         slot = now // _PACE_SLOT_MS
-        counts = self.redis.mget([f"lf:pace:{batch}:{slot - back}" for back in range(_PACE_SLOTS)])
+        counts = self.redis.mget([f"lf:rate:{batch}:{slot - back}" for back in range(_PACE_SLOTS)])
         span_ms = min(now - first_ms, (_PACE_SLOTS - 1) * _PACE_SLOT_MS + now % _PACE_SLOT_MS)
         return sum(int(count or 0) for count in counts) / max(span_ms, 1) * 1000
 
 
 def _untouched(batch_state: bytes | str | None) -> JobState:
     """Return what a byte of state that was never written means."""
-    return JobState.CANCELLED if batch_state == b"cancelled" else JobState.PENDING
+    return JobState.CANCELLED if batch_state == BatchState.CANCELLED.encode() else JobState.PENDING
 
 
 def _unknown(batch: str) -> InputError:

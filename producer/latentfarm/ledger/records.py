@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.job import JobState
 
 #: as ``manifest.INVALID_ROW``, which this layer does not import
@@ -45,13 +46,13 @@ class Reservation:
     """The answer to a submission that takes a batch's name.
 
     ``digest`` is that of the batch that has the name now; ``stored`` jobs of it can be leased already, and
-    ``chain`` is the digest of their parts. ``fresh``: nobody had the name before.
+    ``parts_digest`` is the digest of their parts. ``fresh``: nobody had the name before.
     """
 
     digest: str
-    state: str
+    state: BatchState
     stored: int
-    chain: str
+    parts_digest: str
     fresh: bool
 
 
@@ -67,9 +68,10 @@ class BatchRecord:
     name: str
     model: str
     digest: str
-    chain: str
-    state: str
+    parts_digest: str
+    state: BatchState
     paused: str
+    paused_by: PausedBy
     total: int
     leased: int
     done: int
@@ -78,7 +80,7 @@ class BatchRecord:
     invalid: int
     truncated: int
     priority: int
-    hold: int
+    canary: int
     retries: int
     webhook: str
     first_ms: int
@@ -94,7 +96,7 @@ class BatchRecord:
     @property
     def complete(self) -> bool:
         """Whether every job has ended."""
-        return self.state == "complete"
+        return self.state is BatchState.COMPLETE
 
 
 @dataclass(frozen=True)
@@ -127,14 +129,15 @@ class Throughput:
 
 def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], rate: float | None) -> BatchRecord:
     """Return the record that the fields of the batch's hash make."""
-    numbers = ("total", "leased", "done", "failed", "cancelled", "invalid", "priority", "hold", "retries")
+    numbers = ("total", "leased", "done", "failed", "cancelled", "invalid", "priority", "canary", "retries")
     return BatchRecord(
         name=name,
         model=facts["model"],
         digest=facts["digest"],
-        chain=facts["chain"],
-        state=facts["state"],
+        parts_digest=facts["parts_digest"],
+        state=BatchState(facts["state"]),
         paused=facts["paused"],
+        paused_by=PausedBy(facts["paused_by"]),
         truncated=int(facts.get("truncated", 0)),
         webhook=facts["webhook_state"],
         first_ms=int(facts.get("first_ms", 0)),
@@ -174,7 +177,7 @@ def is_truncated(receipt: Mapping[str, Any]) -> bool:
 
 
 def receipt_text(receipt: Mapping[str, Any]) -> str:
-    """Return a receipt as Redis holds it: without the prompts, which only the manifest and the picture hold."""
+    """Return a receipt as Redis holds it: without the prompts, which only the manifest and the image hold."""
     if "request" in receipt:
         request = {name: value for name, value in receipt["request"].items() if name not in _PROMPTS}
         receipt = {**receipt, "request": request}

@@ -55,7 +55,9 @@ class Restoration:
         with translate_errors(self._ledger.where):
             self._ledger.scripts.restore_part(args=args)
 
-    def end(self, *, chain: str, closed: bool, cancelled: bool) -> str:
+    def end(self, *, parts_digest: str, closed: bool, cancelled: bool) -> str:
         """Let the batch go on; return its state."""
         with translate_errors(self._ledger.where):
-            return decode(self._ledger.scripts.restore_end(args=[self._batch, chain, int(closed), int(cancelled)]))
+            return decode(
+                self._ledger.scripts.restore_end(args=[self._batch, parts_digest, int(closed), int(cancelled)])
+            )

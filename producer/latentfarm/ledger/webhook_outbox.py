@@ -46,8 +46,8 @@ class WebhookOutbox:
         self._client = client
         folder = files("latentfarm.ledger") / "scripts"
         common = (folder / "_common.lua").read_text()
-        self._take = client.register_script(common + (folder / "webhook_take.lua").read_text())
-        self._settle = client.register_script(common + (folder / "webhook_settle.lua").read_text())
+        self._take = client.register_script(common + (folder / "webhook_claim.lua").read_text())
+        self._settle = client.register_script(common + (folder / "webhook_resolve.lua").read_text())
 
     def take(self, limit: int, *, hold_s: float) -> list[Event]:
         """Claim up to ``limit`` events that are due; nobody else gets them for ``hold_s``."""

@@ -59,7 +59,7 @@ class LedgerCollector(Collector):
         return [memory]
 
     def _batches_and_models(self) -> list[Metric]:
-        heads = self._ledger.heads()
+        heads = self._ledger.batch_summaries()
         told = chosen(heads)
         untold = GaugeMetricFamily("latentfarm_batches_untold", f"Batches beyond the {MAX_BATCHES} that are told of.")
         untold.add_metric([], len(heads) - len(told))
@@ -98,9 +98,9 @@ class LedgerCollector(Collector):
             leased[head.model] += head.leased
         alive = Counter(worker.model for worker in self._ledger.worker_records())
         for model in sorted({*self._models, *leased, *alive}):
-            jobs.add_metric([model, "pending"], self._ledger.waiting(model))
+            jobs.add_metric([model, "pending"], self._ledger.count_pending(model))
             jobs.add_metric([model, "leased"], leased[model])
-            speed = self._ledger.speed(model)
+            speed = self._ledger.throughput(model)
             images.add_metric([model], speed.images if speed else 0)
             workers.add_metric([model], alive[model])
         return [jobs, images, workers]

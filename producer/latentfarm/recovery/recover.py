@@ -89,7 +89,7 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
             )
     state = _state_of(asked, control, tally)
     if not dry_run:
-        state = restoration.end(chain=asked.chain, closed=asked.closed, cancelled=control.cancelled)
+        state = restoration.end(parts_digest=asked.chain, closed=asked.closed, cancelled=control.cancelled)
     return tally.recovered(batch, state, asked.total)
 
 
@@ -100,9 +100,10 @@ def _fields(header: Header, control: BatchControl) -> dict[str, str | int | floa
         "model": header.model,
         "priority": header.priority if control.priority is None else control.priority,
         "budget": header.failure_budget,
-        "hold": header.canary,
+        "canary": header.canary,
         "webhook": header.webhook,
         "paused": control.paused,
+        "paused_by": control.paused_by,
     }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
 
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.ledger import BatchRecord
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import control_key
@@ -15,13 +18,23 @@ class BatchControl(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     paused: str = ""
+    paused_by: PausedBy = PausedBy.NOT_PAUSED
     cancelled: bool = False
     priority: int | None = None
 
     @classmethod
     def of(cls, record: BatchRecord) -> BatchControl:
         """Return the decisions that a batch's record shows."""
-        return cls(paused=record.paused, cancelled=record.state == "cancelled", priority=record.priority)
+        cancelled = record.state is BatchState.CANCELLED
+        return cls(paused=record.paused, paused_by=record.paused_by, cancelled=cancelled, priority=record.priority)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_old_pause(cls, fields: Any) -> Any:
+        # files of 0.1.0 have the reason of a pause only
+        if isinstance(fields, dict) and fields.get("paused") and "paused_by" not in fields:
+            return {**fields, "paused_by": PausedBy.USER}
+        return fields
 
 
 def write_control(bucket: Bucket, batch: str, control: BatchControl) -> None:

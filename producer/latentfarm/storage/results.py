@@ -31,7 +31,7 @@ def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
     bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
     if ledger.had_returns(batch, part):
         _discard(bucket, batch, part, lines, before_us=moment_us)
-    ledger.trim(batch, part, retries=record.retries)
+    ledger.drop_flushed(batch, part, retries=record.retries)
     return len(lines)
 
 

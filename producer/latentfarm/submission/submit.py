@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+from latentfarm.batch_state import PausedBy
 from latentfarm.errors import InputError
 from latentfarm.job import check_batch_name
 from latentfarm.ledger import Ledger, Reservation
@@ -23,8 +24,6 @@ from latentfarm.submission.validation import ValidationReport, no_prompt
 _STORE_THREADS = 4
 #: parts on their way to the bucket, about 250 kB each
 _MAX_PARTS_IN_FLIGHT = 8
-#: how the reason of a pause begins that a submission made
-_PAUSED_BY_SUBMISSION = "submission: "
 
 
 class Submission:
@@ -69,13 +68,13 @@ class Submission:
 
     def _reserve(self) -> Reservation:
         rules, digest = self._rules, self._request.digest
-        reserved = self._ledger.reserve(
+        reserved = self._ledger.create_batch(
             self.batch,
             digest=digest,
             model=self._request.model,
             priority=rules.priority,
             budget=rules.failure_budget,
-            hold=rules.canary,
+            canary=rules.canary,
             webhook=rules.webhook,
         )
         if reserved.digest != digest:
@@ -95,8 +94,8 @@ class Submission:
         header = read_header(self._bucket, self.batch)
         if header is None or (header.digest == self._request.digest and (header.total is None or not fresh)):
             return
-        self._ledger.begin_delete(self.batch)
-        self._ledger.forget(self.batch)
+        self._ledger.mark_deleting(self.batch)
+        self._ledger.delete_batch(self.batch)
         if header.digest != self._request.digest:
             raise _other_content(self.batch, header.digest, self._request.digest)
         raise InputError(
@@ -106,7 +105,7 @@ class Submission:
 
     def _resume_own_pause(self, reserved: Reservation) -> None:
         # a submission that stopped paused its batch; that it runs again, perhaps with more tolerance, lifts the pause
-        if reserved.stored and self._ledger.batch(self.batch).paused.startswith(_PAUSED_BY_SUBMISSION):
+        if reserved.stored and self._ledger.batch(self.batch).paused_by is PausedBy.SUBMISSION:
             self._ledger.resume(self.batch)
 
     def _store_all(self, reserved: Reservation) -> None:
@@ -130,16 +129,16 @@ class Submission:
             if unreadable:
                 raise self._stop(unreadable)
             if writer.total < reserved.stored:
-                raise _other_content(self.batch, reserved.chain, writer.chain)
+                raise _other_content(self.batch, reserved.parts_digest, writer.chain)
             if reserved.state == "opening":
                 self._close(writer, in_flight)
 
     def _is_there(self, part: Part, reserved: Reservation) -> bool:
         """Return whether an earlier run stored the part."""
-        if part.total == reserved.stored and part.chain != reserved.chain:
-            raise _other_content(self.batch, reserved.chain, part.chain)
+        if part.total == reserved.stored and part.chain != reserved.parts_digest:
+            raise _other_content(self.batch, reserved.parts_digest, part.chain)
         if part.total > reserved.stored and reserved.state != "opening":
-            raise _other_content(self.batch, reserved.chain, part.chain)
+            raise _other_content(self.batch, reserved.parts_digest, part.chain)
         return part.total <= reserved.stored
 
     def _parts(self, writer: PartWriter) -> Iterator[Part]:
@@ -186,10 +185,10 @@ class Submission:
         )
 
     def _grow(self, part: Part, *, closed: bool) -> None:
-        state = self._ledger.grow(
-            self.batch, before=part.first, total=part.total, chain=part.chain, closed=closed, wrong=part.wrong
+        state = self._ledger.append_jobs(
+            self.batch, before=part.first, total=part.total, parts_digest=part.chain, closed=closed, invalid=part.wrong
         )
-        if state == "elsewhere":
+        if state == "conflict":
             raise InputError(f"batch {self.batch!r} is being submitted by another process too; let one of them end")
         if state in {"cancelled", "deleting"}:
             raise InputError(f"batch {self.batch!r} was {state} while it was submitted")
@@ -202,16 +201,16 @@ class Submission:
             # the error's own text quotes rows, and no prompt may lie in Redis
             rows = f"{self.found.wrong:,} of {self.found.good + self.found.wrong:,} rows are wrong"
             reason = rows if self.found.wrong else str(error).splitlines()[0]
-            self._ledger.pause(self.batch, _PAUSED_BY_SUBMISSION + reason)
+            self._ledger.pause(self.batch, PausedBy.SUBMISSION, reason)
             outcome = (
                 f"batch {self.batch} is paused with its first {self._stored:,} jobs: `latentfarm delete {self.batch}` "
                 "and submit the mended file, or submit this one again with a higher --max-invalid"
             )
         else:
-            self._ledger.begin_delete(self.batch)
+            self._ledger.mark_deleting(self.batch)
             for _ in self._bucket.delete_all(batch_prefix(self.batch)):
                 pass
-            self._ledger.forget(self.batch)
+            self._ledger.delete_batch(self.batch)
             outcome = "nothing was enqueued"
         return self.found.error(outcome) if self.found.wrong else InputError(f"{error}; {outcome}")
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tests.support.leasing import fail, lease, opened
 
+from latentfarm.batch_state import PausedBy
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job import JobState
 from latentfarm.ledger import Ledger, Reservation
@@ -16,32 +17,32 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_reserved_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
-    assert ledger.reserve("cats", digest="d", model="mini") == Reservation("d", "opening", 0, "", fresh=True)
+    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation("d", "opening", 0, "", fresh=True)
     assert ledger.batch("cats").state == "opening"
     assert lease(ledger) == []
 
 
 def test_the_holder_of_a_name_is_told_to_whoever_wants_it_too(ledger: Ledger) -> None:
-    ledger.reserve("cats", digest="d", model="mini")
-    ledger.grow("cats", before=0, total=1000, chain="c1", closed=False)
-    assert ledger.reserve("cats", digest="d", model="mini") == Reservation("d", "opening", 1000, "c1", fresh=False)
-    assert ledger.reserve("cats", digest="e", model="mini").digest == "d"
+    ledger.create_batch("cats", digest="d", model="mini")
+    ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False)
+    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation("d", "opening", 1000, "c1", fresh=False)
+    assert ledger.create_batch("cats", digest="e", model="mini").digest == "d"
 
 
 def test_a_stored_part_is_leased_before_the_next_is_there_and_completes_only_when_all_is(ledger: Ledger) -> None:
-    ledger.reserve("cats", digest="d", model="mini")
-    assert ledger.grow("cats", before=0, total=1000, chain="c1", closed=False) == "opening"
-    ledger.commit_all([(each, {}) for each in lease(ledger, 1000)])
+    ledger.create_batch("cats", digest="d", model="mini")
+    assert ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False) == "opening"
+    ledger.commit([(each, {}) for each in lease(ledger, 1000)])
     assert (ledger.batch("cats").state, ledger.batch("cats").done) == ("opening", 1000)
-    assert ledger.grow("cats", before=1000, total=1001, chain="c2", closed=True) == "open"
+    assert ledger.append_jobs("cats", before=1000, total=1001, parts_digest="c2", closed=True) == "open"
     [last] = lease(ledger, 9)
-    assert ledger.commit(last, {}) == "full"
+    assert ledger.commit([(last, {})]) == ["full"]
     assert ledger.batch("cats").state == "complete"
 
 
 def test_pictures_whose_text_lost_its_end_are_counted_once(ledger: Ledger) -> None:
-    ledger.reserve("cats", digest="d", model="mini")
-    ledger.grow("cats", before=0, total=1002, chain="c1", closed=True)
+    ledger.create_batch("cats", digest="d", model="mini")
+    ledger.append_jobs("cats", before=0, total=1002, parts_digest="c1", closed=True)
     assert ledger.batch("cats").truncated == 0
     cut: list[dict[str, Any]] = [
         {"prompt_truncated": True},
@@ -51,44 +52,47 @@ def test_pictures_whose_text_lost_its_end_are_counted_once(ledger: Ledger) -> No
     leases = [*lease(ledger, 1000), *lease(ledger, 2)]
     finished = list(zip(leases, (cut * 400)[:1002], strict=True))
     for _ in range(2):
-        ledger.commit_all(finished[:700])
-        ledger.commit_all(finished[700:])
+        ledger.commit(finished[:700])
+        ledger.commit(finished[700:])
     assert (ledger.batch("cats").done, ledger.batch("cats").truncated) == (1002, 668)
 
 
 def test_a_batch_that_ended_before_its_manifest_did_completes_when_it_is_closed(ledger: Ledger) -> None:
-    ledger.reserve("cats", digest="d", model="mini")
-    ledger.grow("cats", before=0, total=1000, chain="c1", closed=False)
-    ledger.commit_all([(each, {}) for each in lease(ledger, 1000)])
-    assert ledger.grow("cats", before=1000, total=1000, chain="c1", closed=True) == "complete"
+    ledger.create_batch("cats", digest="d", model="mini")
+    ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False)
+    ledger.commit([(each, {}) for each in lease(ledger, 1000)])
+    assert ledger.append_jobs("cats", before=1000, total=1000, parts_digest="c1", closed=True) == "complete"
 
 
 def test_growing_twice_changes_nothing_and_two_submissions_at_once_are_told_apart(ledger: Ledger) -> None:
-    ledger.reserve("cats", digest="d", model="mini")
+    ledger.create_batch("cats", digest="d", model="mini")
     wrong = {3: {"code": "invalid_row", "message": "width"}}
     for _ in range(2):
-        assert ledger.grow("cats", before=0, total=1000, chain="c1", closed=False, wrong=wrong) == "opening"
+        assert (
+            ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False, invalid=wrong)
+            == "opening"
+        )
     assert (ledger.batch("cats").total, ledger.batch("cats").failed) == (1000, 1)
-    assert ledger.grow("cats", before=0, total=1000, chain="other", closed=False) == "elsewhere"
-    assert ledger.grow("cats", before=5000, total=6000, chain="c6", closed=False) == "elsewhere"
+    assert ledger.append_jobs("cats", before=0, total=1000, parts_digest="other", closed=False) == "conflict"
+    assert ledger.append_jobs("cats", before=5000, total=6000, parts_digest="c6", closed=False) == "conflict"
 
 
 def test_a_wrong_row_is_a_failed_job_that_nobody_leases(ledger: Ledger) -> None:
-    ledger.reserve("cats", digest="d", model="mini")
+    ledger.create_batch("cats", digest="d", model="mini")
     error = {"code": "invalid_row", "message": "width 65"}
-    ledger.grow("cats", before=0, total=4, chain="c", closed=True, wrong={0: error, 2: error})
+    ledger.append_jobs("cats", before=0, total=4, parts_digest="c", closed=True, invalid={0: error, 2: error})
     record = ledger.batch("cats")
     assert (record.failed, record.invalid, record.errors) == (2, 2, {"invalid_row": 2})
     found = lease(ledger, 9)
     assert [each.index for each in found] == [1, 3]
-    assert ledger.commit_all([(each, {}) for each in found]) == ["done", "full"]
+    assert ledger.commit([(each, {}) for each in found]) == ["done", "full"]
     assert ledger.jobs("cats", [0])[0].error == {**error, "message": "the row was wrong; the manifest says how"}
 
 
 def test_a_batch_of_wrong_rows_only_is_complete_at_once(ledger: Ledger) -> None:
-    ledger.reserve("cats", digest="d", model="mini")
+    ledger.create_batch("cats", digest="d", model="mini")
     wrong = {0: {"code": "invalid_row", "message": "x"}}
-    assert ledger.grow("cats", before=0, total=1, chain="c", closed=True, wrong=wrong) == "complete"
+    assert ledger.append_jobs("cats", before=0, total=1, parts_digest="c", closed=True, invalid=wrong) == "complete"
 
 
 def test_an_untouched_job_costs_no_byte_and_a_touched_one_costs_one(ledger: Ledger) -> None:
@@ -113,22 +117,28 @@ def test_states_beyond_the_first_million_lie_in_their_own_chunk(ledger: Ledger) 
 def test_trimming_a_part_leaves_only_the_states(ledger: Ledger) -> None:
     opened(ledger, total=2)
     good, bad = lease(ledger, 2)
-    ledger.commit(good, {"sha256": "x"})
+    ledger.commit([(good, {"sha256": "x"})])
     fail(ledger, [bad])
-    assert ledger.trim("cats", 0, retries=0)
+    assert ledger.drop_flushed("cats", 0, retries=0)
     assert ledger.full_parts() == []
     client: Any = ledger.redis
-    left = {key.decode() for key in client.keys("lf:*") if b"pace" not in key}
-    assert left - {"lf:swept"} == {"lf:schema", "lf:batches", "lf:batch:cats", "lf:states:cats:0", "lf:reasons:cats"}
+    left = {key.decode() for key in client.keys("lf:*") if b":rate:" not in key}
+    assert left - {"lf:last_sweep"} == {
+        "lf:schema",
+        "lf:batches",
+        "lf:batch:cats",
+        "lf:states:cats:0",
+        "lf:reasons:cats",
+    }
 
 
 def test_a_rate_is_measured_and_a_finished_batch_keeps_its_own(ledger: Ledger) -> None:
     opened(ledger, total=2)
     first, second = lease(ledger, 2)
     assert ledger.batch("cats").images_per_s is None
-    ledger.commit(first, {})
+    ledger.commit([(first, {})])
     assert (ledger.batch("cats").images_per_s or 0) > 0
-    ledger.commit(second, {})
+    ledger.commit([(second, {})])
     assert (ledger.batch("cats").images_per_s or 0) > 0
 
 
@@ -136,12 +146,12 @@ def test_a_paused_batch_leases_nothing_until_it_is_resumed(ledger: Ledger) -> No
     opened(ledger)
     [held] = lease(ledger)
     for _ in range(2):
-        assert ledger.pause("cats", "lunch") == "open"
-    assert ledger.pause("cats", "dinner") == "open"
+        assert ledger.pause("cats", PausedBy.USER, "lunch") == "open"
+    assert ledger.pause("cats", PausedBy.SUBMISSION, "dinner") == "open"
     assert ledger.batch("cats").paused == "lunch"
     assert lease(ledger) == []
-    assert ledger.waiting("mini") == 0
-    assert ledger.commit(held, {}) == "done"
+    assert ledger.count_pending("mini") == 0
+    assert ledger.commit([(held, {})]) == ["done"]
     for _ in range(2):
         assert ledger.resume("cats") == "open"
     assert [each.index for each in lease(ledger)] == [1]
@@ -152,13 +162,13 @@ def test_a_cancelled_batch_keeps_what_is_done_and_takes_every_lease_back(ledger:
     opened(ledger, "other", 5)
     found = lease(ledger, 6)
     mine = [each for each in found if each.batch == "cats"]
-    assert ledger.commit(mine[0], {"sha256": "x"}) == "done"
+    assert ledger.commit([(mine[0], {"sha256": "x"})]) == ["done"]
     assert ledger.cancel("cats") == "open"
     assert ledger.cancel("cats") == "cancelled"
     record = ledger.batch("cats")
     assert (record.state, record.done, record.cancelled, record.leased, record.pending) == ("cancelled", 1, 4, 0, 0)
     assert ledger.renew(found, lease_s=30) == {each.name for each in mine}
-    assert ledger.commit(mine[1], {}) == "stale"
+    assert ledger.commit([(mine[1], {})]) == ["stale"]
     assert ledger.states("cats", 0, 5) == [JobState.DONE, *[JobState.CANCELLED] * 4]
     assert [record.state for record in ledger.jobs("cats", [0, 4])] == [JobState.DONE, JobState.CANCELLED]
     assert ledger.full_parts() == [("cats", 0)]
@@ -176,7 +186,7 @@ def test_a_cancellation_is_heard_at_once(ledger: Ledger) -> None:
 def test_retried_jobs_run_again_as_if_never_tried_and_the_others_do_not(ledger: Ledger) -> None:
     opened(ledger, total=3)
     good, bad, worse = lease(ledger, 3)
-    ledger.commit(good, {"sha256": "x"})
+    ledger.commit([(good, {"sha256": "x"})])
     fail(ledger, [bad])
     fail(ledger, [worse], "scheduler")
     assert ledger.batch("cats").errors == {"nan": 1, "scheduler": 1}
@@ -186,20 +196,20 @@ def test_retried_jobs_run_again_as_if_never_tried_and_the_others_do_not(ledger: 
     assert (record.state, record.pending, record.failed, record.errors) == ("open", 1, 1, {"scheduler": 1})
     [again] = lease(ledger, 9)
     assert (again.index, again.attempts) == (1, 0)
-    assert ledger.commit(again, {}) == "full"
+    assert ledger.commit([(again, {})]) == ["full"]
     assert ledger.batch("cats").state == "complete"
 
 
 def test_a_part_that_was_trimmed_is_flushed_again_after_a_retry(ledger: Ledger) -> None:
     opened(ledger, total=2)
     good, bad = lease(ledger, 2)
-    ledger.commit(good, {})
+    ledger.commit([(good, {})])
     fail(ledger, [bad])
-    assert ledger.trim("cats", 0, retries=0)
+    assert ledger.drop_flushed("cats", 0, retries=0)
     ledger.retry("cats", [(1, "nan")])
     assert ledger.full_parts() == []
     [again] = lease(ledger)
-    assert ledger.commit(again, {}) == "full"
+    assert ledger.commit([(again, {})]) == ["full"]
     assert ledger.full_parts() == [("cats", 0)]
 
 
@@ -209,8 +219,8 @@ def test_a_part_whose_jobs_run_again_is_not_forgotten_by_a_flush_that_began_befo
     before = ledger.batch("cats").retries
     ledger.retry("cats", [(0, "nan")])
     [again] = lease(ledger)
-    ledger.commit(again, {"sha256": "x"})
-    assert not ledger.trim("cats", 0, retries=before)
+    ledger.commit([(again, {"sha256": "x"})])
+    assert not ledger.drop_flushed("cats", 0, retries=before)
     assert ledger.jobs("cats", [0])[0].receipt is not None
     assert ledger.full_parts() == [("cats", 0)]
 
@@ -228,7 +238,7 @@ def test_fifty_failures_with_no_success_pause_the_batch_with_their_reasons(ledge
     fail(ledger, lease(ledger, 49))
     assert ledger.batch("cats").paused == ""
     fail(ledger, lease(ledger, 1), "scheduler")
-    assert ledger.batch("cats").paused == "failure budget: 50 failed and 0 done (nan 49, scheduler 1)"
+    assert ledger.batch("cats").paused == "50 failed and 0 done (nan 49, scheduler 1)"
     assert lease(ledger) == []
     ledger.resume("cats")
     fail(ledger, lease(ledger, 49))
@@ -238,11 +248,11 @@ def test_fifty_failures_with_no_success_pause_the_batch_with_their_reasons(ledge
 def test_more_than_a_tenth_failed_after_five_hundred_pauses_the_batch(ledger: Ledger) -> None:
     opened(ledger, total=2000)
     found = lease(ledger, 500)
-    ledger.commit_all([(each, {}) for each in found[:449]])
+    ledger.commit([(each, {}) for each in found[:449]])
     fail(ledger, found[449:499])
     assert ledger.batch("cats").paused == ""
     fail(ledger, found[499:])
-    assert ledger.batch("cats").paused.startswith("failure budget: 51 failed and 449 done")
+    assert ledger.batch("cats").paused.startswith("51 failed and 449 done")
 
 
 def test_a_budget_of_none_never_pauses(ledger: Ledger) -> None:
@@ -252,48 +262,48 @@ def test_a_budget_of_none_never_pauses(ledger: Ledger) -> None:
 
 
 def test_wrong_rows_do_not_spend_the_failure_budget(ledger: Ledger) -> None:
-    ledger.reserve("cats", digest="d", model="mini")
+    ledger.create_batch("cats", digest="d", model="mini")
     wrong = {index: {"code": "invalid_row", "message": "x"} for index in range(60)}
-    ledger.grow("cats", before=0, total=1000, chain="c", closed=False, wrong=wrong)
+    ledger.append_jobs("cats", before=0, total=1000, parts_digest="c", closed=False, invalid=wrong)
     fail(ledger, lease(ledger, 1))
     assert ledger.batch("cats").paused == ""
 
 
 def test_a_canary_runs_and_the_rest_waits_until_it_is_resumed(ledger: Ledger) -> None:
-    opened(ledger, total=10, hold=2)
-    assert ledger.waiting("mini") == 2
+    opened(ledger, total=10, canary=2)
+    assert ledger.count_pending("mini") == 2
     first, second = lease(ledger, 9)
-    assert ledger.commit(first, {}) == "done"
+    assert ledger.commit([(first, {})]) == ["done"]
     assert ledger.batch("cats").paused == ""
     fail(ledger, [second])
-    assert ledger.batch("cats").paused == "canary: the first 2 jobs have ended"
+    assert ledger.batch("cats").paused == "the first 2 jobs have ended"
     assert lease(ledger, 9) == []
     ledger.resume("cats")
     assert len(lease(ledger, 9)) == 8
 
 
 def test_a_canary_of_the_whole_batch_or_more_just_completes_it(ledger: Ledger) -> None:
-    opened(ledger, total=2, hold=5)
-    ledger.commit_all([(each, {}) for each in lease(ledger, 9)])
+    opened(ledger, total=2, canary=5)
+    ledger.commit([(each, {}) for each in lease(ledger, 9)])
     assert (ledger.batch("cats").state, ledger.batch("cats").paused) == ("complete", "")
 
 
 def test_a_forgotten_batch_leaves_no_key(ledger: Ledger) -> None:
     opened(ledger, total=5)
     good, bad, _ = lease(ledger, 3)
-    ledger.commit(good, {})
+    ledger.commit([(good, {})])
     fail(ledger, [bad])
-    ledger.begin_delete("cats")
-    assert ledger.commit(good, {}) == "again"
-    assert ledger.commit(bad, {}) == "deleting"
-    ledger.forget("cats")
+    ledger.mark_deleting("cats")
+    assert ledger.commit([(good, {})]) == ["again"]
+    assert ledger.commit([(bad, {})]) == ["deleting"]
+    ledger.delete_batch("cats")
     client: Any = ledger.redis
-    assert [key for key in client.keys("lf:*") if b"pace" not in key] == []
-    ledger.forget("cats")
+    assert [key for key in client.keys("lf:*") if b":rate:" not in key] == []
+    ledger.delete_batch("cats")
 
 
 def test_an_unknown_batch_is_told(ledger: Ledger) -> None:
-    for action in (ledger.resume, ledger.cancel, ledger.begin_delete, ledger.batch):
+    for action in (ledger.resume, ledger.cancel, ledger.mark_deleting, ledger.batch):
         with pytest.raises(InputError, match="batch 'dogs' is not known"):
             action("dogs")
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.support.leasing import fail, lease, opened
 
+from latentfarm.batch_state import PausedBy
 from latentfarm.job import JobState
 from latentfarm.ledger import Lease, Ledger
 
@@ -21,7 +22,7 @@ def expire(ledger: Ledger) -> int:
     for name in client.zrange("lf:leases", 0, -1):
         client.zadd("lf:leases", {name: 1})
     ledger.redis.delete("lf:sweeper")
-    return ledger.sweep()
+    return ledger.expire_leases()
 
 
 def test_jobs_are_leased_in_order_each_with_a_higher_epoch(ledger: Ledger) -> None:
@@ -45,18 +46,18 @@ def test_a_request_for_leases_that_is_made_again_is_answered_again(ledger: Ledge
     assert ledger.batch("cats").leased == 2
     # with their whole time, for the first answer may have been lost long ago
     ledger.redis.delete("lf:sweeper")
-    assert ledger.sweep() == 0
+    assert ledger.expire_leases() == 0
     assert [each.index for each in asked(ledger, "two")] == [2, 3]
     assert [each.index for each in asked(ledger, "one", worker="worker-b")] == [4]
     # what is remembered of a worker goes by itself
-    assert 0 < ledger.redis.ttl("lf:answered:worker-a") <= 3600
+    assert 0 < ledger.redis.ttl("lf:lease_reply:worker-a") <= 3600
 
 
 def test_of_leases_asked_for_again_only_those_still_held_are_given(ledger: Ledger) -> None:
     opened(ledger, total=4)
     first = asked(ledger, "one", 4)
     ledger.release(first[:1])
-    ledger.commit(first[1], {})
+    ledger.commit([(first[1], {})])
     fail(ledger, first[2:3])
     assert asked(ledger, "one", 4) == first[3:]
     [again] = lease(ledger, worker="worker-b")
@@ -93,9 +94,9 @@ def test_workers_that_lease_at_once_never_get_the_same_job(ledger: Ledger) -> No
 def test_a_commit_ends_the_job_and_the_last_one_completes_the_batch(ledger: Ledger) -> None:
     opened(ledger, total=2)
     first, second = lease(ledger, 2)
-    assert ledger.commit(first, {"sha256": "x"}) == "done"
+    assert ledger.commit([(first, {"sha256": "x"})]) == ["done"]
     assert ledger.batch("cats").state == "open"
-    assert ledger.commit(second, {"sha256": "y"}) == "full"
+    assert ledger.commit([(second, {"sha256": "y"})]) == ["full"]
     record = ledger.batch("cats")
     assert (record.state, record.done, record.pending, record.leased) == ("complete", 2, 0, 0)
     assert ledger.full_parts() == [("cats", 0)]
@@ -104,8 +105,8 @@ def test_a_commit_ends_the_job_and_the_last_one_completes_the_batch(ledger: Ledg
 def test_a_commit_repeated_after_a_lost_answer_counts_once(ledger: Ledger) -> None:
     opened(ledger)
     [held] = lease(ledger)
-    assert ledger.commit(held, {}) == "done"
-    assert ledger.commit(held, {}) == "again"
+    assert ledger.commit([(held, {})]) == ["done"]
+    assert ledger.commit([(held, {})]) == ["again"]
     assert ledger.batch("cats").done == 1
 
 
@@ -115,7 +116,7 @@ def test_several_commits_in_one_call_are_judged_one_by_one(ledger: Ledger) -> No
     ledger.release([old])
     [fresh] = lease(ledger)
     finished: list[tuple[Lease, dict[str, Any]]] = [(each, {}) for each in (old, fresh, *rest, rest[0])]
-    assert ledger.commit_all(finished) == ["stale", "done", "done", "done", "again"]
+    assert ledger.commit(finished) == ["stale", "done", "done", "done", "again"]
     assert (ledger.batch("cats").done, ledger.batch("cats").leased) == (3, 0)
 
 
@@ -126,19 +127,19 @@ def test_a_worker_presumed_dead_cannot_commit_fail_renew_or_release(ledger: Ledg
     [new] = lease(ledger)
     assert new.epoch > old.epoch
     assert new.attempts == 1
-    assert ledger.commit(old, {}) == "stale"
+    assert ledger.commit([(old, {})]) == ["stale"]
     assert ledger.fail(old, {"code": "x", "message": "y"}) == "stale"
     assert ledger.release([old]) == 0
     assert ledger.renew([old, new], lease_s=30) == {"cats/0"}
-    assert ledger.commit(new, {}) == "full"
-    assert ledger.commit(old, {}) == "stale"
+    assert ledger.commit([(new, {})]) == ["full"]
+    assert ledger.commit([(old, {})]) == ["stale"]
 
 
 def test_a_lease_that_is_held_does_not_run_out(ledger: Ledger) -> None:
     opened(ledger)
     held = lease(ledger, 2)
     assert ledger.renew(held, lease_s=30) == set()
-    assert ledger.sweep() == 0
+    assert ledger.expire_leases() == 0
 
 
 def test_a_released_job_runs_again_first_and_uncharged(ledger: Ledger) -> None:
@@ -175,12 +176,12 @@ def test_after_an_outage_no_lease_is_judged_before_its_holder_could_renew_it(led
     client.zadd("lf:leases", {held.name: 1})
     client.delete("lf:sweeper")
     # as if Redis, or everybody who sweeps, had been away for a minute
-    client.set("lf:swept", int(client.get("lf:swept")) - 60_000)
-    assert ledger.sweep(patience_s=10) == 0
+    client.set("lf:last_sweep", int(client.get("lf:last_sweep")) - 60_000)
+    assert ledger.expire_leases(patience_s=10) == 0
     assert ledger.renew([held], lease_s=30) == set()
-    client.delete("lf:sweeper", "lf:judged")
-    assert ledger.sweep(patience_s=10) == 0
-    assert ledger.commit(held, {}) == "full"
+    client.delete("lf:sweeper", "lf:grace_until")
+    assert ledger.expire_leases(patience_s=10) == 0
+    assert ledger.commit([(held, {})]) == ["full"]
 
 
 def test_an_epoch_is_higher_than_any_before_even_if_an_older_record_came_back(ledger: Ledger) -> None:
@@ -196,30 +197,30 @@ def test_a_commit_under_a_lost_lease_is_refused_whatever_became_of_the_job(ledge
     opened(ledger, total=2)
     old, other = lease(ledger, 2)
     assert expire(ledger) == 2
-    assert ledger.commit(old, {}) == "stale"
+    assert ledger.commit([(old, {})]) == ["stale"]
     new = next(each for each in lease(ledger, 2) if each.index == old.index)
-    assert ledger.commit(old, {}) == "stale"
-    assert ledger.commit(new, {}) == "done"
-    assert ledger.commit(old, {}) == "stale"
+    assert ledger.commit([(old, {})]) == ["stale"]
+    assert ledger.commit([(new, {})]) == ["done"]
+    assert ledger.commit([(old, {})]) == ["stale"]
     ledger.cancel("cats")
-    assert ledger.commit(other, {}) == "stale"
-    ledger.begin_delete("cats")
-    assert ledger.commit(other, {}) == "deleting"
+    assert ledger.commit([(other, {})]) == ["stale"]
+    ledger.mark_deleting("cats")
+    assert ledger.commit([(other, {})]) == ["deleting"]
     ledger.redis.flushall()
-    assert ledger.commit(old, {}) == "stale"
+    assert ledger.commit([(old, {})]) == ["stale"]
     assert ledger.redis.keys("*") == []
 
 
 def test_a_part_tells_whether_some_lease_of_it_ended_without_a_commit(ledger: Ledger) -> None:
     opened(ledger, total=2)
     first, second = lease(ledger, 2)
-    ledger.commit(first, {})
+    ledger.commit([(first, {})])
     assert not ledger.had_returns("cats", 0)
     ledger.release([second])
     assert ledger.had_returns("cats", 0)
     [again] = lease(ledger)
-    ledger.commit(again, {})
-    ledger.trim("cats", 0, retries=0)
+    ledger.commit([(again, {})])
+    ledger.drop_flushed("cats", 0, retries=0)
     assert not ledger.had_returns("cats", 0)
 
 
@@ -227,7 +228,7 @@ def test_a_failed_job_keeps_its_reason_and_never_blocks_the_batch(ledger: Ledger
     opened(ledger, total=2)
     bad, good = lease(ledger, 2)
     assert ledger.fail(bad, {"code": "nan", "message": "not finite"}) == "failed"
-    assert ledger.commit(good, {}) == "full"
+    assert ledger.commit([(good, {})]) == ["full"]
     record = ledger.batch("cats")
     assert (record.state, record.done, record.failed) == ("complete", 1, 1)
     assert ledger.jobs("cats", [0])[0].error == {"code": "nan", "message": "not finite"}
@@ -238,15 +239,15 @@ def test_a_job_that_may_run_again_does_so_after_its_delay_until_its_attempts_are
     [held] = lease(ledger)
     assert ledger.fail(held, {"code": "oom"}, retry=True, delay_s=60) == "retry"
     assert lease(ledger) == []
-    ledger.redis.zadd("lf:again:cats", {"0": 1})
+    ledger.redis.zadd("lf:requeued:cats", {"0": 1})
     for outcome in ("retry", "full"):
         [held] = lease(ledger)
         assert ledger.fail(held, {"code": "oom"}, retry=True) == outcome
 
 
 def test_only_one_worker_sweeps_at_a_time(ledger: Ledger) -> None:
-    assert ledger.sweep() == 0
-    assert ledger.sweep() == -1
+    assert ledger.expire_leases() == 0
+    assert ledger.expire_leases() == -1
 
 
 def test_a_worker_is_leased_jobs_of_its_own_model_only(ledger: Ledger) -> None:
@@ -279,7 +280,7 @@ def test_batches_of_one_priority_share_and_a_newcomer_gets_its_share_at_once(led
 def test_a_batch_that_was_paused_does_not_catch_up_on_the_others_cost(ledger: Ledger) -> None:
     opened(ledger, "a", 1000)
     opened(ledger, "b", 1000)
-    ledger.pause("b", "x")
+    ledger.pause("b", PausedBy.USER)
     lease(ledger, 200)
     ledger.resume("b")
     batches = [each.batch for each in lease(ledger, 20)]

@@ -18,6 +18,7 @@ from hypothesis.stateful import (
     rule,
 )
 
+from latentfarm.batch_state import PausedBy
 from latentfarm.errors import InputError
 from latentfarm.job import ALLOWED_MOVES, TERMINAL_STATES, JobState
 from latentfarm.ledger import Lease, Ledger, Restoration
@@ -37,9 +38,9 @@ class LedgerMoves(RuleBasedStateMachine):
     @initialize()
     def open_batch(self) -> None:
         self.ledger.redis.flushall()
-        self.ledger.reserve("b", digest="d", model="m", budget=0)
+        self.ledger.create_batch("b", digest="d", model="m", budget=0)
         wrong = {WRONG_ROW: {"code": "invalid_row", "message": "w"}}
-        self.ledger.grow("b", before=0, total=TOTAL, chain="c", closed=False, wrong=wrong)
+        self.ledger.append_jobs("b", before=0, total=TOTAL, parts_digest="c", closed=False, invalid=wrong)
         self.states = [JobState.PENDING] * TOTAL
         self.states[WRONG_ROW] = JobState.FAILED
         self.epochs: dict[int, int] = {}
@@ -60,13 +61,13 @@ class LedgerMoves(RuleBasedStateMachine):
 
     @rule()
     def close(self) -> None:
-        self.ledger.grow("b", before=TOTAL, total=TOTAL, chain="c", closed=True)
+        self.ledger.append_jobs("b", before=TOTAL, total=TOTAL, parts_digest="c", closed=True)
         self.closed |= not self.cancelled
         self.over_if_ended()
 
     @rule()
     def pause(self) -> None:
-        self.ledger.pause("b", "by its user")
+        self.ledger.pause("b", PausedBy.USER)
         self.paused |= not (self.cancelled or (self.closed and self.ended))
 
     @rule()
@@ -102,7 +103,7 @@ class LedgerMoves(RuleBasedStateMachine):
     @rule()
     def flush(self) -> None:
         if self.ledger.full_parts():
-            assert self.ledger.trim("b", 0, retries=self.ledger.batch("b").retries)
+            assert self.ledger.drop_flushed("b", 0, retries=self.ledger.batch("b").retries)
             self.receipts.clear()
             self.flushed = True
 
@@ -149,7 +150,7 @@ class LedgerMoves(RuleBasedStateMachine):
 
     @rule(lease=leases)
     def commit(self, lease: Lease) -> None:
-        outcome = self.ledger.commit(lease, {"index": lease.index})
+        [outcome] = self.ledger.commit([(lease, {"index": lease.index})])
         if self.holds(lease):
             del self.epochs[lease.index]
             self.receipts[lease.index] = lease.epoch
@@ -190,7 +191,7 @@ class LedgerMoves(RuleBasedStateMachine):
         self.ledger.redis.zadd("lf:leases", {name: 1}, xx=True)
         self.ledger.redis.delete("lf:sweeper")
         held = lease.index in self.epochs
-        assert self.ledger.sweep() == int(held)
+        assert self.ledger.expire_leases() == int(held)
         if held:
             del self.epochs[lease.index]
             self.charged[lease.index] += 1
@@ -204,9 +205,9 @@ class LedgerMoves(RuleBasedStateMachine):
     @rule()
     def recover(self) -> None:
         restoration = Restoration(self.ledger, "b")
-        paused = "by its user" if self.paused else ""
-        fields: dict[str, str | int | float] = {"digest": "d", "model": "m", "webhook": "", "paused": paused}
-        fields |= {"priority": 0, "budget": 0, "hold": 0}
+        paused = PausedBy.USER if self.paused else PausedBy.NOT_PAUSED
+        fields: dict[str, str | int | float] = {"digest": "d", "model": "m", "webhook": "", "paused_by": paused}
+        fields |= {"priority": 0, "budget": 0, "canary": 0}
         restoration.begin(total=TOTAL, fields=fields)
         for index in list(self.epochs):
             self.move(index, JobState.PENDING)
@@ -217,7 +218,7 @@ class LedgerMoves(RuleBasedStateMachine):
         failed = [index for index, state in enumerate(states) if state is JobState.FAILED]
         errors = {index: {"code": self.codes[index], "message": "m"} for index in failed}
         restoration.write_part(0, states, receipts=done, errors=errors, flushed=self.flushed)
-        restoration.end(chain="c", closed=self.closed, cancelled=self.cancelled)
+        restoration.end(parts_digest="c", closed=self.closed, cancelled=self.cancelled)
         self.charged = [0] * TOTAL
         self.losers = [[] for _ in range(TOTAL)]
 
@@ -225,8 +226,8 @@ class LedgerMoves(RuleBasedStateMachine):
     def ties_are_broken_by_index(self) -> None:
         # jobs that came back within one millisecond and within two would be leased in another order
         client: Any = self.ledger.redis
-        for index in client.zrange("lf:again:b", 0, -1):
-            client.zadd("lf:again:b", {index: 1})
+        for index in client.zrange("lf:requeued:b", 0, -1):
+            client.zadd("lf:requeued:b", {index: 1})
 
     def open_state(self) -> str:
         return "open" if self.closed else "opening"
@@ -241,7 +242,7 @@ class LedgerMoves(RuleBasedStateMachine):
         assert counted == tuple(self.states.count(state) for state in JobState)
         over = self.closed and self.ended and not self.cancelled
         assert record.state == ("cancelled" if self.cancelled else "complete" if over else self.open_state())
-        assert bool(record.paused) == self.paused
+        assert bool(record.paused_by) == self.paused
         failed = [index for index, state in enumerate(self.states) if state is JobState.FAILED]
         assert record.errors == Counter(self.codes[index] for index in failed)
         some = {JobState.DONE, JobState.FAILED} & set(self.states)

@@ -23,10 +23,10 @@ def test_a_ledger_of_another_layout_is_neither_leased_from_nor_written(farm: Far
     before = {key: farm.ledger.redis.dump(key) for key in sorted(farm.ledger.redis.keys("*"))}
     for use in (
         lambda: farm.ledger.lease("mini", "w", 1, lease_s=30),
-        lambda: farm.ledger.beat("mini", "w"),
+        lambda: farm.ledger.heartbeat("mini", "w"),
         lambda: farm.submit([{"prompt": "b"}], batch="dogs"),
         lambda: farm.ledger.cancel("cats"),
-        farm.ledger.sweep,
+        farm.ledger.expire_leases,
     ):
         with pytest.raises(SchemaError, match=r"has layout 2, this latentfarm knows 1.*latentfarm recover"):
             use()

@@ -18,18 +18,18 @@ ABOUT: dict[str, str | int] = {"device": "cpu", "device_name": "x86_64, 2 thread
 def test_workers_are_known_while_they_beat(ledger: Ledger) -> None:
     opened(ledger, total=7)
     lease(ledger, 2)
-    assert ledger.beat("mini", "worker-a") == 5
+    assert ledger.heartbeat("mini", "worker-a") == 5
     assert ledger.workers("mini") == ["worker-a"]
-    ledger.leave("mini", "worker-a")
+    ledger.sign_off("mini", "worker-a")
     assert ledger.workers("mini") == []
 
 
 def test_a_worker_tells_its_device_its_rate_and_how_busy_it_was(ledger: Ledger) -> None:
-    ledger.beat("mini", "a", about=ABOUT)
+    ledger.heartbeat("mini", "a", about=ABOUT)
     for _ in range(2):
-        ledger.beat("mini", "a", {"images": 3, "busy_s": 2.5, "wall_s": 5, "pixels": 9}, about=ABOUT)
-    ledger.beat("sd14", "b", {"wall_s": 3})
-    ledger.beat("mini", "c")
+        ledger.heartbeat("mini", "a", {"images": 3, "busy_s": 2.5, "wall_s": 5, "pixels": 9}, about=ABOUT)
+    ledger.heartbeat("sd14", "b", {"wall_s": 3})
+    ledger.heartbeat("mini", "c")
     a, c, b = ledger.worker_records()
     assert (a.name, a.model, a.device, a.device_name, a.dtype, a.slots) == ("a", "mini", *ABOUT.values())
     assert (a.images, a.images_per_s, a.busy_share) == (6, 0.6, 0.5)
@@ -40,7 +40,7 @@ def test_a_worker_tells_its_device_its_rate_and_how_busy_it_was(ledger: Ledger) 
 
 
 def test_a_worker_is_as_busy_as_in_the_last_half_minutes_and_never_more_than_always(ledger: Ledger) -> None:
-    ledger.beat("mini", "a", {"images": 9, "busy_s": 9, "wall_s": 10})
+    ledger.heartbeat("mini", "a", {"images": 9, "busy_s": 9, "wall_s": 10})
     client: Any = ledger.redis
     [place] = [name for name in client.hkeys("lf:worker:a") if name.startswith(b"window:")]
     now = int(client.hget("lf:worker:a", place))
@@ -51,26 +51,26 @@ def test_a_worker_is_as_busy_as_in_the_last_half_minutes_and_never_more_than_alw
     client.hset("lf:worker:a", place, now - 3)
     assert ledger.worker_records()[0].images_per_s == pytest.approx(0.9)
     # a step of 40 s ends: it is counted at once
-    ledger.beat("mini", "a", {"busy_s": 40, "wall_s": 3})
+    ledger.heartbeat("mini", "a", {"busy_s": 40, "wall_s": 3})
     assert ledger.worker_records()[0].busy_share == 1
 
 
 def test_a_window_that_comes_round_again_begins_anew(ledger: Ledger) -> None:
-    ledger.beat("mini", "a", {"images": 9, "busy_s": 9, "wall_s": 10})
+    ledger.heartbeat("mini", "a", {"images": 9, "busy_s": 9, "wall_s": 10})
     client: Any = ledger.redis
     for name in client.hkeys("lf:worker:a"):
         if name.startswith(b"window:"):
             client.hset("lf:worker:a", name, int(client.hget("lf:worker:a", name)) - 4)
-    ledger.beat("mini", "a", {"images": 1, "busy_s": 1, "wall_s": 4})
+    ledger.heartbeat("mini", "a", {"images": 1, "busy_s": 1, "wall_s": 4})
     [worker] = ledger.worker_records()
     assert (worker.images, worker.images_per_s) == (10, 0.25)
 
 
 def test_a_worker_that_leaves_is_forgotten_at_once_and_one_that_is_silent_after_a_minute(ledger: Ledger) -> None:
-    ledger.beat("mini", "a")
-    ledger.beat("mini", "b")
+    ledger.heartbeat("mini", "a")
+    ledger.heartbeat("mini", "b")
     assert 0 < ledger.redis.ttl("lf:worker:a") <= 60
-    ledger.leave("mini", "a")
+    ledger.sign_off("mini", "a")
     assert [each.name for each in ledger.worker_records()] == ["b"]
     assert ledger.redis.exists("lf:worker:a") == 0
     ledger.redis.zadd("lf:workers:mini", {"b": 1})
@@ -78,15 +78,15 @@ def test_a_worker_that_leaves_is_forgotten_at_once_and_one_that_is_silent_after_
 
 
 def test_what_workers_measure_adds_up(ledger: Ledger) -> None:
-    assert ledger.speed("mini") is None
+    assert ledger.throughput("mini") is None
     for worker in ("a", "b"):
-        ledger.beat("mini", worker, {"images": 2, "work": 1e15, "busy_s": 1.5, "size_bytes": 10, "pixels": 4})
-    ledger.beat("mini", "a")
-    assert ledger.speed("mini") == Throughput(images=4, work=2e15, busy_s=3, size_bytes=20, pixels=8)
+        ledger.heartbeat("mini", worker, {"images": 2, "work": 1e15, "busy_s": 1.5, "size_bytes": 10, "pixels": 4})
+    ledger.heartbeat("mini", "a")
+    assert ledger.throughput("mini") == Throughput(images=4, work=2e15, busy_s=3, size_bytes=20, pixels=8)
 
 
 def test_the_time_on_the_clock_is_no_part_of_what_a_model_costs(ledger: Ledger) -> None:
-    ledger.beat("mini", "a", {"images": 2, "work": 8, "busy_s": 1, "size_bytes": 10, "pixels": 4, "wall_s": 60})
-    speed = ledger.speed("mini")
+    ledger.heartbeat("mini", "a", {"images": 2, "work": 8, "busy_s": 1, "size_bytes": 10, "pixels": 4, "wall_s": 60})
+    speed = ledger.throughput("mini")
     assert speed is not None
     assert (speed.images, speed.busy_s) == (2, 1)

@@ -46,7 +46,7 @@ class Processes:
     def __init__(self, nursery: Nursery, farm: Farm, folder: Path) -> None:
         source = str(write_model(folder / "model"))
         mine = farm.settings.model_copy(update={"model": ALIAS, "model_source": source, "slots": 2})
-        self._env = {**mine.environment(), "LATENTFARM_LEASE_S": "1", "LATENTFARM_SWEEP_S": "0.2"}
+        self._env = {**mine.environment(), "LATENTFARM_LEASE_TTL_S": "1", "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "0.2"}
         self._nursery = nursery
         self._log = folder / "log"
 
@@ -102,7 +102,7 @@ def test_a_producer_that_dies_at_any_point_is_run_again_and_half_a_batch_is_neve
     assert processes.submit(arguments, point).wait(60) == KILLED
     if "b" in farm.ledger.batches():
         half = farm.ledger.batch("b")
-        assert half.state == ("open" if point == "after last grow" else "opening")
+        assert half.state == ("open" if point == "after last append" else "opening")
         assert half.total == ROWS or half.state == "opening"
         # what may be leased by now lies in the bucket
         reader = ManifestReader(farm.bucket)

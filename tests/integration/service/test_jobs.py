@@ -120,8 +120,8 @@ def test_the_same_job_gives_the_same_file_alone_and_in_company(farm: Farm, famil
     first = [farm.bucket.get(line["key"]) for line in receipts]
     assert {"plan", "model_digest", "device", "dtype", "slots"} <= receipts[0].keys()
     farm.ledger.redis.flushall()
-    farm.ledger.reserve("b", digest="again", model="mini")
-    farm.ledger.grow("b", before=0, total=6, chain="c", closed=True)
+    farm.ledger.create_batch("b", digest="again", model="mini")
+    farm.ledger.append_jobs("b", before=0, total=6, parts_digest="c", closed=True)
     farm.ledger.redis.hset("lf:batch:b", "cursor", 5)
     with renderer(farm, family) as worker:
         assert worker.render_all() == 1

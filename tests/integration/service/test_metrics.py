@@ -36,8 +36,8 @@ def test_a_scrape_tells_what_the_ledger_knows(farm: Farm) -> None:
     paused.pause()
     leases = farm.ledger.lease("mini", "w", 4, lease_s=30)
     farm.ledger.fail(leases[0], {"code": "nan", "message": "not finite"})
-    farm.ledger.commit(leases[1], {"key": "k", "sha256": "s", "bytes": 1})
-    farm.ledger.beat("mini", "w", {"images": 1.0})
+    farm.ledger.commit([(leases[1], {"key": "k", "sha256": "s", "bytes": 1})])
+    farm.ledger.heartbeat("mini", "w", {"images": 1.0})
 
     told = scrape(farm)
     assert told["latentfarm_ledger_up",] == 1

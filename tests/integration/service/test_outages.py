@@ -98,7 +98,7 @@ def test_leases_of_pictures_that_wait_for_the_store_are_renewed(farm: Farm, fami
         first = _earliest(farm)
         # three leases later they are still ours
         until(lambda: _earliest(farm) > first + 3_000, timeout_s=30)
-        assert farm.ledger.sweep() == 0
+        assert farm.ledger.expire_leases() == 0
         away.clear()
         until(lambda: batch.status().done == 2)
     assert {job.attempts for job in batch.jobs()} == {1}
@@ -114,7 +114,7 @@ def test_a_queue_that_is_away_keeps_no_engine_from_its_next_step(
 ) -> None:
     batch = submit(farm, 3, num_inference_steps=6)
     away = Event()
-    lease, commit_all = farm.ledger.lease, farm.ledger.commit_all
+    lease, commit = farm.ledger.lease, farm.ledger.commit
     steps: list[int] = []
 
     def lease_unless_away(*arguments: Any, **named: Any) -> Any:
@@ -125,7 +125,7 @@ def test_a_queue_that_is_away_keeps_no_engine_from_its_next_step(
     def commit_unless_away(*arguments: Any, **named: Any) -> Any:
         if away.is_set():
             raise UnavailableError("Redis cannot be used")
-        return commit_all(*arguments, **named)
+        return commit(*arguments, **named)
 
     def count() -> None:
         steps.append(1)
@@ -134,7 +134,7 @@ def test_a_queue_that_is_away_keeps_no_engine_from_its_next_step(
             away.set()
 
     monkeypatch.setattr(farm.ledger, "lease", lease_unless_away)
-    monkeypatch.setattr(farm.ledger, "commit_all", commit_unless_away)
+    monkeypatch.setattr(farm.ledger, "commit", commit_unless_away)
     with renderer(farm, cast("Family", Paced(family, count))) as worker:
         thread = Thread(target=worker.render_all)
         thread.start()
@@ -202,8 +202,8 @@ class LosingLedger(Ledger):
         self.farm = farm
         self.outcomes: list[CommitOutcome] = []
 
-    def commit_all(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
-        outcomes = super().commit_all(finished)
+    def commit(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
+        outcomes = super().commit(finished)
         self.outcomes += outcomes
         if len(self.outcomes) == 1:
             assert flush_full_parts(self.farm.ledger, self.farm.bucket) == 1

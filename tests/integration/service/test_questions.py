@@ -31,11 +31,11 @@ class CountingLedger(Ledger):
         self.committed_s: list[float] = []
         self.leased: list[int] = []
 
-    def commit_all(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
+    def commit(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
         self.committed.append(len(finished))
         self.committed_s.append(time.monotonic())
         until(lambda: len(images(self.farm)) >= self.until_stored)
-        return super().commit_all(finished)
+        return super().commit(finished)
 
     def lease(self, *args: Any, **options: Any) -> list[Lease]:
         leases = super().lease(*args, **options)

@@ -21,7 +21,7 @@ def put(farm: Farm, held: Lease) -> str:
 
 def commit(farm: Farm, held: Lease) -> str:
     key = put(farm, held)
-    assert farm.ledger.commit(held, {"key": key, "sha256": "", "bytes": 8}) in {"done", "full"}
+    assert farm.ledger.commit([(held, {"key": key, "sha256": "", "bytes": 8})]) in [["done"], ["full"]]
     return key
 
 
@@ -55,7 +55,7 @@ def test_the_folder_of_a_part_whose_job_is_retried_is_left_until_it_has_ended_ag
     begun = put(farm, running)
     assert discard_leftovers(farm.ledger, farm.bucket, age_s=0) == 1
     assert set(images(farm)) == {begun, kept}
-    farm.ledger.commit(running, {"key": begun, "sha256": "", "bytes": 8})
+    farm.ledger.commit([(running, {"key": begun, "sha256": "", "bytes": 8})])
     flush_full_parts(farm.ledger, farm.bucket)
     late = put(farm, lost)
     assert discard_leftovers(farm.ledger, farm.bucket, age_s=0) == 1
@@ -70,7 +70,7 @@ def test_the_image_of_a_commit_whose_answer_was_lost_until_its_part_was_flushed_
     other = commit(farm, lease(farm.ledger)[0])
     flush_full_parts(farm.ledger, farm.bucket)
     # the ledger's receipt is gone, so it cannot tell this commit from another's; the bucket's can
-    assert farm.ledger.commit(held, {"key": key, "sha256": "", "bytes": 8}) == "stale"
+    assert farm.ledger.commit([(held, {"key": key, "sha256": "", "bytes": 8})]) == ["stale"]
     assert discard_leftovers(farm.ledger, farm.bucket, age_s=0) == 1
     assert set(images(farm)) == {key, other}
 
@@ -105,7 +105,7 @@ def test_a_commit_that_is_refused_has_its_part_looked_through_again(farm: Farm, 
         flush_full_parts(farm.ledger, farm.bucket)
         discard_leftovers(farm.ledger, farm.bucket, age_s=0)
     late = put(farm, lost)
-    assert farm.ledger.commit(lost, {}) == "stale"
+    assert farm.ledger.commit([(lost, {})]) == ["stale"]
     if expired:
         commit(farm, lease(farm.ledger)[0])
         flush_full_parts(farm.ledger, farm.bucket)

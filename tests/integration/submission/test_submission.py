@@ -284,7 +284,7 @@ def test_a_canary_ends_paused_and_resume_renders_the_rest(farm: Farm) -> None:
     batch = farm.submit(prompts(20), batch="cats", rules=SubmitOptions(canary=3))
     assert work(farm) == 3
     status = batch.wait(timeout_s=5)
-    assert (status.state, status.done, status.paused) == ("paused", 3, "canary: the first 3 jobs have ended")
+    assert (status.state, status.done, status.paused) == ("paused", 3, "the first 3 jobs have ended")
     batch.resume()
     assert work(farm) == 17
     assert batch.wait().complete

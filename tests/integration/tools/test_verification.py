@@ -115,7 +115,7 @@ def test_pictures_without_metadata_have_the_same_bytes_too(farm: Farm, model: Pa
 
 def test_a_receipt_tells_threads_and_slots_and_each_picture_is_rendered_with_its_own(farm: Farm, model: Path) -> None:
     batch = farm.submit([{"prompt": f"p{n}", **SMALL} for n in range(4)], batch="b")
-    farm.ledger.redis.hset("lf:batch:b", "hold", 2)
+    farm.ledger.redis.hset("lf:batch:b", "canary", 2)
     work(farm, model, slots=1)
     farm.ledger.resume("b")
     torch.set_num_threads(2)

@@ -220,12 +220,12 @@ def test_a_deleted_batch_is_not_told_and_nothing_of_it_comes_back(
     ledger: Ledger, worker: Settings, endpoint: Endpoint
 ) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/")
-    ledger.begin_delete("cats")
+    ledger.mark_deleting("cats")
     assert deliver_due(ledger, worker) == 0
     # a sender may have asked for another try meanwhile
     due_now(ledger)
     assert deliver_due(ledger, worker) == 0
-    ledger.forget("cats")
+    ledger.delete_batch("cats")
     due_now(ledger)
     assert deliver_due(ledger, worker) == 0
     assert endpoint.received == []

@@ -206,7 +206,7 @@ class Uploader:
         told = [(each.lease, each.receipt) for each in stored]
         try:
             # even those whose lease is lost meanwhile: the ledger then knows that something may lie there
-            outcomes = self._patiently("commit", lambda: self._ledger.commit_all(told))
+            outcomes = self._patiently("commit", lambda: self._ledger.commit(told))
             for each, outcome in zip(stored, outcomes, strict=True):
                 self._committed(each, outcome)
         except GaveUpError:

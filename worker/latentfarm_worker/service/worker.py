@@ -88,14 +88,14 @@ class Worker(WorkerHooks):
         self.settings = settings
         self.worker = worker
         self._app = app
-        metrics, health = Metrics(settings.model), Health(pulse, hang_s=settings.hang_s)
+        metrics, health = Metrics(settings.model), Health(pulse, hang_s=settings.stall_timeout_s)
         self._metrics_server = _serve(settings, metrics, health)
         self._ledger = Ledger.connect(settings.redis_url)
         self._bucket = Bucket.connect(settings)
         self._bucket.probe()
         with suppress(UnavailableError):
             # a ledger of another layout is refused before the model is loaded; one that is away is waited for
-            self._ledger.waiting(settings.model)
+            self._ledger.count_pending(settings.model)
         family = load_model(settings)
         tracer = PreviewRecorder(family)
         engine = make_engine(family, settings, on_step=tracer)
@@ -107,7 +107,7 @@ class Worker(WorkerHooks):
             tracer=tracer,
             model=settings.model,
             worker=self.worker,
-            lease_s=settings.lease_s,
+            lease_s=settings.lease_ttl_s,
             embed_metadata=settings.embed_metadata,
             host=self,
             metrics=metrics,
@@ -120,10 +120,10 @@ class Worker(WorkerHooks):
         }
         _watch(self.renderer, engine, health, {"worker": worker, **self._about})
         if not supervised:
-            start_self_watchdog(pulse, hang_s=settings.hang_s, exit_code=EXIT_BROKEN)
-        self.drain = Shutdown(self.renderer, drain_s=settings.drain_s)
+            start_self_watchdog(pulse, hang_s=settings.stall_timeout_s, exit_code=EXIT_BROKEN)
+        self.drain = Shutdown(self.renderer, drain_s=settings.shutdown_timeout_s)
         self._spot: SpotWatch | None = None
-        if settings.spot == "aws":
+        if settings.spot_provider == "aws":
             self._spot = SpotWatch(InstanceMetadata(settings.metadata_url), _leave)
         self._stop = Event()
         self._housekeeper = Thread(target=self._keep_house, name="housekeeper", daemon=True)
@@ -140,7 +140,7 @@ class Worker(WorkerHooks):
         """Ring for jobs that were given back: the doorbells that brought them here are used up."""
         model = self.settings.model
         try:
-            doorbell.ring(self._ledger.redis, self._app, model, self._ledger.waiting(model))
+            doorbell.ring(self._ledger.redis, self._app, model, self._ledger.count_pending(model))
         except UnavailableError as error:
             log.warning("no doorbell was rung, the next housekeeping does: %s", error)
 
@@ -158,7 +158,7 @@ class Worker(WorkerHooks):
         try:
             # the pictures since the last beat
             self._beat()
-            self._ledger.leave(self.settings.model, self.worker)
+            self._ledger.sign_off(self.settings.model, self.worker)
         except UnavailableError as error:
             log.warning("could not sign off: %s", error)
         ended = self.renderer.metrics.images()
@@ -171,7 +171,7 @@ class Worker(WorkerHooks):
         """Say that the worker lives and what it measured; return how many jobs wait."""
         measured = self.renderer.meter.take()
         try:
-            return self._ledger.beat(self.settings.model, self.worker, measured, about=self._about)
+            return self._ledger.heartbeat(self.settings.model, self.worker, measured, about=self._about)
         except UnavailableError:
             self.renderer.meter.add(**measured)
             self.renderer.metrics.retry("beat")
@@ -179,7 +179,7 @@ class Worker(WorkerHooks):
 
     def _tell_ends(self) -> None:
         """Send the webhooks of batches that have ended, whichever worker finds them due."""
-        while not self._stop.wait(self.settings.sweep_s):
+        while not self._stop.wait(self.settings.housekeeping_interval_s):
             try:
                 deliver_due(self._ledger, self.settings)
             except UnavailableError as error:
@@ -191,12 +191,12 @@ class Worker(WorkerHooks):
         while True:
             try:
                 waiting = self._beat()
-                swept = self._ledger.sweep()
+                swept = self._ledger.expire_leases()
                 if swept > 0:
                     log.warning("%d leases had run out; their jobs run again", swept)
                 doorbell.ring(self._ledger.redis, self._app, self.settings.model, waiting + max(swept, 0))
                 flush_full_parts(self._ledger, self._bucket)
-                discard_leftovers(self._ledger, self._bucket, age_s=2 * self.settings.lease_s)
+                discard_leftovers(self._ledger, self._bucket, age_s=2 * self.settings.lease_ttl_s)
             except UnavailableError as error:
                 log.warning("housekeeping is put off: %s", error)
             except SchemaError as error:
@@ -204,5 +204,5 @@ class Worker(WorkerHooks):
                 _leave()
             except Exception:
                 log.exception("housekeeping failed; the next round comes")
-            if self._stop.wait(self.settings.sweep_s):
+            if self._stop.wait(self.settings.housekeeping_interval_s):
                 return

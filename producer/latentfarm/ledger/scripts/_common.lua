@@ -21,14 +21,14 @@
 -- lf:states:<b>:<c>   string  one byte a job: 0 pending 1 leased 2 done 3 failed        forget
 --                             4 cancelled; a byte that was never written is pending
 --                             (in a cancelled batch: cancelled)
--- lf:again:<b>        zset    jobs that came back, by the time from which they may run  lease, cancel
+-- lf:requeued:<b>        zset    jobs that came back, by the time from which they may run  lease, cancel
 -- lf:attempts:<b>     hash    index -> charged attempts, only of jobs that had trouble  trim, retry
--- lf:losers:<b>       hash    index -> the workers that were lost with it, one a loss   trim, retry
+-- lf:lost_by:<b>       hash    index -> the workers that were lost with it, one a loss   trim, retry
 -- lf:errors:<b>       hash    index -> {code, message, worker}, of the same jobs        trim, retry
 -- lf:reasons:<b>      hash    code -> failed jobs                                       forget
 -- lf:leases           zset    "<b>/<index>" in flight, by expiry (ms)                   commit, fail, release, sweep, cancel
 -- lf:holders          hash    "<b>/<index>" -> "<epoch> <worker>"                       with lf:leases
--- lf:answered:<w>     string  a worker's last request for leases: its id, then a line   expiry, an hour
+-- lf:lease_reply:<w>     string  a worker's last request for leases: its id, then a line   expiry, an hour
 --                             "<b>/<index> <epoch> <attempts>" for each that it got
 -- lf:results:<b>      hash    index -> receipt, until its part lies in the bucket       trim
 -- lf:parts:<b>        hash    part -> jobs of it that have ended                        trim
@@ -36,18 +36,18 @@
 -- lf:leftovers        zset    "<b>/<p>": parts in whose folder images that nobody       tidied, forget
 --                             wants may lie, or come to lie, by when that was noted (ms)
 -- lf:flush            set     "<b>/<p>": parts whose receipts wait for the bucket       trim, retry
--- lf:pace:<b>:<slot>  string  jobs done in ten seconds; the measured rate               expiry, 3 minutes
+-- lf:rate:<b>:<slot>  string  jobs done in ten seconds; the measured rate               expiry, 3 minutes
 -- lf:workers:<m>      zset    workers of a model, by the time last seen (ms)            beat, leave
 -- lf:models           zset    models that have workers, by the time last seen (ms)      beat
 -- lf:worker:<w>       hash    a worker's model, device, device_name, dtype, slots,      leave; expiry, a minute after
 --                             since (first seen, ms), images (committed so far), and    its last beat
 --                             window:<n>, images:<n>, busy_s:<n>, wall_s:<n> of the
 --                             last four half minutes, n = window % 4
--- lf:speed:<m>        hash    what all workers of a model measured: images, work,       nobody: one small key a model
+-- lf:throughput:<m>        hash    what all workers of a model measured: images, work,       nobody: one small key a model
 --                             busy_s, bytes, pixels
 -- lf:sweeper          string  held by the one worker that sweeps now                    expiry, a quarter second
--- lf:swept            string  when leases were last looked at (ms)                      nobody
--- lf:judged           string  before it no lease is judged: the farm was dark (ms)      expiry
+-- lf:last_sweep            string  when leases were last looked at (ms)                      nobody
+-- lf:grace_until           string  before it no lease is judged: the farm was dark (ms)      expiry
 -- lf:webhooks         zset    batch whose end is to be told, by the due time (ms)       webhook_take, webhook_settle
 --
 -- Channel lf:cancelled: the names of batches, as they are cancelled; a worker that misses one learns it from `renew`.
@@ -68,7 +68,7 @@ do
 end
 
 -- Whoever writes a batch down says how
-local function sign_schema() redis.call('SET', 'lf:schema', SCHEMA) end
+local function write_schema() redis.call('SET', 'lf:schema', SCHEMA) end
 
 local function now_ms()
   local time = redis.call('TIME')
@@ -124,7 +124,7 @@ local function drop_lease(batch, name)
 end
 
 -- Nothing more will happen in the batch: tell its webhook, if it has one
-local function announce(batch, now)
+local function queue_webhook(batch, now)
   local url = redis.call('HGET', batch_key(batch), 'webhook')
   if url and url ~= '' then
     redis.call('ZADD', 'lf:webhooks', now, batch)
@@ -133,22 +133,22 @@ local function announce(batch, now)
 end
 
 -- A batch's counters, and what says whether it is over
-local function standing(batch)
-  local f = redis.call('HMGET', batch_key(batch), 'state', 'model', 'total', 'done', 'failed', 'cancelled', 'leased', 'hold',
+local function read_counters(batch)
+  local f = redis.call('HMGET', batch_key(batch), 'state', 'model', 'total', 'done', 'failed', 'cancelled', 'leased', 'canary',
     'cursor')
   return { state = f[1], model = f[2], total = tonumber(f[3]), done = tonumber(f[4]), failed = tonumber(f[5]),
-    cancelled = tonumber(f[6]), leased = tonumber(f[7]), hold = tonumber(f[8]), cursor = tonumber(f[9]) }
+    cancelled = tonumber(f[6]), leased = tonumber(f[7]), canary = tonumber(f[8]), cursor = tonumber(f[9]) }
 end
 
 -- The batch is complete once all of a closed manifest has ended; a canary's batch pauses once all it may run has
-local function settle(batch, now, is)
+local function complete_if_done(batch, now, is)
   local key = batch_key(batch)
   if is.state == 'open' and is.done + is.failed + is.cancelled == is.total then
-    redis.call('HSET', key, 'state', 'complete', 'paused', '', 'completed_ms', now)
+    redis.call('HSET', key, 'state', 'complete', 'paused', '', 'paused_by', '', 'completed_ms', now)
     redis.call('SREM', 'lf:open:' .. is.model, batch)
-    announce(batch, now)
-  elseif is.hold ~= 0 and is.cursor >= is.hold and is.leased == 0 and redis.call('ZCARD', 'lf:again:' .. batch) == 0 then
-    redis.call('HSET', key, 'paused', 'canary: the first ' .. text(is.hold) .. ' jobs have ended')
+    queue_webhook(batch, now)
+  elseif is.canary ~= 0 and is.cursor >= is.canary and is.leased == 0 and redis.call('ZCARD', 'lf:requeued:' .. batch) == 0 then
+    redis.call('HSET', key, 'paused_by', 'canary', 'paused', 'the first ' .. text(is.canary) .. ' jobs have ended')
   end
 end
 
@@ -162,11 +162,11 @@ end
 
 -- `count` jobs of a part reached a terminal state, `released` of them under a lease that ends with it: count them.
 -- Returns 1 if that made the part full.
-local function finish(batch, part, count, counter, released, now)
-  local is = standing(batch)
+local function count_ended(batch, part, count, counter, released, now)
+  local is = read_counters(batch)
   is[counter], is.leased = is[counter] + count, is.leased - released
   redis.call('HSET', batch_key(batch), counter, is[counter], 'leased', is.leased, 'last_ms', now)
-  settle(batch, now, is)
+  complete_if_done(batch, now, is)
   local ended = redis.call('HINCRBY', 'lf:parts:' .. batch, text(part), count)
   if ended == part_size(part, is.total) then
     redis.call('SADD', 'lf:flush', job_name(batch, part))
@@ -176,9 +176,9 @@ local function finish(batch, part, count, counter, released, now)
 end
 
 -- Pause a batch that fails more than its budget allows. Wrong rows are not counted: they have a limit of their own.
-local function spend_budget(batch)
+local function check_failure_budget(batch)
   local key = batch_key(batch)
-  local f = redis.call('HMGET', key, 'budget', 'done', 'failed', 'invalid', 'budget_done', 'budget_failed', 'paused')
+  local f = redis.call('HMGET', key, 'budget', 'done', 'failed', 'invalid', 'budget_done', 'budget_failed', 'paused_by')
   local share = tonumber(f[1])
   local done, failed = tonumber(f[2]) - tonumber(f[5]), tonumber(f[3]) - tonumber(f[4]) - tonumber(f[6])
   if share == 0 or f[7] ~= '' then return end
@@ -188,7 +188,7 @@ local function spend_budget(batch)
     local counts = redis.call('HGETALL', 'lf:reasons:' .. batch)
     for at = 1, #counts, 2 do reasons[#reasons + 1] = counts[at] .. ' ' .. counts[at + 1] end
     table.sort(reasons)
-    redis.call('HSET', key, 'paused', 'failure budget: ' .. text(failed) .. ' failed and ' .. text(done)
+    redis.call('HSET', key, 'paused_by', 'failure_budget', 'paused', text(failed) .. ' failed and ' .. text(done)
       .. ' done (' .. table.concat(reasons, ', ') .. ')')
   end
 end
@@ -197,13 +197,13 @@ local function record_failure(batch, index, error, now)
   set_state(batch, index, FAILED)
   redis.call('HSET', 'lf:errors:' .. batch, text(index), error)
   redis.call('HINCRBY', 'lf:reasons:' .. batch, cjson.decode(error).code, 1)
-  local full = finish(batch, math.floor(index / PART), 1, 'failed', 0, now)
-  spend_budget(batch)
+  local full = count_ended(batch, math.floor(index / PART), 1, 'failed', 0, now)
+  check_failure_budget(batch)
   return full
 end
 
 -- A lease ended without a commit: an image of it may lie in the bucket all the same, or come to lie there
-local function note_return(batch, index)
+local function mark_lost_lease(batch, index)
   redis.call('SADD', 'lf:returned:' .. batch, text(math.floor(index / PART)))
 end
 
@@ -239,44 +239,44 @@ end
 local function give_back(batch, index, name, from_ms)
   drop_lease(batch, name)
   set_state(batch, index, PENDING)
-  redis.call('ZADD', 'lf:again:' .. batch, from_ms, text(index))
-  note_return(batch, index)
+  redis.call('ZADD', 'lf:requeued:' .. batch, from_ms, text(index))
+  mark_lost_lease(batch, index)
 end
 
 -- Whether jobs of the batch may be leased, and up to which index, given state, paused, total and hold
-local function leasable_until(state, paused, total, hold)
-  if paused ~= '' or (state ~= 'open' and state ~= 'opening') then return nil end
-  if hold ~= '0' then return math.min(tonumber(total), tonumber(hold)) end
+local function leasable_until(state, paused_by, total, canary)
+  if paused_by ~= '' or (state ~= 'open' and state ~= 'opening') then return nil end
+  if canary ~= '0' then return math.min(tonumber(total), tonumber(canary)) end
   return tonumber(total)
 end
 
 -- A batch that had nothing to lease begins beside its peers: neither behind work done long ago nor ahead of everybody
-local function catch_up(batch, model)
+local function raise_virtual_time(batch, model)
   local least
   for _, peer in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
     if peer ~= batch then
-      local f = redis.call('HMGET', batch_key(peer), 'state', 'paused', 'total', 'hold', 'cursor', 'served')
+      local f = redis.call('HMGET', batch_key(peer), 'state', 'paused_by', 'total', 'canary', 'cursor', 'virtual_time')
       local limit = leasable_until(f[1], f[2], f[3], f[4])
-      local busy = limit and (tonumber(f[5]) < limit or redis.call('ZCARD', 'lf:again:' .. peer) > 0)
+      local busy = limit and (tonumber(f[5]) < limit or redis.call('ZCARD', 'lf:requeued:' .. peer) > 0)
       if busy and (not least or tonumber(f[6]) < least) then least = tonumber(f[6]) end
     end
   end
-  if least and least > tonumber(redis.call('HGET', batch_key(batch), 'served')) then
-    redis.call('HSET', batch_key(batch), 'served', tostring(least))
+  if least and least > tonumber(redis.call('HGET', batch_key(batch), 'virtual_time')) then
+    redis.call('HSET', batch_key(batch), 'virtual_time', tostring(least))
   end
 end
 
 -- The jobs of a model's batches that wait to be leased
-local function waiting_jobs(model)
+local function count_pending(model)
   local waiting = 0
   for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
-    local f = redis.call('HMGET', batch_key(batch), 'state', 'paused', 'total', 'hold', 'cursor', 'leased', 'done',
+    local f = redis.call('HMGET', batch_key(batch), 'state', 'paused_by', 'total', 'canary', 'cursor', 'leased', 'done',
       'failed')
     local limit = leasable_until(f[1], f[2], f[3], f[4])
     if limit and f[4] == '0' then
       waiting = waiting + limit - tonumber(f[6]) - tonumber(f[7]) - tonumber(f[8])
     elseif limit then
-      waiting = waiting + math.max(0, limit - tonumber(f[5])) + redis.call('ZCARD', 'lf:again:' .. batch)
+      waiting = waiting + math.max(0, limit - tonumber(f[5])) + redis.call('ZCARD', 'lf:requeued:' .. batch)
     end
   end
   return waiting

@@ -7,16 +7,16 @@ if not f[1] then return '' end
 if f[1] ~= 'open' and f[1] ~= 'opening' then return f[1] end
 for _, index in ipairs(drop_all_leases(batch)) do
   set_state(batch, index, CANCELLED)
-  note_return(batch, index)
+  mark_lost_lease(batch, index)
 end
-redis.call('DEL', 'lf:again:' .. batch)
+redis.call('DEL', 'lf:requeued:' .. batch)
 redis.call('SREM', 'lf:open:' .. f[2], batch)
-redis.call('HSET', key, 'state', 'cancelled', 'paused', '', 'leased', 0, 'last_ms', now, 'completed_ms', now,
+redis.call('HSET', key, 'state', 'cancelled', 'paused', '', 'paused_by', '', 'leased', 0, 'last_ms', now, 'completed_ms', now,
   'cancelled', tonumber(f[3]) - tonumber(f[4]) - tonumber(f[5]))
 -- parts with some ended jobs never get full now
 flush_what_ended(batch)
 -- and those with none are never flushed
 for _, part in ipairs(redis.call('SMEMBERS', 'lf:returned:' .. batch)) do note_leftovers(batch, tonumber(part), now) end
-announce(batch, now)
+queue_webhook(batch, now)
 redis.call('PUBLISH', 'lf:cancelled', batch)
 return f[1]

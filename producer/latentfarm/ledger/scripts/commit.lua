@@ -54,8 +54,8 @@ end
 for _, part in ipairs(order) do
   redis.call('HSET', 'lf:results:' .. part.batch, unpack(part.receipts))
   if part.truncated > 0 then redis.call('HINCRBY', batch_key(part.batch), 'truncated', part.truncated) end
-  local pace = 'lf:pace:' .. part.batch .. ':' .. text(math.floor(now / PACE_SLOT_MS))
+  local pace = 'lf:rate:' .. part.batch .. ':' .. text(math.floor(now / PACE_SLOT_MS))
   if redis.call('INCRBY', pace, part.count) == part.count then redis.call('EXPIRE', pace, PACE_KEEP_S) end
-  if finish(part.batch, part.number, part.count, 'done', part.count, now) == 1 then outcomes[part.last] = 'full' end
+  if count_ended(part.batch, part.number, part.count, 'done', part.count, now) == 1 then outcomes[part.last] = 'full' end
 end
 return outcomes

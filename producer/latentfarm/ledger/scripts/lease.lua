@@ -7,7 +7,7 @@ local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV
 local moment = now_us()
 local now = math.floor(moment / 1000)
 local leased = {}
-local ANSWER_KEY, ANSWER_KEEP_S = 'lf:answered:' .. worker, 3600
+local ANSWER_KEY, ANSWER_KEEP_S = 'lf:lease_reply:' .. worker, 3600
 -- bytes of state looked at in one call for the next pending job
 local MAX_SCAN, BLOCK = 4000000, 65536
 local scanned = 0
@@ -37,8 +37,8 @@ end
 local function candidates()
   local found = {}
   for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
-    local f = redis.call('HMGET', batch_key(batch), 'state', 'paused', 'total', 'hold', 'cursor', 'priority', 'served',
-      'weight', 'epoch', 'gaps', 'reserved_ms', 'leased', 'first_ms')
+    local f = redis.call('HMGET', batch_key(batch), 'state', 'paused_by', 'total', 'canary', 'cursor', 'priority', 'virtual_time',
+      'weight', 'epoch', 'sparse', 'reserved_ms', 'leased', 'first_ms')
     local limit = leasable_until(f[1], f[2], f[3], f[4])
     if limit then
       found[#found + 1] = { name = batch, limit = limit, began = tonumber(f[5]), cursor = tonumber(f[5]),
@@ -87,13 +87,13 @@ end
 -- The next index of the batch and the attempts charged to it, or nil
 local function next_job(batch)
   if not batch.again then
-    batch.again = redis.call('ZRANGEBYSCORE', 'lf:again:' .. batch.name, '-inf', now, 'LIMIT', 0, wanted)
+    batch.again = redis.call('ZRANGEBYSCORE', 'lf:requeued:' .. batch.name, '-inf', now, 'LIMIT', 0, wanted)
     batch.returned = 0
   end
   if batch.returned < #batch.again then
     batch.returned = batch.returned + 1
     local index = batch.again[batch.returned]
-    redis.call('ZREM', 'lf:again:' .. batch.name, index)
+    redis.call('ZREM', 'lf:requeued:' .. batch.name, index)
     return tonumber(index), tonumber(redis.call('HGET', 'lf:attempts:' .. batch.name, index) or '0')
   end
   if batch.gaps and not skip_to_pending(batch) then return nil end
@@ -129,7 +129,7 @@ end
 for _, batch in ipairs(touched) do
   local key = batch_key(batch.name)
   if batch.taken > 0 then
-    redis.call('HSET', key, 'cursor', batch.cursor, 'epoch', text(batch.epoch + batch.taken), 'served',
+    redis.call('HSET', key, 'cursor', batch.cursor, 'epoch', text(batch.epoch + batch.taken), 'virtual_time',
       tostring(batch.served), 'leased', batch.leased + batch.taken, 'first_ms', batch.first_ms)
   elseif batch.cursor ~= batch.began then
     redis.call('HSET', key, 'cursor', batch.cursor)

@@ -7,7 +7,7 @@ if redis.call('HGET', key, 'state') ~= 'recovering' then return 0 end
 redis.call('SETRANGE', 'lf:states:' .. batch .. ':' .. math.floor(first / CHUNK), first % CHUNK, bytes)
 local fields = {}
 for index = first, first + PART - 1 do fields[#fields + 1] = text(index) end
-for _, kind in ipairs({ 'attempts', 'losers', 'errors', 'results' }) do
+for _, kind in ipairs({ 'attempts', 'lost_by', 'errors', 'results' }) do
   redis.call('HDEL', 'lf:' .. kind .. ':' .. batch, unpack(fields))
 end
 redis.call('HDEL', 'lf:parts:' .. batch, text(part))

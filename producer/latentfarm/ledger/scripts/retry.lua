@@ -14,9 +14,9 @@ for at = 2, #ARGV, 2 do
     redis.call('SREM', 'lf:flush', job_name(batch, part))
     set_state(batch, index, PENDING)
     redis.call('HDEL', 'lf:attempts:' .. batch, text(index))
-    redis.call('HDEL', 'lf:losers:' .. batch, text(index))
+    redis.call('HDEL', 'lf:lost_by:' .. batch, text(index))
     redis.call('HDEL', 'lf:errors:' .. batch, text(index))
-    redis.call('ZADD', 'lf:again:' .. batch, now, text(index))
+    redis.call('ZADD', 'lf:requeued:' .. batch, now, text(index))
     if redis.call('HINCRBY', 'lf:reasons:' .. batch, ARGV[at + 1], -1) == 0 then
       redis.call('HDEL', 'lf:reasons:' .. batch, ARGV[at + 1])
     end
@@ -31,7 +31,7 @@ if retried > 0 then
   if f[1] == 'complete' then
     redis.call('HSET', key, 'state', 'open')
     redis.call('SADD', 'lf:open:' .. f[2], batch)
-    catch_up(batch, f[2])
+    raise_virtual_time(batch, f[2])
   end
 end
 return retried

@@ -24,11 +24,11 @@ end
 for at = 5 + 2 * facts, #ARGV, 2 do
   local figure, value = ARGV[at], ARGV[at + 1]
   -- a worker's clock is its own affair; what a picture costs is the model's
-  if figure ~= 'wall_s' then redis.call('HINCRBYFLOAT', 'lf:speed:' .. model, figure, value) end
+  if figure ~= 'wall_s' then redis.call('HINCRBYFLOAT', 'lf:throughput:' .. model, figure, value) end
   if figure == 'images' then redis.call('HINCRBYFLOAT', key, figure, value) end
   if figure == 'images' or figure == 'busy_s' or figure == 'wall_s' then
     redis.call('HINCRBYFLOAT', key, figure .. place, value)
   end
 end
 redis.call('EXPIRE', key, forget_s)
-return waiting_jobs(model)
+return count_pending(model)

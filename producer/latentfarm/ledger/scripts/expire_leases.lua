@@ -6,16 +6,16 @@
 if not redis.call('SET', 'lf:sweeper', '1', 'NX', 'PX', ARGV[2]) then return -1 end
 local LOSSES, WORKERS, MOST_LOSSES = 3, 2, 6
 local now, patience = now_ms(), tonumber(ARGV[3])
-local swept = tonumber(redis.call('GET', 'lf:swept') or now)
-redis.call('SET', 'lf:swept', now)
-if now - swept > patience then redis.call('SET', 'lf:judged', now + patience, 'PX', patience) end
-if now < tonumber(redis.call('GET', 'lf:judged') or 0) then return 0 end
+local swept = tonumber(redis.call('GET', 'lf:last_sweep') or now)
+redis.call('SET', 'lf:last_sweep', now)
+if now - swept > patience then redis.call('SET', 'lf:grace_until', now + patience, 'PX', patience) end
+if now < tonumber(redis.call('GET', 'lf:grace_until') or 0) then return 0 end
 
 -- Note one more loss; return how many there are, and of how many workers
 local function lose(batch, index, worker)
-  local losers = redis.call('HGET', 'lf:losers:' .. batch, text(index))
+  local losers = redis.call('HGET', 'lf:lost_by:' .. batch, text(index))
   losers = losers and losers .. ' ' .. worker or worker
-  redis.call('HSET', 'lf:losers:' .. batch, text(index), losers)
+  redis.call('HSET', 'lf:lost_by:' .. batch, text(index), losers)
   local count, seen, workers = 0, {}, 0
   for name in string.gmatch(losers, '%S+') do
     count = count + 1
@@ -32,7 +32,7 @@ for _, name in ipairs(expired) do
   local count, workers = lose(batch, index, worker)
   if (count >= LOSSES and workers >= WORKERS) or count >= MOST_LOSSES then
     drop_lease(batch, name)
-    note_return(batch, index)
+    mark_lost_lease(batch, index)
     local message = 'lost ' .. count .. ' times with ' .. workers .. (workers == 1 and ' worker' or ' workers')
     record_failure(batch, index, cjson.encode({ code = 'poison', message = message, worker = worker }), now)
   else

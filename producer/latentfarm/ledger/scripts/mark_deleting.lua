@@ -3,7 +3,7 @@
 local batch = ARGV[1]
 local state, model = unpack(redis.call('HMGET', batch_key(batch), 'state', 'model'))
 if not state then return '' end
-redis.call('HSET', batch_key(batch), 'state', 'deleting', 'paused', '')
+redis.call('HSET', batch_key(batch), 'state', 'deleting', 'paused', '', 'paused_by', '')
 redis.call('SREM', 'lf:open:' .. model, batch)
 redis.call('ZREM', 'lf:webhooks', batch)
 for _, part in ipairs(redis.call('HKEYS', 'lf:parts:' .. batch)) do

@@ -1,2 +1,2 @@
 -- ARGV: model. Returns its jobs that wait to be leased; changes nothing.
-return waiting_jobs(ARGV[1])
+return count_pending(ARGV[1])

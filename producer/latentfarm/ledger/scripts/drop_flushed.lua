@@ -11,7 +11,7 @@ if f[1] ~= 'cancelled' and ended > 0 and ended < part_size(part, tonumber(f[2]))
 local fields = {}
 for index = part * PART, part * PART + PART - 1 do fields[#fields + 1] = text(index) end
 redis.call('HDEL', 'lf:attempts:' .. batch, unpack(fields))
-redis.call('HDEL', 'lf:losers:' .. batch, unpack(fields))
+redis.call('HDEL', 'lf:lost_by:' .. batch, unpack(fields))
 redis.call('HDEL', 'lf:errors:' .. batch, unpack(fields))
 redis.call('HDEL', 'lf:parts:' .. batch, text(part))
 -- a dead worker's last request may still be on its way to the bucket
