@@ -31,9 +31,12 @@ test-images: $(VENV)/.images  ## build the images of deploy/ and render with the
 		$(SUDO) apt-get install --yes --quiet --no-install-recommends $(BUILDERS); }
 	$(SUDO) $(BIN)/python -m pytest -m acceptance -p no:cacheprovider -rP tests/acceptance/test_images.py
 
-check: $(VENV)/.dev  ## lint, format, types
+check: $(VENV)/.dev  ## lint, format, import contracts, spelling, banned words, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
+	$(BIN)/codespell
+	$(BIN)/python .ci/banned_words.py
 	$(BIN)/mypy
 
 format: $(VENV)/.dev
