@@ -1,6 +1,7 @@
-"""Where the farm's Redis and bucket are, and the knobs of a worker: from the environment, else from a running ``up``.
+"""The settings: how to reach Redis and the bucket, and how a worker runs.
 
-The variables are ``LATENTFARM_*`` (each field's name in capitals) and the usual ``AWS_*`` of the object store.
+They come from the environment: ``LATENTFARM_*``, each field's name in capitals, and the usual ``AWS_*`` variables. If
+Redis and the bucket are not set, the farm that ``latentfarm up`` runs in the working directory is used.
 """
 
 from __future__ import annotations
@@ -11,11 +12,9 @@ import os
 from functools import cache
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis.connection import parse_url
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from latentfarm.errors import InputError
 from latentfarm.job import check_model_alias
@@ -23,84 +22,94 @@ from latentfarm.monitoring import logs
 
 log = logging.getLogger(__name__)
 
-#: the folder, below the working directory, in which ``latentfarm up`` keeps its Redis, its bucket and its logs
+#: where ``latentfarm up`` keeps its Redis data, its bucket and its logs, below the working directory
 LOCAL_FOLDER = Path(".latentfarm")
-#: inside it: how to reach the farm that runs there, readable by its owner only
+#: inside it: how to reach the farm that runs there; readable by its owner only
 FARM_FILE = "farm.json"
 
 DEFAULT_MODEL = "mini"
 
+Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 
-class Settings(BaseSettings):
-    """Frozen settings, checked when they are made; every field can be set by ``LATENTFARM_<FIELD>``."""
 
-    model_config = SettingsConfigDict(env_prefix="LATENTFARM_", frozen=True, extra="ignore")
+class Settings(BaseModel):
+    """Immutable, validated settings. A field that is not passed is read from its environment variable."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
     redis_url: Annotated[str, Field(repr=False)] = ""
-    """``redis://``, ``rediss://`` or ``unix://``; the ledger and the doorbells live there. It may hold a password."""
+    """Redis of the ledger and of the doorbells: ``redis://``, ``rediss://`` or ``unix://``. It may hold a password."""
     allow_insecure_redis: bool = False
-    """Use a Redis on another machine that has neither password nor TLS."""
+    """Allow a remote Redis with neither password nor TLS [default: false]."""
     bucket: str = ""
-    """The bucket's name; it is not created unless it belongs to ``latentfarm up``."""
+    """The bucket's name. It must exist: only ``latentfarm up`` creates one."""
     s3_endpoint_url: Annotated[str, Field(validation_alias="AWS_ENDPOINT_URL")] = ""
-    """Empty for AWS itself."""
+    """URL of the object store [default: AWS]."""
     s3_access_key: Annotated[str, Field(validation_alias="AWS_ACCESS_KEY_ID")] = ""
+    """Access key [default: any other source that boto3 knows]."""
     s3_secret_key: Annotated[SecretStr, Field(validation_alias="AWS_SECRET_ACCESS_KEY")] = SecretStr("")
+    """Secret key [default: any other source that boto3 knows]."""
     s3_path_style: bool | None = None
-    """Address buckets by path; None: by path wherever the endpoint is not AWS."""
+    """Address buckets by path [default: true unless the store is AWS]."""
 
     model: Annotated[str, AfterValidator(check_model_alias)] = DEFAULT_MODEL
-    """The alias of the model that a worker serves; its queue is ``render.<alias>``."""
+    """Alias of the model that a worker serves, from the queue ``render.<alias>`` [default: mini]."""
     model_source: str = ""
-    """A diffusers folder or a hub id; empty for the bundled model."""
-    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    """auto: float32 on a CPU, float16 on a GPU."""
+    """Diffusers folder or hub id [default: the bundled model]."""
+    dtype: Dtype = "auto"
+    """Floating-point type of the model [default: auto, float32 on a CPU and float16 on a GPU]."""
     devices: str = ""
-    """A supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1``; empty: one worker."""
+    """One supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1`` [default: one worker]."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0
-    """Guided images in the U-Net's batch at once; 0: what makes this device fastest, measured at the first start."""
-    exactness: Literal["fixed", "free"] = "fixed"
-    """fixed: a job's bytes do not depend on its neighbours; free: any number of rows, and bytes vary a bit."""
+    """Guided images denoised at once [default: 0, the fastest number, measured at the first start]."""
+    deterministic: bool = True
+    """Make a job's bytes independent of its neighbours; if false, any batch size is used [default: true]."""
     compile: bool | None = None
-    """Compile the U-Net for the slots' number of rows; None: on a GPU only."""
+    """Compile the U-Net for the batch size of the slots [default: true on a GPU]."""
     cache_dir: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentfarm"
-    """Where a worker remembers what it measured and compiled."""
-    lease_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
-    """Seconds after which the jobs of a silent worker run elsewhere."""
-    sweep_s: Annotated[float, Field(gt=0, le=60)] = 3.0
-    """Seconds between two looks of a worker at expired leases."""
-    drain_s: Annotated[float, Field(ge=1, le=3600)] = 25.0
-    """Seconds from a worker's being asked to end to its end."""
-    hang_s: Annotated[float, Field(ge=1, le=86_400)] = 120.0
-    """Seconds without a step after which a worker is killed; the first step of a shape may compile."""
-    spot: Literal["", "aws"] = ""
-    """Whose notices of spot instances' ends a worker looks for."""
+    """Folder for calibration results and compiled code [default: ~/.cache/latentfarm]."""
+    lease_ttl_s: Annotated[float, Field(ge=1, le=3600)] = 30.0
+    """Seconds until the jobs of a silent worker run elsewhere [default: 30]."""
+    housekeeping_interval_s: Annotated[float, Field(gt=0, le=60)] = 3.0
+    """Seconds between a worker's checks for expired leases [default: 3]."""
+    shutdown_timeout_s: Annotated[float, Field(ge=1, le=3600)] = 25.0
+    """Seconds from a stop request to a worker's exit [default: 25]."""
+    stall_timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 120.0
+    """Seconds without a step until a worker is killed; the first step of a shape may compile [default: 120]."""
+    spot_provider: Literal["", "aws"] = ""
+    """Cloud whose termination notices of spot instances a worker polls: ``aws`` [default: none]."""
     metadata_url: Annotated[str, Field(validation_alias="AWS_EC2_METADATA_SERVICE_ENDPOINT")] = "http://169.254.169.254"
-    """Where AWS tells an instance about itself."""
+    """URL of the instance metadata service [default: http://169.254.169.254]."""
     embed_metadata: bool = True
-    """Write the prompt and the settings into each picture."""
+    """Write the prompt and the job's settings into each image [default: true]."""
 
     metrics_address: str = ""
-    """``HOST:PORT`` of a worker's or the exporter's /metrics, /livez and /readyz; empty: a worker serves none."""
+    """``HOST:PORT`` of /metrics, /livez and /readyz [default: none for a worker, 127.0.0.1:9465 for the exporter]."""
     log_format: logs.Format = "auto"
-    """text: lines for people; json: for a collector; auto: text on a terminal, else json."""
+    """``text``, ``json`` or ``auto`` [default: auto, text on a terminal and json otherwise]."""
 
     webhook_secret: SecretStr = SecretStr("")
-    """``whsec_`` and base64 of 24 to 64 bytes: what a worker signs webhooks with."""
+    """Key with which workers sign webhooks: ``whsec_`` and the base64 of 24 to 64 bytes [default: none]."""
     webhook_allow_private: bool = False
-    """Let webhooks go to addresses that are not globally routable."""
+    """Allow webhooks to addresses that are not globally routable [default: false]."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_environment(cls, given: dict[str, Any]) -> dict[str, Any]:
+        found = {key: os.environ[name] for key, name in _variables().values() if name in os.environ}
+        return found | given
 
     @property
     def configured(self) -> bool:
-        """Whether both the queue and the store are known."""
+        """Whether both Redis and the bucket are set."""
         return bool(self.redis_url and self.bucket)
 
     @classmethod
     def load(cls, folder: Path = LOCAL_FOLDER) -> Self:
-        """Read the environment, and for what it leaves open the farm that ``latentfarm up`` runs in ``folder``.
+        """Return the settings of the environment, else those of the farm that ``latentfarm up`` runs in ``folder``.
 
         Raises:
-            InputError: a value is not allowed, or only one of queue and store is named.
+            InputError: A value is invalid, or only one of Redis and bucket is set.
         """
         try:
             settings = cls()
@@ -117,35 +126,15 @@ class Settings(BaseSettings):
         return settings.model_copy(update=_local_fields(file))
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that make another process reach the same farm."""
-        known = {
-            "LATENTFARM_REDIS_URL": self.redis_url,
-            "LATENTFARM_BUCKET": self.bucket,
-            "AWS_ENDPOINT_URL": self.s3_endpoint_url,
-            "AWS_ACCESS_KEY_ID": self.s3_access_key,
-            "AWS_SECRET_ACCESS_KEY": self.s3_secret_key.get_secret_value(),
-        }
-        # the model is said in full, so that the caller's own environment cannot mix with it
-        if self.allow_insecure_redis:
-            known["LATENTFARM_ALLOW_INSECURE_REDIS"] = "true"
-        if self.log_format != "auto":
-            known[logs.VARIABLE] = self.log_format
-        if self.compile is not None:
-            known["LATENTFARM_COMPILE"] = str(self.compile).lower()
-        return {
-            **{name: value for name, value in known.items() if value},
-            "LATENTFARM_MODEL": self.model,
-            "LATENTFARM_MODEL_SOURCE": self.model_source,
-            "LATENTFARM_DTYPE": self.dtype,
-            "LATENTFARM_SLOTS": str(self.slots),
-            "LATENTFARM_EXACTNESS": self.exactness,
-        }
+        """Return the variables that give another process the same settings: those of all fields that were set."""
+        values = ((_variables()[field][1], getattr(self, field)) for field in self.model_fields_set)
+        return {name: _to_text(value) for name, value in values if value is not None}
 
     def require(self) -> Self:
-        """Return the settings.
+        """Return the settings if they name a farm whose Redis is protected.
 
         Raises:
-            InputError: no farm is named and none runs here, or its Redis is open to a network.
+            InputError: No farm is set and none runs here, or its Redis is open to a network.
         """
         if not self.configured:
             raise InputError(
@@ -160,28 +149,30 @@ class Settings(BaseSettings):
 
 
 class RedisProblem(NamedTuple):
-    """Why a Redis URL is not safe; ``fatal`` where nothing at all keeps strangers out."""
+    """Why a Redis URL is not safe. ``fatal``: neither a password nor TLS protects it."""
 
     text: str
     fatal: bool
 
 
 def redis_problem(url: str) -> RedisProblem | None:
-    """Return what is not safe about the Redis at ``url``, None if nothing; no password is ever in the text.
+    """Return why the Redis at ``url`` is not safe, or None. The text never contains a password.
 
-    Over a unix socket or the loopback interface all is well. Elsewhere a password or TLS that checks the certificate is
-    the least. A host name is not looked up: it may lead elsewhere the next time.
+    A unix socket or the loopback interface is safe. Elsewhere a password or verified TLS is required. A host name is
+    not resolved, because it may resolve to another address the next time.
 
     Raises:
-        InputError: it is no URL of a Redis.
+        InputError: It is not a URL of a Redis.
     """
+    from redis.connection import parse_url  # slow to import, and not needed for the settings' values
+
     try:
-        # what the ledger's own client will make of it, its query included
+        # parsed as the ledger's client parses it, its query included
         parts = parse_url(url)  # type: ignore[no-untyped-call]
         port = int(parts.get("port", 6379))
     except ValueError:
         raise InputError(
-            "LATENTFARM_REDIS_URL is no URL of a Redis (it is not shown, for it may hold a password): write "
+            "LATENTFARM_REDIS_URL is no URL of a Redis (it is not shown: it may contain a password); write "
             "redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, the password percent-encoded"
         ) from None
     host = str(parts.get("host", "localhost"))
@@ -192,15 +183,15 @@ def redis_problem(url: str) -> RedisProblem | None:
     place = f"LATENTFARM_REDIS_URL leads to {host} port {port}"
     if not tls and not password:
         return RedisProblem(
-            f"{place} with neither password nor verified TLS: whoever reaches it could read and change every batch. "
-            "Write rediss://USER:PASSWORD@HOST:PORT, or set LATENTFARM_ALLOW_INSECURE_REDIS=true where the network "
-            "itself keeps strangers out",
+            f"{place} with neither password nor verified TLS: any client can read and change every "
+            "batch. Write rediss://USER:PASSWORD@HOST:PORT. If the network itself is private, set "
+            "LATENTFARM_ALLOW_INSECURE_REDIS=true",
             fatal=True,
         )
     if not tls:
         return RedisProblem(
-            f"{place} without verified TLS: the password and all else travel in clear. Write rediss://, or set "
-            "LATENTFARM_ALLOW_INSECURE_REDIS=true where the network itself keeps listeners out",
+            f"{place} without verified TLS: the password and all data travel unencrypted. Write rediss://. If the "
+            "network itself is private, set LATENTFARM_ALLOW_INSECURE_REDIS=true",
             fatal=False,
         )
     return None
@@ -217,7 +208,7 @@ def _is_loopback(host: str) -> bool:
 
 @cache
 def _warn(text: str) -> None:
-    """Warn once a process: every command asks for its settings more than once."""
+    # once a process: a command reads its settings more than once
     log.warning("%s", text)
 
 
@@ -227,13 +218,29 @@ def _local_fields(file: Path) -> dict[str, object]:
 
 
 def write_farm_file(file: Path, settings: Settings) -> None:
-    """Leave word of a local farm for the commands run beside it."""
+    """Write how to reach a local farm, for other commands in the same folder."""
     fields = settings.model_dump(include={"redis_url", "bucket", "s3_endpoint_url", "s3_access_key"})
     fields["s3_secret_key"] = settings.s3_secret_key.get_secret_value()
     fresh = file.with_suffix(f".{os.getpid()}")
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
         json.dump(fields, out)
     fresh.replace(file)
+
+
+@cache
+def _variables() -> dict[str, tuple[str, str]]:
+    """Return the key and the environment variable of each field."""
+    found = {}
+    for name, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        found[name] = (alias, alias) if isinstance(alias, str) else (name, f"LATENTFARM_{name.upper()}")
+    return found
+
+
+def _to_text(value: object) -> str:
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _explain(error: ValidationError) -> str:

@@ -39,8 +39,8 @@ def test_workers_two_hours_off_either_way_render_as_any_other(farm: Farm, tmp_pa
                 **farm.settings.environment(),
                 "SKEW_S": str(skew_s),
                 "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]),
-                "LATENTFARM_LEASE_S": "4",
-                "LATENTFARM_SWEEP_S": "0.5",
+                "LATENTFARM_LEASE_TTL_S": "4",
+                "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "0.5",
             },
         )
         for skew_s in (-7200, 7200)

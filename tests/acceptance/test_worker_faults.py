@@ -125,7 +125,15 @@ def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worke
 ) -> None:
     farm = Farm.open(settings)
     stuck = farm.submit([{**SMALL, "prompt": "hold_the_lock"}], batch="stuck")
-    with faulty(settings, tmp_path / "w", {"LATENTFARM_LEASE_TTL_S": "60"}, "--stall-timeout-s", "2", "--shutdown-timeout-s", "5") as worker:
+    with faulty(
+        settings,
+        tmp_path / "w",
+        {"LATENTFARM_LEASE_TTL_S": "60"},
+        "--stall-timeout-s",
+        "2",
+        "--shutdown-timeout-s",
+        "5",
+    ) as worker:
         until(lambda: worker.met("hold_the_lock") == 1)
         name, process = worker.name, process_of(worker.name)
         batch = farm.submit([{**SMALL, "prompt": "well"}], batch="b")

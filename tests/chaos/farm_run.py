@@ -123,7 +123,11 @@ class _FarmRun:
                 "slots": SLOTS,
             }
         )
-        return {**mine.environment(), "LATENTFARM_LEASE_TTL_S": str(LEASE_S), "LATENTFARM_HOUSEKEEPING_INTERVAL_S": str(SWEEP_S)}
+        return {
+            **mine.environment(),
+            "LATENTFARM_LEASE_TTL_S": str(LEASE_S),
+            "LATENTFARM_HOUSEKEEPING_INTERVAL_S": str(SWEEP_S),
+        }
 
     def _make_seats(self) -> None:
         source = str(write_model(self.ground.folder / "model"))

@@ -35,6 +35,7 @@ from latentfarm.farm import Farm
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.bucket_check import check_bucket
 from latentfarm.storage.keys import image_key, manifest_key, trace_key
 from latentfarm.storage.part_codec import pack, unpack
 from latentfarm.submission.request import SubmitOptions
@@ -152,7 +153,7 @@ def collect(run: Run) -> None:
     run.webhook = str(run.client("admin").hget("lf:batch:cats", "webhook_error"))
     run.results = list(batch.results())
     batch.fetch(run.logs[0].parent / "out")
-    farm.bucket.probe()
+    check_bucket(farm.bucket)
     assert farm.ledger.ping()
     quick, slow = {"prompt": "a", "num_inference_steps": 1}, {"prompt": "a", "num_inference_steps": 500}
     other = farm.submit([quick, *[slow] * 20], batch="dogs")

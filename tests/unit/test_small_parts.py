@@ -88,8 +88,8 @@ def test_half_a_farm_in_the_environment_is_an_error(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_wrong_setting_is_named_with_its_value(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("LATENTFARM_LEASE_S", "soon")
-    with pytest.raises(InputError, match="LATENTFARM_LEASE_S is 'soon'"):
+    monkeypatch.setenv("LATENTFARM_LEASE_TTL_S", "soon")
+    with pytest.raises(InputError, match="LATENTFARM_LEASE_TTL_S is 'soon'"):
         Settings.load(tmp_path)
 
 

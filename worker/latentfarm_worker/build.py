@@ -59,7 +59,7 @@ def make_engine(family: Family, settings: Settings, *, on_step: Observer | None 
     if wants_compiling(family, settings):
         keep_compiled_files(settings)
         family.compile(compiled_batch_sizes(2 * slots))
-    exact = settings.exactness == "fixed"
+    exact = settings.deterministic
     row_counts = CachedBatchSizes(settings.cache_dir) if exact else any_batch_size
     return Engine(family, slots=slots, row_counts=row_counts, on_step=on_step)
 

@@ -148,7 +148,6 @@ Wildcards = Annotated[
 PromptSeed = Annotated[int, typer.Option(help="What the choices of --dynamic-prompts are made of.")]
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
-_EXACTNESS = ("fixed", "free")
 
 
 @dataclass(frozen=True)
@@ -240,15 +239,6 @@ def check_dtype(dtype: str) -> str:
         InputError: it is none that a worker knows.
     """
     return _one_of(_DTYPES, dtype, "--dtype")
-
-
-def check_exactness(exactness: str) -> str:
-    """Return ``exactness``.
-
-    Raises:
-        InputError: it is none that a worker knows.
-    """
-    return _one_of(_EXACTNESS, exactness, "--exactness")
 
 
 def _one_of(choices: Sequence[str], value: str, option: str) -> str:

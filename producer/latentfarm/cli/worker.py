@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import check_dtype, check_exactness, with_model
+from latentfarm.cli.options import check_dtype, with_model
 from latentfarm.cli.progress import echo_err
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.local.farm import LocalFarm, devices_command, require_worker_packages, stop_on_signals, worker_command
@@ -71,11 +71,12 @@ def worker(
         typer.Option(min=0, max=256, help="Pictures denoised at once; 0: measured once. (env: LATENTFARM_SLOTS)"),
     ] = None,
     compiled: options.Compile = None,
-    exactness: Annotated[
-        str | None,
+    deterministic: Annotated[
+        bool | None,
         typer.Option(
-            help="fixed: no picture depends on its neighbours; free: any number of rows, and bytes vary a bit. "
-            "(env: LATENTFARM_EXACTNESS)"
+            "--deterministic/--no-deterministic",
+            help="Make an image's bytes independent of its neighbours. [default: deterministic] "
+            "[env: LATENTFARM_DETERMINISTIC]",
         ),
     ] = None,
     devices: Annotated[
@@ -98,17 +99,15 @@ def worker(
     settings = Settings.load().require()
     require_worker_packages()
     settings = with_model(settings, model)
-    chosen: dict[str, object] = {}
-    if dtype is not None:
-        chosen["dtype"] = check_dtype(dtype)
-    if slots is not None:
-        chosen["slots"] = slots
-    if compiled is not None:
-        chosen["compile"] = compiled
-    if exactness is not None:
-        chosen["exactness"] = check_exactness(exactness)
+    chosen = {
+        "dtype": dtype and check_dtype(dtype),
+        "slots": slots,
+        "compile": compiled,
+        "deterministic": deterministic,
+    }
+    settings = settings.model_copy(update={name: value for name, value in chosen.items() if value is not None})
     # the worker reads its settings from the environment, as under `celery -A latentfarm_worker worker`
-    os.environ |= settings.model_copy(update=chosen).environment()
+    os.environ |= settings.environment()
     each = settings.devices if devices is None else devices
     if each and no_supervisor:
         raise InputError("--devices runs a supervisor for each device; leave out one of it and --no-supervisor")

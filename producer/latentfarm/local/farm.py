@@ -150,12 +150,12 @@ def devices_command(settings: Settings, devices: str) -> list[str]:
 
 
 def _limits(settings: Settings) -> list[str]:
-    return ["--drain-s", str(settings.drain_s), "--hang-s", str(settings.hang_s)]
+    return ["--shutdown-timeout-s", str(settings.shutdown_timeout_s), "--stall-timeout-s", str(settings.stall_timeout_s)]
 
 
 def worker_end_s(settings: Settings) -> float:
     """Return the seconds within which a worker that was asked to end has ended."""
-    return settings.drain_s + _SUPERVISOR_END_S
+    return settings.shutdown_timeout_s + _SUPERVISOR_END_S
 
 
 def end_all(children: list[ManagedProcess], timeout_s: float) -> None:

@@ -66,7 +66,7 @@ def start_s3(folder: Path, *, log: Path) -> tuple[ManagedProcess, Settings]:
     )
     bucket = Bucket.connect(settings)
     try:
-        bucket.check()
+        bucket.head()
     except MissingObjectError:
         bucket.create()
     return child, settings

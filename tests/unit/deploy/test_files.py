@@ -194,7 +194,7 @@ def test_the_password_file_that_make_writes_has_the_passwords_that_compose_asks_
 
 
 def test_no_deadline_ends_a_worker_before_it_has_given_its_jobs_back() -> None:
-    drain_s = Settings.model_fields["drain_s"].default
+    drain_s = Settings.model_fields["shutdown_timeout_s"].default
     from latentfarm.local.farm import worker_end_s
 
     needed_s = worker_end_s(Settings())

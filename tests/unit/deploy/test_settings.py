@@ -100,7 +100,7 @@ def test_a_worker_has_the_time_that_it_takes_to_end(name: str, monkeypatch: pyte
     for worker in found.workers:
         pod = worker["spec"]["template"]
         settings = settings_of(found, pod, monkeypatch)
-        assert pod["spec"]["terminationGracePeriodSeconds"] >= settings.drain_s + MARGIN_S
+        assert pod["spec"]["terminationGracePeriodSeconds"] >= settings.shutdown_timeout_s + MARGIN_S
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -111,7 +111,7 @@ def test_the_supervisor_comes_before_the_kubelet_and_the_kubelet_before_the_roll
     for worker in found.workers:
         [container] = worker["spec"]["template"]["spec"]["containers"]
         settings = settings_of(found, worker["spec"]["template"], monkeypatch)
-        assert probe_s(container, "livenessProbe") > settings.hang_s
+        assert probe_s(container, "livenessProbe") > settings.stall_timeout_s
         assert container["startupProbe"]["httpGet"]["path"] == "/readyz"
         assert worker["spec"]["progressDeadlineSeconds"] > probe_s(container, "startupProbe") >= 1800
 
@@ -160,7 +160,7 @@ def test_notices_of_spot_instances_are_reachable_where_they_are_looked_for_and_n
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = overlay(name)
-    looked_for = {settings_of(found, each["spec"]["template"], monkeypatch).spot for each in found.workers}
+    looked_for = {settings_of(found, each["spec"]["template"], monkeypatch).spot_provider for each in found.workers}
     place = urlsplit(Settings.model_fields["metadata_url"].default)
     reachable = [
         (peer["ipBlock"]["cidr"], rule["ports"])

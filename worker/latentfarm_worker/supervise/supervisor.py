@@ -167,8 +167,8 @@ def die_with_parent() -> None:
 def main() -> int:
     """Run a worker, or the command given, under a supervisor."""
     parser = argparse.ArgumentParser(prog="python -m latentfarm_worker.supervise.supervisor", description=main.__doc__)
-    parser.add_argument("--drain-s", type=float, default=RestartPolicy.drain_s, help="LATENTFARM_DRAIN_S")
-    parser.add_argument("--hang-s", type=float, default=RestartPolicy.hang_s, help="LATENTFARM_HANG_S")
+    parser.add_argument("--shutdown-timeout-s", type=float, default=RestartPolicy.drain_s, help="LATENTFARM_SHUTDOWN_TIMEOUT_S")
+    parser.add_argument("--stall-timeout-s", type=float, default=RestartPolicy.hang_s, help="LATENTFARM_STALL_TIMEOUT_S")
     parser.add_argument("command", nargs="*", default=WORKER, help="what to run instead of a worker")
     chosen = parser.parse_args()
     supervisor = Supervisor(chosen.command, RestartPolicy(drain_s=chosen.drain_s, hang_s=chosen.hang_s))

@@ -26,7 +26,7 @@ from latentfarm.storage.manifest import ManifestReader
 from latentfarm.storage.results import read_indices
 from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
-from latentfarm_worker.images.receipt import ImageEncoder
+from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.models import Family
 
 #: what a receipt tells of how a picture was made; where all of it is the same here, so are the bytes
@@ -119,7 +119,7 @@ class Verification:
 
     def _engine(self, dtype: str, compiled: bool, threads: int, slots: int) -> Engine:  # noqa: FBT001 (a sort key's parts)
         settings = self._settings.model_copy(
-            update={"dtype": dtype, "compile": compiled, "slots": slots, "exactness": "fixed"}
+            update={"dtype": dtype, "compile": compiled, "slots": slots, "deterministic": True}
         )
         if self._family is None or self._loaded != (dtype, compiled):
             # one at a time: a large model fits a device once
@@ -175,7 +175,7 @@ class _Comparison:
         self._bucket = batch.connection.bucket
         self._pixels_only = pixels_only
         # no receipt says whether its worker wrote metadata into the file, so either will do
-        self._encoders = [ImageEncoder(engine, model=model, embed_metadata=embed) for embed in (True, False)]
+        self._encoders = [ImageFileEncoder(engine, model=model, embed_metadata=embed) for embed in (True, False)]
 
     def verdict(self, line: dict[str, Any], picture: Rendered) -> Verdict:
         """Compare one picture."""
