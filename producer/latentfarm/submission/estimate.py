@@ -13,9 +13,10 @@ from pydantic import BaseModel, ConfigDict
 
 from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_TOKENS, Row
 from latentfarm.ledger import Throughput
-from latentfarm.submission.prompts import ClientIds, RowError
+from latentfarm.submission.prompts import RowError
 from latentfarm.submission.request import Request
 from latentfarm.submission.validation import ValidationReport
+from latentfarm.unique_names import UniqueNames
 
 #: a token stands for at least one byte, so a shorter prompt needs no counting
 _SURELY_SHORT_BYTES = 64
@@ -64,14 +65,14 @@ def make_estimate(request: Request, *, speed: Throughput | None, count_tokens: C
         speed: what the model's workers have measured.
         count_tokens: gives a prompt's tokens, its start and its end among them.
     """
-    sums, found, seen, last = _Sums(), ValidationReport(), ClientIds(), -1
+    sums, found, seen, last = _Sums(), ValidationReport(), UniqueNames(), -1
     for number, row in request.rows():
         fresh, last = number != last, number
         sums.rows += fresh
         found.add(row)
         if isinstance(row, RowError):
             continue
-        if fresh and not seen.add(_content(row)):
+        if fresh and seen.add(_content(row)) is not None:
             sums.duplicates += 1
         _add(sums, {**request.defaults.given(), **row.given()}, count_tokens)
     size_bytes, gpu_hours = _cost(sums, speed)

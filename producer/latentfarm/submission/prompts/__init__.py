@@ -5,14 +5,12 @@ A wrong row is never skipped and never guessed at: it becomes a ``Problem`` with
 
 from __future__ import annotations
 
-from latentfarm.submission.prompts.client_ids import ClientIds
 from latentfarm.submission.prompts.formats import FORMATS
 from latentfarm.submission.prompts.rows import LocatedRow, ReadOptions, RowError, check_defaults
 from latentfarm.submission.prompts.sources import Source, SourceLike, open_source
 
 __all__ = [
     "FORMATS",
-    "ClientIds",
     "LocatedRow",
     "ReadOptions",
     "RowError",

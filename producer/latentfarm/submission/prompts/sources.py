@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from latentfarm.errors import InputError
-from latentfarm.submission.prompts.client_ids import ClientIds
 from latentfarm.submission.prompts.formats import format_of, read_stream
 from latentfarm.submission.prompts.parquet import plain
 from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, ReadOptions, RowCheck, RowError, shown
 from latentfarm.submission.prompts.s3_object import S3Object, parse_url
+from latentfarm.unique_names import UniqueNames
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -258,19 +258,21 @@ def _check_row(place: str, row: object, check: RowCheck) -> ParsedRow:
 
 
 def _checked(name: str, rows: Iterable[ParsedRow]) -> Iterator[ParsedRow]:
-    """Make a problem of every row whose id was there before, and an error of a source that is empty."""
-    ids = ClientIds()
+    """Yield the rows. A row with the id of an earlier row becomes an error.
+
+    Raises:
+        InputError: there is no row.
+    """
     found: ParsedRow | None = None
-    for found in rows:
-        if isinstance(found, LocatedRow):
-            client_id = found.row.id
-            if client_id is not None and not ids.add(client_id):
-                text = f"{found.place}: id {shown(client_id)} is not unique; an earlier row has it"
+    with UniqueNames() as ids:
+        for found in rows:
+            if isinstance(found, LocatedRow) and found.row.id is not None and ids.add(found.row.id) is not None:
+                text = f"{found.place}: id {shown(found.row.id)} is not unique; an earlier row has it"
                 yield RowError(text, "id is not unique")
-                continue
-        yield found
+            else:
+                yield found
     if found is None:
-        raise InputError(f"{name} holds no prompt; write one a line")
+        raise InputError(f"{name} has no prompts; write one per line")
 
 
 class _Chained(io.RawIOBase):

@@ -64,7 +64,7 @@ def test_the_last_sweep_varies_fastest_and_replaces_the_rows_own_value() -> None
         ("width=512..640..64", [512, 576, 640]),
         ("scheduler=euler,dpm++2m-karras", ["euler", "dpm++2m-karras"]),
         ('negative_prompt=,blurry,"dark, grim",1..4', ["", "blurry", "dark, grim", "1..4"]),
-        ("trace=true,false", [True, False]),
+        ("save_intermediates=true,false", [True, False]),
         ("prompt_syntax=plain,a1111", ["plain", "a1111"]),
         ("clip_skip=0..2", [0, 1, 2]),
         ('scheduler_options={"solver_order": 2},{}', [{"solver_order": 2}, {}]),
@@ -108,8 +108,8 @@ def test_a_sweep_says_values_and_ranges(option: str, values: list[object]) -> No
             "--sweep 'seed=0..9223372036854775807': a row would become 9,223,372,036,854,",
         ),
         (
-            ["seed=1..5000000", "trace=true,false,true"],
-            "--sweep 'trace=true,false,true': a row would become 15,000,000;",
+            ["seed=1..5000000", "save_intermediates=true,false,true"],
+            "--sweep 'save_intermediates=true,false,true': a row would become 15,000,000;",
         ),
     ],
 )
@@ -120,7 +120,7 @@ def test_a_wrong_sweep_is_told_with_option_value_and_cure(options: list[str], to
 
 
 def test_a_product_of_ten_million_is_never_in_memory() -> None:
-    expansion = Expansion.parse(["seed=1..5000000", "trace=true,false"])
+    expansion = Expansion.parse(["seed=1..5000000", "save_intermediates=true,false"])
     tracemalloc.start()
     rows = expansion.rows(CAT, 0)
     assert [(next(rows).seed, next(rows).seed) for _ in range(1000)] == [(seed, seed) for seed in range(1, 1001)]
@@ -138,8 +138,8 @@ def test_the_key_tells_what_decides_and_nothing_else(wildcards: Path) -> None:
         (["seed=1..3"], 0, None, False),
         (["seed=1..4"], 0, None, False),
         (["seed=1,4"], 0, None, False),
-        (["seed=1..3", "trace=true,false"], 0, None, False),
-        (["trace=true,false", "seed=1..3"], 0, None, False),
+        (["seed=1..3", "save_intermediates=true,false"], 0, None, False),
+        (["save_intermediates=true,false", "seed=1..3"], 0, None, False),
     ]
 
     def keys() -> list[str]:

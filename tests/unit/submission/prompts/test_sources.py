@@ -249,7 +249,7 @@ def test_text_has_no_columns(tmp_path: Path) -> None:
 
 ROWS = st.fixed_dictionaries(
     {"prompt": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)},
-    optional={"seed": st.integers(0, 2**63 - 1), "guidance_scale": st.floats(0, 100), "trace": st.booleans()},
+    optional={"seed": st.integers(0, 2**63 - 1), "guidance_scale": st.floats(0, 100), "save_intermediates": st.booleans()},
 )
 
 

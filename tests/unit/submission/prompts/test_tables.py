@@ -17,9 +17,9 @@ pytestmark = pytest.mark.unit
 
 
 def test_a_table_has_a_header_and_an_empty_cell_says_not_given(tmp_path: Path) -> None:
-    text = '\ufeffprompt,seed, trace ,scheduler_options\r\na cat,7,true,"{""solver_order"": 3}"\r\n"a, dog",,,\r\n'
+    text = '\ufeffprompt,seed, save_intermediates ,scheduler_options\r\na cat,7,true,"{""solver_order"": 3}"\r\n"a, dog",,,\r\n'
     cat, dog = helpers.rows(tmp_path / "p.csv", text)
-    assert helpers.given(cat) == {"prompt": "a cat", "seed": 7, "trace": True, "scheduler_options": {"solver_order": 3}}
+    assert helpers.given(cat) == {"prompt": "a cat", "seed": 7, "save_intermediates": True, "scheduler_options": {"solver_order": 3}}
     assert helpers.given(dog) == {"prompt": "a, dog"}
 
 
