@@ -12,7 +12,7 @@ from tests.chaos import fake_worker
 from latentfarm.ledger import Ledger
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.images.receipt import ImageEncoder
+from latentfarm_worker.images.receipt import ImageFileEncoder
 
 #: how a process ends that killed itself
 KILLED = -signal.SIGKILL
@@ -48,7 +48,7 @@ def _opens(*_: Any, **options: Any) -> bool:
 WORKER_ACTS: dict[str, tuple[type, str, When]] = {
     "lease": (Ledger, "lease", _always),
     "render": (Engine, "step", _renders),
-    "encode": (ImageEncoder, "encode", _always),
+    "encode": (ImageFileEncoder, "encode", _always),
     "put": (Bucket, "put", _key_has("/images/")),
     "commit": (Ledger, "commit", _always),
     "flush": (Bucket, "put", _key_has("/results/")),

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from typing import get_args
 
 import torch
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-from latentfarm.settings import Settings
+from latentfarm.errors import InputError
+from latentfarm.settings import Dtype, Settings
 from latentfarm_worker.calibration.slots import autotune_slots
 from latentfarm_worker.engine.batch_sizes import CachedBatchSizes, any_batch_size, compiled_batch_sizes
 from latentfarm_worker.engine.engine import Engine, Observer
@@ -19,63 +20,64 @@ from latentfarm_worker.models import Family, load_family
 log = logging.getLogger(__name__)
 
 _INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in get_args(Dtype) if name != "auto"}
 
 
 def pick_device() -> torch.device:
-    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that a setting names; ``auto`` is float32 on a CPU and float16 on a GPU."""
+    """Return the dtype of a setting or a receipt; ``auto`` is float32 on a CPU and float16 on a GPU.
+
+    Raises:
+        InputError: The name is invalid.
+    """
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
+    if name not in _DTYPES:
+        raise InputError(f"dtype {name!r} is unknown; write one of {', '.join(get_args(Dtype))}")
     return _DTYPES[name]
 
 
 def load_model(settings: Settings) -> Family:
-    """Load the model that the settings name.
+    """Load the model of the settings.
 
     Raises:
-        ModelError: it cannot be used.
+        ModelError: The model cannot be used.
     """
     device = pick_device()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > 2:
-        # one is left for the encoder and whatever else is not the model
+        # leave one core for encoding, uploads and Redis
         torch.set_num_threads(torch.get_num_threads() - 1)
     source = settings.model_source or MODEL_DIR
     return load_family(source, dtype=pick_dtype(settings.dtype, device), device=device)
 
 
 def make_engine(family: Family, settings: Settings, *, on_step: Observer | None = None) -> Engine:
-    """Return an engine as the settings want it; how many slots, where they leave it open, is measured or remembered."""
+    """Return an engine for the settings. If they name no number of slots, it is measured or read from the cache."""
     slots = settings.slots
     if not slots:
         found = autotune_slots(family, settings.cache_dir)
         slots = found.slots
-        how = "as remembered" if found.remembered else "measured now"
-        log.info("%d slots, %s; steps of an image a second by slots: %s", slots, how, _shown(found.rates))
+        source = "from the cache" if found.remembered else "measured now"
+        rates = ", ".join(f"{count}: {rate:.2f}" for count, rate in found.rates.items())
+        log.info("%d slots, %s; image steps per second by slots: %s", slots, source, rates)
     if wants_compiling(family, settings):
         keep_compiled_files(settings)
         family.compile(compiled_batch_sizes(2 * slots))
-    exact = settings.deterministic
-    row_counts = CachedBatchSizes(settings.cache_dir) if exact else any_batch_size
+    row_counts = CachedBatchSizes(settings.cache_dir) if settings.deterministic else any_batch_size
     return Engine(family, slots=slots, row_counts=row_counts, on_step=on_step)
 
 
 def wants_compiling(family: Family, settings: Settings) -> bool:
-    """Return whether the model is to be compiled."""
+    """Return whether to compile the model [default: only on a GPU]."""
     return family.device.type == "cuda" if settings.compile is None else settings.compile
 
 
 def keep_compiled_files(settings: Settings) -> None:
-    """Have Inductor keep what it makes where the next start finds it, unless its own variable says where."""
-    # torch, being imported, has put its own folder there by now: below the temporary one, which a container loses with
-    # its end and may not run anything from
+    """Set Inductor's cache to our cache folder, so that the next start finds it, unless its own variable is set."""
+    # importing torch has set the variable to a folder below the temporary one, which a container loses when it ends and
+    # may be mounted noexec
     if os.environ.get(_INDUCTOR_CACHE, default_cache_dir()) == default_cache_dir():
         os.environ[_INDUCTOR_CACHE] = str(settings.cache_dir / "inductor")
-
-
-def _shown(rates: Mapping[int, float]) -> str:
-    return ", ".join(f"{slots}: {rate:.2f}" for slots, rate in rates.items())

@@ -14,7 +14,7 @@ from latentfarm.farm import Farm
 from latentfarm.local.farm import require_worker_packages
 
 if TYPE_CHECKING:
-    from latentfarm_worker.tools.verification import Verdict
+    from latentfarm_worker.tools.verification import ComparisonResult
 
 
 def verify(
@@ -50,19 +50,19 @@ def verify(
     settings = with_model(farm.settings, model)
     require_worker_packages()
     found = farm.batch(batch)
-    from latentfarm_worker.tools.verification import Verification, choose
+    from latentfarm_worker.tools.verification import Verification, sample_finished
 
     done = farm.ledger.batch(batch).done
-    chosen = choose(found, None if every else sample, seed=seed)
+    chosen = sample_finished(found, None if every else sample, seed=seed)
     echo_err("loading the model ...")
-    run = Verification(found, settings, dtype=dtype, pixels_only=pixels)
+    run = Verification(found, settings, dtype=dtype, tolerance=pixels)
     tally = _Tally()
     with CountProgress("rendering again", done if every else min(sample, done)) as progress:
-        for verdict in run.run(chosen):
-            tally.add(verdict)
+        for result in run.run(chosen):
+            tally.add(result)
             progress.show(tally.pictures)
-            if verdict.differences and not as_json:
-                typer.echo(f"{verdict.job}: {'; '.join(verdict.differences)}")
+            if result.differences and not as_json:
+                typer.echo(f"{result.job}: {'; '.join(result.differences)}")
     if as_json:
         print_json({"batch": batch, "seed": seed, **tally.as_dict(), "rendered_on": sorted(run.conditions)})
     else:
@@ -77,18 +77,18 @@ class _Tally:
 
     def __init__(self) -> None:
         self.pictures = self.same_bytes = self.within_bound = self.bound = self.largest = 0
-        self.different: list[Verdict] = []
+        self.different: list[ComparisonResult] = []
 
-    def add(self, verdict: Verdict) -> None:
+    def add(self, result: ComparisonResult) -> None:
         self.pictures += 1
-        if verdict.differences:
-            self.different.append(verdict)
-        elif verdict.same_bytes:
+        if result.differences:
+            self.different.append(result)
+        elif result.same_bytes:
             self.same_bytes += 1
         else:
             self.within_bound += 1
-            self.bound = max(self.bound, verdict.bound)
-            self.largest = max(self.largest, verdict.largest or 0)
+            self.bound = max(self.bound, result.tolerance)
+            self.largest = max(self.largest, result.largest_difference or 0)
 
     def text(self) -> str:
         counts = {
@@ -106,7 +106,7 @@ class _Tally:
             "bound": self.bound,
             "largest_difference": self.largest,
             "different": [
-                {"job": each.job, "differences": list(each.differences), "largest_difference": each.largest}
+                {"job": each.job, "differences": list(each.differences), "largest_difference": each.largest_difference}
                 for each in self.different
             ],
         }

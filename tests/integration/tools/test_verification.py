@@ -1,4 +1,4 @@
-"""Pictures that a worker's loop made, rendered again from their receipts; and each way in which that can go wrong."""
+"""Images of a render loop are rendered again from their receipts; every kind of difference is reported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.models import load_family
 from latentfarm_worker.service.render_loop import RenderLoop
-from latentfarm_worker.tools.verification import BOUND, JPEG_ROOM, SHORT_BOUND, Verdict, Verification, choose
+from latentfarm_worker.tools.verification import (
+    JPEG_TOLERANCE,
+    SHORT_DTYPE_TOLERANCE,
+    TOLERANCE,
+    ComparisonResult,
+    Verification,
+    sample_finished,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +42,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
-    # threads that wait for each other's cores would be most of the time
+    # several threads would mostly wait for each other's cores
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
@@ -50,7 +57,7 @@ def work(
     embed_metadata: bool = True,
     compiled: bool = False,
 ) -> None:
-    """Render all there is as a worker does, with its real threads, ledger and store."""
+    """Render all pending jobs as a worker does, with its real threads, ledger and bucket."""
     family = load_family(model, dtype=torch.float32, device=torch.device("cpu"))
     if compiled:
         family.compile(compiled_batch_sizes(2 * slots))
@@ -77,10 +84,10 @@ def rendered(farm: Farm, model: Path, rows: int = 3, **how: Any) -> Batch:
     return batch
 
 
-def verdicts(batch: Batch, model: Path, **how: Any) -> dict[str, Verdict]:
+def results_of(batch: Batch, model: Path, **how: Any) -> dict[str, ComparisonResult]:
     settings = batch.connection.settings.model_copy(update={"model_source": str(model)})
     run = Verification(batch, settings, **{"dtype": None, **how})
-    return {each.job: each for each in run.run(choose(batch, None, seed=0))}
+    return {each.job: each for each in run.run(sample_finished(batch, None, seed=0))}
 
 
 def tamper_with_receipt(batch: Batch, index: int, **fields: Any) -> None:
@@ -91,29 +98,29 @@ def tamper_with_receipt(batch: Batch, index: int, **fields: Any) -> None:
     batch.connection.bucket.put(key, pack(lines))
 
 
-def test_whatever_a_worker_made_has_the_same_bytes_when_rendered_again(farm: Farm, model: Path) -> None:
+def test_every_kind_of_image_has_the_same_bytes_when_rendered_again(farm: Farm, model: Path) -> None:
     kinds: list[dict[str, Any]] = [
         {},
         {"guidance_scale": 1.0},
         {"negative_prompt": "größer", "scheduler": "dpm++2m-karras", "num_inference_steps": 5},
-        {"height": 128, "trace": True},
+        {"height": 128, "save_intermediates": True},
         {"scheduler": "euler_a"},
         {"image_format": "webp"},
         {"image_format": "jpeg"},
     ]
     batch = farm.submit([{"prompt": f"p{n}", **SMALL, **kind} for n, kind in enumerate(kinds)], batch="b")
     work(farm, model)
-    found = verdicts(batch, model)
+    found = results_of(batch, model)
     assert len(found) == len(kinds)
-    assert [each for each in found.values() if each.differences or not each.same_bytes or each.bound] == []
+    assert [each for each in found.values() if each.differences or not each.same_bytes or each.tolerance] == []
 
 
-def test_pictures_without_metadata_have_the_same_bytes_too(farm: Farm, model: Path) -> None:
-    found = verdicts(rendered(farm, model, embed_metadata=False), model)
+def test_images_without_metadata_have_the_same_bytes_too(farm: Farm, model: Path) -> None:
+    found = results_of(rendered(farm, model, embed_metadata=False), model)
     assert [each.same_bytes for each in found.values()] == [True] * 3
 
 
-def test_a_receipt_tells_threads_and_slots_and_each_picture_is_rendered_with_its_own(farm: Farm, model: Path) -> None:
+def test_each_image_is_rendered_with_the_threads_and_slots_of_its_receipt(farm: Farm, model: Path) -> None:
     batch = farm.submit([{"prompt": f"p{n}", **SMALL} for n in range(4)], batch="b")
     farm.ledger.redis.hset("lf:batch:b", "canary", 2)
     work(farm, model, slots=1)
@@ -121,8 +128,8 @@ def test_a_receipt_tells_threads_and_slots_and_each_picture_is_rendered_with_its
     torch.set_num_threads(2)
     work(farm, model, slots=3)
     torch.set_num_threads(1)
-    told = [(line["threads"], line["slots"]) for line in batch.results()]
-    assert told == [(1, 1), (1, 1), (2, 3), (2, 3)]
+    recorded = [(line["threads"], line["slots"]) for line in batch.results()]
+    assert recorded == [(1, 1), (1, 1), (2, 3), (2, 3)]
     run = Verification(batch, farm.settings.model_copy(update={"model_source": str(model)}), dtype=None)
     assert all(each.same_bytes for each in run.run(range(4)))
     assert run.conditions == {"cpu, float32, slots 1, threads 1", "cpu, float32, slots 3, threads 2"}
@@ -130,8 +137,8 @@ def test_a_receipt_tells_threads_and_slots_and_each_picture_is_rendered_with_its
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor imports what torch itself has given up
-def test_pictures_of_a_compiled_model_have_the_same_bytes_when_it_is_compiled_again(
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # Inductor imports a deprecated module of torch
+def test_images_of_a_compiled_model_have_the_same_bytes_when_it_is_compiled_again(
     farm: Farm, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
@@ -142,12 +149,23 @@ def test_pictures_of_a_compiled_model_have_the_same_bytes_when_it_is_compiled_ag
     assert run.conditions == {"cpu, float32, slots 2, threads 1, compiled"}
 
 
-def test_pictures_of_free_exactness_are_compared_within_the_bound(farm: Farm, model: Path) -> None:
-    found = verdicts(rendered(farm, model, row_counts=any_batch_size), model)
-    assert {(each.bound, each.differences) for each in found.values()} == {(BOUND, ())}
+def test_images_of_a_worker_that_is_not_deterministic_are_compared_within_the_tolerance(
+    farm: Farm, model: Path
+) -> None:
+    batch = rendered(farm, model, row_counts=any_batch_size)
+    assert {line["deterministic"] for line in batch.results()} == {False}
+    found = results_of(batch, model)
+    assert {(each.tolerance, each.differences) for each in found.values()} == {(TOLERANCE, ())}
 
 
-def test_an_object_that_was_replaced_is_told_with_both_sums_and_how_far_it_is_off(farm: Farm, model: Path) -> None:
+def test_an_older_receipt_with_free_exactness_is_compared_within_the_tolerance(farm: Farm, model: Path) -> None:
+    batch = rendered(farm, model, 1)
+    tamper_with_receipt(batch, 0, exactness="free")
+    [found] = results_of(batch, model).values()
+    assert (found.tolerance, found.differences) == (TOLERANCE, ())
+
+
+def test_a_replaced_object_is_reported_with_both_digests_and_its_difference(farm: Farm, model: Path) -> None:
     batch = rendered(farm, model)
     line = list(batch.results())[1]
     with Image.open(io.BytesIO(farm.bucket.get(line["key"]))) as image:
@@ -155,93 +173,94 @@ def test_an_object_that_was_replaced_is_told_with_both_sums_and_how_far_it_is_of
         out = io.BytesIO()
         image.save(out, format="PNG")
     farm.bucket.put(line["key"], out.getvalue())
-    found = verdicts(batch, model)
+    found = results_of(batch, model)
     assert [name for name, each in found.items() if each.differences] == ["b/1"]
+    largest = found["b/1"].largest_difference
     first, second = found["b/1"].differences
     assert first.startswith("the object has sha256 ")
     assert line["sha256"] in first
-    assert second == f"other bytes than rendered again; largest difference {found['b/1'].largest}/255"
-    assert (found["b/1"].largest or 0) > BOUND
+    assert second == f"the bytes differ from the image rendered again; largest difference {largest}/255"
+    assert (largest or 0) > TOLERANCE
 
 
-@pytest.mark.parametrize("body", [b"no picture", b""])
-def test_an_object_that_is_no_picture_is_told(farm: Farm, model: Path, body: bytes) -> None:
+@pytest.mark.parametrize("body", [b"not an image", b""])
+def test_an_object_that_is_not_an_image_is_reported(farm: Farm, model: Path, body: bytes) -> None:
     batch = rendered(farm, model, 1)
     farm.bucket.put(next(iter(batch.results()))["key"], body)
-    [found] = verdicts(batch, model).values()
-    assert found.differences[-1] == "the object is no picture of 64x64"
+    [found] = results_of(batch, model).values()
+    assert found.differences[-1] == "the object is not an image of 64x64"
 
 
-def test_an_object_that_is_gone_is_told(farm: Farm, model: Path) -> None:
+def test_a_missing_object_is_reported(farm: Farm, model: Path) -> None:
     batch = rendered(farm, model, 2)
     key = next(iter(batch.results()))["key"]
     farm.bucket.delete([key])
-    found = verdicts(batch, model)
-    assert found["b/0"].differences == (f"the object {key} is not there",)
+    found = results_of(batch, model)
+    assert found["b/0"].differences == (f"the object {key} is missing",)
     assert found["b/1"].differences == ()
 
 
-def test_a_receipt_with_another_seed_is_told_by_the_field(farm: Farm, model: Path) -> None:
+def test_a_receipt_with_another_seed_is_reported_with_the_field(farm: Farm, model: Path) -> None:
     batch = rendered(farm, model)
     tamper_with_receipt(batch, 2, request={"seed": 8})
-    found = verdicts(batch, model)
+    found = results_of(batch, model)
     assert [name for name, each in found.items() if each.differences] == ["b/2"]
-    assert found["b/2"].differences == ("seed: 8 in the receipt, 2 in the picture, 2 rendered again",)
+    assert found["b/2"].differences == ("seed: 8 in the receipt, 2 in the image, 2 rendered again",)
 
 
-def test_a_receipt_with_another_number_of_slots_is_told_by_the_field(farm: Farm, model: Path) -> None:
+def test_a_receipt_with_another_number_of_slots_is_reported_with_the_field(farm: Farm, model: Path) -> None:
     batch = rendered(farm, model)
     tamper_with_receipt(batch, 0, slots=5)
-    found = verdicts(batch, model)
+    found = results_of(batch, model)
     assert [name for name, each in found.items() if each.differences] == ["b/0"]
-    assert "slots: 5 in the receipt, 2 in the picture, 5 rendered again" in found["b/0"].differences
+    assert "slots: 5 in the receipt, 2 in the image, 5 rendered again" in found["b/0"].differences
 
 
-def test_pictures_of_another_model_are_refused_with_both_digests(farm: Farm, model: Path, tmp_path: Path) -> None:
+def test_images_of_another_model_are_refused_with_both_digests(farm: Farm, model: Path, tmp_path: Path) -> None:
     batch = rendered(farm, model, 1)
     other = make_tiny(tmp_path / "other", seed=1)
     digests = [
         load_family(each, dtype=torch.float32, device=torch.device("cpu")).model_digest for each in (model, other)
     ]
     with pytest.raises(ModelError) as refused:
-        verdicts(batch, other)
+        results_of(batch, other)
     assert "b/0" in str(refused.value)
     assert all(digest in str(refused.value) for digest in digests)
 
 
-def test_another_dtype_is_compared_within_a_bound_that_is_told(farm: Farm, model: Path) -> None:
-    [found] = verdicts(rendered(farm, model, 1), model, dtype="bfloat16").values()
-    assert (found.bound, found.same_bytes, found.differences) == (SHORT_BOUND, False, ())
-    assert found.largest is not None
-    assert 0 < found.largest <= SHORT_BOUND
+def test_another_dtype_is_compared_within_a_tolerance_that_is_reported(farm: Farm, model: Path) -> None:
+    [found] = results_of(rendered(farm, model, 1), model, dtype="bfloat16").values()
+    assert (found.tolerance, found.same_bytes, found.differences) == (SHORT_DTYPE_TOLERANCE, False, ())
+    assert found.largest_difference is not None
+    assert 0 < found.largest_difference <= SHORT_DTYPE_TOLERANCE
 
 
-def test_a_jpeg_has_more_room_where_the_conditions_are_others(farm: Farm, model: Path) -> None:
+def test_a_jpeg_has_a_larger_tolerance_under_other_conditions(farm: Farm, model: Path) -> None:
     batch = farm.submit([{"prompt": "p", **SMALL, "image_format": "jpeg"}], batch="b")
     work(farm, model)
-    [found] = verdicts(batch, model, pixels_only=True).values()
-    assert (found.bound, found.same_bytes, found.differences) == (BOUND + JPEG_ROOM, True, ())
+    [found] = results_of(batch, model, tolerance=True).values()
+    assert (found.tolerance, found.same_bytes, found.differences) == (TOLERANCE + JPEG_TOLERANCE, True, ())
 
 
-def test_where_a_receipt_does_not_tell_all_conditions_pixels_are_compared(farm: Farm, model: Path) -> None:
+def test_if_a_receipt_lacks_conditions_pixels_are_compared(farm: Farm, model: Path) -> None:
     batch = rendered(farm, model, 1, embed_metadata=False)
     key = results_key("b", 0)
-    told = {"job", "index", "state", "attempts", "key", "sha256", "bytes", "epoch"}
+    kept = {"job", "index", "state", "attempts", "key", "sha256", "bytes", "epoch"}
     [line] = unpack(farm.bucket.get(key), name=key)
-    farm.bucket.put(key, pack([{name: line[name] for name in told}]))
-    [found] = verdicts(batch, model).values()
-    assert (found.bound, found.differences) == (SHORT_BOUND, ())
+    farm.bucket.put(key, pack([{name: line[name] for name in kept}]))
+    [found] = results_of(batch, model).values()
+    assert (found.tolerance, found.differences) == (SHORT_DTYPE_TOLERANCE, ())
 
 
-def test_a_choice_is_made_by_its_seed_among_finished_pictures_only(farm: Farm) -> None:
+def test_a_sample_is_drawn_by_its_seed_among_finished_images_only(farm: Farm) -> None:
     batch = farm.submit([{"prompt": f"p{n}", **SMALL} for n in range(50)], batch="b")
-    with pytest.raises(InputError, match="no finished picture"):
-        choose(batch, 5, seed=0)
+    with pytest.raises(InputError, match="no finished image"):
+        sample_finished(batch, 5, seed=0)
     leases = farm.ledger.lease("mini", "w", 40, lease_s=30)
     farm.ledger.commit([(lease, {"key": "k"}) for lease in leases[::2]])
     done = {lease.index for lease in leases[::2]}
-    chosen = [list(choose(batch, 5, seed=seed)) for seed in range(20)]
+    chosen = [list(sample_finished(batch, 5, seed=seed)) for seed in range(20)]
     assert all(len(set(each)) == 5 and set(each) <= done and each == sorted(each) for each in chosen)
     assert set().union(*chosen) == done
-    assert list(choose(batch, 5, seed=3)) == chosen[3]
-    assert set(choose(batch, None, seed=0)) == set(choose(batch, 500, seed=0)) == done
+    assert list(sample_finished(batch, 5, seed=3)) == chosen[3]
+    assert set(sample_finished(batch, None, seed=0)) == set(sample_finished(batch, 500, seed=0)) == done

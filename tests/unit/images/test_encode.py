@@ -1,4 +1,4 @@
-"""Encoders: what comes back of a picture, what is written inside of it, and that other threads go on meanwhile."""
+"""The image encoders: lossless pixels, embedded metadata, and a released GIL."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tests.bench.bench_images import longest_wait
 
-from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG, WEBP, text_inside
+from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG, WEBP, embedded_text
 from latentfarm.job import MAX_PROMPT_BYTES, Job
 from latentfarm.recovery.bucket_scan import embedded_receipt
 from latentfarm.storage.keys import image_key
@@ -31,8 +31,8 @@ Pixels = NDArray[np.uint8]
 LOSSLESS = [PNG.name, WEBP.name]
 SIDES = st.integers(1, 40)
 SIZES = st.tuples(SIDES, SIDES, st.just(3))
-#: noise, pictures of a few colours, and plain ones
-PICTURES = st.one_of(
+#: noise, images of a few colours, and plain ones
+IMAGES = st.one_of(
     arrays.arrays(np.uint8, SIZES),
     arrays.arrays(np.uint8, SIZES, elements=st.sampled_from([0, 1, 128, 254, 255])),
     arrays.arrays(np.uint8, SIZES, elements=st.integers(0, 255), fill=st.integers(0, 255)),
@@ -62,7 +62,7 @@ def idat_of(body: bytes) -> bytes:
 
 
 def plain_paeth(pixels: Pixels) -> Pixels:
-    """Paeth's filter as the standard writes it down, in whole numbers of any size."""
+    """The Paeth filter as written in the standard, in integers of any size."""
     height, width, channels = pixels.shape
     padded = np.zeros((height + 1, width + 1, channels), int)
     padded[1:, 1:] = pixels
@@ -79,19 +79,17 @@ def plain_paeth(pixels: Pixels) -> Pixels:
 
 
 @pytest.mark.parametrize("image_format", LOSSLESS)
-@given(pixels=PICTURES)
+@given(pixels=IMAGES)
 @example(pixels=SMOOTH)
-def test_a_lossless_picture_comes_back_pixel_by_pixel_and_always_as_the_same_bytes(
-    image_format: str, pixels: Pixels
-) -> None:
+def test_a_lossless_image_keeps_every_pixel_and_always_has_the_same_bytes(image_format: str, pixels: Pixels) -> None:
     body = encoded(pixels, image_format)
     with opened(body) as image:
         assert np.array_equal(np.asarray(image.convert("RGB")), pixels)
     assert body == encoded(pixels.copy(), image_format)
 
 
-@given(pixels=PICTURES)
-def test_a_jpeg_has_the_picture_s_size_and_always_the_same_bytes(pixels: Pixels) -> None:
+@given(pixels=IMAGES)
+def test_a_jpeg_has_the_images_size_and_always_the_same_bytes(pixels: Pixels) -> None:
     body = encoded(pixels, JPEG.name)
     with opened(body) as image:
         assert (image.height, image.width, 3) == pixels.shape
@@ -107,11 +105,11 @@ def test_a_jpeg_is_near_its_pixels_in_every_colour() -> None:
 
 
 @given(pixels=arrays.arrays(np.uint8, st.tuples(st.integers(1, 6), st.integers(1, 6), st.just(3))))
-def test_the_filter_is_the_standard_s(pixels: Pixels) -> None:
+def test_the_filter_is_that_of_the_png_standard(pixels: Pixels) -> None:
     assert np.array_equal(filter_rows(pixels), plain_paeth(pixels))
 
 
-def test_every_three_neighbours_are_filtered_as_the_standard_says() -> None:
+def test_each_combination_of_three_neighbours_is_filtered_as_in_the_png_standard() -> None:
     values = (0, 1, 2, 3, 63, 64, 127, 128, 129, 200, 254, 255)
     for corner, above, before in product(values, repeat=3):
         pixels = np.array([[[corner] * 3, [above] * 3], [[before] * 3, [77] * 3]], np.uint8)
@@ -119,11 +117,11 @@ def test_every_three_neighbours_are_filtered_as_the_standard_says() -> None:
 
 
 @pytest.mark.parametrize("shape", [(64, 64, 3), (200, 312, 3), (300, 260, 3)])
-def test_python_s_own_zlib_makes_the_same_png(shape: tuple[int, int, int]) -> None:
+def test_pythons_zlib_gives_the_same_png(shape: tuple[int, int, int]) -> None:
     noise = np.random.default_rng(0).integers(0, 9, shape)
     pixels = (SMOOTH[: shape[0], : min(shape[1], 260)].repeat(2, axis=1)[:, : shape[1]] + noise).astype(np.uint8)
     compressor = zlib.compressobj(1, zlib.DEFLATED, zlib.MAX_WBITS, 9, zlib.Z_RLE)
-    # the first two bytes tell the level, which each library does in its own way
+    # the first two bytes hold the level, which each library encodes differently
     assert (
         idat_of(encoded(pixels, "png"))[2:]
         == (compressor.compress(filter_rows(pixels).tobytes()) + compressor.flush())[2:]
@@ -133,23 +131,23 @@ def test_python_s_own_zlib_makes_the_same_png(shape: tuple[int, int, int]) -> No
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 @given(parameters=TEXTS, prompt=TEXTS)
 @example(parameters="a\nb", prompt="\N{SNOWMAN}\U0001f408")
-def test_what_is_written_inside_comes_back(image_format: str, parameters: str, prompt: str) -> None:
+def test_embedded_metadata_is_read_back(image_format: str, parameters: str, prompt: str) -> None:
     receipt = json.dumps({"job": "b/0", "prompt": prompt}, ensure_ascii=False)
     with opened(encoded(PLAIN, image_format, parameters=parameters, latentfarm=receipt)) as image:
         image.load()
-        found = text_inside(image)
+        found = embedded_text(image)
     assert found["parameters"] == parameters
     assert json.loads(found["latentfarm"]) == json.loads(receipt)
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
-def test_without_metadata_nothing_is_written_inside(image_format: str) -> None:
+def test_without_metadata_nothing_is_embedded(image_format: str) -> None:
     with opened(encoded(PLAIN, image_format)) as image:
-        assert text_inside(image) == {}
+        assert embedded_text(image) == {}
         assert len(image.getexif()) == 0
 
 
-def test_a_png_s_texts_stand_before_its_pixels_where_other_programs_look() -> None:
+def test_the_text_chunks_of_a_png_precede_its_pixels_where_other_programs_read_them() -> None:
     job = Job(batch="b", index=0, prompt="a cat: \N{SNOWMAN}", negative_prompt="a dog", seed=7, guidance_scale=7.0)
     text = parameters_text(
         job, width=8, height=4, scheduler="EulerDiscreteScheduler", model="m,x", model_digest="0123456789abc"
@@ -158,7 +156,7 @@ def test_a_png_s_texts_stand_before_its_pixels_where_other_programs_look() -> No
     body = encoded(pixels, "png", parameters=text, latentfarm="{}")
     assert body.index(b"iTXt") < body.index(b"tEXt") < body.index(b"IDAT")
     with opened(body) as image:
-        # before load: what is behind the pixels is not known yet
+        # without load: a chunk after the pixels would not be read yet
         assert image.info["latentfarm"] == "{}"
         assert image.info["parameters"] == (
             "a cat: \N{SNOWMAN}\nNegative prompt: a dog\nSteps: 25, Sampler: EulerDiscreteScheduler, CFG scale: 7, "
@@ -167,52 +165,54 @@ def test_a_png_s_texts_stand_before_its_pixels_where_other_programs_look() -> No
 
 
 @pytest.mark.parametrize("image_format", [WEBP.name, JPEG.name])
-def test_exif_holds_the_comment_as_piexif_reads_it(image_format: str) -> None:
+def test_exif_holds_the_comment_in_the_form_that_piexif_reads(image_format: str) -> None:
     body = encoded(PLAIN, image_format, parameters="a \N{SNOWMAN}", latentfarm="{}")
     with opened(body) as image:
         exif = image.info["exif"].removeprefix(b"Exif\0\0")
-    # "MM": numbers, and so the comment's UTF-16, are big-endian
+    # "MM": numbers, and therefore the UTF-16 of the comment, are big-endian
     assert exif.startswith(b"MM\0*")
     assert b"UNICODE\0" + "a \N{SNOWMAN}".encode("utf-16-be") in exif
-    # of type 7, undefined: piexif takes another for a row of numbers
+    # type 7, undefined: piexif reads any other type as a list of numbers
     assert exif.count(b"\x92\x86\0\7") == 1
 
 
-def test_texts_too_long_for_a_jpeg_leave_its_receipt() -> None:
+def test_if_the_metadata_is_too_long_for_a_jpeg_the_receipt_is_kept() -> None:
     # 6 bytes each in JSON
     prompt = "\1" * MAX_PROMPT_BYTES
     receipt = json.dumps({"prompt": prompt, "negative_prompt": prompt})
     parameters = f"{prompt}\nNegative prompt: {prompt}"
     with opened(encoded(PLAIN, "jpeg", parameters=parameters, latentfarm=receipt)) as image:
-        assert text_inside(image) == {"latentfarm": receipt}
+        assert embedded_text(image) == {"latentfarm": receipt}
     with opened(encoded(PLAIN, "jpeg", latentfarm=json.dumps("x" * 70_000))) as image:
-        assert text_inside(image) == {}
+        assert embedded_text(image) == {}
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
 @pytest.mark.filterwarnings("ignore")
 @given(changes=st.dictionaries(st.integers(0, 400), st.integers(0, 255), max_size=20))
-def test_a_picture_that_was_tampered_with_proves_nothing_or_is_read(image_format: str, changes: dict[int, int]) -> None:
+def test_a_corrupted_image_gives_no_receipt_or_one_with_its_own_size(
+    image_format: str, changes: dict[int, int]
+) -> None:
     made = IMAGE_FORMATS[image_format]
     body = bytearray(encoded(PLAIN, image_format, parameters="a", latentfarm=json.dumps({"job": "b/0", "seed": 7})))
-    for place, value in changes.items():
-        body[place % len(body)] = value
+    for at, value in changes.items():
+        body[at % len(body)] = value
     found = embedded_receipt(bytes(body), image_key("b", 0, 1, made), "b/0")
     assert found is None or found["bytes"] == len(body)
 
 
 @pytest.mark.parametrize("image_format", IMAGE_FORMATS)
-def test_another_thread_goes_on_while_a_picture_is_encoded(image_format: str) -> None:
+def test_another_thread_runs_while_an_image_is_encoded(image_format: str) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (1024, 1024, 3), dtype=np.uint8)
-    # not only between two calls: in no stretch of a third of the time did it have to wait
+    # the other thread never waited for a third of the time, so it did not only run between two calls
     assert min(longest_wait(lambda each: encoded(each, image_format), pixels) for _ in range(3)) < 1 / 3
 
 
-def test_where_the_gil_is_held_the_wait_is_told() -> None:
+def test_the_measurement_detects_a_held_gil() -> None:
     assert longest_wait(lambda _: sum(range(10**6)).to_bytes(8), PLAIN) > 0.9
 
 
-def test_clip_skip_is_written_as_the_web_ui_counts_it() -> None:
+def test_clip_skip_is_written_in_the_count_of_the_web_ui() -> None:
     for skipped, written in [(0, ""), (1, ", Clip skip: 2")]:
         job = Job(batch="b", index=0, prompt="a", seed=7, clip_skip=skipped)
         text = parameters_text(job, width=8, height=8, scheduler="s", model="m", model_digest="0")

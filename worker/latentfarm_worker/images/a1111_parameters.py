@@ -1,4 +1,4 @@
-"""The `parameters` text that AUTOMATIC1111 writes into images and reads from them."""
+"""The `parameters` text that AUTOMATIC1111's web UI writes into images and reads from them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from latentfarm.job import Job
 
 
 def parameters_text(job: Job, *, width: int, height: int, scheduler: str, model: str, model_digest: str) -> str:
-    """Return the text of ``parameters`` as AUTOMATIC1111's web UI writes and reads it."""
+    """Return a job's settings in the web UI's format. ``scheduler`` is the default for a job that names none."""
     settings = {
         "Steps": job.num_inference_steps,
         "Sampler": job.scheduler or scheduler,
@@ -19,7 +19,7 @@ def parameters_text(job: Job, *, width: int, height: int, scheduler: str, model:
         "Model": model,
     }
     if job.clip_skip:
-        # there 1 is the last layer, and 2 skips one
+        # the web UI counts from 1 (the last layer); diffusers counts the layers that are skipped
         settings["Clip skip"] = job.clip_skip + 1
     lines = [job.prompt]
     if job.negative_prompt:

@@ -1,4 +1,4 @@
-"""A finished picture as its file: the bytes, and what they depend on, which stands in the file and in the receipt."""
+"""The receipt of an image: what its bytes depend on, embedded in the file and stored in ``results/``."""
 
 from __future__ import annotations
 
@@ -15,11 +15,15 @@ from latentfarm_worker.images.a1111_parameters import parameters_text
 from latentfarm_worker.images.encode import encode_image
 
 
-class ImageEncoder:
-    """Turns pictures of one engine into files; safe to share between threads.
+class ImageFileEncoder:
+    """Encode the images of one engine as files with their provenance inside. Thread-safe.
 
-    ``model`` is the alias under which the model is served. Nothing of when, where or by whom goes into a file: the same
-    job gives the same bytes.
+    A file contains no time, host or worker name, so the same job always gives the same bytes.
+
+    Args:
+        engine: the engine that renders the images.
+        model: the alias under which the model is served.
+        embed_metadata: write ``parameters`` and ``latentfarm`` into each file.
     """
 
     def __init__(self, engine: Engine, *, model: str, embed_metadata: bool) -> None:
@@ -27,7 +31,7 @@ class ImageEncoder:
         self._family = family
         self._model = model
         self._embed_metadata = embed_metadata
-        # sums that are split among another number of threads are rounded otherwise; a GPU's threads are its own affair
+        # the number of threads changes float rounding on a CPU, so it is recorded; on a GPU it does not
         threads = {"threads": torch.get_num_threads()} if family.device.type == "cpu" else {}
         compiled = {"compiled": True} if family.compiled else {}
         self._conditions: dict[str, Any] = {
@@ -35,46 +39,46 @@ class ImageEncoder:
             "dtype": str(family.dtype).removeprefix("torch."),
             **threads,
             **compiled,
-            **({} if engine.exact else {"exactness": "free"}),
+            **({} if engine.exact else {"deterministic": False}),
         }
 
-    def encode(self, picture: Rendered) -> bytes:
-        """Return the file of a picture, in the format that its job asks for."""
-        metadata = self._metadata(picture) if self._embed_metadata else {}
-        return encode_image(picture.pixels, picture.job.image_format, metadata=metadata)
+    def encode(self, image: Rendered) -> bytes:
+        """Return the image as a file in the format of its job."""
+        metadata = self._metadata(image) if self._embed_metadata else {}
+        return encode_image(image.pixels, image.job.image_format, metadata=metadata)
 
-    def provenance(self, picture: Rendered) -> dict[str, Any]:
-        """Return what the picture's bytes depend on: a part of its receipt."""
-        job = picture.job
+    def provenance(self, image: Rendered) -> dict[str, Any]:
+        """Return the part of the receipt that the image's bytes depend on."""
+        job = image.job
         return {
             "request": {
                 **job.request(),
-                "width": picture.width,
-                "height": picture.height,
-                # a short name may stand for options: what is written down needs no table of ours
-                "scheduler": picture.scheduler,
+                "width": image.width,
+                "height": image.height,
+                # a short scheduler name implies options: write them out, so that a reader needs no table of names
+                "scheduler": image.scheduler,
                 "scheduler_options": {**_named_options(job), **job.scheduler_options},
             },
             "model": self._model,
             "model_digest": self._family.model_digest,
-            "plan": picture.plan_digest,
+            "plan": image.plan_digest,
             **self._conditions,
-            "slots": picture.slots,
-            "prompt_truncated": "prompt" in picture.truncated,
-            **({"negative_prompt_truncated": True} if "negative_prompt" in picture.truncated else {}),
-            **({"tiled": True} if picture.tiled else {}),
+            "slots": image.slots,
+            "prompt_truncated": "prompt" in image.truncated,
+            **({"negative_prompt_truncated": True} if "negative_prompt" in image.truncated else {}),
+            **({"tiled": True} if image.tiled else {}),
         }
 
-    def _metadata(self, picture: Rendered) -> dict[str, str]:
+    def _metadata(self, image: Rendered) -> dict[str, str]:
         text = parameters_text(
-            picture.job,
-            width=picture.width,
-            height=picture.height,
-            scheduler=picture.scheduler,
+            image.job,
+            width=image.width,
+            height=image.height,
+            scheduler=image.scheduler,
             model=self._model,
             model_digest=self._family.model_digest,
         )
-        receipt = {"job": picture.job.name, **self.provenance(picture)}
+        receipt = {"job": image.job.name, **self.provenance(image)}
         return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
 
 

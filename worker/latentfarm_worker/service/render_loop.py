@@ -19,7 +19,7 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.engine.previews import PreviewRecorder
-from latentfarm_worker.images.receipt import ImageEncoder
+from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.prefetcher import Prefetcher
@@ -82,7 +82,7 @@ class RenderLoop:
             ledger=ledger,
             bucket=bucket,
             leases=self._leases,
-            encoder=ImageEncoder(engine, model=model, embed_metadata=embed_metadata),
+            encoder=ImageFileEncoder(engine, model=model, embed_metadata=embed_metadata),
             pulse=self._host.pulse,
             metrics=self.metrics,
             worker=worker,

@@ -27,11 +27,11 @@ from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.records import CommitOutcome, FailOutcome
 from latentfarm.monitoring.logs import log_fields
 from latentfarm.storage.bucket import Bucket, MissingObjectError
-from latentfarm.storage.keys import image_key, part_of, trace_key
+from latentfarm.storage.keys import image_key, part_of, intermediates_key
 from latentfarm.storage.results import flush_part
 from latentfarm_worker.engine.decoder import Rendered
 from latentfarm_worker.images.encode import encode_image
-from latentfarm_worker.images.receipt import ImageEncoder
+from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics, Operation, Outcome
 from latentfarm_worker.service.throughput import ThroughputMeter, compute_cost
@@ -87,7 +87,7 @@ class Uploader:
         bucket: Bucket,
         leases: LeaseRenewer,
         pulse: SharedState,
-        encoder: ImageEncoder,
+        encoder: ImageFileEncoder,
         metrics: Metrics,
         worker: str,
     ) -> None:
@@ -173,7 +173,7 @@ class Uploader:
     def _encode_and_put(self, lease: Lease, picture: Rendered, strip: torch.Tensor | None) -> _Stored:
         made = IMAGE_FORMATS[picture.job.image_format]
         key = image_key(lease.batch, lease.index, lease.epoch, made)
-        strip_key = trace_key(lease.batch, lease.index, lease.epoch)
+        strip_key = intermediates_key(lease.batch, lease.index, lease.epoch)
         began = time.perf_counter()
         body = self._encoder.encode(picture)
         encoded = time.perf_counter()
@@ -187,7 +187,7 @@ class Uploader:
         rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
         receipt = {**stored, **self._encoder.provenance(picture), "worker": self._worker, "timings": rounded}
         if strip is not None:
-            receipt["trace"] = self._put(lease, strip_key, encode_image(strip, PNG.name, metadata={}), PNG)
+            receipt["intermediates"] = self._put(lease, strip_key, encode_image(strip, PNG.name, metadata={}), PNG)
         pixels = picture.width * picture.height
         return _Stored(lease, receipt, [key, strip_key], picture.job, pixels, began)
 

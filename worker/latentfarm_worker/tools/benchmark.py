@@ -1,6 +1,6 @@
-"""What this machine makes of a model: pictures a second by slots, and where a picture's time goes.
+"""Measure a model on this machine: images per second for each number of slots, and the time of each stage.
 
-It runs the worker's own engine, encoder and store, without a queue: what a farm of such machines can do at most.
+It runs the worker's engine, encoder and uploads without a queue, which gives the upper limit for a farm.
 """
 
 from __future__ import annotations
@@ -20,21 +20,29 @@ from latentfarm.job import Job
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.engine.decoder import Failed, Rendered
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.images.receipt import ImageEncoder
+from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.models.base import Family
 
 _THREADS = 4
-#: pictures of one measurement: each slot is used so often
+#: how often each slot is used in one measurement
 _ROUNDS = 2
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """What one number of slots gave. Seconds are those of one picture.
+    """The measurement of one number of slots.
 
-    ``text_s``, ``denoise_s`` and ``decode_s`` are the device's, one after the other; ``encode_s`` and ``upload_s`` go
-    on beside them, on threads, ``upload_s`` is None without a store. ``busy_share`` is the engine's share of the time.
-    ``memory_bytes`` is the device's largest use, None on a CPU.
+    Attributes:
+        slots: guided images denoised at once.
+        images: images rendered.
+        images_per_s: images per second of wall time.
+        text_s: seconds of text encoding for each image, on the device.
+        denoise_s: seconds of denoising for each image, on the device.
+        decode_s: seconds of decoding for each image, on the device.
+        encode_s: seconds of encoding for each image, on other threads at the same time.
+        upload_s: seconds of uploading for each image, on other threads; None without a bucket.
+        busy_share: share of the wall time in which the engine worked.
+        memory_bytes: peak of allocated device memory; None on a CPU.
     """
 
     slots: int
@@ -52,13 +60,17 @@ class Measurement:
 def measure(
     family: Family, slots_tried: Sequence[int], *, job: Job, compiled: bool, bucket: Bucket | None = None
 ) -> Iterator[Measurement]:
-    """Yield a measurement for each number of slots, until memory ends it; ``job`` says what is rendered.
+    """Yield a measurement for each number of slots, up to the first that does not fit into memory.
 
-    Its seeds are its own and those that follow, and every picture has a prompt of its own. With a ``bucket`` pictures
-    are put there, below ``probe/``, and removed again.
+    Args:
+        family: the model.
+        slots_tried: numbers of slots, ascending.
+        job: what to render; image n gets the seed ``job.seed + n`` and a prompt of its own.
+        compiled: compile the model for each number of slots.
+        bucket: upload the images below ``probe/``, and remove them afterwards [default: no upload].
 
     Raises:
-        JobError: the job itself cannot be rendered, or not even one slot fits.
+        JobError: The job itself cannot be rendered, or even the first number of slots does not fit.
     """
     for slots in slots_tried:
         if compiled:
@@ -72,28 +84,28 @@ def measure(
 
 
 class _Sink:
-    """Encodes pictures and puts them into the bucket, if there is one, on threads; it removes them at the end."""
+    """Encode images and upload them to the bucket, if there is one, on threads; remove them on close."""
 
     def __init__(self, engine: Engine, bucket: Bucket | None) -> None:
-        self._encoder = ImageEncoder(engine, model="bench", embed_metadata=True)
+        self._encoder = ImageFileEncoder(engine, model="bench", embed_metadata=True)
         self._bucket = bucket
         self._prefix = f"probe/bench-{secrets.token_hex(8)}"
         self._pool = ThreadPoolExecutor(_THREADS)
         self._stored: list[Future[tuple[float, float]]] = []
 
-    def take(self, picture: Rendered) -> None:
-        self._stored.append(self._pool.submit(self._store, picture, f"{self._prefix}-{len(self._stored)}"))
+    def add(self, image: Rendered) -> None:
+        self._stored.append(self._pool.submit(self._store, image, f"{self._prefix}-{len(self._stored)}"))
 
-    def _store(self, picture: Rendered, key: str) -> tuple[float, float]:
+    def _store(self, image: Rendered, key: str) -> tuple[float, float]:
         began = time.perf_counter()
-        body = self._encoder.encode(picture)
+        body = self._encoder.encode(image)
         encoded = time.perf_counter()
         if self._bucket is not None:
             self._bucket.put(key, body)
         return encoded - began, time.perf_counter() - encoded
 
     def seconds(self) -> tuple[float, float]:
-        """Wait for all; return the mean seconds of encoding and of putting one."""
+        """Wait for all images; return the mean seconds of encoding and of uploading one."""
         times = [stored.result() for stored in self._stored]
         return fmean(encode_s for encode_s, _ in times), fmean(upload_s for _, upload_s in times)
 
@@ -113,12 +125,12 @@ def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
         engine.admit(job.model_copy(update=own))
     with closing(_Sink(engine, bucket)) as sink:
         began = time.perf_counter()
-        engine_s, pictures = _run(engine, sink)
+        engine_s, rendered = _run(engine, sink)
         encode_s, upload_s = sink.seconds()
         wall_s = time.perf_counter() - began
 
     def mean(name: str) -> float:
-        return fmean(picture.timings[name] for picture in pictures)
+        return fmean(image.timings[name] for image in rendered)
 
     return Measurement(
         slots=engine.slots,
@@ -135,8 +147,8 @@ def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
 
 
 def _run(engine: Engine, sink: _Sink) -> tuple[float, list[Rendered]]:
-    """Render what was admitted; return the engine's seconds and the pictures."""
-    pictures: list[Rendered] = []
+    """Render the admitted jobs; return the engine's seconds and the images."""
+    images: list[Rendered] = []
     engine_s = 0.0
     while engine.busy:
         began = time.perf_counter()
@@ -146,8 +158,8 @@ def _run(engine: Engine, sink: _Sink) -> tuple[float, list[Rendered]]:
             if isinstance(outcome, Failed):
                 raise outcome.error
             if outcome.slots < engine.slots:
-                # it shrank, and measures something else from here on
+                # the engine has reduced its batch, so this would measure another number of slots
                 raise JobError("oom", f"{engine.slots} slots do not fit into the device's memory")
-            pictures.append(outcome)
-            sink.take(outcome)
-    return engine_s, pictures
+            images.append(outcome)
+            sink.add(outcome)
+    return engine_s, images
