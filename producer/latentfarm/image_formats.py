@@ -1,4 +1,4 @@
-"""The formats that pictures are stored in, and what is written inside of them."""
+"""The image formats of stored images, and the texts embedded in them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from PIL import Image
 
-#: Exif's tags, by name in its standard (CIPA DC-008): the text of a picture, the pointer to its second directory, and
-#: there the comment, where AUTOMATIC1111's web UI keeps its parameters in JPEG and WebP
+#: Exif tags, named as in CIPA DC-008: the description, the pointer to the second directory, and the comment in it
 IMAGE_DESCRIPTION, EXIF_DIRECTORY, USER_COMMENT = 0x010E, 0x8769, 0x9286
-#: what a comment in Unicode begins with; UTF-16 follows, big-endian as piexif writes and reads it
+#: prefix of a comment in Unicode; UTF-16 follows, big-endian as piexif writes and reads it
 UNICODE_COMMENT = b"UNICODE\0"
 
 
 @dataclass(frozen=True)
 class ImageFormat:
-    """One format: its name for users, the ending of keys and files with its dot, its media type, its name in Pillow."""
+    """One format: its option's name, the extension of keys and files with its dot, its media type, Pillow's name."""
 
     name: str
-    ending: str
+    extension: str
     content_type: str
     pillow: str
 
@@ -31,31 +30,32 @@ WEBP = ImageFormat("webp", ".webp", "image/webp", "WEBP")
 JPEG = ImageFormat("jpeg", ".jpg", "image/jpeg", "JPEG")
 IMAGE_FORMATS = MappingProxyType({each.name: each for each in (PNG, WEBP, JPEG)})
 
-_BY_ENDING = {each.ending: each for each in IMAGE_FORMATS.values()}
-#: what stands between "." and the end of a key or a file, for regular expressions
-ENDINGS = "|".join(ending.removeprefix(".") for ending in _BY_ENDING)
+_BY_EXTENSION = {each.extension: each for each in IMAGE_FORMATS.values()}
+#: alternatives of a regular expression, without the dot
+EXTENSIONS = "|".join(extension.removeprefix(".") for extension in _BY_EXTENSION)
 
 
 def format_of(name: str) -> ImageFormat | None:
-    """Return the format that the ending of a key or a file tells, None where it tells none of ours."""
-    return _BY_ENDING.get(name[name.rfind(".") :])
+    """Return the format that the extension of a key or a file names, None for any other extension."""
+    return _BY_EXTENSION.get(name[name.rfind(".") :])
 
 
-def ending_of(key: str) -> str:
-    """Return the ending of the file that an object becomes: its key's, or a PNG's where that is none of ours."""
-    return (format_of(key) or PNG).ending
+def extension_for(key: str) -> str:
+    """Return the extension of the file for an object: that of its key, ``.png`` if it is none of ours."""
+    return (format_of(key) or PNG).extension
 
 
-def stem_of(name: str) -> str:
-    """Return a file's name without the ending of a format."""
+def stem(name: str) -> str:
+    """Return a file's name without the extension of a format."""
     known = format_of(name)
-    return name.removesuffix(known.ending) if known else name
+    return name.removesuffix(known.extension) if known else name
 
 
-def text_inside(image: Image.Image) -> dict[str, str]:
-    """Return the texts that were written into an opened picture: ``parameters`` and ``latentfarm``, if they are there.
+def embedded_text(image: Image.Image) -> dict[str, str]:
+    """Return the texts embedded in an opened image: ``parameters`` and ``latentfarm``, as far as present.
 
-    In a PNG each is a chunk; in the others Exif has the first as ``UserComment``, the second as ``ImageDescription``.
+    A PNG has a chunk for each. WebP and JPEG have Exif, where ``latentfarm`` is the ``ImageDescription`` and
+    ``parameters`` the ``UserComment``, as in AUTOMATIC1111's web UI.
     """
     if image.format == PNG.pillow:
         found = {name: image.info.get(name) for name in ("parameters", "latentfarm")}

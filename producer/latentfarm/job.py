@@ -1,4 +1,4 @@
-"""The job: its fields, limits and defaults; its states and the allowed moves between them."""
+"""The job: its fields, limits and defaults; its states and the allowed transitions between them."""
 
 from __future__ import annotations
 
@@ -19,32 +19,36 @@ from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG
 PART_JOBS = 1_000
 #: bytes of UTF-8 in one prompt
 MAX_PROMPT_BYTES = 4096
-#: pixels of a picture's side; also a multiple of 8, the VAE's downsampling
+#: pixels of an image's side; 8 is the VAE's downsampling
 MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 8
-#: CLIP reads so many tokens at once, a start and an end among them
+#: tokens in one window of CLIP, start and end included
 MAX_TOKENS = 77
 MAX_STEPS = 500
 MAX_GUIDANCE = 100.0
-#: layers of a text encoder; the deepest that can leave some out, Stable Diffusion 2's, has 23
+#: layers of a text encoder that may be skipped; Stable Diffusion 2's, the deepest, has 23
 MAX_CLIP_SKIP = 22
 MAX_SEED = 2**63 - 1
 MAX_IMAGES_PER_PROMPT = 10_000
-#: entries of ``scheduler_options``, and their bytes as JSON
+#: entries in ``scheduler_options``, and their bytes as JSON
 MAX_SCHEDULER_OPTIONS, MAX_OPTIONS_BYTES = 16, 4096
-#: columns of a row that nobody here reads but that come back in its results, and their bytes as JSON
+#: columns of a row that are copied to its results unread, and their bytes as JSON
 MAX_COLUMNS, MAX_COLUMNS_BYTES = 64, 16_384
 
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE = 7.5
 
-_SELDOM_ASKED = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format")
+#: the error code of an invalid row's job
+INVALID_ROW = "invalid_row"
+
+#: fields that a request lists only if they differ from their defaults
+_RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format")
 
 _BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class JobState(IntEnum):
-    """A job's state: the byte that the ledger holds for it."""
+    """A job's state: its byte in the ledger."""
 
     PENDING = 0
     LEASED = 1
@@ -54,21 +58,21 @@ class JobState(IntEnum):
 
     @property
     def word(self) -> str:
-        """The state as users read it."""
+        """The state's name for users."""
         return self.name.lower()
 
 
-#: nothing more happens to a job in one of these by itself
+#: a job leaves these states only on a user's command
 TERMINAL_STATES = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
 
-#: every move of a job; the ledger's scripts make no other
+#: every transition of a job; the ledger's scripts make no other
 ALLOWED_MOVES = frozenset(
     {
         (JobState.PENDING, JobState.LEASED),  # lease
-        (JobState.LEASED, JobState.PENDING),  # release, or a lease that ran out
+        (JobState.LEASED, JobState.PENDING),  # release, or the lease expired
         (JobState.LEASED, JobState.DONE),  # commit
         (JobState.LEASED, JobState.FAILED),  # fail, or the last attempt was lost
-        (JobState.PENDING, JobState.FAILED),  # a wrong row of a streamed submission
+        (JobState.PENDING, JobState.FAILED),  # an invalid row of a streamed submission
         (JobState.FAILED, JobState.PENDING),  # retry
         (JobState.PENDING, JobState.CANCELLED),  # cancel
         (JobState.LEASED, JobState.CANCELLED),  # cancel
@@ -76,31 +80,31 @@ ALLOWED_MOVES = frozenset(
 )
 
 
-def _prompt_fits(text: str) -> str:
+def _check_prompt(text: str) -> str:
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
-        raise ValueError("holds a lone surrogate, which is no text; write valid UTF-8") from None
+        raise ValueError("contains a lone surrogate; write valid UTF-8") from None
     if size > MAX_PROMPT_BYTES:
         raise ValueError(f"is {size:,} bytes long; shorten it to {MAX_PROMPT_BYTES:,}")
     if "\0" in text:
-        raise ValueError("holds a NUL character; leave it out")
+        raise ValueError("contains a NUL character; remove it")
     return text
 
 
-def _columns_fit(columns: dict[str, Any]) -> dict[str, Any]:
+def _check_columns(columns: dict[str, Any]) -> dict[str, Any]:
     if len(columns) > MAX_COLUMNS:
         raise ValueError(f"has {len(columns)} entries; keep at most {MAX_COLUMNS}")
     try:
         size = len(json.dumps(columns, ensure_ascii=False, allow_nan=False).encode())
     except ValueError:
-        raise ValueError("holds a lone surrogate or a number that is not finite; leave it out") from None
+        raise ValueError("contains a lone surrogate or a number that is not finite; remove it") from None
     if size > MAX_COLUMNS_BYTES:
         raise ValueError(f"is {size:,} bytes long as JSON; keep at most {MAX_COLUMNS_BYTES:,}")
     return columns
 
 
-def _side_fits(side: int) -> int:
+def _check_side(side: int) -> int:
     if not MIN_SIDE <= side <= MAX_SIDE:
         raise ValueError(f"is out of range; write {MIN_SIDE} to {MAX_SIDE}")
     if side % SIDE_MULTIPLE:
@@ -109,23 +113,23 @@ def _side_fits(side: int) -> int:
     return side
 
 
-def _scheduler_known(name: str) -> str:
+def _check_scheduler(name: str) -> str:
     try:
         schedulers.resolve(name)
     except InputError as error:
-        raise ValueError(str(error).split(" ", 2)[2]) from None
+        raise ValueError(str(error).removeprefix(f"scheduler {name!r} ")) from None
     return name
 
 
-def _format_known(name: str) -> str:
-    # files end in it, and whoever writes it means that format
-    known = JPEG.name if name == JPEG.ending.removeprefix(".") else name
+def _check_format(name: str) -> str:
+    # "jpg", the extension, is accepted too
+    known = JPEG.name if name == JPEG.extension.removeprefix(".") else name
     if known not in IMAGE_FORMATS:
-        raise ValueError(f"is not made here; write one of {', '.join(IMAGE_FORMATS)}")
+        raise ValueError(f"is not supported; write one of {', '.join(IMAGE_FORMATS)}")
     return known
 
 
-def _options_fit(options: dict[str, Any]) -> dict[str, Any]:
+def _check_options(options: dict[str, Any]) -> dict[str, Any]:
     if len(options) > MAX_SCHEDULER_OPTIONS:
         raise ValueError(f"has {len(options)} entries; write at most {MAX_SCHEDULER_OPTIONS}")
     for key, value in options.items():
@@ -138,48 +142,48 @@ def _options_fit(options: dict[str, Any]) -> dict[str, Any]:
     try:
         size = len(json.dumps(options, ensure_ascii=False).encode())
     except ValueError:
-        raise ValueError("holds a lone surrogate or a number too long to write; leave it out") from None
+        raise ValueError("contains a lone surrogate or a number with too many digits; remove it") from None
     if size > MAX_OPTIONS_BYTES:
         raise ValueError(f"is {size:,} bytes long as JSON; keep at most {MAX_OPTIONS_BYTES:,}")
     return options
 
 
-def _interval_read(value: object) -> object:
-    # a column of a table, and an option, are text
+def _parse_interval(value: object) -> object:
+    # columns of a table and command-line options are text
     return value.split("..") if isinstance(value, str) else value
 
 
-def _interval_fits(interval: tuple[float, float]) -> tuple[float, float]:
+def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
     start, stop = interval
     if not 0 <= start < stop <= 1:
         raise ValueError(f"is {start:g}..{stop:g}; write two shares of the steps such as 0..0.6, 0 <= start < end <= 1")
     return interval
 
 
-def _no_bool(value: object) -> object:
-    # pydantic reads true as 1; a seed of true is a slip, not a number
+def _refuse_bool(value: object) -> object:
+    # pydantic reads true as 1, but a seed of true is a mistake
     if isinstance(value, bool):
         raise ValueError("is a boolean; write a number")
     return value
 
 
-Prompt = Annotated[str, AfterValidator(_prompt_fits)]
-Side = Annotated[int, BeforeValidator(_no_bool), AfterValidator(_side_fits)]
-Steps = Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_STEPS)]
-Guidance = Annotated[float, BeforeValidator(_no_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
-GuidanceInterval = Annotated[tuple[float, float], BeforeValidator(_interval_read), AfterValidator(_interval_fits)]
-Seed = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_SEED)]
+Prompt = Annotated[str, AfterValidator(_check_prompt)]
+Side = Annotated[int, BeforeValidator(_refuse_bool), AfterValidator(_check_side)]
+Steps = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+GuidanceInterval = Annotated[tuple[float, float], BeforeValidator(_parse_interval), AfterValidator(_check_interval)]
+Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_SEED)]
 PromptSyntax = Literal["plain", "a1111"]
-ClipSkip = Annotated[int, BeforeValidator(_no_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
-SchedulerField = Annotated[str, AfterValidator(_scheduler_known)]
-SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_options_fit)]
-ImageFormatField = Annotated[str, AfterValidator(_format_known)]
-ClientId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_prompt_fits)]
-Columns = Annotated[dict[str, Any], AfterValidator(_columns_fit)]
+ClipSkip = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
+SchedulerField = Annotated[str, AfterValidator(_check_scheduler)]
+SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
+ImageFormatField = Annotated[str, AfterValidator(_check_format)]
+ClientId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_check_prompt)]
+Columns = Annotated[dict[str, Any], AfterValidator(_check_columns)]
 
 
 class Defaults(BaseModel):
-    """What a batch says once for all its rows; a row's own field wins."""
+    """A batch's defaults for all its rows. A row's own field takes precedence."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -194,21 +198,21 @@ class Defaults(BaseModel):
     scheduler_options: SchedulerOptions | None = None
     prompt_syntax: PromptSyntax | None = None
     clip_skip: ClipSkip | None = None
-    trace: bool | None = None
+    save_intermediates: bool | None = None
     image_format: ImageFormatField | None = None
-    num_images_per_prompt: Annotated[int, BeforeValidator(_no_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None = (
-        None
-    )
+    num_images_per_prompt: (
+        Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None
+    ) = None
 
     def given(self) -> dict[str, Any]:
-        """Return the fields that are not left open, in the order of their declaration."""
+        """Return the fields that are set, in the order of their declaration."""
         return {name: value for name, value in self.__dict__.items() if value is not None}
 
 
 class Row(Defaults):
-    """One row of a prompt file, in diffusers' parameter names; ``id`` is the client's own name for it.
+    """One row of a prompt file, in diffusers' parameter names.
 
-    ``columns`` are the row's other columns, kept for the results and read by nobody here.
+    ``id`` is the client's own name for the row; ``columns`` are other columns, copied to the results unread.
     """
 
     prompt: Prompt
@@ -217,14 +221,19 @@ class Row(Defaults):
 
 
 class Job(BaseModel):
-    """One picture to make: ``batch`` and ``index`` name it, the rest says what it shows.
+    """One image to render. ``batch`` and ``index`` identify it; the other fields determine it.
 
-    ``width`` and ``height`` are pixels; None means the model's native size. ``scheduler`` None is the model's own.
-    ``guidance_interval`` are the shares of the steps between which guidance is on (arXiv 2404.07724), None all of them.
-    ``prompt_syntax`` a1111 reads weights and long prompts, plain does what diffusers does; ``clip_skip`` is diffusers':
-    layers left out at the end of the text encoder.
-    ``row`` is the row of the prompt file, from 0, that the job came from; ``trace`` asks for the strip of pictures from
-    noise to result beside the picture; ``image_format`` is one of png, webp and jpeg, how the picture is stored.
+    Attributes:
+        row: the row of the prompt file, counted from 0, that the job comes from.
+        id: the client's own name for the row.
+        columns: other columns of the row, copied to the results unread.
+        width: pixels; None is the model's native size. So is ``height``.
+        guidance_interval: the shares of the steps between which guidance is on (arXiv 2404.07724); None is all steps.
+        scheduler: a short name or a diffusers class; None is the model's own.
+        prompt_syntax: ``a1111`` reads weights and long prompts; ``plain`` does what diffusers does.
+        clip_skip: as in diffusers: layers skipped at the end of the text encoder.
+        save_intermediates: also store the strip of intermediate images, from noise to result.
+        image_format: ``png``, ``webp`` or ``jpeg``.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -246,33 +255,37 @@ class Job(BaseModel):
     scheduler_options: SchedulerOptions = Field(default_factory=dict)
     prompt_syntax: PromptSyntax = "plain"
     clip_skip: ClipSkip = 0
-    trace: bool = False
+    save_intermediates: bool = False
     image_format: ImageFormatField = PNG.name
 
     @property
     def name(self) -> str:
-        """The job's id, ``<batch>/<index>``."""
+        """The job's name, ``<batch>/<index>``."""
         return f"{self.batch}/{self.index}"
 
     @property
     def guided(self) -> bool:
-        """Whether classifier-free guidance is on: two U-Net rows instead of one, as in diffusers (scale > 1)."""
+        """Whether classifier-free guidance is on, as in diffusers: scale > 1. It doubles the U-Net rows."""
         return self.guidance_scale > 1.0
 
     @property
-    def rows_a_step(self) -> float:
-        """How many rows of the U-Net it takes, on average over its steps."""
+    def rows_per_step(self) -> float:
+        """U-Net rows per step, averaged over the steps."""
         start, stop = self.guidance_interval or (0.0, 1.0)
         return 1 + (stop - start) * self.guided
 
+    def compute_cost(self, pixels: int) -> float:
+        """Return pixels x steps x U-Net rows, so that the cost of jobs of any size can be compared."""
+        return pixels * self.num_inference_steps * self.rows_per_step
+
     def request(self) -> dict[str, Any]:
-        """What was asked for, in diffusers' parameter names; what few jobs ask for is left out of all others'."""
-        usual = {name for name in _SELDOM_ASKED if getattr(self, name) == Job.model_fields[name].default}
-        return self.model_dump(exclude={"batch", "index", "row", "id", "columns", "trace", *usual})
+        """Return the fields that determine the image, in diffusers' names, less rare fields at their default."""
+        unused = {name for name in _RARE_FIELDS if getattr(self, name) == Job.model_fields[name].default}
+        return self.model_dump(exclude={"batch", "index", "row", "id", "columns", "save_intermediates", *unused})
 
 
-def seed_for(batch: str, index: int) -> int:
-    """Return the seed, 0 to 2**32 - 1, of a job that names none: it depends on the batch and the index only."""
+def default_seed(batch: str, index: int) -> int:
+    """Return the seed, 0 to 2**32 - 1, of a job without one. It depends on the batch and the index only."""
     digest = hashlib.blake2b(f"{batch}/{index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest)
 
@@ -281,7 +294,7 @@ def check_batch_name(name: str) -> str:
     """Return ``name``.
 
     Raises:
-        InputError: it could not serve as part of a key.
+        InputError: the name cannot be part of an object key.
     """
     if not _BATCH_NAME.fullmatch(name):
         raise InputError(
@@ -294,7 +307,7 @@ def check_model_alias(alias: str) -> str:
     """Return ``alias``.
 
     Raises:
-        InputError: it could not serve as part of a queue's name.
+        InputError: the alias cannot be part of a queue's name.
     """
     if not _MODEL_ALIAS.fullmatch(alias):
         raise InputError(
@@ -307,7 +320,7 @@ def parse_job_name(name: str) -> tuple[str, int]:
     """Split ``<batch>/<index>``.
 
     Raises:
-        InputError: it is not of that form.
+        InputError: the name has another form.
     """
     batch, slash, index = name.partition("/")
     if not slash or not index.isascii() or not index.isdecimal():

@@ -45,11 +45,11 @@ def test_the_fetched_pictures_show_the_colours_and_shapes_that_were_asked_for(
 
 def test_a_trace_shows_the_way_from_noise_to_the_picture(latentfarm: Command, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a large red circle on a white background\n")
-    options = ("--batch", "traced", "--guidance-scale", "4", "--num-inference-steps", "12", "--trace")
+    options = ("--batch", "traced", "--guidance-scale", "4", "--num-inference-steps", "12", "--save-intermediates")
     result = latentfarm("render", "p.txt", "-o", "out", *options)
     assert result.returncode == 0, result.stderr
     [line] = read_lines(tmp_path / "out" / "results.jsonl")
-    with Image.open(tmp_path / "out" / line["trace"]) as strip, Image.open(tmp_path / "out" / line["file"]) as picture:
+    with Image.open(tmp_path / "out" / line["intermediates"]) as strip, Image.open(tmp_path / "out" / line["file"]) as picture:
         frames = np.split(np.asarray(strip).astype(float), 8, axis=1)
         assert strip.size == (8 * 128, 128)
         assert np.array_equal(frames[-1], np.asarray(picture))

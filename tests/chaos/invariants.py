@@ -1,4 +1,4 @@
-"""What has to hold once the faults have ended and the farm has finished, whatever happened in between."""
+"""What has to hold once the faults have ended and the farm has finished, whatever faults_seen in between."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from latentfarm.image_formats import PNG, format_of
 from latentfarm.job import PART_JOBS
 from latentfarm.storage.keys import batch_prefix
 from latentfarm.storage.manifest import ManifestReader, read_header
+from latentfarm.storage.parallel_get import parallel_reader
 from latentfarm.storage.results import read_part
 
 #: reads an object by key and sha256
@@ -66,7 +67,7 @@ def check_farm(farm: Farm, plans: Sequence[Plan], entries: Sequence[Entry]) -> F
     found = Findings()
     known = set(farm.ledger.batches())
     found.require(known == {plan.batch for plan in plans}, "every batch is known", f"the ledger knows {sorted(known)}")
-    with farm.bucket.reading() as read, ThreadPoolExecutor(_THREADS) as pool:
+    with parallel_reader(farm.bucket) as read, ThreadPoolExecutor(_THREADS) as pool:
         for plan in plans:
             if plan.batch in known:
                 _check_batch(found, farm, plan, read, pool)
@@ -99,7 +100,7 @@ def _check_manifest(found: Findings, farm: Farm, plan: Plan) -> None:
     whole = header is not None and header.total == plan.rows
     found.require(whole, "the manifest is whole", f"{plan.batch}: header {header}")
     reader = ManifestReader(farm.bucket)
-    wrong = [index for index in range(plan.rows) if reader.line(plan.batch, index)["index"] != index]
+    wrong = [index for index in range(plan.rows) if reader.entry(plan.batch, index)["index"] != index]
     found.require(not wrong, "the manifest is whole", f"{plan.batch}: other lines at {wrong[:5]}")
 
 

@@ -43,7 +43,7 @@ def _start_moto(log: Path) -> tuple[ManagedProcess, Settings]:
     while True:
         child.require_alive()
         try:
-            bucket.check()
+            bucket.head()
         except MissingObjectError:
             bucket.create()
             return child, settings

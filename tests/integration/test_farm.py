@@ -84,7 +84,7 @@ def test_results_join_request_and_receipt_from_ledger_and_bucket_alike(farm: Far
     before = list(batch.results())
     assert flush_full_parts(farm.ledger, farm.bucket) == 1
     assert [line["index"] for line in read_part(farm.bucket, "cats", 0)] == [0, 1, 2]
-    assert farm.ledger.redis.hlen("lf:results:cats") == 0
+    assert farm.ledger.redis.hlen("lf:receipts:cats") == 0
     after = list(batch.results())
     assert after == before
     assert (after[0]["id"], after[0]["request"]["seed"], after[0]["request"]["prompt"]) == ("x", 1, "a")
@@ -96,7 +96,7 @@ def test_flushing_a_part_twice_loses_no_receipt(farm: Farm) -> None:
     work(farm, batch)
     flush_full_parts(farm.ledger, farm.bucket)
     before = read_part(farm.bucket, "cats", 0)
-    farm.ledger.redis.sadd("lf:flush", "cats/0")
+    farm.ledger.redis.sadd("lf:flush_queue", "cats/0")
     flush_full_parts(farm.ledger, farm.bucket)
     assert read_part(farm.bucket, "cats", 0) == before
 
@@ -168,11 +168,11 @@ def test_a_missing_object_and_a_missing_bucket_are_told_apart_from_an_outage(set
     with pytest.raises(MissingObjectError, match="nothing"):
         bucket.get("nothing")
     with pytest.raises(MissingObjectError):
-        Bucket.connect(settings.model_copy(update={"bucket": "nowhere"})).check()
+        Bucket.connect(settings.model_copy(update={"bucket": "nowhere"})).head()
 
 
 @pytest.mark.parametrize("wrong", [{"s3_endpoint_url": "http://127.0.0.1:1"}, {"s3_secret_key": SecretStr("wrong")}])
 def test_a_store_that_does_not_answer_or_refuses_is_unavailable(settings: Settings, wrong: dict[str, Any]) -> None:
     with pytest.raises(LatentfarmError) as caught:
-        Bucket.connect(settings.model_copy(update=wrong)).check()
+        Bucket.connect(settings.model_copy(update=wrong)).head()
     assert caught.value.exit_code == 3

@@ -36,7 +36,7 @@ from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
-from latentfarm.storage.keys import image_key, manifest_key, trace_key
+from latentfarm.storage.keys import image_key, manifest_key, intermediates_key
 from latentfarm.storage.part_codec import pack, unpack
 from latentfarm.submission.request import SubmitOptions
 
@@ -109,7 +109,7 @@ def hand_in(run: Run) -> None:
     """Submit prompts that hold the canary: two good, one that cannot be rendered, a wrong row, and a forged one."""
     rows: list[dict[str, Any]] = [
         {"prompt": f"{CANARY} one", "negative_prompt": CANARY, "id": f"{CANARY}-1", **SMALL},
-        {"prompt": f"{CANARY} two", "note": CANARY, "trace": True, **SMALL},
+        {"prompt": f"{CANARY} two", "note": CANARY, "save_intermediates": True, **SMALL},
         {"prompt": f"{CANARY} three", **SMALL, "scheduler_options": {"nope": 1}},
         {"prompt": f"{CANARY} four", "width": CANARY, CANARY: CANARY},
         {"prompt": CANARY * 500},
@@ -118,12 +118,12 @@ def hand_in(run: Run) -> None:
     farm = Farm.open(run.settings["producer"])
     from latentfarm.submission.prompts import ReadOptions
 
-    rules = SubmitOptions(check_first=False, max_invalid=1.0, webhook=f"https://hooks.invalid/{TOKEN}?t={TOKEN}")
-    batch = farm.submit(rows, batch="cats", rules=rules, reading=ReadOptions(keep_columns=True))
+    rules = SubmitOptions(validate_first=False, max_invalid=1.0, webhook=f"https://hooks.invalid/{TOKEN}?t={TOKEN}")
+    batch = farm.submit(rows, batch="cats", options=rules, reading=ReadOptions(keep_columns=True))
     forge(farm.bucket, 5, prompt=CANARY * 500)
     # a worker that was lost after its put: the flush of the part removes what it left
     [lost] = farm.ledger.lease("mini", "lost", 1, lease_s=30)
-    run.leftovers = [image_key("cats", lost.index, lost.epoch), trace_key("cats", lost.index, lost.epoch)]
+    run.leftovers = [image_key("cats", lost.index, lost.epoch), intermediates_key("cats", lost.index, lost.epoch)]
     for key in run.leftovers:
         farm.bucket.put(key, b"half a picture")
     farm.ledger.release([lost])
@@ -143,11 +143,11 @@ def collect(run: Run) -> None:
     """Do what a user does with a batch that has ended."""
     farm = Farm.open(run.settings["producer"])
     batch = farm.batch("cats")
-    until(lambda: batch.status().over)
+    until(lambda: batch.status().is_final)
     batch.wait(timeout_s=60)
     # a part that was flushed and is opened again is read back by whoever flushes it
     assert batch.retry(code="scheduler") == 1
-    until(lambda: batch.status().over)
+    until(lambda: batch.status().is_final)
     batch.wait(timeout_s=60)
     until(lambda: bool(run.client("admin").hget("lf:batch:cats", "webhook_error")), timeout_s=60)
     run.webhook = str(run.client("admin").hget("lf:batch:cats", "webhook_error"))

@@ -43,7 +43,9 @@ def work(
                 continue
             receipt = stored(farm.bucket, key_of(batch, lease.index), picture(lease.index + offset))
             if traced:
-                receipt["trace"] = stored(farm.bucket, f"{key_of(batch, lease.index)}.trace", picture(lease.index + 7))
+                receipt["intermediates"] = stored(
+                    farm.bucket, f"{key_of(batch, lease.index)}.trace", picture(lease.index + 7)
+                )
             request = {"width": 8, "height": 8, "scheduler": "PNDMScheduler"}
             farm.ledger.commit([(lease, {**receipt, "request": request, "worker": "worker-a"})])
 

@@ -17,7 +17,7 @@ from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.models import Family
 from latentfarm_worker.models.base import LatentShape
-from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
+from latentfarm_worker.service.render_loop import MAX_BACKLOG, RenderLoop, WorkerHooks
 
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 3, "scheduler": "euler"}
 
@@ -36,7 +36,7 @@ class FaultyBucket(Bucket):
     """The real store, but the puts of images fail as long as ``refuses`` says so; ``refused`` is set by the first."""
 
     def __init__(self, real: Bucket, refuses: Callable[[], bool]) -> None:
-        super().__init__(real.client, real.name, where=real.where)
+        super().__init__(real.name, where=real.where, open_session=lambda: (real.client, real.credentials))
         self.refuses = refuses
         self.refused = Event()
 
@@ -69,32 +69,34 @@ def full_batch(family: Family, shape: LatentShape, rows: int, *, on_call: Callab
 
 
 @contextmanager
-def renderer(
+def render_loop(
     farm: Farm,
     family: Family,
     bucket: Bucket | None = None,
     *,
     ledger: Ledger | None = None,
-    host: WorkerHooks | None = None,
-    lease_s: float = 30,
+    hooks: WorkerHooks | None = None,
+    lease_ttl_s: float = 30,
     slots: int = 2,
+    max_backlog: int = MAX_BACKLOG,
 ) -> Iterator[RenderLoop]:
-    """Give a renderer, with two slots by default, that serves ``mini`` as ``worker-a``, and close it in the end.
+    """Provide a render loop that serves ``mini`` as ``worker-a``, and close it afterwards.
 
-    Its model is called for steps of jobs only: whoever holds a step up knows which.
+    Its model is called for the steps of jobs only, so that a test that blocks a step knows which.
     """
-    tracer = PreviewRecorder(family)
-    made = RenderLoop(
+    previews = PreviewRecorder(family)
+    loop = RenderLoop(
         ledger=ledger or farm.ledger,
         bucket=bucket or farm.bucket,
-        engine=Engine(family, slots=slots, row_counts=full_batch, on_step=tracer),
-        tracer=tracer,
+        engine=Engine(family, slots=slots, row_counts=full_batch, on_step=previews),
+        previews=previews,
         model="mini",
         worker="worker-a",
-        lease_s=lease_s,
-        host=host,
+        lease_ttl_s=lease_ttl_s,
+        max_backlog=max_backlog,
+        hooks=hooks,
     )
     try:
-        yield made
+        yield loop
     finally:
-        made.close()
+        loop.close()

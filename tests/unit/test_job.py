@@ -14,7 +14,7 @@ from latentfarm.job import (
     Row,
     check_batch_name,
     parse_job_name,
-    seed_for,
+    default_seed,
 )
 
 pytestmark = pytest.mark.unit
@@ -26,8 +26,8 @@ def test_only_a_retry_leads_out_of_a_terminal_state() -> None:
 
 @given(st.text("abc", min_size=1), st.integers(0, 10**8))
 def test_a_seed_made_for_a_job_depends_on_batch_and_index_only(batch: str, index: int) -> None:
-    assert seed_for(batch, index) == seed_for(batch, index)
-    assert 0 <= seed_for(batch, index) < 2**32
+    assert default_seed(batch, index) == default_seed(batch, index)
+    assert 0 <= default_seed(batch, index) < 2**32
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_wrong_job_name_is_refused(name: str) -> None:
 @pytest.mark.parametrize("written", ["0.25..0.5", [0.25, 0.5], (0.25, 0.5)])
 def test_a_guidance_interval_is_two_shares_or_their_text(written: object) -> None:
     job = Job.model_validate({"batch": "b", "index": 0, "prompt": "p", "seed": 1, "guidance_interval": written})
-    assert (job.guidance_interval, job.rows_a_step) == ((0.25, 0.5), 1.25)
+    assert (job.guidance_interval, job.rows_per_step) == ((0.25, 0.5), 1.25)
     assert Job.model_validate_json(job.model_dump_json()) == job
     assert job.request()["guidance_interval"] == (0.25, 0.5)
 

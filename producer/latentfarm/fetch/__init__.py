@@ -16,6 +16,7 @@ from latentfarm.fetch.names import DEFAULT_TEMPLATE, NameTemplate
 from latentfarm.fetch.report import RESULTS_FILE, FetchReport
 from latentfarm.fetch.shards import fetch_shards
 from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.parallel_get import parallel_reader
 
 __all__ = ["DEFAULT_TEMPLATE", "LAYOUTS", "RESULTS_FILE", "FetchReport", "Layout", "fetch_batch"]
 
@@ -64,7 +65,7 @@ def fetch_batch(
     if not template.numbered:
         check_names(chosen(), template)
     make_folder(directory)
-    with bucket.reading() as read:
+    with parallel_reader(bucket) as read:
         if layout == "webdataset":
             return fetch_shards(read, chosen(), directory, only_new=only_new, progress=progress)
         return fetch_pictures(read, chosen(), directory, template, only_new=only_new, progress=progress)

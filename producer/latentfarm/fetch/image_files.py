@@ -16,7 +16,7 @@ from latentfarm.fetch.names import NameTemplate, UniqueNames
 from latentfarm.fetch.report import RESULTS_FILE, FetchReport
 from latentfarm.fetch.serialize import flat_line, metadata_line, to_json
 from latentfarm.fetch.state_file import FetchState
-from latentfarm.image_formats import ending_of, stem_of
+from latentfarm.image_formats import extension_for, stem
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.parallel_get import ParallelReader
 
@@ -26,7 +26,7 @@ from latentfarm.storage.parallel_get import ParallelReader
 #: ``load_dataset("imagefolder", data_files="out/**")`` is the call, instead of ``data_dir="out"``.
 METADATA_FILE = "metadata.jsonl"
 #: strips from noise to result, under the names of their pictures
-TRACES_FOLDER = "traces"
+INTERMEDIATES_FOLDER = "intermediates"
 #: pictures to a task: handing one over costs a tenth of a download
 _GROUP = 8
 
@@ -118,15 +118,15 @@ def _wanted(
 def _storing(read: ParallelReader, directory: Path) -> Callable[[_Wanted], _Stored]:
     # a folder takes one new file at a time, and those who wait for their turn there burn the CPU that reading needs
     writing = Lock()
-    folder, traces = f"{directory}{os.sep}", f"{directory / TRACES_FOLDER}{os.sep}"
+    folder, traces = f"{directory}{os.sep}", f"{directory / INTERMEDIATES_FOLDER}{os.sep}"
 
     def store(wanted: _Wanted) -> _Stored:
         if wanted.name is None or wanted.skipped:
             return _Stored()
         objects = [(wanted.result, folder + wanted.name)]
-        if "trace" in wanted.result:
+        if "intermediates" in wanted.result:
             os.makedirs(traces, exist_ok=True)  # noqa: PTH103
-            objects.append((wanted.result["trace"], traces + _trace_name(wanted.result, wanted.name)))
+            objects.append((wanted.result["intermediates"], traces + _intermediates_name(wanted.result, wanted.name)))
         sizes = [_store_one(read, writing, receipt, file) for receipt, file in objects]
         fresh = [size for size in sizes if size is not None]
         return _Stored(len(fresh), len(sizes) - len(fresh), sum(fresh))
@@ -148,14 +148,14 @@ def _store_one(read: ParallelReader, writing: Lock, receipt: dict[str, Any], fil
     return len(body)
 
 
-def _trace_name(result: dict[str, Any], name: str) -> str:
-    return stem_of(name) + ending_of(result["trace"]["key"])
+def _intermediates_name(result: dict[str, Any], name: str) -> str:
+    return stem(name) + extension_for(result["intermediates"]["key"])
 
 
 def _line(wanted: _Wanted) -> dict[str, Any]:
     line = {**flat_line(wanted.result), "file": wanted.name}
-    if "trace" in line and wanted.name is not None:
-        line["trace"] = f"{TRACES_FOLDER}/{_trace_name(wanted.result, wanted.name)}"
+    if "intermediates" in line and wanted.name is not None:
+        line["intermediates"] = f"{INTERMEDIATES_FOLDER}/{_intermediates_name(wanted.result, wanted.name)}"
     return line
 
 

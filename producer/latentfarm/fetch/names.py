@@ -10,7 +10,7 @@ from hashlib import blake2b
 from typing import Any, Self
 
 from latentfarm.errors import InputError
-from latentfarm.image_formats import IMAGE_FORMATS, ending_of, format_of, stem_of
+from latentfarm.image_formats import IMAGE_FORMATS, extension_for, format_of, stem
 from latentfarm.job import parse_job_name
 
 DEFAULT_TEMPLATE = "{index:06d}"
@@ -33,8 +33,8 @@ _FIELDS = {
     "guidance_scale": _REAL,
 }
 _CURE = f"write {', '.join(f'{{{name}}}' for name in _FIELDS)} and plain text, such as {{id}}-{{seed}}"
-_ENDINGS = " or ".join(each.ending for each in IMAGE_FORMATS.values())
-_LONGEST_ENDING = max((each.ending for each in IMAGE_FORMATS.values()), key=len)
+_ENDINGS = " or ".join(each.extension for each in IMAGE_FORMATS.values())
+_LONGEST_ENDING = max((each.extension for each in IMAGE_FORMATS.values()), key=len)
 #: what looks like the ending of a file
 _ENDING = re.compile(r"\.[A-Za-z]{3,4}\Z")
 #: characters that a path, a shell on Windows or a drive gives a meaning to
@@ -57,13 +57,13 @@ class NameTemplate:
     def __init__(self, text: str) -> None:
         self.text = text
         known = format_of(text)
-        self._ending = known.ending if known else None
+        self._ending = known.extension if known else None
         if known is None and _ENDING.search(text):
             raise InputError(
                 f"--name-template {text!r}: pictures are {_ENDINGS}; leave the ending out, each gets its own"
             )
         try:
-            parts = list(string.Formatter().parse(stem_of(text)))
+            parts = list(string.Formatter().parse(stem(text)))
         except ValueError as error:
             raise InputError(f"--name-template {text!r}: {error}; {_CURE}") from None
         for _, field, form, conversion in parts:
@@ -92,7 +92,7 @@ class NameTemplate:
             InputError: the job lacks a field, its name would not be safe, or its picture is of another format; the text
                 names job, value and cure.
         """
-        ending = ending_of(result.get("key", ""))
+        ending = extension_for(result.get("key", ""))
         if self._ending not in {None, ending}:
             raise InputError(
                 f"job {result['job']}: its picture is {ending}, but --name-template {self.text!r} says "
@@ -172,7 +172,7 @@ class UniqueNames:
         Raises:
             InputError: another job has it; the text names both.
         """
-        alike = unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem_of(name)).casefold())
+        alike = unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem(name)).casefold())
         digest = blake2b(alike.encode(), digest_size=16).digest()
         inserted = self._seen.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, job)).rowcount
         if not inserted:

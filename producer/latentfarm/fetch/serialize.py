@@ -31,7 +31,7 @@ TABLE_COLUMNS = {
     "scheduler_options": "string",
     "prompt_syntax": "string",
     "clip_skip": "int64",
-    "trace": "string",
+    "intermediates": "string",
     "error_code": "string",
     "error_message": "string",
     "columns": "string",
@@ -56,8 +56,8 @@ def flat_line(result: dict[str, Any]) -> dict[str, Any]:
         "bytes": result.get("bytes"),
         **result.get("request", {}),
     }
-    if "trace" in result:
-        line["trace"] = result["trace"]["key"]
+    if "intermediates" in result:
+        line["intermediates"] = result["intermediates"]["key"]
     return line | {name: result[name] for name in ("columns", "error") if name in result}
 
 

@@ -20,7 +20,7 @@ from latentfarm.fetch.report import RESULTS_FILE, FetchReport
 from latentfarm.fetch.serialize import flat_line, to_json
 from latentfarm.fetch.state_file import FetchState
 from latentfarm.fetch.tables import ParquetTable, require_parquet
-from latentfarm.image_formats import ending_of
+from latentfarm.image_formats import extension_for
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.keys import part_of
 from latentfarm.storage.parallel_get import ParallelReader
@@ -107,21 +107,21 @@ def _key(result: dict[str, Any]) -> str:
 def _line(result: dict[str, Any], shard: str) -> dict[str, Any]:
     line, done = flat_line(result), result["state"] == "done"
     line |= {"shard": shard if done else None, "file": _file(result) if done else None}
-    return {**line, "trace": _trace_file(result)} if "trace" in line else line
+    return {**line, "intermediates": _intermediates_file(result)} if "intermediates" in line else line
 
 
 def _file(result: dict[str, Any]) -> str:
-    return _key(result) + ending_of(result["key"])
+    return _key(result) + extension_for(result["key"])
 
 
-def _trace_file(result: dict[str, Any]) -> str:
-    return f"{_key(result)}.trace{ending_of(result['trace']['key'])}"
+def _intermediates_file(result: dict[str, Any]) -> str:
+    return f"{_key(result)}.intermediates{extension_for(result['intermediates']['key'])}"
 
 
 def _members(result: dict[str, Any], line: dict[str, Any]) -> list[Member]:
     key = _key(result)
     prompt = result.get("request", {}).get("prompt", "")
-    trace: list[Member] = [(_trace_file(result), None)] if "trace" in result else []
+    trace: list[Member] = [(_intermediates_file(result), None)] if "intermediates" in result else []
     return [(f"{key}.json", to_json(line).encode()), (_file(result), None), *trace, (f"{key}.txt", prompt.encode())]
 
 
@@ -130,7 +130,7 @@ def _write_shard(
 ) -> None:
     def pictures(sample: tuple[dict[str, Any], dict[str, Any]]) -> list[bytes]:
         result, _ = sample
-        receipts = [result, result["trace"]] if "trace" in result else [result]
+        receipts = [result, result["intermediates"]] if "intermediates" in result else [result]
         return [read(receipt["key"], receipt["sha256"]) for receipt in receipts]
 
     with (

@@ -12,13 +12,13 @@ from typing import Any, Self
 
 from PIL import Image
 
-from latentfarm.image_formats import format_of, text_inside
+from latentfarm.image_formats import format_of, embedded_text
 from latentfarm.job import MAX_SIDE, PART_JOBS, JobState
 from latentfarm.ledger import JobRecord, Ledger
 from latentfarm.ledger.records import is_truncated
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import images_prefix, manifest_key, parse_image_key, part_indices
-from latentfarm.storage.manifest import Header, chain_of
+from latentfarm.storage.manifest import Header, digest_parts
 from latentfarm.storage.part_codec import parse, unpack_lines
 from latentfarm.storage.results import read_part
 
@@ -39,10 +39,10 @@ class ManifestExtent:
     def read(cls, bucket: Bucket, header: Header) -> Self:
         """Read how much there is; only an open end has to be looked for part by part."""
         if header.total is not None:
-            return cls(header.batch, header.total, header.chain, closed=True)
+            return cls(header.batch, header.total, header.parts_digest, closed=True)
         chain, part = "", 0
         while len(lines := _manifest_lines(bucket, header.batch, part)) == PART_JOBS:
-            chain = chain_of(chain, b"".join(line + b"\n" for line in lines))
+            chain = digest_parts(chain, b"".join(line + b"\n" for line in lines))
             part += 1
         return cls(header.batch, part * PART_JOBS, chain, closed=False)
 
@@ -156,7 +156,7 @@ def embedded_receipt(body: bytes, key: str, job: str) -> dict[str, Any] | None:
             if image.width * image.height > _MAX_PIXELS:
                 return None
             image.load()
-            written = json.loads(text_inside(image).get("latentfarm", "{}"))
+            written = json.loads(embedded_text(image).get("latentfarm", "{}"))
     except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
         return None
     if not isinstance(written, dict) or written.pop("job", job) != job:

@@ -1,37 +1,50 @@
-"""The layout of object keys in the bucket."""
+"""The layout of object keys in the bucket, and the size limit of its objects.
+
+::
+
+    batches/<batch>/batch.json                               header: model, digest; total once the manifest is whole
+    batches/<batch>/control.json                             later decisions: paused, cancelled, priority
+    batches/<batch>/manifest/part-00017.jsonl.gz             jobs 17000 to 17999, prompts included
+    batches/<batch>/images/00017/00017042-<epoch>.png        image of job 17042, made under that lease; or .webp, .jpg
+    batches/<batch>/intermediates/00017/00017042-<epoch>.png its strip of intermediate images, with save_intermediates
+    batches/<batch>/results/part-00017.jsonl.gz              receipts of jobs 17000 to 17999
+"""
 
 from __future__ import annotations
 
 import re
 
-from latentfarm.image_formats import ENDINGS, PNG, ImageFormat
+from latentfarm.image_formats import EXTENSIONS, PNG, ImageFormat
 from latentfarm.job import PART_JOBS
 
-_IMAGE_KEY = re.compile(rf"/(\d{{8,}})-(\d+)\.(?:{ENDINGS})\Z")
+#: bytes of the largest object that is read; a strip of eight large images, our largest, has less than half
+MAX_OBJECT_BYTES = 256 * 1024 * 1024
+
+_IMAGE_KEY = re.compile(rf"/(\d{{8,}})-(\d+)\.(?:{EXTENSIONS})\Z")
 
 
 def part_of(index: int) -> int:
-    """Return the number of the part that a job belongs to."""
+    """Return the number of a job's part."""
     return index // PART_JOBS
 
 
 def part_indices(part: int, total: int) -> range:
-    """Return the jobs of a part, in a batch of so many."""
+    """Return the indices of a part's jobs, in a batch of ``total`` jobs."""
     return range(part * PART_JOBS, min((part + 1) * PART_JOBS, total))
 
 
 def batch_prefix(batch: str) -> str:
-    """Return what all keys of a batch begin with."""
+    """Return the prefix of all keys of a batch."""
     return f"batches/{batch}/"
 
 
 def header_key(batch: str) -> str:
-    """Return the key of what was asked, which makes a manifest whole."""
+    """Return the key of a batch's header."""
     return f"batches/{batch}/batch.json"
 
 
 def control_key(batch: str) -> str:
-    """Return the key of what its user has decided about the batch since."""
+    """Return the key of the decisions made about a batch since its submission."""
     return f"batches/{batch}/control.json"
 
 
@@ -46,33 +59,29 @@ def results_key(batch: str, part: int) -> str:
 
 
 def images_prefix(batch: str, part: int) -> str:
-    """Return what the keys of a part's images begin with."""
+    """Return the prefix of a part's images."""
     return f"batches/{batch}/images/{part:05d}/"
 
 
-def traces_prefix(batch: str, part: int) -> str:
-    """Return what the keys of a part's traces begin with."""
-    return f"batches/{batch}/traces/{part:05d}/"
+def intermediates_prefix(batch: str, part: int) -> str:
+    """Return the prefix of a part's strips of intermediate images."""
+    return f"batches/{batch}/intermediates/{part:05d}/"
 
 
 def image_key(batch: str, index: int, epoch: int, image_format: ImageFormat = PNG) -> str:
-    """Return the key of what a lease makes of a job.
+    """Return the key of the image that a lease makes of a job.
 
-    The epoch in it keeps a worker that was presumed dead from overwriting what its successor has stored.
+    The epoch is part of it. Without it, a worker presumed dead could overwrite its successor's image.
     """
-    return f"{images_prefix(batch, part_of(index))}{index:08d}-{epoch}{image_format.ending}"
+    return f"{images_prefix(batch, part_of(index))}{index:08d}-{epoch}{image_format.extension}"
 
 
-def trace_key(batch: str, index: int, epoch: int) -> str:
-    """Return the key of a job's strip from noise to result, a PNG whatever the picture is."""
-    return f"{traces_prefix(batch, part_of(index))}{index:08d}-{epoch}{PNG.ending}"
+def intermediates_key(batch: str, index: int, epoch: int) -> str:
+    """Return the key of a job's strip of intermediate images: always a PNG."""
+    return f"{intermediates_prefix(batch, part_of(index))}{index:08d}-{epoch}{PNG.extension}"
 
 
 def parse_image_key(key: str) -> tuple[int, int] | None:
-    """Return the index and the epoch in the key of an image or a trace, None where it is none."""
+    """Return the index and the epoch in the key of an image or a strip, None for any other key."""
     found = _IMAGE_KEY.search(key)
     return (int(found[1]), int(found[2])) if found else None
-
-
-#: bytes of an object that is read whole; the largest of ours, a strip of eight large pictures, has less than half
-MAX_OBJECT_BYTES = 256 * 1024 * 1024

@@ -1,7 +1,7 @@
-"""The manifest: what was asked, in parts of a thousand jobs, immutable, and the only place where prompts are stored.
+"""The manifest of a batch: its header, and its jobs in immutable parts of 1,000. Prompts are stored only here.
 
-A row of the prompt file that was wrong has its jobs' place too, with what was wrong instead of a prompt, so that every
-job's index depends on the file only.
+An invalid row of the prompt file has the place of its one job too, with an error instead of a prompt. So every job's
+index depends on the file only.
 """
 
 from __future__ import annotations
@@ -13,34 +13,43 @@ from dataclasses import dataclass, field
 from threading import Lock
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from latentfarm.errors import InputError
-from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_SEED, PART_JOBS, Defaults, Job, Row, seed_for
+from latentfarm.job import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_STEPS,
+    INVALID_ROW,
+    MAX_SEED,
+    PART_JOBS,
+    Defaults,
+    Job,
+    Row,
+    default_seed,
+)
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import header_key, manifest_key, part_of
 from latentfarm.storage.part_codec import compress, dump_line, parse, unpack_lines
 
-#: the error code of a job whose row was wrong
-INVALID_ROW = "invalid_row"
-#: what a line holds beside what the picture depends on
-NOT_THE_REQUEST = frozenset({"index", "row", "id", "columns", "trace", "invalid"})
+#: fields of an entry that the image does not depend on
+NOT_THE_REQUEST = frozenset({"index", "row", "id", "columns", "save_intermediates", "invalid"})
 
 
 class Header(BaseModel):
-    """``batch.json``: what was asked, beside the jobs.
+    """``batch.json``: the batch's model and options.
 
-    It is written before the first part, and once more after the last with ``total``, whose presence says that the
-    manifest is whole. ``digest`` tells the submission (its file and options), ``chain`` the content of its parts.
+    It is written before the first part and again, with ``total``, after the last one: a total means that the manifest
+    is whole. ``digest`` identifies the submission (file and options). ``parts_digest`` is that of the last part.
     """
 
-    model_config = ConfigDict(frozen=True, extra="ignore")
+    model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
 
     batch: str
     model: str
     digest: str
     total: int | None = None
-    chain: str = ""
+    # latentfarm 0.1 wrote `chain`
+    parts_digest: str = Field(default="", validation_alias=AliasChoices("parts_digest", "chain"))
     priority: int = 0
     failure_budget: float = 0.0
     canary: int = 0
@@ -49,93 +58,90 @@ class Header(BaseModel):
 
 @dataclass(frozen=True)
 class Part:
-    """Up to a thousand numbered jobs: ``lines`` as they will be stored, ``wrong`` the errors of wrong rows by index.
+    """Up to 1,000 consecutive jobs, from index ``first`` up to ``total``.
 
-    ``chain`` is the digest of this part and all before it.
+    ``lines`` are its entries, uncompressed; ``invalid`` the errors of invalid rows by index; ``parts_digest`` the
+    digest of this part and all before it.
     """
 
     number: int
     first: int
     total: int
     lines: bytes
-    chain: str
-    wrong: dict[int, dict[str, str]] = field(default_factory=dict)
+    parts_digest: str
+    invalid: dict[int, dict[str, str]] = field(default_factory=dict)
 
     def store(self, bucket: Bucket, batch: str) -> None:
-        """Put the part; doing so again puts the same bytes."""
+        """Put the part. Idempotent: the bytes depend on the entries only."""
         bucket.put(manifest_key(batch, self.number), compress(self.lines), content_type="application/gzip")
 
 
 class PartWriter:
-    """Numbers the jobs that rows stand for and gathers them to parts; it holds one part at a time."""
+    """Numbers the jobs of rows and collects them into parts. Holds one part at a time."""
 
     def __init__(self, batch: str, defaults: Defaults) -> None:
         self._batch = batch
-        # written down in full: a manifest must not change its meaning with a later version's defaults
+        # stored explicitly: another version's defaults must not change a stored manifest's meaning
         own = {"negative_prompt": "", "num_inference_steps": DEFAULT_STEPS, "guidance_scale": DEFAULT_GUIDANCE}
         self._defaults = {**own, **defaults.given()}
         self._lines: list[bytes] = []
-        self._wrong: dict[int, dict[str, str]] = {}
-        self._chain = ""
+        self._invalid: dict[int, dict[str, str]] = {}
         self._part = 0
         self.total = 0
+        #: digest of all parts so far, 64 hex digits; empty before the first
+        self.parts_digest = ""
 
     def add(self, row: Row, row_number: int) -> Iterator[Part]:
-        """Take in a row: one job an image, seeds s, s+1, ...; yield the parts that it filled."""
+        """Add a row: one job per image, with seeds s, s+1, .... Yield each part that becomes full."""
         fields = {**self._defaults, **row.given()}
         images = fields.pop("num_images_per_prompt", 1)
         seed = fields.pop("seed", None)
         if seed is None:
-            seed = seed_for(self._batch, self.total)
+            seed = default_seed(self._batch, self.total)
         for offset in range(images):
-            line = {"index": self.total, "row": row_number, **fields, "seed": (seed + offset) % (MAX_SEED + 1)}
-            if part := self._append(line):
+            entry = {"index": self.total, "row": row_number, **fields, "seed": (seed + offset) % (MAX_SEED + 1)}
+            if part := self._append(entry):
                 yield part
 
-    def add_wrong(self, message: str, row_number: int) -> Iterator[Part]:
-        """Take in a row that is wrong: one job that has failed already."""
+    def add_invalid(self, message: str, row_number: int) -> Iterator[Part]:
+        """Add an invalid row: one job that has already failed. Yield the part if it becomes full."""
         error = {"code": INVALID_ROW, "message": message}
-        self._wrong[self.total] = error
+        self._invalid[self.total] = error
         if part := self._append({"index": self.total, "row": row_number, "invalid": error}):
             yield part
 
-    def rest(self) -> Iterator[Part]:
+    def flush(self) -> Iterator[Part]:
         """Yield the last part, unless it is empty."""
         if self._lines:
             yield self._close()
 
-    @property
-    def chain(self) -> str:
-        """The digest of all parts so far, 64 hex digits; empty before the first."""
-        return self._chain
-
-    def _append(self, line: dict[str, Any]) -> Part | None:
-        self._lines.append(dump_line(line))
+    def _append(self, entry: dict[str, Any]) -> Part | None:
+        self._lines.append(dump_line(entry))
         self.total += 1
         return self._close() if len(self._lines) == PART_JOBS else None
 
     def _close(self) -> Part:
         lines = b"".join(self._lines)
-        self._chain = chain_of(self._chain, lines)
+        self.parts_digest = digest_parts(self.parts_digest, lines)
         first = self.total - len(self._lines)
-        part = Part(self._part, first, self.total, lines, self._chain, self._wrong)
-        self._lines, self._wrong = [], {}
+        part = Part(self._part, first, self.total, lines, self.parts_digest, self._invalid)
+        self._lines, self._invalid = [], {}
         self._part += 1
         return part
 
 
-def chain_of(before: str, lines: bytes) -> str:
-    """Return the digest, 64 hex digits, of a part's lines and of all parts before it."""
+def digest_parts(before: str, lines: bytes) -> str:
+    """Return the digest, 64 hex digits, of a part's lines and the digest ``before`` it."""
     return hashlib.sha256(before.encode() + hashlib.sha256(lines).digest()).hexdigest()
 
 
 def write_header(bucket: Bucket, header: Header) -> None:
-    """Write what was asked; with a total, that the manifest is whole."""
+    """Write a batch's header."""
     bucket.put(header_key(header.batch), header.model_dump_json(indent=2).encode(), content_type="application/json")
 
 
 def read_header(bucket: Bucket, batch: str) -> Header | None:
-    """Return what was asked, or None where the bucket has no such batch."""
+    """Return a batch's header, None if the bucket has no such batch."""
     try:
         return Header.model_validate_json(bucket.get(header_key(batch)))
     except MissingObjectError:
@@ -143,29 +149,29 @@ def read_header(bucket: Bucket, batch: str) -> Header | None:
 
 
 class ManifestReader:
-    """Reads jobs by index, keeping the last few parts; safe to share between threads."""
+    """Reads jobs by index and caches the last ``parts`` parts. Thread-safe."""
 
     def __init__(self, bucket: Bucket, *, parts: int = 8) -> None:
         self._bucket = bucket
         self._limit = parts
-        # as bytes: a few MB of brackets would be gigabytes of objects
+        # cached unparsed: a few MB of brackets would be gigabytes of objects
         self._parts: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
         self._lock = Lock()
 
     def job(self, batch: str, index: int) -> Job:
-        """Return a job as it was asked for, checked again: the worker trusts no one's limits but its own.
+        """Return a job, validated again: others may be able to write to the bucket.
 
         Raises:
-            InputError: the manifest has no such job, or one beyond the limits.
+            InputError: the manifest has no such job, or its entry is invalid.
         """
-        line = self.line(batch, index)
+        entry = self.entry(batch, index)
         try:
-            return Job.model_validate({**line, "batch": batch, "index": index})
+            return Job.model_validate({**entry, "batch": batch, "index": index})
         except ValidationError as error:
-            raise InputError(f"job {batch}/{index} is not valid in the manifest: {_findings(error)}") from None
+            raise InputError(f"job {batch}/{index} is not valid in the manifest: {_describe(error)}") from None
 
-    def line(self, batch: str, index: int) -> dict[str, Any]:
-        """Return what is written of a job; of a wrong row's, ``invalid`` instead of a prompt.
+    def entry(self, batch: str, index: int) -> dict[str, Any]:
+        """Return a job's fields as stored. An invalid row's entry has ``invalid`` instead of a prompt.
 
         Raises:
             InputError: the manifest has no such job.
@@ -173,27 +179,31 @@ class ManifestReader:
         lines = self._part(batch, part_of(index))
         if index % PART_JOBS >= len(lines):
             raise InputError(f"job {batch}/{index} is not in the manifest")
-        return parse(lines[index % PART_JOBS], name=manifest_key(batch, part_of(index)))
+        entry = parse(lines[index % PART_JOBS], name=manifest_key(batch, part_of(index)))
+        if "trace" in entry:
+            # written by latentfarm 0.1
+            entry["save_intermediates"] = entry.pop("trace")
+        return entry
 
     def _part(self, batch: str, part: int) -> list[bytes]:
-        key = (batch, part)
+        cached = (batch, part)
         with self._lock:
-            if key in self._parts:
-                self._parts.move_to_end(key)
-                return self._parts[key]
-        place = manifest_key(batch, part)
-        lines = unpack_lines(self._bucket.get(place), name=place)
+            if cached in self._parts:
+                self._parts.move_to_end(cached)
+                return self._parts[cached]
+        key = manifest_key(batch, part)
+        lines = unpack_lines(self._bucket.get(key), name=key)
         with self._lock:
-            self._parts[key] = lines
+            self._parts[cached] = lines
             while len(self._parts) > self._limit:
                 self._parts.popitem(last=False)
         return lines
 
 
-def _findings(error: ValidationError) -> str:
-    """Say which fields are wrong and how, without their values: this goes to logs and into the ledger."""
-    told = [
-        f"{'.'.join(str(place)[:60] for place in finding['loc'][:2])}: {finding['msg'][:200]}"
-        for finding in error.errors(include_url=False, include_context=False, include_input=False)[:8]
+def _describe(error: ValidationError) -> str:
+    """Return the invalid fields and their problems, without values: the text goes to logs and into the ledger."""
+    problems = [
+        f"{'.'.join(str(place)[:60] for place in problem['loc'][:2])}: {problem['msg'][:200]}"
+        for problem in error.errors(include_url=False, include_context=False, include_input=False)[:8]
     ]
-    return "; ".join(told)
+    return "; ".join(problems)

@@ -14,6 +14,7 @@ from tests.support.s3_front import Answer, front, s3_error
 from latentfarm.errors import UnavailableError
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.bucket_check import check_bucket
 
 pytestmark = pytest.mark.integration
 
@@ -23,18 +24,18 @@ def keys(settings: Settings) -> list[str]:
 
 
 def test_a_probe_of_a_good_bucket_leaves_nothing_behind(settings: Settings) -> None:
-    Bucket.connect(settings).probe()
+    check_bucket(Bucket.connect(settings))
     with front(settings, {}) as passed_on:
-        Bucket.connect(passed_on).probe()
+        check_bucket(Bucket.connect(passed_on))
     assert keys(settings) == []
 
 
 CASES = [
     ("PUT", s3_error("AccessDenied"), "put", "allow s3:PutObject on probe/*"),
     ("HEAD", s3_error("AccessDenied"), "head", "allow s3:GetObject on probe/*"),
-    ("HEAD", (404, b""), "head", "it is not there although it was put"),
+    ("HEAD", (404, b""), "head", "the object is missing"),
     ("GET", s3_error("AccessDenied"), "get", "allow s3:GetObject on probe/*"),
-    ("GET", (200, b"other bytes"), "get", "what comes back is not what was put"),
+    ("GET", (200, b"other bytes"), "get", "the store returned other bytes"),
     ("POST", s3_error("AccessDenied"), "delete", "allow s3:DeleteObject on probe/*"),
     (
         "POST",
@@ -50,7 +51,7 @@ CASES = [
     ("PUT", s3_error("NotImplemented", 501), "put", "does not accept a sha256 checksum"),
     ("PUT", s3_error("NoSuchBucket", 404), "put", "there is no such bucket"),
     ("PUT", s3_error("AuthorizationHeaderMalformed", 400), "put", "set AWS_DEFAULT_REGION"),
-    ("PUT", s3_error("ExpiredToken", 400), "put", "mend AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+    ("PUT", s3_error("ExpiredToken", 400), "put", "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
 ]
 
 
@@ -59,7 +60,7 @@ def test_a_probe_names_the_verb_that_is_refused_and_the_cure(
     settings: Settings, method: str, answer: Answer, verb: str, cure: str
 ) -> None:
     with front(settings, {method: answer}) as refusing, pytest.raises(UnavailableError) as caught:
-        Bucket.connect(refusing).probe()
+        check_bucket(Bucket.connect(refusing))
     assert str(caught.value).startswith(f"{verb} of probe/")
     assert cure in str(caught.value)
     # an object that could be put does not stay, wherever it may be removed
@@ -74,10 +75,10 @@ def closed(settings: Settings) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "cure"),
     [
-        (lambda _: {"bucket": "no-such-bucket"}, "there is no such bucket; create it, or mend LATENTFARM_BUCKET"),
-        (lambda _: {"s3_secret_key": SecretStr("wrong")}, "mend AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        (lambda _: {"s3_access_key": "wrong"}, "mend AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
-        (closed, "mend AWS_ENDPOINT_URL or the network"),
+        (lambda _: {"bucket": "no-such-bucket"}, "there is no such bucket; create it, or correct LATENTFARM_BUCKET"),
+        (lambda _: {"s3_secret_key": SecretStr("wrong")}, "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (lambda _: {"s3_access_key": "wrong"}, "correct AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"),
+        (closed, "correct AWS_ENDPOINT_URL or the network"),
     ],
 )
 def test_the_real_store_s_refusals_are_told_with_their_cure(
@@ -85,7 +86,7 @@ def test_the_real_store_s_refusals_are_told_with_their_cure(
 ) -> None:
     wrong = settings.model_copy(update=change(settings))
     with pytest.raises(UnavailableError) as caught:
-        Bucket.connect(wrong).probe()
+        check_bucket(Bucket.connect(wrong))
     assert cure in str(caught.value)
     assert settings.s3_secret_key.get_secret_value() not in str(caught.value)
 

@@ -29,6 +29,7 @@ from latentfarm.local.process import ManagedProcess
 from latentfarm.local.s3_server import find_rclone
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.parallel_get import parallel_reader
 from latentfarm.submission.prompts import ReadOptions
 
 pytestmark = pytest.mark.integration
@@ -82,7 +83,8 @@ def test_a_store_that_is_reached_in_no_plain_way_is_still_read(
     batch = farm.submit(["a"] * 40, batch="cats")
     work(farm, batch)
     # the plain connections are told a wrong secret; boto3 keeps the right one
-    monkeypatch.setattr(farm.bucket, "_credentials", Credentials("somebody", "wrong"))
+    assert farm.bucket.client
+    monkeypatch.setattr(farm.bucket, "credentials", Credentials("someone", "wrong"))
     assert batch.fetch(tmp_path).downloaded == 40
 
 
@@ -132,11 +134,11 @@ def test_a_store_behind_tls_is_read_plainly_if_its_certificate_is_trusted(
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "ca.pem"))
         for plainly in (True, False):
             bucket = Bucket.connect(settings)
-            with bucket.reading() as read:
-                short_way = read._short_way
-                assert short_way is not None
-                assert [short_way.get("ä 1.png") for _ in range(3)] == [b"picture" if plainly else None] * 3
-                assert short_way.get("none.png") is None
+            with parallel_reader(bucket) as read:
+                signed_get = read._signed_get
+                assert signed_get is not None
+                assert [signed_get.get("ä 1.png") for _ in range(3)] == [b"picture" if plainly else None] * 3
+                assert signed_get.get("none.png") is None
             monkeypatch.delenv("AWS_CA_BUNDLE", raising=False)
     finally:
         server.terminate()
@@ -214,11 +216,11 @@ def test_names_come_from_the_template_and_a_clash_is_told_before_anything_is_dow
     batch = farm.submit([{"prompt": "a", "id": "x", "seed": 1}, {"prompt": "b", "id": "y", "seed": 1}], batch="cats")
     work(farm, batch, traced=True)
     batch.fetch(tmp_path / "good", name_template="{id}-{seed}.png")
-    assert names_in(tmp_path / "good") == {"x-1.png", "y-1.png", "traces", "results.jsonl", "metadata.jsonl"}
-    assert names_in(tmp_path / "good" / "traces") == {"x-1.png", "y-1.png"}
-    assert [line["trace"] for line in read_lines(tmp_path / "good" / "results.jsonl")] == [
-        "traces/x-1.png",
-        "traces/y-1.png",
+    assert names_in(tmp_path / "good") == {"x-1.png", "y-1.png", "intermediates", "results.jsonl", "metadata.jsonl"}
+    assert names_in(tmp_path / "good" / "intermediates") == {"x-1.png", "y-1.png"}
+    assert [line["intermediates"] for line in read_lines(tmp_path / "good" / "results.jsonl")] == [
+        "intermediates/x-1.png",
+        "intermediates/y-1.png",
     ]
     with pytest.raises(InputError, match=r"jobs cats/0 and cats/1 would both be the file '1.png'.*add \{index\}"):
         batch.fetch(tmp_path / "clash", name_template="{seed}.png")

@@ -26,7 +26,7 @@ def test_webdataset_shards_hold_each_picture_with_its_prompt_and_line(farm: Farm
     assert names_in(tmp_path) == {"shard-00000.tar", "shard-00001.tar", "index.parquet", "results.jsonl"}
     with tarfile.open(tmp_path / "shard-00001.tar") as tar:
         members = tar.getmembers()
-        assert [m.name for m in members[:4]] == ["00001000.json", "00001000.png", "00001000.trace.png", "00001000.txt"]
+        assert [m.name for m in members[:4]] == ["00001000.json", "00001000.png", "00001000.intermediates.png", "00001000.txt"]
         assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
         bodies = [opened.read() for m in members[:4] if (opened := tar.extractfile(m)) is not None]
     assert bodies[1:] == [picture(1000), picture(1007), b"prompt 1000"]

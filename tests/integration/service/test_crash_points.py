@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from tests.chaos.crash_points import KILLED, PRODUCER_ACTS, WORKER_ACTS
 from tests.chaos.fake_worker import ALIAS, write_model
-from tests.chaos.farm_run import PRELOAD
-from tests.chaos.fork_server import Born, Nursery
+from tests.chaos.farm_run import CHAOS_PRELOAD
 from tests.conftest import until
+from tests.support.fork_server import ForkedProcess, ForkServer
 
 from latentfarm import Farm
 from latentfarm.storage.keys import batch_prefix
@@ -34,37 +34,38 @@ UNSERVED = "unserved"
 
 
 @pytest.fixture(scope="module")
-def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
-    log = tmp_path_factory.mktemp("nursery") / "log"
-    with Nursery((*PRELOAD, "tests.chaos.crash_points"), log=log) as made:
+def fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ForkServer]:
+    log = tmp_path_factory.mktemp("fork_server") / "log"
+    with ForkServer((*CHAOS_PRELOAD, "tests.chaos.crash_points"), log=log) as made:
         yield made
 
 
 class Processes:
     """Starts workers and producers on the farm of a test."""
 
-    def __init__(self, nursery: Nursery, farm: Farm, folder: Path) -> None:
+    def __init__(self, fork_server: ForkServer, farm: Farm, folder: Path) -> None:
         source = str(write_model(folder / "model"))
         mine = farm.settings.model_copy(update={"model": ALIAS, "model_source": source, "slots": 2})
         self._env = {**mine.environment(), "LATENTFARM_LEASE_TTL_S": "1", "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "0.2"}
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._log = folder / "log"
 
-    def work(self, point: str = "") -> Born:
+    def work(self, point: str = "") -> ForkedProcess:
         """Start a worker that kills itself at the point."""
         return self._start("work", {"point": point})
 
-    def submit(self, arguments: list[str], point: str = "") -> Born:
+    def submit(self, arguments: list[str], point: str = "") -> ForkedProcess:
         """Start a producer that kills itself at the point."""
         return self._start("submit", {"point": point, "arguments": arguments})
 
-    def _start(self, entry: str, arguments: dict[str, object]) -> Born:
-        return self._nursery.start(entry, f"tests.chaos.crash_points:{entry}", arguments, env=self._env, log=self._log)
+    def _start(self, entry: str, arguments: dict[str, object]) -> ForkedProcess:
+        start = self._fork_server.start
+        return start(entry, f"tests.chaos.crash_points:{entry}", arguments, env=self._env, log=self._log)
 
 
 @pytest.fixture
-def processes(nursery: Nursery, farm: Farm, tmp_path: Path) -> Processes:
-    return Processes(nursery, farm, tmp_path)
+def processes(fork_server: ForkServer, farm: Farm, tmp_path: Path) -> Processes:
+    return Processes(fork_server, farm, tmp_path)
 
 
 @pytest.mark.parametrize("act", WORKER_ACTS)
@@ -106,11 +107,11 @@ def test_a_producer_that_dies_at_any_point_is_run_again_and_half_a_batch_is_neve
         assert half.total == ROWS or half.state == "opening"
         # what may be leased by now lies in the bucket
         reader = ManifestReader(farm.bucket)
-        assert all(reader.line("b", index)["index"] == index for index in range(half.total))
+        assert all(reader.entry("b", index)["index"] == index for index in range(half.total))
     assert processes.submit(arguments).wait(60) == 0
     record, header = farm.ledger.batch("b"), read_header(farm.bucket, "b")
     assert header is not None
     assert (record.state, record.total, header.total) == ("open", ROWS, ROWS)
-    assert [ManifestReader(farm.bucket).line("b", index)["index"] for index in (0, 999, ROWS - 1)] == [0, 999, ROWS - 1]
+    assert [ManifestReader(farm.bucket).entry("b", index)["index"] for index in (0, 999, ROWS - 1)] == [0, 999, ROWS - 1]
     leased = [lease.index for _ in range(2) for lease in farm.ledger.lease(UNSERVED, "w", 1_000, lease_s=30)]
     assert sorted(leased) == list(range(ROWS))

@@ -1,4 +1,4 @@
-"""Pictures of every format from the engine to a user's folder, through a real Redis and a real S3 server."""
+"""Images of every format, from the engine to a user's folder, through a real Redis and a real S3 server."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 import torch
 from PIL import Image
 from tests.conftest import read_lines
-from tests.support.rendering import renderer
+from tests.support.rendering import render_loop
 from tests.support.tiny import make_tiny
 
 from latentfarm import Batch, Farm, InputError
 from latentfarm.fetch.contact_sheet import contact_sheet
-from latentfarm.image_formats import IMAGE_FORMATS, format_of, text_inside
+from latentfarm.image_formats import IMAGE_FORMATS, format_of, embedded_text
 from latentfarm.recovery.recover import recover_batch
 from latentfarm.storage.keys import results_key
 from latentfarm_worker.models import Family, load_family
@@ -35,25 +35,25 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 
 @pytest.fixture
 def batch(farm: Farm, family: Family) -> Batch:
-    """One seed in every format, with its strip from noise to result."""
+    """One seed in every format, with intermediates."""
     rows = [{"prompt": "a \N{SNOWMAN}", "seed": 7, "image_format": name, **SMALL} for name in IMAGE_FORMATS]
-    found = farm.submit(rows, batch="b", trace=True)
-    with renderer(farm, family) as worker:
-        worker.render_all()
+    found = farm.submit(rows, batch="b", save_intermediates=True)
+    with render_loop(farm, family) as loop:
+        loop.render_all()
         found.wait(timeout_s=60)
     return found
 
 
-def test_keys_and_content_types_are_those_of_the_format_and_strips_stay_png(farm: Farm, batch: Batch) -> None:
+def test_keys_and_content_types_match_the_format_and_intermediates_are_png(farm: Farm, batch: Batch) -> None:
     for line, made in zip(batch.results(), IMAGE_FORMATS.values(), strict=True):
-        assert line["key"].endswith(made.ending)
-        assert line["trace"]["key"].endswith(".png")
+        assert line["key"].endswith(made.extension)
+        assert line["intermediates"]["key"].endswith(".png")
         head = farm.bucket.client.head_object(Bucket=farm.bucket.name, Key=line["key"])
         assert (head["ContentType"], head["ContentLength"]) == (made.content_type, line["bytes"])
         assert line["request"]["image_format"] == made.name
 
 
-def test_a_format_changes_no_pixel_but_jpeg_s_and_all_tell_how_they_were_made(farm: Farm, batch: Batch) -> None:
+def test_lossless_formats_have_the_same_pixels_and_all_formats_embed_the_receipt(farm: Farm, batch: Batch) -> None:
     pixels = []
     for line in batch.results():
         made = format_of(line["key"])
@@ -61,33 +61,33 @@ def test_a_format_changes_no_pixel_but_jpeg_s_and_all_tell_how_they_were_made(fa
         with Image.open(io.BytesIO(farm.bucket.get(line["key"])), formats=[made.pillow]) as image:
             image.load()
             pixels.append(image.convert("RGB").tobytes())
-            told = text_inside(image)
-        assert told["parameters"].startswith("a \N{SNOWMAN}\nSteps: 2")
-        receipt = json.loads(told["latentfarm"])
+            embedded = embedded_text(image)
+        assert embedded["parameters"].startswith("a \N{SNOWMAN}\nSteps: 2")
+        receipt = json.loads(embedded["latentfarm"])
         assert (receipt["job"], receipt["request"]["seed"]) == (line["job"], 7)
     assert pixels[0] == pixels[1] != pixels[2]
 
 
-def test_a_fetch_names_files_by_their_format_and_resumes(batch: Batch, tmp_path: Path) -> None:
+def test_a_fetch_names_files_by_format_and_resumes(batch: Batch, tmp_path: Path) -> None:
     fetched = batch.fetch(tmp_path)
     assert [file.name for file, _ in fetched.pictures] == FILES
     assert [line["file_name"] for line in read_lines(tmp_path / "metadata.jsonl")] == FILES
     lines = read_lines(tmp_path / "results.jsonl")
     assert [line["file"] for line in lines] == FILES
-    assert [line["trace"] for line in lines] == [f"traces/{n:06d}.png" for n in range(3)]
-    assert all((tmp_path / line["trace"]).is_file() for line in lines)
+    assert [line["intermediates"] for line in lines] == [f"intermediates/{n:06d}.png" for n in range(3)]
+    assert all((tmp_path / line["intermediates"]).is_file() for line in lines)
     assert contact_sheet(fetched.pictures).width > 0
     again = batch.fetch(tmp_path)
     assert (again.downloaded, again.present) == (0, 6)
 
 
-def test_a_template_with_an_ending_is_refused_before_anything_is_downloaded(batch: Batch, tmp_path: Path) -> None:
+def test_a_template_with_a_file_extension_is_refused_before_the_first_download(batch: Batch, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"job b/1: its picture is \.webp, but .* says \.png"):
         batch.fetch(tmp_path / "out", name_template="{index}.png")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_webdataset_s_members_have_their_format_s_ending(batch: Batch, tmp_path: Path) -> None:
+def test_webdataset_members_have_the_extension_of_their_format(batch: Batch, tmp_path: Path) -> None:
     batch.fetch(tmp_path, layout="webdataset")
     with tarfile.open(tmp_path / "shard-00000.tar") as tar:
         names = [name for name in tar.getnames() if name.count(".") == 1 and not name.endswith((".json", ".txt"))]
@@ -97,7 +97,7 @@ def test_a_webdataset_s_members_have_their_format_s_ending(batch: Batch, tmp_pat
 
 
 @pytest.mark.parametrize("left", ["images", "results too"])
-def test_every_format_proves_its_job_when_redis_was_emptied(farm: Farm, batch: Batch, left: str) -> None:
+def test_jobs_of_every_format_are_recovered_after_redis_was_emptied(farm: Farm, batch: Batch, left: str) -> None:
     before = [(line["key"], line["sha256"], line["request"]) for line in batch.results()]
     if left == "images":
         farm.bucket.delete([results_key("b", 0)])
@@ -107,7 +107,7 @@ def test_every_format_proves_its_job_when_redis_was_emptied(farm: Farm, batch: B
     assert [(line["key"], line["sha256"], line["request"]) for line in batch.results()] == before
 
 
-def test_an_image_that_is_not_what_its_ending_says_proves_nothing(farm: Farm, batch: Batch) -> None:
+def test_an_image_with_the_extension_of_another_format_is_not_recovered(farm: Farm, batch: Batch) -> None:
     png, webp, _ = (line["key"] for line in batch.results())
     farm.bucket.put(webp, farm.bucket.get(png))
     farm.bucket.delete([results_key("b", 0)])

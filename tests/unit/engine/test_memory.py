@@ -61,7 +61,7 @@ def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
 
 
 def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
-    job = make(0, num_inference_steps=5, scheduler="euler", trace=True)
+    job = make(0, num_inference_steps=5, scheduler="euler", save_intermediates=True)
     strips = []
     for slots, breaks_at in ((4, 3), (2, None)):
         calls = iter(range(1000))

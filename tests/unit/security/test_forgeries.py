@@ -39,7 +39,7 @@ from latentfarm.job import (
     parse_job_name,
 )
 from latentfarm.storage.bucket import Bucket
-from latentfarm.storage.keys import header_key, image_key, manifest_key, part_of, results_key, trace_key
+from latentfarm.storage.keys import header_key, image_key, manifest_key, part_of, results_key, intermediates_key
 from latentfarm.storage.manifest import ManifestReader, PartWriter
 from latentfarm.storage.part_codec import MAX_PART_BYTES, pack, unpack
 from latentfarm.submission.expansion import Expansion
@@ -106,7 +106,7 @@ def test_the_largest_part_that_rows_within_their_limits_make_is_read() -> None:
         scheduler="KDPM2AncestralDiscreteScheduler",
         scheduler_options=options,
         columns=columns,
-        trace=True,
+        save_intermediates=True,
         num_images_per_prompt=PART_JOBS,
     )
     [part] = PartWriter("b", Defaults()).add(row, 0)
@@ -197,7 +197,7 @@ def test_no_batch_name_leads_a_key_out_of_its_batch(name: str, index: int, epoch
     part = part_of(index)
     keys = [
         image_key(batch, index, epoch),
-        trace_key(batch, index, epoch),
+        intermediates_key(batch, index, epoch),
         manifest_key(batch, part),
         results_key(batch, part),
         header_key(batch),
@@ -238,10 +238,10 @@ def test_the_members_of_a_shard_are_named_by_index_whatever_the_row_says(
         "sha256": "0" * 64,
         "request": {"prompt": prompt},
         "columns": {column: id_},
-        "trace": {"key": id_, "sha256": "0" * 64},
+        "intermediates": {"key": id_, "sha256": "0" * 64},
     }
     names = [name for name, _ in _members(result, {})]
-    assert names == [f"{index:08d}{end}" for end in (".json", ".png", ".trace.png", ".txt")]
+    assert names == [f"{index:08d}{end}" for end in (".json", ".png", ".intermediates.png", ".txt")]
 
 
 @given(st.sampled_from(["id", "seed", "width", "scheduler", "row", "batch"]), HOSTILE)

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentfarm.job import MAX_SEED, PART_JOBS, Defaults, Job, Row, seed_for
-from latentfarm.storage.manifest import INVALID_ROW, Part, PartWriter
+from latentfarm.job import INVALID_ROW, MAX_SEED, PART_JOBS, Defaults, Job, Row, default_seed
+from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.manifest import ManifestReader, Part, PartWriter, read_header
+from latentfarm.storage.part_codec import pack
+from latentfarm.storage.results import read_part
 
 pytestmark = pytest.mark.unit
 
@@ -18,8 +21,8 @@ def written(*rows: Row | str, batch: str = "b", **defaults: Any) -> list[Part]:
     writer = PartWriter(batch, Defaults(**defaults))
     parts: list[Part] = []
     for number, row in enumerate(rows):
-        parts += writer.add_wrong(row, number) if isinstance(row, str) else writer.add(row, number)
-    return [*parts, *writer.rest()]
+        parts += writer.add_invalid(row, number) if isinstance(row, str) else writer.add(row, number)
+    return [*parts, *writer.flush()]
 
 
 def lines(*parts: Part) -> list[dict[str, Any]]:
@@ -52,13 +55,13 @@ def test_the_last_seed_is_followed_by_zero() -> None:
 
 def test_a_row_without_a_seed_gets_the_one_made_of_batch_and_index() -> None:
     found = lines(*written(Row(prompt="a"), Row(prompt="b", num_images_per_prompt=2), batch="cats"))
-    first = seed_for("cats", 1)
-    assert [line["seed"] for line in found] == [seed_for("cats", 0), first, first + 1]
+    first = default_seed("cats", 1)
+    assert [line["seed"] for line in found] == [default_seed("cats", 0), first, first + 1]
 
 
 def test_a_wrong_row_keeps_its_place_as_a_job_that_has_failed() -> None:
     [part] = written(Row(prompt="a"), "line 2: width 65", Row(prompt="b"))
-    assert part.wrong == {1: {"code": INVALID_ROW, "message": "line 2: width 65"}}
+    assert part.invalid == {1: {"code": INVALID_ROW, "message": "line 2: width 65"}}
     assert [line.get("prompt") for line in lines(part)] == ["a", None, "b"]
     assert lines(part)[1]["invalid"]["message"] == "line 2: width 65"
 
@@ -89,16 +92,47 @@ def test_every_line_is_a_valid_job_and_the_chain_is_that_of_the_content(found: l
     parts = written(*found)
     for line in lines(*parts):
         Job.model_validate({**line, "batch": "b"})
-    assert [part.chain for part in written(*found)] == [part.chain for part in parts]
+    assert [part.parts_digest for part in written(*found)] == [part.parts_digest for part in parts]
     if found:
         changed = [*found[:-1], found[-1].model_copy(update={"prompt": found[-1].prompt + "!"})]
-        assert written(*changed)[-1].chain != parts[-1].chain
+        assert written(*changed)[-1].parts_digest != parts[-1].parts_digest
 
 
 def test_a_chain_tells_apart_what_differs_in_an_earlier_part_only() -> None:
     many = [Row(prompt="a")] * (PART_JOBS + 1)
     first, second = written(*many)
     other_first, other_second = written(Row(prompt="b"), *many[1:])
-    assert first.chain != other_first.chain
+    assert first.parts_digest != other_first.parts_digest
     assert second.lines == other_second.lines
-    assert second.chain != other_second.chain
+    assert second.parts_digest != other_second.parts_digest
+
+
+class OneObject:
+    """A bucket that returns the same bytes for every key."""
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+
+    def get(self, _key: str) -> bytes:
+        return self.body
+
+
+def bucket_with(body: bytes) -> Bucket:
+    return cast("Bucket", OneObject(body))
+
+
+def test_a_manifest_of_version_0_1_with_trace_and_chain_is_read() -> None:
+    entry = {"index": 0, "row": 0, "prompt": "a", "seed": 1, "trace": True}
+    assert ManifestReader(bucket_with(pack([entry]))).job("b", 0).save_intermediates
+    header = read_header(bucket_with(b'{"batch": "b", "model": "mini", "digest": "d", "chain": "ab"}'), "b")
+    assert header is not None
+    assert header.parts_digest == "ab"
+    again = read_header(bucket_with(header.model_dump_json().encode()), "b")
+    assert again == header
+
+
+def test_a_receipt_of_version_0_1_with_trace_is_read() -> None:
+    strip = {"key": "batches/b/traces/00000/00000000-1.png", "sha256": "0" * 64}
+    [line] = read_part(bucket_with(pack([{"index": 0, "state": "done", "trace": strip}])), "b", 0)
+    assert line["intermediates"] == strip
+    assert "trace" not in line

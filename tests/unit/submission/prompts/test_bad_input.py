@@ -136,7 +136,7 @@ def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason", "told"),
     [
-        (b'{"prompt": "a\\u0000b"}', "prompt", "p.jsonl line 1: prompt 'a\\x00b' holds a NUL character; leave it out"),
+        (b'{"prompt": "a\\u0000b"}', "prompt", "p.jsonl line 1: prompt 'a\\x00b' contains a NUL character; remove it"),
         (b'{"prompt": "\\ud800"}', "not JSON", "p.jsonl line 1 column "),
         (b'{"prompt": "caf\xe9"}', "not UTF-8", "p.jsonl line 1: byte 16 is 0xe9, which is no UTF-8"),
         (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "not JSON", "p.jsonl line 1 column "),

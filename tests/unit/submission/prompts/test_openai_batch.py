@@ -48,7 +48,7 @@ def test_batch_lines_and_rows_may_stand_in_one_file(tmp_path: Path) -> None:
         (
             line({"prompt": "a", "output_format": "gif"}),
             "image_format",
-            "output_format 'gif' is not made here; write one of png, webp, jpeg",
+            "output_format 'gif' is not supported; write one of png, webp, jpeg",
         ),
         (
             line({"prompt": "a", "quality": "hd"}),

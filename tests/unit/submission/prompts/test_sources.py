@@ -201,7 +201,7 @@ def test_rows_are_taken_from_an_iterator_one_at_a_time() -> None:
         ({"prompt": "a", 5: 1}, "row 1: field '5' (1) is not known; write one of"),
         ({"prompt": "a", "columns": {}}, "row 1: field 'columns' ({}) is not known"),
         ({"prompt": "a", "seed": object()}, "row 1: seed "),
-        ({"prompt": "a\ud800"}, "row 1: prompt 'a\\ud800' holds a lone surrogate"),
+        ({"prompt": "a\ud800"}, "row 1: prompt 'a\\ud800' contains a lone surrogate"),
     ],
 )
 def test_a_wrong_row_in_python_is_told(row: Any, told: str) -> None:

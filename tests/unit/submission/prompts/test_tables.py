@@ -52,7 +52,7 @@ def test_syntax_and_clip_skip_are_columns(tmp_path: Path) -> None:
         ("a,x,", "seed", "seed 'x' is wrong; write a valid integer"),
         ("a,1,{", "scheduler_options", "scheduler_options '{' is no JSON; write an object such as"),
         ("a,1,[]", "scheduler_options", "scheduler_options [] is wrong; write a valid dictionary"),
-        ("a\0,1,", "prompt", "prompt 'a\\x00' holds a NUL character; leave it out"),
+        ("a\0,1,", "prompt", "prompt 'a\\x00' contains a NUL character; remove it"),
     ],
 )
 def test_a_wrong_row_of_a_table_is_told_and_the_next_is_read(tmp_path: Path, row: str, reason: str, told: str) -> None:

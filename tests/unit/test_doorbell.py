@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+import pytest
+
+from latentfarm.doorbell import broker_url, make_app
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize(
+    ("redis_url", "broker"),
+    [
+        ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
+        ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
+        ("unix://user:secret@/run/redis.sock", "redis+socket://user:secret@/run/redis.sock?virtual_host=0"),
+        ("redis://:secret@host:6380/1", "redis://:secret@host:6380/1"),
+        ("rediss://:secret@host:6380/1", "rediss://:secret@host:6380/1?ssl_cert_reqs=required"),
+        ("rediss://host/1?ssl_ca_certs=a.pem", "rediss://host/1?ssl_ca_certs=a.pem&ssl_cert_reqs=required"),
+        ("rediss://host?ssl_cert_reqs=none", "rediss://host?ssl_cert_reqs=none"),
+    ],
+)
+def test_a_redis_url_becomes_the_one_that_kombu_reads(redis_url: str, broker: str) -> None:
+    assert broker_url(redis_url) == broker
+
+
+def test_celery_accepts_json_only_and_keeps_no_results() -> None:
+    conf = make_app("redis://localhost", model="mini").conf
+    assert conf.accept_content == ["json"]
+    assert conf.result_backend is None
+    assert conf.worker_pool == "threads"
+    assert conf.worker_enable_remote_control is False
+    assert [queue.name for queue in conf.task_queues] == ["render.mini"]
