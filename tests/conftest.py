@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
+from tests.support import fork_server
 
 from latentfarm.farm import Farm
 from latentfarm.ledger import Ledger
@@ -27,6 +29,10 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "desk")
 
 REPOSITORY = Path(__file__).parents[1]
 CHAOS = REPOSITORY / "tests" / "chaos"
+
+# `nohup make test &` in a script begins with SIGINT ignored, and commands that tests start would inherit that
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # processes of pytest-xdist share the cores; this comes before torch does
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -81,6 +87,23 @@ def farm(settings: Settings, connected: Farm) -> Farm:
 @pytest.fixture
 def ledger(farm: Farm) -> Ledger:
     return farm.ledger
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forked_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fork ``python -m latentfarm ...`` from a process that has imported torch; the first command starts it."""
+    started: list[fork_server.ForkServer] = []
+
+    def get_server() -> fork_server.ForkServer:
+        if not started:
+            started.append(fork_server.ForkServer(log=tmp_path_factory.mktemp("fork-server") / "log"))
+        return started[0]
+
+    fork_server.install(get_server)
+    yield
+    fork_server.uninstall()
+    for server in started:
+        server.close()
 
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -1,4 +1,4 @@
-"""Processes that kill themselves with kill -9 right before or right after a named act; run in a nursery's child."""
+"""Processes that kill themselves with kill -9 right before or right after a named act; run in a fork_server's child."""
 
 from __future__ import annotations
 

@@ -10,14 +10,14 @@ from urllib.parse import urlparse
 
 import redis
 from tests.chaos.fake_worker import ALIAS, write_model
-from tests.chaos.fault_injector import Ground, Happened, RedisHost, Seat
+from tests.chaos.fault_injector import FaultInjector, FaultLog, RedisHost, Replica
 from tests.chaos.faults import LEASE_S, schedule
-from tests.chaos.fork_server import Nursery
 from tests.chaos.invariants import Findings, Recovery, check_farm, forgotten, recovery, resumption
 from tests.chaos.journal import FRESH, Entry, read_journals
 from tests.chaos.network import Network, S3Front
 from tests.chaos.producer import Producer
 from tests.chaos.stores import StoreKind, start_store
+from tests.support.fork_server import PRELOAD, ForkServer
 
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm import Farm
@@ -26,19 +26,7 @@ from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.manifest import read_header
 
-PRELOAD = (
-    "torch",
-    "diffusers.schedulers.scheduling_euler_discrete",
-    "boto3",
-    "celery.bin.worker",
-    "celery.apps.worker",
-    "celery.concurrency.thread",
-    "kombu.transport.redis",
-    "latentfarm_worker.service.worker",
-    "latentfarm_worker.models",
-    "latentfarm.cli",
-    "tests.chaos.warm",
-)
+CHAOS_PRELOAD = (*PRELOAD, "tests.chaos.warm")
 FAKE_WORKERS = 4
 SWEEP_S = 0.5
 SLOTS = 4
@@ -57,7 +45,7 @@ _FORGETS_S = 5.0
 class Outcome:
     """What a run gave."""
 
-    happened: Happened
+    faults_seen: FaultLog
     found: Findings
     recovery: Recovery
     calm_recovery: Recovery
@@ -83,16 +71,16 @@ def run_farm(folder: Path, *, seed: int, duration_s: float, store: StoreKind) ->
         server, settings = start_store(store, folder / "s3", log=folder / "s3.log")
         stack.callback(server.wait_or_kill, 0)
         network = stack.enter_context(Network())
-        nursery = stack.enter_context(Nursery(PRELOAD, log=folder / "nursery.log"))
-        ground = Ground(folder, network, nursery, host)
-        stack.callback(ground.close)
-        run = _FarmRun(ground, settings.model_copy(update={"redis_url": host.url}), seed=seed)
+        fork_server = stack.enter_context(ForkServer(CHAOS_PRELOAD, log=folder / "fork_server.log"))
+        injector = FaultInjector(folder, network, fork_server, host)
+        stack.callback(injector.close)
+        run = _FarmRun(injector, settings.model_copy(update={"redis_url": host.url}), seed=seed)
         return run.run(duration_s)
 
 
 class _FarmRun:
-    def __init__(self, ground: Ground, settings: Settings, *, seed: int) -> None:
-        self.ground = ground
+    def __init__(self, injector: FaultInjector, settings: Settings, *, seed: int) -> None:
+        self.injector = injector
         self.seed = seed
         self.farm = Farm.open(settings)
         # a frozen Redis must not hold up the hand that thaws it
@@ -100,18 +88,18 @@ class _FarmRun:
         self.bucket = Bucket.connect(settings)
         port = urlparse(settings.s3_endpoint_url).port
         assert port is not None
-        self.front = ground.front = S3Front(ground.network, port, seed=seed)
-        self.journal = ground.folder / "journal"
+        self.front = injector.front = S3Front(injector.network, port, seed=seed)
+        self.journal = injector.folder / "journal"
         self.acknowledged: list[Entry] = []
         self.forgotten: list[str] = []
         self.seen_whole: set[str] = set()
         self.looked_s = 0.0
         self.violations: list[str] = []
-        self._make_seats()
-        env = self._env(ground.link(seed=seed + 100).url, ALIAS)
-        self.producer = Producer(ground.nursery, ground.folder, env, seed=seed)
-        ground.doom_producer = self.producer.doom
-        ground.before_redis_dies, ground.after_redis_is_back = self._remember, self._compare
+        self._make_replicas()
+        env = self._env(injector.link(seed=seed + 100).url, ALIAS)
+        self.producer = Producer(injector.fork_server, injector.folder, env, seed=seed)
+        injector.stop_producer = self.producer.doom
+        injector.before_redis_dies, injector.after_redis_is_back = self._remember, self._compare
 
     def _env(self, redis_url: str, model: str, source: str = "") -> dict[str, str]:
         mine = self.farm.settings.model_copy(
@@ -129,52 +117,52 @@ class _FarmRun:
             "LATENTFARM_HOUSEKEEPING_INTERVAL_S": str(SWEEP_S),
         }
 
-    def _make_seats(self) -> None:
-        source = str(write_model(self.ground.folder / "model"))
+    def _make_replicas(self) -> None:
+        source = str(write_model(self.injector.folder / "model"))
         journal = {"journal": str(self.journal)}
         for number in range(FAKE_WORKERS + 1):
-            link = self.ground.link(seed=self.seed + number)
+            link = self.injector.link(seed=self.seed + number)
             entry, env = "tests.chaos.fake_worker:run", self._env(link.url, ALIAS, source)
             name = f"worker-{number}"
             if number == FAKE_WORKERS:
                 entry, env, name = "tests.chaos.fake_worker:run_mini", self._env(link.url, "mini"), "worker-mini"
-            self.ground.seats.append(Seat(name, entry, journal, env, link))
+            self.injector.replicas.append(Replica(name, entry, journal, env, link))
 
     # -- the run ---------------------------------------------------------------------------------------------
 
     def run(self, duration_s: float) -> Outcome:
-        faults = schedule(self.seed, duration_s, len(self.ground.seats))
+        faults = schedule(self.seed, duration_s, len(self.injector.replicas))
         self.producer.add("mini", rows=_MINI_JOBS)
         self.producer.add(ALIAS)
-        for seat in self.ground.seats:
-            self.ground.fill(seat)
-        self.ground.run(faults, duration_s, self._tick_and_feed)
+        for replica in self.injector.replicas:
+            self.injector.fill(replica)
+        self.injector.run(faults, duration_s, self._tick_and_feed)
         settled_s = self._settle(_SETTLE_S + _SETTLE_SHARE * duration_s)
-        self.ground.end_all()
+        self.injector.end_all()
         entries = read_journals(self.journal)
-        self.ground.note("checking", batches=len(self.producer.plans))
+        self.injector.note("checking", batches=len(self.producer.plans))
         found = check_farm(self.farm, self.producer.plans, entries)
-        happened = self.ground.happened
-        violations = [*self.violations, *happened.violations, *found.lines()]
+        faults_seen = self.injector.faults_seen
+        violations = [*self.violations, *faults_seen.violations, *found.lines()]
         return Outcome(
-            happened=happened,
+            faults_seen=faults_seen,
             found=found,
-            recovery=recovery(entries, happened.kills),
-            calm_recovery=recovery(entries, self.ground.calm_kills(CALM_S)),
-            resumption=resumption(entries, happened.returns),
+            recovery=recovery(entries, faults_seen.kills),
+            calm_recovery=recovery(entries, self.injector.calm_kills(CALM_S)),
+            resumption=resumption(entries, faults_seen.returns),
             entries=entries,
             duration_s=duration_s,
             settled_s=settled_s,
             producer_kills=self.producer.killed,
             forgotten=self.forgotten,
             store_counts=dict(self.front.counts),
-            eaten=sum(link.eaten for link in self.ground.links),
+            eaten=sum(link.eaten for link in self.injector.links),
             versions={"Redis": self.farm.ledger.ping()},
             violations=violations,
         )
 
     def _tick(self) -> None:
-        self.producer.tick(self.ground.note)
+        self.producer.tick(self.injector.note)
         now = time.monotonic()
         if now - self.looked_s > 1:
             self.looked_s = now
@@ -211,7 +199,7 @@ class _FarmRun:
         """Wait until everything is done; return how long it took."""
         began = time.monotonic()
         while (took := time.monotonic() - began) < limit_s:
-            self.ground.mend()
+            self.injector.mend()
             self._tick()
             if not self.producer.busy and self._finished():
                 return took
@@ -223,7 +211,7 @@ class _FarmRun:
         try:
             records = [self.looker.batch(plan.batch) for plan in self.producer.plans]
             done = all(record.state == "complete" for record in records) and not self.looker.full_parts()
-            return done and not self.looker.redis.exists("lf:leftovers")
+            return done and not self.looker.redis.exists("lf:orphans")
         except (InputError, UnavailableError, redis.RedisError):
             return False
 
@@ -245,5 +233,5 @@ class _FarmRun:
 
     def _compare(self) -> None:
         lost = forgotten(self.farm, self.acknowledged)
-        self.ground.note("Redis is back", acknowledged=len(self.acknowledged), forgotten=len(lost))
+        self.injector.note("Redis is back", acknowledged=len(self.acknowledged), forgotten=len(lost))
         self.forgotten += lost

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.faults import Fault
-from tests.chaos.fork_server import Born, Nursery
 from tests.chaos.network import Link, Network, S3Front
+from tests.support.fork_server import ForkedProcess, ForkServer
 
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import socket_path, start_redis
@@ -28,7 +28,7 @@ _TICK_S = 0.05
 
 
 @dataclass
-class Seat:
+class Replica:
     """A worker's place: how it is started, and the process that has it now."""
 
     name: str
@@ -36,18 +36,18 @@ class Seat:
     arguments: Mapping[str, Any]
     env: Mapping[str, str]
     link: Link
-    born: Born | None = None
+    process: ForkedProcess | None = None
     stopped: bool = False
     held: bool = False
     #: when it was told to end, or was killed, in seconds of CLOCK_MONOTONIC
-    told_s: float | None = None
+    signalled_s: float | None = None
     killed: bool = False
     gone_s: float | None = None
 
     @property
-    def sound(self) -> bool:
+    def healthy(self) -> bool:
         """Whether nothing befalls it now."""
-        return self.born is not None and not (self.stopped or self.held or self.killed) and self.told_s is None
+        return self.process is not None and not (self.stopped or self.held or self.killed) and self.signalled_s is None
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Return:
 
 
 @dataclass
-class Happened:
+class FaultLog:
     """What befell the processes, as far as figures are made of it."""
 
     faults: list[str] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Happened:
     returns: list[Return] = field(default_factory=list)
     ends_s: list[float] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
-    unasked: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
 
 
 class RedisHost:
@@ -104,22 +104,22 @@ class RedisHost:
         os.kill(self._child.pid, signal.SIGSTOP if on else signal.SIGCONT)
 
 
-class Ground:
+class FaultInjector:
     """Everything that faults are laid on.
 
     ``before_redis_dies`` and ``after_redis_is_back`` are called around a kill -9 of Redis, while nothing reaches it.
     """
 
-    def __init__(self, folder: Path, network: Network, nursery: Nursery, redis: RedisHost) -> None:
+    def __init__(self, folder: Path, network: Network, fork_server: ForkServer, redis: RedisHost) -> None:
         self.folder = folder
         self.network = network
-        self.nursery = nursery
+        self.fork_server = fork_server
         self.redis = redis
-        self.seats: list[Seat] = []
+        self.replicas: list[Replica] = []
         self.links: list[Link] = []
         self.front: S3Front | None = None
-        self.happened = Happened()
-        self.doom_producer: Callable[[], None] = lambda: None
+        self.faults_seen = FaultLog()
+        self.stop_producer: Callable[[], None] = lambda: None
         self.before_redis_dies: Callable[[], None] = lambda: None
         self.after_redis_is_back: Callable[[], None] = lambda: None
         self._events = (folder / "events.jsonl").open("a")
@@ -144,73 +144,79 @@ class Ground:
 
     # -- workers ---------------------------------------------------------------------------------------------
 
-    def fill(self, seat: Seat) -> None:
-        """Start the worker of a seat."""
+    def fill(self, replica: Replica) -> None:
+        """Start the worker of a replica."""
         (self.folder / "logs").mkdir(exist_ok=True)
-        log = self.folder / "logs" / f"{seat.name}.log"
-        seat.born = self.nursery.start(seat.name, seat.entry, seat.arguments, env=seat.env, log=log)
-        seat.stopped, seat.told_s, seat.killed, seat.gone_s = False, None, False, None
+        log = self.folder / "logs" / f"{replica.name}.log"
+        replica.process = self.fork_server.start(
+            replica.name, replica.entry, replica.arguments, env=replica.env, log=log
+        )
+        replica.stopped, replica.signalled_s, replica.killed, replica.gone_s = False, None, False, None
 
     def mend(self) -> None:
         """Start workers anew that have ended; kill those that were told to end and do not."""
         now = time.monotonic()
-        for seat in self.seats:
-            if seat.born is None:
+        for replica in self.replicas:
+            if replica.process is None:
                 continue
-            code = seat.born.exit_code()
+            code = replica.process.exit_code()
             if code is None:
-                self._press(seat, now)
-            elif seat.gone_s is None:
-                seat.gone_s = now
-                self._note_end(seat, code, now)
-            elif now > seat.gone_s + _REBIRTH_S:
-                self.fill(seat)
+                self._press(replica, now)
+            elif replica.gone_s is None:
+                replica.gone_s = now
+                self._note_end(replica, code, now)
+            elif now > replica.gone_s + _REBIRTH_S:
+                self.fill(replica)
 
-    def _press(self, seat: Seat, now: float) -> None:
-        if seat.told_s is not None and now > seat.told_s + END_S and not seat.killed:
-            self.happened.violations.append(f"{seat.name} had not ended {END_S:g} s after SIGTERM")
-            self.kill(seat)
+    def _press(self, replica: Replica, now: float) -> None:
+        if replica.signalled_s is not None and now > replica.signalled_s + END_S and not replica.killed:
+            self.faults_seen.violations.append(f"{replica.name} had not ended {END_S:g} s after SIGTERM")
+            self.kill(replica)
 
-    def _note_end(self, seat: Seat, code: int, now: float) -> None:
-        if seat.told_s is not None and not seat.killed:
-            self.happened.ends_s.append(now - seat.told_s)
-            self.note("ended", worker=seat.name, code=code, after_s=round(now - seat.told_s, 1))
-        elif not seat.killed:
-            self.happened.unasked.append(f"{seat.name} ended unasked with exit code {code}")
-            self.note("ended unasked", worker=seat.name, code=code)
+    def _note_end(self, replica: Replica, code: int, now: float) -> None:
+        if replica.signalled_s is not None and not replica.killed:
+            self.faults_seen.ends_s.append(now - replica.signalled_s)
+            self.note("ended", worker=replica.name, code=code, after_s=round(now - replica.signalled_s, 1))
+        elif not replica.killed:
+            self.faults_seen.unexpected.append(f"{replica.name} ended unexpected with exit code {code}")
+            self.note("ended unexpected", worker=replica.name, code=code)
 
-    def kill(self, seat: Seat) -> None:
+    def kill(self, replica: Replica) -> None:
         """Kill -9 a worker and whatever it started."""
-        assert seat.born is not None
-        seat.killed = True
-        self.happened.kills.append(Kill(time.monotonic(), seat.born.pid))
-        seat.born.send(signal.SIGKILL)
+        assert replica.process is not None
+        replica.killed = True
+        self.faults_seen.kills.append(Kill(time.monotonic(), replica.process.pid))
+        replica.process.send(signal.SIGKILL)
 
     def end_all(self) -> None:
         """Tell all workers to end and wait for it."""
-        for seat in self.seats:
-            if seat.born is not None and seat.born.exit_code() is None and seat.told_s is None:
-                seat.told_s = time.monotonic()
-                seat.born.send(signal.SIGTERM)
+        for replica in self.replicas:
+            if replica.process is not None and replica.process.exit_code() is None and replica.signalled_s is None:
+                replica.signalled_s = time.monotonic()
+                replica.process.send(signal.SIGTERM)
         deadline = time.monotonic() + END_S + 5
         while time.monotonic() < deadline:
-            living = [seat for seat in self.seats if seat.born is not None and seat.born.exit_code() is None]
-            for seat in self.seats:
-                if seat.born is not None and seat not in living and seat.gone_s is None:
-                    seat.gone_s = time.monotonic()
-                    self._note_end(seat, seat.born.exit_code() or 0, seat.gone_s)
+            living = [
+                replica
+                for replica in self.replicas
+                if replica.process is not None and replica.process.exit_code() is None
+            ]
+            for replica in self.replicas:
+                if replica.process is not None and replica not in living and replica.gone_s is None:
+                    replica.gone_s = time.monotonic()
+                    self._note_end(replica, replica.process.exit_code() or 0, replica.gone_s)
             if not living:
                 return
-            for seat in living:
-                self._press(seat, time.monotonic())
+            for replica in living:
+                self._press(replica, time.monotonic())
             time.sleep(_TICK_S)
 
     def calm_kills(self, within_s: float) -> list[Kill]:
         """Return the kills with no disturbance of Redis or the store so long after them."""
-        troubled = self.happened.disturbances
+        troubled = self.faults_seen.disturbances
         return [
             kill
-            for kill in self.happened.kills
+            for kill in self.faults_seen.kills
             if not any(start < kill.at_s + within_s and kill.at_s < end for start, end in troubled)
         ]
 
@@ -218,51 +224,53 @@ class Ground:
 
     def begin(self, fault: Fault) -> Callable[[], None] | None:
         """Lay a fault; return what ends it, if it lasts."""
-        seat = self._sound_seat(fault.target)
-        self.note(fault.kind, **({"worker": seat.name} if seat and "worker" in fault.kind else {}), s=fault.lasts_s)
-        self.happened.faults.append(fault.kind)
+        replica = self._healthy_replica(fault.target)
+        self.note(
+            fault.kind, **({"worker": replica.name} if replica and "worker" in fault.kind else {}), s=fault.lasts_s
+        )
+        self.faults_seen.faults.append(fault.kind)
         if "worker" in fault.kind:
-            return self._befall(fault.kind, seat) if seat else None
+            return self._befall(fault.kind, replica) if replica else None
         now = time.monotonic()
-        self.happened.disturbances.append((now, now + fault.lasts_s + _AFTERMATH_S))
+        self.faults_seen.disturbances.append((now, now + fault.lasts_s + _AFTERMATH_S))
         if fault.kind.startswith("S3"):
             return self._befall_store(fault.kind)
         return self._befall_redis(fault.kind)
 
-    def _sound_seat(self, first: int) -> Seat | None:
-        order = [self.seats[(first + offset) % len(self.seats)] for offset in range(len(self.seats))]
-        return next((seat for seat in order if seat.sound), None)
+    def _healthy_replica(self, first: int) -> Replica | None:
+        order = [self.replicas[(first + offset) % len(self.replicas)] for offset in range(len(self.replicas))]
+        return next((replica for replica in order if replica.healthy), None)
 
-    def _befall(self, kind: str, seat: Seat) -> Callable[[], None] | None:
-        assert seat.born is not None
-        born, link = seat.born, seat.link
+    def _befall(self, kind: str, replica: Replica) -> Callable[[], None] | None:
+        assert replica.process is not None
+        process, link = replica.process, replica.link
         match kind:
             case "kill -9 a worker":
-                self.kill(seat)
+                self.kill(replica)
             case "SIGTERM a worker":
-                seat.told_s = time.monotonic()
-                born.send(signal.SIGTERM)
+                replica.signalled_s = time.monotonic()
+                process.send(signal.SIGTERM)
             case "stop a worker past its lease":
-                seat.stopped = True
-                born.send(signal.SIGSTOP)
-                return lambda: self._wake(seat, born)
+                replica.stopped = True
+                process.send(signal.SIGSTOP)
+                return lambda: self._wake(replica, process)
             case "black hole for a worker":
-                seat.held = True
+                replica.held = True
                 link.hold(back=True)
-                return lambda: self._let_pass(seat, born)
+                return lambda: self._let_pass(replica, process)
             case _:
                 link.eat_share = 0.1
                 return lambda: setattr(link, "eat_share", 0.0)
         return None
 
-    def _wake(self, seat: Seat, born: Born) -> None:
-        seat.stopped = False
-        born.send(signal.SIGCONT)
+    def _wake(self, replica: Replica, process: ForkedProcess) -> None:
+        replica.stopped = False
+        process.send(signal.SIGCONT)
 
-    def _let_pass(self, seat: Seat, born: Born) -> None:
-        seat.held = False
-        seat.link.hold(back=False)
-        self.happened.returns.append(Return(time.monotonic(), (born.pid,)))
+    def _let_pass(self, replica: Replica, process: ForkedProcess) -> None:
+        replica.held = False
+        replica.link.hold(back=False)
+        self.faults_seen.returns.append(Return(time.monotonic(), (process.pid,)))
 
     def _befall_store(self, kind: str) -> Callable[[], None] | None:
         front = self.front
@@ -297,7 +305,7 @@ class Ground:
                     link.delay_s = 0.1
                 return self._end_delays
             case _:
-                self.doom_producer()
+                self.stop_producer()
         return None
 
     def _thaw(self) -> None:
@@ -305,8 +313,10 @@ class Ground:
         self._is_back()
 
     def _is_back(self) -> None:
-        pids = tuple(seat.born.pid for seat in self.seats if seat.sound and seat.born is not None)
-        self.happened.returns.append(Return(time.monotonic(), pids))
+        pids = tuple(
+            replica.process.pid for replica in self.replicas if replica.healthy and replica.process is not None
+        )
+        self.faults_seen.returns.append(Return(time.monotonic(), pids))
 
     def _end_delays(self) -> None:
         for link in self.links:
@@ -329,10 +339,10 @@ class Ground:
             link.heal()
         if self.front is not None:
             self.front.heal()
-        for seat in self.seats:
-            seat.held = seat.stopped = False
-            if seat.born is not None:
-                seat.born.send(signal.SIGCONT)
+        for replica in self.replicas:
+            replica.held = replica.stopped = False
+            if replica.process is not None:
+                replica.process.send(signal.SIGCONT)
 
     def run(self, faults: list[Fault], duration_s: float, tick: Callable[[], None]) -> None:
         """Lay the faults at their times, and call ``tick`` often, for ``duration_s``; then heal everything."""

@@ -16,14 +16,14 @@ from urllib.parse import urlparse
 
 from tests.bench.table import cpu_name, write_between
 from tests.chaos.fake_worker import ALIAS, write_model
-from tests.chaos.farm_run import PRELOAD
+from tests.chaos.farm_run import CHAOS_PRELOAD
 from tests.chaos.fault_injector import RedisHost
-from tests.chaos.fork_server import Born, Nursery
 from tests.chaos.journal import FRESH, read_journals
 from tests.chaos.network import Network, S3Front
 from tests.chaos.report import PAGE
 from tests.chaos.soak import resident_bytes
 from tests.chaos.stores import start_store
+from tests.support.fork_server import ForkedProcess, ForkServer
 
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
@@ -75,14 +75,14 @@ def run(folder: Path, seconds: float) -> Outage:
         assert port is not None
         front = S3Front(network, port, seed=0)
         farm = Farm.open(settings.model_copy(update={"redis_url": host.url}))
-        nursery = stack.enter_context(Nursery(PRELOAD, log=folder / "nursery.log"))
-        workers = _start_workers(nursery, farm.settings, front, folder)
+        fork_server = stack.enter_context(ForkServer(CHAOS_PRELOAD, log=folder / "fork_server.log"))
+        workers = _start_workers(fork_server, farm.settings, front, folder)
         row = {"prompt": "a red circle", "num_inference_steps": 4, "guidance_scale": 1.0}
         batch = farm.submit([row] * JOBS, batch="b", model=ALIAS)
         return _watch(farm, batch, front, workers, folder / "journal", seconds)
 
 
-def _start_workers(nursery: Nursery, settings: Settings, front: S3Front, folder: Path) -> list[Born]:
+def _start_workers(fork_server: ForkServer, settings: Settings, front: S3Front, folder: Path) -> list[ForkedProcess]:
     mine = settings.model_copy(
         update={
             "s3_endpoint_url": f"http://127.0.0.1:{front.port}",
@@ -93,10 +93,14 @@ def _start_workers(nursery: Nursery, settings: Settings, front: S3Front, folder:
     )
     entry, journal = "tests.chaos.fake_worker:run", {"journal": str(folder / "journal")}
     names = [f"worker-{number}" for number in range(WORKERS)]
-    return [nursery.start(name, entry, journal, env=mine.environment(), log=folder / f"{name}.log") for name in names]
+    return [
+        fork_server.start(name, entry, journal, env=mine.environment(), log=folder / f"{name}.log") for name in names
+    ]
 
 
-def _watch(farm: Farm, batch: Batch, front: S3Front, workers: list[Born], journal: Path, seconds: float) -> Outage:
+def _watch(
+    farm: Farm, batch: Batch, front: S3Front, workers: list[ForkedProcess], journal: Path, seconds: float
+) -> Outage:
     _wait(lambda: batch.status().done >= _BEFORE, "the first pictures")
     memory_before = max(resident_bytes(worker.pid) for worker in workers)
     front.down, down_s = True, time.monotonic()

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.chaos.faults import seeded
-from tests.chaos.fork_server import Born, Nursery
+from tests.support.fork_server import ForkedProcess, ForkServer
 
 from latentfarm.errors import UnavailableError
 
@@ -40,16 +40,16 @@ class Plan:
 class Producer:
     """Submits batches, one at a time, each as often as it takes; ``doom`` has the next submission killed midway."""
 
-    def __init__(self, nursery: Nursery, folder: Path, env: Mapping[str, str], *, seed: int) -> None:
+    def __init__(self, fork_server: ForkServer, folder: Path, env: Mapping[str, str], *, seed: int) -> None:
         self.plans: list[Plan] = []
         self.killed = 0
         self.refusals: list[str] = []
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._folder = folder
         self._env = env
         self._random = seeded(seed)
         self._queue: list[Plan] = []
-        self._born: Born | None = None
+        self._process: ForkedProcess | None = None
         self._again_s = self._kill_s = 0.0
         self._doomed = False
 
@@ -87,11 +87,11 @@ class Producer:
     def tick(self, note: Callable[..., None]) -> None:
         """Look after the submission that runs; begin the next."""
         now = time.monotonic()
-        if self._born is None:
+        if self._process is None:
             if self._queue and now >= self._again_s:
                 self._begin(self._queue[0], now)
-        elif (code := self._born.exit_code()) is not None:
-            self._born = None
+        elif (code := self._process.exit_code()) is not None:
+            self._process = None
             # 1 says that rows were wrong; the others are submitted
             if code in {0, 1}:
                 note("submitted", batch=self._queue.pop(0).batch)
@@ -101,7 +101,7 @@ class Producer:
                     self.refusals.append(f"{self._queue[0].batch}: exit code {code}")
                 self._again_s = now + _AGAIN_S
         elif self._doomed and now >= self._kill_s:
-            self._born.send(signal.SIGKILL)
+            self._process.send(signal.SIGKILL)
             self.killed += 1
             self._doomed = False
 
@@ -109,7 +109,7 @@ class Producer:
         options = ["--batch", plan.batch, "--model", plan.model, "--stream", "--max-invalid", "10"]
         command = ["submit", str(plan.file), *options, "--failure-budget", "0"]
         log = self._folder / "logs" / "producer.log"
-        self._born = self._nursery.start(
+        self._process = self._fork_server.start(
             "producer", "tests.chaos.fake_worker:run_command", {"arguments": command}, env=self._env, log=log
         )
         self._kill_s = max(self._kill_s, now + self._random.uniform(0.05, 0.6))

@@ -30,8 +30,8 @@ def _figures(farm: Outcome, stock: StockOutcome | None) -> list[str]:
     outcomes = Counter(entry.outcome for entry in farm.entries if entry.what == "commit")
     leases = Counter(entry.job for entry in farm.entries if entry.what == "lease")
     commits = Counter(entry.job for entry in farm.entries if entry.what == "commit" and entry.outcome in FRESH)
-    ends = f"{max(farm.happened.ends_s, default=0):.1f} s"
-    their_ends = f"{max(stock.happened.ends_s, default=0):.1f} s" if stock else ""
+    ends = f"{max(farm.faults_seen.ends_s, default=0):.1f} s"
+    their_ends = f"{max(stock.faults_seen.ends_s, default=0):.1f} s" if stock else ""
     rows: list[tuple[str, object, object]] = [
         ("jobs", f"{found.jobs:,}", f"{stock.jobs:,}" if stock else ""),
         ("jobs lost", found.jobs - found.done - found.failed, stock.lost if stock else ""),
@@ -60,8 +60,8 @@ def _times(recovery: Recovery) -> str:
 
 
 def _faults(farm: Outcome, stock: StockOutcome | None) -> list[str]:
-    ours = Counter(farm.happened.faults)
-    theirs = Counter(stock.happened.faults if stock else [])
+    ours = Counter(farm.faults_seen.faults)
+    theirs = Counter(stock.faults_seen.faults if stock else [])
     ours["kill -9 the producer"] = farm.producer_kills
     lines = [f"| {kind} | {ours[kind]} | {theirs[kind] or ''} |" for kind in sorted(ours)]
     store = ", ".join(f"{count:,} {what}" for what, count in sorted(farm.store_counts.items()))

@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 from tests.bench.servers import farm_servers, used_memory_bytes
 from tests.bench.table import cpu_name, write_between
 from tests.chaos.fake_worker import ALIAS, write_model
-from tests.chaos.farm_run import PRELOAD
-from tests.chaos.fork_server import Nursery
+from tests.chaos.farm_run import CHAOS_PRELOAD
 from tests.chaos.report import PAGE
+from tests.support.fork_server import ForkServer
 
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
@@ -84,11 +84,11 @@ def run(jobs: int, limit_s: float) -> tuple[list[Sample], int]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="latentfarm-soak-")))
         settings = stack.enter_context(farm_servers(folder))
-        nursery = stack.enter_context(Nursery(PRELOAD, log=folder / "nursery.log"))
+        fork_server = stack.enter_context(ForkServer(CHAOS_PRELOAD, log=folder / "fork_server.log"))
         source = str(write_model(folder / "model"))
         mine = settings.model_copy(update={"model": ALIAS, "model_source": source, "slots": _SLOTS})
         log = folder / "worker.log"
-        worker = nursery.start("soak", "tests.chaos.fake_worker:run_no_op", {}, env=mine.environment(), log=log)
+        worker = fork_server.start("soak", "tests.chaos.fake_worker:run_no_op", {}, env=mine.environment(), log=log)
         file = folder / "prompts.jsonl"
         file.write_text('{"prompt": "a red circle", "num_inference_steps": 1, "guidance_scale": 1.0}\n' * BATCH_JOBS)
         soak, samples, began = Soak(Farm.open(settings), file, jobs), list[Sample](), time.monotonic()

@@ -17,11 +17,11 @@ from typing import Any
 import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
-from tests.chaos.farm_run import FAKE_WORKERS, PRELOAD
-from tests.chaos.fault_injector import Ground, Happened, RedisHost, Seat
+from tests.chaos.farm_run import CHAOS_PRELOAD, FAKE_WORKERS
+from tests.chaos.fault_injector import FaultInjector, FaultLog, RedisHost, Replica
 from tests.chaos.faults import STOCK_KINDS, schedule
-from tests.chaos.fork_server import Nursery
 from tests.chaos.network import Network
+from tests.support.fork_server import ForkServer
 
 from latentfarm.doorbell import broker_url
 
@@ -37,7 +37,7 @@ _QUEUE = "stock"
 class StockOutcome:
     """What a run of the control gave; ``left`` are messages that Redis still had at the end."""
 
-    happened: Happened
+    faults_seen: FaultLog
     jobs: int
     done: int
     runs: int
@@ -103,24 +103,26 @@ def run_stock(folder: Path, *, seed: int, duration_s: float, jobs: int) -> Stock
         host = RedisHost(folder / "redis")
         stack.callback(host.end, kill=True)
         network = stack.enter_context(Network())
-        nursery = stack.enter_context(Nursery((*PRELOAD, "tests.chaos.stock_run"), log=folder / "nursery.log"))
-        ground = Ground(folder, network, nursery, host)
-        stack.callback(ground.close)
+        fork_server = stack.enter_context(
+            ForkServer((*CHAOS_PRELOAD, "tests.chaos.stock_run"), log=folder / "fork_server.log")
+        )
+        injector = FaultInjector(folder, network, fork_server, host)
+        stack.callback(injector.close)
         for number in range(FAKE_WORKERS):
-            link = ground.link(seed=seed + number)
+            link = injector.link(seed=seed + number)
             arguments = {"url": link.url, "objects": str(objects), "runs": str(runs)}
-            ground.seats.append(Seat(f"stock-{number}", "tests.chaos.stock_run:work", arguments, {}, link))
-            ground.fill(ground.seats[-1])
+            injector.replicas.append(Replica(f"stock-{number}", "tests.chaos.stock_run:work", arguments, {}, link))
+            injector.fill(injector.replicas[-1])
         feeder = _Feeder(host.url, jobs, duration_s)
         faults = [fault for fault in schedule(seed, duration_s, FAKE_WORKERS + 1) if fault.kind in STOCK_KINDS]
-        ground.run(faults, duration_s, feeder.tick)
-        settled_s = _settle(ground, feeder, objects, jobs, limit_s=duration_s + 2 * _STILL_S)
+        injector.run(faults, duration_s, feeder.tick)
+        settled_s = _settle(injector, feeder, objects, jobs, limit_s=duration_s + 2 * _STILL_S)
         left = feeder.left()
-        ground.end_all()
+        injector.end_all()
         counts = Counter(line for file in runs.iterdir() for line in file.read_text().split())
         done = sum(1 for file in objects.iterdir() if not file.name.startswith("."))
     return StockOutcome(
-        happened=ground.happened,
+        faults_seen=injector.faults_seen,
         jobs=jobs,
         done=done,
         runs=counts.total(),
@@ -162,12 +164,12 @@ class _Feeder:
         return int(left)
 
 
-def _settle(ground: Ground, feeder: _Feeder, objects: Path, jobs: int, *, limit_s: float) -> float:
+def _settle(injector: FaultInjector, feeder: _Feeder, objects: Path, jobs: int, *, limit_s: float) -> float:
     """Wait until all is done, or nothing has moved for longer than Celery takes to hand messages out again."""
     began = moved = time.monotonic()
     before = -1
     while (now := time.monotonic()) - began < limit_s:
-        ground.mend()
+        injector.mend()
         if not feeder.all_sent:
             feeder.tick()
         done = sum(1 for file in objects.iterdir() if not file.name.startswith("."))

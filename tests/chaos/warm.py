@@ -1,4 +1,4 @@
-"""Imported by a nursery: the plans that all jobs of a run need are worked out once, before any worker is forked."""
+"""Imported by a fork_server: the plans that all jobs of a run need are worked out once, before any worker is forked."""
 
 import torch
 from tests.chaos.fake_worker import FakeFamily
