@@ -44,13 +44,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: CHAOS not in item.path.parents)
 
 
+def calibration_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder that every process of this run shares: each device is measured once, and the user's is untouched."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
+
+
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     for name in os.environ:
         if name.startswith(("LATENTFARM_", "AWS_")):
             monkeypatch.delenv(name)
-    # workers measure their slots once a run, and leave the user's own record alone
-    monkeypatch.setenv("LATENTFARM_CACHE_DIR", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.setenv("LATENTFARM_CACHE_DIR", str(calibration_cache(tmp_path_factory)))
 
 
 @pytest.fixture(scope="session")
