@@ -71,12 +71,13 @@ class UnavailableError(LatentfarmError):
 
 
 class SchemaError(LatentfarmError):
-    """The ledger's layout is of another version than this latentfarm's; nothing of it was read or changed."""
+    """Another version of latentfarm wrote the ledger. Nothing in it was changed."""
 
     def __init__(self, where: str, *, theirs: str, ours: str) -> None:
         super().__init__(
-            f"the ledger in Redis at {where} has layout {theirs}, this latentfarm knows {ours}: use the version that "
-            "wrote it, or rebuild it: end every worker, empty that Redis database and run `latentfarm recover`"
+            f"the ledger in Redis at {where} has schema {theirs}, and this version of latentfarm needs schema {ours}. "
+            "Use the version that wrote the ledger, or rebuild the ledger from the bucket: stop all workers, empty this "
+            "Redis database (FLUSHDB), run `latentfarm recover`"
         )
 
 

@@ -50,7 +50,7 @@ def on_nobodys_model(
 ) -> tuple[Farm, Batch]:
     """Submit a batch that no worker takes, so that the test is its worker."""
     farm = Farm.open(settings)
-    return farm, farm.submit(rows(count, 2), batch=name, model="nobodys", rules=rules or SubmitOptions())
+    return farm, farm.submit(rows(count, 2), batch=name, model="nobodys", options=rules or SubmitOptions())
 
 
 def fail(farm: Farm, count: int, code: str, message: str) -> None:
@@ -227,7 +227,7 @@ def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command
 
     # who has no secret cannot sign; a worker that is there has tried it before
     deliver_due(farm.ledger, settings)
-    until(lambda: bool(WebhookOutbox(farm.ledger.redis, farm.ledger.where).problem("ill")))
+    until(lambda: bool(WebhookOutbox(farm.ledger).last_error("ill")))
     errors, webhook = said(latentfarm("status", "ill", settings=settings)).split("\n")[2:]
     assert errors == "errors   30 failed (nan 25, render 5)"
     assert webhook.startswith("webhook  due: LATENTFARM_WEBHOOK_SECRET is not set; set one on the workers")

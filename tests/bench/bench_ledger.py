@@ -21,7 +21,7 @@ from tests.bench.servers import farm_servers, redis_cpu_s, redis_server, tempora
 from tests.bench.table import Conditions, Line, all_cpu_s, parse_arguments, report
 
 from latentfarm.ledger import Lease, Ledger
-from latentfarm.ledger.ledger import CHUNK_JOBS
+from latentfarm.ledger.constants import CHUNK_JOBS
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import part_of

@@ -25,6 +25,7 @@ from latentfarm.ledger import Ledger
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.manifest import read_header
+from latentfarm.storage.orphans import collect_orphans
 
 CHAOS_PRELOAD = (*PRELOAD, "tests.chaos.warm")
 FAKE_WORKERS = 4
@@ -140,7 +141,10 @@ class _FarmRun:
         settled_s = self._settle(_SETTLE_S + _SETTLE_SHARE * duration_s)
         self.injector.end_all()
         entries = read_journals(self.journal)
-        self.injector.note("checking", batches=len(self.producer.plans))
+        # an object that was stored after its batch was collected
+        known = set(self.farm.ledger.batches()) & {plan.batch for plan in self.producer.plans}
+        late = sum(collect_orphans(self.farm.ledger, self.farm.bucket, batch) for batch in known)
+        self.injector.note("checking", batches=len(self.producer.plans), late_orphans=late)
         found = check_farm(self.farm, self.producer.plans, entries)
         faults_seen = self.injector.faults_seen
         violations = [*self.violations, *faults_seen.violations, *found.lines()]

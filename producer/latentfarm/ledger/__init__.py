@@ -1,15 +1,15 @@
-"""The ledger: the Redis record of every job's state, changed only by the Lua scripts beside this file.
+"""The ledger: the Redis record of every job's state. Only the Lua scripts in ``scripts/`` change it.
 
-``_common.lua`` begins with the table of every key. A job is named ``<batch>/<index>``; times are milliseconds of
-Redis ``TIME``; nothing here knows what a picture is.
+``scripts/_common.lua`` begins with the data model. A job is named ``<batch>/<index>``. Times are milliseconds of Redis
+``TIME``. This package knows nothing of buckets and images.
 """
 
-from latentfarm.ledger.batch_summaries import BatchSummary
 from latentfarm.ledger.cancellations import Cancellations
-from latentfarm.ledger.ledger import MAX_JOBS_PER_CALL, Ledger
-from latentfarm.ledger.records import BatchRecord, JobRecord, Lease, Reservation, Throughput
+from latentfarm.ledger.constants import MAX_JOBS_PER_CALL
+from latentfarm.ledger.ledger import Ledger
+from latentfarm.ledger.records import BatchRecord, BatchSummary, JobRecord, Lease, Reservation
 from latentfarm.ledger.restore import Restoration
-from latentfarm.ledger.workers import WorkerRecord
+from latentfarm.ledger.workers import Throughput, WorkerRecord
 
 __all__ = [
     "MAX_JOBS_PER_CALL",

@@ -1,4 +1,4 @@
-"""Subscribe to the channel of cancelled batches."""
+"""Subscribes to the channel of cancelled batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ _CHANNEL = "lf:cancelled"
 
 
 class Cancellations:
-    """The names of batches as they are cancelled; a context manager. One that is missed shows as a lost lease."""
+    """A subscription to cancelled batches; a context manager.
+
+    A message may be missed. Then the worker finds its leases lost at the next renewal.
+    """
 
     def __init__(self, client: redis.Redis, where: str) -> None:
         self._where = where
@@ -31,10 +34,10 @@ class Cancellations:
             self._pubsub.close()
 
     def wait(self, timeout_s: float) -> str | None:
-        """Return the next batch that is cancelled within the time, or None.
+        """Return the name of the next batch that is cancelled, or None after ``timeout_s`` seconds.
 
         Raises:
-            UnavailableError: Redis does not answer; the next call tries again.
+            UnavailableError: Redis is unavailable; the next call subscribes again.
         """
         with translate_errors(self._where):
             if not self._subscribed:

@@ -1,62 +1,40 @@
-"""Parts whose jobs have ended: their receipts on the way to the bucket, and what lost leases may have left there."""
+"""Queues of housekeeping: parts to be stored in the bucket, and batches whose orphaned images are to be removed."""
 
 from __future__ import annotations
 
-import redis
-
-from latentfarm.ledger.lua_scripts import Scripts
+from latentfarm.ledger.client import LedgerClient
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import translate_errors
 
-#: parts that are looked through in one round
-_LEFTOVERS_LIMIT = 20
+#: if a worker dies while it removes orphans, another one starts after so many seconds
+_ORPHANS_HOLD_S = 3600
 
 
-class FlushQueue:
-    """What ``Ledger`` knows of parts; a base of its own, for only the flush and the housekeeper ask."""
-
-    redis: redis.Redis
-    where: str
-    scripts: Scripts
+class FlushQueue(LedgerClient):
+    """Parts whose receipts are to be stored in the bucket, and batches that may have orphaned images there."""
 
     def full_parts(self) -> list[tuple[str, int]]:
-        """Return (batch, part) whose jobs have all ended and whose receipts wait for the bucket."""
+        """Return the parts (batch, part) whose receipts are to be stored."""
         with translate_errors(self.where):
-            return sorted(_part_named(name) for name in self.redis.smembers("lf:flush"))
+            names = [decode(name).rpartition("/") for name in self.redis.smembers("lf:flush_queue")]
+        return sorted((batch, int(part)) for batch, _, part in names)
 
     def drop_flushed(self, batch: str, part: int, *, retries: int) -> bool:
-        """Forget the receipts and errors of a part that lies in the bucket, as it was at the batch's ``retries``.
+        """Remove the receipts and errors of a part that is stored in the bucket.
 
-        Returns False, and forgets nothing, if jobs of it run again meanwhile.
+        ``retries`` is that of the batch when the part was read. If jobs of the part run again since, nothing is
+        removed: return False.
         """
-        with translate_errors(self.where):
-            return int(self.scripts.drop_flushed(args=[batch, part, retries])) >= 0
+        return int(self.run(self.scripts.drop_flushed, batch, part, retries)) >= 0
 
-    def had_returns(self, batch: str, part: int) -> bool:
-        """Return whether a lease on a job of the part ended without a commit."""
-        with translate_errors(self.where):
-            return bool(self.redis.sismember(f"lf:returned:{batch}", str(part)))
+    def claim_orphans(self, *, delay_s: float) -> tuple[str, int] | None:
+        """Claim a batch that ended at least ``delay_s`` ago and lost a lease before.
 
-    def note_leftovers(self, batch: str, part: int) -> None:
-        """Have a part looked through, some time from now, for an image that nobody wants."""
-        with translate_errors(self.where):
-            self.scripts.note(args=[batch, part])
-
-    def leftovers(self, *, age_s: float) -> tuple[int, list[tuple[str, int]]]:
-        """Return (batch, part) in whose folders unwanted images may lie since that long, and the time of that note, ms.
-
-        For as long again nobody else is told of them.
+        Return its name and the claim for ``resolve_orphans``, or None. No other worker gets it for an hour.
         """
-        with translate_errors(self.where):
-            noted_ms, *names = self.scripts.leftovers(args=[int(age_s * 1000), _LEFTOVERS_LIMIT])
-        return int(noted_ms), [_part_named(name) for name in names]
+        found = self.run(self.scripts.orphans_claim, int(delay_s * 1000), _ORPHANS_HOLD_S * 1000)
+        return (decode(found[0]), int(found[1])) if found else None
 
-    def tidied(self, batch: str, part: int, *, noted_ms: int) -> None:
-        """Forget what ``leftovers`` told of a part, unless it was noted again since."""
-        with translate_errors(self.where):
-            self.scripts.tidied(args=[batch, part, noted_ms])
-
-
-def _part_named(name: bytes | str) -> tuple[str, int]:
-    batch, _, part = decode(name).rpartition("/")
-    return batch, int(part)
+    def resolve_orphans(self, batch: str, claim: int) -> None:
+        """Take the batch from the queue, unless it was queued again since the claim."""
+        self.run(self.scripts.orphans_resolve, batch, claim)

@@ -1,4 +1,4 @@
-"""What the ledger tells: leases, batches and jobs as plain records."""
+"""Leases, batches and jobs as plain records."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from latentfarm.batch_state import BatchState, PausedBy
-from latentfarm.job import JobState
+from latentfarm.batch_state import CLOSED, BatchState, PausedBy
+from latentfarm.job import INVALID_ROW, JobState
 
-#: as ``manifest.INVALID_ROW``, which this layer does not import
-_INVALID_ROW = "invalid_row"
-_WRONG_ROW = "the row was wrong; the manifest says how"
+#: a row's error quotes the row, and no prompt is to be stored in Redis
+_INVALID_ROW_MESSAGE = "the row is invalid; the manifest has the reason"
 _PROMPTS = frozenset({"prompt", "negative_prompt"})
-#: of an error's message; a library's may go on for pages
+#: of an error's message; a library's may have pages
 _MESSAGE_CHARACTERS = 2_000
 
-CommitOutcome = Literal["done", "full", "again", "stale", "deleting"]
+CommitOutcome = Literal["done", "full", "repeated", "stale", "deleting"]
 FailOutcome = Literal["failed", "full", "retry", "stale"]
 
 
@@ -25,8 +24,8 @@ FailOutcome = Literal["failed", "full", "retry", "stale"]
 class Lease:
     """A worker's right to render one job.
 
-    ``epoch`` rises with every lease of the batch. ``attempts`` were charged before; ``queued_ms`` have passed since the
-    batch was submitted.
+    ``epoch`` rises with every lease of the batch. ``attempts`` were charged before this lease. ``queued_ms`` is the
+    time since the batch was created.
     """
 
     batch: str
@@ -43,10 +42,10 @@ class Lease:
 
 @dataclass(frozen=True)
 class Reservation:
-    """The answer to a submission that takes a batch's name.
+    """The reply to a submission that reserves a name.
 
-    ``digest`` is that of the batch that has the name now; ``stored`` jobs of it can be leased already, and
-    ``parts_digest`` is the digest of their parts. ``fresh``: nobody had the name before.
+    ``digest`` is that of the batch that has the name now. ``stored`` jobs of it may be leased already, and
+    ``parts_digest`` is the digest of their parts. ``fresh``: the name was free.
     """
 
     digest: str
@@ -57,12 +56,27 @@ class Reservation:
 
 
 @dataclass(frozen=True)
-class BatchRecord:
-    """What the ledger knows of a batch. Times are milliseconds of Redis ``TIME``, 0 where not reached.
+class BatchSummary:
+    """A batch's model, state and leased jobs."""
 
-    ``state`` is opening, open, complete, cancelled or deleting; ``paused`` is the reason of a pause, or empty.
-    ``total`` grows while the state is opening. ``errors`` are the failed jobs by code, ``invalid`` those of them that
-    were wrong rows of the prompt file; ``truncated`` are the done ones whose text lost its end.
+    name: str
+    model: str
+    state: BatchState
+    leased: int
+
+    @property
+    def ended(self) -> bool:
+        """Whether no job of it is to be rendered."""
+        return self.state in CLOSED
+
+
+@dataclass(frozen=True)
+class BatchRecord:
+    """A batch. Times are milliseconds of Redis ``TIME``, 0 if not reached.
+
+    ``paused`` is the reason of a pause, as text. ``total`` grows while the state is opening. ``errors`` counts failed
+    jobs by code; ``invalid`` of them had an invalid row. ``truncated`` done jobs had a prompt too long for the model.
+    ``canary`` is the index from which jobs wait for `resume`, 0 for none.
     """
 
     name: str
@@ -101,7 +115,7 @@ class BatchRecord:
 
 @dataclass(frozen=True)
 class JobRecord:
-    """What the ledger knows of a job; ``receipt`` is None once its part was flushed to the bucket."""
+    """A job. ``receipt`` and ``error`` are None once its part is stored in the bucket."""
 
     batch: str
     index: int
@@ -112,23 +126,8 @@ class JobRecord:
     receipt: dict[str, Any] | None
 
 
-@dataclass(frozen=True)
-class Throughput:
-    """What the workers of a model have measured so far.
-
-    ``work`` counts pixels x steps x U-Net rows (two with guidance), so that jobs of any size can be compared;
-    ``busy_s`` are the seconds of engine time that it took, ``size_bytes`` and ``pixels`` those of the pictures.
-    """
-
-    images: float
-    work: float
-    busy_s: float
-    size_bytes: float
-    pixels: float
-
-
 def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], rate: float | None) -> BatchRecord:
-    """Return the record that the fields of the batch's hash make."""
+    """Return a record of the fields of ``lf:batch:<b>``."""
     numbers = ("total", "leased", "done", "failed", "cancelled", "invalid", "priority", "canary", "retries")
     return BatchRecord(
         name=name,
@@ -151,33 +150,33 @@ def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], ra
 def job_record(
     batch: str,
     index: int,
-    found: JobState,
+    state: JobState,
     attempts: bytes | None,
     error: bytes | None,
     receipt: bytes | None,
     holder: bytes | None,
 ) -> JobRecord:
-    """Return the record that the ledger's answers about one job make."""
-    # charged attempts are those that went wrong; the one that runs or ended well comes on top
-    running = found in {JobState.LEASED, JobState.DONE}
+    """Return a record of the values that Redis has for one job."""
+    # charged attempts are those that went wrong; the attempt that runs or succeeded is not among them
+    uncharged = state in {JobState.LEASED, JobState.DONE}
     return JobRecord(
         batch=batch,
         index=index,
-        state=found,
-        attempts=int(attempts or 0) + int(running),
+        state=state,
+        attempts=int(attempts or 0) + int(uncharged),
         worker=decode(holder).partition(" ")[2] if holder else None,
-        error=json.loads(error) if error and found is not JobState.DONE else None,
+        error=json.loads(error) if error and state is not JobState.DONE else None,
         receipt=json.loads(receipt) if receipt else None,
     )
 
 
 def is_truncated(receipt: Mapping[str, Any]) -> bool:
-    """Tell whether a text of a picture was longer than what its model encodes, and lost its end."""
+    """Return whether a prompt was longer than the model encodes, so that its end was cut."""
     return any(bool(receipt.get(name)) for name in ("prompt_truncated", "negative_prompt_truncated"))
 
 
 def receipt_text(receipt: Mapping[str, Any]) -> str:
-    """Return a receipt as Redis holds it: without the prompts, which only the manifest and the image hold."""
+    """Return a receipt as JSON for Redis. Prompts are left out: only the manifest and the image have them."""
     if "request" in receipt:
         request = {name: value for name, value in receipt["request"].items() if name not in _PROMPTS}
         receipt = {**receipt, "request": request}
@@ -185,11 +184,11 @@ def receipt_text(receipt: Mapping[str, Any]) -> str:
 
 
 def error_text(error: Mapping[str, str]) -> str:
-    """Return an error as Redis holds it: of a wrong row only that it was, for what the manifest says quotes the row."""
-    message = _WRONG_ROW if error["code"] == _INVALID_ROW else error.get("message", "")[:_MESSAGE_CHARACTERS]
+    """Return an error as JSON for Redis. The message of an invalid row is replaced, because it quotes the row."""
+    message = _INVALID_ROW_MESSAGE if error["code"] == INVALID_ROW else error.get("message", "")[:_MESSAGE_CHARACTERS]
     return json.dumps({**error, "message": message}, ensure_ascii=False)
 
 
 def decode(value: Any) -> str:
-    """Return what Redis answered as text."""
+    """Return a reply of Redis as text."""
     return value.decode() if isinstance(value, bytes) else str(value)

@@ -1,4 +1,4 @@
-"""The ledger's way to Redis: what an outage is called, and the channel on which cancellations are heard."""
+"""Translates errors of Redis into those of latentfarm."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import redis
 
 from latentfarm.errors import SchemaError, UnavailableError
 
-#: what scripts answer to a ledger of another layout
+#: first word of the scripts' error if the ledger has another schema
 _OTHER_SCHEMA = "LFSCHEMA"
 
 
 @contextmanager
 def translate_errors(where: str) -> Iterator[None]:
-    """Turn an outage of the Redis at ``where`` into ``UnavailableError``, another layout into ``SchemaError``."""
+    """Raise ``UnavailableError`` for an outage of the Redis at ``where``, ``SchemaError`` for another schema."""
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError, redis.AuthenticationError) as error:
-        raise UnavailableError(f"Redis at {where} cannot be used: {error}") from error
+        raise UnavailableError(f"Redis at {where} is unavailable: {error}") from error
     except redis.ResponseError as error:
         name, _, versions = str(error).partition(" ")
         if name != _OTHER_SCHEMA:

@@ -1,4 +1,4 @@
-"""Writing a batch's record anew, part by part; until it is ended nobody leases from it."""
+"""Rebuilds a batch in the ledger, part by part. No job of it is leased until the end."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from typing import Any
 from latentfarm.job import JobState
 from latentfarm.ledger.ledger import Ledger
 from latentfarm.ledger.records import decode, error_text, receipt_text
-from latentfarm.ledger.redis_errors import translate_errors
 
 
 class Restoration:
-    """One batch that is being restored. Methods raise ``UnavailableError`` when Redis does not answer.
+    """One batch that is being rebuilt. Methods raise ``UnavailableError`` if Redis is unavailable.
 
-    Killed midway, the batch stays ``recovering`` until it is restored again.
+    If the process dies midway, the batch stays ``recovering`` until it is restored again.
     """
 
     def __init__(self, ledger: Ledger, batch: str) -> None:
@@ -24,13 +23,11 @@ class Restoration:
     def begin(self, *, total: int, fields: Mapping[str, str | int | float]) -> None:
         """Stop all work on the batch; every lease on it is lost.
 
-        ``fields`` are those of the batch's hash that do not follow from its jobs: digest, model, priority and the like.
+        ``fields`` are those of ``lf:batch:<b>`` that do not follow from the jobs: digest, model, priority, budget,
+        canary, webhook, paused_by, paused.
         """
-        args: list[Any] = [self._batch, total]
-        for name, value in fields.items():
-            args += [name, value]
-        with translate_errors(self._ledger.where):
-            self._ledger.scripts.restore_begin(args=args)
+        args = [argument for field in fields.items() for argument in field]
+        self._ledger.run(self._ledger.scripts.restore_begin, self._batch, total, *args)
 
     def write_part(
         self,
@@ -44,20 +41,22 @@ class Restoration:
     ) -> None:
         """Write the jobs of a part.
 
-        ``flushed`` says that all its lines lie in the bucket already; ``truncated`` counts the done jobs with a text
-        that lost its end.
+        Args:
+            part: number of the part.
+            states: state of each job.
+            receipts: receipts that are not in the bucket's results, by index.
+            errors: errors of the failed jobs, by index.
+            flushed: the bucket's results have every line of the part.
+            truncated: done jobs whose prompt was too long for the model.
         """
-        args: list[Any] = [self._batch, part, bytes(states), int(flushed), truncated, len(receipts)]
+        args: list[Any] = [part, bytes(states), int(flushed), truncated, len(receipts)]
         for index, receipt in receipts.items():
             args += [index, receipt_text(receipt)]
         for index, error in errors.items():
             args += [index, error_text(error)]
-        with translate_errors(self._ledger.where):
-            self._ledger.scripts.restore_part(args=args)
+        self._ledger.run(self._ledger.scripts.restore_part, self._batch, *args)
 
     def end(self, *, parts_digest: str, closed: bool, cancelled: bool) -> str:
-        """Let the batch go on; return its state."""
-        with translate_errors(self._ledger.where):
-            return decode(
-                self._ledger.scripts.restore_end(args=[self._batch, parts_digest, int(closed), int(cancelled)])
-            )
+        """Let the jobs of the batch run; return its state."""
+        script = self._ledger.scripts.restore_end
+        return decode(self._ledger.run(script, self._batch, parts_digest, int(closed), int(cancelled)))

@@ -1,30 +1,29 @@
-"""The webhooks that are to be sent, as the ledger keeps them: claimed by one sender at a time, at least once."""
+"""The queue of webhooks: each is claimed by one sender at a time, and sent at least once."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from importlib.resources import files
 from typing import Any, Literal
 
-import redis
-
+from latentfarm.batch_state import BatchState
+from latentfarm.ledger.ledger import Ledger
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import translate_errors
 
 
 @dataclass(frozen=True)
 class Event:
-    """The end of a batch, claimed for one attempt to tell it; attempts count from 1.
+    """The end of a batch, claimed for one attempt to send its webhook. Attempts count from 1.
 
-    ``ended_ms`` is Redis ``TIME``, ``retries`` how often failed jobs of the batch were made to run again before it:
-    together they tell one end of a batch from another.
+    ``ended_ms`` and ``claimed_ms`` are milliseconds of Redis ``TIME``: the sender's clock is not trusted. A batch can
+    end more than once; ``ended_ms`` and ``retries`` together identify one end.
     """
 
     batch: str
-    #: may hold a token, so it is kept out of logs
+    #: may contain a token, so it is kept out of logs
     url: str = field(repr=False)
     attempt: int
-    state: str
+    state: BatchState
     ended_ms: int
     retries: int
     model: str
@@ -34,59 +33,43 @@ class Event:
     cancelled: int
     #: failed jobs by error code
     errors: dict[str, int]
-    #: when this attempt began; the sender's own clock is not trusted
     claimed_ms: int = 0
 
 
 class WebhookOutbox:
-    """The batches whose end is to be told. Methods raise ``UnavailableError`` when Redis does not answer."""
+    """The batches whose webhook is to be sent. Methods raise ``UnavailableError`` if Redis is unavailable."""
 
-    def __init__(self, client: redis.Redis, where: str) -> None:
-        self.where = where
-        self._client = client
-        folder = files("latentfarm.ledger") / "scripts"
-        common = (folder / "_common.lua").read_text()
-        self._take = client.register_script(common + (folder / "webhook_claim.lua").read_text())
-        self._settle = client.register_script(common + (folder / "webhook_resolve.lua").read_text())
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
 
-    def take(self, limit: int, *, hold_s: float) -> list[Event]:
-        """Claim up to ``limit`` events that are due; nobody else gets them for ``hold_s``."""
-        with translate_errors(self.where):
-            found: Any = self._take(args=[limit, int(hold_s * 1000)])
+    def claim(self, limit: int, *, hold_s: float) -> list[Event]:
+        """Claim up to ``limit`` events that are due; no other sender gets them for ``hold_s`` seconds."""
+        found = self._ledger.run(self._ledger.scripts.webhook_claim, limit, int(hold_s * 1000))
         return [_event(facts) for facts in found]
 
     def sent(self, event: Event) -> bool:
-        """Record that the event was delivered; False where that decides nothing any more."""
-        return self._record(event, "sent")
+        """Record a delivery; return False if the event is out of date."""
+        return self._resolve(event, "sent")
 
     def retry(self, event: Event, error: str, *, delay_s: float) -> bool:
-        """Record a failed attempt, the next one being due after ``delay_s``."""
-        return self._record(event, "retry", error, delay_s)
+        """Record a failed attempt; the next one is due after ``delay_s`` seconds."""
+        return self._resolve(event, "retry", error, delay_s)
 
-    def give_up(self, event: Event, error: str) -> bool:
-        """Record that the event will never be delivered."""
-        return self._record(event, "failed", error)
+    def abandon(self, event: Event, error: str) -> bool:
+        """Record that the event will never be sent."""
+        return self._resolve(event, "failed", error)
 
-    def problem(self, batch: str) -> str:
-        """Return why the last attempt to tell a batch's end failed, empty where none did."""
-        with translate_errors(self.where):
-            found: Any = self._client.hget(f"lf:batch:{batch}", "webhook_error")
+    def last_error(self, batch: str) -> str:
+        """Return why the last attempt for a batch failed; empty if none failed."""
+        with translate_errors(self._ledger.where):
+            found: Any = self._ledger.redis.hget(f"lf:batch:{batch}", "webhook_error")
         return decode(found or "")
 
-    def _record(
+    def _resolve(
         self, event: Event, outcome: Literal["sent", "retry", "failed"], error: str = "", delay_s: float = 0
     ) -> bool:
-        args: list[Any] = [
-            event.batch,
-            event.ended_ms,
-            event.retries,
-            event.attempt,
-            outcome,
-            error,
-            int(delay_s * 1000),
-        ]
-        with translate_errors(self.where):
-            return bool(self._settle(args=args))
+        args = (event.batch, event.ended_ms, event.retries, event.attempt, outcome, error, int(delay_s * 1000))
+        return bool(self._ledger.run(self._ledger.scripts.webhook_resolve, *args))
 
 
 def _event(facts: list[Any]) -> Event:
@@ -95,7 +78,7 @@ def _event(facts: list[Any]) -> Event:
         batch=decode(batch),
         url=decode(url),
         attempt=attempt,
-        state=decode(state),
+        state=BatchState(decode(state)),
         ended_ms=int(ended_ms),
         retries=int(retries),
         model=decode(model),

@@ -1,26 +1,27 @@
-"""What the ledger knows of each worker: what it serves, on which device, and how busy it was lately."""
+"""Workers in the ledger: which are alive, what they run on, and how fast they are."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-import redis
-
+from latentfarm.ledger.client import LedgerClient
+from latentfarm.ledger.constants import WINDOW_MS, WINDOWS
 from latentfarm.ledger.records import decode
+from latentfarm.ledger.redis_errors import translate_errors
 
-#: as in ``beat.lua``
-WINDOW_MS, WINDOWS = 30_000, 4
+_ALIVE_MS = 15_000
+_FORGOTTEN_S = 60
 
 
 @dataclass(frozen=True)
 class WorkerRecord:
-    """A worker that was seen in the last 15 seconds. Times are milliseconds of Redis ``TIME``.
+    """A worker that sent a heartbeat in the last 15 seconds. Times are milliseconds of Redis ``TIME``.
 
-    ``since_ms`` is when it was first seen under this name, whatever restarts there were; ``images`` were committed
-    since. ``images_per_s`` and ``busy_share``, its engine's seconds over those on the clock, 0 to 1, are of the last 90
-    to 120 seconds, or of as long as it is here; None before it has measured anything. A step counts when it ends.
+    ``since_ms`` is its first heartbeat under this name; restarts do not change it. ``images`` were committed since
+    then. ``images_per_s`` and ``busy_share`` (engine seconds / seconds, 0 to 1) cover the last 90 to 120 seconds; None
+    before the first measurement. A denoising step counts when it ends.
     """
 
     name: str
@@ -36,18 +37,97 @@ class WorkerRecord:
     busy_share: float | None
 
 
-def read_workers(client: redis.Redis, model: str, *, seen_since_ms: int) -> list[WorkerRecord]:
-    """Return the workers of a model that were seen since a time, by name."""
-    found: Any = client.zrangebyscore(f"lf:workers:{model}", seen_since_ms, "+inf", withscores=True)
-    seen = {decode(worker): int(score) for worker, score in found}
-    pipe = client.pipeline(transaction=False)
-    for worker in sorted(seen):
-        pipe.hgetall(f"lf:worker:{worker}")
-    hashes = [{decode(name): decode(value) for name, value in facts.items()} for facts in pipe.execute()]
-    # one that leaves at this moment has no hash any more
-    return [
-        _record(worker, model, seen[worker], facts) for worker, facts in zip(sorted(seen), hashes, strict=True) if facts
-    ]
+@dataclass(frozen=True)
+class Throughput:
+    """Sums over all workers of a model.
+
+    ``work`` counts pixels x steps x U-Net rows (two rows with guidance), which makes jobs of any size comparable.
+    ``busy_s`` is the engine time of that work, in seconds; ``size_bytes`` and ``pixels`` those of the images.
+    """
+
+    images: float
+    work: float
+    busy_s: float
+    size_bytes: float
+    pixels: float
+
+
+class WorkerRegistry(LedgerClient):
+    """The workers of all models."""
+
+    def heartbeat(
+        self,
+        model: str,
+        worker: str,
+        measured: Mapping[str, float] | None = None,
+        *,
+        about: Mapping[str, str | int] | None = None,
+    ) -> int:
+        """Record that a worker is alive; return how many jobs of its model wait for a lease.
+
+        Args:
+            model: alias of the model.
+            worker: name of the worker.
+            measured: fields of ``Throughput`` and ``wall_s``, each since the last heartbeat.
+            about: device, device_name, dtype and slots of ``WorkerRecord``.
+        """
+        facts = dict(about or {})
+        args: list[Any] = [model, worker, _FORGOTTEN_S, len(facts)]
+        for name, fact in facts.items():
+            args += [name, fact]
+        for name, value in (measured or {}).items():
+            args += [name, repr(float(value))]
+        return int(self.run(self.scripts.heartbeat, *args))
+
+    def sign_off(self, model: str, worker: str) -> None:
+        """Remove a worker that ends."""
+        with translate_errors(self.where):
+            self.redis.zrem(f"lf:workers:{model}", worker)
+            self.redis.delete(f"lf:worker:{worker}")
+
+    def count_pending(self, model: str) -> int:
+        """Return how many jobs of a model wait for a lease."""
+        return int(self.run(self.scripts.count_pending, model))
+
+    def throughput(self, model: str) -> Throughput | None:
+        """Return the sums over the workers of a model; None before the first measurement."""
+        with translate_errors(self.where):
+            found = self.redis.hgetall(f"lf:throughput:{model}")
+        figures = {decode(key): float(value) for key, value in found.items()}
+        if not figures:
+            return None
+        # steps are reported before the first image is
+        return Throughput(**{each.name: figures.get(each.name, 0.0) for each in fields(Throughput)})
+
+    def workers(self, model: str) -> list[str]:
+        """Return the names of the workers of a model that are alive."""
+        with translate_errors(self.where):
+            return sorted(self._alive(model))
+
+    def worker_records(self, model: str | None = None) -> list[WorkerRecord]:
+        """Return the workers that are alive, of one model or of all, by model and name."""
+        with translate_errors(self.where):
+            models = [model] if model is not None else sorted(map(decode, self.redis.zrange("lf:models", 0, -1)))
+            return [record for name in models for record in self._records(name)]
+
+    def _alive(self, model: str) -> dict[str, int]:
+        """Return the last heartbeat, in milliseconds, of each worker that is alive."""
+        since = self.now_us() // 1000 - _ALIVE_MS
+        found: Any = self.redis.zrangebyscore(f"lf:workers:{model}", since, "+inf", withscores=True)
+        return {decode(worker): int(score) for worker, score in found}
+
+    def _records(self, model: str) -> list[WorkerRecord]:
+        seen = sorted(self._alive(model).items())
+        pipe = self.redis.pipeline(transaction=False)
+        for worker, _ in seen:
+            pipe.hgetall(f"lf:worker:{worker}")
+        hashes = [{decode(name): decode(value) for name, value in facts.items()} for facts in pipe.execute()]
+        # a worker that signs off at this moment has no hash any more
+        return [
+            _record(worker, model, seen_ms, facts)
+            for (worker, seen_ms), facts in zip(seen, hashes, strict=True)
+            if facts
+        ]
 
 
 def _record(name: str, model: str, seen_ms: int, facts: Mapping[str, str]) -> WorkerRecord:
@@ -63,13 +143,13 @@ def _record(name: str, model: str, seen_ms: int, facts: Mapping[str, str]) -> Wo
         seen_ms=seen_ms,
         images=round(float(facts.get("images", 0))),
         images_per_s=images / wall_s if wall_s else None,
-        # a step that began before the oldest window counts in it as a whole
+        # a step that began before the oldest window counts in full
         busy_share=min(1.0, busy_s / wall_s) if wall_s else None,
     )
 
 
 def _recent(facts: Mapping[str, str], figure: str, window: int) -> float:
-    """Return the sum of a figure over the windows that are not too old."""
+    """Return the sum of a figure over the last ``WINDOWS`` windows."""
     return sum(
         float(facts.get(f"{figure}:{place}", 0))
         for place in range(WINDOWS)

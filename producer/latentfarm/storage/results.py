@@ -1,10 +1,9 @@
-"""Receipts and failures on their way from the ledger to ``results/part-*.jsonl.gz``, and back to whoever asks."""
+"""Result lines: written from the ledger to ``results/part-*.jsonl.gz``, and read from both."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from itertools import groupby
 from typing import Any
 
@@ -12,67 +11,27 @@ from latentfarm.errors import InputError
 from latentfarm.job import PART_JOBS, TERMINAL_STATES, JobState
 from latentfarm.ledger import JobRecord, Ledger
 from latentfarm.storage.bucket import Bucket, MissingObjectError
-from latentfarm.storage.keys import images_prefix, parse_image_key, part_indices, part_of, results_key, traces_prefix
+from latentfarm.storage.keys import part_indices, part_of, results_key
 from latentfarm.storage.part_codec import pack, unpack
 
 log = logging.getLogger(__name__)
 
-_UNENDED = frozenset(state.word for state in JobState if state not in TERMINAL_STATES)
-
 
 def flush_part(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> int:
-    """Write a part whose jobs have all ended to the bucket, then forget its receipts; return how many lines it has.
+    """Store a part whose jobs have all ended, then remove its receipts from the ledger; return the number of lines.
 
-    Anyone may do it, more than once and at the same time as others: what the ledger has forgotten meanwhile is taken
-    from the bucket, so every writer writes the same lines.
+    Several workers may flush one part at the same time: receipts that the ledger no longer has are read from the
+    bucket, so all of them write the same lines.
     """
-    record, moment_us = ledger.batch(batch), ledger.now_us()
+    record = ledger.batch(batch)
     lines = list(read_range(ledger, bucket, batch, part_indices(part, record.total)))
     bucket.put(results_key(batch, part), pack(lines), content_type="application/gzip")
-    if ledger.had_returns(batch, part):
-        _discard(bucket, batch, part, lines, before_us=moment_us)
     ledger.drop_flushed(batch, part, retries=record.retries)
     return len(lines)
 
 
-def _discard(bucket: Bucket, batch: str, part: int, lines: list[dict[str, Any]], *, before_us: int) -> None:
-    """Remove what leases left in the bucket that ended without a commit.
-
-    Of a job that is done, whatever is older than the committed image; of one that ended otherwise, whatever is older
-    than ``before_us``, when nobody held it; of one that a retry has begun meanwhile, nothing.
-    """
-    oldest = {
-        line["index"]: line["epoch"] if line["state"] == JobState.DONE.word else before_us
-        for line in lines
-        if line["state"] not in _UNENDED
-    }
-    for folder in (images_prefix(batch, part), traces_prefix(batch, part)):
-        found = [(key, *named) for key in bucket.keys(folder) if (named := parse_image_key(key))]
-        older = [key for key, index, epoch in found if epoch < oldest.get(index, 0)]
-        for at in range(0, len(older), PART_JOBS):
-            bucket.delete(older[at : at + PART_JOBS])
-
-
-def discard_leftovers(ledger: Ledger, bucket: Bucket, *, age_s: float) -> int:
-    """Look once more through the parts that had returns so long ago; return how many there were.
-
-    A flush finds what lies there by then. What a worker had under way as it died, or was stopped, lands later.
-    """
-    noted_ms, parts = ledger.leftovers(age_s=age_s)
-    for batch, part in parts:
-        with suppress(InputError):
-            record, moment_us = ledger.batch(batch), ledger.now_us()
-            lines = list(read_range(ledger, bucket, batch, part_indices(part, record.total)))
-            if any(line["state"] in _UNENDED for line in lines):
-                # a job that was retried: its end has the part flushed, and looked through, again
-                continue
-            _discard(bucket, batch, part, lines, before_us=moment_us)
-        ledger.tidied(batch, part, noted_ms=noted_ms)
-    return len(parts)
-
-
 def flush_full_parts(ledger: Ledger, bucket: Bucket, *, batch: str | None = None) -> int:
-    """Flush every part that waits, of one batch or of all; return how many could be."""
+    """Flush every part in the queue, of one batch or of all; return how many were flushed."""
     parts = [(name, part) for name, part in ledger.full_parts() if batch in {None, name}]
     flushed = 0
     for name, part in parts:
@@ -80,45 +39,50 @@ def flush_full_parts(ledger: Ledger, bucket: Bucket, *, batch: str | None = None
             flush_part(ledger, bucket, name, part)
             flushed += 1
         except InputError as error:
-            # one batch that was tampered with must not keep all others from their results
+            # one batch that was tampered with must not block the results of the others
             log.warning("part %d of %s is not flushed: %s", part, name, error)
     return flushed
 
 
 def read_part(bucket: Bucket, batch: str, part: int) -> list[dict[str, Any]]:
-    """Return the result lines of a part, none where it was not flushed yet.
+    """Return the result lines of a part; none if it is not flushed yet.
 
     Raises:
-        InputError: what lies there is no part of ours.
+        InputError: the object is not a part of results.
     """
     try:
         key = results_key(batch, part)
-        return unpack(bucket.get(key), name=key)
+        lines = unpack(bucket.get(key), name=key)
     except MissingObjectError:
         return []
+    for line in lines:
+        if "trace" in line:
+            # written by latentfarm 0.1
+            line["intermediates"] = line.pop("trace")
+    return lines
 
 
 def read_results(ledger: Ledger, bucket: Bucket, batch: str, total: int) -> Iterator[dict[str, Any]]:
-    """Yield a result line for every job of the batch, in order, from wherever it is now."""
+    """Yield a result line for every job of the batch, in order, from the ledger or the bucket."""
     for part in range(-(-total // PART_JOBS)):
         yield from read_range(ledger, bucket, batch, part_indices(part, total))
 
 
 def read_range(ledger: Ledger, bucket: Bucket, batch: str, indices: range) -> Iterator[dict[str, Any]]:
-    """Yield the result lines of some jobs of one part."""
+    """Yield the result lines of jobs of one part."""
     records = ledger.jobs(batch, indices)
     stored: dict[int, dict[str, Any]] = {}
-    # a receipt leaves the ledger only after its part lies in the bucket: asking in this order misses none
-    if any(_lies_elsewhere(record) for record in records):
+    # a receipt leaves the ledger after its part is stored, so this order misses none
+    if any(_is_flushed(record) for record in records):
         stored = {line["index"]: line for line in read_part(bucket, batch, indices.start // PART_JOBS)}
     for record in records:
         line = result_line(record)
         kept = stored.get(record.index)
-        yield {**line, **kept} if kept is not None and _lies_elsewhere(record) else line
+        yield {**line, **kept} if kept is not None and _is_flushed(record) else line
 
 
 def read_indices(ledger: Ledger, bucket: Bucket, batch: str, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Yield the result lines of jobs given by their indices, which rise; it costs at most one object a part."""
+    """Yield the result lines of jobs given by rising indices. Reads at most one object a part."""
     for _, group in groupby(indices, key=part_of):
         wanted = list(group)
         span = range(wanted[0], wanted[-1] + 1)
@@ -126,14 +90,14 @@ def read_indices(ledger: Ledger, bucket: Bucket, batch: str, indices: Iterable[i
         yield from (lines[index] for index in wanted)
 
 
-def _lies_elsewhere(record: JobRecord) -> bool:
-    """Return whether what is to be known of an ended job has left the ledger."""
+def _is_flushed(record: JobRecord) -> bool:
+    """Return whether the receipt or the error of an ended job is in the bucket only."""
     done = record.state is JobState.DONE and record.receipt is None
     return done or (record.state is JobState.FAILED and record.error is None)
 
 
 def result_line(record: JobRecord) -> dict[str, Any]:
-    """Return what is known of a job, as it stands in ``results/``."""
+    """Return a job's record as a line of ``results/``."""
     line: dict[str, Any] = {
         "job": f"{record.batch}/{record.index}",
         "index": record.index,

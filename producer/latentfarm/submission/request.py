@@ -13,39 +13,42 @@ from typing import TYPE_CHECKING, Any
 
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row, check_model_alias
-from latentfarm.ledger.ledger import DEFAULT_BUDGET
+from latentfarm.ledger.constants import DEFAULT_BUDGET
 from latentfarm.submission.expansion import Expansion
 from latentfarm.submission.prompts import ReadOptions, RowError, Source, SourceLike, check_defaults, open_source
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-
-#: of a larger file, this share of wrong rows stops the submission, looked at after the first 1,000 rows
+#: the default of ``SubmitOptions.max_invalid``
 DEFAULT_MAX_INVALID = 0.01
 
 
 @dataclass(frozen=True)
 class SubmitOptions:
-    """How a batch is to run.
+    """Options of a submission.
 
-    ``canary``: render the first so many jobs, the rest waits for ``resume``; 0 for none. ``failure_budget``: the share
-    of failures that pauses the batch; 0 for none. ``webhook``: an https URL that is told of the end. ``check_first``:
-    read the whole file before anything is opened; None does so below 100,000 rows. ``max_invalid``: the share of wrong
-    rows that stops a submission that was not checked first.
+    ``priority``: batches of a higher priority run first.
+    ``canary``: run this many jobs, then pause until ``resume``; 0: no canary.
+    ``failure_budget``: pause the batch when this share of its jobs has failed; 0: never.
+    ``webhook``: an https URL, called when the batch is complete or cancelled.
+    ``validate_first``: True validates every row before anything is stored, False none; None: files below 100,000
+    rows, and the first 100,000 rows of larger ones.
+    ``max_invalid``: a submission stops when more than this share of its rows is invalid. It is checked from the 1,000th
+    row on.
     """
 
     priority: int = 0
     canary: int = 0
     failure_budget: float = DEFAULT_BUDGET
     webhook: str = ""
-    check_first: bool | None = None
+    validate_first: bool | None = None
     max_invalid: float = DEFAULT_MAX_INVALID
 
 
 @dataclass(frozen=True)
 class Request:
-    """What a user hands in: rows, what each becomes, and what they leave open."""
+    """A batch to be submitted: the row source, its expansion and the defaults of its rows."""
 
     source: Source
     model: str
@@ -55,9 +58,9 @@ class Request:
 
     @property
     def digest(self) -> str:
-        """What tells this batch from any other: its content and every option that decides on its jobs.
+        """Sha256 of the content and of every option that changes a job, in hex.
 
-        Of a stream, which cannot be read twice, it is made of the options only; its parts' digests tell the rest.
+        A stream can be read only once, so its digest covers the options only. Its parts have digests of their own.
         """
         options = [self.model, self.defaults.given(), self.expansion.key, repr(self.reading)]
         content = self.source.digest or "stream"
@@ -65,13 +68,13 @@ class Request:
 
     @property
     def name(self) -> str:
-        """A name for the batch: of the same file and options always the same, of a stream always another."""
+        """Default name of the batch. The same file and options give the same name; each stream gets a new one."""
         stem = Path(self.source.name).name.partition(".")[0]
         slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].rstrip("-") or "batch"
         return f"{slug}-{self.digest[:8] if self.source.digest else uuid.uuid4().hex[:8]}"
 
     def rows(self) -> Iterator[tuple[int, Row | RowError]]:
-        """Yield each row with its number in the source, after its expansion."""
+        """Yield each expanded row, or its error, with the number of its row in the source, from 0."""
         plain = self.expansion.is_plain
         for number, found in enumerate(self.source.read()):
             if isinstance(found, RowError):
@@ -86,7 +89,7 @@ class Request:
                     yield number, RowError(f"{found.place}: {error}", "expansion")
 
     def _with_negative(self, row: Row) -> Row:
-        """Fill in the batch's negative prompt, which may hold choices of its own."""
+        """Fill in the batch's negative prompt before the expansion: it may have dynamic prompts too."""
         negative = self.defaults.negative_prompt
         if negative is None or row.negative_prompt is not None:
             return row
@@ -95,18 +98,27 @@ class Request:
 
 def make_request(
     source: SourceLike,
-    reading: ReadOptions,
+    reading: ReadOptions | None = None,
     *,
     model: str,
-    expansion: Expansion,
+    expansion: Expansion | None = None,
     client: S3Client | None = None,
     **defaults: Any,
 ) -> Request:
-    """Return what is to be handed in; nothing is read yet but what it takes to know the source.
+    """Return a request. No row is read yet.
+
+    Args:
+        source: see ``Farm.submit``.
+        reading: how prompts are read.
+        model: the alias of the model.
+        expansion: sweeps and dynamic prompts.
+        client: the S3 client for ``s3://`` sources.
+        defaults: fields of rows that do not set them, such as ``num_inference_steps=30``; None: not set.
 
     Raises:
-        InputError: the source is not there, or an option is wrong.
+        InputError: the source does not exist, or an option is invalid.
     """
     check_model_alias(model)
+    reading = reading or ReadOptions()
     opened = open_source(source, reading, client=client)
-    return Request(opened, model, check_defaults(defaults), expansion, reading)
+    return Request(opened, model, check_defaults(defaults), expansion or Expansion.parse(), reading)

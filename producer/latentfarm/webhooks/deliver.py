@@ -56,8 +56,8 @@ def deliver_due(ledger: Ledger, settings: Settings) -> int:
 
     What goes wrong with an endpoint is recorded in the ledger, not raised.
     """
-    outbox = WebhookOutbox(ledger.redis, ledger.where)
-    events = outbox.take(_AT_ONCE, hold_s=_HOLD_S)
+    outbox = WebhookOutbox(ledger)
+    events = outbox.claim(_AT_ONCE, hold_s=_HOLD_S)
     if not events:
         return 0
     with ThreadPoolExecutor(len(events), thread_name_prefix="webhook") as pool:
@@ -76,7 +76,7 @@ def _deliver(outbox: WebhookOutbox, event: Event, settings: Settings) -> bool:
             return outbox.sent(event)
         error, wait_s, gone = _refusal(answer.status), answer.retry_after_s, answer.status == 410
     if gone or event.attempt > len(RETRY_DELAYS_S):
-        outbox.give_up(event, f"{error}; attempt {event.attempt} was the last")
+        outbox.abandon(event, f"{error}; attempt {event.attempt} was the last")
     else:
         # endpoints that failed together are not asked again together
         delay_s = RETRY_DELAYS_S[event.attempt - 1] * random.uniform(1, 1.2)  # noqa: S311

@@ -11,7 +11,7 @@ from latentfarm.batch_state import PausedBy
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job import JobState
 from latentfarm.ledger import Ledger, Reservation
-from latentfarm.ledger.ledger import CHUNK_JOBS
+from latentfarm.ledger.constants import CHUNK_JOBS
 
 pytestmark = pytest.mark.integration
 
@@ -86,7 +86,7 @@ def test_a_wrong_row_is_a_failed_job_that_nobody_leases(ledger: Ledger) -> None:
     found = lease(ledger, 9)
     assert [each.index for each in found] == [1, 3]
     assert ledger.commit([(each, {}) for each in found]) == ["done", "full"]
-    assert ledger.jobs("cats", [0])[0].error == {**error, "message": "the row was wrong; the manifest says how"}
+    assert ledger.jobs("cats", [0])[0].error == {**error, "message": "the row is invalid; the manifest has the reason"}
 
 
 def test_a_batch_of_wrong_rows_only_is_complete_at_once(ledger: Ledger) -> None:
@@ -128,7 +128,7 @@ def test_trimming_a_part_leaves_only_the_states(ledger: Ledger) -> None:
         "lf:batches",
         "lf:batch:cats",
         "lf:states:cats:0",
-        "lf:reasons:cats",
+        "lf:error_counts:cats",
     }
 
 
@@ -294,7 +294,7 @@ def test_a_forgotten_batch_leaves_no_key(ledger: Ledger) -> None:
     ledger.commit([(good, {})])
     fail(ledger, [bad])
     ledger.mark_deleting("cats")
-    assert ledger.commit([(good, {})]) == ["again"]
+    assert ledger.commit([(good, {})]) == ["repeated"]
     assert ledger.commit([(bad, {})]) == ["deleting"]
     ledger.delete_batch("cats")
     client: Any = ledger.redis
@@ -304,7 +304,7 @@ def test_a_forgotten_batch_leaves_no_key(ledger: Ledger) -> None:
 
 def test_an_unknown_batch_is_told(ledger: Ledger) -> None:
     for action in (ledger.resume, ledger.cancel, ledger.mark_deleting, ledger.batch):
-        with pytest.raises(InputError, match="batch 'dogs' is not known"):
+        with pytest.raises(InputError, match="batch 'dogs' is unknown"):
             action("dogs")
 
 

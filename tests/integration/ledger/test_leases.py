@@ -21,7 +21,7 @@ def expire(ledger: Ledger) -> int:
     client: Any = ledger.redis
     for name in client.zrange("lf:leases", 0, -1):
         client.zadd("lf:leases", {name: 1})
-    ledger.redis.delete("lf:sweeper")
+    ledger.redis.delete("lf:sweep_lock")
     return ledger.expire_leases()
 
 
@@ -45,7 +45,7 @@ def test_a_request_for_leases_that_is_made_again_is_answered_again(ledger: Ledge
     assert asked(ledger, "one", 5) == first
     assert ledger.batch("cats").leased == 2
     # with their whole time, for the first answer may have been lost long ago
-    ledger.redis.delete("lf:sweeper")
+    ledger.redis.delete("lf:sweep_lock")
     assert ledger.expire_leases() == 0
     assert [each.index for each in asked(ledger, "two")] == [2, 3]
     assert [each.index for each in asked(ledger, "one", worker="worker-b")] == [4]
@@ -106,7 +106,7 @@ def test_a_commit_repeated_after_a_lost_answer_counts_once(ledger: Ledger) -> No
     opened(ledger)
     [held] = lease(ledger)
     assert ledger.commit([(held, {})]) == ["done"]
-    assert ledger.commit([(held, {})]) == ["again"]
+    assert ledger.commit([(held, {})]) == ["repeated"]
     assert ledger.batch("cats").done == 1
 
 
@@ -116,7 +116,7 @@ def test_several_commits_in_one_call_are_judged_one_by_one(ledger: Ledger) -> No
     ledger.release([old])
     [fresh] = lease(ledger)
     finished: list[tuple[Lease, dict[str, Any]]] = [(each, {}) for each in (old, fresh, *rest, rest[0])]
-    assert ledger.commit(finished) == ["stale", "done", "done", "done", "again"]
+    assert ledger.commit(finished) == ["stale", "done", "done", "done", "repeated"]
     assert (ledger.batch("cats").done, ledger.batch("cats").leased) == (3, 0)
 
 
@@ -174,12 +174,12 @@ def test_after_an_outage_no_lease_is_judged_before_its_holder_could_renew_it(led
     assert expire(ledger) == 1
     [held] = lease(ledger)
     client.zadd("lf:leases", {held.name: 1})
-    client.delete("lf:sweeper")
+    client.delete("lf:sweep_lock")
     # as if Redis, or everybody who sweeps, had been away for a minute
     client.set("lf:last_sweep", int(client.get("lf:last_sweep")) - 60_000)
     assert ledger.expire_leases(patience_s=10) == 0
     assert ledger.renew([held], lease_s=30) == set()
-    client.delete("lf:sweeper", "lf:grace_until")
+    client.delete("lf:sweep_lock", "lf:grace_until")
     assert ledger.expire_leases(patience_s=10) == 0
     assert ledger.commit([(held, {})]) == ["full"]
 
@@ -209,19 +209,6 @@ def test_a_commit_under_a_lost_lease_is_refused_whatever_became_of_the_job(ledge
     ledger.redis.flushall()
     assert ledger.commit([(old, {})]) == ["stale"]
     assert ledger.redis.keys("*") == []
-
-
-def test_a_part_tells_whether_some_lease_of_it_ended_without_a_commit(ledger: Ledger) -> None:
-    opened(ledger, total=2)
-    first, second = lease(ledger, 2)
-    ledger.commit([(first, {})])
-    assert not ledger.had_returns("cats", 0)
-    ledger.release([second])
-    assert ledger.had_returns("cats", 0)
-    [again] = lease(ledger)
-    ledger.commit([(again, {})])
-    ledger.drop_flushed("cats", 0, retries=0)
-    assert not ledger.had_returns("cats", 0)
 
 
 def test_a_failed_job_keeps_its_reason_and_never_blocks_the_batch(ledger: Ledger) -> None:

@@ -22,7 +22,7 @@ from latentfarm.batch_state import PausedBy
 from latentfarm.errors import InputError
 from latentfarm.job import ALLOWED_MOVES, TERMINAL_STATES, JobState
 from latentfarm.ledger import Lease, Ledger, Restoration
-from latentfarm.ledger.ledger import MAX_ATTEMPTS
+from latentfarm.ledger.constants import MAX_ATTEMPTS
 
 pytestmark = pytest.mark.integration
 
@@ -158,7 +158,7 @@ class LedgerMoves(RuleBasedStateMachine):
             self.over_if_ended()
             assert outcome == ("full" if self.ended else "done")
         else:
-            assert outcome == ("again" if self.receipts.get(lease.index) == lease.epoch else "stale")
+            assert outcome == ("repeated" if self.receipts.get(lease.index) == lease.epoch else "stale")
 
     @rule(lease=leases, retry=st.booleans())
     def fail(self, lease: Lease, *, retry: bool) -> None:
@@ -189,7 +189,7 @@ class LedgerMoves(RuleBasedStateMachine):
     def expire(self, lease: Lease) -> None:
         name = lease.name
         self.ledger.redis.zadd("lf:leases", {name: 1}, xx=True)
-        self.ledger.redis.delete("lf:sweeper")
+        self.ledger.redis.delete("lf:sweep_lock")
         held = lease.index in self.epochs
         assert self.ledger.expire_leases() == int(held)
         if held:

@@ -148,7 +148,7 @@ def test_a_job_that_failed_as_poison_leaves_no_image(farm: Farm) -> None:
         [lost] = farm.ledger.lease("mini", worker, 1, lease_s=30)
         put(farm, lost)
         client.zadd("lf:leases", {lost.name: 1})
-        client.delete("lf:sweeper")
+        client.delete("lf:sweep_lock")
         farm.ledger.expire_leases()
     assert farm.batch("cats").wait().errors == {"poison": 1}
     assert list(farm.bucket.keys("batches/cats/images/")) == []
@@ -198,7 +198,7 @@ def test_what_its_user_decided_outlasts_the_ledger(farm: Farm) -> None:
 
 def test_wrong_rows_are_failed_again_and_a_failure_that_only_the_ledger_knew_is_kept(farm: Farm) -> None:
     wrong = {"prompt": "a", "width": 65}
-    batch = farm.submit([*rows(5), wrong], batch="cats", rules=SubmitOptions(check_first=False))
+    batch = farm.submit([*rows(5), wrong], batch="cats", options=SubmitOptions(validate_first=False))
     work(farm, 2, fail=frozenset({1}))
     assert recover(farm).changed is False
     assert batch.status().errors == {"nan": 1, "invalid_row": 1}

@@ -50,8 +50,8 @@ def test_the_end_of_a_batch_arrives_signed_and_once(ledger: Ledger, worker: Sett
     assert is_signed(headers, body)
     message = json.loads(body)
     assert message["type"] == "batch.completed"
-    completed_ms = int(ledger.redis.hget("lf:batch:cats", "completed_ms") or 0)
-    assert datetime.fromisoformat(message["timestamp"]) == EPOCH + timedelta(milliseconds=completed_ms)
+    ended_ms = int(ledger.redis.hget("lf:batch:cats", "ended_ms") or 0)
+    assert datetime.fromisoformat(message["timestamp"]) == EPOCH + timedelta(milliseconds=ended_ms)
     assert message["data"] == {
         "batch": "cats",
         "model": "mini",
@@ -233,31 +233,31 @@ def test_a_deleted_batch_is_not_told_and_nothing_of_it_comes_back(
 
 
 def test_an_attempt_that_is_late_decides_nothing_unless_it_arrived(ledger: Ledger) -> None:
-    outbox = WebhookOutbox(ledger.redis, ledger.where)
+    outbox = WebhookOutbox(ledger)
     ended(ledger, "https://x.org/")
-    [first] = outbox.take(5, hold_s=60)
-    assert outbox.take(5, hold_s=60) == []
+    [first] = outbox.claim(5, hold_s=60)
+    assert outbox.claim(5, hold_s=60) == []
     due_now(ledger)
-    [second] = outbox.take(5, hold_s=60)
+    [second] = outbox.claim(5, hold_s=60)
     assert (first.attempt, second.attempt) == (1, 2)
     assert not outbox.retry(first, "late", delay_s=1)
-    assert not outbox.give_up(first, "late")
+    assert not outbox.abandon(first, "late")
     assert facts(ledger) == ("due", 2, "")
-    assert outbox.problem("cats") == ""
+    assert outbox.last_error("cats") == ""
     assert outbox.retry(second, "the answer was 500", delay_s=60)
-    assert outbox.problem("cats") == "the answer was 500"
+    assert outbox.last_error("cats") == "the answer was 500"
     assert outbox.sent(first)
-    assert outbox.problem("cats") == ""
+    assert outbox.last_error("cats") == ""
     assert not outbox.retry(second, "it was there already", delay_s=1)
     assert facts(ledger)[0] == "sent"
 
 
 def test_what_becomes_of_an_earlier_end_does_not_touch_the_later_one(ledger: Ledger) -> None:
-    outbox = WebhookOutbox(ledger.redis, ledger.where)
+    outbox = WebhookOutbox(ledger)
     ended(ledger, "https://x.org/")
-    [first] = outbox.take(5, hold_s=60)
+    [first] = outbox.claim(5, hold_s=60)
     ledger.retry("cats", [(0, "nan")])
     work(ledger)
     assert not outbox.sent(first)
     assert facts(ledger) == ("due", 0, "")
-    assert [event.done for event in outbox.take(5, hold_s=60)] == [3]
+    assert [event.done for event in outbox.claim(5, hold_s=60)] == [3]

@@ -1,4 +1,4 @@
-"""What a worker process keeps for its whole life: the loaded model and the threads around it."""
+"""A worker process: the loaded model, the render loop and the threads around them, for the life of the process."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import faulthandler
 import logging
 import os
 import signal
-from collections.abc import Mapping
 from contextlib import suppress
 from threading import Event, Thread
 
@@ -19,7 +18,9 @@ from latentfarm.ledger import Ledger
 from latentfarm.monitoring.http_server import MetricsServer
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
-from latentfarm.storage.results import discard_leftovers, flush_full_parts
+from latentfarm.storage.bucket_check import check_bucket
+from latentfarm.storage.orphans import collect_due
+from latentfarm.storage.results import flush_full_parts
 from latentfarm.webhooks.deliver import deliver_due
 from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.calibration.cache import device_name
@@ -30,179 +31,206 @@ from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
 from latentfarm_worker.service.shutdown import Shutdown
 from latentfarm_worker.service.spot import InstanceMetadata, SpotWatch
+from latentfarm_worker.supervise.exit_codes import EXIT_RESTART
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
-from latentfarm_worker.supervise.supervisor import EXIT_BROKEN
 from latentfarm_worker.supervise.watchdog import start_self_watchdog
 
 log = logging.getLogger(__name__)
 
 
-def _leave() -> None:
-    """Ask this process to end, by the signal that everybody uses: there is one way out."""
+def _terminate() -> None:
+    """Send SIGTERM to this process, so that every shutdown takes the same path."""
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _serve(settings: Settings, metrics: Metrics, health: Health) -> MetricsServer | None:
-    if not settings.metrics_address:
-        return None
-    return MetricsServer(settings.metrics_address, metrics.registry, live=health.live, ready=health.ready)
-
-
-def _watch(renderer: RenderLoop, engine: Engine, health: Health, about: Mapping[str, str | int]) -> None:
-    """Have the metrics ask the renderer and its engine at each scrape."""
-    renderer.metrics.watch(
-        {
-            "slots": ("Guided pictures that fit the engine's batch.", lambda: engine.slots),
-            "slots_busy": (
-                "Slots that are taken; a picture without guidance takes half a one.",
-                lambda: engine.slots_taken,
-            ),
-            "leases_held": ("Jobs that this worker has leased.", lambda: renderer.leases_held),
-            "upload_backlog": ("Finished pictures that are not committed yet.", lambda: renderer.backlog),
-            "ready": ("1 if the worker leases jobs.", lambda: not health.ready()),
-        },
-        {name: str(about[name]) for name in ("worker", "device", "dtype")},
-    )
-    device = engine.family.device
-    if device.type == "cuda":
-        renderer.metrics.watch_memory(
-            lambda: {
-                "allocated": torch.cuda.memory_allocated(device),
-                "reserved": torch.cuda.memory_reserved(device),
-                "total": torch.cuda.get_device_properties(device).total_memory,
-            }
-        )
-
-
 class Worker(WorkerHooks):
-    """A worker: its renderer, the way out, a thread that says it lives, sweeps and rings missing doorbells, and others.
+    """The render loop, its shutdown, and the threads for housekeeping, webhooks and spot notices.
 
-    ``worker`` is its name in the ledger: the supervisor's, if it is ``supervised``, whatever process this is.
+    Args:
+        settings: the settings of the farm and the worker.
+        app: the Celery app that rings the doorbell.
+        state: progress that the supervisor and the watchdog read.
+        name: name of the worker in the ledger; a supervisor gives every restarted process the same.
+        supervised: a supervisor watches for stalls; otherwise the process watches itself.
+
+    Raises:
+        LatentfarmError: The settings, the bucket, the ledger or the model cannot be used.
     """
 
-    def __init__(self, settings: Settings, app: Celery, *, pulse: SharedState, worker: str, supervised: bool) -> None:
+    def __init__(self, settings: Settings, app: Celery, *, state: SharedState, name: str, supervised: bool) -> None:
         settings.require()
-        super().__init__(pulse)
-        # so that a supervisor that is about to kill this process can have it say where it stands, lock or no lock
+        super().__init__(state)
+        # a supervisor sends SIGUSR2 before it kills a stalled process; the handler prints all stacks and takes no lock
         faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
-        self.settings = settings
-        self.worker = worker
+        self._settings = settings
         self._app = app
-        metrics, health = Metrics(settings.model), Health(pulse, hang_s=settings.stall_timeout_s)
-        self._metrics_server = _serve(settings, metrics, health)
+        self._name = name
+        self._metrics = Metrics(settings.model)
+        self._health = Health(state, stall_timeout_s=settings.stall_timeout_s)
+        self._metrics_server = self._start_metrics_server()
         self._ledger = Ledger.connect(settings.redis_url)
         self._bucket = Bucket.connect(settings)
-        self._bucket.probe()
+        self._check_stores()
+        self.render_loop = self._make_render_loop()
+        if not supervised:
+            start_self_watchdog(state, settings.stall_timeout_s)
+        self.shutdown = Shutdown(self.render_loop, timeout_s=settings.shutdown_timeout_s)
+        self._spot_watch = self._start_spot_watch()
+        self._stop = Event()
+        self._housekeeper = Thread(target=self._housekeeping_loop, name="housekeeping", daemon=True)
+        self._housekeeper.start()
+        # a thread of its own, because a slow endpoint would delay the heartbeats
+        Thread(target=self._webhook_loop, name="webhooks", daemon=True).start()
+        state.enter(Phase.IDLE)
+        self._health.renderer = self.render_loop
+        place = f"{self._info['device']}, {self._info['slots']} slots, process {os.getpid()}"
+        log.info("worker %s serves %s on %s", name, settings.model, place)
+
+    # -- start -----------------------------------------------------------------------------------------------
+
+    def _start_metrics_server(self) -> MetricsServer | None:
+        address, registry = self._settings.metrics_address, self._metrics.registry
+        return MetricsServer(address, registry, live=self._health.live, ready=self._health.ready) if address else None
+
+    def _check_stores(self) -> None:
+        """Refuse an unusable bucket or a ledger of another schema before the model is loaded, which is slow."""
+        check_bucket(self._bucket)
         with suppress(UnavailableError):
-            # a ledger of another layout is refused before the model is loaded; one that is away is waited for
-            self._ledger.count_pending(settings.model)
+            # if Redis is unavailable now, the render loop waits for it
+            self._ledger.count_pending(self._settings.model)
+
+    def _make_render_loop(self) -> RenderLoop:
+        settings = self._settings
         family = load_model(settings)
-        tracer = PreviewRecorder(family)
-        engine = make_engine(family, settings, on_step=tracer)
+        previews = PreviewRecorder(family)
+        engine = make_engine(family, settings, on_step=previews)
         engine.warm_up()
-        self.renderer = RenderLoop(
+        render_loop = RenderLoop(
             ledger=self._ledger,
             bucket=self._bucket,
             engine=engine,
-            tracer=tracer,
+            previews=previews,
             model=settings.model,
-            worker=self.worker,
-            lease_s=settings.lease_ttl_s,
+            worker=self._name,
+            lease_ttl_s=settings.lease_ttl_s,
             embed_metadata=settings.embed_metadata,
-            host=self,
-            metrics=metrics,
+            hooks=self,
+            metrics=self._metrics,
         )
-        self._about: dict[str, str | int] = {
+        self._info: dict[str, str | int] = {
             "device": family.device.type,
             "device_name": device_name(family.device),
             "dtype": str(family.dtype).removeprefix("torch."),
             "slots": engine.slots,
         }
-        _watch(self.renderer, engine, health, {"worker": worker, **self._about})
-        if not supervised:
-            start_self_watchdog(pulse, hang_s=settings.stall_timeout_s, exit_code=EXIT_BROKEN)
-        self.drain = Shutdown(self.renderer, drain_s=settings.shutdown_timeout_s)
-        self._spot: SpotWatch | None = None
-        if settings.spot_provider == "aws":
-            self._spot = SpotWatch(InstanceMetadata(settings.metadata_url), _leave)
-        self._stop = Event()
-        self._housekeeper = Thread(target=self._keep_house, name="housekeeper", daemon=True)
-        self._housekeeper.start()
-        # a thread of its own: a slow endpoint must not keep the worker from saying that it lives
-        self._messenger = Thread(target=self._tell_ends, name="messenger", daemon=True)
-        self._messenger.start()
-        self.pulse.enter(Phase.IDLE)
-        health.renderer = self.renderer
-        place = f"{family.device}, {engine.slots} slots, process {os.getpid()}"
-        log.info("worker %s serves %s on %s", worker, settings.model, place)
+        self._register_gauges(render_loop, engine)
+        return render_loop
 
-    def wake_others(self) -> None:
-        """Ring for jobs that were given back: the doorbells that brought them here are used up."""
-        model = self.settings.model
+    def _register_gauges(self, render_loop: RenderLoop, engine: Engine) -> None:
+        self._metrics.watch(
+            {
+                "slots": ("Guided images that fit the engine's batch.", lambda: engine.slots),
+                "slots_busy": ("Slots in use; an image without guidance uses half a slot.", lambda: engine.slots_taken),
+                "leases_held": ("Jobs that this worker has leased.", lambda: render_loop.leases_held),
+                "upload_backlog": ("Finished images that are not committed yet.", lambda: render_loop.backlog),
+                "ready": ("1 if the worker leases jobs.", lambda: not self._health.ready()),
+            },
+            {"worker": self._name, "device": str(self._info["device"]), "dtype": str(self._info["dtype"])},
+        )
+        device = engine.family.device
+        if device.type == "cuda":
+            self._metrics.watch_memory(
+                lambda: {
+                    "allocated": torch.cuda.memory_allocated(device),
+                    "reserved": torch.cuda.memory_reserved(device),
+                    "total": torch.cuda.get_device_properties(device).total_memory,
+                }
+            )
+
+    def _start_spot_watch(self) -> SpotWatch | None:
+        if self._settings.spot_provider != "aws":
+            return None
+        return SpotWatch(InstanceMetadata(self._settings.metadata_url), _terminate)
+
+    # -- hooks -----------------------------------------------------------------------------------------------
+
+    def notify_workers(self) -> None:
+        """Ring for released jobs: the doorbells that announced them are used up."""
+        model = self._settings.model
         try:
             doorbell.ring(self._ledger.redis, self._app, model, self._ledger.count_pending(model))
         except UnavailableError as error:
-            log.warning("no doorbell was rung, the next housekeeping does: %s", error)
+            log.warning("the doorbell was not rung, the next housekeeping rings it: %s", error)
 
-    def broken(self) -> None:
-        """End the process, for the supervisor to start another; pictures that wait for the store get their time."""
-        self.drain.abandon(EXIT_BROKEN)
+    def on_device_lost(self) -> None:
+        """End the process, so that the supervisor starts another; images that wait for the bucket are stored first."""
+        self.shutdown.begin_failed(EXIT_RESTART)
 
-    def close(self) -> None:
-        """Leave in order: no more leases, unfinished jobs back, finished ones stored."""
-        self._stop.set()
-        if self._spot is not None:
-            self._spot.close()
-        self.renderer.close()
-        self._housekeeper.join()
+    # -- threads ---------------------------------------------------------------------------------------------
+
+    def _heartbeat(self) -> int:
+        """Report that the worker lives, and its new measurements; return the number of pending jobs."""
+        model = self._settings.model
         try:
-            # the pictures since the last beat
-            self._beat()
-            self._ledger.sign_off(self.settings.model, self.worker)
-        except UnavailableError as error:
-            log.warning("could not sign off: %s", error)
-        ended = self.renderer.metrics.images()
-        # the last scrape came before the last picture: what nobody scraped is told here
-        log.info("the worker ends: %s", ", ".join(f"{n} {what}" for what, n in ended.items()), extra={"images": ended})
-        if self._metrics_server is not None:
-            self._metrics_server.close()
-
-    def _beat(self) -> int:
-        """Say that the worker lives and what it measured; return how many jobs wait."""
-        measured = self.renderer.meter.take()
-        try:
-            return self._ledger.heartbeat(self.settings.model, self.worker, measured, about=self._about)
+            return self._metrics.report(
+                lambda measured: self._ledger.heartbeat(model, self._name, measured, about=self._info)
+            )
         except UnavailableError:
-            self.renderer.meter.add(**measured)
-            self.renderer.metrics.retry("beat")
+            self._metrics.retry("heartbeat")
             raise
 
-    def _tell_ends(self) -> None:
-        """Send the webhooks of batches that have ended, whichever worker finds them due."""
-        while not self._stop.wait(self.settings.housekeeping_interval_s):
-            try:
-                deliver_due(self._ledger, self.settings)
-            except UnavailableError as error:
-                log.warning("webhooks are put off: %s", error)
-            except Exception:
-                log.exception("webhooks failed; the next round comes")
-
-    def _keep_house(self) -> None:
+    def _housekeeping_loop(self) -> None:
         while True:
             try:
-                waiting = self._beat()
-                swept = self._ledger.expire_leases()
-                if swept > 0:
-                    log.warning("%d leases had run out; their jobs run again", swept)
-                doorbell.ring(self._ledger.redis, self._app, self.settings.model, waiting + max(swept, 0))
-                flush_full_parts(self._ledger, self._bucket)
-                discard_leftovers(self._ledger, self._bucket, age_s=2 * self.settings.lease_ttl_s)
+                self._do_housekeeping()
             except UnavailableError as error:
-                log.warning("housekeeping is put off: %s", error)
+                log.warning("housekeeping is postponed: %s", error)
             except SchemaError as error:
-                log.critical("leaving: %s", error)
-                _leave()
+                log.critical("exiting: %s", error)
+                _terminate()
             except Exception:
-                log.exception("housekeeping failed; the next round comes")
-            if self._stop.wait(self.settings.housekeeping_interval_s):
+                log.exception("housekeeping failed and is repeated in the next round")
+            if self._stop.wait(self._settings.housekeeping_interval_s):
                 return
+
+    def _do_housekeeping(self) -> None:
+        """Report to the ledger, and do the farm's upkeep that any worker can do."""
+        pending = self._heartbeat()
+        expired = self._ledger.expire_leases()
+        if expired > 0:
+            log.warning("%d leases expired; their jobs run again", expired)
+        doorbell.ring(self._ledger.redis, self._app, self._settings.model, pending + max(expired, 0))
+        flush_full_parts(self._ledger, self._bucket)
+        collect_due(self._ledger, self._bucket, delay_s=2 * self._settings.lease_ttl_s)
+
+    def _webhook_loop(self) -> None:
+        """Send the due webhooks of all batches."""
+        while not self._stop.wait(self._settings.housekeeping_interval_s):
+            try:
+                deliver_due(self._ledger, self._settings)
+            except UnavailableError as error:
+                log.warning("webhooks are postponed: %s", error)
+            except Exception:
+                log.exception("webhooks failed and are repeated in the next round")
+
+    # -- end -------------------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Lease no more, release unfinished jobs, store finished images, and sign off from the ledger."""
+        self._stop.set()
+        if self._spot_watch is not None:
+            self._spot_watch.close()
+        self.render_loop.close()
+        self._housekeeper.join()
+        try:
+            # report the images since the last heartbeat
+            self._heartbeat()
+            self._ledger.sign_off(self._settings.model, self._name)
+        except UnavailableError as error:
+            log.warning("could not sign off: %s", error)
+        images = self._metrics.images()
+        # the images since the last scrape are in no time series, so they are logged
+        summary = ", ".join(f"{count} {outcome}" for outcome, count in images.items())
+        log.info("the worker ends: %s", summary, extra={"images": images})
+        if self._metrics_server is not None:
+            self._metrics_server.close()

@@ -1,19 +1,19 @@
--- Jobs have been stored in the bucket: let workers lease them. The last call closes the batch.
--- ARGV: batch, jobs stored before, jobs stored now, chain, closed (0 or 1); then index and error of each wrong row.
--- Returns the state after it, '' for an unknown batch, or 'conflict' when another submission is further.
-local batch, before, total, chain = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
+-- Let workers lease jobs whose part is stored in the bucket. The last call closes the batch.
+-- ARGV: batch, total before, total now, parts_digest, closed (0 or 1), then index and error of each invalid row.
+-- Returns the state after it, '' for an unknown batch, 'conflict' if another submission appended other jobs.
+local batch, before, total, parts_digest = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4]
 local key, now = batch_key(batch), now_ms()
-local f = redis.call('HMGET', key, 'state', 'total', 'parts_digest', 'cursor', 'model')
-if not f[1] then return '' end
-if f[1] ~= 'opening' then return f[1] end
--- the answer to a first try may have been lost on the way
-local repeated = tonumber(f[2]) == total and f[3] == chain
-if tonumber(f[2]) ~= before and not repeated then return 'conflict' end
+local f = read_fields(batch, 'state', 'total', 'parts_digest', 'cursor', 'model')
+if not f.state then return '' end
+if f.state ~= BATCH_OPENING then return f.state end
+-- the reply to an earlier try of this call may have been lost
+local repeated = tonumber(f.total) == total and f.parts_digest == parts_digest
+if tonumber(f.total) ~= before and not repeated then return 'conflict' end
 if not repeated then
-  if tonumber(f[4]) >= before then raise_virtual_time(batch, f[5]) end
-  redis.call('HSET', key, 'total', total, 'parts_digest', chain)
+  if tonumber(f.cursor) >= before then raise_virtual_time(batch, f.model) end
+  redis.call('HSET', key, 'total', total, 'parts_digest', parts_digest)
 end
-if ARGV[5] == '1' then redis.call('HSET', key, 'state', 'open', 'opened_ms', now) end
+if ARGV[5] == '1' then redis.call('HSET', key, 'state', BATCH_OPEN, 'opened_ms', now) end
 if not repeated then
   for at = 6, #ARGV, 2 do
     redis.call('HINCRBY', key, 'invalid', 1)

@@ -1,2 +1,2 @@
--- ARGV: model. Returns its jobs that wait to be leased; changes nothing.
+-- ARGV: model. Returns how many of its jobs wait for a lease; changes nothing.
 return count_pending(ARGV[1])

@@ -1,18 +1,20 @@
--- Take a batch's name before its manifest is written.
--- ARGV: batch, digest, model, priority, weight, budget, hold, webhook.
--- Returns 'new', 'same' (its own earlier try) or the other's digest; then state, total and chain.
+-- Create a batch before its manifest is stored, or find the batch that has its name.
+-- ARGV: batch, digest, model, priority, weight, budget, canary, webhook.
+-- Returns 'new', 'same' (an earlier try of this submission) or the digest of the other batch;
+-- then state, total and parts_digest.
 local batch, digest, model = ARGV[1], ARGV[2], ARGV[3]
-local key = batch_key(batch)
-local held = redis.call('HMGET', key, 'digest', 'state', 'total', 'parts_digest')
-if held[1] then
-  return { held[1] == digest and 'same' or held[1], held[2], tonumber(held[3]), held[4] }
+local found = read_fields(batch, 'digest', 'state', 'total', 'parts_digest')
+if found.digest then
+  local whose = found.digest == digest and 'same' or found.digest
+  return { whose, found.state, tonumber(found.total), found.parts_digest }
 end
 local now = now_ms()
 write_schema()
 redis.call('ZADD', 'lf:batches', now, batch)
-redis.call('HSET', key, 'digest', digest, 'model', model, 'priority', ARGV[4], 'weight', ARGV[5], 'budget', ARGV[6],
-  'canary', ARGV[7], 'webhook', ARGV[8], 'state', 'opening', 'paused', '', 'paused_by', '', 'total', 0, 'parts_digest', '', 'cursor', 0,
-  'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0, 'invalid', 0, 'retries', 0, 'sparse', 0, 'epoch', 0, 'virtual_time', 0,
-  'budget_done', 0, 'budget_failed', 0, 'webhook_state', '', 'reserved_ms', now)
-redis.call('SADD', 'lf:open:' .. model, batch)
-return { 'new', 'opening', 0, '' }
+redis.call('HSET', batch_key(batch), 'digest', digest, 'model', model, 'priority', ARGV[4], 'weight', ARGV[5],
+  'budget', ARGV[6], 'canary', ARGV[7], 'webhook', ARGV[8], 'state', BATCH_OPENING, 'paused_by', '', 'paused', '',
+  'total', 0, 'parts_digest', '', 'cursor', 0, 'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0, 'invalid', 0,
+  'retries', 0, 'sparse', 0, 'epoch', 0, 'virtual_time', 0, 'budget_done', 0, 'budget_failed', 0, 'webhook_state', '',
+  'created_ms', now)
+redis.call('SADD', 'lf:active:' .. model, batch)
+return { 'new', BATCH_OPENING, 0, '' }

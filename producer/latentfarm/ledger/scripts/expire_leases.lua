@@ -1,42 +1,43 @@
--- Return the jobs whose lease ran out, each charged one attempt. A job that was lost with three workers, two of them
--- different, or with six, has failed: it is the job that kills them.
--- ARGV: limit, lock_ms, patience_ms: after so long without a look at the leases nobody could renew them either, Redis or
--- the whole farm being away; then their holders get as long to do so.
--- Returns the number of expired leases, or -1 when another worker sweeps.
-if not redis.call('SET', 'lf:sweeper', '1', 'NX', 'PX', ARGV[2]) then return -1 end
-local LOSSES, WORKERS, MOST_LOSSES = 3, 2, 6
-local now, patience = now_ms(), tonumber(ARGV[3])
-local swept = tonumber(redis.call('GET', 'lf:last_sweep') or now)
+-- End the leases that were not renewed in time, each job charged one attempt. A job that was lost POISON_LOSSES times
+-- with POISON_WORKERS different workers, or POISON_MAX_LOSSES times, fails: it kills its workers.
+-- ARGV: limit, lock_ms, patience_ms. If nobody checked leases for patience_ms, Redis or the whole farm was down and no
+-- lease could be renewed: then no lease expires for another patience_ms.
+-- Returns the number of expired leases, or -1 if another worker is at it.
+if not redis.call('SET', 'lf:sweep_lock', '1', 'NX', 'PX', ARGV[2]) then return -1 end
+local now, patience_ms = now_ms(), tonumber(ARGV[3])
+local last = tonumber(redis.call('GET', 'lf:last_sweep') or now)
 redis.call('SET', 'lf:last_sweep', now)
-if now - swept > patience then redis.call('SET', 'lf:grace_until', now + patience, 'PX', patience) end
+if now - last > patience_ms then redis.call('SET', 'lf:grace_until', now + patience_ms, 'PX', patience_ms) end
 if now < tonumber(redis.call('GET', 'lf:grace_until') or 0) then return 0 end
 
--- Note one more loss; return how many there are, and of how many workers
-local function lose(batch, index, worker)
-  local losers = redis.call('HGET', 'lf:lost_by:' .. batch, text(index))
-  losers = losers and losers .. ' ' .. worker or worker
-  redis.call('HSET', 'lf:lost_by:' .. batch, text(index), losers)
-  local count, seen, workers = 0, {}, 0
-  for name in string.gmatch(losers, '%S+') do
-    count = count + 1
+-- Record one more loss; return how many there are, and of how many workers
+local function record_loss(batch, index, worker)
+  local names = redis.call('HGET', 'lf:lost_by:' .. batch, decimal(index))
+  names = names and names .. ' ' .. worker or worker
+  redis.call('HSET', 'lf:lost_by:' .. batch, decimal(index), names)
+  local losses, seen, workers = 0, {}, 0
+  for name in string.gmatch(names, '%S+') do
+    losses = losses + 1
     if not seen[name] then seen[name], workers = true, workers + 1 end
   end
-  return count, workers
+  return losses, workers
+end
+
+local function expire(name)
+  local batch, index = parse_name(name)
+  local _, worker = holder_of(name)
+  redis.call('HINCRBY', 'lf:attempts:' .. batch, decimal(index), 1)
+  local losses, workers = record_loss(batch, index, worker)
+  if losses < POISON_MAX_LOSSES and (losses < POISON_LOSSES or workers < POISON_WORKERS) then
+    requeue(batch, index, name, now)
+    return
+  end
+  drop_lease(batch, name)
+  mark_lost_lease(batch)
+  local message = 'lost ' .. losses .. ' times with ' .. workers .. (workers == 1 and ' worker' or ' workers')
+  record_failure(batch, index, cjson.encode({ code = POISON, message = message, worker = worker }), now)
 end
 
 local expired = redis.call('ZRANGEBYSCORE', 'lf:leases', '-inf', now, 'LIMIT', 0, tonumber(ARGV[1]))
-for _, name in ipairs(expired) do
-  local batch, index = split(name)
-  local _, worker = holder(name)
-  redis.call('HINCRBY', 'lf:attempts:' .. batch, text(index), 1)
-  local count, workers = lose(batch, index, worker)
-  if (count >= LOSSES and workers >= WORKERS) or count >= MOST_LOSSES then
-    drop_lease(batch, name)
-    mark_lost_lease(batch, index)
-    local message = 'lost ' .. count .. ' times with ' .. workers .. (workers == 1 and ' worker' or ' workers')
-    record_failure(batch, index, cjson.encode({ code = 'poison', message = message, worker = worker }), now)
-  else
-    give_back(batch, index, name, now)
-  end
-end
+for _, name in ipairs(expired) do expire(name) end
 return #expired

@@ -1,24 +1,24 @@
--- Lease up to k jobs of a model: the batch of highest priority first, then the least served per weight;
--- within a batch the jobs that came back first, then the cursor.
--- ARGV: model, worker, k, lease_ms, request: '', or what tells this call from any other of the worker. The answer to
--- it may be lost on the way: asked again it is given again, as far as its leases are still held, whatever k is.
--- Returns [batch, index, epoch, attempts charged so far, ms since the batch was reserved] for each job.
+-- Lease up to k jobs of a model: from the batch of the highest priority, among equals from the one of the lowest
+-- virtual time. In a batch, requeued jobs come first, then the jobs at the cursor.
+-- ARGV: model, worker, k, lease_ms, request ('' or an id that no other request of the worker has).
+-- If a request with the same id was answered before, its reply may have been lost: then its leases that are still held
+-- are returned again, with their full time, whatever k is.
+-- Returns [batch, index, epoch, charged attempts, ms since the batch was created] for each job.
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
-local moment = now_us()
-local now = math.floor(moment / 1000)
-local leased = {}
-local ANSWER_KEY, ANSWER_KEEP_S = 'lf:lease_reply:' .. worker, 3600
--- bytes of state looked at in one call for the next pending job
-local MAX_SCAN, BLOCK = 4000000, 65536
+local started_us = now_us()
+local now = math.floor(started_us / 1000)
+local REPLY_KEY, REPLY_KEEP_S = 'lf:lease_reply:' .. worker, 3600
+-- bytes of job states that one call scans at most, and in one read
+local MAX_SCAN, SCAN_BLOCK = 4000000, 65536
 local scanned = 0
+local leased, expiries, holders = {}, {}, {}
 
--- The leases that this very request was given before and that are still held, with their full time again
-local function answered_before()
-  local held, answer = {}, request ~= '' and redis.call('GET', ANSWER_KEY)
-  if not answer or string.match(answer, '^[^\n]*') ~= request then return held end
-  for name, epoch, attempts in string.gmatch(answer, '\n(%S+) (%d+) (%d+)') do
-    if holder(name) == tonumber(epoch) then
-      local batch, index = split(name)
+local function repeat_reply()
+  local held, reply = {}, request ~= '' and redis.call('GET', REPLY_KEY)
+  if not reply or string.match(reply, '^[^\n]*') ~= request then return held end
+  for name, epoch, attempts in string.gmatch(reply, '\n(%S+) (%d+) (%d+)') do
+    if holder_of(name) == tonumber(epoch) then
+      local batch, index = parse_name(name)
       redis.call('ZADD', 'lf:leases', 'XX', now + lease_ms, name)
       held[#held + 1] = { batch, index, tonumber(epoch), tonumber(attempts) }
     end
@@ -26,54 +26,56 @@ local function answered_before()
   return held
 end
 
-local function remember()
+local function store_reply()
   local lines = { request }
   for _, job in ipairs(leased) do
-    lines[#lines + 1] = job_name(job[1], job[2]) .. ' ' .. text(job[3]) .. ' ' .. text(job[4])
+    lines[#lines + 1] = job_name(job[1], job[2]) .. ' ' .. decimal(job[3]) .. ' ' .. decimal(job[4])
   end
-  redis.call('SET', ANSWER_KEY, table.concat(lines, '\n'), 'EX', ANSWER_KEEP_S)
+  redis.call('SET', REPLY_KEY, table.concat(lines, '\n'), 'EX', REPLY_KEEP_S)
 end
 
-local function candidates()
-  local found = {}
-  for _, batch in ipairs(redis.call('SMEMBERS', 'lf:open:' .. model)) do
-    local f = redis.call('HMGET', batch_key(batch), 'state', 'paused_by', 'total', 'canary', 'cursor', 'priority', 'virtual_time',
-      'weight', 'epoch', 'sparse', 'reserved_ms', 'leased', 'first_ms')
-    local limit = leasable_until(f[1], f[2], f[3], f[4])
+-- Return the batches of the model of which jobs may be leased
+local function runnable_batches()
+  local batches = {}
+  for _, name in ipairs(redis.call('SMEMBERS', 'lf:active:' .. model)) do
+    local f = read_fields(name, 'state', 'paused_by', 'total', 'canary', 'cursor', 'priority', 'virtual_time', 'weight',
+      'epoch', 'sparse', 'created_ms', 'leased', 'first_ms')
+    local limit = lease_limit(f)
     if limit then
-      found[#found + 1] = { name = batch, limit = limit, began = tonumber(f[5]), cursor = tonumber(f[5]),
-        priority = tonumber(f[6]), served = tonumber(f[7]), weight = tonumber(f[8]), gaps = f[10] ~= '0', taken = 0, age = now - tonumber(f[11]),
-        leased = tonumber(f[12]), first_ms = f[13] or now,
-        -- higher than any before, even if Redis came back with an older record: the clock has moved on
-        epoch = math.max(tonumber(f[9]), moment) }
+      batches[#batches + 1] = {
+        name = name, limit = limit, cursor = tonumber(f.cursor), cursor_before = tonumber(f.cursor), taken = 0,
+        priority = tonumber(f.priority), virtual_time = tonumber(f.virtual_time), weight = tonumber(f.weight),
+        sparse = f.sparse ~= '0', leased = tonumber(f.leased), first_ms = f.first_ms or now,
+        age_ms = now - tonumber(f.created_ms),
+        -- the clock keeps epochs rising even if Redis was restored from an older snapshot
+        epoch = math.max(tonumber(f.epoch), started_us),
+      }
     end
   end
-  return found
+  return batches
 end
 
-local function before(one, other)
+local function is_before(one, other)
   if one.priority ~= other.priority then return one.priority > other.priority end
-  if one.served ~= other.served then return one.served < other.served end
+  if one.virtual_time ~= other.virtual_time then return one.virtual_time < other.virtual_time end
   return one.name < other.name
 end
 
-local function first(batches)
+local function first_place(batches)
   local best = 1
   for at = 2, #batches do
-    if before(batches[at], batches[best]) then best = at end
+    if is_before(batches[at], batches[best]) then best = at end
   end
   return best
 end
 
--- Move the cursor behind jobs that are not pending: wrong rows, or all that was done before a recovery.
--- Returns whether a pending one is there.
+-- Move the cursor of a sparse batch to the next pending job; return whether there is one
 local function skip_to_pending(batch)
   while batch.cursor < batch.limit and scanned < MAX_SCAN do
     local at = batch.cursor % CHUNK
-    local length = math.min(BLOCK, batch.limit - batch.cursor, CHUNK - at)
-    local key = 'lf:states:' .. batch.name .. ':' .. math.floor(batch.cursor / CHUNK)
-    local bytes = redis.call('GETRANGE', key, at, at + length - 1)
-    local found = string.find(bytes, '\0', 1, true)
+    local length = math.min(SCAN_BLOCK, batch.limit - batch.cursor, CHUNK - at)
+    local bytes = redis.call('GETRANGE', chunk_key(batch.name, batch.cursor), at, at + length - 1)
+    local found = string.find(bytes, string.char(PENDING), 1, true)
     if found or #bytes < length then
       batch.cursor = batch.cursor + (found and found - 1 or #bytes)
       scanned = scanned + (found or #bytes)
@@ -84,60 +86,66 @@ local function skip_to_pending(batch)
   return false
 end
 
--- The next index of the batch and the attempts charged to it, or nil
-local function next_job(batch)
-  if not batch.again then
-    batch.again = redis.call('ZRANGEBYSCORE', 'lf:requeued:' .. batch.name, '-inf', now, 'LIMIT', 0, wanted)
-    batch.returned = 0
+-- Return the next index of the batch and its charged attempts; nil if the batch has no more
+local function next_index(batch)
+  local key = 'lf:requeued:' .. batch.name
+  if not batch.requeued then
+    batch.requeued, batch.requeued_at = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, wanted), 0
   end
-  if batch.returned < #batch.again then
-    batch.returned = batch.returned + 1
-    local index = batch.again[batch.returned]
-    redis.call('ZREM', 'lf:requeued:' .. batch.name, index)
-    return tonumber(index), tonumber(redis.call('HGET', 'lf:attempts:' .. batch.name, index) or '0')
+  if batch.requeued_at < #batch.requeued then
+    batch.requeued_at = batch.requeued_at + 1
+    local index = batch.requeued[batch.requeued_at]
+    redis.call('ZREM', key, index)
+    return tonumber(index), tonumber(redis.call('HGET', 'lf:attempts:' .. batch.name, index) or 0)
   end
-  if batch.gaps and not skip_to_pending(batch) then return nil end
+  if batch.sparse and not skip_to_pending(batch) then return nil end
   if batch.cursor >= batch.limit then return nil end
   batch.cursor = batch.cursor + 1
   return batch.cursor - 1, 0
 end
 
-local expiries, holders = {}, {}
-
-local function take(batch, index, attempts)
+local function record(batch, index, attempts)
   local name = job_name(batch.name, index)
   batch.taken = batch.taken + 1
-  batch.served = batch.served + 1 / batch.weight
+  batch.virtual_time = batch.virtual_time + 1 / batch.weight
   set_state(batch.name, index, LEASED)
-  expiries[#expiries + 1] = now + lease_ms
-  expiries[#expiries + 1] = name
-  holders[#holders + 1] = name
-  holders[#holders + 1] = text(batch.epoch + batch.taken) .. ' ' .. worker
-  leased[#leased + 1] = { batch.name, index, batch.epoch + batch.taken, attempts, batch.age }
+  local epoch = batch.epoch + batch.taken
+  expiries[#expiries + 1], expiries[#expiries + 2] = now + lease_ms, name
+  holders[#holders + 1], holders[#holders + 2] = name, decimal(epoch) .. ' ' .. worker
+  leased[#leased + 1] = { batch.name, index, epoch, attempts, batch.age_ms }
 end
 
-local held = answered_before()
-if #held > 0 then return held end
-
-local batches = candidates()
-local touched = { unpack(batches) }
-while #leased < wanted and #batches > 0 do
-  local at = first(batches)
-  local index, attempts = next_job(batches[at])
-  if index then take(batches[at], index, attempts) else table.remove(batches, at) end
-end
-for _, batch in ipairs(touched) do
-  local key = batch_key(batch.name)
-  if batch.taken > 0 then
-    redis.call('HSET', key, 'cursor', batch.cursor, 'epoch', text(batch.epoch + batch.taken), 'virtual_time',
-      tostring(batch.served), 'leased', batch.leased + batch.taken, 'first_ms', batch.first_ms)
-  elseif batch.cursor ~= batch.began then
-    redis.call('HSET', key, 'cursor', batch.cursor)
+local function save(batches)
+  for _, batch in ipairs(batches) do
+    local key = batch_key(batch.name)
+    if batch.taken > 0 then
+      redis.call('HSET', key, 'cursor', batch.cursor, 'epoch', decimal(batch.epoch + batch.taken), 'virtual_time',
+        tostring(batch.virtual_time), 'leased', batch.leased + batch.taken, 'first_ms', batch.first_ms)
+    elseif batch.cursor ~= batch.cursor_before then
+      redis.call('HSET', key, 'cursor', batch.cursor)
+    end
   end
-end
-if #leased > 0 then
+  if #leased == 0 then return end
   redis.call('ZADD', 'lf:leases', unpack(expiries))
   redis.call('HSET', 'lf:holders', unpack(holders))
-  if request ~= '' then remember() end
+  if request ~= '' then store_reply() end
 end
+
+local held = repeat_reply()
+if #held > 0 then return held end
+
+local batches, left = runnable_batches(), {}
+for at, batch in ipairs(batches) do left[at] = batch end
+while #leased < wanted and #left > 0 do
+  local at = first_place(left)
+  local index, attempts = next_index(left[at])
+  if index then
+    record(left[at], index, attempts)
+  else
+    -- the order in `left` does not matter
+    left[at] = left[#left]
+    left[#left] = nil
+  end
+end
+save(batches)
 return leased

@@ -1,12 +1,13 @@
--- The batch is about to be deleted: nothing of it is leased, flushed or told of any more. ARGV: batch.
--- Returns the state before it, '' for an unknown batch. To be called after `cancel`.
+-- Mark a batch whose objects are about to be deleted: nothing of it is leased, flushed or sent any more. ARGV: batch.
+-- Returns the state before it, '' for an unknown batch. `cancel` comes first.
 local batch = ARGV[1]
-local state, model = unpack(redis.call('HMGET', batch_key(batch), 'state', 'model'))
-if not state then return '' end
-redis.call('HSET', batch_key(batch), 'state', 'deleting', 'paused', '', 'paused_by', '')
-redis.call('SREM', 'lf:open:' .. model, batch)
+local f = read_fields(batch, 'state', 'model')
+if not f.state then return '' end
+redis.call('HSET', batch_key(batch), 'state', BATCH_DELETING, 'paused_by', '', 'paused', '')
+redis.call('SREM', 'lf:active:' .. f.model, batch)
 redis.call('ZREM', 'lf:webhooks', batch)
-for _, part in ipairs(redis.call('HKEYS', 'lf:parts:' .. batch)) do
-  redis.call('SREM', 'lf:flush', job_name(batch, tonumber(part)))
+redis.call('ZREM', 'lf:orphans', batch)
+for _, part in ipairs(redis.call('HKEYS', 'lf:ended:' .. batch)) do
+  redis.call('SREM', 'lf:flush_queue', job_name(batch, tonumber(part)))
 end
-return state
+return f.state

@@ -1,13 +1,13 @@
--- What became of an attempt to tell a batch's end. ARGV: batch, completed_ms, retries and number of the attempt, outcome
--- (sent, retry or failed), error, delay_ms until the next attempt. Returns 1, or 0 where this attempt decides nothing
--- any more.
-local batch, completed, retries, attempt, outcome, error, delay_ms = unpack(ARGV)
+-- Record the outcome of an attempt to send a webhook.
+-- ARGV: batch, ended_ms, retries, number of the attempt, outcome (sent, retry or failed), error, delay_ms to the next
+-- attempt. Returns 1, or 0 if the attempt is out of date.
+local batch, ended_ms, retries, attempt, outcome, error, delay_ms = unpack(ARGV)
 local key = batch_key(batch)
-local f = redis.call('HMGET', key, 'completed_ms', 'retries', 'webhook_attempts', 'webhook_state')
--- the batch runs again or has ended once more since, or the matter is closed
-if f[1] ~= completed or f[2] ~= retries or f[4] ~= 'due' then return 0 end
--- what was delivered is delivered; a failure counts only while nobody has claimed the event after it
-if outcome ~= 'sent' and f[3] ~= attempt then return 0 end
+local f = read_fields(batch, 'ended_ms', 'retries', 'webhook_attempts', 'webhook_state')
+-- the batch runs again, has ended once more, or the event is resolved
+if f.ended_ms ~= ended_ms or f.retries ~= retries or f.webhook_state ~= 'due' then return 0 end
+-- a delivery always counts; a failure only if no later attempt has begun
+if outcome ~= 'sent' and f.webhook_attempts ~= attempt then return 0 end
 if outcome == 'retry' then
   redis.call('ZADD', 'lf:webhooks', now_ms() + tonumber(delay_ms), batch)
   redis.call('HSET', key, 'webhook_error', error)

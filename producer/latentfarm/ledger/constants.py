@@ -1,0 +1,48 @@
+"""The numbers and words that the ledger's Lua scripts share with Python."""
+
+from __future__ import annotations
+
+from latentfarm.batch_state import BatchState, PausedBy
+from latentfarm.job import INVALID_ROW, PART_JOBS, JobState
+
+#: version of the data model; it rises with every change that older scripts would misread
+SCHEMA = "2"
+#: jobs in one string of state bytes
+CHUNK_JOBS = 1_000_000
+#: charged attempts after which a job's own error is final
+MAX_ATTEMPTS = 3
+#: jobs in one lease, commit or retry: the arguments of a script are limited
+MAX_JOBS_PER_CALL = 1_000
+#: share of failures that pauses a batch [default: 0.1]
+DEFAULT_BUDGET = 0.1
+
+#: a batch's rate is counted in slots; milliseconds, and how many make the rate
+RATE_SLOT_MS, RATE_SLOTS = 10_000, 12
+#: a worker's rate is counted in windows; milliseconds, and how many make the rate
+WINDOW_MS, WINDOWS = 30_000, 4
+
+#: error code of a job that was lost with its workers again and again
+POISON = "poison"
+
+#: constants of the scripts, by their names in Lua
+LUA_CONSTANTS: dict[str, str | int] = {
+    "SCHEMA": SCHEMA,
+    "CHUNK": CHUNK_JOBS,
+    "PART": PART_JOBS,
+    "MAX_ATTEMPTS": MAX_ATTEMPTS,
+    "INVALID_ROW": INVALID_ROW,
+    "POISON": POISON,
+    "POISON_LOSSES": 3,
+    "POISON_WORKERS": 2,
+    "POISON_MAX_LOSSES": 6,
+    # the budget is spent after so many failures without a success, or checked once so many jobs have ended
+    "BUDGET_FIRST_FAILURES": 50,
+    "BUDGET_MIN_JOBS": 500,
+    "RATE_SLOT_MS": RATE_SLOT_MS,
+    "RATE_KEEP_S": (RATE_SLOTS + 6) * RATE_SLOT_MS // 1000,
+    "WINDOW_MS": WINDOW_MS,
+    "WINDOWS": WINDOWS,
+    **{state.name: int(state) for state in JobState},
+    **{f"BATCH_{state.name}": state.value for state in BatchState},
+    **{f"PAUSED_BY_{by.name}": by.value for by in PausedBy},
+}

@@ -1,0 +1,148 @@
+"""Reads batches and jobs from the ledger; changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, cast
+
+from latentfarm.batch_state import FINAL, BatchState
+from latentfarm.errors import InputError, SchemaError
+from latentfarm.job import JobState
+from latentfarm.ledger.client import LedgerClient
+from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS, SCHEMA
+from latentfarm.ledger.records import BatchRecord, BatchSummary, JobRecord, batch_record, decode, job_record
+from latentfarm.ledger.redis_errors import translate_errors
+
+
+class Queries(LedgerClient):
+    """The read-only part of the ledger."""
+
+    def batches(self) -> list[str]:
+        """Return the name of every batch, oldest first."""
+        with translate_errors(self.where):
+            pipe = self.redis.pipeline(transaction=True)
+            pipe.get("lf:schema")
+            pipe.zrange("lf:batches", 0, -1)
+            schema, names = pipe.execute()
+        if names:
+            self._check_schema(schema)
+        return [decode(name) for name in names]
+
+    def batch_summaries(self) -> list[BatchSummary]:
+        """Return model, state and leased jobs of every batch, oldest first, in two round trips."""
+        names = self.batches()
+        with translate_errors(self.where):
+            pipe = self.redis.pipeline(transaction=False)
+            for name in names:
+                pipe.hmget(f"lf:batch:{name}", ["model", "state", "leased"])
+            found: list[list[Any]] = pipe.execute()
+        # a batch that is deleted at this moment has no hash any more
+        return [
+            BatchSummary(name, decode(model), BatchState(decode(state)), int(leased))
+            for name, (model, state, leased) in zip(names, found, strict=True)
+            if model is not None
+        ]
+
+    def batch(self, name: str) -> BatchRecord:
+        """Return a batch's record.
+
+        Raises:
+            InputError: the batch is unknown.
+        """
+        with translate_errors(self.where):
+            pipe = self.redis.pipeline(transaction=True)
+            pipe.get("lf:schema")
+            pipe.hgetall(f"lf:batch:{name}")
+            pipe.hgetall(f"lf:error_counts:{name}")
+            schema, found, counted = pipe.execute()
+            facts = {decode(key): decode(value) for key, value in found.items()}
+            if not facts:
+                raise unknown_batch(name)
+            self._check_schema(schema)
+            rate = self._images_per_s(name, facts)
+        errors = {decode(code): int(count) for code, count in counted.items()}
+        return batch_record(name, facts, errors, rate)
+
+    def states(self, batch: str, start: int, stop: int) -> list[JobState]:
+        """Return the states of the jobs ``start`` to ``stop - 1``."""
+        with translate_errors(self.where):
+            untouched = _untouched(self.redis.hget(f"lf:batch:{batch}", "state"))
+        return [JobState(byte) or untouched for byte in self._state_bytes(batch, start, stop)]
+
+    def indices(self, batch: str, state: JobState) -> Iterator[int]:
+        """Yield the indices of the jobs that are leased, done or failed, in order.
+
+        Pending and cancelled jobs cannot be found: their byte may never have been written.
+        """
+        total, wanted = self.batch(batch).total, bytes([state])
+        for start in range(0, total, CHUNK_JOBS):
+            chunk = self._state_bytes(batch, start, min(start + CHUNK_JOBS, total))
+            at = chunk.find(wanted)
+            while at >= 0:
+                yield start + at
+                at = chunk.find(wanted, at + 1)
+
+    def jobs(self, batch: str, indices: Sequence[int]) -> list[JobRecord]:
+        """Return the records of jobs of one chunk, in the order given."""
+        if not indices:
+            return []
+        names = [str(index) for index in indices]
+        chunk, first = divmod(min(indices), CHUNK_JOBS)
+        last = max(indices) - chunk * CHUNK_JOBS
+        with translate_errors(self.where):
+            pipe = self.redis.pipeline(transaction=True)
+            pipe.hget(f"lf:batch:{batch}", "state")
+            pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)
+            pipe.hmget(f"lf:attempts:{batch}", names)
+            pipe.hmget(f"lf:errors:{batch}", names)
+            pipe.hmget(f"lf:receipts:{batch}", names)
+            pipe.hmget("lf:holders", [f"{batch}/{name}" for name in names])
+            state, found, *facts = pipe.execute()
+        untouched = _untouched(state)
+        states = found.ljust(last - first + 1, b"\0")
+        return [
+            job_record(batch, index, JobState(states[index - chunk * CHUNK_JOBS - first]) or untouched, *each)
+            for index, *each in zip(indices, *facts, strict=True)
+        ]
+
+    def _check_schema(self, schema: bytes | None) -> None:
+        # as the scripts do; a ledger of schema 1 may lack the key
+        found = "1" if schema is None else decode(schema)
+        if found != SCHEMA:
+            raise SchemaError(self.where, theirs=found, ours=SCHEMA)
+
+    def _state_bytes(self, batch: str, start: int, stop: int) -> bytes:
+        found = bytearray()
+        with translate_errors(self.where):
+            while start < stop:
+                chunk, at = divmod(start, CHUNK_JOBS)
+                end = min(stop - chunk * CHUNK_JOBS, CHUNK_JOBS)
+                piece = cast("bytes", self.redis.getrange(f"lf:states:{batch}:{chunk}", at, end - 1))
+                found += piece.ljust(end - at, b"\0")
+                start = chunk * CHUNK_JOBS + end
+        return bytes(found)
+
+    def _images_per_s(self, batch: str, facts: Mapping[str, str]) -> float | None:
+        """Return the rate of the last two minutes; of a batch that has ended, that of its whole run."""
+        done, first_ms, last_ms = (int(facts.get(name, 0)) for name in ("done", "first_ms", "last_ms"))
+        if not done or not first_ms:
+            # nothing was rendered, or all of it before a recovery
+            return None
+        if facts["state"] in FINAL:
+            return done / max(last_ms - first_ms, 1) * 1000
+        now = self.now_us() // 1000
+        slot = now // RATE_SLOT_MS
+        counts = self.redis.mget([f"lf:rate:{batch}:{slot - back}" for back in range(RATE_SLOTS)])
+        span_ms = min(now - first_ms, (RATE_SLOTS - 1) * RATE_SLOT_MS + now % RATE_SLOT_MS)
+        return sum(int(count or 0) for count in counts) / max(span_ms, 1) * 1000
+
+
+def unknown_batch(batch: str) -> InputError:
+    """Return the error for a batch that the ledger does not have."""
+    return InputError(f"batch {batch!r} is unknown; `latentfarm status` lists all batches")
+
+
+def _untouched(batch_state: bytes | str | None) -> JobState:
+    """Return the state of a job whose byte was never written."""
+    cancelled = batch_state is not None and decode(batch_state) == BatchState.CANCELLED
+    return JobState.CANCELLED if cancelled else JobState.PENDING
