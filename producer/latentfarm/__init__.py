@@ -17,7 +17,8 @@ if TYPE_CHECKING:
         UnavailableError,
     )
     from latentfarm.farm import Farm
-    from latentfarm.job import Job, JobState
+    from latentfarm.job import Job
+    from latentfarm.job_state import JobState
     from latentfarm.submission.expansion import Expansion
     from latentfarm.submission.prompts import ReadOptions
     from latentfarm.submission.request import SubmitOptions
@@ -29,7 +30,8 @@ _HOMES = {
     "errors": ("InputError", "InvalidRowsError", "JobError", "LatentfarmError", "ModelError", "UnavailableError"),
     "submission.expansion": ("Expansion",),
     "farm": ("Farm",),
-    "job": ("Job", "JobState"),
+    "job": ("Job",),
+    "job_state": ("JobState",),
     "submission.prompts": ("ReadOptions",),
     "submission.request": ("SubmitOptions",),
 }

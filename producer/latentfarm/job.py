@@ -1,11 +1,9 @@
-"""The job: its fields, limits and defaults; its states and the allowed transitions between them."""
+"""The job: the fields of a prompt row, and how they are validated."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from enum import IntEnum
 from math import isfinite
 from typing import Annotated, Any, Literal
 
@@ -14,70 +12,26 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from latentfarm import schedulers
 from latentfarm.errors import InputError
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG
-
-#: jobs in one part of the manifest and of the results
-PART_JOBS = 1_000
-#: bytes of UTF-8 in one prompt
-MAX_PROMPT_BYTES = 4096
-#: pixels of an image's side; 8 is the VAE's downsampling
-MIN_SIDE, MAX_SIDE, SIDE_MULTIPLE = 64, 2048, 8
-#: tokens in one window of CLIP, start and end included
-MAX_TOKENS = 77
-MAX_STEPS = 500
-MAX_GUIDANCE = 100.0
-#: layers of a text encoder that may be skipped; Stable Diffusion 2's, the deepest, has 23
-MAX_CLIP_SKIP = 22
-MAX_SEED = 2**63 - 1
-MAX_IMAGES_PER_PROMPT = 10_000
-#: entries in ``scheduler_options``, and their bytes as JSON
-MAX_SCHEDULER_OPTIONS, MAX_OPTIONS_BYTES = 16, 4096
-#: columns of a row that are copied to its results unread, and their bytes as JSON
-MAX_COLUMNS, MAX_COLUMNS_BYTES = 64, 16_384
-
-DEFAULT_STEPS = 25
-DEFAULT_GUIDANCE = 7.5
-
-#: the error code of an invalid row's job
-INVALID_ROW = "invalid_row"
+from latentfarm.limits import (
+    DEFAULT_GUIDANCE,
+    DEFAULT_STEPS,
+    MAX_CLIP_SKIP,
+    MAX_COLUMNS,
+    MAX_COLUMNS_BYTES,
+    MAX_GUIDANCE,
+    MAX_IMAGES_PER_PROMPT,
+    MAX_OPTIONS_BYTES,
+    MAX_PROMPT_BYTES,
+    MAX_SCHEDULER_OPTIONS,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    MIN_SIDE,
+    SIDE_MULTIPLE,
+)
 
 #: fields that a request lists only if they differ from their defaults
 _RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format")
-
-_BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
-_MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-
-
-class JobState(IntEnum):
-    """A job's state: its byte in the ledger."""
-
-    PENDING = 0
-    LEASED = 1
-    DONE = 2
-    FAILED = 3
-    CANCELLED = 4
-
-    @property
-    def word(self) -> str:
-        """The state's name for users."""
-        return self.name.lower()
-
-
-#: a job leaves these states only on a user's command
-TERMINAL_STATES = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
-
-#: every transition of a job; the ledger's scripts make no other
-ALLOWED_MOVES = frozenset(
-    {
-        (JobState.PENDING, JobState.LEASED),  # lease
-        (JobState.LEASED, JobState.PENDING),  # release, or the lease expired
-        (JobState.LEASED, JobState.DONE),  # commit
-        (JobState.LEASED, JobState.FAILED),  # fail, or the last attempt was lost
-        (JobState.PENDING, JobState.FAILED),  # an invalid row of a streamed submission
-        (JobState.FAILED, JobState.PENDING),  # retry
-        (JobState.PENDING, JobState.CANCELLED),  # cancel
-        (JobState.LEASED, JobState.CANCELLED),  # cancel
-    }
-)
 
 
 def _check_prompt(text: str) -> str:
@@ -288,41 +242,3 @@ def default_seed(batch: str, index: int) -> int:
     """Return the seed, 0 to 2**32 - 1, of a job without one. It depends on the batch and the index only."""
     digest = hashlib.blake2b(f"{batch}/{index}".encode(), digest_size=4).digest()
     return int.from_bytes(digest)
-
-
-def check_batch_name(name: str) -> str:
-    """Return ``name``.
-
-    Raises:
-        InputError: the name cannot be part of an object key.
-    """
-    if not _BATCH_NAME.fullmatch(name):
-        raise InputError(
-            f"batch name {name!r}: write 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit"
-        )
-    return name
-
-
-def check_model_alias(alias: str) -> str:
-    """Return ``alias``.
-
-    Raises:
-        InputError: the alias cannot be part of a queue's name.
-    """
-    if not _MODEL_ALIAS.fullmatch(alias):
-        raise InputError(
-            f"model alias {alias!r}: write 1 to 64 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit"
-        )
-    return alias
-
-
-def parse_job_name(name: str) -> tuple[str, int]:
-    """Split ``<batch>/<index>``.
-
-    Raises:
-        InputError: the name has another form.
-    """
-    batch, slash, index = name.partition("/")
-    if not slash or not index.isascii() or not index.isdecimal():
-        raise InputError(f"job {name!r}: write BATCH/INDEX, such as {batch or 'cats'}/17")
-    return check_batch_name(batch), int(index)

@@ -1,0 +1,48 @@
+"""The names of batches, models and jobs. They become parts of keys, queues and file names."""
+
+from __future__ import annotations
+
+import re
+
+from latentfarm.errors import InputError
+
+_BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+_MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+def check_batch_name(name: str) -> str:
+    """Return ``name``.
+
+    Raises:
+        InputError: the name cannot be part of an object key.
+    """
+    if not _BATCH_NAME.fullmatch(name):
+        raise InputError(
+            f"batch name {name!r}: write 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit"
+        )
+    return name
+
+
+def check_model_alias(alias: str) -> str:
+    """Return ``alias``.
+
+    Raises:
+        InputError: the alias cannot be part of a queue's name.
+    """
+    if not _MODEL_ALIAS.fullmatch(alias):
+        raise InputError(
+            f"model alias {alias!r}: write 1 to 64 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit"
+        )
+    return alias
+
+
+def parse_job_name(name: str) -> tuple[str, int]:
+    """Split ``<batch>/<index>``.
+
+    Raises:
+        InputError: the name has another form.
+    """
+    batch, slash, index = name.partition("/")
+    if not slash or not index.isascii() or not index.isdecimal():
+        raise InputError(f"job {name!r}: write BATCH/INDEX, such as {batch or 'cats'}/17")
+    return check_batch_name(batch), int(index)
