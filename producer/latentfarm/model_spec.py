@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentfarm.errors import InputError
-from latentfarm.job import check_model_alias
+from latentfarm.names import check_model_alias
 from latentfarm.settings import DEFAULT_MODEL
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")

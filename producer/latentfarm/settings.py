@@ -17,8 +17,8 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from latentfarm.errors import InputError
-from latentfarm.job import check_model_alias
 from latentfarm.monitoring import logs
+from latentfarm.names import check_model_alias
 
 log = logging.getLogger(__name__)
 

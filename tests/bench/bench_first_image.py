@@ -21,7 +21,7 @@ from tests.bench.table import Conditions, Line, parse_arguments, report
 
 from latentfarm.doorbell import queue_name
 from latentfarm.farm import Farm
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.settings import Settings
 
 _WORKERS = 2

@@ -19,7 +19,7 @@ from tests.bench.table import process_cpu_s
 from tests.bench.workload import Row, uniform, write_rows
 
 from latentfarm.farm import Farm
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 

@@ -29,9 +29,9 @@ from tests.bench.bench_ledger import open_batch, receipt_of
 from tests.bench.servers import redis_cpu_s, redis_server, temporary_folder
 from tests.bench.table import Conditions, Line, parse_arguments, report
 
-from latentfarm.job import PART_JOBS
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.records import receipt_text
+from latentfarm.limits import PART_JOBS
 
 Kind = Literal["lease", "commit", "renew", "beat", "sweep"]
 

@@ -19,7 +19,7 @@ from tests.chaos.producer import Plan
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
 from latentfarm.image_formats import PNG, format_of
-from latentfarm.job import PART_JOBS
+from latentfarm.limits import PART_JOBS
 from latentfarm.storage.keys import batch_prefix
 from latentfarm.storage.manifest import ManifestReader, read_header
 from latentfarm.storage.parallel_get import parallel_reader

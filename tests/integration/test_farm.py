@@ -11,7 +11,7 @@ from pydantic import SecretStr
 from latentfarm import Batch, Farm, InputError
 from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
 from latentfarm.errors import LatentfarmError
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.ledger import JobRecord
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket, MissingObjectError

@@ -6,16 +6,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from latentfarm.errors import InputError
-from latentfarm.job import (
-    ALLOWED_MOVES,
-    TERMINAL_STATES,
-    Job,
-    JobState,
-    Row,
-    check_batch_name,
-    parse_job_name,
-    default_seed,
-)
+from latentfarm.job import Job, Row, default_seed
+from latentfarm.job_state import ALLOWED_MOVES, TERMINAL_STATES, JobState
+from latentfarm.names import check_batch_name, parse_job_name
 
 pytestmark = pytest.mark.unit
 

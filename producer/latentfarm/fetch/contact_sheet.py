@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from latentfarm.errors import InputError
 from latentfarm.image_formats import PNG, format_of
-from latentfarm.job import MAX_SIDE
+from latentfarm.limits import MAX_SIDE
 
 _TILE, _GAP, _LABEL, _LINES = 192, 12, 15, 3
 _PAPER, _INK = (250, 250, 248), (40, 40, 40)

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from latentfarm.errors import InputError
 from latentfarm.image_formats import IMAGE_FORMATS, extension_for, format_of, stem
-from latentfarm.job import parse_job_name
+from latentfarm.names import parse_job_name
 
 DEFAULT_TEMPLATE = "{index:06d}"
 MAX_NAME_BYTES = 200

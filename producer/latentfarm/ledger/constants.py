@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from latentfarm.batch_state import BatchState, PausedBy
-from latentfarm.job import INVALID_ROW, PART_JOBS, JobState
+from latentfarm.job_state import INVALID_ROW, JobState
+from latentfarm.limits import PART_JOBS
 
 #: version of the data model; it rises with every change that older scripts would misread
 SCHEMA = "2"

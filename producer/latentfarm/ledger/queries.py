@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from latentfarm.batch_state import FINAL, BatchState
 from latentfarm.errors import InputError, SchemaError
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.ledger.client import LedgerClient
 from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS, SCHEMA
 from latentfarm.ledger.records import BatchRecord, BatchSummary, JobRecord, batch_record, decode, job_record

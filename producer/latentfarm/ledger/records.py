@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from latentfarm.batch_state import CLOSED, BatchState, PausedBy
-from latentfarm.job import INVALID_ROW, JobState
+from latentfarm.job_state import INVALID_ROW, JobState
 
 #: a row's error quotes the row, and no prompt is to be stored in Redis
 _INVALID_ROW_MESSAGE = "the row is invalid; the manifest has the reason"

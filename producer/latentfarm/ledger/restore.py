@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.ledger.ledger import Ledger
 from latentfarm.ledger.records import decode, error_text, receipt_text
 

@@ -12,10 +12,11 @@ from typing import Any, Self
 
 from PIL import Image
 
-from latentfarm.image_formats import format_of, embedded_text
-from latentfarm.job import MAX_SIDE, PART_JOBS, JobState
+from latentfarm.image_formats import embedded_text, format_of
+from latentfarm.job_state import JobState
 from latentfarm.ledger import JobRecord, Ledger
 from latentfarm.ledger.records import is_truncated
+from latentfarm.limits import MAX_SIDE, PART_JOBS
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import images_prefix, manifest_key, parse_image_key, part_indices
 from latentfarm.storage.manifest import Header, digest_parts

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm.errors import InputError
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.ledger import BatchRecord, Ledger, Restoration
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.recovery.bucket_scan import ManifestExtent, PartScan

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 
 from latentfarm.image_formats import EXTENSIONS, PNG, ImageFormat
-from latentfarm.job import PART_JOBS
+from latentfarm.limits import PART_JOBS
 
 #: bytes of the largest object that is read; a strip of eight large images, our largest, has less than half
 MAX_OBJECT_BYTES = 256 * 1024 * 1024

@@ -16,17 +16,9 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
 from latentfarm.errors import InputError
-from latentfarm.job import (
-    DEFAULT_GUIDANCE,
-    DEFAULT_STEPS,
-    INVALID_ROW,
-    MAX_SEED,
-    PART_JOBS,
-    Defaults,
-    Job,
-    Row,
-    default_seed,
-)
+from latentfarm.job import Defaults, Job, Row, default_seed
+from latentfarm.job_state import INVALID_ROW
+from latentfarm.limits import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_SEED, PART_JOBS
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import header_key, manifest_key, part_of
 from latentfarm.storage.part_codec import compress, dump_line, parse, unpack_lines

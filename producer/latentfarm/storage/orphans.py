@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from latentfarm.batch_state import ACTIVE, FINAL
 from latentfarm.errors import InputError
-from latentfarm.job import PART_JOBS, TERMINAL_STATES, JobState
+from latentfarm.job_state import TERMINAL_STATES, JobState
 from latentfarm.ledger import Ledger
+from latentfarm.limits import PART_JOBS
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import images_prefix, intermediates_prefix, parse_image_key, part_indices
 from latentfarm.storage.results import read_range

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from latentfarm.errors import InputError
-from latentfarm.job import PART_JOBS
+from latentfarm.limits import PART_JOBS
 
 #: bytes of a part once unpacked. A thousand rows, each field at its limit and written in escapes, have 73 MB;
 #: whatever is larger was not written by us, and a few MB of gzip could stand for gigabytes

@@ -8,8 +8,9 @@ from itertools import groupby
 from typing import Any
 
 from latentfarm.errors import InputError
-from latentfarm.job import PART_JOBS, TERMINAL_STATES, JobState
+from latentfarm.job_state import TERMINAL_STATES, JobState
 from latentfarm.ledger import JobRecord, Ledger
+from latentfarm.limits import PART_JOBS
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import part_indices, part_of, results_key
 from latentfarm.storage.part_codec import pack, unpack

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from latentfarm.errors import InputError
-from latentfarm.job import Defaults, Row, check_model_alias
+from latentfarm.job import Defaults, Row
 from latentfarm.ledger.constants import DEFAULT_BUDGET
+from latentfarm.names import check_model_alias
 from latentfarm.submission.expansion import Expansion
 from latentfarm.submission.prompts import ReadOptions, RowError, Source, SourceLike, check_defaults, open_source
 

@@ -9,7 +9,7 @@ from tests.support.leasing import fail, lease, opened
 
 from latentfarm.batch_state import PausedBy
 from latentfarm.errors import InputError, UnavailableError
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger, Reservation
 from latentfarm.ledger.constants import CHUNK_JOBS
 

@@ -10,7 +10,7 @@ import pytest
 from tests.support.leasing import fail, lease, opened
 
 from latentfarm.batch_state import PausedBy
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.ledger import Lease, Ledger
 
 pytestmark = pytest.mark.integration

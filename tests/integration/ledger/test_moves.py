@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 
 from latentfarm.batch_state import PausedBy
 from latentfarm.errors import InputError
-from latentfarm.job import ALLOWED_MOVES, TERMINAL_STATES, JobState
+from latentfarm.job_state import ALLOWED_MOVES, TERMINAL_STATES, JobState
 from latentfarm.ledger import Lease, Ledger, Restoration
 from latentfarm.ledger.constants import MAX_ATTEMPTS
 

@@ -12,7 +12,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from latentfarm import Batch, Farm, InputError
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.ledger import Lease, Restoration
 from latentfarm.recovery.recover import Recovered, batches_in, recover_batch
 from latentfarm.storage.keys import image_key

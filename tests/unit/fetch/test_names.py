@@ -17,7 +17,8 @@ from latentfarm.fetch.names import MAX_NAME_BYTES, NameTemplate, UniqueNames, na
 from latentfarm.fetch.serialize import TABLE_COLUMNS, flat_line, metadata_line, table_line
 from latentfarm.fetch.state_file import FetchState
 from latentfarm.fetch.tables import write_csv, write_jsonl, write_parquet
-from latentfarm.job import MAX_SEED, Job
+from latentfarm.job import Job
+from latentfarm.limits import MAX_SEED
 
 pytestmark = pytest.mark.unit
 

@@ -18,7 +18,8 @@ from PIL import Image
 from tests.bench.bench_images import longest_wait
 
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG, WEBP, embedded_text
-from latentfarm.job import MAX_PROMPT_BYTES, Job
+from latentfarm.job import Job
+from latentfarm.limits import MAX_PROMPT_BYTES
 from latentfarm.recovery.bucket_scan import embedded_receipt
 from latentfarm.storage.keys import image_key
 from latentfarm_worker.images.a1111_parameters import parameters_text

@@ -24,7 +24,8 @@ from latentfarm.errors import InputError
 from latentfarm.fetch.contact_sheet import contact_sheet
 from latentfarm.fetch.names import NameTemplate
 from latentfarm.fetch.shards import _members
-from latentfarm.job import (
+from latentfarm.job import Defaults, Job, Row
+from latentfarm.limits import (
     MAX_COLUMNS_BYTES,
     MAX_GUIDANCE,
     MAX_OPTIONS_BYTES,
@@ -32,14 +33,10 @@ from latentfarm.job import (
     MAX_SEED,
     MAX_SIDE,
     PART_JOBS,
-    Defaults,
-    Job,
-    Row,
-    check_batch_name,
-    parse_job_name,
 )
+from latentfarm.names import check_batch_name, parse_job_name
 from latentfarm.storage.bucket import Bucket
-from latentfarm.storage.keys import header_key, image_key, manifest_key, part_of, results_key, intermediates_key
+from latentfarm.storage.keys import header_key, image_key, intermediates_key, manifest_key, part_of, results_key
 from latentfarm.storage.manifest import ManifestReader, PartWriter
 from latentfarm.storage.part_codec import MAX_PART_BYTES, pack, unpack
 from latentfarm.submission.expansion import Expansion

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentfarm.job import INVALID_ROW, MAX_SEED, PART_JOBS, Defaults, Job, Row, default_seed
+from latentfarm.job import Defaults, Job, Row, default_seed
+from latentfarm.job_state import INVALID_ROW
+from latentfarm.limits import MAX_SEED, PART_JOBS
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.manifest import ManifestReader, Part, PartWriter, read_header
 from latentfarm.storage.part_codec import pack

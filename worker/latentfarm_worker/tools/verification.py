@@ -18,7 +18,7 @@ from PIL import Image
 from latentfarm.batch import Batch
 from latentfarm.errors import InputError, JobError, ModelError
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, format_of
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.recovery.bucket_scan import embedded_receipt
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import MissingObjectError
