@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -18,26 +18,30 @@ from tests.support.processes import alive, children_of
 
 pytestmark = pytest.mark.acceptance
 
-PULSE = "from latentfarm_worker.supervise.shared_state import inherited; pulse, name = inherited()"
+STATE = "from latentfarm_worker.supervise.shared_state import from_environment; state, name = from_environment()"
 
 
 @contextmanager
-def supervised(script: str, tmp_path: Path, *, drain_s: float = 5, hang_s: float = 60) -> Iterator[Supervised]:
-    """Run a script under a supervisor; ``pulse`` is its pulse, ``starts`` the folder's file of process ids."""
-    note = f"import os, signal, sys, time; open('starts', 'a').write(f'{{os.getpid()}}\\n'); {PULSE}\n"
-    limits = ["--drain-s", str(drain_s), "--hang-s", str(hang_s)]
-    command = [
-        sys.executable,
-        "-m",
-        "latentfarm_worker.supervise.supervisor",
-        *limits,
-        "--",
-        sys.executable,
-        "-c",
-        note + script,
-    ]
+def supervised(
+    script: str,
+    tmp_path: Path,
+    *options: str,
+    shutdown_s: float = 5,
+    stall_s: float = 60,
+    ignored: str = "",
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[Supervised]:
+    """Run a script under a supervisor; ``state`` is its shared state, ``starts`` a file with its process ids.
+
+    ``ignored`` names the signals that a shell ignores before it runs the supervisor.
+    """
+    preamble = f"import os, signal, sys, time; open('starts', 'a').write(f'{{os.getpid()}}\\n'); {STATE}\n"
+    limits = ["--shutdown-timeout-s", str(shutdown_s), "--stall-timeout-s", str(stall_s)]
+    command = [sys.executable, "-m", "latentfarm_worker.supervise.supervisor", *options, *limits]
+    command += ["--", sys.executable, "-c", preamble + script]
+    shell = ["sh", "-c", f"trap '' {ignored}; exec \"$@\"", "sh"] if ignored else []
     with (tmp_path / "log").open("w+b") as log:
-        process = subprocess.Popen(command, cwd=tmp_path, stderr=log)
+        process = subprocess.Popen([*shell, *command], cwd=tmp_path, stderr=log, env=environment)
         try:
             yield Supervised(process, log, tmp_path / "starts")
         finally:
@@ -58,24 +62,24 @@ class Supervised:
         return Path(self._log.name).read_text()
 
 
-def test_a_worker_that_dies_is_started_anew_each_time_later(tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_restarted_after_a_longer_pause_each_time(tmp_path: Path) -> None:
     with supervised("sys.exit(3)", tmp_path) as worker:
         until(lambda: len(worker.starts()) == 3)
         log = worker.log()
-    assert "ended with exit code 3; starting it anew in 1.0 s" in log
-    assert "starting it anew in 2.0 s" in log
+    assert "ended with exit code 3; restarting it in 1.0 s" in log
+    assert "restarting it in 2.0 s" in log
     assert log.index("in 1.0 s") < log.index("in 2.0 s")
 
 
-def test_a_worker_that_commits_between_its_deaths_goes_on_after_a_second(tmp_path: Path) -> None:
-    with supervised("pulse.commit(); os.kill(os.getpid(), signal.SIGKILL)", tmp_path) as worker:
+def test_a_worker_that_commits_images_is_restarted_after_a_second(tmp_path: Path) -> None:
+    with supervised("state.commit(); os.kill(os.getpid(), signal.SIGKILL)", tmp_path) as worker:
         until(lambda: len(worker.starts()) == 4)
         assert worker.process.poll() is None
-        assert worker.log().count("ended with signal SIGKILL; starting it anew in 1.0 s") == 3
+        assert worker.log().count("ended with signal SIGKILL; restarting it in 1.0 s") == 3
 
 
 @pytest.mark.parametrize("end", ["os.kill(os.getpid(), signal.SIGKILL)", "sys.exit(75)", "raise SystemError"])
-def test_three_losses_without_an_image_are_the_last(tmp_path: Path, end: str) -> None:
+def test_a_worker_is_not_restarted_after_three_losses_without_an_image(tmp_path: Path, end: str) -> None:
     with supervised(end, tmp_path) as worker:
         assert worker.process.wait(30) == 76
         assert len(worker.starts()) == 3
@@ -83,34 +87,33 @@ def test_three_losses_without_an_image_are_the_last(tmp_path: Path, end: str) ->
 
 
 @pytest.mark.parametrize("code", [0, 2])
-def test_a_worker_that_is_set_up_wrong_or_ends_in_order_is_not_started_anew(tmp_path: Path, code: int) -> None:
+def test_a_worker_that_ends_in_order_or_is_misconfigured_is_not_restarted(tmp_path: Path, code: int) -> None:
     with supervised(f"sys.exit({code})", tmp_path) as worker:
         assert worker.process.wait(30) == code
         assert len(worker.starts()) == 1
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_being_asked_to_end_is_passed_on_once_for_each_time(tmp_path: Path, how: signal.Signals) -> None:
+def test_each_stop_request_is_passed_on_once(tmp_path: Path, how: signal.Signals) -> None:
     script = """
-def hear(number, frame):
-    open("heard", "a").write(f"{number} ")
+def on_signal(number, frame):
+    open("received", "a").write(f"{number} ")
     if number == signal.SIGINT: sys.exit(0)
-signal.signal(signal.SIGTERM, hear); signal.signal(signal.SIGINT, hear); open("ready", "w")
+signal.signal(signal.SIGTERM, on_signal); signal.signal(signal.SIGINT, on_signal); open("ready", "w")
 while True: time.sleep(1)
 """
-    with supervised(script, tmp_path, drain_s=60) as worker:
+    with supervised(script, tmp_path, shutdown_s=60) as worker:
         until((tmp_path / "ready").exists)
         worker.process.send_signal(how)
-        until(lambda: (tmp_path / "heard").exists() and (tmp_path / "heard").read_text() == "15 ")
+        until(lambda: (tmp_path / "received").exists() and (tmp_path / "received").read_text() == "15 ")
         worker.process.send_signal(how)
         assert worker.process.wait(30) == 0
-        assert (tmp_path / "heard").read_text() == "15 2 "
+        assert (tmp_path / "received").read_text() == "15 2 "
 
 
-def test_a_worker_that_does_not_listen_is_killed_at_the_deadline(tmp_path: Path) -> None:
-    with supervised(
-        "signal.signal(15, signal.SIG_IGN); open('ready', 'w'); time.sleep(600)", tmp_path, drain_s=2
-    ) as it:
+def test_a_worker_that_ignores_the_stop_request_is_killed_at_the_deadline(tmp_path: Path) -> None:
+    script = "signal.signal(15, signal.SIG_IGN); open('ready', 'w'); time.sleep(600)"
+    with supervised(script, tmp_path, shutdown_s=2) as it:
         until((tmp_path / "ready").exists)
         began = time.monotonic()
         it.process.terminate()
@@ -119,18 +122,52 @@ def test_a_worker_that_does_not_listen_is_killed_at_the_deadline(tmp_path: Path)
         assert not alive(it.starts()[0])
 
 
-HOLD = "import ctypes; pulse.step(); ctypes.PyDLL(None).sleep(600)"
+HOLD = "import ctypes; state.step(); ctypes.PyDLL(None).sleep(600)"
 
 
-def test_an_engine_that_stands_still_holding_the_interpreters_lock_says_where_and_is_killed(tmp_path: Path) -> None:
+def test_a_worker_stalled_with_the_interpreters_lock_prints_a_traceback_and_is_killed(tmp_path: Path) -> None:
     script = f"import faulthandler; faulthandler.register(signal.SIGUSR2)\ndef stuck():\n  {HOLD}\nstuck()"
-    with supervised(script, tmp_path, hang_s=1) as worker:
+    with supervised(script, tmp_path, stall_s=1) as worker:
         until(lambda: len(worker.starts()) == 2)
         assert not alive(worker.starts()[0])
         log = worker.log()
     assert "the engine has made no step for 1 s" in log
     assert "in stuck" in log
-    assert "ended with signal SIGKILL; starting it anew in 1.0 s" in log
+    assert "ended with signal SIGKILL; restarting it in 1.0 s" in log
+
+
+def test_workers_start_with_default_signals_though_a_script_runs_the_supervisor_in_the_background(
+    tmp_path: Path,
+) -> None:
+    script = "open('signals', 'w').write(str([signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGQUIT)]))\n"
+    script += "open('ready', 'w')\ntry: time.sleep(600)\nexcept KeyboardInterrupt: open('interrupted', 'w')"
+    with supervised(script, tmp_path, ignored="INT TERM QUIT") as worker:
+        until((tmp_path / "ready").exists)
+        assert (tmp_path / "signals").read_text() == str([signal.SIG_DFL] * 2)
+        os.kill(worker.starts()[0], signal.SIGINT)
+        until((tmp_path / "interrupted").exists)
+        assert worker.process.wait(30) == 0
+
+
+def test_one_supervisor_runs_a_worker_on_each_device_and_returns_the_highest_exit_code(tmp_path: Path) -> None:
+    script = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); open('ready-' + name, 'w')\n"
+    # the second of the workers, by its port, is misconfigured
+    script += "if os.environ['LATENTFARM_METRICS_ADDRESS'].endswith('9001'): sys.exit(2)\ntime.sleep(600)"
+    environment = {**os.environ, "LATENTFARM_METRICS_ADDRESS": "127.0.0.1:9000"}
+    with supervised(script, tmp_path, "--devices", "cpu:3", environment=environment) as worker:
+        until(lambda: len(list(tmp_path.glob("ready-*"))) == 3)
+        until(lambda: "the worker on cpu 1 ended with exit code 2" in worker.log())
+        assert len(children_of(worker.process.pid)) == 2, "the others go on, without a process between"
+        worker.process.terminate()
+        assert worker.process.wait(30) == 2
+        assert len(worker.starts()) == 3
+
+
+def test_devices_that_do_not_exist_are_refused_before_a_worker_starts(tmp_path: Path) -> None:
+    with supervised("", tmp_path, "--devices", "cpu:0") as worker:
+        assert worker.process.wait(30) == 2
+        assert "no worker was started: devices 'cpu:0'" in worker.log()
+        assert worker.starts() == []
 
 
 def test_no_worker_outlives_its_supervisor(tmp_path: Path) -> None:
@@ -141,9 +178,9 @@ def test_no_worker_outlives_its_supervisor(tmp_path: Path) -> None:
         until(lambda: not alive(child), timeout_s=10)
 
 
-def test_a_supervisor_is_small_and_knows_no_torch() -> None:
+def test_a_supervisor_is_small_and_imports_no_torch() -> None:
     script = "import sys, latentfarm_worker.supervise.supervisor; print(*sys.modules, *open('/proc/self/status'))"
     ran = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    told = ran.stdout.split()
-    assert not {"torch", "celery", "boto3", "redis", "pydantic"} & set(told)
-    assert int(told[told.index("VmRSS:") + 1]) < 30_000  # kB
+    found = ran.stdout.split()
+    assert not {"torch", "celery", "boto3", "redis", "pydantic"} & set(found)
+    assert int(found[found.index("VmRSS:") + 1]) < 30_000  # kB

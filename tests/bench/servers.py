@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import redis
 
 from latentfarm.ledger import Ledger
-from latentfarm.local.farm import end_all, start_workers
+from latentfarm.local.farm import stop_all, start_workers
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
@@ -69,7 +69,7 @@ def workers(settings: Settings, count: int, logs: Path) -> Iterator[list[int]]:
         until(lambda: len(ledger.workers(settings.model)) == count, "the workers", timeout_s=300)
         yield [child.pid for child in children]
     finally:
-        end_all(children, _WORKER_END_S)
+        stop_all(children, _WORKER_END_S)
 
 
 def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 300) -> None:

@@ -1,4 +1,4 @@
-"""``up`` and ``worker``: the processes that stay."""
+"""``up`` and ``worker``: the long-running processes of a farm."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import typer
 
 from latentfarm.cli import options
 from latentfarm.cli.options import check_dtype, with_model
-from latentfarm.cli.progress import echo_err
+from latentfarm.cli.output import echo_err
 from latentfarm.errors import InputError, UnavailableError
-from latentfarm.local.farm import LocalFarm, devices_command, require_worker_packages, stop_on_signals, worker_command
+from latentfarm.local.farm import LocalFarm, require_worker_packages, stop_on_signals, worker_command
 from latentfarm.model_spec import parse_model
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 
-_LOOK_S = 0.5
+_POLL_S = 0.5
 
 
 def up(
@@ -25,9 +25,9 @@ def up(
     dtype: options.Dtype = None,
     slots: options.Slots = None,
 ) -> None:
-    """Run Redis, an S3 server and workers in the foreground, below ./.latentfarm; Ctrl-C ends them all.
+    """Run Redis, an S3 server and workers in the foreground. Ctrl-C stops them all.
 
-    Other commands run in the same folder find this farm by themselves. Nothing listens beyond this machine.
+    The data is kept in ./.latentfarm. Commands in the same folder use this farm. It listens on this machine only.
 
     Example: `latentfarm up --workers 2`
     """
@@ -35,64 +35,70 @@ def up(
     check_dtype(dtype or "auto")
     if workers:
         require_worker_packages()
-    with stop_on_signals() as interrupted, LocalFarm(LOCAL_FOLDER) as stack:
-        stack.start_workers(workers, spec, dtype=dtype or "auto", slots=slots or 0)
-        echo_err(f"Redis   {stack.settings.redis_url}")
-        echo_err(f"S3      {stack.settings.s3_endpoint_url}, bucket {stack.settings.bucket}")
+    with stop_on_signals() as stopped, LocalFarm(LOCAL_FOLDER) as farm:
+        farm.start_workers(workers, spec, dtype=dtype or "auto", slots=slots or 0)
+        echo_err(f"Redis   {farm.settings.redis_url}")
+        echo_err(f"S3      {farm.settings.s3_endpoint_url}, bucket {farm.settings.bucket}")
         echo_err(f"workers {workers}, model {spec.alias}; logs in {LOCAL_FOLDER / 'logs'}")
-        echo_err("up; Ctrl-C ends everything")
-        _watch(stack, interrupted.wait)
+        echo_err("up; Ctrl-C stops everything")
+        _watch(farm, stopped.wait)
 
 
-def _watch(stack: LocalFarm, interrupted: Callable[[float], bool]) -> None:
-    """Return when interrupted, telling of workers that end meanwhile; the servers must not."""
-    told: set[int] = set()
-    while not interrupted(_LOOK_S):
-        for child in stack.workers:
-            if child.pid not in told and child.exit_code() is not None:
-                told.add(child.pid)
+def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
+    """Report workers that end, until a stop is requested. If a server or the last worker ends, raise an error."""
+    ended: set[int] = set()
+    while not stopped(_POLL_S):
+        for child in farm.workers:
+            if child.pid not in ended and child.exit_code() is not None:
+                ended.add(child.pid)
                 echo_err(f"{child.name} ended with exit code {child.exit_code()}; its log is {child.log}")
-        if stack.workers and len(told) == len(stack.workers):
-            raise UnavailableError(
-                f"no worker is left; {stack.workers[-1].log} ends with:\n{stack.workers[-1].log_tail()}"
-            )
-        for child in stack.children:
-            if child not in stack.workers:
-                child.require_alive()
+        if farm.workers and len(ended) == len(farm.workers):
+            last = farm.workers[-1]
+            raise UnavailableError(f"no worker is left; {last.log} ends with:\n{last.log_tail()}")
+        for server in farm.servers:
+            server.require_alive()
 
 
 def worker(
     model: options.WorkerModel = None,
     dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, float16 or bfloat16. (env: LATENTFARM_DTYPE)")
+        str | None,
+        typer.Option(
+            metavar="DTYPE", help="auto, float32, float16 or bfloat16 [default: auto] [env: LATENTFARM_DTYPE]"
+        ),
     ] = None,
     slots: Annotated[
         int | None,
-        typer.Option(min=0, max=256, help="Pictures denoised at once; 0: measured once. (env: LATENTFARM_SLOTS)"),
+        typer.Option(
+            min=0,
+            max=256,
+            metavar="N",
+            help="Images denoised at once [default: fastest] [env: LATENTFARM_SLOTS]",
+        ),
     ] = None,
     compiled: options.Compile = None,
     deterministic: Annotated[
         bool | None,
         typer.Option(
             "--deterministic/--no-deterministic",
-            help="Make an image's bytes independent of its neighbours. [default: deterministic] "
-            "[env: LATENTFARM_DETERMINISTIC]",
+            help="Same bytes in any batch [default: yes] [env: LATENTFARM_DETERMINISTIC]",
         ),
     ] = None,
     devices: Annotated[
         str | None,
         typer.Option(
-            help="A worker for each: `all` GPUs, cpu:N, or GPUs such as 0,1; else one worker. (env: LATENTFARM_DEVICES)"
+            metavar="DEVICES",
+            help="Run a worker on each: all, cpu:N or 0,1 [env: LATENTFARM_DEVICES]",
         ),
     ] = None,
     no_supervisor: Annotated[
-        bool, typer.Option("--no-supervisor", help="Run the worker bare: nobody restarts it or ends it if it hangs.")
+        bool, typer.Option("--no-supervisor", help="Do not restart a worker that dies or hangs")
     ] = False,
 ) -> None:
-    """Run one worker in the foreground, or one a device: it holds the model and renders what the farm has for it.
+    """Run a worker in the foreground, or one on each device. It loads the model and renders the farm's jobs.
 
-    A small supervisor starts it anew when it dies or hangs. Asked to end, it finishes what it can; asked twice, it
-    gives everything back and ends at once.
+    A supervisor restarts it if it dies or hangs. The first stop request (Ctrl-C or SIGTERM) lets it finish what it can
+    within the shutdown timeout. The second one releases all jobs and ends it at once.
 
     Example: `latentfarm worker --model sd14=CompVis/stable-diffusion-v1-4`
     """
@@ -104,23 +110,17 @@ def worker(
         "slots": slots,
         "compile": compiled,
         "deterministic": deterministic,
+        "devices": devices,
     }
     settings = settings.model_copy(update={name: value for name, value in chosen.items() if value is not None})
-    # the worker reads its settings from the environment, as under `celery -A latentfarm_worker worker`
+    if settings.devices and no_supervisor:
+        raise InputError("--devices needs a supervisor: write --devices or --no-supervisor, not both")
+    # the worker reads its settings from the environment, as it does under `celery -A latentfarm_worker worker`
     os.environ |= settings.environment()
-    each = settings.devices if devices is None else devices
-    if each and no_supervisor:
-        raise InputError("--devices runs a supervisor for each device; leave out one of it and --no-supervisor")
     if no_supervisor:
         from latentfarm_worker.service.tasks import serve
 
         raise typer.Exit(serve())
-    # in place of this process, which has imported more than a supervisor needs
-    command = devices_command(settings, each) if each else worker_command(settings)
+    # replace this process: it has imported more than a supervisor needs
+    command = worker_command(settings, devices=settings.devices)
     os.execv(command[0], command)  # noqa: S606 (there is no shell)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(up)
-    app.command()(worker)

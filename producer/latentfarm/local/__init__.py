@@ -1,4 +1,4 @@
-"""A farm on one machine: a Redis, an S3 server and workers as child processes, below one folder."""
+"""A farm on one machine: Redis, an S3 server and workers as child processes, with their data in one folder."""
 
 from latentfarm.local.farm import LocalFarm
 

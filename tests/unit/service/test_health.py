@@ -1,4 +1,4 @@
-"""Whether a worker lives and is ready, as its probes are told."""
+"""Liveness and readiness of a worker, as its probes report them."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from latentfarm_worker.supervise.shared_state import Phase, SharedState
 pytestmark = pytest.mark.unit
 
 
-def test_a_worker_lives_unless_a_step_goes_on_for_too_long() -> None:
-    pulse = SharedState()
-    health = Health(pulse, hang_s=0.05)
+def test_a_worker_is_live_unless_a_step_exceeds_the_stall_timeout() -> None:
+    state = SharedState()
+    health = Health(state, stall_timeout_s=0.05)
     assert health.live() == ""
-    pulse.step()
+    state.step()
     assert health.live() == ""
     deadline = time.monotonic() + 10
     while not (problem := health.live()):
         assert time.monotonic() < deadline
     assert problem.startswith("the engine has made no step for")
-    pulse.step()
+    state.step()
     assert health.live() == ""
 
 
-def test_an_idle_worker_lives_however_long_it_idles() -> None:
-    pulse = SharedState()
-    health = Health(pulse, hang_s=0)
-    pulse.step()
-    pulse.enter(Phase.IDLE)
+def test_an_idle_worker_is_live() -> None:
+    state = SharedState()
+    health = Health(state, stall_timeout_s=0)
+    state.step()
+    state.enter(Phase.IDLE)
     assert [health.live() for _ in range(3)] == ["", "", ""]
 
 
 def test_a_worker_is_ready_between_loading_and_draining() -> None:
-    health = Health(SharedState(), hang_s=1)
-    assert health.ready() == "the model is being loaded"
+    health = Health(SharedState(), stall_timeout_s=1)
+    assert health.ready() == "the model is loading"
     renderer = SimpleNamespace(draining=False)
     health.renderer = cast("RenderLoop", renderer)
     assert health.ready() == ""

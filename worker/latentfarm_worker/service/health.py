@@ -1,32 +1,26 @@
-"""Whether a worker lives and whether it is ready: two questions that are answered without asking anybody."""
+"""Liveness and readiness of a worker, from its own state only: no network calls."""
 
 from __future__ import annotations
 
-import time
-
 from latentfarm_worker.service.render_loop import RenderLoop
-from latentfarm_worker.supervise.shared_state import Phase, SharedState
+from latentfarm_worker.supervise.shared_state import SharedState
+from latentfarm_worker.supervise.watchdog import Watchdog
 
 
 class Health:
-    """Looks at the pulse; ``renderer`` is None until the model is warm and the bucket was probed."""
+    """Answers the probes. ``renderer`` is None until the model is warm and the bucket was checked."""
 
-    def __init__(self, pulse: SharedState, *, hang_s: float) -> None:
-        self._pulse = pulse
-        self._hang_s = hang_s
-        self._steps, self._since = pulse.steps, time.monotonic()
+    def __init__(self, state: SharedState, *, stall_timeout_s: float) -> None:
+        self._watchdog = Watchdog(state, stall_timeout_s)
         self.renderer: RenderLoop | None = None
 
     def live(self) -> str:
-        """Return why the worker should be ended, or nothing: the engine stands still within a step."""
-        now, steps = time.monotonic(), self._pulse.steps
-        if steps != self._steps or self._pulse.phase is not Phase.STEPPING:
-            self._steps, self._since = steps, now
-        still_s = now - self._since
-        return f"the engine has made no step for {still_s:.0f} s" if still_s > self._hang_s else ""
+        """Return why the worker must be ended, or an empty text."""
+        stalled = self._watchdog.is_stalled()
+        return f"the engine has made no step for {self._watchdog.stalled_s:.0f} s" if stalled else ""
 
     def ready(self) -> str:
-        """Return why the worker leases nothing, or nothing."""
+        """Return why the worker leases no jobs, or an empty text."""
         if self.renderer is None:
-            return "the model is being loaded"
+            return "the model is loading"
         return "draining" if self.renderer.draining else ""

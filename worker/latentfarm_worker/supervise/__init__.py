@@ -1,1 +1,1 @@
-"""Start, watch and restart worker processes. This package imports only the standard library and logs."""
+"""Start, watch and restart worker processes. Only the standard library and a few small modules are imported."""

@@ -1,4 +1,4 @@
-"""Whether an engine stands still; it imports nothing but the standard library, for the supervisor asks it."""
+"""Detect an engine that hangs within a step. Only the standard library is imported: the supervisor uses it too."""
 
 from __future__ import annotations
 
@@ -7,47 +7,54 @@ import os
 import time
 from threading import Thread
 
+from latentfarm_worker.supervise.exit_codes import EXIT_RESTART
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
 
-#: seconds between two looks
-LOOK_S = 0.2
+#: seconds between two polls of the supervisor, and of a worker that watches itself
+POLL_S = 0.2
+#: polls that it takes at least to reach the timeout
+_MIN_POLLS = 4
 
 
 class Watchdog:
-    """Counts the seconds without a step by its own looks: a machine that slept has no engine that hangs."""
+    """Count the seconds that an engine spends within one step.
 
-    def __init__(self, pulse: SharedState, hang_s: float) -> None:
-        self._pulse = pulse
-        self._hang_s = hang_s
-        self._steps = pulse.steps
-        self._looked = time.monotonic()
-        self.still_s = 0.0
-
-    def stands_still(self) -> bool:
-        """Look once."""
-        now, steps = time.monotonic(), self._pulse.steps
-        if steps != self._steps or self._pulse.phase is not Phase.STEPPING:
-            self._steps, self.still_s = steps, 0.0
-        else:
-            self.still_s += min(now - self._looked, 5 * LOOK_S)
-        self._looked = now
-        return self.still_s > self._hang_s
-
-
-def start_self_watchdog(pulse: SharedState, *, hang_s: float, exit_code: int) -> None:
-    """End this process when its engine stands still; for a worker without a supervisor.
-
-    A thread can see that only while the interpreter's lock is free. Its leases are left to run out, charged, as those
-    of a worker that was killed: the job may be to blame.
+    The time between two polls counts for a quarter of the timeout at most: a suspended machine or a stopped container
+    must not be taken for a hung engine.
     """
-    watchdog = Watchdog(pulse, hang_s)
+
+    def __init__(self, state: SharedState, timeout_s: float) -> None:
+        self._state = state
+        self._timeout_s = timeout_s
+        self._steps = state.steps
+        self._polled = time.monotonic()
+        self.stalled_s = 0.0
+
+    def is_stalled(self) -> bool:
+        """Poll once. Call it at least four times within the timeout."""
+        now, steps = time.monotonic(), self._state.steps
+        if steps != self._steps or self._state.phase is not Phase.STEPPING:
+            self._steps, self.stalled_s = steps, 0.0
+        else:
+            self.stalled_s += min(now - self._polled, self._timeout_s / _MIN_POLLS)
+        self._polled = now
+        return self.stalled_s > self._timeout_s
+
+
+def start_self_watchdog(state: SharedState, timeout_s: float) -> None:
+    """End this process if its engine stalls; for a worker without a supervisor.
+
+    A thread detects that only while the interpreter's lock is free. The leases are left to expire and are charged, as
+    for a killed worker: a job may be the cause.
+    """
+    watchdog = Watchdog(state, timeout_s)
 
     def watch() -> None:
-        while not watchdog.stands_still():
-            time.sleep(LOOK_S)
-        # Celery puts a logger in place of sys.stderr; its lock may be the very thing that is held
-        os.write(2, b"the engine stands still; the worker is ended\n")
+        while not watchdog.is_stalled():
+            time.sleep(POLL_S)
+        # not by a logger: Celery replaces sys.stderr, and the stalled thread may hold that lock
+        os.write(2, b"the engine is stalled; ending this process\n")
         faulthandler.dump_traceback(file=2, all_threads=True)
-        os._exit(exit_code)
+        os._exit(EXIT_RESTART)
 
     Thread(target=watch, name="watchdog", daemon=True).start()
