@@ -8,7 +8,8 @@ from typing import Any
 
 from typer.main import get_command
 
-from latentfarm.cli import app
+from latentfarm.cli import COMMANDS, app
+from latentfarm.cli.command_group import parameter_help, parameter_names
 
 REFERENCE = Path(__file__).parent / "reference" / "cli.md"
 BEGIN, END = "<!-- commands: written by make docs -->", "<!-- /commands -->"
@@ -17,14 +18,17 @@ PROMPT_COMMANDS = ("render", "submit", "estimate")
 
 
 def commands_text() -> str:
-    """Return the prompt options, then a section for each command: usage, description, options."""
+    """Return an index of the commands, the prompt options, and a section for each command."""
     commands: Any = get_command(app).commands  # type: ignore[attr-defined]
-    first, *others = ([_entry(p) for p in commands[name].params] for name in PROMPT_COMMANDS)
+    index = [
+        f"| {heading} | {', '.join(f'[{name}](#latentfarm-{name})' for name in group)} |"
+        for heading, group in COMMANDS.items()
+    ]
+    first, *others = (_entries(commands[name]) for name in PROMPT_COMMANDS)
     common = [entry for entry in first if all(entry in entries for entries in others) and "`--json`" not in entry]
     names = ", ".join(f"`{name}`" for name in PROMPT_COMMANDS)
-    head = ["## Prompt options", "", f"Options of {names}:", "", *common, ""]
-    sections = (_section(name, command, common) for name, command in commands.items())
-    return "\n".join([*head, *sections])
+    head = ["| | commands |", "|---|---|", *index, "", "## Prompt options", "", f"Options of {names}:", "", *common, ""]
+    return "\n".join([*head, *(_section(name, command, common) for name, command in commands.items())])
 
 
 def reference_text() -> str:
@@ -36,26 +40,15 @@ def reference_text() -> str:
 def _section(name: str, command: Any, common: list[str]) -> str:
     arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
     usage = " ".join(["latentfarm", name, *arguments, "[OPTIONS]"])
-    entries = [_entry(p) for p in command.params]
+    entries = _entries(command)
     if name in PROMPT_COMMANDS:
-        entries = [*(entry for entry in entries if entry not in common), "- and the [prompt options](#prompt-options)"]
-    return "\n".join(
-        [f"## latentfarm {name}", "", f"`{usage}`", "", re.sub(r"\n +", "\n", command.help), "", *entries, ""]
-    )
+        entries = [*(entry for entry in entries if entry not in common), "- the [prompt options](#prompt-options)"]
+    description = re.sub(r"\n +", "\n", command.help)
+    return "\n".join([f"## latentfarm {name}", "", f"`{usage}`", "", description, "", *entries, ""])
 
 
-def _entry(param: Any) -> str:
-    label = param.metavar if param.param_type_name == "argument" else _names(param)
-    return f"- `{label}`: {param.help}"
-
-
-def _names(option: Any) -> str:
-    names = "/".join([*option.opts, *option.secondary_opts]) if option.secondary_opts else " ".join(option.opts)
-    return f"{names} {_value(option)}".strip()
-
-
-def _value(option: Any) -> str:
-    return "" if option.is_flag else str(option.metavar or option.type_descriptor.annotation.__name__.upper())
+def _entries(command: Any) -> list[str]:
+    return [f"- `{parameter_names(p)}`: {parameter_help(p)}" for p in command.params]
 
 
 if __name__ == "__main__":
