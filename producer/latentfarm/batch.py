@@ -1,39 +1,46 @@
-"""A submitted batch, as its user holds it: how far it is, its jobs, its results, its pictures."""
+"""A submitted batch: its progress, control, jobs, results and images."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
-from latentfarm.batch_state import ACTIVE, FINAL, BatchState, PausedBy
+from latentfarm.batch_state import ACTIVE, FINAL, BatchState, PausedBy, describe_pause
 from latentfarm.connection import Connection
 from latentfarm.errors import InputError
-from latentfarm.fetch import DEFAULT_TEMPLATE, FetchReport, Layout, fetch_batch
-from latentfarm.job import PART_JOBS, JobState
+from latentfarm.job_state import INVALID_ROW, JobState
 from latentfarm.ledger import MAX_JOBS_PER_CALL
+from latentfarm.limits import PART_JOBS
 from latentfarm.storage import results
 from latentfarm.storage.batch_control import BatchControl, write_control
 from latentfarm.storage.bucket import MAX_PRESIGN_S
 from latentfarm.storage.keys import batch_prefix, part_indices
-from latentfarm.storage.manifest import INVALID_ROW, NOT_THE_REQUEST, ManifestReader
 
-#: seconds between two looks at a batch that is waited for
+if TYPE_CHECKING:
+    from latentfarm.fetch import FetchReport, Layout
+    from latentfarm.storage.manifest import ManifestReader
+
+#: seconds between two polls of ``Batch.wait``
 _POLL_S = 0.25
 
 
 class BatchStatus(BaseModel):
-    """How far a batch is.
+    """A batch's progress.
 
-    ``state`` is opening (its manifest is still being stored, ``total`` grows), open, paused, complete or cancelled;
-    ``paused`` the reason of a pause; ``errors`` the failed jobs by code; ``truncated`` counts the done ones whose
-    prompt or negative prompt was too long for the model and lost its end; ``webhook`` is empty, due, sent or failed.
-    ``images_per_s`` is that of the last two minutes, or of the whole run once it is over.
+    ``total`` grows while the state is OPENING.
+    ``paused`` describes the pause, such as ``by its user: lunch``; empty if the batch is not paused.
+    ``errors`` counts failed jobs by code.
+    ``truncated`` counts done jobs whose prompt or negative prompt was cut at the model's token limit.
+    ``webhook`` is empty, ``due``, ``sent`` or ``failed``.
+    ``images_per_s`` covers the last two minutes; of a final batch, its whole run.
+    ``eta_s`` is None while the speed is unknown.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -58,27 +65,27 @@ class BatchStatus(BaseModel):
 
     @property
     def ended(self) -> int:
-        """Jobs on which nothing more happens by itself."""
+        """Number of jobs that are done, failed or cancelled."""
         return self.done + self.failed + self.cancelled
 
     @property
     def complete(self) -> bool:
-        """Whether every job has ended."""
+        """Whether every job is done or failed."""
         return self.state is BatchState.COMPLETE
 
     @property
-    def over(self) -> bool:
-        """Whether nothing more happens: complete or cancelled."""
+    def is_final(self) -> bool:
+        """Whether no job changes by itself any more: the batch is complete or cancelled."""
         return self.state in FINAL
 
     @property
-    def stuck(self) -> bool:
-        """Whether it is paused for a reason that lies in the batch, not by its user: somebody has to look."""
-        return self.paused_by not in {PausedBy.NOT_PAUSED, PausedBy.USER}
+    def needs_attention(self) -> bool:
+        """Whether it is paused, and not by its user: it continues only after ``resume``."""
+        return self.state is BatchState.PAUSED and self.paused_by is not PausedBy.USER
 
 
 class JobStatus(BaseModel):
-    """One job: its state, and what its receipt or its failure says."""
+    """A job's state, with fields of its receipt or its error."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -94,7 +101,7 @@ class JobStatus(BaseModel):
 
 
 class PresignedUrl(BaseModel):
-    """Where anyone may read a job's picture until ``expires``."""
+    """A URL that gives access to a job's image, without credentials, until ``expires``."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -104,28 +111,35 @@ class PresignedUrl(BaseModel):
 
 
 class Batch:
-    """A submitted batch."""
+    """A submitted batch. Methods raise ``UnavailableError`` if Redis or the store does not respond."""
 
     def __init__(self, connection: Connection, name: str, *, rejected: Mapping[str, int] | None = None) -> None:
         self.connection = connection
         self.name = name
-        #: of a batch that was just submitted: wrong rows by reason; they are failed jobs
+        #: invalid rows by reason, if this object was returned by ``submit``; their jobs have failed
         self.rejected = dict(rejected or {})
-        self._manifest = ManifestReader(connection.bucket)
+        self._ledger, self._bucket = connection.ledger, connection.bucket
 
     def __repr__(self) -> str:
         return f"Batch({self.name!r})"
 
+    @cached_property
+    def _manifest(self) -> ManifestReader:
+        # imported here: a status reads no manifest, and its models take long to build
+        from latentfarm.storage.manifest import ManifestReader
+
+        return ManifestReader(self._bucket)
+
     def status(self) -> BatchStatus:
-        """Return how far the batch is, as the ledger says now."""
-        record = self.connection.ledger.batch(self.name)
+        """Return the batch's progress."""
+        record = self._ledger.batch(self.name)
         left = record.pending + record.leased
         rate = record.images_per_s
         return BatchStatus(
             batch=record.name,
             model=record.model,
             state=BatchState.PAUSED if record.paused_by else record.state,
-            paused=record.paused,
+            paused=describe_pause(record.paused_by, record.paused),
             paused_by=record.paused_by,
             priority=record.priority,
             total=record.total,
@@ -144,123 +158,131 @@ class Batch:
     def wait(
         self, *, timeout_s: float | None = None, progress: Callable[[BatchStatus], None] | None = None
     ) -> BatchStatus:
-        """Return when every job has ended and every receipt lies in the bucket, or the batch is cancelled or stuck.
+        """Wait until the batch is final or needs attention. Return its status.
+
+        When it is final, all its results are in the bucket.
+
+        Args:
+            timeout_s: seconds [default: no limit].
+            progress: called with the status about four times a second.
 
         Raises:
-            TimeoutError: ``timeout_s`` passed before that.
+            TimeoutError: ``timeout_s`` has passed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             status = self.status()
             if progress is not None:
                 progress(status)
-            if status.over:
-                results.flush_full_parts(self.connection.ledger, self.connection.bucket, batch=self.name)
-            if status.over or status.stuck:
+            if status.is_final:
+                results.flush_full_parts(self._ledger, self._bucket, batch=self.name)
+            if status.is_final or status.needs_attention:
                 return status
             if deadline is not None and time.monotonic() >= deadline:
                 raise TimeoutError(
-                    f"batch {self.name} is not complete after {timeout_s:g} s: {status.ended} of {status.total}"
+                    f"batch {self.name} is not complete after {timeout_s:g} s: {status.ended} of {status.total} jobs"
                 )
             time.sleep(_POLL_S)
 
-    # -- control: all of it lasts, and doing it twice changes nothing ------------------------------------------
+    # -- control: decisions are durable, and repeating one changes nothing --------------------------------------
 
     def pause(self, reason: str = "") -> BatchStatus:
-        """Start no more jobs until ``resume``; those that run now may end.
+        """Start no more jobs until ``resume``. Running jobs finish.
 
         Raises:
-            InputError: the batch is over.
+            InputError: the batch is not active.
         """
-        self._require_going(
-            self.connection.ledger.pause(self.name, PausedBy.USER, reason)
-        )
-        self._keep_control()
+        self._require_active(self._ledger.pause(self.name, PausedBy.USER, reason))
+        self._store_control()
         return self.status()
 
     def resume(self) -> BatchStatus:
-        """Go on after a pause or a canary; the failure budget begins anew.
+        """Continue after a pause or a canary. The failure budget starts again from zero.
 
         Raises:
-            InputError: the batch is over.
+            InputError: the batch is not active.
         """
-        self._require_going(self.connection.ledger.resume(self.name))
-        self._keep_control()
+        self._require_active(self._ledger.resume(self.name))
+        self._store_control()
         status = self.status()
         self.connection.ring(status.model)
         return status
 
     def cancel(self) -> BatchStatus:
-        """End the batch for good: running jobs stop at their next denoising step, finished pictures stay."""
-        self.connection.ledger.cancel(self.name)
-        self._keep_control()
-        results.flush_full_parts(self.connection.ledger, self.connection.bucket, batch=self.name)
+        """End the batch for good. Running jobs stop at their next denoising step; finished images stay."""
+        self._ledger.cancel(self.name)
+        self._store_control()
+        results.flush_full_parts(self._ledger, self._bucket, batch=self.name)
         return self.status()
 
     def retry(self, *, code: str | None = None) -> int:
-        """Run failed jobs again, all or those of one error code; return how many.
+        """Run failed jobs again; return their number.
 
-        Jobs whose row was wrong stay failed: no worker could read them.
+        Args:
+            code: only jobs that failed with this error code [default: all but those of invalid rows].
 
         Raises:
-            InputError: the batch is cancelled, or ``code`` is that of wrong rows.
+            InputError: the batch is cancelled, or ``code`` is that of invalid rows.
         """
         if code == INVALID_ROW:
-            raise InputError(f"rows that were wrong cannot run; mend the file and submit it again (code {code})")
-        retried, found = 0, self._failed_with_codes(code)
-        while group := list(islice(found, MAX_JOBS_PER_CALL)):
-            retried += self.connection.ledger.retry(self.name, group)
+            raise InputError(f"jobs of invalid rows cannot run (code {code}); correct the file and submit it again")
+        retried, failed = 0, self._failed_with_codes(code)
+        while group := list(islice(failed, MAX_JOBS_PER_CALL)):
+            retried += self._ledger.retry(self.name, group)
         if retried:
-            self.connection.ring(self.connection.ledger.batch(self.name).model)
+            self.connection.ring(self._ledger.batch(self.name).model)
         return retried
 
     def _failed_with_codes(self, wanted: str | None) -> Iterator[tuple[int, str]]:
-        failed = self.connection.ledger.indices(self.name, JobState.FAILED)
-        for line in results.read_indices(self.connection.ledger, self.connection.bucket, self.name, failed):
-            code = line.get("error", {}).get("code", "")
+        failed = self._ledger.indices(self.name, JobState.FAILED)
+        for result in results.read_indices(self._ledger, self._bucket, self.name, failed):
+            code = result.get("error", {}).get("code", "")
             if code != INVALID_ROW and wanted in {None, code}:
-                yield line["index"], code
+                yield result["index"], code
 
     def set_priority(self, priority: int) -> BatchStatus:
-        """Let the batch run before all of a lower priority."""
-        self.connection.ledger.set_priority(self.name, priority)
-        self._keep_control()
+        """Set the priority. Batches of a higher priority run first."""
+        self._ledger.set_priority(self.name, priority)
+        self._store_control()
         return self.status()
 
     def delete(self, *, progress: Callable[[int], None] | None = None) -> int:
-        """Remove the batch from the ledger and all its objects from the bucket; return how many there were.
+        """Cancel the batch and remove it from the ledger and the bucket. Return the number of objects removed.
 
-        Killed midway and run again, it goes on. What runs is cancelled first.
+        If it is interrupted, a second call continues.
+
+        Args:
+            progress: called with the number of objects removed so far.
         """
-        self.connection.ledger.mark_deleting(self.name)
+        self._ledger.mark_deleting(self.name)
         removed = 0
-        for count in self.connection.bucket.delete_all(batch_prefix(self.name)):
+        for count in self._bucket.delete_all(batch_prefix(self.name)):
             removed += count
             if progress is not None:
                 progress(removed)
-        self.connection.ledger.delete_batch(self.name)
+        self._ledger.delete_batch(self.name)
         return removed
 
-    def _keep_control(self) -> None:
-        # the ledger acts on a decision at once; the bucket remembers it for a recovery
-        write_control(self.connection.bucket, self.name, BatchControl.of(self.connection.ledger.batch(self.name)))
+    def _store_control(self) -> None:
+        # the ledger applies a decision at once; the copy in the bucket is for `recover`
+        write_control(self._bucket, self.name, BatchControl.of(self._ledger.batch(self.name)))
 
-    def _require_going(self, state: str) -> None:
+    def _require_active(self, state: BatchState) -> None:
         if state not in ACTIVE:
-            raise InputError(f"batch {self.name!r} is {state}; only one that is not over can be paused or resumed")
+            raise InputError(f"batch {self.name!r} is {state}; only an open batch can be paused or resumed")
 
-    # -- questions -------------------------------------------------------------------------------------------
+    # -- jobs, results and images --------------------------------------------------------------------------------
 
     def jobs(self, *, state: JobState | None = None) -> Iterator[JobStatus]:
-        """Yield the jobs in order, or only those in one state."""
-        total = self.connection.ledger.batch(self.name).total
+        """Yield the jobs in order: all, or those in one state."""
+        total = self._ledger.batch(self.name).total
         for part in range(-(-total // PART_JOBS)):
             indices = part_indices(part, total)
-            if state is not None and state not in self.connection.ledger.states(self.name, indices.start, indices.stop):
+            if state is not None and state not in self._ledger.states(self.name, indices.start, indices.stop):
                 continue
-            for line in results.read_range(self.connection.ledger, self.connection.bucket, self.name, indices):
-                if state is None or line["state"] == state.word:
-                    yield self._status_of(line)
+            for result in results.read_range(self._ledger, self._bucket, self.name, indices):
+                if state is None or result["state"] == state.word:
+                    yield self._job_status(result)
 
     def job(self, index: int) -> JobStatus:
         """Return one job.
@@ -268,83 +290,87 @@ class Batch:
         Raises:
             InputError: the batch has no such index.
         """
-        total = self.connection.ledger.batch(self.name).total
+        total = self._ledger.batch(self.name).total
         if not 0 <= index < total:
-            raise InputError(f"job {self.name}/{index}: the batch has the jobs 0 to {total - 1}")
-        lines = results.read_range(self.connection.ledger, self.connection.bucket, self.name, range(index, index + 1))
-        return self._status_of(next(lines))
+            raise InputError(f"job {self.name}/{index} does not exist; the batch has the jobs 0 to {total - 1}")
+        found = results.read_range(self._ledger, self._bucket, self.name, range(index, index + 1))
+        return self._job_status(next(found))
 
     def results(self) -> Iterator[dict[str, Any]]:
-        """Yield a line a job, in order: its request (diffusers' names, seed resolved) joined with its receipt."""
-        total = self.connection.ledger.batch(self.name).total
-        for line in results.read_results(self.connection.ledger, self.connection.bucket, self.name, total):
-            asked = self._manifest.line(self.name, line["index"])
-            request = {name: value for name, value in asked.items() if name not in NOT_THE_REQUEST}
-            # the receipt knows what the worker filled in: the native size, the model's own scheduler
-            joined = {"id": asked.get("id"), "row": asked.get("row"), **line}
-            joined["request"] = {**request, **line.get("request", {})}
-            if "invalid" in asked:
-                joined["error"] = asked["invalid"]
-            yield {**joined, "columns": asked["columns"]} if "columns" in asked else joined
+        """Yield a result for each job, in order: its request in diffusers' names, joined with its receipt or error."""
+        from latentfarm.storage.manifest import NOT_THE_REQUEST
+
+        total = self._ledger.batch(self.name).total
+        for result in results.read_results(self._ledger, self._bucket, self.name, total):
+            entry = self._manifest.entry(self.name, result["index"])
+            request = {name: value for name, value in entry.items() if name not in NOT_THE_REQUEST}
+            joined = {"id": entry.get("id"), "row": entry.get("row"), **result}
+            # the receipt's request has what the worker filled in: the native size, the model's own scheduler
+            joined["request"] = {**request, **result.get("request", {})}
+            if "invalid" in entry:
+                joined["error"] = entry["invalid"]
+            yield {**joined, "columns": entry["columns"]} if "columns" in entry else joined
 
     def fetch(
         self,
         directory: str | Path,
         *,
         layout: Layout = "files",
-        name_template: str = DEFAULT_TEMPLATE,
-        only_new: bool = False,
+        name_template: str | None = None,
+        skip_fetched: bool = False,
         states: Collection[JobState] = (),
         progress: Callable[[FetchReport], None] = lambda _: None,
     ) -> FetchReport:
-        """Download the finished pictures and write ``results.jsonl``; what is there already is left alone.
+        """Download finished images and write ``results.jsonl``. Files that exist already are kept.
 
         Args:
-            directory: made if it is not there.
-            layout: ``files``, with a ``metadata.jsonl`` that Hugging Face's ImageFolder reads, or ``webdataset``: tar
-                shards of a thousand jobs with an ``index.parquet``.
-            name_template: how the files are called, such as ``{id}-{seed}``.
-            only_new: pass over what an earlier fetch into the folder has fetched, even if the file is gone by now.
-            states: only jobs in these; all if empty. Only done ones have pictures.
+            directory: created if it does not exist.
+            layout: ``files`` adds a ``metadata.jsonl`` for Hugging Face's ImageFolder; ``webdataset`` writes tar
+                shards of 1,000 jobs with an ``index.parquet``.
+            name_template: names of image files, such as ``{id}-{seed}`` [default: ``{index:06d}``].
+            skip_fetched: skip images that an earlier fetch into the directory has fetched, even if their files were
+                removed since.
+            states: only jobs in these states [default: all]. Only done jobs have images.
             progress: called after each job with the counts so far.
 
         Raises:
-            InputError: names that are not safe or not unique, or a folder that cannot be written to.
+            InputError: names are unsafe or not unique, or the directory cannot be written.
         """
+        # imported here: Pillow and the writers of tables are slow to import
+        from latentfarm.fetch import DEFAULT_TEMPLATE, fetch_batch
+
         return fetch_batch(
-            self.connection.bucket,
+            self._bucket,
             self.results,
             Path(directory),
             layout=layout,
-            name_template=name_template,
-            only_new=only_new,
+            name_template=name_template or DEFAULT_TEMPLATE,
+            only_new=skip_fetched,
             states={state.word for state in states},
             progress=progress,
         )
 
     def presigned(self, *, expires_s: int = 3600) -> Iterator[PresignedUrl]:
-        """Yield a URL for each finished picture, in order; it needs no credentials until it expires.
+        """Yield a URL for each finished image, in order.
 
         Args:
-            expires_s: seconds from now, 1 to 604,800 (a week); less where the credentials themselves expire sooner.
+            expires_s: seconds from now, 1 to 604,800 (a week). URLs end earlier if the credentials do.
 
         Raises:
             InputError: ``expires_s`` is out of range.
         """
         if not 1 <= expires_s <= MAX_PRESIGN_S:
-            raise InputError(
-                f"a URL that expires in {expires_s} s cannot be signed; write 1 to {MAX_PRESIGN_S} seconds"
-            )
-        for line in self.results():
-            if line["state"] == JobState.DONE.word:
+            raise InputError(f"a URL cannot expire in {expires_s} s; write 1 to {MAX_PRESIGN_S} seconds")
+        for result in self.results():
+            if result["state"] == JobState.DONE.word:
                 expires = datetime.now(UTC) + timedelta(seconds=expires_s)
-                url = self.connection.bucket.presign(line["key"], expires_s=expires_s)
-                yield PresignedUrl(job=line["job"], url=url, expires=expires.replace(microsecond=0))
+                url = self._bucket.presign(result["key"], expires_s=expires_s)
+                yield PresignedUrl(job=result["job"], url=url, expires=expires.replace(microsecond=0))
 
-    def _status_of(self, line: dict[str, Any]) -> JobStatus:
-        asked = self._manifest.line(self.name, line["index"])
-        fields = {**line, "id": line["job"], "seed": asked.get("seed")}
-        if "invalid" in asked:
-            # in full; the ledger and the results tell only that the row was wrong
-            fields["error"] = asked["invalid"]
+    def _job_status(self, result: dict[str, Any]) -> JobStatus:
+        entry = self._manifest.entry(self.name, result["index"])
+        fields = {**result, "id": result["job"], "seed": entry.get("seed")}
+        if "invalid" in entry:
+            # the manifest has the whole message; ledger and results have only its code
+            fields["error"] = entry["invalid"]
         return JobStatus.model_validate(fields)

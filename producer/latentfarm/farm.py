@@ -1,4 +1,4 @@
-"""The Python API: a ``Farm`` takes batches, a ``Batch`` is asked how far it is and gives its pictures.
+"""The Python API: ``Farm`` submits batches, ``Batch`` reports their progress and fetches their images.
 
 ::
 
@@ -11,37 +11,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
 
 from latentfarm.batch import Batch
 from latentfarm.connection import Connection
-from latentfarm.job import check_batch_name
-from latentfarm.ledger import Ledger, WorkerRecord
+from latentfarm.names import check_batch_name
 from latentfarm.settings import DEFAULT_MODEL, Settings
-from latentfarm.storage.bucket import Bucket
-from latentfarm.submission.expansion import Expansion
-from latentfarm.submission.prompts import ReadOptions, SourceLike
-from latentfarm.submission.request import Request, SubmitOptions, make_request
-from latentfarm.submission.submit import Submission
-from latentfarm.submission.validation import validate
 
-_PLAIN_RULES, _PLAIN_READING, _NO_EXPANSION = SubmitOptions(), ReadOptions(), Expansion.parse()
+if TYPE_CHECKING:
+    from latentfarm.ledger import Ledger, WorkerRecord
+    from latentfarm.storage.bucket import Bucket
+    from latentfarm.submission.expansion import Expansion
+    from latentfarm.submission.prompts import ReadOptions, SourceLike
+    from latentfarm.submission.request import Request, SubmitOptions
 
 
 class Farm:
-    """One Redis and one bucket. Methods raise ``UnavailableError`` when either does not answer."""
+    """One Redis and one bucket. Methods raise ``UnavailableError`` if one of them does not respond."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
 
     @classmethod
     def from_env(cls) -> Farm:
-        """Return the farm that the environment names, else the one that ``latentfarm up`` runs in this folder."""
+        """Return the farm that the environment configures, else the one of ``latentfarm up`` in this folder.
+
+        Raises:
+            InputError: there is neither.
+        """
         return cls.open(Settings.load())
 
     @classmethod
     def open(cls, settings: Settings) -> Farm:
-        """Return the farm that the settings describe. Nothing is sent yet.
+        """Return the farm that the settings configure. Nothing is sent yet.
 
         Raises:
             InputError: the settings name no Redis or no bucket.
@@ -60,7 +63,7 @@ class Farm:
 
     @property
     def bucket(self) -> Bucket:
-        """The bucket that holds manifests, images and results."""
+        """The bucket of manifests, images and results."""
         return self.connection.bucket
 
     def submit(
@@ -69,62 +72,70 @@ class Farm:
         *,
         batch: str | None = None,
         model: str = DEFAULT_MODEL,
-        rules: SubmitOptions = _PLAIN_RULES,
-        expansion: Expansion = _NO_EXPANSION,
-        reading: ReadOptions = _PLAIN_READING,
+        options: SubmitOptions | None = None,
+        expansion: Expansion | None = None,
+        reading: ReadOptions | None = None,
         progress: Callable[[int], None] | None = None,
         **defaults: Any,
     ) -> Batch:
-        """Number the rows, store them in parts, let workers lease each part as it is stored, ring the doorbell.
+        """Validate the rows, store them as a batch, and wake workers as soon as the first part is stored.
 
         Args:
-            source: a prompt file's path, ``-`` for standard input, ``s3://bucket/key``, or prompts and dictionaries
-                in diffusers' parameter names.
-            batch: the batch's name; by default made of the file's name and its content, so that submitting
-                the same file with the same options again finds the batch instead of making another.
-            model: the alias under which workers serve the model.
-            rules: priority, canary, failure budget, webhook and how wrong rows are met.
+            source: the path of a prompt file, ``-`` for standard input, ``s3://bucket/key``, or rows: prompts and
+                dictionaries with diffusers' parameter names.
+            batch: the batch's name [default: made from the file's name and its content, so that submitting the same
+                file with the same options again finds the same batch].
+            model: the alias of the model that workers serve.
+            options: priority, canary, failure budget, webhook, and how invalid rows are handled.
             expansion: sweeps and dynamic prompts.
-            reading: which columns are read, and the format where the name does not tell it.
-            progress: called with the number of jobs that can be leased.
-            defaults: what a row leaves open, such as ``num_inference_steps=30``.
+            reading: the columns that are read, and the format of a source without a file ending.
+            progress: called with the number of jobs that can be leased, after each part.
+            defaults: fields of rows that do not set them, such as ``num_inference_steps=30``.
 
         Raises:
-            InvalidRowsError: some rows are wrong (in a large file: too many); it says what became of the batch.
-            InputError: an option is wrong, or the name belongs to another batch.
+            InvalidRowsError: rows are invalid; in a large file, too many. It reports what became of the batch.
+            InputError: an option is invalid, or the name belongs to another batch.
         """
-        client = self.bucket.client
-        request = make_request(source, reading, client=client, model=model, expansion=expansion, **defaults)
-        validate(request, rules)
-        return self.enqueue(request, rules, batch=batch, progress=progress)
+        from latentfarm.submission.request import SubmitOptions
+        from latentfarm.submission.validation import make_valid_request
+
+        options = options or SubmitOptions()
+        request = make_valid_request(
+            source,
+            options,
+            reading=reading,
+            model=model,
+            expansion=expansion,
+            client=self.bucket.client,
+            **defaults,
+        )
+        return self.enqueue(request, options, batch=batch, progress=progress)
 
     def enqueue(
         self,
         request: Request,
-        rules: SubmitOptions = _PLAIN_RULES,
+        options: SubmitOptions | None = None,
         *,
         batch: str | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Batch:
-        """Hand in a request that was checked; see ``submit``."""
-        rung = False
+        """Submit a request whose rows are validated already; see ``submit``."""
+        from latentfarm.submission.request import SubmitOptions
+        from latentfarm.submission.submit import Submission
 
-        def stored(jobs: int) -> None:
-            nonlocal rung
-            if not rung:
-                # the first part wakes the workers; they ring for each other from there on
-                rung = True
-                self.connection.ring(request.model)
-            if progress is not None:
-                progress(jobs)
-
-        submission = Submission(self.ledger, self.bucket, request, rules, batch=batch, on_stored=stored)
-        submission.run()
+        submission = Submission(self.ledger, self.bucket, request, options or SubmitOptions(), batch=batch)
+        with closing(submission.run()) as stored:
+            for part, jobs in enumerate(stored):
+                if part == 0:
+                    # from here on, workers wake each other
+                    self.connection.ring(request.model)
+                if progress is not None:
+                    progress(jobs)
         self.connection.ring(request.model)
-        return Batch(self.connection, submission.batch, rejected=submission.found.reasons)
+        return Batch(self.connection, submission.batch, rejected=submission.report.reasons)
 
     def workers(self, model: str | None = None) -> list[WorkerRecord]:
-        """Return the workers that were seen in the last 15 seconds, of one model or of all: how fast, how busy."""
+        """Return the workers, of one model or of all, that sent a heartbeat in the last 15 seconds."""
         return self.ledger.worker_records(model)
 
     def batches(self) -> list[Batch]:
@@ -135,7 +146,7 @@ class Farm:
         """Return one batch.
 
         Raises:
-            InputError: it is not known.
+            InputError: there is no such batch.
         """
         self.ledger.batch(check_batch_name(name))
         return Batch(self.connection, name)

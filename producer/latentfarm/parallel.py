@@ -32,7 +32,10 @@ def ordered_parallel_map(
     pool = ThreadPoolExecutor(threads, thread_name_prefix="fetch")
     try:
         while True:
-            while len(ahead) < 2 * threads and (some := list(islice(source, group))):
+            # a finished result is not kept back while a slow source is read
+            while (
+                len(ahead) < 2 * threads and not (ahead and ahead[0].done()) and (some := list(islice(source, group)))
+            ):
                 ahead.append(pool.submit(run, some))
             if not ahead:
                 return

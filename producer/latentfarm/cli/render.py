@@ -1,4 +1,4 @@
-"""``render``: the whole way in one command."""
+"""``render``: from a prompt file to images in one command."""
 
 from __future__ import annotations
 
@@ -6,32 +6,27 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
-import typer
-
 from latentfarm.batch import Batch
 from latentfarm.cli import options
-from latentfarm.cli.fetch import fetch_into
-from latentfarm.cli.options import check_dtype, print_json
-from latentfarm.cli.progress import echo_err
-from latentfarm.cli.shared import fail_if, wait_for
+from latentfarm.cli.options import check_dtype
+from latentfarm.cli.output import echo_err, print_json
+from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
+from latentfarm.cli.shared import fail_if, fetch_into, wait_for, write_contact_sheet
 from latentfarm.farm import Farm
 from latentfarm.fetch import FetchReport
-from latentfarm.fetch.contact_sheet import contact_sheet
-from latentfarm.local.farm import LocalFarm, end_all, require_worker_packages, start_workers, worker_end_s
+from latentfarm.local.farm import LocalFarm, require_worker_packages, start_workers, stop_all, worker_exit_s
 from latentfarm.local.process import ManagedProcess
 from latentfarm.model_spec import ModelSpec, parse_model
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
-from latentfarm.submission.request import SubmitOptions, make_request
-from latentfarm.submission.validation import validate
-
-CONTACT_SHEET = "contact-sheet.png"
+from latentfarm.submission.request import SubmitOptions
+from latentfarm.submission.validation import make_valid_request
 
 
-@options.prompt_options
+@prompt_options
 def render(
     file: options.PromptFile,
     output: options.OutputFolder,
-    rows: options.Rows,
+    rows: Rows,
     batch: options.NewBatch = None,
     model: options.RenderModel = DEFAULT_MODEL,
     dtype: options.Dtype = None,
@@ -40,32 +35,30 @@ def render(
     priority: options.Priority = 0,
     as_json: options.Json = False,
 ) -> None:
-    """Render a prompt file into a folder: start what is not running, submit, wait, fetch, stop what was started.
+    """Render a prompt file into a folder: submit, wait and fetch.
 
-    Run again, it goes on where it stopped and renders nothing twice.
+    It starts Redis, an S3 server and workers if none are running, and stops at the end what it started. A repeated
+    command continues and renders nothing twice.
 
     Example: `latentfarm render prompts.txt -o out --num-inference-steps 30`
     """
     spec = parse_model(model)
     rules = SubmitOptions(priority=priority)
-    # before anything is started: a wrong row or option costs no time
-    request = make_request(
+    # validated before any process starts, so that an invalid row or option is reported at once
+    request = make_valid_request(
         file,
-        rows.reading,
-        client=options.source_client(Settings.load()),
+        rules,
+        reading=rows.reading,
+        client=source_client(Settings.load()),
         model=spec.alias,
         expansion=rows.expansion,
         **rows.defaults,
     )
-    validate(request, rules)
-    with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (
-        farm,
-        staff,
-    ):
+    with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (farm, pool):
         found = farm.enqueue(request, rules, batch=batch)
-        if not found.status().over:
-            staff.engage()
-        status = wait_for(found, meanwhile=staff.check)
+        if not found.status().is_final:
+            pool.start()
+        status = wait_for(found, meanwhile=pool.require_alive)
         fetched = fetch_into(found, output)
     write_contact_sheet(fetched)
     if as_json:
@@ -73,29 +66,29 @@ def render(
     fail_if(status.failed or not status.complete)
 
 
-class _Staff:
-    """The workers that this command starts, if nobody else serves the model."""
+class _WorkerPool:
+    """The workers that this command starts if no other worker serves the model."""
 
-    def __init__(self, start: Callable[[], list[ManagedProcess]], *, others: Callable[[], bool]) -> None:
+    def __init__(self, start: Callable[[], list[ManagedProcess]], *, others_serve: Callable[[], bool]) -> None:
         self._start = start
-        self._others = others
-        self._children: list[ManagedProcess] = []
+        self._others_serve = others_serve
+        self._workers: list[ManagedProcess] = []
 
-    def engage(self) -> None:
-        """Start them, unless somebody works already."""
-        if not self._others():
+    def start(self) -> None:
+        """Start the workers unless another one serves the model."""
+        if not self._others_serve():
             echo_err("loading the model ...")
-            self._children = self._start()
+            self._workers = self._start()
 
-    def check(self) -> None:
-        """Raise UnavailableError when one has ended: it would not come back."""
-        for child in self._children:
-            child.require_alive()
+    def require_alive(self) -> None:
+        """Raise UnavailableError if a worker has exited: its own supervisor has stopped restarting it."""
+        for worker in self._workers:
+            worker.require_alive()
 
 
 @contextmanager
-def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -> Iterator[tuple[Farm, _Staff]]:
-    """Give the farm that the settings name, else one of our own; in the end stop what was started."""
+def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -> Iterator[tuple[Farm, _WorkerPool]]:
+    """Yield the farm of the settings, else a local one. At the end, stop every process that was started."""
     settings = Settings.load()
     children: list[ManagedProcess] = []
     arguments: dict[str, Any] = {"dtype": dtype, "slots": slots}
@@ -106,20 +99,12 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
         farm = Farm.open(settings)
 
         def start() -> list[ManagedProcess]:
-            # registered first, so that a Ctrl-C between two starts leaves none behind
-            cleanup.callback(end_all, children, worker_end_s(settings))
+            # registered first, so that Ctrl-C between two starts stops the first one too
+            cleanup.callback(stop_all, children, worker_exit_s(settings))
             start_workers(settings, count, spec, folder=LOCAL_FOLDER / "logs", into=children, **arguments)
             return children
 
-        yield farm, _Staff(start, others=lambda: bool(farm.ledger.workers(spec.alias)))
-
-
-def write_contact_sheet(fetched: FetchReport) -> None:
-    """Draw the first pictures of a fetch beside them."""
-    if not fetched.pictures:
-        return
-    contact_sheet(fetched.pictures).save(fetched.directory / CONTACT_SHEET)
-    echo_err(f"contact sheet: {fetched.directory / CONTACT_SHEET}")
+        yield farm, _WorkerPool(start, others_serve=lambda: bool(farm.ledger.workers(spec.alias)))
 
 
 def _summary(batch: Batch, fetched: FetchReport) -> dict[str, Any]:
@@ -132,8 +117,3 @@ def _summary(batch: Batch, fetched: FetchReport) -> dict[str, Any]:
         "downloaded": fetched.downloaded,
         "results": str(fetched.results),
     }
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(render)

@@ -1,1 +1,1 @@
-"""Submit a batch: read and validate rows, expand them, store the manifest."""
+"""Submit a batch: read rows, expand them, validate them, store the manifest in parts."""

@@ -1,4 +1,4 @@
-"""What a prompt file would become, before anything is submitted: rows, pictures, and what they will cost."""
+"""Estimate a submission: its rows, images, bytes and GPU time. Nothing is submitted."""
 
 from __future__ import annotations
 
@@ -11,24 +11,27 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from latentfarm.job import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_TOKENS, Row
+from latentfarm.job import Row
 from latentfarm.ledger import Throughput
+from latentfarm.limits import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_TOKENS
 from latentfarm.submission.prompts import RowError
 from latentfarm.submission.request import Request
 from latentfarm.submission.validation import ValidationReport
 from latentfarm.unique_names import UniqueNames
 
-#: a token stands for at least one byte, so a shorter prompt needs no counting
+#: a shorter prompt has at most 77 tokens, because a token is at least one byte; it is not tokenized
 _SURELY_SHORT_BYTES = 64
 
 
 class Estimate(BaseModel):
-    """What ``submit`` would make of a file.
+    """Counts and costs of a submission.
 
-    ``rows`` are those of the file, ``duplicates`` those of them that ask for the same as an earlier one, ``jobs`` the
-    pictures of all good rows. ``over_77_tokens`` counts jobs whose prompt would be cut, none of syntax a1111; None
-    where no tokenizer is at hand. ``size_bytes`` and ``gpu_hours`` are estimated from what the workers of the model
-    have measured; None where none has rendered yet.
+    ``rows`` counts the rows of the source, ``duplicates`` those with the same fields as an earlier row.
+    ``jobs`` counts the images of all valid rows.
+    ``over_77_tokens`` counts jobs whose prompt would be cut at 77 tokens; None without a tokenizer. Prompts of syntax
+    a1111 are not cut.
+    ``size_bytes`` and ``gpu_hours`` come from measurements of the model's workers; None without any.
+    ``problems`` are the messages of the first 20 invalid rows.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -46,53 +49,58 @@ class Estimate(BaseModel):
     problems: list[str]
 
 
+_Size = tuple[int | None, int | None]
+
+
 @dataclass
 class _Sums:
     rows: int = 0
     duplicates: int = 0
     jobs: int = 0
     too_long: int = 0
-    #: steps x U-Net rows, and pictures, by size; (None, None) is the model's own
-    work: Counter[tuple[int | None, int | None]] = field(default_factory=Counter)
-    pictures: Counter[tuple[int | None, int | None]] = field(default_factory=Counter)
+    #: steps x U-Net rows, and images, by size; (None, None) is the model's native size
+    work: Counter[_Size] = field(default_factory=Counter)
+    images: Counter[_Size] = field(default_factory=Counter)
 
 
-def make_estimate(request: Request, *, speed: Throughput | None, count_tokens: Callable[[str], int] | None) -> Estimate:
-    """Read every row of a request and add up what it stands for.
+def make_estimate(
+    request: Request, *, throughput: Throughput | None, count_tokens: Callable[[str], int] | None
+) -> Estimate:
+    """Read every row of a request and return the estimate.
 
     Args:
-        request: what would be handed in.
-        speed: what the model's workers have measured.
-        count_tokens: gives a prompt's tokens, its start and its end among them.
+        request: the rows, their expansion and defaults.
+        throughput: measurements of the model's workers.
+        count_tokens: returns a prompt's number of tokens, start and end tokens included.
     """
-    sums, found, seen, last = _Sums(), ValidationReport(), UniqueNames(), -1
-    for number, row in request.rows():
-        fresh, last = number != last, number
-        sums.rows += fresh
-        found.add(row)
-        if isinstance(row, RowError):
-            continue
-        if fresh and seen.add(_content(row)) is not None:
-            sums.duplicates += 1
-        _add(sums, {**request.defaults.given(), **row.given()}, count_tokens)
-    size_bytes, gpu_hours = _cost(sums, speed)
+    sums, report, last = _Sums(), ValidationReport(), -1
+    with UniqueNames() as seen:
+        for number, row in request.rows():
+            first, last = number != last, number
+            sums.rows += first
+            report.add(row)
+            if isinstance(row, RowError):
+                continue
+            sums.duplicates += first and seen.add(_content(row)) is not None
+            _add(sums, {**request.defaults.given(), **row.given()}, count_tokens)
+    size_bytes, gpu_hours = _cost(sums, throughput)
     return Estimate(
         source=request.source.name,
         model=request.model,
         rows=sums.rows,
-        invalid=found.wrong,
-        reasons=dict(found.reasons),
+        invalid=report.invalid,
+        reasons=dict(report.reasons),
         duplicates=sums.duplicates,
         jobs=sums.jobs,
         over_77_tokens=None if count_tokens is None else sums.too_long,
         size_bytes=size_bytes,
         gpu_hours=gpu_hours,
-        problems=found.shown,
+        problems=report.examples,
     )
 
 
 def _content(row: Row) -> str:
-    # the client's own name and columns do not change the picture
+    # id and columns do not change the image
     return json.dumps({name: value for name, value in row.given().items() if name not in {"id", "columns"}})
 
 
@@ -103,7 +111,7 @@ def _add(sums: _Sums, fields: dict[str, Any], count_tokens: Callable[[str], int]
     rows = 1 + (stop - start) * (float(fields.get("guidance_scale", DEFAULT_GUIDANCE)) > 1)
     size = (fields.get("width"), fields.get("height"))
     sums.jobs += jobs
-    sums.pictures[size] += jobs
+    sums.images[size] += jobs
     sums.work[size] += jobs * steps * rows
     prompt = str(fields["prompt"])
     if fields.get("prompt_syntax") == "a1111":
@@ -112,15 +120,17 @@ def _add(sums: _Sums, fields: dict[str, Any], count_tokens: Callable[[str], int]
         sums.too_long += jobs
 
 
-def _cost(sums: _Sums, speed: Throughput | None) -> tuple[int | None, float | None]:
-    """Return bytes and GPU-hours, None where no worker has measured anything."""
-    if speed is None or not (speed.images and speed.busy_s):
+def _cost(sums: _Sums, throughput: Throughput | None) -> tuple[int | None, float | None]:
+    """Return bytes and GPU-hours; None without measurements."""
+    if throughput is None or not (throughput.images and throughput.busy_s):
         return None, None
-    # what the light side does not know is the model's own size: the mean of what was rendered stands for it
-    own_side = sqrt(speed.pixels / speed.images)
+    # the native size is unknown without the model: the mean size of rendered images replaces it
+    native_side = sqrt(throughput.pixels / throughput.images)
 
-    def total(counts: Counter[tuple[int | None, int | None]]) -> float:
-        return sum((width or own_side) * (height or own_side) * count for (width, height), count in counts.items())
+    def total(counts: Counter[_Size]) -> float:
+        return sum(
+            (width or native_side) * (height or native_side) * count for (width, height), count in counts.items()
+        )
 
-    size_bytes = total(sums.pictures) * speed.size_bytes / speed.pixels
-    return round(size_bytes), total(sums.work) * speed.busy_s / speed.work / 3600
+    size_bytes = total(sums.images) * throughput.size_bytes / throughput.pixels
+    return round(size_bytes), total(sums.work) * throughput.busy_s / throughput.work / 3600

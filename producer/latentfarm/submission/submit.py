@@ -1,210 +1,193 @@
-"""Handing a batch in: rows are read, numbered and stored in parts, and each part may be leased as soon as it is stored.
+"""Store a batch's manifest in parts. Workers may lease the jobs of a part as soon as it is stored.
 
-Memory is bounded whatever the size: a few parts are on their way at any time. Killed at any point and run again, a
-submission finds its parts and goes on behind them.
+Memory does not grow with the batch. A submission that was killed at any point continues when it is run again.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Generator, Iterator
+from contextlib import closing
 
-from latentfarm.batch_state import PausedBy
+from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.errors import InputError
-from latentfarm.job import check_batch_name
 from latentfarm.ledger import Ledger, Reservation
+from latentfarm.names import check_batch_name
+from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import batch_prefix
 from latentfarm.storage.manifest import Header, Part, PartWriter, read_header, write_header
 from latentfarm.submission.prompts import RowError
 from latentfarm.submission.request import Request, SubmitOptions
-from latentfarm.submission.validation import ValidationReport, no_prompt
+from latentfarm.submission.validation import ValidationReport, no_prompt_error
 
+#: each thread has up to two parts in memory, about 250 kB each
 _STORE_THREADS = 4
-#: parts on their way to the bucket, about 250 kB each
-_MAX_PARTS_IN_FLIGHT = 8
 
 
 class Submission:
-    """One run of handing a batch in."""
+    """One run of a submission. ``report`` counts the rows read so far."""
 
     def __init__(
-        self,
-        ledger: Ledger,
-        bucket: Bucket,
-        request: Request,
-        rules: SubmitOptions,
-        *,
-        batch: str | None = None,
-        on_stored: Callable[[int], None] = lambda _: None,
+        self, ledger: Ledger, bucket: Bucket, request: Request, options: SubmitOptions, *, batch: str | None = None
     ) -> None:
         self.batch = request.name if batch is None else check_batch_name(batch)
-        self.found = ValidationReport()
+        self.report = ValidationReport()
         self._ledger = ledger
         self._bucket = bucket
         self._request = request
-        self._rules = rules
-        self._on_stored = on_stored
+        self._options = options
         self._stored = 0
+        self._read_error: InputError | None = None
 
-    def run(self) -> None:
-        """Store what is not stored yet, opening each part as it is.
-
-        ``on_stored`` is called with the number of jobs that can be leased.
+    def run(self) -> Generator[int, None, None]:
+        """Store the parts that are not stored yet. After each, yield the number of jobs that can be leased.
 
         Raises:
-            InvalidRowsError: too many rows are wrong. Nothing was enqueued, or the batch is paused with what it has.
-            InputError: the name belongs to another batch, or to one that is over for good.
+            InvalidRowsError: too many rows are invalid. Nothing is enqueued, or the batch is paused.
+            InputError: the name belongs to another batch or to a cancelled one, or the source cannot be read.
         """
         reserved = self._reserve()
-        if reserved.state in {"open", "complete"} and self._request.source.digest:
+        if reserved.state is not BatchState.OPENING and self._request.source.digest:
             return
-        self._resume_own_pause(reserved)
+        self._stored = reserved.stored
         if not reserved.stored:
-            self._refuse_forgotten(fresh=reserved.fresh)
             write_header(self._bucket, self._header())
-        self._store_all(reserved)
+        elif self._ledger.batch(self.batch).paused_by is PausedBy.SUBMISSION:
+            # an earlier run stopped at invalid rows; this one may have a higher --max-invalid
+            self._ledger.resume(self.batch)
+        writer = PartWriter(self.batch, self._request.defaults)
+        parts = self._missing_parts(writer, reserved)
+        with closing(ordered_parallel_map(parts, self._store, threads=_STORE_THREADS, group=1)) as stored:
+            for part, _ in stored:
+                yield self._append(part)
+        if self._read_error:
+            raise self._stop(self._read_error)
+        if writer.total < reserved.stored:
+            raise self._other_content(reserved.parts_digest, writer.parts_digest)
+        if reserved.state is BatchState.OPENING:
+            self._close(writer)
 
     def _reserve(self) -> Reservation:
-        rules, digest = self._rules, self._request.digest
+        """Create the batch, or find that an earlier run of this submission has created it."""
+        options, digest = self._options, self._request.digest
         reserved = self._ledger.create_batch(
             self.batch,
             digest=digest,
             model=self._request.model,
-            priority=rules.priority,
-            budget=rules.failure_budget,
-            canary=rules.canary,
-            webhook=rules.webhook,
+            priority=options.priority,
+            budget=options.failure_budget,
+            canary=options.canary,
+            webhook=options.webhook,
         )
         if reserved.digest != digest:
-            raise _other_content(self.batch, reserved.digest, digest)
-        if reserved.state in {"cancelled", "deleting", "recovering"}:
+            raise self._other_content(reserved.digest, digest)
+        if reserved.state in {BatchState.CANCELLED, BatchState.DELETING, BatchState.RECOVERING}:
             raise InputError(f"batch {self.batch!r} is {reserved.state}; choose another --batch name")
+        if not reserved.stored and (error := self._manifest_conflict()):
+            self._ledger.mark_deleting(self.batch)
+            self._ledger.delete_batch(self.batch)
+            raise error
         return reserved
 
-    def _refuse_forgotten(self, *, fresh: bool) -> None:
-        """Refuse a name that was free in the ledger, ``fresh``, but not in the bucket: a manifest is never overwritten.
-
-        A name that was not is our own earlier try's, which may have come as far as the last header.
-
-        Raises:
-            InputError: another batch lies there, or this very one, whose record was lost.
-        """
+    def _manifest_conflict(self) -> InputError | None:
+        """Return why the manifest in the bucket must not be overwritten by a batch without jobs; None if it may be."""
         header = read_header(self._bucket, self.batch)
-        if header is None or (header.digest == self._request.digest and (header.total is None or not fresh)):
-            return
-        self._ledger.mark_deleting(self.batch)
-        self._ledger.delete_batch(self.batch)
+        if header is None:
+            return None
         if header.digest != self._request.digest:
-            raise _other_content(self.batch, header.digest, self._request.digest)
-        raise InputError(
-            f"batch {self.batch!r} lies in the bucket, but the ledger has lost it: `latentfarm recover {self.batch}` "
-            "brings it back, and nothing that is finished is rendered again"
-        )
+            return self._other_content(header.digest, self._request.digest)
+        if header.total is not None:
+            # the total is written after the ledger has every job, so the ledger was lost since
+            return InputError(
+                f"batch {self.batch!r} is in the bucket, but not in the ledger: `latentfarm recover {self.batch}` "
+                "restores it without rendering finished images again"
+            )
+        return None
 
-    def _resume_own_pause(self, reserved: Reservation) -> None:
-        # a submission that stopped paused its batch; that it runs again, perhaps with more tolerance, lifts the pause
-        if reserved.stored and self._ledger.batch(self.batch).paused_by is PausedBy.SUBMISSION:
-            self._ledger.resume(self.batch)
-
-    def _store_all(self, reserved: Reservation) -> None:
-        writer = PartWriter(self.batch, self._request.defaults)
-        in_flight: deque[tuple[Part, Future[None]]] = deque()
-        self._stored = reserved.stored
-        unreadable: InputError | None = None
-        with ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="store") as pool:
-            try:
-                for part in self._parts(writer):
-                    if self._is_there(part, reserved):
-                        continue
-                    in_flight.append((part, pool.submit(part.store, self._bucket, self.batch)))
-                    # the last one is kept: it may have to be opened together with the end
-                    while len(in_flight) > _MAX_PARTS_IN_FLIGHT or (len(in_flight) > 1 and in_flight[0][1].done()):
-                        self._open(*in_flight.popleft())
-            except _UnreadableError as error:
-                unreadable = error.reason
-            while len(in_flight) > (0 if unreadable else 1):
-                self._open(*in_flight.popleft())
-            if unreadable:
-                raise self._stop(unreadable)
-            if writer.total < reserved.stored:
-                raise _other_content(self.batch, reserved.parts_digest, writer.chain)
-            if reserved.state == "opening":
-                self._close(writer, in_flight)
-
-    def _is_there(self, part: Part, reserved: Reservation) -> bool:
-        """Return whether an earlier run stored the part."""
-        if part.total == reserved.stored and part.chain != reserved.parts_digest:
-            raise _other_content(self.batch, reserved.parts_digest, part.chain)
-        if part.total > reserved.stored and reserved.state != "opening":
-            raise _other_content(self.batch, reserved.parts_digest, part.chain)
-        return part.total <= reserved.stored
+    def _missing_parts(self, writer: PartWriter, reserved: Reservation) -> Iterator[Part]:
+        """Yield the parts that no earlier run has stored."""
+        for part in self._parts(writer):
+            same = part.total != reserved.stored or part.parts_digest == reserved.parts_digest
+            extends = part.first >= reserved.stored and reserved.state is BatchState.OPENING
+            if not same or (part.total > reserved.stored and not extends):
+                raise self._other_content(reserved.parts_digest, part.parts_digest)
+            if extends:
+                yield part
 
     def _parts(self, writer: PartWriter) -> Iterator[Part]:
+        """Yield all parts. An error of the rows ends them early; it is raised after the parts before it are stored."""
         try:
             for number, row in self._request.rows():
-                self.found.add(row)
+                self.report.add(row)
                 if isinstance(row, RowError):
-                    if self.found.too_many(self._rules.max_invalid):
-                        raise self.found.error("")
-                    yield from writer.add_wrong(row.text, number)
+                    if self.report.exceeds(self._options.max_invalid):
+                        raise self.report.error("")
+                    yield from writer.add_invalid(row.text, number)
                 else:
                     yield from writer.add(row, number)
-            if not self.found.good:
-                raise self.found.error("") if self.found.wrong else no_prompt(self._request)
+            if not self.report.valid:
+                raise self.report.error("") if self.report.invalid else no_prompt_error(self._request)
         except InputError as error:
-            raise _UnreadableError(error) from error
-        yield from writer.rest()
+            self._read_error = error
+        else:
+            yield from writer.flush()
 
-    def _open(self, part: Part, stored: Future[None]) -> None:
-        stored.result()
-        self._grow(part, closed=False)
+    def _store(self, part: Part) -> None:
+        part.store(self._bucket, self.batch)
 
-    def _close(self, writer: PartWriter, in_flight: deque[tuple[Part, Future[None]]]) -> None:
-        """Open the last part, whose size may be odd, together with the end of the batch."""
-        part = Part(0, writer.total, writer.total, b"", writer.chain)
-        if in_flight:
-            part, stored = in_flight.popleft()
-            stored.result()
-        write_header(self._bucket, self._header(total=writer.total, chain=writer.chain))
-        self._grow(part, closed=True)
+    def _append(self, part: Part) -> int:
+        """Let workers lease the jobs of a stored part; return the number of jobs so far."""
+        self._append_jobs(part.first, part.total, part.parts_digest, invalid=part.invalid)
+        self._stored = part.total
+        return part.total
 
-    def _header(self, *, total: int | None = None, chain: str = "") -> Header:
-        rules = self._rules
+    def _close(self, writer: PartWriter) -> None:
+        """Record that the manifest is complete, in the bucket and then in the ledger."""
+        write_header(self._bucket, self._header(total=writer.total, parts_digest=writer.parts_digest))
+        self._append_jobs(writer.total, writer.total, writer.parts_digest, closed=True)
+
+    def _append_jobs(
+        self,
+        before: int,
+        total: int,
+        parts_digest: str,
+        *,
+        closed: bool = False,
+        invalid: dict[int, dict[str, str]] | None = None,
+    ) -> None:
+        state = self._ledger.append_jobs(
+            self.batch, before=before, total=total, parts_digest=parts_digest, closed=closed, invalid=invalid
+        )
+        if state == "conflict":
+            raise InputError(f"batch {self.batch!r} is also being submitted by another process; let one of them end")
+        if state in {BatchState.CANCELLED, BatchState.DELETING}:
+            raise InputError(f"batch {self.batch!r} was {state} while it was being submitted")
+
+    def _header(self, *, total: int | None = None, parts_digest: str = "") -> Header:
+        options = self._options
         return Header(
             batch=self.batch,
             model=self._request.model,
             digest=self._request.digest,
             total=total,
-            chain=chain,
-            priority=rules.priority,
-            failure_budget=rules.failure_budget,
-            canary=rules.canary,
-            webhook=rules.webhook,
+            parts_digest=parts_digest,
+            priority=options.priority,
+            failure_budget=options.failure_budget,
+            canary=options.canary,
+            webhook=options.webhook,
         )
-
-    def _grow(self, part: Part, *, closed: bool) -> None:
-        state = self._ledger.append_jobs(
-            self.batch, before=part.first, total=part.total, parts_digest=part.chain, closed=closed, invalid=part.wrong
-        )
-        if state == "conflict":
-            raise InputError(f"batch {self.batch!r} is being submitted by another process too; let one of them end")
-        if state in {"cancelled", "deleting"}:
-            raise InputError(f"batch {self.batch!r} was {state} while it was submitted")
-        self._stored = part.total
-        self._on_stored(part.total)
 
     def _stop(self, error: InputError) -> InputError:
-        """Leave nothing behind if nothing was opened, else a paused batch; return the error that says which."""
+        """Pause the batch, or remove it if it has no job. Return the error with this outcome."""
+        report = self.report
         if self._stored:
-            # the error's own text quotes rows, and no prompt may lie in Redis
-            rows = f"{self.found.wrong:,} of {self.found.good + self.found.wrong:,} rows are wrong"
-            reason = rows if self.found.wrong else str(error).splitlines()[0]
+            # a message of the rows quotes prompts, and Redis must not hold them
+            rows = f"{report.invalid:,} of {report.rows:,} rows are invalid"
+            reason = rows if report.invalid else str(error).splitlines()[0]
             self._ledger.pause(self.batch, PausedBy.SUBMISSION, reason)
             outcome = (
-                f"batch {self.batch} is paused with its first {self._stored:,} jobs: `latentfarm delete {self.batch}` "
-                "and submit the mended file, or submit this one again with a higher --max-invalid"
+                f"batch {self.batch} is paused with its first {self._stored:,} jobs: run `latentfarm delete "
+                f"{self.batch}` and submit the corrected file, or submit this one again with a higher --max-invalid"
             )
         else:
             self._ledger.mark_deleting(self.batch)
@@ -212,19 +195,10 @@ class Submission:
                 pass
             self._ledger.delete_batch(self.batch)
             outcome = "nothing was enqueued"
-        return self.found.error(outcome) if self.found.wrong else InputError(f"{error}; {outcome}")
+        return report.error(outcome) if report.invalid else InputError(f"{error}; {outcome}")
 
-
-class _UnreadableError(Exception):
-    """The source cannot be read on, for ``reason``; what the store or the ledger says is another matter."""
-
-    def __init__(self, reason: InputError) -> None:
-        super().__init__(str(reason))
-        self.reason = reason
-
-
-def _other_content(batch: str, theirs: str, ours: str) -> InputError:
-    return InputError(
-        f"batch {batch!r} exists with other content or options (its digest is {theirs[:12]}, yours {ours[:12]}); "
-        "choose another --batch name"
-    )
+    def _other_content(self, theirs: str, ours: str) -> InputError:
+        return InputError(
+            f"batch {self.batch!r} exists with other content or options (its digest is {theirs[:12]}, yours "
+            f"{ours[:12]}); choose another --batch name"
+        )

@@ -3,89 +3,112 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from latentfarm.errors import InputError, InvalidRowsError
 from latentfarm.job import Row
-from latentfarm.submission.prompts import RowError
-from latentfarm.submission.request import Request, SubmitOptions
+from latentfarm.submission.prompts import RowError, SourceLike
+from latentfarm.submission.request import Request, SubmitOptions, make_request
 from latentfarm.webhooks.address_check import check_url
 
-#: files of fewer rows are checked whole before anything is opened
-CHECK_FIRST_ROWS = 100_000
+#: a file of fewer rows is validated whole before anything is stored; of a larger one, so many rows
+VALIDATE_FIRST_ROWS = 100_000
 
-
-_INVALID_AFTER = 1_000
-
-
-#: wrong rows after which a check gives up; nobody mends them one by one
-_CHECK_GIVES_UP = 10_000
-
-
-#: wrong rows that are told one by one; the rest is counted
-_SHOWN_PROBLEMS = 20
+#: rows before the share of invalid ones is meaningful
+_MIN_ROWS_FOR_SHARE = 1_000
+#: invalid rows after which validation stops, because the file is not meant to be read like this
+_MAX_INVALID_ROWS = 10_000
+#: invalid rows that are listed one by one; the others are counted
+_MAX_EXAMPLES = 20
 
 
 @dataclass
 class ValidationReport:
-    """Wrong rows, counted; the first of them in full."""
+    """Counts of valid and invalid rows. ``examples`` are the messages of the first 20 invalid ones."""
 
-    good: int = 0
-    wrong: int = 0
-    shown: list[str] = field(default_factory=list)
+    valid: int = 0
+    invalid: int = 0
+    examples: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
+    #: whether every row was read
+    complete: bool = True
+
+    @classmethod
+    def read(cls, rows: Iterable[Row | RowError], *, limit: int | None = None) -> ValidationReport:
+        """Return the report on the rows: on ``limit`` rows at most, and on 10,000 invalid ones at most."""
+        report = cls()
+        for row in rows:
+            if report.rows == limit or report.invalid == _MAX_INVALID_ROWS:
+                report.complete = False
+                break
+            report.add(row)
+        return report
+
+    @property
+    def rows(self) -> int:
+        """Number of rows read."""
+        return self.valid + self.invalid
 
     def add(self, row: Row | RowError) -> None:
-        """Take in the next row."""
+        """Count one row."""
         if isinstance(row, RowError):
-            self.wrong += 1
+            self.invalid += 1
             self.reasons[row.reason] += 1
-            if len(self.shown) < _SHOWN_PROBLEMS:
-                self.shown.append(row.text)
+            if len(self.examples) < _MAX_EXAMPLES:
+                self.examples.append(row.text)
         else:
-            self.good += 1
+            self.valid += 1
 
-    def too_many(self, share: float) -> bool:
-        """Whether more than ``share`` of the rows are wrong, once there are enough of them to tell."""
-        seen = self.good + self.wrong
-        return seen >= _INVALID_AFTER and self.wrong > share * seen
+    def exceeds(self, share: float) -> bool:
+        """Return whether more than ``share`` of the rows are invalid. Below 1,000 rows: False."""
+        return self.rows >= _MIN_ROWS_FOR_SHARE and self.invalid > share * self.rows
 
     def error(self, outcome: str) -> InvalidRowsError:
-        """Return what to raise; ``outcome`` says what became of the batch."""
-        return InvalidRowsError(self.shown, self.wrong, reasons=self.reasons, outcome=outcome)
+        """Return the exception that lists the invalid rows; ``outcome`` describes what became of the batch."""
+        return InvalidRowsError(self.examples, self.invalid, reasons=self.reasons, outcome=outcome)
 
 
-def validate(request: Request, rules: SubmitOptions) -> None:
-    """Read the rows before anything is opened: all of a small file, or the first 100,000.
+def make_valid_request(source: SourceLike, options: SubmitOptions, **arguments: Any) -> Request:
+    """Return the request that ``make_request`` makes, after its rows have been validated.
 
     Raises:
-        InvalidRowsError: some are wrong; in a file that will be streamed, more than ``rules.max_invalid``.
-        InputError: there is no row at all, the source cannot be read twice and was to be checked first, or the
-            webhook is no https URL.
+        InputError: see ``make_request`` and ``validate``.
     """
-    if rules.webhook:
-        check_url(rules.webhook)
-    if rules.check_first is False:
+    request = make_request(source, **arguments)
+    validate(request, options)
+    return request
+
+
+def validate(request: Request, options: SubmitOptions) -> None:
+    """Read the rows of a small file, or the first 100,000 of a large one. Nothing is stored.
+
+    Raises:
+        InvalidRowsError: rows are invalid; in a file of 100,000 rows or more, above ``options.max_invalid``.
+        InputError: there is no prompt, the webhook's URL is refused, or the source can be read only once and
+            ``options.validate_first`` is set.
+    """
+    if options.webhook:
+        check_url(options.webhook)
+    if options.validate_first is False:
         return
     if request.source.digest is None:
-        if rules.check_first:
-            raise InputError(f"{request.source.name} cannot be read twice, so it cannot be checked first; save it")
+        if options.validate_first:
+            raise InputError(
+                f"{request.source.name} can be read only once, so it cannot be validated first; save it to a file"
+            )
         return
-    found, whole = ValidationReport(), True
-    for _, row in request.rows():
-        found.add(row)
-        if found.wrong >= _CHECK_GIVES_UP:
-            rows = f"{found.good + found.wrong:,} rows"
-            raise found.error(f"nothing was enqueued, and the rest was not read after {rows}")
-        if not rules.check_first and found.good + found.wrong >= CHECK_FIRST_ROWS:
-            whole = False
-            break
-    if found.wrong and (whole or found.too_many(rules.max_invalid)):
-        raise found.error("nothing was enqueued")
-    if not found.good:
-        raise no_prompt(request)
+    limit = None if options.validate_first else VALIDATE_FIRST_ROWS
+    report = ValidationReport.read((row for _, row in request.rows()), limit=limit)
+    if report.invalid == _MAX_INVALID_ROWS and not report.complete:
+        raise report.error(f"nothing was enqueued; reading stopped after {report.rows:,} rows")
+    if report.invalid and (report.complete or report.exceeds(options.max_invalid)):
+        raise report.error("nothing was enqueued")
+    if not report.valid:
+        raise no_prompt_error(request)
 
 
-def no_prompt(request: Request) -> InputError:
-    """Return the error for a source without any prompt."""
-    return InputError(f"{request.source.name} holds no prompt; write one a line")
+def no_prompt_error(request: Request) -> InputError:
+    """Return the error for a source without prompts."""
+    return InputError(f"{request.source.name} has no prompts; write one per line")

@@ -190,7 +190,7 @@ def test_what_its_user_decided_outlasts_the_ledger(farm: Farm) -> None:
     assert sorted(batches_in(farm.bucket)) == ["cancelled", "paused", "urgent"]
     for name in ("paused", "cancelled", "urgent"):
         recover(farm, name)
-    assert farm.batch("paused").status().paused == "lunch"
+    assert farm.batch("paused").status().paused == "by its user: lunch"
     assert farm.batch("cancelled").status().cancelled == 3
     assert farm.batch("urgent").status().priority == 5
     assert {lease.batch for lease in work(farm, 99)} == {"urgent"}

@@ -13,7 +13,7 @@ from latentfarm.farm import Farm
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.submission.prompts import LocatedRow, ReadOptions, Source, open_source
-from latentfarm.submission.prompts.s3_object import S3Object
+from latentfarm.submission.prompts.s3_object import RANGE_BYTES, S3Object
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -79,9 +79,9 @@ def test_an_object_replaced_under_the_reader_is_told(bucket: Bucket) -> None:
 @pytest.mark.parametrize("key", ["none.txt", "none.parquet"])
 def test_an_object_that_is_not_there_is_named(bucket: Bucket, key: str) -> None:
     url = f"s3://{bucket.name}/{key}"
-    with pytest.raises(InputError, match=f"{url} is not in the store"):
+    with pytest.raises(InputError, match=f"{url} does not exist in the store"):
         list(open_source(url, client=bucket.client).read())
-    with pytest.raises(InputError, match=f"{url} is not in the store"):
+    with pytest.raises(InputError, match=f"{url} does not exist in the store"):
         assert open_source(url, client=bucket.client).digest
 
 
@@ -92,7 +92,7 @@ def test_wrong_credentials_and_a_dead_store_are_no_fault_of_the_file(bucket: Buc
     with pytest.raises(UnavailableError, match=r"refuses s3://.*/prompts\.txt"):
         list(open_source(url, client=stranger.client).read())
     nowhere = Bucket.connect(settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"}))
-    with pytest.raises(UnavailableError, match="does not answer"):
+    with pytest.raises(UnavailableError, match="does not respond"):
         list(open_source(url, client=nowhere.client).read())
 
 
@@ -117,5 +117,5 @@ def test_a_body_that_breaks_off_is_asked_for_again(bucket: Bucket) -> None:
             return answer
 
     client: S3Client = Cutting()  # type: ignore[assignment]
-    with S3Object(client, bucket.name, "cut.txt").open() as stream:
+    with io.BufferedReader(S3Object(client, f"s3://{bucket.name}/cut.txt"), RANGE_BYTES) as stream:
         assert b"".join(iter(lambda: stream.read(2**18), b"")) == body

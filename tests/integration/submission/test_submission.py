@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from latentfarm import Batch, Farm, InputError, InvalidRowsError, UnavailableError
-from latentfarm.job import JobState
+from latentfarm.job_state import JobState
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import manifest_key
 from latentfarm.storage.part_codec import unpack
@@ -20,7 +20,7 @@ from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
 
-STREAMED = SubmitOptions(check_first=False)
+STREAMED = SubmitOptions(validate_first=False)
 WRONG = {"prompt": "b", "width": 65}
 
 
@@ -28,7 +28,7 @@ class WatchedBucket(Bucket):
     """The real store, with a say in each put of a manifest part."""
 
     def __init__(self, real: Bucket, on_part: Callable[[str], None]) -> None:
-        super().__init__(real.client, real.name, where=real.where)
+        super().__init__(real.name, where=real.where, open_session=lambda: (real.client, real.credentials))
         self.on_part = on_part
 
     def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> None:
@@ -176,7 +176,7 @@ def test_two_submissions_of_one_file_at_once_end_in_one_batch(farm: Farm) -> Non
 
 def test_in_a_streamed_submission_a_wrong_row_is_a_failed_job_with_its_reason(farm: Farm) -> None:
     rows = [{**WRONG, "id": f"r{n}"} if n == 1200 else {"prompt": "a", "id": f"r{n}"} for n in range(1500)]
-    batch = farm.submit(rows, batch="cats", rules=STREAMED)
+    batch = farm.submit(rows, batch="cats", options=STREAMED)
     assert batch.rejected == {"width": 1}
     [failed] = batch.jobs(state=JobState.FAILED)
     assert failed.id == "cats/1200"
@@ -188,7 +188,7 @@ def test_in_a_streamed_submission_a_wrong_row_is_a_failed_job_with_its_reason(fa
     assert (status.state, status.done, status.errors) == ("complete", 1499, {"invalid_row": 1})
     line = list(batch.results())[1200]
     assert (line["state"], line["error"]["code"]) == ("failed", "invalid_row")
-    with pytest.raises(InputError, match="mend the file"):
+    with pytest.raises(InputError, match="correct the file"):
         batch.retry(code="invalid_row")
     assert batch.retry() == 0
 
@@ -198,14 +198,14 @@ def test_over_one_per_cent_wrong_stops_a_stream_and_leaves_the_batch_paused(farm
         return [WRONG if 3000 <= n < 3100 else {"prompt": "a"} for n in range(6000)]
 
     with pytest.raises(InvalidRowsError, match=r"batch cats is paused with its first 3,000 jobs") as caught:
-        farm.submit(rows(), batch="cats", rules=STREAMED)
+        farm.submit(rows(), batch="cats", options=STREAMED)
     assert caught.value.reasons == {"width": 31}
     status = farm.batch("cats").status()
     assert (status.state, status.total) == ("paused", 3000)
-    assert status.stuck
+    assert status.needs_attention
     assert work(farm) == 0
-    tolerant = SubmitOptions(check_first=False, max_invalid=0.05)
-    batch = farm.submit(rows(), batch="cats", rules=tolerant)
+    tolerant = SubmitOptions(validate_first=False, max_invalid=0.05)
+    batch = farm.submit(rows(), batch="cats", options=tolerant)
     assert (batch.status().state, batch.rejected) == ("open", {"width": 100})
     assert work(farm) == 5900
 
@@ -226,7 +226,7 @@ def test_a_batch_whose_last_header_was_stored_but_not_answered_goes_on(
         for _ in range(2):
             with pytest.raises(UnavailableError, match="no answer"):
                 farm.submit(["a", "b", "c"], batch="cats")
-    assert sum(key.endswith("batch.json") for key in asked) == 4
+    assert sum(key.endswith("batch.json") for key in asked) == 3
     again = farm.submit(["a", "b", "c"], batch="cats").status()
     assert (again.state, again.total) == ("open", 3)
 
@@ -234,7 +234,7 @@ def test_a_batch_whose_last_header_was_stored_but_not_answered_goes_on(
 def test_rows_that_are_all_wrong_leave_nothing_behind(farm: Farm) -> None:
     for rules in (SubmitOptions(), STREAMED):
         with pytest.raises(InvalidRowsError, match="nothing was enqueued"):
-            farm.submit([WRONG] * 3000, batch="cats", rules=rules)
+            farm.submit([WRONG] * 3000, batch="cats", options=rules)
         assert farm.ledger.redis.keys("lf:*") == []
         assert list(farm.bucket.keys("")) == []
 
@@ -243,7 +243,7 @@ def test_a_stream_that_breaks_off_leaves_a_paused_batch_and_says_so(farm: Farm, 
     file = tmp_path / "p.txt"
     file.write_bytes(b"a cat\n" * 2500 + b"x" * (2 << 20))
     with pytest.raises(InputError, match=r"(?s)line 2501.*is paused with its first 2,000 jobs"):
-        farm.submit(file, batch="cats", rules=STREAMED)
+        farm.submit(file, batch="cats", options=STREAMED)
     assert farm.batch("cats").status().state == "paused"
     with pytest.raises(InputError, match="line 2501"):
         farm.submit(file, batch="dogs")
@@ -252,8 +252,8 @@ def test_a_stream_that_breaks_off_leaves_a_paused_batch_and_says_so(farm: Farm, 
 
 @pytest.mark.parametrize("rules", [SubmitOptions(), STREAMED])
 def test_no_row_at_all_is_an_error_and_leaves_nothing(farm: Farm, rules: SubmitOptions) -> None:
-    with pytest.raises(InputError, match="holds no prompt"):
-        farm.submit([], batch="cats", rules=rules)
+    with pytest.raises(InputError, match="has no prompts"):
+        farm.submit([], batch="cats", options=rules)
     assert farm.ledger.batches() == []
 
 
@@ -264,7 +264,7 @@ def test_a_cancelled_batch_takes_no_more_and_its_submission_ends(farm: Farm) -> 
                 farm.batch("cats").cancel()
             yield "a"
 
-    with pytest.raises(InputError, match="was cancelled while it was submitted"):
+    with pytest.raises(InputError, match="was cancelled while it was being submitted"):
         farm.submit(arriving(), batch="cats")
     with pytest.raises(InputError, match="is cancelled; choose another"):
         farm.submit(iter(["a"]), batch="cats")
@@ -281,10 +281,10 @@ def test_a_sweep_multiplies_every_row_and_ids_stay_those_of_the_rows(farm: Farm)
 
 
 def test_a_canary_ends_paused_and_resume_renders_the_rest(farm: Farm) -> None:
-    batch = farm.submit(prompts(20), batch="cats", rules=SubmitOptions(canary=3))
+    batch = farm.submit(prompts(20), batch="cats", options=SubmitOptions(canary=3))
     assert work(farm) == 3
     status = batch.wait(timeout_s=5)
-    assert (status.state, status.done, status.paused) == ("paused", 3, "the first 3 jobs have ended")
+    assert (status.state, status.done, status.paused) == ("paused", 3, "canary: the first 3 jobs have ended")
     batch.resume()
     assert work(farm) == 17
     assert batch.wait().complete

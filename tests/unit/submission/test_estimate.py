@@ -22,7 +22,7 @@ def plan(
     rows: list[Any], *, sweeps: tuple[str, ...] = (), speed: Throughput | None = MEASURED, **defaults: Any
 ) -> Estimate:
     request = make_request(rows, ReadOptions(), model="mini", expansion=Expansion.parse(sweeps), **defaults)
-    return make_estimate(request, speed=speed, count_tokens=lambda prompt: len(prompt.split()) + 2)
+    return make_estimate(request, throughput=speed, count_tokens=lambda prompt: len(prompt.split()) + 2)
 
 
 def test_rows_wrong_rows_duplicates_and_pictures_are_counted() -> None:
@@ -69,4 +69,4 @@ def test_what_nobody_measured_is_unknown() -> None:
 
 def test_without_a_tokenizer_the_tokens_are_unknown() -> None:
     request = make_request(["a"], ReadOptions(), model="mini", expansion=Expansion.parse())
-    assert make_estimate(request, speed=None, count_tokens=None).over_77_tokens is None
+    assert make_estimate(request, throughput=None, count_tokens=None).over_77_tokens is None

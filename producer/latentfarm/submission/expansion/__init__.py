@@ -1,4 +1,4 @@
-"""What one row of prompts becomes: the product of its sweeps, with dynamic prompts decided."""
+"""Expand a row: the product of the sweeps, with the choices of dynamic prompts made."""
 
 from __future__ import annotations
 
@@ -19,9 +19,10 @@ __all__ = ["MAX_FACTOR", "Expansion"]
 
 @dataclass(frozen=True)
 class Expansion:
-    """Sweeps and dynamic prompts, checked; nothing of the product lies in memory.
+    """Sweeps and dynamic prompts.
 
-    A swept value replaces the row's own. Every row of the product keeps the ``id`` and the ``columns`` of its row.
+    A swept value replaces the row's own. Each expanded row keeps the ``id`` and ``columns`` of its row. The product is
+    never held in memory.
     """
 
     sweeps: tuple[Sweep, ...] = ()
@@ -31,32 +32,32 @@ class Expansion:
     def parse(
         cls, sweeps: Sequence[str] = (), *, wildcards: Path | None = None, dynamic: bool = False, seed: int = 0
     ) -> Expansion:
-        """Return the expansion that options ask for.
+        """Return the expansion for these options.
 
         Args:
-            sweeps: ``FIELD=VALUES`` each, as ``parse_sweeps`` takes them.
-            wildcards: the folder of ``name.txt`` for ``__name__``.
+            sweeps: ``FIELD=VALUES`` each; see ``parse_sweeps``.
+            wildcards: the folder with a file ``name.txt`` for each ``__name__``.
             dynamic: whether ``{a|b}`` and ``__name__`` in prompts and negative prompts are choices.
-            seed: what the choices are made of, beside the row's number and its place in the product.
+            seed: choices depend on it, on the row's number and on the position in the product.
 
         Raises:
-            InputError: a sweep is wrong, or the folder cannot be read.
+            InputError: a sweep is invalid, or the folder cannot be read.
         """
         if wildcards is not None and not dynamic:
-            raise InputError(f"wildcards {wildcards}: prompts are taken as they stand; write --dynamic-prompts too")
-        decided = DynamicPrompts(seed, Wildcards(wildcards)) if dynamic else None
-        return cls(parse_sweeps(sweeps), decided)
+            raise InputError(f"wildcards {wildcards}: dynamic prompts are off; add --dynamic-prompts")
+        dynamic_prompts = DynamicPrompts(seed, Wildcards(wildcards)) if dynamic else None
+        return cls(parse_sweeps(sweeps), dynamic_prompts)
 
     @property
     def is_plain(self) -> bool:
-        """Whether every row stays as it is."""
+        """Whether each row is left unchanged."""
         return not self.sweeps and self.dynamic is None
 
     @cached_property
     def key(self) -> str:
-        """A text that differs wherever the outcome may; empty for a plain expansion.
+        """A text that differs if the expanded rows may differ; empty for a plain expansion.
 
-        It holds the sweeps in order, the seed, and the digest of every wildcard file, used or not.
+        It contains the sweeps in order, the seed, and the digest of every wildcard file, used or not.
         """
         if self.is_plain:
             return ""
@@ -65,23 +66,23 @@ class Expansion:
 
     @cached_property
     def factor(self) -> int:
-        """How many rows one row becomes."""
+        """Number of rows that one row expands to."""
         return factor_of(self.sweeps)
 
     def rows(self, row: Row, number: int) -> Iterator[Row]:
-        """Yield the rows that row ``number`` becomes; the last sweep varies fastest.
+        """Yield the expanded rows of row ``number``. The last sweep varies fastest.
 
         Raises:
-            InputError: a choice in a prompt is wrong, or what comes of it is no valid row; it names field and value.
+            InputError: a choice in a prompt is invalid, or it gives an invalid row; the text has field and value.
         """
         for position in range(self.factor):
-            made = self._swept(row, position) if self.sweeps else row
-            yield made if self.dynamic is None else self.dynamic.decide(made, number, position)
+            swept = self._sweep(row, position) if self.sweeps else row
+            yield swept if self.dynamic is None else self.dynamic.choose(swept, number, position)
 
-    def _swept(self, row: Row, position: int) -> Row:
+    def _sweep(self, row: Row, position: int) -> Row:
         changes = {}
         for sweep in reversed(self.sweeps):
             position, place = divmod(position, len(sweep))
             changes[sweep.field] = sweep.value(place)
-        # each value was checked as a row's would be, and no field depends on another
+        # each value was validated on its own, and no field depends on another
         return row.model_copy(update=changes)

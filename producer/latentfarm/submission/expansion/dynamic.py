@@ -1,10 +1,12 @@
-r"""Dynamic prompts: choices in a prompt, decided by a seed.
+r"""Dynamic prompts: choices in a prompt, made with a seed.
 
-``{red|blue}`` is one of the two; ``{3::red|blue}`` is red three times of four. ``{2$$red|blue|green}`` is two different
-ones, joined by a comma and a blank, ``{2$$ and $$red|blue|green}`` by " and ", ``{1-3$$...}`` one to three of them.
-``__animals/cats__`` is a line of ``animals/cats.txt`` in the wildcards' folder. All may be nested, and a wildcard's
-line may hold choices itself. ``\{``, ``\}``, ``\|`` and ``\_`` are the characters themselves. A text with neither ``{``
-nor ``__`` in it is left as it is.
+- ``{red|blue}``: one of the two. ``{3::red|blue}``: red three times out of four.
+- ``{2$$red|blue|green}``: two different ones, joined by ", ". ``{2$$ and $$red|blue|green}``: joined by " and ".
+  ``{1-3$$red|blue|green}``: one to three of them.
+- ``__animals/cats__``: a line of ``animals/cats.txt`` in the folder of wildcards.
+
+All may be nested, also in a wildcard's lines. ``\{``, ``\}``, ``\|`` and ``\_`` are the characters themselves. A text
+with neither ``{`` nor ``__`` is left unchanged.
 """
 
 from __future__ import annotations
@@ -18,12 +20,12 @@ from pydantic import ValidationError
 from latentfarm.errors import InputError
 from latentfarm.job import Row
 from latentfarm.submission.expansion.wildcards import Wildcards
-from latentfarm.submission.prompts.rows import shown, wrong_value
+from latentfarm.submission.prompts.rows import abbreviate, describe_invalid
 
 _MAX_DEPTH = 20
 _MAX_CHOICES = 1000
 
-#: text in which nothing can begin
+#: text without special characters
 _PLAIN = re.compile(r"[^\\{_]+")
 _ESCAPED = re.compile(r"\\([{}|_])")
 _WILDCARD = re.compile(r"__([A-Za-z0-9][\w./ -]*?)__")
@@ -37,7 +39,7 @@ _validate = Row.__pydantic_validator__.validate_python
 
 
 class DynamicPrompts:
-    """Decides the choices of rows; the same seed, row number and position decide the same on every machine."""
+    """Makes the choices of rows. They depend only on the seed, the row's number and the position in the product."""
 
     def __init__(self, seed: int, wildcards: Wildcards) -> None:
         self._seed = seed
@@ -45,71 +47,73 @@ class DynamicPrompts:
 
     @property
     def key(self) -> dict[str, Any]:
-        """What decides the outcome."""
+        """Everything that the choices depend on, besides the row."""
         return {"seed": self._seed, "wildcards": self._wildcards.digests}
 
-    def decide(self, row: Row, number: int, position: int) -> Row:
+    def choose(self, row: Row, number: int, position: int) -> Row:
         """Return the row with its choices made.
 
         Raises:
-            InputError: a choice is wrong, or the text that comes of it is.
+            InputError: a choice is invalid, or it gives an invalid text.
         """
         changes: dict[str, str] = {}
         for field in _FIELDS:
             text = getattr(row, field)
             if text is None or ("{" not in text and "__" not in text):
                 continue
-            draws = _Draws(f"{self._seed}/{number}/{position}/{field}")
+            choices = _SeededChoices(f"{self._seed}/{number}/{position}/{field}")
             try:
-                changes[field] = _Text(self._wildcards, draws).expand(text, 0)
+                changes[field] = _Expander(self._wildcards, choices).expand(text, 0)
             except (_ChoiceError, InputError) as error:
-                raise InputError(f"{field} {shown(text)}: {error}") from None
+                raise InputError(f"{field} {abbreviate(text)}: {error}") from None
         return _changed(row, changes) if changes else row
 
 
 def _changed(row: Row, changes: dict[str, str]) -> Row:
-    # choices can make a text longer than a row may have it
+    # choices can make a text too long
     for field, text in changes.items():
         try:
             _validate({"prompt": "-", field: text})
         except ValidationError as error:
-            raise InputError(f"{field} {wrong_value(error)}") from None
+            raise InputError(f"{field} {describe_invalid(error)}") from None
     if not changes.get("prompt", row.prompt).strip():
-        raise InputError(f"prompt {shown(row.prompt)} comes out empty; write an alternative that shows something")
+        raise InputError(
+            f"prompt {abbreviate(row.prompt)} is empty after its choices; write an alternative that is not empty"
+        )
     return row.model_copy(update=changes)
 
 
 class _ChoiceError(Exception):
-    """A choice is written wrong: what, and the cure."""
+    """A choice is invalid: problem and cure."""
 
 
-class _Draws:
-    """Numbers of 64 bits that look random, made of a key alone."""
+class _SeededChoices:
+    """Pseudo-random numbers that depend only on a key."""
 
     def __init__(self, key: str) -> None:
         self._key = key
         self._drawn = 0
 
     def below(self, limit: int) -> int:
-        """Return the next number from 0 to before ``limit``."""
+        """Return the next number, from 0 to ``limit - 1``."""
         self._drawn += 1
         if self._drawn > _MAX_CHOICES:
-            raise _ChoiceError(f"it takes over {_MAX_CHOICES:,} choices; write fewer")
+            raise _ChoiceError(f"it needs over {_MAX_CHOICES:,} choices; write fewer")
         digest = hashlib.blake2b(f"{self._key}/{self._drawn}".encode(), digest_size=8).digest()
         return (int.from_bytes(digest) * limit) >> 64
 
 
-class _Text:
-    """Expands one text."""
+class _Expander:
+    """Makes the choices of one text."""
 
-    def __init__(self, wildcards: Wildcards, draws: _Draws) -> None:
+    def __init__(self, wildcards: Wildcards, choices: _SeededChoices) -> None:
         self._wildcards = wildcards
-        self._draws = draws
+        self._choices = choices
 
     def expand(self, text: str, depth: int) -> str:
         """Return the text with all choices made."""
         if depth > _MAX_DEPTH:
-            raise _ChoiceError(f"choices are nested over {_MAX_DEPTH} deep; does a wildcard hold itself?")
+            raise _ChoiceError(f"choices are nested over {_MAX_DEPTH} deep; does a wildcard contain itself?")
         done: list[str] = []
         at = 0
         while at < len(text):
@@ -125,7 +129,7 @@ class _Text:
                 at = end
             elif wildcard := _WILDCARD.match(text, at):
                 lines = self._wildcards.lines(wildcard[1])
-                done.append(self.expand(lines[self._draws.below(len(lines))], depth + 1))
+                done.append(self.expand(lines[self._choices.below(len(lines))], depth + 1))
                 at = wildcard.end()
             else:
                 done.append(text[at])
@@ -137,8 +141,8 @@ class _Text:
         options = [_weighted(option) for option in [first, *alternatives[1:]]]
         possible = sum(weight > 0 for weight, _ in options)
         if most > possible:
-            raise _ChoiceError(f"{most} of {possible} alternatives cannot be had; write at most {possible}")
-        count = least + (self._draws.below(most - least + 1) if most > least else 0)
+            raise _ChoiceError(f"{most} of {possible} alternatives cannot be chosen; write at most {possible}")
+        count = least + (self._choices.below(most - least + 1) if most > least else 0)
         picked = []
         for _ in range(count):
             option = self._pick(options)
@@ -146,7 +150,7 @@ class _Text:
         return joiner.join(picked)
 
     def _pick(self, options: list[tuple[int, str]]) -> int:
-        left = self._draws.below(sum(weight for weight, _ in options))
+        left = self._choices.below(sum(weight for weight, _ in options))
         for place, (weight, _) in enumerate(options):
             left -= weight
             if left < 0:
@@ -155,7 +159,7 @@ class _Text:
 
 
 def _alternatives(text: str, start: int) -> tuple[int, list[str]]:
-    """Return where the braces that open at ``start`` have ended, and what stands between their bars."""
+    """Return the end of the braces that open at ``start``, and the alternatives in them."""
     found: list[str] = []
     depth, begun, at = 0, start + 1, start
     while at < len(text):
@@ -175,20 +179,20 @@ def _alternatives(text: str, start: int) -> tuple[int, list[str]]:
 
 
 def _counted(first: str) -> tuple[int, int, str, str]:
-    """Take ``2$$``, ``1-3$$`` and a joiner off the first alternative."""
+    """Split the first alternative into least and most choices, joiner and text."""
     counted = _COUNT.match(first)
     if counted is None:
         return 1, 1, "", first
     least, most = int(counted[1]), int(counted[2] or counted[1])
     if most < least:
-        raise _ChoiceError(f"{counted[0].strip()} runs backwards; write {most}-{least}$$")
+        raise _ChoiceError(f"{counted[0].strip()} is reversed; write {most}-{least}$$")
     rest = first[counted.end() :]
     joiner = _JOINER.match(rest)
     return (least, most, joiner[1], rest[joiner.end() :]) if joiner else (least, most, _DEFAULT_JOINER, rest)
 
 
 def _weighted(option: str) -> tuple[int, str]:
-    """Return an alternative's weight in millionths, which add up exactly, and its text."""
+    """Return an alternative's weight in millionths, so that sums are exact, and its text."""
     matched = _WEIGHT.match(option)
     if matched is None:
         return 1_000_000, option

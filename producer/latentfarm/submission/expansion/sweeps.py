@@ -1,4 +1,4 @@
-"""Sweeps: ``guidance_scale=5,7.5,10`` and ``seed=1..4``, each multiplying every row."""
+"""Sweeps, such as ``guidance_scale=5,7.5,10`` and ``seed=1..4``. Each multiplies every row."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from pydantic_core import from_json
 
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
-from latentfarm.submission.prompts.rows import shown, wrong_value
+from latentfarm.submission.prompts.rows import abbreviate, describe_invalid
 
-#: rows that one row may become
+#: rows that one row may expand to
 MAX_FACTOR = 10_000_000
 
 _TEXTS = frozenset({"negative_prompt", "scheduler", "prompt_syntax", "image_format"})
@@ -29,7 +29,7 @@ _validate = Row.__pydantic_validator__.validate_python
 
 @dataclass(frozen=True)
 class Sweep:
-    """The values of one field: runs of values or of whole numbers, one after another."""
+    """The values of one field, in order: ``runs`` are single values and ranges."""
 
     field: str
     runs: tuple[Sequence[Any], ...]
@@ -38,14 +38,14 @@ class Sweep:
         return sum(map(len, self.runs))
 
     def value(self, place: int) -> Any:
-        """Return the value at a place, from 0."""
+        """Return the value at ``place``, from 0."""
         ends = list(accumulate(map(len, self.runs)))
         run = bisect_right(ends, place)
         return self.runs[run][place - (ends[run - 1] if run else 0)]
 
     @property
     def key(self) -> list[Any]:
-        """Field and values, ranges as their three numbers."""
+        """Field and values; a range is start, stop and step."""
         runs = [
             [run.start, run.stop, run.step] if isinstance(run, range) else {"values": list(run)} for run in self.runs
         ]
@@ -53,51 +53,51 @@ class Sweep:
 
 
 def factor_of(sweeps: Sequence[Sweep]) -> int:
-    """Return how many rows one row becomes."""
+    """Return the number of rows that one row expands to."""
     return prod(map(len, sweeps))
 
 
 def parse_sweeps(options: Sequence[str]) -> tuple[Sweep, ...]:
     """Return the sweeps of ``FIELD=VALUES`` options, in order.
 
-    FIELD is a field of a batch's defaults. VALUES are separated by commas; a value with a comma in it stands in double
-    quotes. ``1..4`` is 1, 2, 3, 4 and ``1..10..3`` is 1, 4, 7, 10. ``scheduler_options`` takes JSON objects.
+    FIELD is a field of a batch's defaults. VALUES are separated by commas; a value that contains a comma is in double
+    quotes. ``1..4`` is 1, 2, 3, 4 and ``1..10..3`` is 1, 4, 7, 10. Values of ``scheduler_options`` are JSON objects.
 
     Raises:
-        InputError: an option is wrong, a field is given twice, or the product is over ten million.
+        InputError: an option is invalid, a field is swept twice, or the product is over ten million.
     """
     found: list[Sweep] = []
     for option in options:
         sweep = _parse(option)
         if any(sweep.field == other.field for other in found):
-            raise InputError(f"--sweep {shown(option)}: {sweep.field} is swept twice; write its values in one --sweep")
+            raise InputError(f"--sweep {abbreviate(option)}: {sweep.field} is swept twice; use one --sweep")
         found.append(sweep)
         if factor_of(found) > MAX_FACTOR:
-            raise InputError(f"--sweep {shown(option)}: {_too_many(factor_of(found))}")
+            raise InputError(f"--sweep {abbreviate(option)}: {_too_many(factor_of(found))}")
     return tuple(found)
 
 
 def _too_many(rows: int) -> str:
-    return f"a row would become {rows:,}; sweep over at most {MAX_FACTOR:,}"
+    return f"a row would expand to {rows:,} rows; the limit is {MAX_FACTOR:,}"
 
 
 def _parse(option: str) -> Sweep:
     name, equals, text = option.partition("=")
     field = name.strip()
     if not equals:
-        raise InputError(f"--sweep {shown(option)} has no values; write FIELD=VALUES, such as seed=1..4")
+        raise InputError(f"--sweep {abbreviate(option)} has no values; write FIELD=VALUES, such as seed=1..4")
     if field not in Defaults.model_fields:
         close = get_close_matches(field, Defaults.model_fields, n=1) if len(field) < 60 else []
         cure = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(sorted(Defaults.model_fields))}"
-        raise InputError(f"--sweep {shown(option)}: field {shown(field)} cannot be swept; {cure}")
+        raise InputError(f"--sweep {abbreviate(option)}: field {abbreviate(field)} cannot be swept; {cure}")
     try:
         return Sweep(field, tuple(_run(field, value) for value in _split(field, text)))
     except _ValueError as error:
-        raise InputError(f"--sweep {shown(option)}: {error}") from None
+        raise InputError(f"--sweep {abbreviate(option)}: {error}") from None
 
 
 class _ValueError(Exception):
-    """A sweep's value is wrong: what, and the cure."""
+    """A sweep's value is invalid: problem and cure."""
 
 
 def _split(field: str, text: str) -> list[Any]:
@@ -105,12 +105,14 @@ def _split(field: str, text: str) -> list[Any]:
         try:
             options: list[Any] = from_json(f"[{text}]", allow_inf_nan=False)
         except ValueError:
-            raise _ValueError(f'{shown(text)} is no JSON; write objects such as {{"solver_order": 3}}') from None
+            raise _ValueError(f'{abbreviate(text)} is not JSON; write objects such as {{"solver_order": 3}}') from None
         return options
     try:
         [values] = csv.reader([text], skipinitialspace=True, strict=True)
     except (csv.Error, ValueError):
-        raise _ValueError(f'the quotes in {shown(text)} do not close; write "a, b" for a value with a comma') from None
+        raise _ValueError(
+            f'the quotes in {abbreviate(text)} are not closed; write "a, b" for a value with a comma'
+        ) from None
     if not values:
         raise _ValueError("there are no values; write FIELD=VALUES, such as seed=1..4")
     return values
@@ -119,32 +121,32 @@ def _split(field: str, text: str) -> list[Any]:
 def _run(field: str, value: Any) -> Sequence[Any]:
     matched = _RANGE.fullmatch(value.strip()) if isinstance(value, str) and field not in _TEXTS else None
     if matched is None:
-        return (_checked(field, value),)
+        return (_validated(field, value),)
     start, stop, step = int(matched[1]), int(matched[2]), int(matched[3] or 1)
     if step < 1:
-        raise _ValueError(f"the step of {value.strip()} is wrong; write 1 or more")
+        raise _ValueError(f"the step of {value.strip()} is invalid; write 1 or more")
     if stop < start:
-        raise _ValueError(f"{value.strip()} runs backwards; write {stop}..{start}")
+        raise _ValueError(f"{value.strip()} is reversed; write {stop}..{start}")
     count = (stop - start) // step + 1
     last = start + (count - 1) * step
     for end in (start, last):
-        _checked(field, end)
+        _validated(field, end)
     if count > MAX_FACTOR:
         raise _ValueError(_too_many(count))
     run = range(start, last + 1, step)
     if field == "seed":
-        # between two good seeds there are good seeds only
+        # between two valid seeds, every seed is valid
         return run
-    return tuple(_checked(field, number) for number in run)
+    return tuple(_validated(field, number) for number in run)
 
 
-def _checked(field: str, value: Any) -> Any:
-    """Return a value as a row would hold it."""
+def _validated(field: str, value: Any) -> Any:
+    """Return a value as a row has it."""
     if isinstance(value, str) and field != "negative_prompt":
         value = value.strip()
     if value in ("", None) and field != "negative_prompt":
-        raise _ValueError(f"{field} has an empty value; take out the comma, or write a value")
+        raise _ValueError(f"{field} has an empty value; remove the comma, or write a value")
     try:
         return getattr(_validate({"prompt": "-", field: value}), field)
     except ValidationError as error:
-        raise _ValueError(f"{field} {wrong_value(error)}") from None
+        raise _ValueError(f"{field} {describe_invalid(error)}") from None

@@ -1,6 +1,6 @@
-"""Reading prompts: txt, jsonl, csv, tsv and parquet, from files, stdin, ``s3://`` objects or Python.
+"""Read prompts: txt, jsonl, csv, tsv and parquet, from files, standard input, ``s3://`` objects or Python.
 
-A wrong row is never skipped and never guessed at: it becomes a ``Problem`` with place, field, value and cure.
+An invalid row is neither skipped nor repaired: it becomes a ``RowError`` with place, field, value and cure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""JSON lines: a row a line, in diffusers' parameter names, or a line of an OpenAI batch file."""
+"""JSON lines: objects with diffusers' parameter names, or lines of an OpenAI batch file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pydantic_core import from_json
 
 from latentfarm.job import Row
 from latentfarm.submission.prompts import openai_batch
-from latentfarm.submission.prompts.lines import no_utf8, rows_of_lines
-from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck, RowError, shown
+from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines
+from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck, RowError, abbreviate
 
 _SHORTEST_ROW = len('{"prompt":"a"}')
 _COLUMN = re.compile(r"column (\d+)$")
@@ -21,16 +21,16 @@ _validate_line = Row.__pydantic_validator__.validate_json
 
 
 def read_jsonl(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRow]:
-    """Yield the rows of a JSON lines file; blank lines are skipped.
+    """Yield the rows of a JSON lines file. Blank lines are skipped.
 
     Raises:
-        InputError: the stream cannot be read as lines of text.
+        InputError: the stream is not text.
     """
     return rows_of_lines(stream, name, partial(_parse_direct if check.direct else _parse, f"{name} line ", check))
 
 
 def _parse_direct(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Iterator[ParsedRow]:
-    """Parse and validate in one go, in Rust; what that refuses is looked at again for its reason."""
+    """Parse and validate in one call, in Rust. A line that fails is parsed again, to find the error."""
     for line in lines:
         number += 1
         if len(line) < _SHORTEST_ROW and not line.strip():
@@ -58,11 +58,11 @@ def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Ite
 
 
 def parse_line(place: str, check: RowCheck, raw: bytes) -> ParsedRow | None:
-    """Return the row of one line, or what is wrong with it; None for a blank line."""
+    """Return the row of one line, or its error; None for a blank line."""
     try:
         line = raw.decode().strip()
     except UnicodeDecodeError as error:
-        return no_utf8(place, error)
+        return not_utf8_error(place, error)
     if not line:
         return None
     try:
@@ -72,11 +72,11 @@ def parse_line(place: str, check: RowCheck, raw: bytes) -> ParsedRow | None:
         at = _COLUMN.search(message)
         column = at[1] if at and "recursion" not in message else "1"
         return RowError(
-            f'{place} column {column}: {shown(line)} is no JSON; write an object such as {{"prompt": "a cat"}}',
+            f'{place} column {column}: {abbreviate(line)} is not JSON; write an object such as {{"prompt": "a cat"}}',
             "not JSON",
         )
     if not isinstance(fields, dict):
-        text = f'{place}: {shown(line)} is no object; write one such as {{"prompt": "a cat"}}'
+        text = f'{place}: {abbreviate(line)} is not an object; write one such as {{"prompt": "a cat"}}'
         return RowError(text, "not an object")
     if openai_batch.is_request(fields):
         return openai_batch.check_request(place, check, fields)

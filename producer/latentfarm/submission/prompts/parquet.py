@@ -1,4 +1,4 @@
-"""Parquet files, by way of pyarrow (the extra ``latentfarm[parquet]``)."""
+"""Parquet files, read with pyarrow (the extra ``latentfarm[parquet]``)."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from io import SEEK_END
 from typing import Any, BinaryIO
 
 from latentfarm.errors import InputError
-from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, shown
+from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, abbreviate
 from latentfarm.submission.prompts.tables import check_header
 
-#: rows that are unpacked at once; a text that a dictionary repeats takes its room in each
+#: rows unpacked at once, few because a text of a dictionary is copied for each row that refers to it
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 2**20
-#: a row group over this that unpacks to over so many times the file's size is refused
+#: a row group that unpacks to more bytes than this, and to more than this multiple of the file's size, is refused
 _BOMB_BYTES, _BOMB_RATIO = 2**22, 200
 
 
 def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRow]:
-    """Yield the rows of a parquet file; places count rows from 1. Columns that nobody reads are not unpacked.
+    """Yield the rows of a parquet file. Places count rows from 1.
 
     Raises:
-        InputError: pyarrow is missing, the file is no parquet file or is damaged, or its columns are wrong.
+        InputError: pyarrow is missing, the file is not parquet or is damaged, or its columns are invalid.
     """
     try:
         import pyarrow as pa
@@ -46,12 +46,12 @@ def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Parse
 
 
 def _refuse_bombs(metadata: Any, name: str, size_bytes: int) -> None:
-    """Look for row groups that unpack to far more than the whole file.
+    """Refuse a file with a row group that unpacks to far more bytes than the file has.
 
-    Only whole row groups are looked at: pyarrow 26 ends the process where it is asked for the size of a damaged column.
+    Only sizes of whole row groups are read: pyarrow 26 aborts the process when it reads the size of a damaged column.
 
     Raises:
-        InputError: there is one.
+        InputError: there is such a row group.
     """
     for number in range(metadata.num_row_groups):
         unpacked = metadata.row_group(number).total_byte_size
@@ -61,7 +61,7 @@ def _refuse_bombs(metadata: Any, name: str, size_bytes: int) -> None:
 
 
 def _rows(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch as Python values; a value that has none is an exception in its place."""
+    """Yield the rows of a batch as Python values. A value that cannot be converted is an exception in its place."""
     values = [_values(column) for column in batch.columns]
     for row in zip(*values, strict=True):
         yield dict(zip(columns, row, strict=True))
@@ -72,7 +72,7 @@ def _values(column: Any) -> list[Any]:
 
     kind = column.type
     if pa.types.is_temporal(kind) and getattr(kind, "unit", None) == "ns":
-        # Python's times have microseconds
+        # Python's times have no nanoseconds
         coarse = {"timestamp": pa.timestamp("us", getattr(kind, "tz", None)), "time64": pa.time64("us")}
         column = column.cast(coarse.get(str(kind).partition("[")[0], pa.duration("us")), safe=False)
     try:
@@ -93,32 +93,32 @@ def _checked(place: str, fields: dict[str, Any], check: RowCheck) -> ParsedRow:
     for column, value in fields.items():
         if isinstance(value, Exception):
             if isinstance(value, UnicodeDecodeError):
-                return RowError(f"{place}: {column} is no UTF-8; write text as UTF-8", "not UTF-8")
+                return RowError(f"{place}: {column} is not UTF-8; write text as UTF-8", "not UTF-8")
             return RowError(f"{place}: {column} cannot be read ({value}); write a number or a text", column)
         if isinstance(value, bytes):
             try:
                 fields[column] = value.decode()
             except UnicodeDecodeError:
-                return RowError(f"{place}: {column} {shown(repr(value))} is no UTF-8; write text", "not UTF-8")
+                return RowError(f"{place}: {column} {abbreviate(repr(value))} is not UTF-8; write text", "not UTF-8")
         elif check.field(column) is None:
-            fields[column] = plain(value)
+            fields[column] = to_jsonable(value)
     return check.row(place, fields)
 
 
-def plain(value: object) -> Any:
-    """Return a value as JSON has it: dates as ISO 8601, what JSON does not know as text."""
-    plain_value: Any = value
+def to_jsonable(value: object) -> Any:
+    """Return a value that JSON can represent. Dates become ISO 8601; NaN becomes null; other types become text."""
+    converted: Any = value
     if isinstance(value, float) and math.isnan(value):
-        # pandas writes a missing number so
-        plain_value = None
+        # pandas writes missing numbers as NaN
+        converted = None
     elif isinstance(value, date | time):
-        plain_value = value.isoformat()
+        converted = value.isoformat()
     elif isinstance(value, bytes):
-        plain_value = value.decode(errors="replace")
+        converted = value.decode(errors="replace")
     elif isinstance(value, dict):
-        plain_value = {str(key): plain(entry) for key, entry in value.items()}
+        converted = {str(key): to_jsonable(entry) for key, entry in value.items()}
     elif isinstance(value, list | tuple):
-        plain_value = [plain(entry) for entry in value]
+        converted = [to_jsonable(entry) for entry in value]
     elif not isinstance(value, bool | int | float | str | None):
-        plain_value = str(value)
-    return plain_value
+        converted = str(value)
+    return converted

@@ -1,4 +1,4 @@
-"""From a row's fields to a ``Row``, or to a ``Problem`` that says place, field, value and cure."""
+"""Turn a row's fields into a ``Row``, or into a ``RowError`` with place, field, value and cure."""
 
 from __future__ import annotations
 
@@ -9,22 +9,23 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 
-#: findings of one row that are told; a row of 1 MiB could have 100,000
-_SHOWN_FINDINGS = 8
-_SHOWN_VALUE = 60
+#: errors listed for one row; a row of 1 MiB could have 100,000
+_MAX_ERRORS = 8
+_MAX_VALUE_CHARACTERS = 60
 
-#: what a row may name; ``columns`` is made here of the columns that it may not
+#: fields that a row may set; ``columns`` is filled by ``ReadOptions.keep_columns`` only
 FIELDS = frozenset(Row.model_fields) - {"columns"}
 
 _validate = Row.__pydantic_validator__.validate_python
 
 
 class LocatedRow(NamedTuple):
-    """A good row and its place, such as ``prompts.jsonl line 17``."""
+    """A valid row and its place, such as ``prompts.jsonl line 17``."""
 
     place: str
     row: Row
@@ -32,10 +33,10 @@ class LocatedRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """Something wrong with a row.
+    """The errors of an invalid row.
 
-    ``text`` says place, field, value and what to write instead. ``reason`` is short and the same for the same fault in
-    other rows (``width``, ``unknown field 'widht'``, ``not JSON``), to count by.
+    ``text`` has a line per error: place, field, value and cure. ``reason`` groups rows with the same error: ``width``,
+    ``unknown field 'widht'``, ``not JSON``.
     """
 
     text: str
@@ -47,11 +48,11 @@ ParsedRow = LocatedRow | RowError
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How prompts are read.
+    """How a source is read.
 
-    ``prompt_column`` is the column (or JSON field) that holds the prompt, instead of ``prompt``. ``keep_columns``
-    carries unknown columns through to the results instead of refusing them. ``format`` says what a source without a
-    telling name holds: ``txt``, ``jsonl``, ``csv``, ``tsv`` or ``parquet``, and each with ``.gz``.
+    ``prompt_column``: the column, or JSON field, of the prompt [default: prompt].
+    ``keep_columns``: copy unknown columns to the results. By default they are errors.
+    ``format``: txt, jsonl, csv, tsv or parquet, each also with .gz [default: from the source's name].
     """
 
     prompt_column: str | None = None
@@ -60,21 +61,21 @@ class ReadOptions:
 
 
 class RowCheck:
-    """Checks rows as the options say; one for a whole source, any number of rows."""
+    """Checks the rows of one source."""
 
     def __init__(self, options: ReadOptions) -> None:
         self.keep_columns = options.keep_columns
         self.prompt_column = options.prompt_column or "prompt"
-        #: whether the fields of a row are its columns as they stand
+        #: whether columns are named like fields, and unknown ones are errors
         self.direct = not options.keep_columns and self.prompt_column == "prompt"
         self._field_of = {name: name for name in FIELDS if name != "prompt"} | {self.prompt_column: "prompt"}
 
     def field(self, column: str) -> str | None:
-        """Return the field that a column stands for; None where it is an unknown column."""
+        """Return the field of a column, or None for an unknown column."""
         return self._field_of.get(column)
 
     def row(self, place: str, fields: Mapping[str, Any]) -> ParsedRow:
-        """Check a row whose keys are columns; a value of None says "not given"."""
+        """Check a row by its columns. A known column with None is ignored."""
         own: dict[str, Any] = {}
         foreign: dict[str, Any] = {}
         for column, value in fields.items():
@@ -88,9 +89,13 @@ class RowCheck:
     def fields(
         self, place: str, own: dict[str, Any], foreign: Mapping[str, Any], *, labels: Mapping[str, str]
     ) -> ParsedRow:
-        """Check a row's ``own`` fields and keep or refuse its ``foreign`` columns.
+        """Check a row's fields.
 
-        ``labels`` says what the user calls a field, where that is not its name.
+        Args:
+            place: the row's place, for messages.
+            own: values by field.
+            foreign: values by unknown column; kept or refused.
+            labels: the user's names of fields, where they differ.
         """
         unknown: list[tuple[str, str]] = []
         if foreign and self.keep_columns:
@@ -102,89 +107,89 @@ class RowCheck:
         try:
             row = _validate(own)
         except ValidationError as error:
-            return _problem([*_findings(error, place, Row, labels), *unknown])
+            return _row_error([*_field_errors(error, place, Row, labels), *unknown])
         except RecursionError:
             return RowError(f"{place}: a value is nested too deeply; write it flatter", "nested too deeply")
         if unknown:
-            return _problem(unknown)
+            return _row_error(unknown)
         if not row.prompt or row.prompt.isspace():
             label = labels.get("prompt", "prompt")
-            return RowError(f"{place}: {label} '' is empty; write what the picture shows", "prompt is empty")
+            return RowError(f"{place}: {label} '' is empty; describe the image", "prompt is empty")
         return LocatedRow(place, row)
 
     def _unknown(self, place: str, column: str, value: object) -> tuple[str, str]:
-        return f"unknown field {shown(column)}", f"{place}: field {shown(column)} ({shown(value)}) {self.cure(column)}"
+        return (
+            f"unknown field {abbreviate(column)}",
+            f"{place}: field {abbreviate(column)} ({abbreviate(value)}) {self.cure(column)}",
+        )
 
     def cure(self, column: str) -> str:
-        """Say what to do about an unknown column."""
+        """Return the cure for an unknown column."""
         known = sorted(self._field_of)
-        close = get_close_matches(column, known, n=1) if len(column) <= _SHOWN_VALUE else []
+        close = get_close_matches(column, known, n=1) if len(column) <= _MAX_VALUE_CHARACTERS else []
         other = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(known)}."
-        return f"is not known; {other} --keep-columns would carry it through to the results"
+        return f"is not known; {other} Or use --keep-columns to copy it to the results"
 
 
 def check_defaults(fields: dict[str, Any]) -> Defaults:
-    """Return a batch's defaults.
+    """Return a batch's defaults. Fields with None are not set.
 
     Raises:
-        InputError: a value is not allowed.
+        InputError: a value is invalid.
     """
     try:
         return Defaults(**{name: value for name, value in fields.items() if value is not None})
     except ValidationError as error:
-        raise InputError("\n".join(text for _, text in _findings(error, "options", Defaults, {}))) from None
+        raise InputError("\n".join(text for _, text in _field_errors(error, "options", Defaults, {}))) from None
 
 
-def shown(value: object) -> str:
-    """Return a value as messages show it, cut where it is long."""
+def abbreviate(value: object) -> str:
+    """Return a value as JSON, or a text in quotes, for a message: at most 60 characters."""
     try:
         text = (
-            repr(value[: _SHOWN_VALUE + 1])
+            repr(value[: _MAX_VALUE_CHARACTERS + 1])
             if isinstance(value, str)
             else json.dumps(value, ensure_ascii=False, default=str)
         )
     except (ValueError, TypeError, RecursionError):
         text = type(value).__name__
     text = text.encode("utf-8", "replace").decode()
-    return text if len(text) <= _SHOWN_VALUE else f"{text[: _SHOWN_VALUE - 3]}..."
+    return text if len(text) <= _MAX_VALUE_CHARACTERS else f"{text[: _MAX_VALUE_CHARACTERS - 3]}..."
 
 
-def wrong_value(error: ValidationError) -> str:
-    """Say of a single wrong value what it is and what to write, without place and field."""
-    finding = error.errors(include_url=False)[0]
-    return _said(finding["type"], finding["input"], finding)
+def describe_invalid(error: ValidationError) -> str:
+    """Return value and cure of the first error, without place and field."""
+    return _describe(error.errors(include_url=False)[0])
 
 
-def _problem(findings: list[tuple[str, str]]) -> RowError:
-    texts = [text for _, text in findings[:_SHOWN_FINDINGS]]
-    if len(findings) > _SHOWN_FINDINGS:
-        texts.append(f"... and {len(findings) - _SHOWN_FINDINGS} more in this row")
-    return RowError("\n".join(texts), findings[0][0])
+def _row_error(errors: list[tuple[str, str]]) -> RowError:
+    texts = [text for _, text in errors[:_MAX_ERRORS]]
+    if len(errors) > _MAX_ERRORS:
+        texts.append(f"... and {len(errors) - _MAX_ERRORS} more in this row")
+    return RowError("\n".join(texts), errors[0][0])
 
 
-def _findings(
+def _field_errors(
     error: ValidationError, place: str, model: type[Defaults], labels: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
-    """Turn pydantic's findings into pairs: the reason, and a sentence of place, field, value and cure."""
-    for finding in error.errors(include_url=False):
-        field = str(finding["loc"][0]) if finding["loc"] else "row"
+    """Yield reason and text of each error that pydantic found."""
+    for found in error.errors(include_url=False):
+        field = str(found["loc"][0]) if found["loc"] else "row"
         label = labels.get(field, field)
-        value, kind = finding["input"], finding["type"]
-        if kind == "extra_forbidden":
+        if found["type"] == "extra_forbidden":
+            name, value = abbreviate(field), abbreviate(found["input"])
             close = get_close_matches(field, model.model_fields, n=1)
             cure = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(sorted(model.model_fields))}"
-            yield (
-                f"unknown field {shown(field)}",
-                f"{place}: field {shown(field)} ({shown(value)}) is not known; {cure}",
-            )
-        elif kind == "missing":
+            yield f"unknown field {name}", f"{place}: field {name} ({value}) is not known; {cure}"
+        elif found["type"] == "missing":
             yield f"{field} is missing", f'{place}: {label} is missing; write "{label}": "..."'
         else:
-            yield field, f"{place}: {label} {_said(kind, value, finding)}"
+            yield field, f"{place}: {label} {_describe(found)}"
 
 
-def _said(kind: str, value: object, finding: Any) -> str:
-    if kind == "value_error":
-        return f"{shown(value)} {finding['ctx']['error']}"
-    message = finding["msg"].partition(", unable to")[0]
-    return f"{shown(value)} is wrong; {(message[0].lower() + message[1:]).replace('input should be', 'write')}"
+def _describe(found: ErrorDetails) -> str:
+    value = abbreviate(found["input"])
+    if found["type"] == "value_error":
+        return f"{value} {found['ctx']['error']}"
+    message = found["msg"].partition(", unable to")[0]
+    return f"{value} is invalid; {(message[0].lower() + message[1:]).replace('input should be', 'write')}"

@@ -1,4 +1,4 @@
-"""Where prompts come from: a file, stdin, an S3 object, or Python."""
+"""Sources of prompts: a file, standard input, an S3 object, or rows in Python."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from latentfarm.errors import InputError
 from latentfarm.submission.prompts.formats import format_of, read_stream
-from latentfarm.submission.prompts.parquet import plain
-from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, ReadOptions, RowCheck, RowError, shown
-from latentfarm.submission.prompts.s3_object import S3Object, parse_url
+from latentfarm.submission.prompts.parquet import to_jsonable
+from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, ReadOptions, RowCheck, RowError, abbreviate
+from latentfarm.submission.prompts.s3_object import RANGE_BYTES, S3Object, parse_url
 from latentfarm.unique_names import UniqueNames
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
-#: bytes of a stream that are read ahead; a stream that ends within them can be read twice
+#: bytes of a stream that are kept in memory; a stream that ends within them can be read twice
 AHEAD_BYTES = 32 * 2**20
 _AHEAD_BLOCK_BYTES = 2**20
 
@@ -41,14 +41,14 @@ class Source(Protocol):
 
     @property
     def digest(self) -> str | None:
-        """The sha256 of the content, in hex; None where it cannot be read twice."""
+        """Sha256 of the content, in hex; None if the source can be read only once."""
 
     def read(self) -> Iterator[ParsedRow]:
-        """Yield the rows from the beginning; a source without a digest can be read only once.
+        """Yield the rows from the beginning. A source without a digest can be read once.
 
         Raises:
-            InputError: the source cannot be read, or not on; rows before that place were yielded.
-            UnavailableError: the store does not answer.
+            InputError: the source cannot be read; rows before the damage have been yielded.
+            UnavailableError: the store does not respond.
         """
 
 
@@ -58,27 +58,28 @@ def open_source(
     *,
     client: S3Client | None = None,
 ) -> Source:
-    """Return the source that a path, ``-`` (stdin), an ``s3://`` URL or rows in Python name.
+    """Return a source.
 
     Args:
-        source: a path or URL as ``str``; rows are prompts or dictionaries in diffusers' parameter names.
+        source: a path, ``-`` for standard input, ``s3://bucket/key``, or rows: prompts and dictionaries with
+            diffusers' parameter names.
         options: how it is read.
-        client: the client to read ``s3://`` objects with.
+        client: the S3 client for ``s3://`` sources.
 
     Raises:
-        InputError: it is not there, or its format is not known.
+        InputError: the source does not exist, or its format is not known.
     """
     if isinstance(source, str) and source == "-":
         return StreamSource("stdin", _stdin, options)
     if isinstance(source, str) and source.startswith("s3://"):
-        bucket, key = parse_url(source)
+        parse_url(source)
         if client is None:
-            raise InputError(f"{source}: no store is known; set LATENTFARM_S3_ENDPOINT_URL or run latentfarm up")
-        return S3Source(S3Object(client, bucket, key), options)
+            raise InputError(f"{source}: no store is configured; set AWS_ENDPOINT_URL, or run `latentfarm up`")
+        return S3Source(client, source, options)
     if isinstance(source, str | Path):
         return _open_path(Path(source), options)
     if isinstance(source, Mapping):
-        raise InputError("rows: a single dictionary is no list of rows; write [{...}]")
+        raise InputError("rows: a dictionary is not a list of rows; write [{...}]")
     return RowsSource(source, options)
 
 
@@ -100,13 +101,13 @@ def _unreadable(path: Path, error: OSError | ValueError) -> InputError:
 
 def _stdin() -> BinaryIO:
     if sys.stdin is None:
-        raise InputError("stdin is closed; give it a file, or name one")
+        raise InputError("stdin is closed; redirect a file to it, or name a file")
     # a duplicate, so that closing it leaves stdin open
     return os.fdopen(os.dup(sys.stdin.fileno()), "rb")
 
 
 class FileSource:
-    """A regular file; its digest is that of its bytes as they lie there, compressed or not."""
+    """A regular file. Its digest is that of its bytes, compressed or not."""
 
     def __init__(self, path: Path, options: ReadOptions) -> None:
         self.path = path
@@ -116,7 +117,7 @@ class FileSource:
 
     @cached_property
     def digest(self) -> str | None:
-        """The sha256 of the file's bytes."""
+        """Sha256 of the file's bytes."""
         try:
             with self.path.open("rb") as stream:
                 return hashlib.file_digest(stream, "sha256").hexdigest()
@@ -134,9 +135,9 @@ class FileSource:
 
 
 class StreamSource:
-    """Stdin, a FIFO or a device; if it ends within 32 MiB, it is as good as a file.
+    """Standard input, a FIFO or a device. If it ends within 32 MiB, it can be read again like a file.
 
-    ``start`` opens it, when it is first needed: a FIFO waits there for its writer.
+    ``start`` opens it at first use, because opening a FIFO waits for its writer.
     """
 
     def __init__(self, name: str, start: Callable[[], BinaryIO], options: ReadOptions) -> None:
@@ -148,7 +149,7 @@ class StreamSource:
 
     @cached_property
     def _ahead(self) -> tuple[list[bytes], BinaryIO | None]:
-        """The stream's beginning in blocks, and the stream where there is more of it."""
+        """The first blocks of the stream; and the stream, or None if it has ended."""
         blocks: list[bytes] = []
         try:
             with ExitStack() as cleanup:
@@ -165,7 +166,7 @@ class StreamSource:
 
     @cached_property
     def digest(self) -> str | None:
-        """The sha256 of the bytes; None for a stream that goes on after 32 MiB."""
+        """Sha256 of the bytes; None for a stream of more than 32 MiB."""
         blocks, rest = self._ahead
         if rest is not None:
             return None
@@ -178,7 +179,7 @@ class StreamSource:
         """Yield the rows from the beginning."""
         blocks, rest = self._ahead
         if rest is None:
-            # every reader needs blocks of its own: they are given up as they are used
+            # a reader removes the blocks that it has read, so each gets its own list
             content = io.BufferedReader(_Chained([*blocks], io.BytesIO()))
         elif self._read:
             raise InputError(f"{self.name} can be read only once; save it to a file")
@@ -190,26 +191,33 @@ class StreamSource:
 
 
 class S3Source:
-    """An object in an S3 store; its digest is made of its ETag and size, so that it is not read for it."""
+    """An object of an S3 store. Its digest is made of its ETag and size, which need no download."""
 
-    def __init__(self, found: S3Object, options: ReadOptions) -> None:
-        self.name = found.key.rpartition("/")[2]
-        self._object = found
+    def __init__(self, client: S3Client, url: str, options: ReadOptions) -> None:
+        self.name = url.rpartition("/")[2]
+        self._client = client
+        self._url = url
         self._options = options
         self._format = format_of(self.name, options)
 
     @cached_property
+    def _version(self) -> S3Object:
+        return S3Object(self._client, self._url)
+
+    @cached_property
     def digest(self) -> str | None:
-        """The sha256 of ETag and size."""
-        return hashlib.sha256(f"{self._object.etag}:{self._object.size_bytes}".encode()).hexdigest()
+        """Sha256 of ETag and size."""
+        return hashlib.sha256(f"{self._version.etag}:{self._version.size_bytes}".encode()).hexdigest()
 
     def read(self) -> Iterator[ParsedRow]:
         """Yield the rows from the beginning."""
-        yield from _checked(self.name, read_stream(self._object.open(), self.name, self._format, self._options))
+        content = io.BufferedReader(S3Object(self._client, self._url, etag=self._version.etag), RANGE_BYTES)
+        with content:
+            yield from _checked(self.name, read_stream(content, self.name, self._format, self._options))
 
 
 class RowsSource:
-    """Rows given in Python; a list or tuple can be read again, an iterator cannot."""
+    """Rows in Python. A list or tuple can be read again, an iterator cannot."""
 
     name = "rows"
 
@@ -221,7 +229,7 @@ class RowsSource:
 
     @cached_property
     def digest(self) -> str | None:
-        """The sha256 over a line of JSON a row; None for an iterator."""
+        """Sha256 of a line of JSON per row; None for an iterator."""
         if not self._repeatable:
             return None
         digest = hashlib.sha256()
@@ -232,7 +240,7 @@ class RowsSource:
     def read(self) -> Iterator[ParsedRow]:
         """Yield the rows from the beginning."""
         if not self._repeatable and self._read:
-            raise InputError("rows can be read only once; give a list")
+            raise InputError("rows can be read only once; pass a list")
         self._read = True
         check = RowCheck(self._options)
         rows = (_check_row(f"row {number}", row, check) for number, row in enumerate(self._rows, start=1))
@@ -251,10 +259,12 @@ def _check_row(place: str, row: object, check: RowCheck) -> ParsedRow:
         return check.row(place, {check.prompt_column: row})
     if isinstance(row, Mapping):
         try:
-            return check.row(place, {name: plain(v) if check.field(name) is None else v for name, v in row.items()})
+            return check.row(
+                place, {name: to_jsonable(v) if check.field(name) is None else v for name, v in row.items()}
+            )
         except RecursionError:
             return RowError(f"{place}: a value is nested too deeply; write it flatter", "nested too deeply")
-    return RowError(f"{place}: {shown(row)} is neither a text nor a dictionary; write one of them", "not a row")
+    return RowError(f"{place}: {abbreviate(row)} is neither a text nor a dictionary", "not a row")
 
 
 def _checked(name: str, rows: Iterable[ParsedRow]) -> Iterator[ParsedRow]:
@@ -267,7 +277,7 @@ def _checked(name: str, rows: Iterable[ParsedRow]) -> Iterator[ParsedRow]:
     with UniqueNames() as ids:
         for found in rows:
             if isinstance(found, LocatedRow) and found.row.id is not None and ids.add(found.row.id) is not None:
-                text = f"{found.place}: id {shown(found.row.id)} is not unique; an earlier row has it"
+                text = f"{found.place}: id {abbreviate(found.row.id)} is not unique; an earlier row has it"
                 yield RowError(text, "id is not unique")
             else:
                 yield found
@@ -276,7 +286,7 @@ def _checked(name: str, rows: Iterable[ParsedRow]) -> Iterator[ParsedRow]:
 
 
 class _Chained(io.RawIOBase):
-    """Blocks, each given up once it is read, and then the rest of the stream that they came from."""
+    """Blocks of a stream, each released once it is read, and then the rest of the stream."""
 
     def __init__(self, blocks: list[bytes], rest: BinaryIO) -> None:
         self._blocks = blocks

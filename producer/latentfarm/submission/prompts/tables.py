@@ -1,4 +1,4 @@
-"""Tables as text: csv and tsv, the first row being the header."""
+"""CSV and TSV tables with a header."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ from latentfarm.errors import InputError
 from latentfarm.submission.prompts.lines import (
     MAX_LINE_BYTES,
     MAX_SKIPPED_BYTES,
-    no_utf8,
-    nothing_there,
+    line_too_long_error,
+    no_rows_error,
+    not_utf8_error,
     read_lines,
-    too_long,
 )
-from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, shown
+from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, abbreviate
 
 
 def read_table(stream: BinaryIO, name: str, check: RowCheck, *, delimiter: str) -> Iterator[ParsedRow]:
-    """Yield the rows of a table; its place is the line that the row begins on. An empty cell says "not given".
+    """Yield the rows of a table. A row's place is its first line; an empty cell is a missing field.
 
     Raises:
-        InputError: the stream cannot be read as lines of text, or the header is wrong.
+        InputError: the stream is not text, or the header is invalid.
     """
-    feed = _Feed(read_lines(stream, name), name)
-    records = csv.reader(feed, delimiter=delimiter, strict=True)
+    lines = _LineReader(read_lines(stream, name), name)
+    records = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:
-        place = feed.begin_record()
+        place = lines.begin_record()
         try:
             cells = next(records, None)
         except UnicodeDecodeError as error:
-            yield _or_raise(no_utf8(feed.place, error), header)
+            yield _or_raise(not_utf8_error(lines.place, error), header)
             continue
         except csv.Error as error:
-            text = f"{place}: {error}; close the double quotes, and write one inside of a cell twice"
+            text = f"{place}: {error}; close the double quotes, and double those inside a cell"
             yield _or_raise(RowError(text, "not CSV"), header)
             continue
         if cells is None:
             return
         if not cells:
             continue
-        feed.end_skipped()
+        lines.end_skipped()
         if header is None:
             header = check_header([cell.strip() for cell in cells], name, check, delimiter=delimiter)
         elif len(cells) != len(header):
@@ -56,24 +56,30 @@ def read_table(stream: BinaryIO, name: str, check: RowCheck, *, delimiter: str) 
 def check_header(columns: list[str], name: str, check: RowCheck, *, delimiter: str | None = None) -> list[str]:
     """Return the columns of a table.
 
+    Args:
+        columns: the columns' names.
+        name: the source's name, for messages.
+        check: knows which columns are fields.
+        delimiter: that of CSV or TSV, to notice another one.
+
     Raises:
-        InputError: one is empty, given twice or unknown, or none is the prompt.
+        InputError: a column has no name, occurs twice or is unknown, or there is no prompt column.
     """
     for number, column in enumerate(columns, start=1):
         if not column:
-            raise InputError(f"{name}: column {number} of the header has no name; write one")
+            raise InputError(f"{name}: column {number} of the header has no name; name it")
         if column in columns[: number - 1]:
-            raise InputError(f"{name}: the header names column {shown(column)} twice; rename one")
+            raise InputError(f"{name}: the header has column {abbreviate(column)} twice; rename one")
     if check.prompt_column not in columns:
-        known = ", ".join(shown(column) for column in columns[:20])
-        cure = "say which one holds the prompts with --prompt-column"
+        known = ", ".join(abbreviate(column) for column in columns[:20])
+        cure = "name the column of prompts with --prompt-column"
         if delimiter and len(columns) == 1 and any(other in columns[0] for other in ";,\t|"):
-            cure = f"separate the columns by {'commas' if delimiter == ',' else 'tabs'}"
-        raise InputError(f"{name}: the header names no column {check.prompt_column!r}, but {known}; {cure}")
+            cure = f"separate columns with {'commas' if delimiter == ',' else 'tabs'}"
+        raise InputError(f"{name}: the header has no column {check.prompt_column!r}, only {known}; {cure}")
     if not check.keep_columns:
         for column in columns:
             if check.field(column) is None:
-                raise InputError(f"{name}: column {shown(column)} {check.cure(column)}")
+                raise InputError(f"{name}: column {abbreviate(column)} {check.cure(column)}")
     return columns
 
 
@@ -86,9 +92,8 @@ def _row(place: str, header: list[str], cells: list[str], check: RowCheck) -> Pa
             try:
                 fields[column] = from_json(cell, allow_inf_nan=False)
             except ValueError:
-                text = (
-                    f'{place}: {column} {shown(cell)} is no JSON; write an object such as {{"use_karras_sigmas": true}}'
-                )
+                example = '{"use_karras_sigmas": true}'
+                text = f"{place}: {column} {abbreviate(cell)} is not JSON; write an object such as {example}"
                 return RowError(text, "scheduler_options")
         else:
             fields[column] = cell
@@ -97,21 +102,21 @@ def _row(place: str, header: list[str], cells: list[str], check: RowCheck) -> Pa
 
 def _ragged(place: str, cells: int, columns: int) -> RowError:
     noun = "cell" if cells == 1 else "cells"
-    cure = "write the empty ones too" if cells < columns else "write one with a delimiter in it in double quotes"
+    cure = "write empty cells too" if cells < columns else "put a cell that contains a delimiter in double quotes"
     return RowError(f"{place}: {cells} {noun}, but the header has {columns}; {cure}", "ragged row")
 
 
 def _or_raise(problem: RowError, header: list[str] | None) -> RowError:
-    """Without a header there is no telling what the rows mean."""
     if header is None:
+        # without a header, no row can be read
         raise InputError(problem.text)
     return problem
 
 
-class _Feed:
-    """Hands lines to ``csv.reader``, and keeps a record within bounds.
+class _LineReader:
+    """Yields lines to ``csv.reader`` and limits the length of a record.
 
-    A class and no generator: after a line that is no UTF-8, it goes on with the next.
+    It is a class because a generator ends at its first exception: after a line that is not UTF-8, the next is read.
     """
 
     def __init__(self, blocks: Iterator[tuple[int, list[bytes]]], name: str) -> None:
@@ -127,15 +132,15 @@ class _Feed:
         return f"{self._name} line {self._number}"
 
     def begin_record(self) -> str:
-        """Note that a new record begins with the next line; return its place."""
+        """Start a new record; return its place."""
         self._record_bytes = 0
         return f"{self._name} line {self._number + 1}"
 
     def end_skipped(self) -> None:
-        """Note that a record was not blank."""
+        """Record that the last record was not blank."""
         self._skipped_bytes = 0
 
-    def __iter__(self) -> _Feed:
+    def __iter__(self) -> _LineReader:
         return self
 
     def __next__(self) -> str:
@@ -144,7 +149,7 @@ class _Feed:
         self._record_bytes += len(line) + 1
         self._skipped_bytes += len(line) + 1
         if self._record_bytes > MAX_LINE_BYTES:
-            raise InputError(f"{too_long(self.place)} Or is a double quote not closed?")
+            raise line_too_long_error(self.place, "is a double quote not closed?")
         if self._skipped_bytes > MAX_SKIPPED_BYTES:
-            raise InputError(nothing_there(self.place))
+            raise no_rows_error(self.place)
         return line.decode() + "\n"

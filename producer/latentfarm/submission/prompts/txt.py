@@ -1,4 +1,4 @@
-"""Text: a prompt a line."""
+"""Text files with a prompt on each line."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pydantic import ValidationError
 
 from latentfarm.job import Row
 from latentfarm.submission.prompts import flags
-from latentfarm.submission.prompts.lines import no_utf8, rows_of_lines
+from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines
 from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck
 
 _validate = Row.__pydantic_validator__.validate_python
 
 
 def read_txt(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRow]:
-    """Yield the prompts of a text file; blank lines and those that begin with ``#`` are skipped.
+    """Yield the prompts of a text file. Blank lines and lines that begin with ``#`` are skipped.
 
-    ``latentfarm.submission.prompts.flags`` says what a line may hold beside its prompt.
+    A line may have flags; see ``latentfarm.submission.prompts.flags``.
 
     Raises:
-        InputError: the stream cannot be read as lines of text.
+        InputError: the stream is not text.
     """
     return rows_of_lines(stream, name, partial(_parse, f"{name} line ", check))
 
@@ -33,7 +33,7 @@ def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Ite
         try:
             line = raw.decode().strip()
         except UnicodeDecodeError as error:
-            yield no_utf8(f"{prefix}{number}", error)
+            yield not_utf8_error(f"{prefix}{number}", error)
             continue
         if not line or line[0] == "#":
             continue

@@ -83,33 +83,33 @@ def test_a_sweep_says_values_and_ranges(option: str, values: list[object]) -> No
     [
         (["seed"], "--sweep 'seed' has no values; write FIELD=VALUES, such as seed=1..4"),
         (["seed="], "--sweep 'seed=': there are no values; write FIELD=VALUES"),
-        (["seed=1,,2"], "--sweep 'seed=1,,2': seed has an empty value; take out the comma, or write a value"),
+        (["seed=1,,2"], "--sweep 'seed=1,,2': seed has an empty value; remove the comma, or write a value"),
         (["sead=1"], "--sweep 'sead=1': field 'sead' cannot be swept; did you mean 'seed'?"),
         (["prompt=a,b"], "--sweep 'prompt=a,b': field 'prompt' cannot be swept; "),
         (["id=a"], "--sweep 'id=a': field 'id' cannot be swept; write one of clip_skip, guidance_interval"),
-        (["seed=1,x"], "--sweep 'seed=1,x': seed 'x' is wrong; write a valid integer"),
-        (["seed=-1..4"], "--sweep 'seed=-1..4': seed -1 is wrong; write greater than or equal to 0"),
-        (["seed=4..1"], "--sweep 'seed=4..1': 4..1 runs backwards; write 1..4"),
-        (["seed=1..4..0"], "--sweep 'seed=1..4..0': the step of 1..4..0 is wrong; write 1 or more"),
-        (["seed=1..1.5"], "--sweep 'seed=1..1.5': seed '1..1.5' is wrong"),
+        (["seed=1,x"], "--sweep 'seed=1,x': seed 'x' is invalid; write a valid integer"),
+        (["seed=-1..4"], "--sweep 'seed=-1..4': seed -1 is invalid; write greater than or equal to 0"),
+        (["seed=4..1"], "--sweep 'seed=4..1': 4..1 is reversed; write 1..4"),
+        (["seed=1..4..0"], "--sweep 'seed=1..4..0': the step of 1..4..0 is invalid; write 1 or more"),
+        (["seed=1..1.5"], "--sweep 'seed=1..1.5': seed '1..1.5' is invalid"),
         (["width=512..640..50"], "--sweep 'width=512..640..50': width 612 is not a multiple of 8; write 608 or 616"),
-        (["guidance_scale=5,nan"], "--sweep 'guidance_scale=5,nan': guidance_scale 'nan' is wrong; "),
+        (["guidance_scale=5,nan"], "--sweep 'guidance_scale=5,nan': guidance_scale 'nan' is invalid; "),
         (["scheduler=eulr"], "--sweep 'scheduler=eulr': scheduler 'eulr' is not known; did you mean 'euler'?"),
-        (["scheduler_options=1,"], "--sweep 'scheduler_options=1,': '1,' is no JSON; write objects such as"),
-        (["scheduler_options=1"], "--sweep 'scheduler_options=1': scheduler_options 1 is wrong; write a valid dict"),
-        (['negative_prompt="a'], "--sweep 'negative_prompt=\"a': the quotes in '\"a' do not close; write \"a, b\""),
-        (["seed=1", "seed=2"], "--sweep 'seed=2': seed is swept twice; write its values in one --sweep"),
+        (["scheduler_options=1,"], "--sweep 'scheduler_options=1,': '1,' is not JSON; write objects such as"),
+        (["scheduler_options=1"], "--sweep 'scheduler_options=1': scheduler_options 1 is invalid; write a valid dict"),
+        (['negative_prompt="a'], "--sweep 'negative_prompt=\"a': the quotes in '\"a' are not closed; write \"a, b\""),
+        (["seed=1", "seed=2"], "--sweep 'seed=2': seed is swept twice; use one --sweep"),
         (
             ["seed=1..10000001"],
-            "--sweep 'seed=1..10000001': a row would become 10,000,001; sweep over at most 10,000,000",
+            "--sweep 'seed=1..10000001': a row would expand to 10,000,001 rows; the limit is 10,000,000",
         ),
         (
             ["seed=0..9223372036854775807"],
-            "--sweep 'seed=0..9223372036854775807': a row would become 9,223,372,036,854,",
+            "--sweep 'seed=0..9223372036854775807': a row would expand to 9,223,372,036,854,",
         ),
         (
             ["seed=1..5000000", "save_intermediates=true,false,true"],
-            "--sweep 'save_intermediates=true,false,true': a row would become 15,000,000;",
+            "--sweep 'save_intermediates=true,false,true': a row would expand to 15,000,000 rows;",
         ),
     ],
 )
@@ -170,7 +170,7 @@ def test_the_rows_are_the_product_in_order(sweeps: dict[str, list[int]]) -> None
 def test_prompts_are_taken_as_they_stand_unless_dynamic_prompts_are_on(wildcards: Path) -> None:
     braces = Row(prompt="{a|b} __c__ \\{")
     assert list(Expansion.parse(["seed=1"]).rows(braces, 0)) == [Row(prompt=braces.prompt, seed=1)]
-    with pytest.raises(InputError, match="write --dynamic-prompts too"):
+    with pytest.raises(InputError, match="add --dynamic-prompts"):
         Expansion.parse(wildcards=wildcards)
 
 
@@ -232,17 +232,17 @@ def test_a_choice_is_one_of_its_outcomes(text: str, outcomes: set[str], wildcard
     ("text", "told"),
     [
         ("a {b|c", r"prompt 'a {b|c': a { is not closed; write }, or \{ for the brace itself"),
-        ("{3$$a|b}", "prompt '{3$$a|b}': 3 of 2 alternatives cannot be had; write at most 2"),
-        ("{0::a}", "prompt '{0::a}': 1 of 0 alternatives cannot be had"),
-        ("{3-1$$a|b|c}", "prompt '{3-1$$a|b|c}': 3-1$$ runs backwards; write 1-3$$"),
-        ("{|}", "prompt '{|}' comes out empty; write an alternative that shows something"),
+        ("{3$$a|b}", "prompt '{3$$a|b}': 3 of 2 alternatives cannot be chosen; write at most 2"),
+        ("{0::a}", "prompt '{0::a}': 1 of 0 alternatives cannot be chosen"),
+        ("{3-1$$a|b|c}", "prompt '{3-1$$a|b|c}': 3-1$$ is reversed; write 1-3$$"),
+        ("{|}", "prompt '{|}' is empty after its choices; write an alternative that is not empty"),
         ("__colours__", "prompt '__colours__': wildcard __colours__ is not in "),
         ("__colours__", "did you mean __colour__?"),
-        ("__dogs__", "the known ones are animals/cats, bomb, bomb2, colour, empty, latin, long, loop"),
-        ("__loop__", "prompt '__loop__': choices are nested over 20 deep; does a wildcard hold itself?"),
-        ("__bomb__", "prompt '__bomb__': it takes over 1,000 choices; write fewer"),
-        ("__empty__", "empty.txt is empty; write a text a line"),
-        ("__latin__", "latin.txt: byte 4 is no UTF-8; save the file as UTF-8"),
+        ("__dogs__", "known are animals/cats, bomb, bomb2, colour, empty, latin, long, loop"),
+        ("__loop__", "prompt '__loop__': choices are nested over 20 deep; does a wildcard contain itself?"),
+        ("__bomb__", "prompt '__bomb__': it needs over 1,000 choices; write fewer"),
+        ("__empty__", "empty.txt is empty; write one text per line"),
+        ("__latin__", "latin.txt: byte 4 is not UTF-8; save the file as UTF-8"),
         ("{" * 50 + "a" + "}" * 50, "choices are nested over 20 deep"),
         ("__long__ __long__", "prompt 'aaaaaaaaaaaaaaaa"),
         ("__long__ __long__", "is 6,001 bytes long; shorten it to 4,096"),
@@ -263,7 +263,7 @@ def test_a_wildcard_needs_a_folder_and_no_link_leads_out_of_it(tmp_path: Path, w
         InputError, match=r"wildcard __colour__ has no file; name the folder of colour\.txt with --wildc"
     ):
         decided("__colour__")
-    with pytest.raises(InputError, match="there is no such folder"):
+    with pytest.raises(InputError, match="the folder does not exist"):
         Expansion.parse(dynamic=True, wildcards=tmp_path / "none")
     (tmp_path / "secret.txt").write_text("secret\n")
     (wildcards / "link.txt").symlink_to(tmp_path / "secret.txt")
@@ -274,7 +274,7 @@ def test_a_wildcard_needs_a_folder_and_no_link_leads_out_of_it(tmp_path: Path, w
 def test_a_wildcard_file_that_changes_is_told(wildcards: Path) -> None:
     expansion = Expansion.parse(dynamic=True, wildcards=wildcards)
     (wildcards / "colour.txt").write_text("blue\n")
-    with pytest.raises(InputError, match=r"colour\.txt changed meanwhile; run the command again"):
+    with pytest.raises(InputError, match=r"colour\.txt changed since the command started; run it again"):
         list(expansion.rows(Row(prompt="__colour__"), 0))
 
 

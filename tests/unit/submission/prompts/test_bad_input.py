@@ -60,11 +60,11 @@ def test_a_line_of_a_gigabyte_is_refused_at_once(tmp_path: Path, suffix: str) ->
     ("unit", "suffix", "told"),
     [
         (b"\0", "txt.gz", "line 1 is longer than 1,048,576 bytes"),
-        (b"\n", "txt.gz", "bytes before it hold no row; take out the blank lines and comments"),
-        (b"\n", "jsonl.gz", "bytes before it hold no row"),
-        (b"                \n", "jsonl.gz", "bytes before it hold no row"),
-        (b"# a comment that is not short\n", "txt.gz", "bytes before it hold no row"),
-        (b"\r\n", "csv.gz", "bytes before it hold no row"),
+        (b"\n", "txt.gz", "bytes before it have no row; remove blank lines and comments"),
+        (b"\n", "jsonl.gz", "bytes before it have no row"),
+        (b"                \n", "jsonl.gz", "bytes before it have no row"),
+        (b"# a comment that is not short\n", "txt.gz", "bytes before it have no row"),
+        (b"\r\n", "csv.gz", "bytes before it have no row"),
         (b'"', "csv.gz", "line 1 is longer than 1,048,576 bytes"),
     ],
 )
@@ -106,17 +106,17 @@ def compressed(content: bytes) -> bytes:
         ("p.jsonl", b"\xff\xfe\0\0" + "a".encode("utf-32-le"), "p.jsonl is UTF-32; save it as UTF-8"),
         ("p.txt", compressed(b"a cat"), "p.txt is compressed with gzip; end its name in .gz"),
         ("p.txt", b"PAR1", "p.txt is a parquet file; end its name in .parquet"),
-        ("p.txt.gz", b"a cat", "p.txt.gz is no gzip file or is damaged .*; compress it again"),
-        ("p.txt.gz", compressed(b"a cat\n" * 99)[:-9], "p.txt.gz is cut or damaged .*; compress or copy it again"),
-        ("p.txt.gz", compressed(b"a cat\n")[:-8] + bytes(8), "p.txt.gz is no gzip file or is damaged .*CRC"),
-        ("p.txt.gz", compressed(b"a cat\n")[:10] + b"\xff" * 9, "p.txt.gz is cut or damaged"),
-        ("p.txt", b"", "p.txt holds no prompt; write one a line"),
-        ("p.jsonl", b"\n \n", "p.jsonl holds no prompt"),
-        ("p.csv", b"", "p.csv holds no prompt"),
-        ("p.txt.gz", b"", "p.txt.gz holds no prompt"),
+        ("p.txt.gz", b"a cat", "p.txt.gz is not a gzip file or is damaged .*; compress it again"),
+        ("p.txt.gz", compressed(b"a cat\n" * 99)[:-9], "p.txt.gz is truncated or damaged .*; compress or copy it again"),
+        ("p.txt.gz", compressed(b"a cat\n")[:-8] + bytes(8), "p.txt.gz is not a gzip file or is damaged .*CRC"),
+        ("p.txt.gz", compressed(b"a cat\n")[:10] + b"\xff" * 9, "p.txt.gz is truncated or damaged"),
+        ("p.txt", b"", "p.txt has no prompts; write one per line"),
+        ("p.jsonl", b"\n \n", "p.jsonl has no prompts"),
+        ("p.csv", b"", "p.csv has no prompts"),
+        ("p.txt.gz", b"", "p.txt.gz has no prompts"),
         ("p.docx", b"a", r"p.docx: a prompt file ends in .txt, .jsonl, .csv, .tsv, .parquet \(each also"),
-        ("prompts", b"a", r"prompts: its name tells no format; say it with --format \(txt, jsonl"),
-        ("p.parquet.gz", compressed(b"a"), "p.parquet.gz is no parquet file"),
+        ("prompts", b"a", r"prompts: the name has no ending; use --format \(txt, jsonl"),
+        ("p.parquet.gz", compressed(b"a"), "p.parquet.gz is not a parquet file"),
     ],
 )
 def test_a_file_that_is_something_else_is_told_as_a_whole(tmp_path: Path, name: str, content: bytes, told: str) -> None:
@@ -129,7 +129,7 @@ def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress("\n".join(lines).encode())[:-1000])
     reading = open_source(tmp_path / "cut.jsonl.gz").read()
     assert not any(isinstance(found, RowError) for found in islice(reading, 20_000))
-    with pytest.raises(InputError, match="cut or damaged"):
+    with pytest.raises(InputError, match="truncated or damaged"):
         list(reading)
 
 
@@ -138,13 +138,13 @@ def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
     [
         (b'{"prompt": "a\\u0000b"}', "prompt", "p.jsonl line 1: prompt 'a\\x00b' contains a NUL character; remove it"),
         (b'{"prompt": "\\ud800"}', "not JSON", "p.jsonl line 1 column "),
-        (b'{"prompt": "caf\xe9"}', "not UTF-8", "p.jsonl line 1: byte 16 is 0xe9, which is no UTF-8"),
+        (b'{"prompt": "caf\xe9"}', "not UTF-8", "p.jsonl line 1: byte 16 is 0xe9, which is not UTF-8"),
         (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "not JSON", "p.jsonl line 1 column "),
         (b'{"prompt": "a", "guidance_scale": NaN}', "not JSON", "p.jsonl line 1 column "),
         (b'{"prompt": "a", "columns": {"a": 1}}', "unknown field 'columns'", "p.jsonl line 1: field 'columns'"),
         (b'{"prompt": "a", "' + b"k" * 9999 + b'": 1}', "unknown field 'kkkkk", "p.jsonl line 1: field 'kkkkk"),
         (b'{"seed": 1}', "prompt is missing", 'p.jsonl line 1: prompt is missing; write "prompt": "..."'),
-        (b"null", "not an object", "p.jsonl line 1: 'null' is no object; write one such as"),
+        (b"null", "not an object", "p.jsonl line 1: 'null' is not an object; write one such as"),
     ],
 )
 def test_a_wrong_line_has_a_reason_to_count_by(tmp_path: Path, line: bytes, reason: str, told: str) -> None:

@@ -11,7 +11,7 @@ from tests.unit.submission.prompts import helpers
 
 from latentfarm import schedulers
 from latentfarm.submission.prompts import LocatedRow
-from latentfarm.submission.prompts.flags import _FIELD_OF, _SAMPLERS, check_line, has_flags
+from latentfarm.submission.prompts.flags import _FLAGS, _SAMPLERS, check_line, has_flags
 from latentfarm.submission.prompts.rows import FIELDS, ReadOptions, RowCheck
 
 pytestmark = pytest.mark.unit
@@ -79,29 +79,29 @@ def test_a_quoted_text_may_hold_what_looks_like_a_flag() -> None:
         ("a cat --sleeping", "flag --sleeping", "flag '--sleeping' is not known; did you mean --seed?"),
         ("a cat --q 3", "flag --q", "flag '--q' is not known; write one of --n, --w,"),
         ("a cat --steps=20", "flag --steps=20", "flag '--steps=20' is not known; did you mean --steps?"),
-        ("a cat --s x", "num_inference_steps", "--s 'x' is wrong; write a valid integer"),
-        ("a cat --d 1,2", "seed", "--d '1,2' is wrong; write a valid integer"),
+        ("a cat --s x", "num_inference_steps", "--s 'x' is invalid; write a valid integer"),
+        ("a cat --d 1,2", "seed", "--d '1,2' is invalid; write a valid integer"),
         ("a cat --w 1030", "width", "--w '1030' is not a multiple of 8; write 1024 or 1032"),
         ("a cat --n", "flag --n", "flag --n has no value; write one after it"),
         ("a cat --steps --seed 1", "flag --steps", "flag --steps has no value; write one after it"),
         ("a cat --steps 20 30", "flag --steps", "flag --steps has a second value '30'"),
-        ("a cat --w 64 --width 64", "flag --width", "flag --width '64' gives width a second time; write it once"),
-        ("a cat --n_iter 2 --n_iter 2", "flag --n_iter", "flag --n_iter '2' gives num_images_per_prompt a second time"),
-        ("a cat --prompt dog", "flag --prompt", "flag --prompt 'dog' gives prompt a second time; write it once"),
-        ("a cat --n_iter two", "flag --n_iter", "flag --n_iter 'two' is wrong; write a whole number"),
-        ("a cat --n_iter 200 --batch_size 99", "num_images_per_prompt", "--batch_size 19800 is wrong; write less"),
+        ("a cat --w 64 --width 64", "flag --width", "flag --width '64' sets width a second time; write it once"),
+        ("a cat --n_iter 2 --n_iter 2", "flag --n_iter", "flag --n_iter '2' sets num_images_per_prompt a second time"),
+        ("a cat --prompt dog", "flag --prompt", "flag --prompt 'dog' sets prompt a second time; write it once"),
+        ("a cat --n_iter two", "flag --n_iter", "flag --n_iter 'two' is invalid; write a whole number"),
+        ("a cat --n_iter 200 --batch_size 99", "num_images_per_prompt", "--batch_size 19800 is invalid; write less"),
         ('--prompt "a cat', "flags' quotes", "'--prompt \"a cat' has no closing quotation; write"),
         ("--n bad", "prompt is missing", "prompt is missing; write it before the flags"),
         ('--prompt ""', "flag --prompt", "flag --prompt has no value; write one after it"),
         (
             "--prompt a --sampler_name Euller",
             "flag --sampler_name",
-            "flag --sampler_name 'Euller' is not made here; did",
+            "flag --sampler_name 'Euller' is not supported; did",
         ),
         (
             "--prompt a --sampler_name DPM --steps 3",
             "flag --sampler_name",
-            "flag --sampler_name 'DPM' is not made here;",
+            "flag --sampler_name 'DPM' is not supported;",
         ),
     ],
 )
@@ -112,7 +112,7 @@ def test_a_line_whose_flags_cannot_be_read_is_an_error(tmp_path: Path, line: str
 
 
 def test_every_flag_and_sampler_names_something_that_is_there() -> None:
-    assert set(_FIELD_OF.values()) <= FIELDS
+    assert {flag.field for flag in _FLAGS.values()} <= FIELDS
     assert set(_SAMPLERS.values()) <= set(schedulers.SHORT_NAMES)
 
 

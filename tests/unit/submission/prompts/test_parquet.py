@@ -43,13 +43,13 @@ def test_a_float_that_is_whole_is_an_integer_as_pandas_writes_it(tmp_path: Path)
 @pytest.mark.parametrize(
     ("columns", "reason", "told"),
     [
-        ({"prompt": [1]}, "prompt", "prompt 1 is wrong; write a valid string"),
-        ({"prompt": [["a"]]}, "prompt", 'prompt ["a"] is wrong; write a valid string'),
-        ({"prompt": ["a"], "width": ["wide"]}, "width", "width 'wide' is wrong; write a valid integer"),
-        ({"prompt": ["a"], "seed": [1.5]}, "seed", "seed 1.5 is wrong; write a valid integer"),
-        ({"prompt": ["a"], "seed": [date(2024, 1, 2)]}, "seed", 'seed "2024-01-02" is wrong; write a valid integer'),
+        ({"prompt": [1]}, "prompt", "prompt 1 is invalid; write a valid string"),
+        ({"prompt": [["a"]]}, "prompt", 'prompt ["a"] is invalid; write a valid string'),
+        ({"prompt": ["a"], "width": ["wide"]}, "width", "width 'wide' is invalid; write a valid integer"),
+        ({"prompt": ["a"], "seed": [1.5]}, "seed", "seed 1.5 is invalid; write a valid integer"),
+        ({"prompt": ["a"], "seed": [date(2024, 1, 2)]}, "seed", 'seed "2024-01-02" is invalid; write a valid integer'),
         ({"prompt": [None], "seed": [1]}, "prompt is missing", "prompt is missing"),
-        ({"prompt": [b"caf\xe9"]}, "not UTF-8", "prompt \"b'caf\\\\xe9'\" is no UTF-8; write text"),
+        ({"prompt": [b"caf\xe9"]}, "not UTF-8", "prompt \"b'caf\\\\xe9'\" is not UTF-8; write text"),
     ],
 )
 def test_a_wrong_type_is_told_with_column_value_and_cure(
@@ -65,7 +65,7 @@ def test_text_that_is_no_utf8_costs_its_row_only(tmp_path: Path) -> None:
     text = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
     good, bad = read(tmp_path / "p.parquet", {"prompt": text})
     assert isinstance(good, LocatedRow)
-    assert bad == RowError("p.parquet row 2: prompt is no UTF-8; write text as UTF-8", "not UTF-8")
+    assert bad == RowError("p.parquet row 2: prompt is not UTF-8; write text as UTF-8", "not UTF-8")
 
 
 def test_kept_columns_become_json_values(tmp_path: Path) -> None:

@@ -35,15 +35,15 @@ def test_jsonl_takes_diffusers_names_and_null_means_not_given(tmp_path: Path) ->
         ),
         ('{"prompt": "a", "widht": 64}', "p.jsonl line 1: field 'widht' (64) is not known; did you mean 'width'?"),
         ('{"promt": "a"}', 'p.jsonl line 1: prompt is missing; write "prompt": "..."'),
-        ('{"prompt": "a", "seed": "x"}', "p.jsonl line 1: seed 'x' is wrong; write a valid integer"),
-        ('{"prompt": "a", "num_inference_steps": 501}', "p.jsonl line 1: num_inference_steps 501 is wrong; write less"),
+        ('{"prompt": "a", "seed": "x"}', "p.jsonl line 1: seed 'x' is invalid; write a valid integer"),
+        ('{"prompt": "a", "num_inference_steps": 501}', "p.jsonl line 1: num_inference_steps 501 is invalid; write less"),
         (
             '{"prompt": "a", "scheduler": "eulr"}',
             "p.jsonl line 1: scheduler 'eulr' is not known; did you mean 'euler'?",
         ),
-        ('{"prompt": " "}', "p.jsonl line 1: prompt '' is empty; write what the picture shows"),
+        ('{"prompt": " "}', "p.jsonl line 1: prompt '' is empty; describe the image"),
         ('{"prompt": "a",}', "p.jsonl line 1 column 1"),
-        ('["a"]', "p.jsonl line 1: '[\"a\"]' is no object"),
+        ('["a"]', "p.jsonl line 1: '[\"a\"]' is not an object"),
         ("[" * 100_000, "p.jsonl line 1 column 1"),
     ],
 )
@@ -60,7 +60,7 @@ def test_every_fault_of_a_row_is_told_and_the_first_is_counted(tmp_path: Path) -
 
 def test_bytes_that_are_no_utf8_are_told_with_their_place(tmp_path: Path) -> None:
     assert helpers.problems(tmp_path / "p.txt", b"fine\ncaf\xe9\n") == [
-        ("not UTF-8", "p.txt line 2: byte 4 is 0xe9, which is no UTF-8; save the file as UTF-8")
+        ("not UTF-8", "p.txt line 2: byte 4 is 0xe9, which is not UTF-8; save the file as UTF-8")
     ]
 
 

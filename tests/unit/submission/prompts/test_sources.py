@@ -84,7 +84,7 @@ def test_a_long_stream_has_no_digest_and_is_read_once(
 
 def test_stdin_needs_a_format(stdin: Callable[[bytes], None]) -> None:
     stdin(b"a cat")
-    with pytest.raises(InputError, match="stdin: its name tells no format; say it with --format"):
+    with pytest.raises(InputError, match="stdin: the name has no ending; use --format"):
         open_source("-")
     assert prompts(open_source("-", ReadOptions(format="txt"))) == ["a cat"]
 
@@ -100,15 +100,15 @@ def test_stdin_may_be_gzip_or_parquet(stdin: Callable[[bytes], None]) -> None:
 
 
 def test_parquet_too_long_to_stream_is_refused(stdin: Callable[[bytes], None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_LAID_DOWN_BYTES", 2**20)
+    monkeypatch.setattr(formats, "_MAX_SPOOLED_BYTES", 2**20)
     stdin(b"PAR1" + bytes(2**20))
-    with pytest.raises(InputError, match="stdin: parquet of over 1,048,576 bytes cannot be streamed; save it to disk"):
+    with pytest.raises(InputError, match="stdin: parquet over 1,048,576 bytes cannot be streamed; save it to a file"):
         list(open_source("-", ReadOptions(format="parquet")).read())
 
 
 def test_a_stream_that_is_no_parquet_is_told_by_its_first_bytes(stdin: Callable[[bytes], None]) -> None:
     stdin(b"a cat")
-    with pytest.raises(InputError, match="stdin is no parquet file"):
+    with pytest.raises(InputError, match="stdin is not a parquet file"):
         list(open_source("-", ReadOptions(format="parquet")).read())
 
 
@@ -163,7 +163,7 @@ def test_an_s3_url_names_bucket_and_key(url: str) -> None:
 
 
 def test_an_s3_object_needs_a_store() -> None:
-    with pytest.raises(InputError, match=r"s3://bucket/p\.txt: no store is known"):
+    with pytest.raises(InputError, match=r"s3://bucket/p\.txt: no store is configured"):
         open_source("s3://bucket/p.txt")
 
 
@@ -175,7 +175,7 @@ def test_a_list_can_be_read_again_and_an_iterator_cannot() -> None:
     once = open_source(iter(rows))
     assert once.digest is None
     assert prompts(once) == ["a cat", "a dog"]
-    with pytest.raises(InputError, match="rows can be read only once; give a list"):
+    with pytest.raises(InputError, match="rows can be read only once; pass a list"):
         list(once.read())
 
 
@@ -195,8 +195,8 @@ def test_rows_are_taken_from_an_iterator_one_at_a_time() -> None:
 @pytest.mark.parametrize(
     ("row", "told"),
     [
-        (5, "row 1: 5 is neither a text nor a dictionary; write one of them"),
-        ("", "row 1: prompt '' is empty; write what the picture shows"),
+        (5, "row 1: 5 is neither a text nor a dictionary"),
+        ("", "row 1: prompt '' is empty; describe the image"),
         ({}, 'row 1: prompt is missing; write "prompt": "..."'),
         ({"prompt": "a", 5: 1}, "row 1: field '5' (1) is not known; write one of"),
         ({"prompt": "a", "columns": {}}, "row 1: field 'columns' ({}) is not known"),
@@ -211,9 +211,9 @@ def test_a_wrong_row_in_python_is_told(row: Any, told: str) -> None:
 
 
 def test_a_dictionary_alone_is_no_list_of_rows() -> None:
-    with pytest.raises(InputError, match="a single dictionary is no list of rows"):
+    with pytest.raises(InputError, match="a dictionary is not a list of rows"):
         open_source({"prompt": "a cat"})
-    with pytest.raises(InputError, match="rows holds no prompt"):
+    with pytest.raises(InputError, match="rows has no prompts"):
         list(open_source([]).read())
 
 
@@ -243,7 +243,7 @@ def test_json_lines_keep_columns_and_take_the_prompt_from_another(tmp_path: Path
 
 
 def test_text_has_no_columns(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="--prompt-column 'caption': text has no columns; leave it out"):
+    with pytest.raises(InputError, match="--prompt-column 'caption': text has no columns; remove the option"):
         helpers.found(tmp_path / "p.txt", "a", ReadOptions(prompt_column="caption"))
 
 

@@ -32,7 +32,7 @@ def test_a_place_is_the_line_that_a_row_begins_on(tmp_path: Path) -> None:
     entries = helpers.found(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\nthree\n"caf\né",1\n')
     assert [entry.place for entry in entries if isinstance(entry, LocatedRow)] == ["p.csv line 2", "p.csv line 5"]
     assert helpers.problems(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\n"a\nb",1\n') == [
-        ("ragged row", "p.csv line 5: 2 cells, but the header has 1; write one with a delimiter in it in double quotes")
+        ("ragged row", "p.csv line 5: 2 cells, but the header has 1; put a cell that contains a delimiter in double quotes")
     ]
 
 
@@ -44,14 +44,14 @@ def test_syntax_and_clip_skip_are_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "reason", "told"),
     [
-        ("a", "ragged row", "1 cell, but the header has 3; write the empty ones too"),
-        ("a,1,,4", "ragged row", "4 cells, but the header has 3; write one with a delimiter in it in double quotes"),
+        ("a", "ragged row", "1 cell, but the header has 3; write empty cells too"),
+        ("a,1,,4", "ragged row", "4 cells, but the header has 3; put a cell that contains a delimiter in double quotes"),
         ('"a"b,1,', "not CSV", "',' expected after '\"'; close the double quotes"),
         ('"a,1,', "not CSV", "unexpected end of data; close the double quotes"),
-        (",1,", "prompt is empty", "prompt '' is empty; write what the picture shows"),
-        ("a,x,", "seed", "seed 'x' is wrong; write a valid integer"),
-        ("a,1,{", "scheduler_options", "scheduler_options '{' is no JSON; write an object such as"),
-        ("a,1,[]", "scheduler_options", "scheduler_options [] is wrong; write a valid dictionary"),
+        (",1,", "prompt is empty", "prompt '' is empty; describe the image"),
+        ("a,x,", "seed", "seed 'x' is invalid; write a valid integer"),
+        ("a,1,{", "scheduler_options", "scheduler_options '{' is not JSON; write an object such as"),
+        ("a,1,[]", "scheduler_options", "scheduler_options [] is invalid; write a valid dictionary"),
         ("a\0,1,", "prompt", "prompt 'a\\x00' contains a NUL character; remove it"),
     ],
 )
@@ -64,7 +64,7 @@ def test_a_wrong_row_of_a_table_is_told_and_the_next_is_read(tmp_path: Path, row
 def test_bytes_that_are_no_utf8_cost_their_row_only(tmp_path: Path) -> None:
     content = b"prompt\ncaf\xe9\nfine\n"
     assert helpers.problems(tmp_path / "p.csv", content) == [
-        ("not UTF-8", "p.csv line 2: byte 4 is 0xe9, which is no UTF-8; save the file as UTF-8")
+        ("not UTF-8", "p.csv line 2: byte 4 is 0xe9, which is not UTF-8; save the file as UTF-8")
     ]
     assert len(helpers.found(tmp_path / "p.csv", content)) == 2
 
@@ -72,11 +72,11 @@ def test_bytes_that_are_no_utf8_cost_their_row_only(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("header", "told"),
     [
-        ("prompt,seed,prompt", "the header names column 'prompt' twice; rename one"),
-        ("prompt,,seed", "column 2 of the header has no name; write one"),
-        ("text,seed", "the header names no column 'prompt', but 'text', 'seed'; say which one .* --prompt-column"),
-        ("prompt;seed", "the header names no column 'prompt', but 'prompt;seed'; separate the columns by commas"),
-        ("prompt,widht", "column 'widht' is not known; did you mean 'width'. --keep-columns would carry it through"),
+        ("prompt,seed,prompt", "the header has column 'prompt' twice; rename one"),
+        ("prompt,,seed", "column 2 of the header has no name; name it"),
+        ("text,seed", "the header has no column 'prompt', only 'text', 'seed'; name the column of prompts with --prompt-column"),
+        ("prompt;seed", "the header has no column 'prompt', only 'prompt;seed'; separate columns with commas"),
+        ("prompt,widht", "column 'widht' is not known; did you mean 'width'. Or use --keep-columns to copy it to the results"),
         ("prompt,columns", "column 'columns' is not known"),
         ('"prompt', "p.csv line 1: unexpected end of data"),
     ],
@@ -87,7 +87,7 @@ def test_a_wrong_header_is_one_error_for_the_file(tmp_path: Path, header: str, t
 
 
 def test_a_header_alone_holds_no_prompt(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"p\.csv holds no prompt"):
+    with pytest.raises(InputError, match=r"p\.csv has no prompts"):
         helpers.found(tmp_path / "p.csv", "prompt,seed\n")
 
 
