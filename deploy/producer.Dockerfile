@@ -1,8 +1,8 @@
-# The light side of a farm: every command that submits, watches and fetches, and `latentfarm exporter`. No torch.
+# Every command that needs no torch: submit, watch, fetch and the like, and `latentfarm exporter`.
 #
 #   docker build --file deploy/producer.Dockerfile --tag latentfarm/producer .
 #
-# BASE  a Debian with python3 (3.11 or newer) and its module venv
+# BASE  Debian with python3 (3.11 or newer) and its module venv
 ARG BASE=python:3.12.13-slim-bookworm
 
 FROM ${BASE} AS build
@@ -12,7 +12,7 @@ ENV PIP_CONSTRAINT=/source/constraints.txt PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VE
 RUN python3 -m venv /build \
     && /build/bin/pip install setuptools \
     && python3 -m venv --without-pip /opt/latentfarm
-# A wheel without any code brings the packages that ours needs: a change of the code then downloads nothing anew.
+# An empty wheel installs the dependencies in a layer of their own: a change of the code does not download them again.
 RUN mkdir producer worker \
     && touch README.md \
     && /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /empty . \

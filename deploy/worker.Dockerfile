@@ -1,10 +1,10 @@
-# What renders: torch, diffusers and the bundled model. Other models are fetched when it runs, into the cache volume.
+# A worker: torch, diffusers and the bundled model. Other models are downloaded at run time, into the cache volume.
 #
 #   docker build --file deploy/worker.Dockerfile --tag latentfarm/worker .
 #
-# BASE         a Debian with python3 (3.11 or newer), its module venv and its headers
-# TORCH_INDEX  the address of a package index to take torch from, such as PyTorch's own for CPUs or for another CUDA;
-#              empty: pip's usual one, whose torch for Linux is the CUDA build
+# BASE         Debian with python3 (3.11 or newer), its module venv and its headers
+# TORCH_INDEX  URL of the package index for torch, such as PyTorch's own for CPUs or for another CUDA version
+#              [default: pip's index, whose torch for Linux is the CUDA build]
 ARG BASE=python:3.12.13-slim-bookworm
 
 FROM ${BASE} AS build
@@ -15,10 +15,10 @@ ENV PIP_CONSTRAINT=/source/constraints.txt PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VE
 RUN python3 -m venv /build \
     && /build/bin/pip install setuptools \
     && python3 -m venv --without-pip /opt/latentfarm
-# Only torch itself comes from its index, so that nothing there can stand in for another package.
+# Only torch is installed from its index, so that this index cannot replace another package.
 RUN test -z "$TORCH_INDEX" \
     || /build/bin/pip --python /opt/latentfarm/bin/python install --no-deps --index-url "$TORCH_INDEX" torch
-# A wheel without any code brings the packages that ours needs: a change of the code then downloads nothing anew.
+# An empty wheel installs the dependencies in a layer of their own: a change of the code does not download them again.
 RUN mkdir producer worker \
     && touch README.md \
     && /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /empty . \
@@ -30,7 +30,7 @@ RUN /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /build/bin/pip --python /opt/latentfarm/bin/python install --no-deps --force-reinstall /wheels/*.whl
 
 FROM ${BASE}
-# torch.compile calls a compiler at run time, which wants Python's headers too. Debian keeps one version of a package, so there is none to pin.
+# torch.compile runs a compiler, which needs Python's headers too. Debian has one version of each package: nothing to pin.
 # hadolint ignore=DL3008
 RUN apt-get update \
     && apt-get install --yes --no-install-recommends g++ \
@@ -43,12 +43,12 @@ COPY deploy/healthcheck.py /opt/latentfarm/healthcheck.py
 ENV PATH=/opt/latentfarm/bin:$PATH PYTHONUNBUFFERED=1 HOME=/var/cache/latentfarm \
     HF_HOME=/var/cache/latentfarm/huggingface LATENTFARM_CACHE_DIR=/var/cache/latentfarm \
     LATENTFARM_METRICS_ADDRESS=0.0.0.0:9464
-# What is measured, compiled and downloaded: a volume that outlives the container saves the next one that time.
+# Calibration results, compiled code and models. A volume that outlives the container saves the next one that time.
 VOLUME /var/cache/latentfarm
 USER 10001:10001
 WORKDIR /var/cache/latentfarm
 EXPOSE 9464
-# Loading a model counts as living; the start period is for a machine that is slow to get there.
+# A worker is live while it loads its model. The start period is for a slow machine.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=5m --retries=3 \
     CMD ["python3", "/opt/latentfarm/healthcheck.py"]
 ENTRYPOINT ["latentfarm"]

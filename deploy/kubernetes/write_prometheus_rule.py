@@ -1,4 +1,4 @@
-"""Writes the alerts of deploy/monitoring as the Prometheus operator wants them: ``make docs``."""
+"""Write the alerts of deploy/monitoring as a resource of the Prometheus operator: ``make docs``."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ HERE = Path(__file__).parent
 ALERTS = HERE.parent / "monitoring" / "alerts.yaml"
 RULE = HERE / "components" / "monitoring" / "prometheus-rule.yaml"
 HEAD = """\
-# Written by make docs from deploy/monitoring/alerts.yaml, for kustomize can wrap no file into a resource.
+# Written by make docs from deploy/monitoring/alerts.yaml, because kustomize cannot include a file in a resource.
 apiVersion: monitoring.coreos.com/v1
 kind: PrometheusRule
 metadata:
@@ -22,7 +22,7 @@ spec:
 
 
 def rule_text() -> str:
-    """Return the file as it ought to be."""
+    """Return the expected text of the file."""
     groups = ALERTS.read_text().partition("groups:\n")
     return HEAD + indent(f"{groups[1]}{groups[2]}", "  ")
 

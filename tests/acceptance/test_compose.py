@@ -1,4 +1,4 @@
-"""What `docker compose -f deploy/compose.yaml --profile cpu up --scale worker=3` starts, started."""
+"""The services of `docker compose -f deploy/compose.yaml --profile cpu up --scale worker=3`, as processes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from tests.support.scraping import scraped
 
 pytestmark = pytest.mark.acceptance
 
-PROMPTS = "".join(f"picture {n}\n" for n in range(24))
+PROMPTS = "".join(f"prompt {n}\n" for n in range(24))
 SMALL = ["--num-inference-steps", "4", "--width", "64", "--height", "64"]
 
 
-def test_the_services_of_compose_render_a_batch_with_three_workers_and_end_in_order(tmp_path: Path) -> None:
+def test_the_services_of_compose_render_a_batch_with_three_workers_and_stop_in_order(tmp_path: Path) -> None:
     with Stand(tmp_path) as stand:
         servers = [stand.start("redis"), stand.start("s3")]
         workers = [stand.start("worker") for _ in range(3)]
@@ -30,21 +30,23 @@ def test_the_services_of_compose_render_a_batch_with_three_workers_and_end_in_or
 
         until(lambda: all(each.ready() for each in workers))
         assert [each.healthy() for each in (*workers, exporter)] == [True] * 4
-        told = scraped(exporter.metrics_address)
-        assert told["latentfarm_batch_jobs", "b", "mini", "done"] == 24
-        # a worker beats every few seconds
+        samples = scraped(exporter.metrics_address)
+        assert samples["latentfarm_batch_jobs", "b", "mini", "done"] == 24
+        # a worker sends a heartbeat every few seconds
         until(lambda: scraped(exporter.metrics_address)["latentfarm_workers", "mini"] == 3, timeout_s=20)
-        drawn = [scraped(each.metrics_address).get(("latentfarm_images_total", "mini", "done"), 0) for each in workers]
-        assert sum(drawn) == 24
-        # the pictures are plain files of the volume
-        assert len(list((tmp_path / "pictures" / "latentfarm" / "batches" / "b" / "images").rglob("*.png"))) == 24
+        rendered = [
+            scraped(each.metrics_address).get(("latentfarm_images_total", "mini", "done"), 0) for each in workers
+        ]
+        assert sum(rendered) == 24
+        # the images are plain files of the volume
+        assert len(list((tmp_path / "data" / "latentfarm" / "batches" / "b" / "images").rglob("*.png"))) == 24
 
         assert [stand.stop(each) for each in (exporter, *workers)] == [0] * 4
         for each in servers:
             stand.stop(each)
 
 
-def test_only_who_has_the_passwords_of_the_env_file_gets_at_redis_and_at_the_store(tmp_path: Path) -> None:
+def test_redis_and_the_store_require_the_passwords_of_the_env_file(tmp_path: Path) -> None:
     with Stand(tmp_path) as stand:
         for server in (stand.start("redis"), stand.start("s3")):
             until(server.healthy, timeout_s=60)

@@ -51,11 +51,11 @@ def container(image: Built, volumes: dict[str, Path]) -> Container:
 
 @pytest.fixture
 def stand(built: dict[str, Built], tmp_path: Path) -> Iterator[Stand]:
-    grounds = {
+    hosts = {
         "latentfarm/worker": container(built["worker"], {"/var/cache/latentfarm": tmp_path / "cache"}),
         "latentfarm/producer": container(built["producer"], {"/work": tmp_path / "work"}),
     }
-    with Stand(tmp_path, grounds) as each:
+    with Stand(tmp_path, hosts) as each:
         yield each
 
 
@@ -101,13 +101,13 @@ def test_the_built_images_render_twenty_jobs_with_no_right_and_nothing_to_write_
     for each in (worker, exporter):
         assert rights_of(each) == {"Uid": "10001", "CapEff": 0, "CapBnd": 0, "CapPrm": 0, "NoNewPrivs": "1"}
         until(each.healthy, timeout_s=30)
-        refused = each.ground.run(["sh", "-c", "touch /opt/latentfarm/x /etc/x /x"], each.environment, "")
+        refused = each.host.run(["sh", "-c", "touch /opt/latentfarm/x /etc/x /x"], each.environment, "")
         assert refused.stderr.count("Read-only file system") == 3
     assert worker.ready()
     # what torch.compile gives to a compiler
     headers = "$(python3 -c 'import sysconfig; print(sysconfig.get_path(\"include\"))')"
     compiling = f"echo '#include <Python.h>' | g++ -x c++ -I {headers} -shared -fPIC -o compiled.so - && rm compiled.so"
-    compiled = worker.ground.run(["sh", "-c", compiling], worker.environment, "")
+    compiled = worker.host.run(["sh", "-c", compiling], worker.environment, "")
     assert compiled.returncode == 0, compiled.stderr
     assert scraped(exporter.metrics_address)["latentfarm_batch_jobs", "b", "mini", "done"] == JOBS
     assert scraped(worker.metrics_address)["latentfarm_images_total", "mini", "done"] == JOBS

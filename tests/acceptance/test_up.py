@@ -1,4 +1,4 @@
-"""A farm of real processes, one of them killed."""
+"""`up` and `worker` with real processes; some are killed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def running_up(folder: Path, *arguments: str, **environment: str) -> Iterator[su
 def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
     with running_up(tmp_path, "--workers", "2", LATENTFARM_LEASE_TTL_S="5", LATENTFARM_HOUSEKEEPING_INTERVAL_S="1"):
         farm = Farm.open(Settings.load(tmp_path / ".latentfarm"))
-        rows = [{"prompt": f"picture {n}", "num_inference_steps": 6, "width": 64, "height": 64} for n in range(200)]
+        rows = [{"prompt": f"prompt {n}", "num_inference_steps": 6, "width": 64, "height": 64} for n in range(200)]
         batch = farm.submit(rows, batch="b")
         until(lambda: len(farm.ledger.workers("mini")) == 2 and batch.status().done >= 40)
 
@@ -60,7 +60,7 @@ def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
 
         assert (status.done, status.failed, status.leased) == (200, 0, 0)
         lines = list(batch.results())
-        # each commit counts one: 200 of them for 200 jobs, each under an epoch of its own
+        # 200 commits for 200 jobs, each under its own epoch
         assert len({line["epoch"] for line in lines}) == 200
         charged = [line["job"] for line in lines if line["attempts"] > 1]
         assert charged, "the killed worker held jobs"
@@ -74,7 +74,7 @@ def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
         assert farm.ledger.redis.zcard("lf:leases") == 0
 
 
-def test_up_is_one_to_a_folder_listens_on_loopback_only_and_leaves_nothing_behind(
+def test_up_runs_once_in_a_folder_listens_on_loopback_only_and_leaves_no_process(
     latentfarm: Command, tmp_path: Path
 ) -> None:
     with running_up(tmp_path, "--workers", "0") as process:
@@ -105,7 +105,7 @@ def test_up_is_one_to_a_folder_listens_on_loopback_only_and_leaves_nothing_behin
     assert not (tmp_path / ".latentfarm" / "farm.json").exists()
 
 
-def test_a_second_ctrl_c_waits_for_no_picture(tmp_path: Path) -> None:
+def test_a_second_ctrl_c_waits_for_no_image(tmp_path: Path) -> None:
     with running_up(tmp_path, "--workers", "1", LATENTFARM_SHUTDOWN_TIMEOUT_S="60") as process:
         farm = Farm.open(Settings.load(tmp_path / ".latentfarm"))
         long = {"prompt": "a cat", "num_inference_steps": 500, "width": 512, "height": 512}
@@ -120,7 +120,7 @@ def test_a_second_ctrl_c_waits_for_no_picture(tmp_path: Path) -> None:
         assert time.monotonic() - began < 10
 
 
-def test_celery_itself_starts_a_proper_worker(settings: Settings, tmp_path: Path) -> None:
+def test_celery_itself_starts_a_worker(settings: Settings, tmp_path: Path) -> None:
     farm = Farm.open(settings)
     batch = farm.submit([{"prompt": "a cat", "num_inference_steps": 2, "width": 64, "height": 64}], batch="b")
     worker = ManagedProcess(
@@ -137,7 +137,7 @@ def test_celery_itself_starts_a_proper_worker(settings: Settings, tmp_path: Path
     assert farm.ledger.workers("mini") == []
 
 
-def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_is_here(
+def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_runs(
     settings: Settings, latentfarm: Command, tmp_path: Path
 ) -> None:
     farm = Farm.open(settings)
@@ -149,29 +149,29 @@ def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_is_he
     try:
         assert batch.wait(timeout_s=120).done == 12
         until(lambda: farm.workers()[0].images == 12)
-        [told] = json.loads(latentfarm("workers", "--json", settings=settings).stdout)
-        assert (told["model"], told["device"], told["dtype"], told["slots"]) == ("mini", "cpu", "float32", 3)
-        assert told["images"] == 12
-        assert told["images_per_s"] > 0
-        assert 0 < told["busy_share"] <= 1
+        [found] = json.loads(latentfarm("workers", "--json", settings=settings).stdout)
+        assert (found["model"], found["device"], found["dtype"], found["slots"]) == ("mini", "cpu", "float32", 3)
+        assert found["images"] == 12
+        assert found["images_per_s"] > 0
+        assert 0 < found["busy_share"] <= 1
         [line] = json.loads(latentfarm("status", "b", "--json", settings=settings).stdout)["workers"]
-        assert line["worker"] == told["worker"]
+        assert line["worker"] == found["worker"]
         names, row = latentfarm("workers", "--model", "mini", settings=settings).stdout.splitlines()
         assert names.split() == ["worker", "model", "device", "dtype", "slots", "up", "images", "images/s", "busy"]
-        assert row.startswith(f"{told['worker']}  mini   cpu (")
-        # what one worker did is what the model's workers did
+        assert row.startswith(f"{found['worker']}  mini   cpu (")
+        # it is the model's only worker
         speed = farm.ledger.throughput("mini")
         assert speed is not None
         assert speed.images == 12
     finally:
         worker.terminate()
         assert worker.wait_or_kill(30) == 0, worker.log_tail()
-    nobody = latentfarm("workers", settings=settings)
-    assert (nobody.returncode, nobody.stdout) == (0, "")
-    assert "no worker is here now" in nobody.stderr
+    none = latentfarm("workers", settings=settings)
+    assert (none.returncode, none.stdout) == (0, "")
+    assert "no worker is here now" in none.stderr
 
 
-def test_a_worker_without_its_model_does_not_start_and_says_why(
+def test_a_worker_without_its_model_exits_with_an_error(
     settings: Settings, latentfarm: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -180,7 +180,7 @@ def test_a_worker_without_its_model_does_not_start_and_says_why(
     assert "model_index.json" in result.stderr
 
 
-def test_doctor_tells_what_is_well_and_what_is_not(settings: Settings, latentfarm: Command) -> None:
+def test_doctor_reports_each_check(settings: Settings, latentfarm: Command) -> None:
     well = latentfarm("doctor", "--json", settings=settings)
     assert well.returncode == 0, well.stdout + well.stderr
     assert [line["check"] for line in json.loads(well.stdout)] == ["redis", "bucket", "model", "device"]

@@ -1,4 +1,4 @@
-"""Real workers whose model blocks, hangs or loses the device, and real signals to them."""
+"""Real workers whose model blocks, hangs or loses its device, with real signals."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def faulty(
     command = [sys.executable, "-m", "tests.support.faulty_worker"]
     if supervised:
         command = [sys.executable, "-m", "latentfarm_worker.supervise.supervisor", *options, "--", *command]
-    told = {"LATENTFARM_LOG_FORMAT": "text", "FAULTS_SEEN": str(folder)}
-    known = {"LATENTFARM_HOUSEKEEPING_INTERVAL_S": "1", "OMP_NUM_THREADS": "1", **told}
+    fixed = {"LATENTFARM_LOG_FORMAT": "text", "FAULTS_SEEN": str(folder)}
+    known = {"LATENTFARM_HOUSEKEEPING_INTERVAL_S": "1", "OMP_NUM_THREADS": "1", **fixed}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(
             command,
@@ -86,7 +86,7 @@ def holders(farm: Farm, batch: Batch) -> dict[int, str]:
     }
 
 
-def test_a_worker_asked_to_end_finishes_what_it_can_and_the_rest_runs_elsewhere_within_two_seconds(
+def test_a_stopped_worker_finishes_what_it_can_and_the_rest_runs_elsewhere_within_two_seconds(
     settings: Settings, tmp_path: Path
 ) -> None:
     farm = Farm.open(settings)
@@ -120,7 +120,7 @@ def test_a_worker_asked_to_end_finishes_what_it_can_and_the_rest_runs_elsewhere_
         print(f"given back and leased elsewhere after {elsewhere_s:.2f} s, ended after {ended_s:.2f} s")
 
 
-def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worker_goes_on(
+def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worker_restarts(
     settings: Settings, tmp_path: Path
 ) -> None:
     farm = Farm.open(settings)
@@ -146,18 +146,18 @@ def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worke
     assert stuck.status().leased == 1
 
 
-def test_without_a_supervisor_an_engine_that_hangs_ends_its_process(settings: Settings, tmp_path: Path) -> None:
+def test_without_a_supervisor_a_hanging_engine_ends_its_process(settings: Settings, tmp_path: Path) -> None:
     farm = Farm.open(settings)
     batch = farm.submit([{**SMALL, "prompt": "block"}], batch="b")
     limits = {"LATENTFARM_STALL_TIMEOUT_S": "2", "LATENTFARM_LEASE_TTL_S": "60"}
     with faulty(settings, tmp_path / "w", limits, supervised=False) as worker:
         assert worker.process.wait(150) == 75, worker.log
         assert "in block" in worker.log
-    # charged when its lease runs out, as with any worker that was killed: the job may be to blame
+    # charged when its lease expires, as for any killed worker: the job may be the cause
     assert batch.status().leased == 1
 
 
-def test_a_lost_device_gives_its_jobs_back_uncharged_and_ends_the_process(settings: Settings, tmp_path: Path) -> None:
+def test_a_lost_device_releases_its_jobs_uncharged_and_ends_the_process(settings: Settings, tmp_path: Path) -> None:
     farm = Farm.open(settings)
     batch = farm.submit([{**SMALL, "prompt": "stick"}, {**LONG, "prompt": "beside it"}], batch="b")
     with faulty(settings, tmp_path / "w", {}, supervised=False) as worker:
@@ -168,7 +168,7 @@ def test_a_lost_device_gives_its_jobs_back_uncharged_and_ends_the_process(settin
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """AWS's instance metadata service, as its manual has it."""
+    """AWS's instance metadata service, as its manual describes it."""
 
     notice = Event()
 
@@ -203,7 +203,7 @@ def metadata() -> Iterator[str]:
     server.server_close()
 
 
-def test_a_worker_with_a_blocked_engine_ends_by_the_deadline_and_at_once_when_asked_twice(
+def test_a_worker_with_a_blocked_engine_ends_by_the_deadline_and_at_once_after_a_second_request(
     settings: Settings, tmp_path: Path, metadata: str
 ) -> None:
     farm = Farm.open(settings)
@@ -211,22 +211,22 @@ def test_a_worker_with_a_blocked_engine_ends_by_the_deadline_and_at_once_when_as
     limits = {"LATENTFARM_SHUTDOWN_TIMEOUT_S": "3", "LATENTFARM_SLOTS": "1"}
     with (
         faulty(settings, tmp_path / "noticed", {**limits, **spot}, "--shutdown-timeout-s", "3") as noticed,
-        faulty(settings, tmp_path / "asked", limits, supervised=False) as asked,
+        faulty(settings, tmp_path / "stopped", limits, supervised=False) as stopped,
     ):
         until(lambda: len(farm.ledger.workers("mini")) == 2)
         batch = farm.submit([{**SMALL, "prompt": "block"}] * 2, batch="b")
-        until(lambda: noticed.met("block") == asked.met("block") == 1)
+        until(lambda: noticed.met("block") == stopped.met("block") == 1)
         began = time.monotonic()
-        asked.process.terminate()
-        until(lambda: "leasing nothing more" in asked.log)
-        asked.process.send_signal(signal.SIGINT)
-        assert asked.process.wait(20) == 0, asked.log
-        assert time.monotonic() - began < 2, asked.log
-        # whichever worker is left has a blocked engine: the job waits
+        stopped.process.terminate()
+        until(lambda: "leasing nothing more" in stopped.log)
+        stopped.process.send_signal(signal.SIGINT)
+        assert stopped.process.wait(20) == 0, stopped.log
+        assert time.monotonic() - began < 2, stopped.log
+        # the other worker has a blocked engine: the job waits
         assert batch.status().pending == 1
 
         Metadata.notice.set()
-        until(lambda: "this instance is about to go: terminate at 2026-11-23T18:02:00Z" in noticed.log)
+        until(lambda: "this instance will be interrupted: terminate at 2026-11-23T18:02:00Z" in noticed.log)
         began = time.monotonic()
         assert noticed.process.wait(20) == 0, noticed.log
         assert time.monotonic() - began < 3.5, noticed.log

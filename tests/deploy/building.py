@@ -1,4 +1,4 @@
-"""Building the images with nothing but Debian's packages: buildah, on a base that debootstrap makes."""
+"""Build the images with Debian's packages only: buildah, on a base made by debootstrap."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from typing import Any
 from tests.conftest import REPOSITORY
 
 BASE = "localhost/latentfarm-base"
-#: what the images ask of their base
+#: what the images require of their base
 _PACKAGES = "ca-certificates,python3,python3-dev,python3-venv"
 _SUITE = "bookworm"
-#: kept from run to run, for it takes a minute to make
+#: kept between runs, because it takes a minute to make
 _BASE_ARCHIVE = REPOSITORY / "build" / f"base-{_SUITE}.tar"
 
 
 class Builder:
-    """Buildah with a store of its own in ``folder``."""
+    """Buildah, with its own store in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -34,7 +34,7 @@ class Builder:
         return _run(["buildah", *self._store, command, *arguments]).strip()
 
     def make_base(self) -> None:
-        """Make the image that both Dockerfiles are given as BASE."""
+        """Make the image that is BASE of both Dockerfiles."""
         if not _BASE_ARCHIVE.exists():
             make_archive(_BASE_ARCHIVE, self._folder / "base")
         container = self._buildah("from", "scratch")
@@ -42,13 +42,13 @@ class Builder:
         self._buildah("commit", "--rm", container, BASE)
 
     def build(self, dockerfile: Path) -> Built:
-        """Build an image as `docker build` does, and look into it."""
+        """Build an image as `docker build` does, and mount it."""
         name = f"localhost/{dockerfile.name.removesuffix('.Dockerfile')}"
         arguments = {"BASE": BASE, "TORCH_INDEX": os.environ.get("TORCH_INDEX", "")}
-        told = [text for key, value in arguments.items() for text in ("--build-arg", f"{key}={value}")]
+        build_args = [text for key, value in arguments.items() for text in ("--build-arg", f"{key}={value}")]
         mounts = [text for mount in pip_mounts(self._folder) for text in ("--volume", mount)]
         options = ["--isolation", "chroot", "--format", "docker", "--file", str(dockerfile), "--tag", name]
-        self._buildah("build", *options, *told, *mounts, ".")
+        self._buildah("build", *options, *build_args, *mounts, ".")
         config = json.loads(self._buildah("inspect", "--type", "image", name))["Docker"]["config"]
         root = self._buildah("mount", self._buildah("from", "--pull-never", name))
         return Built(Path(root), config)
@@ -56,29 +56,29 @@ class Builder:
 
 @dataclass(frozen=True)
 class Built:
-    """An image: its root file system, and its configuration in Docker's words."""
+    """An image: its root file system, and its configuration in Docker's format."""
 
     root: Path
     config: dict[str, Any]
 
     @cached_property
     def files(self) -> list[Path]:
-        """Every file of it."""
+        """All files of the image."""
         return [Path(folder, name) for folder, _, names in os.walk(self.root) for name in names]
 
     @property
     def bytes(self) -> int:
-        """What its files take."""
+        """Total size of its files."""
         return sum(file.lstat().st_size for file in self.files)
 
 
 def make_archive(archive: Path, folder: Path) -> None:
-    """Write a small Debian with what the images ask of their base."""
+    """Write a small Debian with the packages that the images require."""
     archive.parent.mkdir(exist_ok=True)
     options = ["--variant=minbase", "--force-check-gpg", f"--include={_PACKAGES}"]
     _run(["debootstrap", *options, _SUITE, str(folder)])
     _run(["chroot", str(folder), "apt-get", "clean"])
-    # whole or not at all: a run that is ended here must not leave half of it to the next
+    # renamed when complete: an interrupted run must not leave half an archive to the next one
     half = archive.with_suffix(".half")
     _run(
         [
@@ -100,15 +100,15 @@ def make_archive(archive: Path, folder: Path) -> None:
 
 
 def pip_mounts(folder: Path) -> list[str]:
-    """Return what a build mounts so that its pip reaches the package index as the pip of this machine does.
+    """Return the mounts that give a build's pip the same package index as this machine's pip.
 
-    That is pip's own configuration, its variables included, and the files that it names.
+    They are pip's configuration, with that of its variables, and the files that it names.
     """
     listed = _run([sys.executable, "-m", "pip", "config", "list"])
     found: dict[str, str] = {}
     for line in listed.splitlines():
         name, _, value = line.partition("=")
-        # `global.cert` of a file, `:env:.cert` of a variable, which comes first in the list and counts more
+        # `global.cert` is from a file, `:env:.cert` from a variable, which is listed first and takes precedence
         found.setdefault(name.rpartition(".")[2], value.strip("'\""))
     mounts = []
     for value in found.values():

@@ -1,4 +1,4 @@
-"""A Dockerfile's last stage, as far as it says how a container of the image starts."""
+"""Read how a container of an image starts, from the last stage of its Dockerfile."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOCKERFILES = sorted(DEPLOY.glob("*.Dockerfile"))
 
 @dataclass
 class Image:
-    """How a container starts; ``Image.built_by`` reads it."""
+    """How a container starts."""
 
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)

@@ -1,7 +1,6 @@
-"""The services of compose.yaml as processes of this machine: their own commands, their own environment.
+"""Run the services of compose.yaml as processes of this machine, with their commands and their environment.
 
-What a network of containers has elsewhere is put in its place: host names become the loopback interface, ports free
-ones, and paths folders of the test.
+Host names are replaced by the loopback interface, ports by free ones, and paths by folders of the test.
 """
 
 from __future__ import annotations
@@ -22,59 +21,59 @@ from tests.conftest import until
 from tests.deploy.composition import Service, services
 from tests.deploy.dockerfiles import DEPLOY
 from tests.support.machines import free_ports
-from tests.support.scraping import asked
+from tests.support.scraping import http_get
 
 from latentfarm.local.redis_server import find_redis
 
 #: the variables of deploy/.env
 PASSWORDS = ("REDIS_PASSWORD", "S3_SECRET_KEY", "GRAFANA_PASSWORD")
 #: longer than any `stop_grace_period`
-_END_S = 60.0
+_STOP_TIMEOUT_S = 60.0
 
 
-class Ground(Protocol):
+class Host(Protocol):
     """Where a service's processes run."""
 
     def start(self, command: list[str], environment: Mapping[str, str], *, log: Path) -> subprocess.Popen[bytes]:
-        """Start a process that stays."""
+        """Start a long-running process."""
         ...
 
     def run(self, command: list[str], environment: Mapping[str, str], stdin: str) -> subprocess.CompletedProcess[str]:
-        """Run a process to its end."""
+        """Run a process until it ends."""
         ...
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Ask a process that stays to end."""
+        """Send a long-running process the stop signal."""
         ...
 
 
-class Here:
-    """This machine, with folders of the test in the place of a container's."""
+class ThisMachine:
+    """This machine, with folders of the test in place of a container's."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        # where the packages of this Python are, then Redis, then what sh needs
+        # the packages of this Python, then Redis, then the commands that sh needs
         path = [str(Path(sys.executable).parent), str(Path(find_redis()).parent), "/usr/bin", "/bin"]
         self._paths = {
             "/opt/latentfarm/healthcheck.py": str(DEPLOY / "healthcheck.py"),
             "/opt/latentfarm/bin:$PATH": os.pathsep.join(path),
             "/var/cache/latentfarm": os.environ["LATENTFARM_CACHE_DIR"],
             "/work": str(folder),
-            "/data": str(folder / "pictures"),
+            "/data": str(folder / "data"),
         }
         self._path = {"PATH": self._paths["/opt/latentfarm/bin:$PATH"]}
-        # the volume that is mounted there makes the bucket
-        (folder / "pictures" / "latentfarm").mkdir(parents=True)
+        # the mount point of the volume is the bucket
+        (folder / "data" / "latentfarm").mkdir(parents=True)
 
-    def _here(self, text: str) -> str:
-        # in one pass: what was put in may look like a path of a container too
-        there = "|".join(map(re.escape, self._paths))
-        return re.sub(there, lambda found: self._paths[found[0]], text)
+    def _local(self, text: str) -> str:
+        # in one pass: a replacement may look like a path of a container too
+        paths = "|".join(map(re.escape, self._paths))
+        return re.sub(paths, lambda found: self._paths[found[0]], text)
 
     def _arguments(self, command: list[str], environment: Mapping[str, str]) -> dict[str, object]:
         return {
-            "args": [self._here(word) for word in command],
-            "env": self._path | {name: self._here(value) for name, value in environment.items()},
+            "args": [self._local(word) for word in command],
+            "env": self._path | {name: self._local(value) for name, value in environment.items()},
             "cwd": self.folder,
         }
 
@@ -93,10 +92,10 @@ class Here:
 
 @dataclass
 class Running:
-    """A container, so to speak: what was started for a service."""
+    """The process of a service, in place of a container."""
 
     service: Service
-    ground: Ground
+    host: Host
     process: subprocess.Popen[bytes]
     environment: Mapping[str, str]
     health: list[str]
@@ -104,14 +103,13 @@ class Running:
 
     @property
     def metrics_address(self) -> str:
-        """Where it tells of itself."""
         return self.environment["LATENTFARM_METRICS_ADDRESS"]
 
     def ready(self) -> bool:
-        """Whether its probe says so; while it is being started nobody answers."""
+        """Return whether /readyz returns 200; a starting process refuses the connection."""
         self.require_alive()
         try:
-            return asked(self.metrics_address, "/readyz")[0] == 200
+            return http_get(self.metrics_address, "/readyz")[0] == 200
         except ConnectionRefusedError:
             return False
 
@@ -122,25 +120,25 @@ class Running:
     def healthy(self) -> bool:
         """Run its health check once."""
         self.require_alive()
-        return self.ground.run(self.health, self.environment, "").returncode == 0
+        return self.host.run(self.health, self.environment, "").returncode == 0
 
 
 class Stand:
-    """Runs services of compose.yaml; a context manager that ends them as `docker compose stop` does.
+    """Runs services of compose.yaml. A context manager that kills what still runs.
 
-    ``grounds`` says where the processes of a service run, by the name of its image; this machine is what is not there.
+    ``hosts`` are where the processes of a service run, by the name of its image [default: this machine].
     """
 
-    def __init__(self, folder: Path, grounds: Mapping[str, Ground] | None = None) -> None:
+    def __init__(self, folder: Path, hosts: Mapping[str, Host] | None = None) -> None:
         self.folder = folder
-        # what `make deploy/.env` writes
+        # `make deploy/.env` writes such passwords
         self._passwords = {name: secrets.token_hex(24) for name in PASSWORDS}
         self.services = services(self._passwords)
-        self._grounds = grounds or {}
-        self._here = Here(folder)
+        self._hosts = hosts or {}
+        self._this_machine = ThisMachine(folder)
         redis, s3 = free_ports(2)
         self._addresses = {
-            # the image's listens to the network of the containers
+            # in its image Redis listens in the network of the containers
             "port 6379\n": f"port {redis}\nbind 127.0.0.1\n",
             "redis:6379": f"127.0.0.1:{redis}",
             "6379": str(redis),
@@ -160,39 +158,39 @@ class Stand:
                 each.process.wait()
 
     def start(self, name: str) -> Running:
-        """Start a container of a service, and wait for those that it depends on."""
+        """Start a service. Those that it depends on must be healthy first."""
         service = self.services[name]
-        for needed, how in service.told.get("depends_on", {}).items():
+        for needed, how in service.config.get("depends_on", {}).items():
             assert how == {"condition": "service_healthy"}
             self._require_healthy(needed)
         environment = self._environment(service)
         command = [self._translated(word) for word in service.command]
-        ground = self._ground(service)
+        host = self._host(service)
         log = self.folder / f"{name}-{len(self._running)}.log"
-        process = ground.start(command, environment, log=log)
+        process = host.start(command, environment, log=log)
         health = [self._translated(word) for word in service.health]
-        running = Running(service, ground, process, environment, health, log)
+        running = Running(service, host, process, environment, health, log)
         self._running.append(running)
         return running
 
     def run(self, name: str, *arguments: str, stdin: str = "", **passwords: str) -> subprocess.CompletedProcess[str]:
-        """Do what `docker compose run --rm NAME ARGUMENTS` does, perhaps with another password in its `.env`."""
+        """Do what `docker compose run --rm NAME ARGUMENTS` does; ``passwords`` replace those of `.env`."""
         service = services(self._passwords | passwords)[name]
         command = [*service.image.entrypoint, *arguments]
-        return self._ground(service).run(command, self._environment(service), stdin)
+        return self._host(service).run(command, self._environment(service), stdin)
 
     def stop(self, running: Running) -> int:
         """Do what `docker compose stop` does; return the exit code."""
-        grace_s = float(running.service.told.get("stop_grace_period", "10s").removesuffix("s"))
+        grace_s = float(running.service.config.get("stop_grace_period", "10s").removesuffix("s"))
         began = time.monotonic()
-        running.ground.end(running.process)
-        code = running.process.wait(_END_S)
+        running.host.end(running.process)
+        code = running.process.wait(_STOP_TIMEOUT_S)
         took_s = time.monotonic() - began
-        assert took_s < grace_s, f"{running.service.name} would have been killed: it took {took_s:.1f} s to end"
+        assert took_s < grace_s, f"{running.service.name} would have been killed: it took {took_s:.1f} s to stop"
         return code
 
-    def _ground(self, service: Service) -> Ground:
-        return self._grounds.get(service.told["image"], self._here)
+    def _host(self, service: Service) -> Host:
+        return self._hosts.get(service.config["image"], self._this_machine)
 
     def _require_healthy(self, name: str) -> None:
         [running] = [each for each in self._running if each.service.name == name]

@@ -1,4 +1,4 @@
-"""What an overlay of deploy/kubernetes asks a cluster for, and how to look things up in it."""
+"""Render the overlays of deploy/kubernetes, and find objects in them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Overlay:
         return {each["metadata"]["name"]: each["spec"]["template"] for each in self.of("Deployment")}
 
     def environment(self, template: Object) -> dict[str, str | None]:
-        """Return what the container of a pod gets; None for what is in a secret."""
+        """Return the environment of a pod's container; None is the value of a secret."""
         [container] = template["spec"]["containers"]
         found: dict[str, str | None] = {}
         for source in container["envFrom"]:
@@ -61,7 +61,7 @@ def labels_of(thing: Object) -> dict[str, str]:
 
 
 def selects(selector: Object, template: Object) -> bool:
-    """Return whether a selector, of labels alone, is about these pods."""
+    """Return whether a selector, which has labels only, matches these pods."""
     assert set(selector) <= {"matchLabels"}
     return bool(selector.get("matchLabels", {}).items() <= labels_of(template).items())
 
@@ -71,7 +71,7 @@ def render(folder: Path) -> Overlay:
         [tools.find("kubectl"), "kustomize", folder], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    # warnings are errors: kustomize tells of what it will drop one day
+    # warnings are errors: kustomize warns of deprecated fields
     assert done.stderr == ""
     return Overlay(list(yaml.safe_load_all(done.stdout)))
 

@@ -1,4 +1,4 @@
-"""The series that workers and the exporter tell, and their labels; an acceptance test compares them with a run."""
+"""The series of workers and of the exporter, with their labels. An acceptance test compares them with a real run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORKER = {
     "latentfarm_ready": {"model"},
     "latentfarm_worker_info": {"model", "worker", "device", "dtype", "version"},
 }
-#: told where there is such a device
+#: served by workers on such a device only
 CUDA = {"latentfarm_device_memory_bytes": {"model", "kind"}}
 EXPORTER = {
     "latentfarm_ledger_up": set[str](),
@@ -34,7 +34,7 @@ EXPORTER = {
     "latentfarm_workers": {"model"},
 }
 ALL = WORKER | CUDA | EXPORTER
-#: what prometheus_client tells of any process, and Prometheus adds to any series
+#: series that prometheus_client adds for each process, and labels that Prometheus adds to each series
 OF_PROCESSES = {"process_resident_memory_bytes": set[str]()}
 TARGET = {"instance", "job"}
 
@@ -44,7 +44,7 @@ _GROUPING = re.compile(r"\b(?:by|on|group_left) *\(([^)]*)\)")
 
 
 def metrics_of(query: str) -> dict[str, set[str]]:
-    """Return the metrics that a query names, each with the labels that it is matched by."""
+    """Return the metrics of a query, each with the labels of its matchers."""
     found: dict[str, set[str]] = {}
     for name, matchers in _METRIC.findall(query):
         found.setdefault(name, set()).update(_MATCHER.findall(matchers))
@@ -52,12 +52,12 @@ def metrics_of(query: str) -> dict[str, set[str]]:
 
 
 def groupings_of(query: str) -> set[str]:
-    """Return the labels by which a query sums or joins."""
+    """Return the labels by which a query aggregates or joins."""
     return {label.strip() for labels in _GROUPING.findall(query) for label in labels.split(",")}
 
 
-def strangers_in(query: str) -> set[str]:
-    """Return the metrics and labels of a query that nobody tells."""
+def unknown_in(query: str) -> set[str]:
+    """Return the metrics and labels of a query that no process serves."""
     known = ALL | OF_PROCESSES
     named = metrics_of(query)
     metrics = set(named) - set(known)

@@ -1,4 +1,4 @@
-"""The alert rules are valid, and each is shown to fire and not to fire."""
+"""The alert rules are valid; each is tested to fire, and not to fire."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_the_alerts_fire_when_they_should_and_only_then(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["alert"]))
-def test_every_alert_is_shown_to_fire_and_to_keep_still(rule: dict[str, str]) -> None:
+def test_every_alert_has_a_case_that_fires_and_one_that_does_not(rule: dict[str, str]) -> None:
     cases = yaml.safe_load(CASES.read_text())["tests"]
     expected = [
         bool(each.get("exp_alerts"))
@@ -57,14 +57,14 @@ def test_every_alert_is_shown_to_fire_and_to_keep_still(rule: dict[str, str]) ->
 def test_the_cases_of_an_alert_fail_if_it_never_fires_or_does_not_wait(rule: dict[str, str], tmp_path: Path) -> None:
     text = ALERTS.read_text()
     before, name, after = text.partition(f"alert: {rule['alert']}\n")
-    deaf = after.replace("for: ", "for: 9", 1)
-    assert run_cases(tmp_path, before + name + deaf).returncode != 0
+    slow = after.replace("for: ", "for: 9", 1)
+    assert run_cases(tmp_path, before + name + slow).returncode != 0
     hasty = after.replace(f"for: {rule['for']}", "for: 0s", 1)
     assert run_cases(tmp_path, before + name + hasty).returncode != 0
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["alert"]))
-def test_every_alert_says_what_it_means_and_how_bad_it_is(rule: dict[str, dict[str, str]]) -> None:
+def test_every_alert_has_a_severity_a_summary_and_a_description(rule: dict[str, dict[str, str]]) -> None:
     assert rule["labels"]["severity"] in {"critical", "warning"}
     assert set(rule["annotations"]) == {"summary", "description"}
 

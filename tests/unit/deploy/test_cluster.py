@@ -1,4 +1,4 @@
-"""What the objects of an overlay say of each other: who selects whom, who may do what, who is scaled by what."""
+"""References between the objects of an overlay: selectors, permissions, network policies, scaling."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_every_model_has_a_disruption_budget_of_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_every_name_that_a_pod_asks_for_is_there(name: str) -> None:
+def test_every_name_that_a_pod_refers_to_exists(name: str) -> None:
     found = overlay(name)
     for template in found.pods().values():
         spec = template["spec"]
@@ -64,7 +64,7 @@ def test_every_name_that_a_pod_asks_for_is_there(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_pod_may_do_more_than_it_must(name: str) -> None:
+def test_every_pod_has_the_least_privileges(name: str) -> None:
     found = overlay(name)
     [namespace] = found.of("Namespace")
     assert labels_of(namespace)["pod-security.kubernetes.io/enforce"] == "restricted"
@@ -88,14 +88,14 @@ def test_no_pod_may_do_more_than_it_must(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GPU)
-def test_a_gpu_worker_asks_for_one_gpu_and_may_run_where_they_are(name: str) -> None:
+def test_a_gpu_worker_requests_one_gpu_and_tolerates_gpu_nodes(name: str) -> None:
     for worker in overlay(name).workers:
         spec = worker["spec"]["template"]["spec"]
         assert spec["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
         assert {"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"} in spec["tolerations"]
 
 
-def test_the_cpu_overlay_asks_for_no_gpu_and_downloads_nothing() -> None:
+def test_the_cpu_overlay_requests_no_gpu_and_downloads_nothing() -> None:
     found = overlay("cpu")
     for worker in found.workers:
         spec = worker["spec"]["template"]["spec"]
@@ -104,7 +104,7 @@ def test_the_cpu_overlay_asks_for_no_gpu_and_downloads_nothing() -> None:
         assert "LATENTFARM_MODEL_SOURCE" not in found.environment(worker["spec"]["template"])
 
 
-def test_a_spot_worker_runs_on_spot_nodes_only_whatever_keeps_others_away() -> None:
+def test_a_spot_worker_runs_on_spot_nodes_only_and_tolerates_their_taints() -> None:
     for worker in overlay("gpu-spot-autoscaled").workers:
         spec = worker["spec"]["template"]["spec"]
         terms = spec["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]["nodeSelectorTerms"]
@@ -120,7 +120,7 @@ def test_a_spot_worker_runs_on_spot_nodes_only_whatever_keeps_others_away() -> N
 
 
 def allowed_into(found: Overlay, template: Object) -> list[Object]:
-    """Return the rules by which anybody may reach these pods."""
+    """Return the ingress rules of these pods."""
     policies = [each["spec"] for each in found.of("NetworkPolicy")]
     return [rule for spec in policies if selects(spec["podSelector"], template) for rule in spec.get("ingress", [])]
 
@@ -131,13 +131,13 @@ def namespaces_of(rules: list[Object]) -> set[str]:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_everything_is_denied_first(name: str) -> None:
+def test_all_traffic_is_denied_by_default(name: str) -> None:
     spec = overlay(name).one("NetworkPolicy", "latentfarm-default-deny")["spec"]
     assert spec == {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_every_policy_but_the_first_is_about_some_pod_and_says_what_it_allows(name: str) -> None:
+def test_every_other_policy_selects_a_pod_and_allows_something(name: str) -> None:
     found = overlay(name)
     for policy in found.of("NetworkPolicy"):
         spec = policy["spec"]
@@ -148,7 +148,7 @@ def test_every_policy_but_the_first_is_about_some_pod_and_says_what_it_allows(na
         }
 
 
-def test_only_prometheus_and_keda_may_ask_and_only_for_metrics() -> None:
+def test_only_prometheus_and_keda_reach_pods_and_only_their_metrics() -> None:
     found = overlay("gpu-spot-autoscaled")
     exporter, worker = found.exporter["spec"]["template"], found.workers[0]["spec"]["template"]
     assert namespaces_of(allowed_into(found, exporter)) == {"monitoring", "keda"}
@@ -158,7 +158,7 @@ def test_only_prometheus_and_keda_may_ask_and_only_for_metrics() -> None:
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_without_monitoring_nobody_may_ask(name: str) -> None:
+def test_without_monitoring_no_ingress_is_allowed(name: str) -> None:
     found = overlay(name)
     for template in found.pods().values():
         assert allowed_into(found, template) == []
@@ -173,7 +173,7 @@ def scaled(name: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_autoscaled_overlays_scale_every_model_and_set_no_number_themselves(name: str) -> None:
+def test_the_autoscaled_overlays_scale_every_model_and_set_no_replicas(name: str) -> None:
     found = overlay(name)
     targets = {each["spec"]["scaleTargetRef"]["name"] for each in found.of("ScaledObject")}
     assert targets == ({each["metadata"]["name"] for each in found.workers} if name in AUTOSCALED else set())
@@ -181,22 +181,22 @@ def test_the_autoscaled_overlays_scale_every_model_and_set_no_number_themselves(
 
 
 @pytest.mark.parametrize(("found", "thing"), [case for name in AUTOSCALED for case in scaled(name)])
-def test_a_model_is_scaled_by_its_jobs_as_the_exporter_tells_them(found: Overlay, thing: Object) -> None:
+def test_a_model_is_scaled_by_its_jobs_as_the_exporter_reports_them(found: Overlay, thing: Object) -> None:
     worker = found.one("Deployment", thing["spec"]["scaleTargetRef"]["name"])
     alias = labels_of(worker)[MODEL_LABEL]
-    told = {each["name"]: each["metadata"] for each in thing["spec"]["triggers"]}
-    assert {name: metadata["valueLocation"] for name, metadata in told.items()} == {
+    triggers = {each["name"]: each["metadata"] for each in thing["spec"]["triggers"]}
+    assert {name: metadata["valueLocation"] for name, metadata in triggers.items()} == {
         state: f'latentfarm_model_jobs{{model="{alias}",state="{state}"}}' for state in ("pending", "leased")
     }
-    # leased jobs keep one worker and ask for no more
-    assert int(told["leased"]["targetValue"]) >= 1_000_000
-    assert 0 < int(told["pending"]["targetValue"]) < 10_000
+    # leased jobs keep one worker and start no more
+    assert int(triggers["leased"]["targetValue"]) >= 1_000_000
+    assert 0 < int(triggers["pending"]["targetValue"]) < 10_000
     assert thing["spec"]["minReplicaCount"] == 0 < thing["spec"]["maxReplicaCount"]
     assert {each["type"] for each in thing["spec"]["triggers"]} == {"metrics-api"}
 
 
 @pytest.mark.parametrize(("found", "thing"), [case for name in AUTOSCALED for case in scaled(name)])
-def test_keda_asks_the_exporters_service(found: Overlay, thing: Object) -> None:
+def test_keda_queries_the_exporters_service(found: Overlay, thing: Object) -> None:
     service = found.one("Service", "latentfarm-exporter")
     [port] = service["spec"]["ports"]
     for trigger in thing["spec"]["triggers"]:
@@ -225,7 +225,7 @@ def test_the_operator_scrapes_every_worker_and_the_exporter() -> None:
     assert (endpoint["port"], endpoint["path"]) == (exporter["spec"]["ports"][0]["name"], "/metrics")
 
 
-def test_the_cluster_gets_the_alerts_and_the_dashboard_that_lie_in_monitoring() -> None:
+def test_the_cluster_has_the_alerts_and_the_dashboard_of_the_monitoring_folder() -> None:
     found = overlay("gpu-spot-autoscaled")
     [rule] = found.of("PrometheusRule")
     monitoring = REPOSITORY / "deploy" / "monitoring"
@@ -238,7 +238,7 @@ def test_the_cluster_gets_the_alerts_and_the_dashboard_that_lie_in_monitoring() 
 # -- the readme ----------------------------------------------------------------------------------------------
 
 
-def test_a_further_model_is_the_one_file_that_the_readme_shows(tmp_path: Path) -> None:
+def test_the_readmes_one_file_adds_a_model(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "deploy", tmp_path / "deploy")
     folder = tmp_path / "deploy" / "kubernetes" / "overlays" / "gpu-spot-autoscaled"
     text = (KUBERNETES / "README.md").read_text()

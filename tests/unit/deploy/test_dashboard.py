@@ -1,4 +1,4 @@
-"""The dashboard's queries can be read, and ask for nothing that nobody tells; so do the alerts and KEDA's triggers."""
+"""The queries of the dashboard, the alerts and KEDA's triggers are valid, and use existing series only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from tests.conftest import REPOSITORY
 from tests.support import tools
 from tests.unit.deploy.cluster import overlay
-from tests.unit.deploy.metrics import ALL, groupings_of, metrics_of, strangers_in
+from tests.unit.deploy.metrics import ALL, groupings_of, metrics_of, unknown_in
 
 pytestmark = pytest.mark.unit
 
@@ -28,8 +28,8 @@ QUERIES = [
 VARIABLES = {each["name"]: each for each in DASHBOARD["templating"]["list"]}
 
 
-def test_every_query_can_be_read_by_prometheus(tmp_path: Path) -> None:
-    """As rules, for promtool reads no lone query: what Grafana puts in is put in."""
+def test_every_query_is_valid_promql(tmp_path: Path) -> None:
+    # as rules, because promtool checks no single query; with Grafana's variables replaced
     queries = [query.values[0] for query in QUERIES]
     rules = [
         {"record": f"query_{n}", "expr": re.sub(r"\$__rate_interval", "1m", str(query))}
@@ -44,9 +44,9 @@ def test_every_query_can_be_read_by_prometheus(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_a_panel_asks_for_what_is_told(query: str) -> None:
+def test_a_panel_queries_existing_series(query: str) -> None:
     assert metrics_of(query)
-    assert strangers_in(query) == set()
+    assert unknown_in(query) == set()
 
 
 @pytest.mark.parametrize(
@@ -54,14 +54,14 @@ def test_a_panel_asks_for_what_is_told(query: str) -> None:
     yaml.safe_load((MONITORING / "alerts.yaml").read_text())["groups"][0]["rules"],
     ids=lambda r: str(r["alert"]),
 )
-def test_an_alert_asks_for_what_is_told(rule: dict[str, Any]) -> None:
+def test_an_alert_queries_existing_series(rule: dict[str, Any]) -> None:
     assert metrics_of(rule["expr"])
-    assert strangers_in(rule["expr"]) == set()
-    told = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
-    assert told <= groupings_of(rule["expr"])
+    assert unknown_in(rule["expr"]) == set()
+    named = set(re.findall(r"\$labels\.(\w+)", rule["annotations"]["summary"]))
+    assert named <= groupings_of(rule["expr"])
 
 
-def test_keda_asks_for_what_is_told() -> None:
+def test_keda_queries_existing_series() -> None:
     for thing in overlay("gpu-spot-autoscaled").of("ScaledObject"):
         for trigger in thing["spec"]["triggers"]:
             query = trigger["metadata"]["valueLocation"]
@@ -70,42 +70,42 @@ def test_keda_asks_for_what_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "stranger"),
+    ("query", "unknown"),
     [
         ("rate(latentfarm_image_total[1m])", "latentfarm_image_total"),
         ('latentfarm_slots{modle="x"}', "latentfarm_slots{modle}"),
         ("sum by (batch) (latentfarm_slots)", "batch"),
     ],
 )
-def test_a_wrong_name_is_seen(query: str, stranger: str) -> None:
-    assert strangers_in(query) == {stranger}
+def test_an_unknown_name_is_detected(query: str, unknown: str) -> None:
+    assert unknown_in(query) == {unknown}
 
 
-def test_every_metric_but_the_histograms_parts_is_shown_somewhere() -> None:
+def test_every_metric_is_shown_except_parts_of_the_histogram() -> None:
     shown = {name for query in QUERIES for name in metrics_of(str(query.values[0]))}
     assert set(ALL) - shown == {"latentfarm_stage_seconds_sum", "latentfarm_stage_seconds_count"}
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
-def test_a_legend_names_only_labels_that_its_query_leaves(panel: dict[str, Any]) -> None:
+def test_a_legend_names_only_labels_of_its_query(panel: dict[str, Any]) -> None:
     for target in panel["targets"]:
         assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= groupings_of(target["expr"])
 
 
 @pytest.mark.parametrize("panel", PANELS, ids=lambda panel: str(panel["title"]))
-def test_every_panel_takes_its_data_from_the_chosen_prometheus(panel: dict[str, Any]) -> None:
+def test_every_panel_uses_the_selected_datasource(panel: dict[str, Any]) -> None:
     assert {each["datasource"]["uid"] for each in [panel, *panel["targets"]]} == {"${datasource}"}
 
 
-def test_the_variables_of_queries_are_the_dashboards() -> None:
+def test_queries_use_the_variables_of_the_dashboard() -> None:
     text = json.dumps(DASHBOARD)
     used = set(re.findall(r"\$\{?([a-z_]+)\}?", text)) - {"__rate_interval", "__all"}
     assert used == set(VARIABLES) == {"datasource", "model", "batch"}
     for name in ("model", "batch"):
-        assert strangers_in(VARIABLES[name]["definition"].removeprefix("label_values(").split(",")[0]) == set()
+        assert unknown_in(VARIABLES[name]["definition"].removeprefix("label_values(").split(",")[0]) == set()
 
 
-def test_panels_have_names_of_their_own_and_lie_beside_each_other() -> None:
+def test_panels_have_unique_titles_and_do_not_overlap() -> None:
     taken: dict[tuple[int, int], str] = {}
     titles = [panel["title"] for panel in PANELS]
     assert len(titles) == len(set(titles)) > 15

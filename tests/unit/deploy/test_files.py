@@ -1,4 +1,4 @@
-"""The files of deploy/, held against the tools that know their kind and against the settings that they name."""
+"""The files of deploy/ are valid for the tools of their kind, and name existing settings and commands."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.unit
 OURS = ("worker", "producer", "exporter")
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 BUILT = services()
-#: what others read: Hugging Face's libraries, OpenMP, Python, pip, the shell
+#: read by Hugging Face's libraries, OpenMP, Python, pip and the shell
 OTHERS = {"HF_HOME", "HF_TOKEN", "HOME", "OMP_NUM_THREADS", "PATH", "PYTHONUNBUFFERED"}
 
 
@@ -40,7 +40,7 @@ DOCKER_COMPOSE = shutil.which("docker") is not None and run("docker", "compose",
 
 
 def tool(name: str) -> str:
-    """Return a program that the extra `dev` brings."""
+    """Return a program of the extra `dev`."""
     return str(Path(sys.executable).with_name(name))
 
 
@@ -64,7 +64,7 @@ def seconds(text: str) -> float:
 def composed(*files: str, profile: str) -> dict[str, Any]:
     """Return the services that `docker compose up` would start."""
     named = [text for file in files for text in ("-f", file)]
-    # without a file of passwords that may lie there
+    # without a file of passwords, which may exist
     shown = run(
         "docker", "compose", "--env-file", os.devnull, *named, "--profile", profile, "config", "--format", "json"
     )
@@ -75,12 +75,12 @@ def composed(*files: str, profile: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("file", DOCKERFILES, ids=lambda file: file.name)
-def test_hadolint_has_nothing_to_say_of_a_dockerfile(file: Path) -> None:
+def test_hadolint_accepts_a_dockerfile(file: Path) -> None:
     linted = run(tool("hadolint"), str(file))
     assert (linted.returncode, linted.stdout) == (0, "")
 
 
-def test_actionlint_has_nothing_to_say_of_the_workflow() -> None:
+def test_actionlint_accepts_the_workflow() -> None:
     linted = run(tool("actionlint"), "-no-color")
     assert (linted.returncode, linted.stdout) == (0, "")
 
@@ -92,33 +92,33 @@ def test_actionlint_has_nothing_to_say_of_the_workflow() -> None:
         ("github-workflows", [".github/workflows/ci.yml"]),
     ],
 )
-def test_the_files_keep_to_the_published_schema_of_their_kind(schema: str, files: list[str]) -> None:
+def test_the_files_conform_to_the_published_schema(schema: str, files: list[str]) -> None:
     checked = run(tool("check-jsonschema"), "--builtin-schema", f"vendor.{schema}", *files)
     assert checked.returncode == 0, checked.stdout
 
 
 @pytest.mark.skipif(not DOCKER_COMPOSE, reason="no docker compose here")
-def test_docker_compose_itself_reads_the_file_as_the_tests_do() -> None:
-    told = composed("deploy/compose.yaml", profile="cpu")
-    assert set(BUILT) - set(told) == {"producer"}
-    for name, service in told.items():
-        assert service.get("environment", {}) == BUILT[name].told.get("environment", {})
+def test_docker_compose_reads_the_file_as_the_tests_do() -> None:
+    config = composed("deploy/compose.yaml", profile="cpu")
+    assert set(BUILT) - set(config) == {"producer"}
+    for name, service in config.items():
+        assert service.get("environment", {}) == BUILT[name].config.get("environment", {})
         words = [*(service.get("entrypoint") or []), *(service.get("command") or [])]
         assert [word.replace("$$", "$") for word in words] == [
-            *BUILT[name].told.get("entrypoint", []),
-            *BUILT[name].told.get("command", []),
+            *BUILT[name].config.get("entrypoint", []),
+            *BUILT[name].config.get("command", []),
         ]
 
 
 @pytest.mark.skipif(not DOCKER_COMPOSE, reason="no docker compose here")
 def test_the_gpu_file_gives_the_same_worker_every_gpu_and_prometheus_another_file() -> None:
     plain = composed("deploy/compose.yaml", profile="cpu")
-    told = composed("deploy/compose.yaml", "deploy/compose.gpu.yaml", profile="gpu")
-    assert told.keys() == plain.keys()
-    [gpus] = told["worker"]["deploy"]["resources"]["reservations"]["devices"]
+    config = composed("deploy/compose.yaml", "deploy/compose.gpu.yaml", profile="gpu")
+    assert config.keys() == plain.keys()
+    [gpus] = config["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert gpus == {"capabilities": ["gpu"], "driver": "nvidia", "count": -1}
-    assert told["worker"]["environment"] == {**plain["worker"]["environment"], "LATENTFARM_DEVICES": "all"}
-    mounted = {each["target"]: each["source"] for each in told["prometheus"]["volumes"]}
+    assert config["worker"]["environment"] == {**plain["worker"]["environment"], "LATENTFARM_DEVICES": "all"}
+    mounted = {each["target"]: each["source"] for each in config["prometheus"]["volumes"]}
     assert mounted["/etc/prometheus/prometheus.yaml"] == str(DEPLOY / "monitoring" / "prometheus.gpu.yaml")
 
 
@@ -128,25 +128,25 @@ def test_every_variable_of_our_services_and_images_is_a_setting(name: str) -> No
 
 
 def test_every_variable_of_the_gpu_file_and_of_systemd_is_a_setting() -> None:
-    told = set(read(DEPLOY / "compose.gpu.yaml")["services"]["worker"]["environment"])
+    config = set(read(DEPLOY / "compose.gpu.yaml")["services"]["worker"]["environment"])
     for file in UNITS:
-        told |= set(unit_variables(file))
-    told |= set(re.findall(r"^(\w+)=", (DEPLOY / "systemd" / "farm.env").read_text(), re.MULTILINE))
-    assert told
-    assert told - known_variables() == set()
+        config |= set(unit_variables(file))
+    config |= set(re.findall(r"^(\w+)=", (DEPLOY / "systemd" / "farm.env").read_text(), re.MULTILINE))
+    assert config
+    assert config - known_variables() == set()
 
 
 @pytest.mark.parametrize("name", OURS)
-def test_the_settings_of_a_service_are_ones_that_a_farm_starts_with(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_farm_starts_with_the_settings_of_a_service(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for variable, value in BUILT[name].environment.items():
         monkeypatch.setenv(variable, value)
     settings = Settings.load().require()
     assert (settings.bucket, settings.model, settings.model_source) == ("latentfarm", "mini", "")
-    # the volume is mounted as a folder of what the store serves, which makes it the bucket
-    assert BUILT["s3"].told["volumes"] == [f"pictures:/data/{settings.bucket}"]
+    # the volume is mounted in the folder that the store serves, so it is the bucket
+    assert BUILT["s3"].config["volumes"] == [f"bucket:/data/{settings.bucket}"]
 
 
-def test_both_images_run_without_any_right_and_are_asked_for_their_health() -> None:
+def test_both_images_run_unprivileged_and_have_a_health_check() -> None:
     for file in DOCKERFILES:
         image = Image.built_by(file)
         assert image.user == "10001:10001"
@@ -156,25 +156,25 @@ def test_both_images_run_without_any_right_and_are_asked_for_their_health() -> N
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_every_container_is_locked_down_and_none_listens_beyond_this_machine(name: str) -> None:
-    told = BUILT[name].told
-    assert told["read_only"] is True
-    assert told["cap_drop"] == ["ALL"]
-    assert told["security_opt"] == ["no-new-privileges:true"]
-    assert not [port for port in told.get("ports", []) if not port.startswith("127.0.0.1:")]
-    assert not {"privileged", "network_mode", "pid", "ipc", "cap_add", "devices"} & set(told)
+def test_every_container_is_unprivileged_and_publishes_ports_on_loopback_only(name: str) -> None:
+    config = BUILT[name].config
+    assert config["read_only"] is True
+    assert config["cap_drop"] == ["ALL"]
+    assert config["security_opt"] == ["no-new-privileges:true"]
+    assert not [port for port in config.get("ports", []) if not port.startswith("127.0.0.1:")]
+    assert not {"privileged", "network_mode", "pid", "ipc", "cap_add", "devices"} & set(config)
 
 
 @pytest.mark.parametrize("name", BUILT)
-def test_an_image_that_others_make_has_a_version_and_one_of_ours_is_built(name: str) -> None:
-    told = BUILT[name].told
+def test_foreign_images_have_a_version_and_ours_are_built(name: str) -> None:
+    config = BUILT[name].config
     if name in OURS:
-        assert told["image"] == f"latentfarm/{'worker' if name == 'worker' else 'producer'}"
+        assert config["image"] == f"latentfarm/{'worker' if name == 'worker' else 'producer'}"
     else:
-        assert re.search(r":v?\d+\.\d+\.\d+(-\w+)?$", told["image"])
+        assert re.search(r":v?\d+\.\d+\.\d+(-\w+)?$", config["image"])
 
 
-def test_every_file_that_is_mounted_is_there() -> None:
+def test_every_mounted_file_exists() -> None:
     mounted = [
         volume.split(":")[0]
         for file in (COMPOSE, DEPLOY / "compose.gpu.yaml")
@@ -186,42 +186,42 @@ def test_every_file_that_is_mounted_is_there() -> None:
     assert [path for path in mounted if not (DEPLOY / path).is_file()] == []
 
 
-def test_the_password_file_that_make_writes_has_the_passwords_that_compose_asks_for() -> None:
-    asked = set(re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)", COMPOSE.read_text()))
-    assert asked == set(PASSWORDS)
+def test_make_writes_all_passwords_that_compose_needs() -> None:
+    needed = set(re.findall(r"\$\{(\w*(?:PASSWORD|SECRET)\w*)", COMPOSE.read_text()))
+    assert needed == set(PASSWORDS)
     makefile = (REPOSITORY / "Makefile").read_text()
-    assert [name for name in asked if name not in makefile] == []
+    assert [name for name in needed if name not in makefile] == []
 
 
-def test_no_deadline_ends_a_worker_before_it_has_given_its_jobs_back() -> None:
-    drain_s = Settings.model_fields["shutdown_timeout_s"].default
+def test_no_deadline_kills_a_worker_before_it_has_released_its_jobs() -> None:
+    shutdown_s = Settings.model_fields["shutdown_timeout_s"].default
     from latentfarm.local.farm import worker_exit_s
 
     needed_s = worker_exit_s(Settings())
-    assert needed_s > drain_s
-    assert seconds(BUILT["worker"].told["stop_grace_period"]) > needed_s
+    assert needed_s > shutdown_s
+    assert seconds(BUILT["worker"].config["stop_grace_period"]) > needed_s
     unit = (DEPLOY / "systemd" / "latentfarm-worker.service").read_text()
     [found] = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
     assert float(found) > needed_s
 
 
-def test_prometheus_asks_where_the_services_serve() -> None:
+def test_prometheus_scrapes_the_ports_of_the_services() -> None:
     served = {name: BUILT[name].environment.get("LATENTFARM_METRICS_ADDRESS", "") for name in OURS}
     ports = {name: address.rpartition(":")[2] for name, address in served.items()}
     plain, gpu = (scrapes(DEPLOY / "monitoring" / name) for name in ("prometheus.yaml", "prometheus.gpu.yaml"))
     assert plain["latentfarm-exporter"]["static_configs"] == [{"targets": [f"exporter:{ports['exporter']}"]}]
-    [asked] = plain["latentfarm-worker"]["dns_sd_configs"]
-    assert (asked["names"], str(asked["port"])) == (["worker"], ports["worker"])
-    # the same but for the further workers of a host with several GPUs
+    [needed] = plain["latentfarm-worker"]["dns_sd_configs"]
+    assert (needed["names"], str(needed["port"])) == (["worker"], ports["worker"])
+    # the only difference: one port for each GPU of a host
     first = int(ports["worker"])
-    assert gpu.pop("latentfarm-worker")["dns_sd_configs"] == [{**asked, "port": first + n} for n in range(8)]
+    assert gpu.pop("latentfarm-worker")["dns_sd_configs"] == [{**needed, "port": first + n} for n in range(8)]
     del plain["latentfarm-worker"]
     assert gpu == plain
 
 
 @pytest.mark.parametrize("name", ["prometheus.yaml", "prometheus.gpu.yaml"])
-def test_prometheus_understands_its_configuration(name: str) -> None:
-    # the rules lie where the container has them
+def test_promtool_accepts_the_configuration_of_prometheus(name: str) -> None:
+    # syntax only: the path of the rules is that of the container
     checked = run(tools.find("promtool"), "check", "config", "--syntax-only", f"deploy/monitoring/{name}")
     assert checked.returncode == 0, checked.stderr
 
@@ -232,8 +232,8 @@ def scrapes(file: Path) -> dict[str, dict[str, Any]]:
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd here")
 @pytest.mark.parametrize("file", UNITS, ids=lambda file: file.name)
-def test_systemd_understands_a_unit_and_finds_it_well_shut_off(file: Path, tmp_path: Path) -> None:
-    # it wants the program to be there
+def test_systemd_accepts_a_unit_and_its_sandbox(file: Path, tmp_path: Path) -> None:
+    # the program must exist
     here = tmp_path / file.name
     here.write_text(file.read_text().replace("/opt/latentfarm/bin/latentfarm", tool("latentfarm")))
     checked = run("systemd-analyze", "verify", str(here))
@@ -242,14 +242,14 @@ def test_systemd_understands_a_unit_and_finds_it_well_shut_off(file: Path, tmp_p
     assert judged.returncode == 0, judged.stdout
 
 
-def test_the_health_check_passes_where_nothing_is_served_and_fails_where_nobody_answers() -> None:
+def test_the_health_check_passes_without_an_address_and_fails_without_an_answer() -> None:
     check = str(DEPLOY / "healthcheck.py")
     assert run(sys.executable, check, LATENTFARM_METRICS_ADDRESS="").returncode == 0
-    # port 1 is nobody's
+    # no process listens at port 1
     assert run(sys.executable, check, LATENTFARM_METRICS_ADDRESS="0.0.0.0:1").returncode == 1
 
 
-def test_every_command_that_starts_something_is_one_of_ours() -> None:
+def test_every_started_command_exists() -> None:
     from typer.main import get_command
 
     from latentfarm.cli import app

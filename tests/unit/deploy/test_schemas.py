@@ -1,4 +1,4 @@
-"""Every object of every overlay is what the cluster's and the operators' schemas allow, and nothing else."""
+"""Every object of every overlay conforms to the schemas of Kubernetes and of the operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.unit.deploy.cluster import OVERLAYS, Object, custom_schema, overlay
 
 pytestmark = pytest.mark.unit
 
-#: the oldest that has all we use, and the newest there is a schema of
+#: the oldest version with all features in use, and the newest one with a schema
 VERSIONS = ("1.27", "1.37")
 FULL = "gpu-spot-autoscaled"
 
@@ -34,14 +34,14 @@ def test_every_object_is_valid(name: str, version: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["Deployment", "NetworkPolicy", "PodDisruptionBudget", "ScaledObject", "PodMonitor"])
-def test_a_misspelt_field_is_seen(kind: str) -> None:
+def test_a_misspelt_field_is_detected(kind: str) -> None:
     thing = deepcopy(overlay(FULL).of(kind)[0])
     thing["spec"]["misspelt"] = 1
     with pytest.raises(jsonschema.ValidationError, match="misspelt"):
         check(thing, VERSIONS[-1])
 
 
-def test_a_field_misspelt_within_a_container_is_seen() -> None:
+def test_a_misspelt_field_of_a_container_is_detected() -> None:
     thing = deepcopy(overlay(FULL).workers[0])
     thing["spec"]["template"]["spec"]["containers"][0]["livenessprobe"] = {}
     with pytest.raises(jsonschema.ValidationError, match="livenessprobe"):
@@ -49,13 +49,13 @@ def test_a_field_misspelt_within_a_container_is_seen() -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_everything_lies_in_the_one_namespace(name: str) -> None:
+def test_all_objects_are_in_one_namespace(name: str) -> None:
     objects = overlay(name).objects
     [namespace] = [each["metadata"]["name"] for each in objects if each["kind"] == "Namespace"]
     assert {each["metadata"].get("namespace") for each in objects if each["kind"] != "Namespace"} == {namespace}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_no_two_objects_have_one_name(name: str) -> None:
+def test_object_names_are_unique(name: str) -> None:
     names = [(each["kind"], each["metadata"]["name"]) for each in overlay(name).objects]
     assert len(names) == len(set(names))

@@ -1,4 +1,4 @@
-"""What the manifests tell the code is what the code understands: commands, variables, ports, deadlines."""
+"""The manifests use existing commands, variables and ports, and deadlines in the right order."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ pytestmark = pytest.mark.unit
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 OURS = {str(field.validation_alias or f"LATENTFARM_{name.upper()}") for name, field in Settings.model_fields.items()}
-#: boto3, huggingface_hub, torch and the C library read these
+#: read by boto3, huggingface_hub, torch and the C library
 OTHERS = {"AWS_DEFAULT_REGION", "HF_HOME", "HF_TOKEN", "OMP_NUM_THREADS", "HOME"}
-#: the least that a process needs to end after its own deadline
+#: seconds that a process needs to exit after its own deadline
 MARGIN_S = 10
 
 
@@ -34,7 +34,7 @@ def pods() -> list[Any]:
 
 
 def settings_of(kind: Overlay, template: Object, monkeypatch: pytest.MonkeyPatch) -> Settings:
-    """Return what a process with a pod's environment reads; secrets have made-up values."""
+    """Return the settings of a process with a pod's environment; secrets have made-up values."""
     made_up = {"LATENTFARM_REDIS_URL": "rediss://worker:secret@redis.example:6379/0"}
     for name, value in kind.environment(template).items():
         monkeypatch.setenv(name, value if value is not None else made_up.get(name, "secret"))
@@ -47,12 +47,12 @@ def probe_s(container: Object, probe: str) -> int:
 
 
 @pytest.mark.parametrize(("kind", "template"), pods())
-def test_every_variable_is_one_that_somebody_reads(kind: Overlay, template: Object) -> None:
+def test_every_variable_is_a_known_one(kind: Overlay, template: Object) -> None:
     assert set(kind.environment(template)) - OURS - OTHERS == set()
 
 
 @pytest.mark.parametrize(("kind", "template"), pods())
-def test_the_command_and_its_options_are_ours(kind: Overlay, template: Object) -> None:
+def test_the_command_and_its_options_exist(kind: Overlay, template: Object) -> None:
     del kind
     [container] = template["spec"]["containers"]
     # the images' entrypoint is `latentfarm`
@@ -63,7 +63,7 @@ def test_the_command_and_its_options_are_ours(kind: Overlay, template: Object) -
 
 
 @pytest.mark.parametrize(("kind", "template"), pods())
-def test_the_port_of_the_probes_is_the_one_that_is_served(
+def test_the_probes_use_the_port_of_the_metrics(
     kind: Overlay, template: Object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [container] = template["spec"]["containers"]
@@ -78,7 +78,7 @@ def test_the_port_of_the_probes_is_the_one_that_is_served(
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_every_worker_serves_the_model_that_it_is_labelled_with(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_worker_serves_the_model_of_its_label(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = overlay(name)
     aliases = []
     for worker in found.workers:
@@ -95,7 +95,7 @@ def test_every_worker_serves_the_model_that_it_is_labelled_with(name: str, monke
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_worker_has_the_time_that_it_takes_to_end(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_has_enough_time_to_stop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = overlay(name)
     for worker in found.workers:
         pod = worker["spec"]["template"]
@@ -104,7 +104,7 @@ def test_a_worker_has_the_time_that_it_takes_to_end(name: str, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_the_supervisor_comes_before_the_kubelet_and_the_kubelet_before_the_rollout(
+def test_the_stall_timeout_is_shorter_than_the_liveness_probe_and_the_startup_probe_than_the_rollout(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = overlay(name)
@@ -117,7 +117,7 @@ def test_the_supervisor_comes_before_the_kubelet_and_the_kubelet_before_the_roll
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_what_a_worker_writes_goes_to_a_volume(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_writes_to_volumes_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = overlay(name)
     for worker in found.workers:
         pod = worker["spec"]["template"]
@@ -143,7 +143,7 @@ def test_every_image_has_the_tag_of_this_version(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_worker_may_reach_what_it_is_told_of(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_reaches_its_redis_and_its_store(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = overlay(name)
     [policy] = [each for each in found.of("NetworkPolicy") if each["metadata"]["name"] == "latentfarm-worker"]
     [egress] = policy["spec"]["egress"]
@@ -156,11 +156,9 @@ def test_a_worker_may_reach_what_it_is_told_of(name: str, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_notices_of_spot_instances_are_reachable_where_they_are_looked_for_and_nowhere_else(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_spot_workers_reach_the_instance_metadata_service(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = overlay(name)
-    looked_for = {settings_of(found, each["spec"]["template"], monkeypatch).spot_provider for each in found.workers}
+    providers = {settings_of(found, each["spec"]["template"], monkeypatch).spot_provider for each in found.workers}
     place = urlsplit(Settings.model_fields["metadata_url"].default)
     reachable = [
         (peer["ipBlock"]["cidr"], rule["ports"])
@@ -170,22 +168,22 @@ def test_notices_of_spot_instances_are_reachable_where_they_are_looked_for_and_n
         if "ipBlock" in peer
     ]
     expected = [(f"{place.hostname}/32", [{"protocol": "TCP", "port": place.port or 80}])]
-    assert reachable == (expected if looked_for == {"aws"} else [])
-    assert looked_for == ({"aws"} if "spot" in name else {""})
+    assert reachable == (expected if providers == {"aws"} else [])
+    assert providers == ({"aws"} if "spot" in name else {""})
 
 
-def test_the_readme_creates_every_secret_that_is_asked_for() -> None:
+def test_the_readme_creates_every_secret_that_a_pod_needs() -> None:
     text = (REPOSITORY / "deploy" / "kubernetes" / "README.md").read_text()
-    asked = {
+    needed = {
         (each["valueFrom"]["secretKeyRef"]["name"], each["valueFrom"]["secretKeyRef"]["key"])
         for name in OVERLAYS
         for template in overlay(name).pods().values()
         for each in template["spec"]["containers"][0]["env"]
         if "valueFrom" in each
     }
-    assert len(asked) == 6
-    for secret, key in asked:
+    assert len(needed) == 6
+    for secret, key in needed:
         assert f"create secret generic {secret} " in text
         assert key in text
-    # the secrets themselves are nowhere
+    # no secret is in the repository
     assert not [each for name in OVERLAYS for each in overlay(name).of("Secret")]
