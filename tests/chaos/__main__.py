@@ -18,16 +18,16 @@ from tests.chaos.stores import StoreKind
 def main() -> int:
     """Run; return 1 where an invariant does not hold."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
-    parser.add_argument("--minutes", type=float, default=3.0, help="how long faults are laid")
-    parser.add_argument("--seed", type=int, help="of the schedule; random if left open")
+    parser.add_argument("--minutes", type=float, default=3.0, help="how long faults are injected [default: 3]")
+    parser.add_argument("--seed", type=int, help="seed of the schedule [default: random]")
     parser.add_argument("--store", choices=get_args(StoreKind), default="rclone", help="the S3 server")
-    parser.add_argument("--folder", type=Path, help="what the run leaves behind; a new one below ./out if left open")
+    parser.add_argument("--folder", type=Path, help="output folder [default: a new one below ./out]")
     parser.add_argument("--no-stock", action="store_true", help="leave the stock Celery control out")
     parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/reliability.md")
     args = parser.parse_args()
     seed = secrets.randbelow(10**6) if args.seed is None else args.seed
     folder = (args.folder or Path("out") / f"chaos-{time.strftime('%Y%m%d-%H%M%S')}").resolve()
-    print(f"seed {seed}, store {args.store}, {args.minutes:g} minutes; everything lies in {folder}", flush=True)
+    print(f"seed {seed}, store {args.store}, {args.minutes:g} minutes; everything is in {folder}", flush=True)
     farm = run_farm(folder / "farm", seed=seed, duration_s=60 * args.minutes, store=args.store)
     for violation in farm.violations:
         print(f"VIOLATED (seed {seed}, store {args.store}): {violation}", flush=True)
@@ -38,7 +38,7 @@ def main() -> int:
     held = (
         "every invariant holds" if not farm.violations else f"{len(farm.violations)} invariants do not hold, see above"
     )
-    print(f"seed {seed}, store {args.store}: {held}; everything lies in {folder}", flush=True)
+    print(f"seed {seed}, store {args.store}: {held}; everything is in {folder}", flush=True)
     return int(bool(farm.violations))
 
 

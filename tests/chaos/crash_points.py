@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.chaos import fake_worker
 
-from latentfarm.ledger import Ledger
+from latentfarm.ledger import Lease, Ledger
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.images.receipt import ImageFileEncoder
@@ -32,8 +32,8 @@ def _key_has(part: str) -> When:
 
 
 def _renders(engine: Engine) -> bool:
-    # the picture with which a worker warms up is nobody's
-    return any(not name.startswith("warm-up/") for name in engine.calls_left())
+    # the warm-up's image has no lease as its handle
+    return any(isinstance(handle, Lease) for handle, _ in engine.remaining())
 
 
 def _closes(*_: Any, **options: Any) -> bool:

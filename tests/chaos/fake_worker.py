@@ -1,4 +1,4 @@
-"""The real worker, with a family of models that draws a small picture of the latents in 20 ms and needs no weights."""
+"""The real worker, with a family of models that renders a small image of the latents in 20 ms and needs no weights."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.models import FAMILIES
 from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
 
-#: what stands in model_index.json
+#: _class_name in model_index.json
 PIPELINE = "ChaosPipeline"
 #: the alias that the fake workers serve
 ALIAS = "fake"
 
 
 class FakeFamily:
-    """See ``latentfarm_worker.models.base.Family``; its pictures depend on the seed only."""
+    """See ``latentfarm_worker.models.base.Family``; its images depend on the seed only."""
 
     #: seconds of one step of all rows
     step_s = 0.02
@@ -46,35 +46,30 @@ class FakeFamily:
 
     @classmethod
     def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> FakeFamily:
-        """There is nothing to load."""
         del folder
         return cls(name, device, dtype)
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
-        """Return an empty chunk."""
         del prompt, syntax
         return TokenizedPrompt(((),), count=2)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
-        """Return states of no meaning, (77, 4)."""
-        return [{"states": torch.zeros(77, 4)} for _ in prompts]
+        return [{"encoder_hidden_states": torch.zeros(77, 4)} for _ in prompts]
 
-    def size_tensors(self, width: int, height: int) -> Tensors:
-        """There is nothing to tell."""
+    def size_conditioning(self, width: int, height: int) -> Tensors:
         del width, height
         return {}
 
-    def guidance_tensors(self, scale: float) -> Tensors:
-        """There is nothing to tell."""
+    def guidance_conditioning(self, scale: float) -> Tensors:
         del scale
         return {}
 
-    def compile(self, counts: Collection[int]) -> None:
-        """There is nothing to compile."""
+    def compile(self, sizes: Collection[int]) -> None:
+        """Compile nothing."""
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
-        """Return zeros, late."""
-        del timesteps, told
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
+        """Return zeros after ``step_s``."""
+        del timesteps, conditioning
         time.sleep(self.step_s)
         return torch.zeros_like(latents)
 
@@ -89,20 +84,20 @@ class FakeFamily:
 
 
 class NoOpFamily(FakeFamily):
-    """The same without the wait."""
+    """A fake family whose steps take no time."""
 
     step_s = 0.0
 
 
 def write_model(folder: Path) -> Path:
-    """Write what makes ``load_family`` take the fake one; return the folder."""
+    """Write a folder for which ``load_family`` returns the fake family."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model_index.json").write_text(json.dumps({"_class_name": PIPELINE}))
     return folder
 
 
 def register(family: type[FakeFamily] = FakeFamily) -> None:
-    """Let ``load_family`` find the fake family."""
+    """Register the fake family for ``load_family``."""
     FAMILIES[PIPELINE] = cast("Any", family)
     torch.set_num_threads(1)
 
@@ -115,7 +110,7 @@ def run(journal: str) -> int:
 
 
 def run_no_op() -> int:
-    """Be a worker whose pictures are made and encoded, but not stored."""
+    """Be a worker whose images are rendered and encoded, but not stored."""
     register(NoOpFamily)
     put = Bucket.put
 

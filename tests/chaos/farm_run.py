@@ -29,14 +29,14 @@ from latentfarm.storage.orphans import collect_orphans
 
 CHAOS_PRELOAD = (*PRELOAD, "tests.chaos.warm")
 FAKE_WORKERS = 4
-SWEEP_S = 0.5
+HOUSEKEEPING_S = 0.5
 SLOTS = 4
-#: a recovery is calm if nothing befell Redis or the store for so long after the kill
+#: a recovery is calm if neither Redis nor the store had a fault for this long after the kill
 CALM_S = LEASE_S + 2
 _MINI_JOBS = 24
 #: another batch is submitted when fewer jobs than this wait
 _LOW_WATER = 500
-#: for the farm to finish after the faults: so long, and a share of the run
+#: time to finish after the faults: seconds, plus a share of the run
 _SETTLE_S, _SETTLE_SHARE = 90.0, 1.0
 #: how far back a kill -9 of Redis might reach: more than appendfsync everysec promises
 _FORGETS_S = 5.0
@@ -44,7 +44,7 @@ _FORGETS_S = 5.0
 
 @dataclass
 class Outcome:
-    """What a run gave."""
+    """The result of a run."""
 
     faults_seen: FaultLog
     found: Findings
@@ -63,7 +63,7 @@ class Outcome:
 
 
 def run_farm(folder: Path, *, seed: int, duration_s: float, store: StoreKind) -> Outcome:
-    """Run it; everything it did lies in the folder."""
+    """Run the farm; its files stay in the folder."""
     with ExitStack() as stack:
         (folder / "logs").mkdir(parents=True)
         (folder / "journal").mkdir()
@@ -84,8 +84,8 @@ class _FarmRun:
         self.injector = injector
         self.seed = seed
         self.farm = Farm.open(settings)
-        # a frozen Redis must not hold up the hand that thaws it
-        self.looker = Ledger(redis.Redis.from_url(settings.redis_url, socket_timeout=0.5), where="the run's Redis")
+        # a frozen Redis must not block the thread that thaws it
+        self.observer = Ledger(redis.Redis.from_url(settings.redis_url, socket_timeout=0.5), where="the run's Redis")
         self.bucket = Bucket.connect(settings)
         port = urlparse(settings.s3_endpoint_url).port
         assert port is not None
@@ -93,13 +93,13 @@ class _FarmRun:
         self.journal = injector.folder / "journal"
         self.acknowledged: list[Entry] = []
         self.forgotten: list[str] = []
-        self.seen_whole: set[str] = set()
-        self.looked_s = 0.0
+        self.checked: set[str] = set()
+        self.observed_s = 0.0
         self.violations: list[str] = []
         self._make_replicas()
         env = self._env(injector.link(seed=seed + 100).url, ALIAS)
         self.producer = Producer(injector.fork_server, injector.folder, env, seed=seed)
-        injector.stop_producer = self.producer.doom
+        injector.stop_producer = self.producer.kill_soon
         injector.before_redis_dies, injector.after_redis_is_back = self._remember, self._compare
 
     def _env(self, redis_url: str, model: str, source: str = "") -> dict[str, str]:
@@ -115,7 +115,7 @@ class _FarmRun:
         return {
             **mine.environment(),
             "LATENTFARM_LEASE_TTL_S": str(LEASE_S),
-            "LATENTFARM_HOUSEKEEPING_INTERVAL_S": str(SWEEP_S),
+            "LATENTFARM_HOUSEKEEPING_INTERVAL_S": str(HOUSEKEEPING_S),
         }
 
     def _make_replicas(self) -> None:
@@ -157,7 +157,7 @@ class _FarmRun:
             entries=entries,
             duration_s=duration_s,
             settled_s=settled_s,
-            producer_kills=self.producer.killed,
+            producer_kills=self.producer.kills,
             forgotten=self.forgotten,
             store_counts=dict(self.front.counts),
             eaten=sum(link.eaten for link in self.injector.links),
@@ -168,32 +168,32 @@ class _FarmRun:
     def _tick(self) -> None:
         self.producer.tick(self.injector.note)
         now = time.monotonic()
-        if now - self.looked_s > 1:
-            self.looked_s = now
-            self._look_for_halves()
+        if now - self.observed_s > 1:
+            self.observed_s = now
+            self._check_open_batches()
 
     def _tick_and_feed(self) -> None:
         self._tick()
         if not self.producer.busy:
             try:
-                if self.looker.count_pending(ALIAS) < _LOW_WATER:
+                if self.observer.count_pending(ALIAS) < _LOW_WATER:
                     self.producer.add(ALIAS)
             except UnavailableError:
                 pass
 
-    def _look_for_halves(self) -> None:
-        """A batch that the ledger calls open has its header and all its rows in the bucket."""
+    def _check_open_batches(self) -> None:
+        """Check that an open batch has its header and all its rows in the bucket."""
         for plan in self.producer.plans:
-            if plan.batch in self.seen_whole:
+            if plan.batch in self.checked:
                 continue
             try:
-                record = self.looker.batch(plan.batch)
+                record = self.observer.batch(plan.batch)
                 if record.state not in {"open", "complete"}:
                     continue
                 header = read_header(self.bucket, plan.batch)
             except (InputError, UnavailableError, MissingObjectError):
                 continue
-            self.seen_whole.add(plan.batch)
+            self.checked.add(plan.batch)
             if header is None or not header.total == record.total == plan.rows:
                 self.violations.append(
                     f"{plan.batch} was {record.state} with {record.total} of {plan.rows} and {header}"
@@ -213,9 +213,9 @@ class _FarmRun:
 
     def _finished(self) -> bool:
         try:
-            records = [self.looker.batch(plan.batch) for plan in self.producer.plans]
-            done = all(record.state == "complete" for record in records) and not self.looker.full_parts()
-            return done and not self.looker.redis.exists("lf:orphans")
+            records = [self.observer.batch(plan.batch) for plan in self.producer.plans]
+            done = all(record.state == "complete" for record in records) and not self.observer.full_parts()
+            return done and not self.observer.redis.exists("lf:orphans")
         except (InputError, UnavailableError, redis.RedisError):
             return False
 

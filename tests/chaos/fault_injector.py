@@ -1,4 +1,4 @@
-"""The processes of a run, Redis among them, and the hand that lays faults on them."""
+"""The processes of a run, Redis among them, and the faults that are injected into them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.support.fork_server import ForkedProcess, ForkServer
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import socket_path, start_redis
 
-#: a worker told to end has ended by then: the promised 25 s, and what a busy machine adds
+#: a worker has ended this long after SIGTERM: the promised 25 s, and a margin for a busy machine
 END_S = 32.0
-_REBIRTH_S = 0.3
-#: what a fault of Redis or the store takes to be over, for connections to be made anew
+_RESTART_S = 0.3
+#: after a fault of Redis or the store, connections take this long to be restored
 _AFTERMATH_S = 3.0
 _TICK_S = 0.05
 
 
 @dataclass
 class Replica:
-    """A worker's place: how it is started, and the process that has it now."""
+    """How one worker is started, and its current process."""
 
     name: str
     entry: str
@@ -39,14 +39,14 @@ class Replica:
     process: ForkedProcess | None = None
     stopped: bool = False
     held: bool = False
-    #: when it was told to end, or was killed, in seconds of CLOCK_MONOTONIC
+    #: when it was sent SIGTERM or killed, in seconds of CLOCK_MONOTONIC
     signalled_s: float | None = None
     killed: bool = False
     gone_s: float | None = None
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing befalls it now."""
+        """Whether no fault is injected into it now."""
         return self.process is not None and not (self.stopped or self.held or self.killed) and self.signalled_s is None
 
 
@@ -60,7 +60,7 @@ class Kill:
 
 @dataclass(frozen=True)
 class Return:
-    """Redis is back for these workers, to which nothing else was done."""
+    """Redis is available again to these workers, which have no other fault."""
 
     at_s: float
     pids: tuple[int, ...]
@@ -68,10 +68,10 @@ class Return:
 
 @dataclass
 class FaultLog:
-    """What befell the processes, as far as figures are made of it."""
+    """The faults of a run, and what figures are computed from."""
 
     faults: list[str] = field(default_factory=list)
-    #: from when to when Redis or the store was not whole
+    #: start and end of each fault of Redis or the store
     disturbances: list[tuple[float, float]] = field(default_factory=list)
     kills: list[Kill] = field(default_factory=list)
     returns: list[Return] = field(default_factory=list)
@@ -105,9 +105,9 @@ class RedisHost:
 
 
 class FaultInjector:
-    """Everything that faults are laid on.
+    """Injects faults into everything that can have them.
 
-    ``before_redis_dies`` and ``after_redis_is_back`` are called around a kill -9 of Redis, while nothing reaches it.
+    ``before_redis_dies`` and ``after_redis_note_return`` are called around a kill -9 of Redis, while no connection reaches it.
     """
 
     def __init__(self, folder: Path, network: Network, fork_server: ForkServer, redis: RedisHost) -> None:
@@ -121,7 +121,7 @@ class FaultInjector:
         self.faults_seen = FaultLog()
         self.stop_producer: Callable[[], None] = lambda: None
         self.before_redis_dies: Callable[[], None] = lambda: None
-        self.after_redis_is_back: Callable[[], None] = lambda: None
+        self.after_redis_note_return: Callable[[], None] = lambda: None
         self._events = (folder / "events.jsonl").open("a")
         self._began_s = time.monotonic()
 
@@ -130,14 +130,14 @@ class FaultInjector:
         self._events.close()
 
     def note(self, what: str, **more: Any) -> None:
-        """Write an event down."""
+        """Record an event."""
         self._events.write(json.dumps({"at_s": time.monotonic(), "what": what, **more}) + "\n")
         self._events.flush()
         text = " ".join(f"{key}={value}" for key, value in more.items())
         print(f"{time.monotonic() - self._began_s:7.1f} s  {what} {text}", file=sys.stderr, flush=True)
 
     def link(self, *, seed: int) -> Link:
-        """Make another way to Redis."""
+        """Return a new proxy in front of Redis."""
         made = Link(self.network, self.redis.socket, seed=seed)
         self.links.append(made)
         return made
@@ -154,21 +154,21 @@ class FaultInjector:
         replica.stopped, replica.signalled_s, replica.killed, replica.gone_s = False, None, False, None
 
     def mend(self) -> None:
-        """Start workers anew that have ended; kill those that were told to end and do not."""
+        """Restart workers that have ended; kill those that ignore SIGTERM."""
         now = time.monotonic()
         for replica in self.replicas:
             if replica.process is None:
                 continue
             code = replica.process.exit_code()
             if code is None:
-                self._press(replica, now)
+                self._enforce_end(replica, now)
             elif replica.gone_s is None:
                 replica.gone_s = now
                 self._note_end(replica, code, now)
-            elif now > replica.gone_s + _REBIRTH_S:
+            elif now > replica.gone_s + _RESTART_S:
                 self.fill(replica)
 
-    def _press(self, replica: Replica, now: float) -> None:
+    def _enforce_end(self, replica: Replica, now: float) -> None:
         if replica.signalled_s is not None and now > replica.signalled_s + END_S and not replica.killed:
             self.faults_seen.violations.append(f"{replica.name} had not ended {END_S:g} s after SIGTERM")
             self.kill(replica)
@@ -178,18 +178,18 @@ class FaultInjector:
             self.faults_seen.ends_s.append(now - replica.signalled_s)
             self.note("ended", worker=replica.name, code=code, after_s=round(now - replica.signalled_s, 1))
         elif not replica.killed:
-            self.faults_seen.unexpected.append(f"{replica.name} ended unexpected with exit code {code}")
-            self.note("ended unexpected", worker=replica.name, code=code)
+            self.faults_seen.unexpected.append(f"{replica.name} ended unexpectedly with exit code {code}")
+            self.note("ended unexpectedly", worker=replica.name, code=code)
 
     def kill(self, replica: Replica) -> None:
-        """Kill -9 a worker and whatever it started."""
+        """Send SIGKILL to a worker and its children."""
         assert replica.process is not None
         replica.killed = True
         self.faults_seen.kills.append(Kill(time.monotonic(), replica.process.pid))
         replica.process.send(signal.SIGKILL)
 
     def end_all(self) -> None:
-        """Tell all workers to end and wait for it."""
+        """Send SIGTERM to all workers and wait for their end."""
         for replica in self.replicas:
             if replica.process is not None and replica.process.exit_code() is None and replica.signalled_s is None:
                 replica.signalled_s = time.monotonic()
@@ -208,11 +208,11 @@ class FaultInjector:
             if not living:
                 return
             for replica in living:
-                self._press(replica, time.monotonic())
+                self._enforce_end(replica, time.monotonic())
             time.sleep(_TICK_S)
 
     def calm_kills(self, within_s: float) -> list[Kill]:
-        """Return the kills with no disturbance of Redis or the store so long after them."""
+        """Return the kills that no fault of Redis or the store overlaps within ``within_s`` seconds."""
         troubled = self.faults_seen.disturbances
         return [
             kill
@@ -223,25 +223,25 @@ class FaultInjector:
     # -- faults ----------------------------------------------------------------------------------------------
 
     def begin(self, fault: Fault) -> Callable[[], None] | None:
-        """Lay a fault; return what ends it, if it lasts."""
+        """Inject a fault; return the function that ends it, if it lasts."""
         replica = self._healthy_replica(fault.target)
         self.note(
             fault.kind, **({"worker": replica.name} if replica and "worker" in fault.kind else {}), s=fault.lasts_s
         )
         self.faults_seen.faults.append(fault.kind)
         if "worker" in fault.kind:
-            return self._befall(fault.kind, replica) if replica else None
+            return self._fault_worker(fault.kind, replica) if replica else None
         now = time.monotonic()
         self.faults_seen.disturbances.append((now, now + fault.lasts_s + _AFTERMATH_S))
         if fault.kind.startswith("S3"):
-            return self._befall_store(fault.kind)
-        return self._befall_redis(fault.kind)
+            return self._fault_store(fault.kind)
+        return self._fault_redis(fault.kind)
 
     def _healthy_replica(self, first: int) -> Replica | None:
         order = [self.replicas[(first + offset) % len(self.replicas)] for offset in range(len(self.replicas))]
         return next((replica for replica in order if replica.healthy), None)
 
-    def _befall(self, kind: str, replica: Replica) -> Callable[[], None] | None:
+    def _fault_worker(self, kind: str, replica: Replica) -> Callable[[], None] | None:
         assert replica.process is not None
         process, link = replica.process, replica.link
         match kind:
@@ -257,7 +257,7 @@ class FaultInjector:
             case "black hole for a worker":
                 replica.held = True
                 link.hold(back=True)
-                return lambda: self._let_pass(replica, process)
+                return lambda: self._release_link(replica, process)
             case _:
                 link.eat_share = 0.1
                 return lambda: setattr(link, "eat_share", 0.0)
@@ -267,12 +267,12 @@ class FaultInjector:
         replica.stopped = False
         process.send(signal.SIGCONT)
 
-    def _let_pass(self, replica: Replica, process: ForkedProcess) -> None:
+    def _release_link(self, replica: Replica, process: ForkedProcess) -> None:
         replica.held = False
         replica.link.hold(back=False)
         self.faults_seen.returns.append(Return(time.monotonic(), (process.pid,)))
 
-    def _befall_store(self, kind: str) -> Callable[[], None] | None:
+    def _fault_store(self, kind: str) -> Callable[[], None] | None:
         front = self.front
         if front is None:
             return None
@@ -285,15 +285,15 @@ class FaultInjector:
         setattr(front, name, value)
         return lambda: setattr(front, name, type(value)(0))
 
-    def _befall_redis(self, kind: str) -> Callable[[], None] | None:
+    def _fault_redis(self, kind: str) -> Callable[[], None] | None:
         match kind:
             case "restart Redis":
                 self.redis.end()
                 self.redis.start()
-                self._is_back()
+                self._note_return()
             case "kill -9 Redis":
                 self._kill_redis()
-                self._is_back()
+                self._note_return()
             case "freeze Redis":
                 self.redis.freeze(on=True)
                 return self._thaw
@@ -310,9 +310,9 @@ class FaultInjector:
 
     def _thaw(self) -> None:
         self.redis.freeze(on=False)
-        self._is_back()
+        self._note_return()
 
-    def _is_back(self) -> None:
+    def _note_return(self) -> None:
         pids = tuple(
             replica.process.pid for replica in self.replicas if replica.healthy and replica.process is not None
         )
@@ -329,7 +329,7 @@ class FaultInjector:
         self.before_redis_dies()
         self.redis.end(kill=True)
         self.redis.start()
-        self.after_redis_is_back()
+        self.after_redis_note_return()
         for link in self.links:
             link.hold(back=False)
 
@@ -345,14 +345,14 @@ class FaultInjector:
                 replica.process.send(signal.SIGCONT)
 
     def run(self, faults: list[Fault], duration_s: float, tick: Callable[[], None]) -> None:
-        """Lay the faults at their times, and call ``tick`` often, for ``duration_s``; then heal everything."""
+        """Inject the faults at their times for ``duration_s`` and call ``tick`` often; then end every fault."""
         self._began_s = time.monotonic()
         began_s, to_come, to_end = time.monotonic(), list(faults), list[tuple[float, Callable[[], None]]]()
         while (now_s := time.monotonic() - began_s) < duration_s or to_end:
             for ending in [each for each in to_end if each[0] <= now_s or now_s > duration_s]:
                 to_end.remove(ending)
                 ending[1]()
-            # Redis is frozen or whole: a second fault on it would wait for the first
+            # a second fault on a frozen Redis would wait for the first
             if to_come and to_come[0].at_s <= now_s < duration_s:
                 fault = to_come.pop(0)
                 if ends := self.begin(fault):

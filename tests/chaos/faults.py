@@ -1,4 +1,4 @@
-"""What befalls a farm, and when: the same seed gives the same schedule."""
+"""The kinds of faults and their schedule: the same seed gives the same schedule."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ STOCK_KINDS = frozenset(kind for kind in KINDS if not kind.startswith("S3") and 
 
 
 def seeded(seed: int) -> random.Random:
-    """Return the chance of a run; nothing of it is secret."""
+    """Return the random numbers of a run; they need not be secret."""
     return random.Random(seed)  # noqa: S311
 
 
@@ -73,7 +73,7 @@ def schedule(seed: int, duration_s: float, workers: int, *, kinds: Collection[st
         kind = KINDS[name]
         lasts_s = round(chance.uniform(kind.shortest_s, kind.longest_s), 3)
         faults.append(Fault(round(at_s, 3), name, chance.randrange(workers), lasts_s))
-        # a frozen Redis stops everything; what befalls others meanwhile tells little
+        # a frozen Redis stops everything; another fault meanwhile would prove little
         at_s += chance.uniform(*_GAP_S) + (lasts_s if name == "freeze Redis" else 0)
     while at_s < duration_s:
         faults.append(Fault(round(at_s, 3), _KILL, chance.randrange(workers)))

@@ -1,4 +1,4 @@
-"""What has to hold once the faults have ended and the farm has finished, whatever faults_seen in between."""
+"""The invariants that hold once the faults have ended and the farm has finished."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from latentfarm.storage.results import read_part
 Read = Callable[[str, str], bytes]
 
 _THREADS = 4
-#: a job is charged for a lost lease or an error; these many at most, and what follows is an end
+#: a job is charged for each lost lease or error, up to this many attempts
 _MOST_ATTEMPTS = 6
-#: how a job fails that was lost too often: three leases of two workers, or six of one. The journals cannot tell, for
-#: a lease whose answer was lost on the way is in none where its worker died before it asked again
+#: the error of a job that was lost too often: three leases of two workers, or six of one. The journals cannot prove it:
+#: they miss a lease whose answer was lost if its worker died before it repeated the request
 _POISON = re.compile(r"lost ([3-9]) times with ([2-9]) workers|lost ([6-9]) times with 1 worker")
-#: of each invariant so many violations are told one by one
-_TOLD = 5
+#: violations of one invariant that are listed
+_SHOWN = 5
 
 
 @dataclass
 class Findings:
-    """What was found: ``violations`` by invariant, and figures."""
+    """Violations by invariant, and figures."""
 
     violations: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
     jobs: int = 0
@@ -51,19 +51,19 @@ class Findings:
     poisoned: list[str] = field(default_factory=list)
 
     def require(self, holds: object, invariant: str, what: str) -> None:
-        """Note a violation unless it holds."""
+        """Record a violation unless it holds."""
         if not holds:
             self.violations[invariant].append(what)
 
     def lines(self) -> Iterator[str]:
         """Yield what was violated."""
         for invariant, cases in self.violations.items():
-            more = f" and {len(cases) - _TOLD} more" if len(cases) > _TOLD else ""
-            yield f"{invariant}: {'; '.join(cases[:_TOLD])}{more}"
+            more = f" and {len(cases) - _SHOWN} more" if len(cases) > _SHOWN else ""
+            yield f"{invariant}: {'; '.join(cases[:_SHOWN])}{more}"
 
 
 def check_farm(farm: Farm, plans: Sequence[Plan], entries: Sequence[Entry]) -> Findings:
-    """Check everything that lies in the ledger, the bucket and the journals."""
+    """Check the ledger, the bucket and the journals."""
     found = Findings()
     known = set(farm.ledger.batches())
     found.require(known == {plan.batch for plan in plans}, "every batch is known", f"the ledger knows {sorted(known)}")
@@ -100,8 +100,8 @@ def _check_manifest(found: Findings, farm: Farm, plan: Plan) -> None:
     whole = header is not None and header.total == plan.rows
     found.require(whole, "the manifest is whole", f"{plan.batch}: header {header}")
     reader = ManifestReader(farm.bucket)
-    wrong = [index for index in range(plan.rows) if reader.entry(plan.batch, index)["index"] != index]
-    found.require(not wrong, "the manifest is whole", f"{plan.batch}: other lines at {wrong[:5]}")
+    misplaced = [index for index in range(plan.rows) if reader.entry(plan.batch, index)["index"] != index]
+    found.require(not misplaced, "the manifest is whole", f"{plan.batch}: other lines at {misplaced[:5]}")
 
 
 def _check_line(found: Findings, plan: Plan, line: dict[str, Any]) -> None:
@@ -110,8 +110,8 @@ def _check_line(found: Findings, plan: Plan, line: dict[str, Any]) -> None:
     wanted = plan.fails.get(line["index"])
     if code == "poison" and wanted != "poison":
         found.poisoned.append(job)
-        told = line["error"]["message"]
-        found.require(_POISON.fullmatch(told), "only a job that was lost often fails as poison", f"{job}: {told}")
+        message = line["error"]["message"]
+        found.require(_POISON.fullmatch(message), "only a job that was lost often fails as poison", f"{job}: {message}")
     elif line["state"] in {"done", "failed"}:
         found.require(code == wanted, "a job fails for its own fault only", f"{job}: {line.get('error')}, not {wanted}")
     found.require(0 <= attempts <= _MOST_ATTEMPTS, "attempts are within bounds", f"{job}: {attempts}")
@@ -119,7 +119,7 @@ def _check_line(found: Findings, plan: Plan, line: dict[str, Any]) -> None:
 
 
 def _check_parts(found: Findings, farm: Farm, plan: Plan, lines: Sequence[dict[str, Any]]) -> None:
-    """The parts of results in the bucket hold every job once, in the state that the ledger says."""
+    """The parts of results in the bucket hold every job once, in the state of the ledger."""
     states = farm.ledger.states(plan.batch, 0, plan.rows)
     waiting = [part for batch, part in farm.ledger.full_parts() if batch == plan.batch]
     found.require(not waiting, "every part of results is flushed", f"{plan.batch}: {waiting} wait")
@@ -133,8 +133,8 @@ def _check_parts(found: Findings, farm: Farm, plan: Plan, lines: Sequence[dict[s
         found.require(
             line["state"] == state, "results agree with the ledger", f"{line['job']}: {line['state']}, {state}"
         )
-        told = line["state"] != "done" or {"key", "sha256", "epoch"} <= line.keys()
-        found.require(told, "a job that is done has its receipt", str(line["job"]))
+        has_receipt = line["state"] != "done" or {"key", "sha256", "epoch"} <= line.keys()
+        found.require(has_receipt, "a job that is done has its receipt", str(line["job"]))
     differing = [
         one["job"] for one, other in zip(stored, lines, strict=False) if one.get("sha256") != other.get("sha256")
     ]
@@ -148,23 +148,23 @@ def _check_images(
     epochs = Counter(line["epoch"] for line in done)
     twice = [epoch for epoch, count in epochs.items() if count > 1]
     found.require(not twice, "no epoch commits two jobs", f"{batch.name}: {twice[:5]}")
-    lying = {key for key in farm.bucket.keys(batch_prefix(batch.name)) if "/images/" in key}
+    stored_keys = {key for key in farm.bucket.keys(batch_prefix(batch.name)) if "/images/" in key}
     receipts = {line["key"] for line in done}
-    missing, orphans = receipts - lying, lying - receipts
+    missing, orphans = receipts - stored_keys, stored_keys - receipts
     found.orphans += len(orphans)
     found.require(not missing, "every job done has its object", f"{batch.name}: {sorted(missing)[:3]}")
     found.require(not orphans, "every job has one object", f"{batch.name}: {len(orphans)}: {sorted(orphans)[:3]}")
-    there = [line for line in done if line["key"] in lying]
+    there = [line for line in done if line["key"] in stored_keys]
     for problem in pool.map(lambda line: _problem_of(line, read), there):
-        found.require(not problem, "pictures decode and are what their receipts say", problem)
+        found.require(not problem, "images decode and match their receipts", problem)
 
 
 def _problem_of(line: dict[str, Any], read: Read) -> str:
     try:
         body, made = read(line["key"], line["sha256"]), format_of(line["key"]) or PNG
-        with Image.open(io.BytesIO(body), formats=[made.pillow]) as picture:
-            picture.load()
-    except Exception as error:  # noqa: BLE001 - whatever it is, the picture is not what it should be
+        with Image.open(io.BytesIO(body), formats=[made.pillow]) as image:
+            image.load()
+    except Exception as error:  # noqa: BLE001 - any error means that the image is not what its receipt states
         return f"{line['job']}: {error}"
     same = hashlib.sha256(body).hexdigest() == line["sha256"] and len(body) == line["bytes"]
     return "" if same else f"{line['job']}: other bytes"
@@ -183,9 +183,9 @@ def _check_journals(found: Findings, entries: Sequence[Entry]) -> None:
         if entry.what == "lease":
             other = owners.setdefault((entry.job.rpartition("/")[0], entry.epoch), entry)
             found.require(other is entry, "no epoch is leased twice", f"{other.job} and {entry.job}: {entry.epoch}")
-    for job, told in by_job.items():
-        leases = [entry for entry in told if entry.what == "lease"]
-        commits = [entry for entry in told if entry.what == "commit" and entry.outcome in FRESH]
+    for job, journal in by_job.items():
+        leases = [entry for entry in journal if entry.what == "lease"]
+        commits = [entry for entry in journal if entry.what == "commit" and entry.outcome in FRESH]
         found.require(len(commits) <= 1, "no job is committed twice", f"{job}: {len(commits)} times")
         found.require(_rises(leases), "epochs rise", f"{job}: {[entry.epoch for entry in leases]}")
         newest = max((entry.epoch for entry in leases), default=0)
@@ -194,10 +194,10 @@ def _check_journals(found: Findings, entries: Sequence[Entry]) -> None:
 
 
 def _rises(leases: Sequence[Entry]) -> bool:
-    """Return whether what was asked after an answer got a higher epoch; the order of answers proves nothing."""
+    """Return whether each request got a higher epoch than every answer before it; the order of answers proves nothing."""
     newest, answered = 0, list[Entry]()
-    for entry in sorted(leases, key=lambda each: each.asked_s):
-        newest = max([newest, *(each.epoch for each in answered if each.at_s < entry.asked_s)])
+    for entry in sorted(leases, key=lambda each: each.requested_s):
+        newest = max([newest, *(each.epoch for each in answered if each.at_s < entry.requested_s)])
         if entry.epoch <= newest:
             return False
         answered.append(entry)
@@ -241,7 +241,7 @@ def recovery(entries: Iterable[Entry], kills: Iterable[Kill]) -> Recovery:
 def resumption(entries: Iterable[Entry], returns: Sequence[Return]) -> Recovery:
     """Return how long workers that had been answered before took to be answered once Redis was back.
 
-    One that never was had died, and where Redis went again meanwhile only its last return counts.
+    A worker without an answer had died. If Redis became unavailable again meanwhile, only its last return counts.
     """
     answers: dict[int, list[float]] = defaultdict(list)
     for entry in entries:

@@ -1,4 +1,4 @@
-"""What each worker did, written by itself, line by line: a line that was written survives the writer's kill -9."""
+"""A journal of each worker's ledger calls. A written line survives the SIGKILL of its writer."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ FRESH = frozenset({"done", "full"})
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line: what was asked of the ledger at ``asked_s`` and answered at ``at_s``, of CLOCK_MONOTONIC, which all
+    """One line: a call of the ledger that was sent at ``requested_s`` and answered at ``at_s``, of CLOCK_MONOTONIC, which all
     processes of a machine share. ``what`` is lease, commit, fail or release, ``outcome`` the answer.
     """
 
-    asked_s: float
+    requested_s: float
     at_s: float
     pid: int
     what: str
@@ -40,10 +40,10 @@ class Journal:
         self._file = os.open(folder / f"{os.getpid()}.jsonl", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
     def write(
-        self, what: str, asked_s: float, leases: Sequence[Lease], outcomes: Sequence[str] = (), **more: str
+        self, what: str, requested_s: float, leases: Sequence[Lease], outcomes: Sequence[str] = (), **more: str
     ) -> None:
         """Write a line for each lease."""
-        times, lines = {"asked_s": asked_s, "at_s": time.monotonic()}, []
+        times, lines = {"requested_s": requested_s, "at_s": time.monotonic()}, []
         for at, lease in enumerate(leases):
             line = {**times, "pid": os.getpid(), "what": what, "job": lease.name, "epoch": lease.epoch, **more}
             lines.append(json.dumps({**line, "outcome": outcomes[at] if outcomes else ""}) + "\n")
@@ -65,35 +65,35 @@ def read_journal(file: Path) -> Iterator[Entry]:
 
 
 def watch_ledger(journal: Journal) -> None:
-    """Have every ledger of this process write down what it was answered."""
+    """Have every ledger of this process record its answers."""
     lease, commit, fail, release = Ledger.lease, Ledger.commit, Ledger.fail, Ledger.release
 
     def noted_lease(self: Ledger, *args: Any, **options: Any) -> list[Lease]:
-        asked_s = time.monotonic()
+        requested_s = time.monotonic()
         leases = lease(self, *args, **options)
-        journal.write("lease", asked_s, leases)
+        journal.write("lease", requested_s, leases)
         return leases
 
     def noted_commit(
         self: Ledger, finished: Sequence[tuple[Lease, dict[str, Any]]], *args: Any, **options: Any
     ) -> list[CommitOutcome]:
-        asked_s = time.monotonic()
+        requested_s = time.monotonic()
         outcomes = commit(self, finished, *args, **options)
         for (held, receipt), outcome in zip(finished, outcomes, strict=True):
-            journal.write("commit", asked_s, [held], [outcome], sha256=receipt["sha256"])
+            journal.write("commit", requested_s, [held], [outcome], sha256=receipt["sha256"])
         return outcomes
 
     def noted_fail(self: Ledger, lease: Lease, *args: Any, **options: Any) -> FailOutcome:
-        asked_s = time.monotonic()
+        requested_s = time.monotonic()
         outcome = fail(self, lease, *args, **options)
-        journal.write("fail", asked_s, [lease], [outcome])
+        journal.write("fail", requested_s, [lease], [outcome])
         return outcome
 
     def noted_release(self: Ledger, leases: Any, *args: Any, **options: Any) -> int:
         held = list(leases)
-        asked_s = time.monotonic()
+        requested_s = time.monotonic()
         released = release(self, held, *args, **options)
-        journal.write("release", asked_s, held)
+        journal.write("release", requested_s, held)
         return released
 
     Ledger.lease = noted_lease  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""The wires between workers, Redis and the store, and what may befall them: one thread with an event loop.
+"""The connections between workers, Redis and the store, and their faults: one thread with an event loop.
 
 A ``Link`` is a TCP proxy in front of Redis, one for each worker; it can cut, delay, hold back and eat replies.
 ``S3Front`` is an HTTP proxy in front of the store; it can refuse, reset, be slow and be down.
@@ -96,19 +96,19 @@ class Link:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def cut(self) -> None:
-        """Break every connection that there is."""
+        """Break every connection."""
         self._network.call(self._abort_all())
 
     def hold(self, *, back: bool) -> None:
         """Let nothing pass, in either direction, or let all pass that was held back: TCP sends it again.
 
-        Who holds back twice has to let pass twice.
+        Two holds need two releases.
         """
         self._holds = max(0, self._holds + (1 if back else -1))
         self._network.loop.call_soon_threadsafe(self._passes.clear if self._holds else self._passes.set)
 
     def heal(self) -> None:
-        """End whatever befell the link."""
+        """End every fault of the link."""
         self.delay_s = self.eat_share = 0.0
         self._holds = 0
         self._network.loop.call_soon_threadsafe(self._passes.set)
@@ -136,7 +136,7 @@ class Link:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)
         except OSError:
-            pass  # Redis is down; so the client sees
+            pass  # Redis is down, and the client sees a closed connection
         finally:
             for each in (writer, server_writer):
                 if each is not None:
@@ -157,7 +157,7 @@ class Link:
 
 
 class S3Front:
-    """An HTTP port that leads to the store; ``counts`` has the requests by what became of them."""
+    """An HTTP port that leads to the store; ``counts`` has the requests by outcome."""
 
     def __init__(self, network: Network, port: int, *, seed: int) -> None:
         self.refuse_share = 0.0
@@ -171,7 +171,7 @@ class S3Front:
         self.port = network.listen(self._serve)
 
     def heal(self) -> None:
-        """End whatever befell the store."""
+        """End every fault of the store."""
         self.refuse_share = self.reset_share = self.slow_s = 0.0
         self.down = False
 

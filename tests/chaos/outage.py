@@ -1,4 +1,4 @@
-"""``python -m tests.chaos.outage --seconds 600``: workers render into a store that is down, for as long as that."""
+"""``python -m tests.chaos.outage --seconds 600``: workers render while the store is down."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ from latentfarm.farm import Farm
 from latentfarm.settings import Settings
 
 WORKERS, SLOTS = 2, 4
-#: pictures that a worker may hold while the store is away: those that wait, and those in its engine
+#: images that a worker may hold while the store is unavailable: those that wait, and those in its engine
 MOST_HELD = 64 + 2 * SLOTS
 #: more than both hold
 JOBS = 3 * WORKERS * MOST_HELD
 #: done before the store goes
 _BEFORE = 30
 _LIMIT_S = 120.0
-_LOOK_S = 0.2
+_POLL_S = 0.2
 
 
 @dataclass(frozen=True)
 class Outage:
-    """What was seen; times are seconds from the moment at which the store went away, or came back."""
+    """Measurements of a run; times are seconds since the store became unavailable, or available again."""
 
     seconds: float
     refused: int
@@ -63,7 +63,7 @@ class Outage:
 
 
 def run(folder: Path, seconds: float) -> Outage:
-    """Let workers render, take the store away for ``seconds``, give it back, and wait until all is done."""
+    """Let workers render, make the store unavailable for ``seconds``, and wait until all jobs are done."""
     with ExitStack() as stack:
         (folder / "journal").mkdir(parents=True)
         host = RedisHost(folder / "redis")
@@ -101,14 +101,14 @@ def _start_workers(fork_server: ForkServer, settings: Settings, front: S3Front, 
 def _watch(
     farm: Farm, batch: Batch, front: S3Front, workers: list[ForkedProcess], journal: Path, seconds: float
 ) -> Outage:
-    _wait(lambda: batch.status().done >= _BEFORE, "the first pictures")
+    _wait(lambda: batch.status().done >= _BEFORE, "the first images")
     memory_before = max(resident_bytes(worker.pid) for worker in workers)
     front.down, down_s = True, time.monotonic()
     most_leased, memory = 0, 0
     while time.monotonic() - down_s < seconds:
         most_leased = max(most_leased, batch.status().leased)
         memory = max(memory, *(resident_bytes(worker.pid) for worker in workers))
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
     before, during = batch.status().done, read_journals(journal)
     back_s = time.monotonic()
     front.heal()
@@ -122,7 +122,7 @@ def _watch(
         seconds=seconds,
         refused=front.counts["down"],
         done_before=sum(1 for entry in commits if entry.at_s < down_s),
-        # what the store had taken, but the ledger not yet been told
+        # stored, but not yet committed
         done_during=before - sum(1 for entry in commits if entry.at_s < down_s),
         most_leased=most_leased,
         last_lease_s=max(entry.at_s for entry in during if entry.what == "lease") - down_s,
@@ -144,7 +144,7 @@ def _wait(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         if time.monotonic() > deadline:
             raise RuntimeError(f"{what} did not come within {_LIMIT_S:g} s")
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
 
 
 def main() -> int:

@@ -14,21 +14,21 @@ from tests.support.fork_server import ForkedProcess, ForkServer
 
 from latentfarm.errors import UnavailableError
 
-#: error code of a job whose row was wrong
+#: error code of a job whose row is invalid
 INVALID_ROW = "invalid_row"
 
-#: few, since each worker works a plan out for each
+#: few, since each worker builds a sampling plan for each
 STEPS = (1, 4, 16)
 
-_AGAIN_S = 0.5
+_RETRY_S = 0.5
 _SMALLEST, _LARGEST = 150, 1500
-#: one row in so many is refused, or fails in the worker
-_WRONG_EVERY, _FAILING_EVERY = 211, 173
+#: one row in this many is invalid, or fails in the worker
+_INVALID_EVERY, _FAILING_EVERY = 211, 173
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch: what is submitted, and the jobs of it that cannot succeed with the code that says why."""
+    """A batch to submit, and the error codes of its jobs that cannot succeed."""
 
     batch: str
     model: str
@@ -38,11 +38,11 @@ class Plan:
 
 
 class Producer:
-    """Submits batches, one at a time, each as often as it takes; ``doom`` has the next submission killed midway."""
+    """Submits batches, one at a time, each as often as it takes; ``kill_soon`` kills the next submission midway."""
 
     def __init__(self, fork_server: ForkServer, folder: Path, env: Mapping[str, str], *, seed: int) -> None:
         self.plans: list[Plan] = []
-        self.killed = 0
+        self.kills = 0
         self.refusals: list[str] = []
         self._fork_server = fork_server
         self._folder = folder
@@ -50,8 +50,8 @@ class Producer:
         self._random = seeded(seed)
         self._queue: list[Plan] = []
         self._process: ForkedProcess | None = None
-        self._again_s = self._kill_s = 0.0
-        self._doomed = False
+        self._retry_at_s = self._kill_s = 0.0
+        self._kills_next = False
 
     @property
     def busy(self) -> bool:
@@ -70,7 +70,7 @@ class Producer:
                     "num_inference_steps": self._random.choice(STEPS),
                 }
                 row["guidance_scale"] = 1.0
-                if model != "mini" and index % _WRONG_EVERY == _WRONG_EVERY - 1:
+                if model != "mini" and index % _INVALID_EVERY == _INVALID_EVERY - 1:
                     row["width"], fails[index] = 1030, INVALID_ROW
                 elif model != "mini" and index % _FAILING_EVERY == _FAILING_EVERY - 1:
                     row["scheduler_options"], fails[index] = {"no_such_option": 1}, "scheduler"
@@ -79,34 +79,34 @@ class Producer:
         self.plans.append(plan)
         self._queue.append(plan)
 
-    def doom(self) -> None:
-        """Kill the submission that runs, or the next one, at a random moment."""
-        self._doomed = True
+    def kill_soon(self) -> None:
+        """Kill the running submission, or the next one, at a random moment."""
+        self._kills_next = True
         self._kill_s = time.monotonic() + self._random.uniform(0, 0.6)
 
     def tick(self, note: Callable[..., None]) -> None:
-        """Look after the submission that runs; begin the next."""
+        """Check the running submission; start the next."""
         now = time.monotonic()
         if self._process is None:
-            if self._queue and now >= self._again_s:
+            if self._queue and now >= self._retry_at_s:
                 self._begin(self._queue[0], now)
         elif (code := self._process.exit_code()) is not None:
             self._process = None
-            # 1 says that rows were wrong; the others are submitted
+            # 1: some rows are invalid, and the others are submitted
             if code in {0, 1}:
                 note("submitted", batch=self._queue.pop(0).batch)
             else:
                 note("submission ended", batch=self._queue[0].batch, code=code)
                 if code > 0 and code != UnavailableError.exit_code:
                     self.refusals.append(f"{self._queue[0].batch}: exit code {code}")
-                self._again_s = now + _AGAIN_S
-        elif self._doomed and now >= self._kill_s:
+                self._retry_at_s = now + _RETRY_S
+        elif self._kills_next and now >= self._kill_s:
             self._process.send(signal.SIGKILL)
-            self.killed += 1
-            self._doomed = False
+            self.kills += 1
+            self._kills_next = False
 
     def _begin(self, plan: Plan, now: float) -> None:
-        options = ["--batch", plan.batch, "--model", plan.model, "--stream", "--max-invalid", "10"]
+        options = ["--batch", plan.batch, "--model", plan.model, "--no-validate-first", "--max-invalid", "10"]
         command = ["submit", str(plan.file), *options, "--failure-budget", "0"]
         log = self._folder / "logs" / "producer.log"
         self._process = self._fork_server.start(

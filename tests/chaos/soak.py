@@ -1,7 +1,7 @@
-"""``python -m tests.chaos.soak``: one real worker renders no-op jobs, and its memory and Redis' are looked at.
+"""``python -m tests.chaos.soak``: one real worker renders no-op jobs, while its memory and that of Redis are sampled.
 
-Batches come and go, as they do in a farm that lives long: one is submitted as another ends, and an ended one is
-deleted. Pictures are drawn and encoded, but not stored; manifests and results are.
+A batch is submitted when another ends, and an ended one is deleted. Images are rendered and encoded, but not stored;
+manifests and results are.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from latentfarm.farm import Farm
 BATCH_JOBS = 5_000
 _UNFINISHED = 2
 _SLOTS = 64
-_LOOK_S = 2.0
-#: what the end may be above the time after the warm-up; below it nothing leaks
+_POLL_S = 2.0
+#: growth from the warm-up to the end that counts as no leak
 _FLAT = 0.05
 #: shares of the run: the warm-up; and the windows at its beginning and end whose medians are compared
 _WARM, _WINDOW = 0.25, 0.15
@@ -41,7 +41,7 @@ _WARM, _WINDOW = 0.25, 0.15
 
 @dataclass(frozen=True)
 class Sample:
-    """A look: resident memory of the worker, Redis' ``used_memory``, jobs done so far."""
+    """One sample: resident memory of the worker, Redis' ``used_memory``, jobs done so far."""
 
     at_s: float
     worker_bytes: int
@@ -50,7 +50,7 @@ class Sample:
 
 
 class Soak:
-    """The jobs of a soak, on their way."""
+    """The batches of a soak."""
 
     def __init__(self, farm: Farm, file: Path, jobs: int) -> None:
         self.farm = farm
@@ -98,7 +98,7 @@ def run(jobs: int, limit_s: float) -> tuple[list[Sample], int]:
                 raise RuntimeError(f"the worker ended with {worker.exit_code()}:\n{log.read_text()[-2000:]}")
             at_s = time.monotonic() - began
             samples.append(Sample(at_s, resident_bytes(worker.pid), used_memory_bytes(soak.farm.ledger.redis), done))
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
         worker.send(signal.SIGKILL)
     return samples, soak.failed
 
@@ -118,8 +118,10 @@ def _windows(figures: Sequence[int]) -> tuple[float, float]:
 def main() -> int:
     """Run; return 1 where memory is not flat or a job failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
-    parser.add_argument("--jobs", type=int, default=1_000_000, help="how many no-op jobs, in batches of 5,000")
-    parser.add_argument("--minutes", type=float, default=60.0, help="stop after so long, whatever is left")
+    parser.add_argument(
+        "--jobs", type=int, default=1_000_000, help="number of no-op jobs, in batches of 5,000 [default: 1000000]"
+    )
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop after this time [default: 60]")
     parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/reliability.md")
     args = parser.parse_args()
     samples, failed = run(args.jobs, 60 * args.minutes)

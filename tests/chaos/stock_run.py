@@ -25,9 +25,9 @@ from tests.support.fork_server import ForkServer
 
 from latentfarm.doorbell import broker_url
 
-#: seconds after which Celery hands out a message again that nobody acknowledged
+#: seconds after which Celery redelivers an unacknowledged message
 VISIBILITY_TIMEOUT_S = 20
-#: nothing has moved for so long: what is not done by then is lost
+#: seconds without progress after which the jobs that are not done count as lost
 _STILL_S = 3.5 * VISIBILITY_TIMEOUT_S
 _TASK_S = 0.02
 _QUEUE = "stock"
@@ -35,7 +35,7 @@ _QUEUE = "stock"
 
 @dataclass
 class StockOutcome:
-    """What a run of the control gave; ``left`` are messages that Redis still had at the end."""
+    """The result of a run of the control; ``left`` are the messages that Redis still has at the end."""
 
     faults_seen: FaultLog
     jobs: int
@@ -53,7 +53,7 @@ class StockOutcome:
 
 
 def stock_app(url: str) -> Celery:
-    """Return the app as its documentation would have it for tasks that must not be lost."""
+    """Return the app as Celery documents it for tasks that must not be lost."""
     app = Celery("stock", broker=broker_url(url), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -95,7 +95,7 @@ def work(url: str, objects: str, runs: str) -> int:
 
 
 def run_stock(folder: Path, *, seed: int, duration_s: float, jobs: int) -> StockOutcome:
-    """Run the control: the same workers' and Redis' faults, the same number of jobs, handed in evenly."""
+    """Run the control: with the same faults of workers and Redis and the same number of jobs, sent evenly."""
     objects, runs = folder / "objects", folder / "runs"
     with ExitStack() as stack:
         for each in (folder / "logs", objects, runs):
@@ -134,7 +134,7 @@ def run_stock(folder: Path, *, seed: int, duration_s: float, jobs: int) -> Stock
 
 
 class _Feeder:
-    """Hands jobs in evenly over the run, past every link, so that a loss is none of the producer's."""
+    """Sends jobs evenly over the run, past every proxy, so that no loss is the producer's."""
 
     def __init__(self, url: str, jobs: int, duration_s: float) -> None:
         self.sent = 0
@@ -151,7 +151,7 @@ class _Feeder:
     def tick(self) -> None:
         due = self._jobs * (time.monotonic() - self._began_s) / (0.95 * self._duration_s)
         with suppress(OperationalError, redis.RedisError, OSError):
-            # what a frozen Redis may have taken is not sent again: a job sent twice would count as run twice
+            # a message that a frozen Redis may have taken is not sent again: it would count as run twice
             self._redis.ping()
             with self._app.connection_for_write() as connection, self._app.amqp.Producer(connection) as producer:
                 while self.sent < min(due, self._jobs):
@@ -165,7 +165,7 @@ class _Feeder:
 
 
 def _settle(injector: FaultInjector, feeder: _Feeder, objects: Path, jobs: int, *, limit_s: float) -> float:
-    """Wait until all is done, or nothing has moved for longer than Celery takes to hand messages out again."""
+    """Wait until all jobs are done, or none was for longer than Celery takes to redeliver messages."""
     began = moved = time.monotonic()
     before = -1
     while (now := time.monotonic()) - began < limit_s:

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 ROWS = 3
 
 
-def a_picture() -> bytes:
+def png_bytes() -> bytes:
     out = io.BytesIO()
     Image.new("RGB", (8, 8), "red").save(out, format="PNG")
     return out.getvalue()
@@ -34,7 +34,7 @@ def a_picture() -> bytes:
 def plan(farm: Farm) -> Plan:
     """A finished batch."""
     farm.submit([{"prompt": "p"}] * ROWS, batch="b", model="fake")
-    body = a_picture()
+    body = png_bytes()
     for lease in farm.ledger.lease("fake", "w", ROWS, lease_s=30):
         key = image_key(lease.batch, lease.index, lease.epoch)
         farm.bucket.put(key, body)
@@ -52,11 +52,11 @@ def lose_an_object(farm: Farm) -> None:
 
 
 def add_an_object(farm: Farm) -> None:
-    farm.bucket.put(an_image(farm).replace("00000000", "00000001"), a_picture())
+    farm.bucket.put(an_image(farm).replace("00000000", "00000001"), png_bytes())
 
 
 def change_an_object(farm: Farm) -> None:
-    farm.bucket.put(an_image(farm), a_picture() + b"more")
+    farm.bucket.put(an_image(farm), png_bytes() + b"more")
 
 
 def lose_the_results(farm: Farm) -> None:
@@ -76,13 +76,13 @@ def reopen(farm: Farm) -> None:
     [
         (lose_an_object, "every job done has its object"),
         (add_an_object, "every job has one object"),
-        (change_an_object, "pictures decode and are what their receipts say"),
+        (change_an_object, "images decode and match their receipts"),
         (lose_the_results, "parts of results are complete"),
         (hold_a_lease, "no lease is left"),
         (reopen, "done + failed = manifest"),
     ],
 )
-def test_a_broken_invariant_is_seen(farm: Farm, plan: Plan, harm: Callable[[Farm], None], invariant: str) -> None:
+def test_a_broken_invariant_is_found(farm: Farm, plan: Plan, harm: Callable[[Farm], None], invariant: str) -> None:
     assert list(check_farm(farm, [plan], []).lines()) == []
     harm(farm)
     assert invariant in check_farm(farm, [plan], []).violations
@@ -105,17 +105,17 @@ def commit(at_s: float, epoch: int, *, pid: int = 1) -> Entry:
         ([lease(1, 5), commit(2, 5), commit(3, 5)], "no job is committed twice"),
     ],
 )
-def test_a_journal_that_tells_of_a_breach_is_seen(farm: Farm, plan: Plan, entries: list[Entry], invariant: str) -> None:
+def test_a_violation_in_a_journal_is_found(farm: Farm, plan: Plan, entries: list[Entry], invariant: str) -> None:
     assert invariant in check_farm(farm, [plan], entries).violations
 
 
-def test_an_answer_that_came_late_is_no_breach(farm: Farm, plan: Plan) -> None:
+def test_a_late_answer_is_no_violation(farm: Farm, plan: Plan) -> None:
     late = Entry(0.9, 9.0, 1, "lease", "b/0", 5)
     entries = [late, lease(5, 6, pid=2), commit(6, 6, pid=2)]
     assert list(check_farm(farm, [plan], entries).lines()) == []
 
 
-def test_recovery_is_told_from_the_kill_to_the_commit_by_another() -> None:
+def test_recovery_is_measured_from_the_kill_to_the_commit_by_another_worker() -> None:
     entries = [lease(1, 5), lease(6, 6, pid=2), commit(7, 6, pid=2)]
     assert recovery(entries, [Kill(2.0, 1)]) == Recovery([5.0])
 
@@ -123,7 +123,7 @@ def test_recovery_is_told_from_the_kill_to_the_commit_by_another() -> None:
 def test_a_worker_carries_on_with_the_first_answer_after_redis_is_back() -> None:
     entries = [lease(1, 5), lease(1, 6, pid=2), lease(6, 7), commit(7, 6, pid=2)]
     assert resumption(entries, [Return(2.0, (1, 2))]) == Recovery([4.0, 5.0])
-    # to one it was away again meanwhile, and one had not been there before
+    # Redis became unavailable again to one worker, and one had not started before
     assert resumption(entries, [Return(0.5, (1,)), Return(2.0, (1, 2)), Return(6.5, (2,))]) == Recovery([4.0, 0.5])
 
 

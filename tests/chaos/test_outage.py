@@ -1,4 +1,4 @@
-"""A store that is down for longer than a lease: pictures wait for it, and nothing else happens."""
+"""A store that is down for longer than a lease: images wait for it, and nothing is rendered twice."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from tests.chaos.outage import JOBS, MOST_HELD, WORKERS, run
 
 pytestmark = pytest.mark.acceptance
 
-#: of its time, for the engines to fill the queue
+#: seconds for the engines to fill the queue
 FILLING_S = 10
 
 
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("seconds", [40, pytest.param(600, marks=pytest.mark.slow)])
-def test_while_the_store_is_down_pictures_wait_leasing_stops_and_nothing_is_rendered_again(
+def test_while_the_store_is_down_images_wait_leasing_stops_and_nothing_is_rendered_again(
     tmp_path: Path, seconds: float
 ) -> None:
     found = run(tmp_path, seconds)
