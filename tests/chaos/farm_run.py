@@ -100,7 +100,7 @@ class _FarmRun:
         env = self._env(injector.link(seed=seed + 100).url, ALIAS)
         self.producer = Producer(injector.fork_server, injector.folder, env, seed=seed)
         injector.stop_producer = self.producer.kill_soon
-        injector.before_redis_dies, injector.after_redis_is_back = self._remember, self._compare
+        injector.before_redis_dies, injector.after_redis_returns = self._remember, self._compare
 
     def _env(self, redis_url: str, model: str, source: str = "") -> dict[str, str]:
         mine = self.farm.settings.model_copy(

@@ -107,7 +107,7 @@ class RedisHost:
 class FaultInjector:
     """Injects faults into everything that can have them.
 
-    ``before_redis_dies`` and ``after_redis_note_return`` are called around a kill -9 of Redis, while no connection reaches it.
+    ``before_redis_dies`` and ``after_redis_returns`` are called around a SIGKILL of Redis, while no connection reaches it.
     """
 
     def __init__(self, folder: Path, network: Network, fork_server: ForkServer, redis: RedisHost) -> None:
@@ -121,7 +121,7 @@ class FaultInjector:
         self.faults_seen = FaultLog()
         self.stop_producer: Callable[[], None] = lambda: None
         self.before_redis_dies: Callable[[], None] = lambda: None
-        self.after_redis_note_return: Callable[[], None] = lambda: None
+        self.after_redis_returns: Callable[[], None] = lambda: None
         self._events = (folder / "events.jsonl").open("a")
         self._began_s = time.monotonic()
 
@@ -329,7 +329,7 @@ class FaultInjector:
         self.before_redis_dies()
         self.redis.end(kill=True)
         self.redis.start()
-        self.after_redis_note_return()
+        self.after_redis_returns()
         for link in self.links:
             link.hold(back=False)
 

@@ -194,7 +194,7 @@ def _check_journals(found: Findings, entries: Sequence[Entry]) -> None:
 
 
 def _rises(leases: Sequence[Entry]) -> bool:
-    """Return whether each request got a higher epoch than every answer before it; the order of answers proves nothing."""
+    """Return whether each request got a higher epoch than every answer before it."""
     newest, answered = 0, list[Entry]()
     for entry in sorted(leases, key=lambda each: each.requested_s):
         newest = max([newest, *(each.epoch for each in answered if each.at_s < entry.requested_s)])

@@ -19,8 +19,9 @@ FRESH = frozenset({"done", "full"})
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One line: a call of the ledger that was sent at ``requested_s`` and answered at ``at_s``, of CLOCK_MONOTONIC, which all
-    processes of a machine share. ``what`` is lease, commit, fail or release, ``outcome`` the answer.
+    """One call of the ledger, sent at ``requested_s`` and answered at ``at_s`` of CLOCK_MONOTONIC.
+
+    All processes of a machine share that clock. ``what`` is lease, commit, fail or release, ``outcome`` the answer.
     """
 
     requested_s: float

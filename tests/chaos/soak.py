@@ -118,9 +118,7 @@ def _windows(figures: Sequence[int]) -> tuple[float, float]:
 def main() -> int:
     """Run; return 1 where memory is not flat or a job failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos.soak", description=__doc__)
-    parser.add_argument(
-        "--jobs", type=int, default=1_000_000, help="number of no-op jobs, in batches of 5,000 [default: 1000000]"
-    )
+    parser.add_argument("--jobs", type=int, default=1_000_000, help="number of no-op jobs [default: 1000000]")
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after this time [default: 60]")
     parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/reliability.md")
     args = parser.parse_args()

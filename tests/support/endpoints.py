@@ -1,4 +1,4 @@
-"""A webhooks' endpoint over real TLS on loopback, and batches whose end it is told."""
+"""A webhook endpoint over real TLS on loopback, and batches that end."""
 
 from __future__ import annotations
 
@@ -70,11 +70,11 @@ class Endpoint:
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, *_: Any) -> None:
-        """Clients that go away in the middle are what is tested."""
+        """Ignore clients that disconnect: that is what is tested."""
 
 
 def ended(ledger: Ledger, url: str, *, batch: str = "cats", cancel: bool = False) -> None:
-    """Let a batch of three jobs end as the ledger lets it, with one failed or with all cancelled."""
+    """End a batch of three jobs, with one failed or all cancelled."""
     ledger.create_batch(batch, digest="d", model="mini", webhook=url)
     ledger.append_jobs(batch, before=0, total=3, parts_digest="c", closed=True)
     if cancel:
@@ -84,7 +84,7 @@ def ended(ledger: Ledger, url: str, *, batch: str = "cats", cancel: bool = False
 
 
 def work(ledger: Ledger, *, fail: int | None = None) -> None:
-    """Do what a worker does with the jobs that are there, and let one of them fail."""
+    """Commit the pending jobs as a worker does, and fail one of them."""
     for lease in ledger.lease("mini", "test", 3, lease_s=60):
         if lease.index == fail:
             ledger.fail(lease, {"code": "nan", "message": "not finite"})
@@ -100,7 +100,7 @@ def facts(ledger: Ledger, batch: str = "cats") -> tuple[str, int, str]:
 
 
 def is_signed(headers: dict[str, str], body: bytes) -> bool:
-    """Verify as a receiver would, by the specification's text alone."""
+    """Verify a signature as a receiver does, by the specification alone."""
     message = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
     expected = base64.b64encode(hmac.new(SECRET, message, hashlib.sha256).digest()).decode()
     return (

@@ -1,4 +1,4 @@
-"""An engine in the test's own process: jobs for it, a run to its end, and a family that breaks as told."""
+"""An engine in the test's process: make jobs, run the engine to its end, and a family whose methods fail."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from latentfarm_worker.models import Family
 
 
 def make(index: int, **fields: Any) -> Job:
-    """Return a job of three steps, unless ``fields`` say otherwise."""
-    wanted = {"prompt": f"picture {index}", "seed": index, "num_inference_steps": 3}
-    return Job(batch="b", index=index, **{**wanted, **fields})
+    """Return a job of three steps, with ``fields`` replaced."""
+    defaults = {"prompt": f"image {index}", "seed": index, "num_inference_steps": 3}
+    return Job(batch="b", index=index, **{**defaults, **fields})
 
 
 def run(engine: Engine) -> dict[int, Rendered | Failed]:
-    """Step until nothing is left; return what became of each job, by its index."""
+    """Step until the engine is empty; return the outcomes by job index."""
     done = {}
     while engine.busy:
         for result in engine.step():
@@ -28,18 +28,18 @@ def run(engine: Engine) -> dict[int, Rendered | Failed]:
 
 
 def pixels(result: Rendered | Failed) -> bytes:
-    """Return the pixels of a picture; a job that failed is an error."""
+    """Return the pixels of a rendered image."""
     assert isinstance(result, Rendered), result
     return result.pixels.numpy().tobytes()
 
 
 class Faulty:
-    """A family whose verbs break as told."""
+    """A family with some methods replaced."""
 
-    def __init__(self, family: Any, *, vae_dtype: torch.dtype = torch.float32, **verbs: Any) -> None:
+    def __init__(self, family: Any, *, vae_dtype: torch.dtype = torch.float32, **methods: Any) -> None:
         self.family = family
         self.vae_dtype = vae_dtype
-        self.__dict__ |= verbs
+        self.__dict__ |= methods
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.family, name)
@@ -53,7 +53,7 @@ JOBS = [
 
 
 def render_alone(family: Family, job: Job) -> bytes:
-    """Return the pixels of a job that has three slots to itself."""
+    """Return the pixels of a job rendered alone, with three slots."""
     engine = Engine(family, slots=3)
     engine.admit(job)
     return pixels(run(engine)[0])

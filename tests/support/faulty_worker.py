@@ -58,14 +58,16 @@ class Faulty:
 
     def __init__(self, family: Any) -> None:
         self._family = family
-        self._marks = {fault: family.encode([Prompt(family.tokenize(fault))])[0]["states"] for fault in FAULTS}
+        self._marks = {
+            fault: family.encode([Prompt(family.tokenize(fault))])[0]["encoder_hidden_states"] for fault in FAULTS
+        }
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         for prompt, mark in self._marks.items():
-            if (told["states"] == mark).all(dim=2).all(dim=1).any():
+            if (conditioning["encoder_hidden_states"] == mark).all(dim=2).all(dim=1).any():
                 (Path(os.environ["FAULTS_SEEN"]) / f"{prompt}-{os.getpid()}").touch()
                 FAULTS[prompt]()
         return self._family.predict(latents, timesteps, told)  # type: ignore[no-any-return]

@@ -139,7 +139,7 @@ class ForkServer:
             socket.send_fds(self._socket, [body], list(descriptors))
             answer = self._socket.recv(64)
         if not answer:
-            raise RuntimeError("the fork server has ended; its log says why")
+            raise RuntimeError("the fork server has ended; see its log")
         self._forked.append(int(answer))
         return int(answer)
 

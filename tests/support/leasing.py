@@ -1,4 +1,4 @@
-"""A ledger's batches and leases, with no bucket and no worker."""
+"""Batches and leases of a ledger without a bucket and workers."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from latentfarm.ledger import Lease, Ledger
 
 
 def opened(ledger: Ledger, batch: str = "cats", total: int = 5, *, model: str = "mini", **options: Any) -> str:
-    """Reserve a batch and hand all its jobs in; return its name."""
+    """Create a batch with all its jobs; return its name."""
     ledger.create_batch(batch, digest=f"digest of {batch}", model=model, **options)
     ledger.append_jobs(batch, before=0, total=total, parts_digest="c", closed=True)
     return batch
 
 
 def fail(ledger: Ledger, leases: list[Lease], code: str = "nan") -> None:
-    """Let jobs fail for good."""
+    """Fail jobs for good."""
     for each in leases:
         ledger.fail(each, {"code": code, "message": "not finite"})
 

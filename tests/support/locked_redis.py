@@ -1,4 +1,4 @@
-"""A Redis on the loopback interface that nobody enters but the users of docs/security."""
+"""A Redis on the loopback interface that admits only the users of docs/security."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes as they run on machines of their own: a folder, an environment, one command, a port for metrics."""
+"""Processes with a folder, an environment and a metrics port of their own, as on separate machines."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.support.scraping import asked, scraped
+from tests.support.scraping import http_get, scraped
 
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 
-#: what the images start, in their words
+#: the command that the container images start
 LATENTFARM = Path(sys.executable).with_name("latentfarm")
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports in a row on which nobody listens."""
+    """Return consecutive free ports."""
     while True:
         with ExitStack() as held, suppress(OSError):
             first = held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1]
@@ -51,24 +51,24 @@ class Machine:
 
     @property
     def ready(self) -> bool:
-        """Whether its probe says so; while it is being started nobody answers."""
+        """Whether /readyz answers 200; while the process starts, the connection is refused."""
         self.child.require_alive()
         try:
-            return asked(self.address, "/readyz")[0] == 200
+            return http_get(self.address, "/readyz")[0] == 200
         except ConnectionRefusedError:
             return False
 
     @property
     def done(self) -> int:
-        """Pictures that it has committed, as it tells Prometheus."""
+        """Committed images, from /metrics."""
         return int(scraped(self.address)["latentfarm_images_total", "mini", "done"])
 
     def lines(self) -> list[dict[str, Any]]:
-        """Return the log's lines, all JSON but for two: Celery says that it shuts down past every logger."""
+        """Return the log's lines, all JSON but for two: Celery prints its shutdown past every logger."""
         lines = [line for line in self.child.log.read_text().splitlines() if line]
         return [json.loads(line) for line in lines if line != "worker: Warm shutdown (MainProcess)"]
 
-    def last_words(self) -> dict[str, dict[str, int]]:
-        """Return what a worker that has ended said at the end: who it was, and how many jobs ended how."""
-        [told] = [line for line in self.lines() if "images" in line]
-        return {told["worker"]: told["images"]}
+    def final_counts(self) -> dict[str, dict[str, int]]:
+        """Return the last log line of a worker that has ended: its name, and its jobs by outcome."""
+        [line] = [line for line in self.lines() if "images" in line]
+        return {line["worker"]: line["images"]}

@@ -1,4 +1,4 @@
-"""Processes that tests look at from outside."""
+"""Inspect other processes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def alive(pid: int) -> bool:
 
 
 def process_of(worker: str) -> int:
-    """Return the process that renders under a worker's name, which tells that of its supervisor."""
+    """Return the worker process that a worker's name belongs to; the name holds the pid of its supervisor."""
     found = re.fullmatch(r".*-(\d+)-[0-9a-f]{6}", worker)
     assert found is not None, worker
     [pid] = children_of(int(found[1]))

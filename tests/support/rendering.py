@@ -1,4 +1,4 @@
-"""A worker's renderer in the test's own process, over the real servers, and what slows or fails it on purpose."""
+"""A render loop in the test's own process with the real servers, and ways to slow it down or make it fail."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ SMALL = {"width": 64, "height": 64, "num_inference_steps": 3, "scheduler": "eule
 
 
 def submit(farm: Farm, count: int, **fields: Any) -> Batch:
-    """Hand in a batch of small jobs."""
+    """Submit a batch of small jobs."""
     return farm.submit([{"prompt": f"p{n}", **SMALL, **fields} for n in range(count)], batch="b")
 
 
 def images(farm: Farm) -> list[str]:
-    """Return the keys of the images that lie in the bucket of ``submit``'s batch."""
+    """Return the keys of the stored images of the batch of ``submit``."""
     return list(farm.bucket.keys(images_prefix("b", 0)))
 
 
 class FaultyBucket(Bucket):
-    """The real store, but the puts of images fail as long as ``refuses`` says so; ``refused`` is set by the first."""
+    """The real bucket, but puts of images fail while ``refuses`` is true; ``refused`` is set by the first failure."""
 
     def __init__(self, real: Bucket, refuses: Callable[[], bool]) -> None:
         super().__init__(real.name, where=real.where, open_session=lambda: (real.client, real.credentials))
@@ -48,7 +48,7 @@ class FaultyBucket(Bucket):
 
 
 class Paced:
-    """A family whose steps are let through one by one, or take a while."""
+    """A family that calls ``before_step``, which may block, before each step."""
 
     def __init__(self, family: Family, before_step: Callable[[], None]) -> None:
         self._family = family
@@ -57,14 +57,14 @@ class Paced:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._family, name)
 
-    def predict(self, *told: Any) -> torch.Tensor:
+    def predict(self, *inputs: Any) -> torch.Tensor:
         self._before_step()
-        return self._family.predict(*told)
+        return self._family.predict(*inputs)
 
 
-def full_batch(family: Family, shape: LatentShape, rows: int, *, on_call: Callable[[], None]) -> tuple[int, ...]:
-    """Have an engine call its model with the full batch only, and not before there is something to render."""
-    del family, shape, on_call
+def full_batch(family: Family, shape: LatentShape, rows: int, *, on_forward: Callable[[], None]) -> tuple[int, ...]:
+    """Return the full batch as the only size, so that the engine calls its model for steps of jobs only."""
+    del family, shape, on_forward
     return (rows,)
 
 
@@ -88,7 +88,7 @@ def render_loop(
     loop = RenderLoop(
         ledger=ledger or farm.ledger,
         bucket=bucket or farm.bucket,
-        engine=Engine(family, slots=slots, row_counts=full_batch, on_step=previews),
+        engine=Engine(family, slots=slots, batch_sizes=full_batch, on_step=previews),
         previews=previews,
         model="mini",
         worker="worker-a",

@@ -1,4 +1,4 @@
-"""A front of the S3 server: it passes requests on, keeps a note of each, and answers chosen methods itself."""
+"""A proxy in front of the S3 server that records requests and answers chosen methods itself."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Answer = tuple[int, bytes]
 
 
 @dataclass(frozen=True)
-class Asked:
+class Right:
     """One right that a request needs: the action, the object's key, and for a listing its prefix."""
 
     action: str
@@ -32,8 +32,8 @@ def s3_error(code: str, status: int = 403) -> Answer:
 
 
 @contextmanager
-def front(settings: Settings, answers: Mapping[str, Answer], seen: set[Asked] | None = None) -> Iterator[Settings]:
-    """Serve the store, except for the methods in ``answers``; ``seen`` takes in what was asked for."""
+def front(settings: Settings, answers: Mapping[str, Answer], seen: set[Right] | None = None) -> Iterator[Settings]:
+    """Serve the store, except for the methods in ``answers``; ``seen`` collects the rights that requests need."""
     store = urlsplit(settings.s3_endpoint_url).netloc
 
     class Handler(BaseHTTPRequestHandler):
@@ -45,16 +45,16 @@ def front(settings: Settings, answers: Mapping[str, Answer], seen: set[Asked] | 
                 seen.update(rights_of(self.command, self.path, body))
             status, found = answers.get(self.command, (0, b""))
             if not status:
-                status, found = self.ask_store(body)
+                status, found = self.query_store(body)
             self.send_response(status)
             self.send_header("content-length", str(len(found)))
             self.send_header("content-type", "application/xml")
             self.end_headers()
             self.wfile.write(b"" if self.command == "HEAD" else found)
 
-        def ask_store(self, body: bytes) -> Answer:
+        def query_store(self, body: bytes) -> Answer:
             with closing(HTTPConnection(store)) as connection:
-                # the signature covers the host that was asked for
+                # the signature covers the requested host
                 connection.request(self.command, self.path, body, dict(self.headers.items()))
                 with connection.getresponse() as answer:
                     return answer.status, answer.read()
@@ -72,17 +72,17 @@ def front(settings: Settings, answers: Mapping[str, Answer], seen: set[Asked] | 
             server.shutdown()
 
 
-def rights_of(method: str, path: str, body: bytes) -> Iterator[Asked]:
-    """Yield the rights that AWS asks for a request, as its Service Authorization Reference lists them."""
+def rights_of(method: str, path: str, body: bytes) -> Iterator[Right]:
+    """Yield the rights that AWS requires for a request, as its Service Authorization Reference lists them."""
     parts = urlsplit(path)
     query = parse_qs(parts.query, keep_blank_values=True)
     key = unquote(parts.path.lstrip("/").partition("/")[2])
     if method == "POST" and "delete" in query:
         for found in re.findall(r"<Key>(.*?)</Key>", body.decode()):
-            yield Asked("s3:DeleteObject", found)
+            yield Right("s3:DeleteObject", found)
     elif key:
-        yield Asked({"PUT": "s3:PutObject", "DELETE": "s3:DeleteObject"}.get(method, "s3:GetObject"), key)
+        yield Right({"PUT": "s3:PutObject", "DELETE": "s3:DeleteObject"}.get(method, "s3:GetObject"), key)
     elif method in {"GET", "HEAD"}:
-        yield Asked("s3:ListBucket", prefix=query.get("prefix", [""])[0])
+        yield Right("s3:ListBucket", prefix=query.get("prefix", [""])[0])
     else:
-        yield Asked(f"{method} {path}")
+        yield Right(f"{method} {path}")

@@ -1,4 +1,4 @@
-"""Asking a process for its metrics and its health, as Prometheus and an orchestrator do."""
+"""Query a process for its metrics and health, as Prometheus and an orchestrator do."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 Samples = dict[tuple[str, ...], float]
 
 
-def asked(address: str, path: str) -> tuple[int, str]:
+def http_get(address: str, path: str) -> tuple[int, str]:
     """Return the status and the body of the answer to a GET."""
     connection = HTTPConnection(address, timeout=10)
     try:
@@ -33,7 +33,7 @@ def samples_in(text: str) -> Samples:
 
 def scraped(address: str) -> Samples:
     """Return the samples that are served at an address."""
-    status, text = asked(address, "/metrics")
+    status, text = http_get(address, "/metrics")
     assert status == 200, text
     return samples_in(text)
 

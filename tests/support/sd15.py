@@ -1,7 +1,7 @@
-"""Stable Diffusion 1.5's own shapes with random weights, as its published configuration files describe them.
+"""A model of Stable Diffusion 1.5's shapes with random weights, from its published configuration files.
 
 https://huggingface.co/stable-diffusion-v1-5/stable-diffusion-v1-5: unet, vae and text_encoder's config.json. Its
-scheduler is Euler here, and its tokenizer one of single bytes: neither changes what a picture costs.
+scheduler is Euler here, and its tokenizer has single bytes: neither changes the cost of an image.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from tests.support.tiny import make_tiny
 
 #: parameters of the published weights
 PARAMETERS = {"unet": 859_520_964, "vae": 83_653_863, "text_encoder": 123_060_480}
-#: floating point operations of a picture of 512 x 512 in 20 guided steps, counted with torch's FlopCounterMode:
+#: floating point operations of an image of 512 x 512 in 20 guided steps, counted with torch's FlopCounterMode:
 #: 20 x 2 x 803.3 GFLOP of the U-Net, 2,514.5 of the decoder, 2 x 13.3 of the text encoder
 TFLOP = 34.7
 
 
 def models() -> dict[str, Any]:
-    """Return the three models, with random weights and on the device that torch makes tensors on."""
+    """Return the three models with random weights, on torch's default device."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -63,12 +63,12 @@ def models() -> dict[str, Any]:
 
 
 def parameters(made: dict[str, Any]) -> dict[str, int]:
-    """Return how many parameters each model has."""
+    """Return the number of parameters of each model."""
     return {name: sum(each.numel() for each in model.parameters()) for name, model in made.items()}
 
 
 def use_euler(folder: Path) -> None:
-    """Give a model's folder the scheduler of the measurements."""
+    """Set the scheduler of a model's folder to Euler."""
     file = folder / "scheduler" / "scheduler_config.json"
     config = json.loads(file.read_text())
     euler = {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading", "prediction_type": "epsilon"}
@@ -78,10 +78,10 @@ def use_euler(folder: Path) -> None:
 
 
 def write_sd15(folder: Path, *, dtype: torch.dtype, device: str) -> Path:
-    """Write the model as a diffusers folder, 2 GB in 16 bits, its weights made on ``device``; return the folder.
+    """Write the model as a diffusers folder and return it. It is 2 GB in 16 bits, made on ``device``.
 
     Raises:
-        RuntimeError: it has not the parameters of the published one.
+        RuntimeError: the number of parameters differs from the published one.
     """
     make_tiny(folder)
     torch.manual_seed(0)

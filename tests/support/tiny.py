@@ -1,7 +1,6 @@
-"""A complete stable diffusion model with random weights, a million parameters: it loads like a real one.
+"""A complete Stable Diffusion model with random weights and few parameters, which loads like a trained one.
 
-It stands in for a trained model in tests and wherever only the plumbing matters. Its pictures are coloured
-noise, but they depend on seed, prompt, steps and scheduler as those of a real model do.
+Its images are coloured noise, but they depend on seed, prompt, steps and scheduler as those of a trained model do.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ Kind = Literal["sd1", "sd2", "sdxl"]
 #: pixels of a side
 NATIVE = 64
 _TEXT_WIDTH = 64
-#: of sdxl: the widths of the encoders' states, of the second one's projection, and of one number of a size
+#: of sdxl: the widths of the encoders' hidden states, of the second projection, and of an embedded size
 _TEXT_WIDTHS, _PROJECTED_WIDTH, _SIZE_WIDTH = (32, 64), 48, 32
 _SCHEDULERS: dict[str, dict[str, Any]] = {
     "sd1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "prediction_type": "epsilon"},
@@ -29,11 +28,11 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 
 
 def make_tiny(directory: Path, *, seed: int = 0, kind: Kind = "sd1") -> Path:
-    """Write the model as a diffusers folder and return ``directory``; one that is there is left alone.
+    """Write the model as a diffusers folder and return ``directory``. An existing model stays unchanged.
 
     ``sd1`` predicts the noise (epsilon), with convolutional projections in the transformers; ``sd2`` predicts
     the velocity, with linear projections and a number of heads for each level; ``sdxl`` has two text encoders of
-    different width and padding, and a U-Net that is told the projected text and sizes. The bytes depend on ``seed``
+    different width and padding, and a U-Net conditioned on the projected text and sizes. The bytes depend on ``seed``
     and ``kind`` only. Several processes may make the same folder at once.
     """
     directory = Path(directory)
@@ -49,7 +48,7 @@ def make_tiny(directory: Path, *, seed: int = 0, kind: Kind = "sd1") -> Path:
         try:
             draft.rename(directory)
         except OSError:
-            if not (directory / "model_index.json").is_file():  # another process was not faster: a real obstacle
+            if not (directory / "model_index.json").is_file():  # no other process made it
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
@@ -85,7 +84,7 @@ def _write(folder: Path, kind: str) -> None:
 
 
 def _write_parts_of_sd(folder: Path, kind: str) -> dict[str, Any]:
-    """Write the modules; return what model_index.json says of this kind alone."""
+    """Write the modules; return the entries of model_index.json for this kind."""
     _write_tokenizer(folder / "tokenizer")
     _text_encoder("CLIPTextModel", _TEXT_WIDTH).save_pretrained(folder / "text_encoder")
     _unet(kind).save_pretrained(folder / "unet")
@@ -101,7 +100,7 @@ def _write_parts_of_sdxl(folder: Path) -> dict[str, Any]:
     _write_tokenizer(folder / "tokenizer")
     _write_tokenizer(folder / "tokenizer_2", pad="!")
     first, second = _TEXT_WIDTHS
-    # the last layer is never read: two are left, one of which clip_skip may leave out
+    # the last layer is never read, so clip_skip can skip one of the other two
     _text_encoder("CLIPTextModel", first, layers=3).save_pretrained(folder / "text_encoder")
     _text_encoder("CLIPTextModelWithProjection", second, layers=3, projected=_PROJECTED_WIDTH).save_pretrained(
         folder / "text_encoder_2"
@@ -141,7 +140,7 @@ def _write_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> None:
 
 
 def _byte_letters() -> list[str]:
-    # GPT-2's and CLIP's table: printable latin-1 stands for itself, the other bytes for letters from 256 on
+    # GPT-2's and CLIP's table: printable latin-1 maps to itself, the other bytes to letters from 256 on
     plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
     others = iter(range(256, 512))
     return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
@@ -162,7 +161,12 @@ def _text_encoder(kind: str, width: int, *, layers: int = 2, projected: int = _T
         eos_token_id=513,
         pad_token_id=513,
     )
-    return getattr(transformers, kind)(config)
+    model = getattr(transformers, kind)(config)
+    for name, module in model.named_modules():
+        if name.endswith("final_layer_norm"):
+            # as in a trained encoder, the mean of the hidden states is not 0, so weighted prompts can be compared
+            torch.nn.init.constant_(module.bias, 0.25)
+    return model
 
 
 def _unet(kind: str) -> Any:

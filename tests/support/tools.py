@@ -1,7 +1,7 @@
 """Install the tools that the tests of deploy/ run: kubectl, promtool, prometheus (``python -m tests.support.tools``).
 
-They come into the virtual environment and nowhere else; nobody needs to be root, and no daemon is installed. Where that
-does not work, because the machine is no Debian or no x86-64, those in PATH are used.
+They are installed into the virtual environment only: root is not needed, and no daemon starts. On other systems than
+Debian on x86-64, the tools in PATH are used.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def find(name: str) -> str:
 
 
 def fetch() -> None:
-    """Put into the virtual environment what is not there yet and can be fetched for this machine."""
+    """Install the missing tools that can be fetched for this machine."""
     linux = sys.platform == "linux" and platform.machine() == "x86_64"
     if linux and not (BIN / "kubectl").exists():
         _fetch_kubectl()
@@ -64,7 +64,7 @@ def _fetch_prometheus() -> None:
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if _apt_get("download", "prometheus", folder=folder):
-            # the machine's lists are old or empty, and only root may renew them: lists of our own
+            # the system's package lists are old or empty, and only root may update them: use lists of our own
             for part in ("lists/partial", "cache/archives/partial"):
                 (folder / part).mkdir(parents=True)
             own = ["-o", f"Dir::State::Lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
