@@ -107,7 +107,8 @@ class RedisHost:
 class FaultInjector:
     """Injects faults into everything that can have them.
 
-    ``before_redis_dies`` and ``after_redis_returns`` are called around a SIGKILL of Redis, while no connection reaches it.
+    ``before_redis_dies`` and ``after_redis_returns`` are called around a SIGKILL of Redis, when no connection
+    reaches it.
     """
 
     def __init__(self, folder: Path, network: Network, fork_server: ForkServer, redis: RedisHost) -> None:

@@ -1,6 +1,6 @@
-"""A real worker whose model breaks where a prompt is a fault's name: ``python -m tests.support.faulty_worker``.
+"""A real worker whose model breaks on a prompt that is a fault's name: ``python -m tests.support.faulty_worker``.
 
-``FAULTS_SEEN`` names a folder: a file there tells of each fault that was met and of the process that met it.
+``FAULTS_SEEN`` names a folder. Each fault that occurs leaves a file there, named by the fault and the process.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _real_load = load_model
 
 
 def block() -> None:
-    """Wait for ever, as for a driver's answer."""
+    """Wait for ever, as for a driver call."""
     Event().wait()
 
 
 def hold_the_lock() -> None:
-    """Wait for ever within a C function, as a driver's call that does not give the interpreter's lock away."""
+    """Wait for ever within a C function, as a driver's call that does not release the interpreter's lock."""
     ctypes.PyDLL(None).sleep(3600)
 
 
@@ -70,7 +70,7 @@ class Faulty:
             if (conditioning["encoder_hidden_states"] == mark).all(dim=2).all(dim=1).any():
                 (Path(os.environ["FAULTS_SEEN"]) / f"{prompt}-{os.getpid()}").touch()
                 FAULTS[prompt]()
-        return self._family.predict(latents, timesteps, told)  # type: ignore[no-any-return]
+        return self._family.predict(latents, timesteps, conditioning)  # type: ignore[no-any-return]
 
 
 def load_faulty(settings: Settings) -> Any:
