@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.main import get_command
 
-from latentfarm.cli import COMMANDS, app
+from latentfarm.cli import app
 from latentfarm.cli.command_group import parameter_help, parameter_names
 
 REFERENCE = Path(__file__).parent / "reference" / "cli.md"
@@ -18,17 +18,12 @@ PROMPT_COMMANDS = ("render", "submit", "estimate")
 
 
 def commands_text() -> str:
-    """Return an index of the commands, the prompt options, and a section for each command."""
+    """Return the prompt options, then a section for each command: usage, description, options."""
     commands: Any = get_command(app).commands  # type: ignore[attr-defined]
-    index = [
-        f"| {heading} | {', '.join(f'[{name}](#latentfarm-{name})' for name in group)} |"
-        for heading, group in COMMANDS.items()
-    ]
-    first, *others = (_entries(commands[name]) for name in PROMPT_COMMANDS)
-    common = [entry for entry in first if all(entry in entries for entries in others) and "`--json`" not in entry]
+    common = [_entry(each) for each in commands["render"].params if each.rich_help_panel]
     names = ", ".join(f"`{name}`" for name in PROMPT_COMMANDS)
-    head = ["| | commands |", "|---|---|", *index, "", "## Prompt options", "", f"Options of {names}:", "", *common, ""]
-    return "\n".join([*head, *(_section(name, command, common) for name, command in commands.items())])
+    head = ["## Prompt options", "", f"Options of {names}:", "", *common, ""]
+    return "\n".join([*head, *(_section(name, command) for name, command in commands.items())])
 
 
 def reference_text() -> str:
@@ -37,18 +32,19 @@ def reference_text() -> str:
     return f"{before}{BEGIN}\n\n{commands_text()}\n{END}{rest.partition(END)[2]}"
 
 
-def _section(name: str, command: Any, common: list[str]) -> str:
-    arguments = [p.metavar for p in command.params if p.param_type_name == "argument"]
-    usage = " ".join(["latentfarm", name, *arguments, "[OPTIONS]"])
-    entries = _entries(command)
+def _section(name: str, command: Any) -> str:
+    arguments = [each.metavar for each in command.params if each.param_type_name == "argument"]
+    usage = " ".join(["latentfarm", name, "[OPTIONS]", *arguments])
+    entries = [_entry(each) for each in command.params if not each.rich_help_panel]
     if name in PROMPT_COMMANDS:
-        entries = [*(entry for entry in entries if entry not in common), "- the [prompt options](#prompt-options)"]
-    description = re.sub(r"\n +", "\n", command.help)
-    return "\n".join([f"## latentfarm {name}", "", f"`{usage}`", "", description, "", *entries, ""])
+        entries.append("- and the [prompt options](#prompt-options)")
+    return "\n".join(
+        [f"## latentfarm {name}", "", f"`{usage}`", "", re.sub(r"\n +", "\n", command.help), "", *entries, ""]
+    )
 
 
-def _entries(command: Any) -> list[str]:
-    return [f"- `{parameter_names(p)}`: {parameter_help(p)}" for p in command.params]
+def _entry(parameter: Any) -> str:
+    return f"- `{parameter_names(parameter)}`: {parameter_help(parameter)}"
 
 
 if __name__ == "__main__":

@@ -55,7 +55,7 @@ def test_redis_and_the_store_require_the_passwords_of_the_env_file(tmp_path: Pat
             return stand.run("producer", *command, stdin="a cat\n", **passwords).returncode
 
         submit = ("submit", "-", "--format", "txt", "--batch")
-        assert exit_code("list") == 0
-        assert exit_code("list", REDIS_PASSWORD="latentfarm") == 3
+        assert exit_code("status") == 0
+        assert exit_code("status", REDIS_PASSWORD="latentfarm") == 3
         assert exit_code(*submit, "first") == 0
         assert exit_code(*submit, "second", S3_SECRET_KEY="latentfarm") == 3

@@ -1,4 +1,4 @@
-"""What a user does to batches under way: real commands, real servers, a real worker."""
+"""Control of running batches: real commands, real servers, a real worker."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SMALL = {"width": 64, "height": 64}
 
 @pytest.fixture(scope="module")
 def worked(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """A farm with one worker, for all tests that need one: their batches have names of their own."""
+    """A farm with one worker, shared by the tests that need one. Each test uses its own batches."""
     Ledger.connect(servers.redis_url).redis.flushall()
     log = tmp_path_factory.mktemp("worker") / "log"
     env = servers.model_copy(update={"slots": 8}).environment()
@@ -42,25 +42,25 @@ def worked(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 def rows(count: int, steps: int) -> list[dict[str, Any]]:
-    return [{"prompt": f"picture {n}", "num_inference_steps": steps, **SMALL} for n in range(count)]
+    return [{"prompt": f"image {n}", "num_inference_steps": steps, **SMALL} for n in range(count)]
 
 
-def on_nobodys_model(
+def on_unserved_model(
     settings: Settings, name: str, count: int, rules: SubmitOptions | None = None
 ) -> tuple[Farm, Batch]:
-    """Submit a batch that no worker takes, so that the test is its worker."""
+    """Submit a batch whose model no worker serves, so that the test leases its jobs."""
     farm = Farm.open(settings)
-    return farm, farm.submit(rows(count, 2), batch=name, model="nobodys", options=rules or SubmitOptions())
+    return farm, farm.submit(rows(count, 2), batch=name, model="unserved", options=rules or SubmitOptions())
 
 
 def fail(farm: Farm, count: int, code: str, message: str) -> None:
-    for lease in farm.ledger.lease("nobodys", "test", count, lease_s=60):
+    for lease in farm.ledger.lease("unserved", "test", count, lease_s=60):
         farm.ledger.fail(lease, {"code": code, "message": message})
 
 
 @contextmanager
 def at_a_terminal(folder: Path, settings: Settings, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """Run the command with a terminal for everything."""
+    """Run the command with a terminal as stdin, stdout and stderr."""
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "latentfarm", *arguments]
     environment = {**os.environ, **settings.environment(), "TERM": "xterm", "COLUMNS": "160"}
@@ -75,24 +75,24 @@ def at_a_terminal(folder: Path, settings: Settings, *arguments: str) -> Iterator
 
 
 def read_until(terminal: int, text: str) -> str:
-    """Return what the command has written, up to a text, or to its end."""
+    """Return the output of the command up to a text, or all of it."""
     seen = ""
-    # at its end a terminal gives an error, not an empty answer
+    # a terminal ends with an error, not with an empty read
     with suppress(OSError):
         while text not in seen:
             seen += os.read(terminal, 4096).decode(errors="replace")
     return seen
 
 
-def said(result: subprocess.CompletedProcess[str]) -> str:
+def output(result: subprocess.CompletedProcess[str]) -> str:
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 
 
-def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
+def test_a_paused_batch_starts_no_job_and_a_resumed_one_completes(
     worked: Settings, latentfarm: Command, tmp_path: Path
 ) -> None:
-    # more than are under way, and than are made while a command starts
+    # more jobs than are leased at once, and than end while a command starts
     jobs, farm = 150, Farm.open(worked)
     cats = farm.submit(rows(jobs, 16), batch="cats")
     environment = {**os.environ, **worked.environment()}
@@ -100,17 +100,17 @@ def test_a_paused_batch_stands_still_and_a_resumed_one_ends(
     watching = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
     until(lambda: cats.status().done > 0)
 
-    assert said(latentfarm("pause", "cats", settings=worked)) == "cats is paused"
+    assert output(latentfarm("pause", "cats", settings=worked)) == "cats is paused"
     until(lambda: cats.status().leased == 0)
-    stands = cats.status()
-    assert 0 < stands.done < jobs
-    # the worker is there, and has other things to do
+    paused = cats.status()
+    assert 0 < paused.done < jobs
+    # the worker renders other batches meanwhile
     assert farm.submit(rows(2, 2), batch="dogs").wait(timeout_s=90).done == 2
-    assert cats.status().done == stands.done
-    assert said(latentfarm("pause", "cats", settings=worked)) == "cats is paused already: by its user"
-    assert "paused   by its user" in said(latentfarm("status", "cats", settings=worked))
+    assert cats.status().done == paused.done
+    assert output(latentfarm("pause", "cats", settings=worked)) == "cats is already paused: by its user"
+    assert "paused   by its user" in output(latentfarm("status", "cats", settings=worked))
 
-    assert said(latentfarm("resume", "cats", settings=worked)) == "cats goes on: open"
+    assert output(latentfarm("resume", "cats", settings=worked)) == "cats continues: open"
     assert cats.wait(timeout_s=120).done == jobs
     over = latentfarm("pause", "cats", settings=worked)
     assert (over.returncode, "is complete" in over.stderr) == (2, True)
@@ -126,44 +126,48 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
     worked: Settings, latentfarm: Command
 ) -> None:
     farm = Farm.open(worked)
-    # two minutes for the first of these, if they ran to their end
+    # the first of these would take two minutes
     long = farm.submit([{**row, "width": 128, "height": 128} for row in rows(30, 500)], batch="long")
     until(lambda: long.status().leased >= 8)
     long.pause()
     mixed = farm.submit(rows(6, 4), batch="mixed")
-    for lease, code in zip(farm.ledger.lease("mini", "test", 2, lease_s=60), ("nan", "render"), strict=True):
+    for lease, code in zip(
+        farm.ledger.lease("mini", "test", 2, lease_s=60), ("non_finite", "engine_error"), strict=True
+    ):
         assert lease.batch == "mixed"
-        farm.ledger.fail(lease, {"code": code, "message": "made up"})
+        farm.ledger.fail(lease, {"code": code, "message": "from the test"})
 
-    assert said(latentfarm("cancel", "long", settings=worked)) == "long is cancelled: 0 done, 0 failed, 30 cancelled"
+    assert output(latentfarm("cancel", "long", settings=worked)) == "long is cancelled: 0 done, 0 failed, 30 cancelled"
     assert mixed.wait(timeout_s=60).failed == 2
     assert (long.status().leased, farm.ledger.redis.zcard("lf:leases")) == (0, 0)
-    assert said(latentfarm("cancel", "long", settings=worked)) == "long is cancelled already"
+    assert output(latentfarm("cancel", "long", settings=worked)) == "long is already cancelled"
     assert latentfarm("resume", "long", settings=worked).returncode == 2
-    assert said(latentfarm("watch", "long", settings=worked)) == "long: cancelled  30/30"
+    assert output(latentfarm("watch", "long", settings=worked)) == "long: cancelled  30/30"
 
     before = {line["job"]: line.get("epoch") for line in mixed.results() if line["state"] == "done"}
-    assert said(latentfarm("retry", "mixed", "--code", "nan", settings=worked)) == "mixed runs 1 job again"
+    assert output(latentfarm("retry", "mixed", "--code", "non_finite", settings=worked)) == "mixed runs 1 job again"
     until(lambda: mixed.status().done == 5)
-    assert mixed.status().errors == {"render": 1}
-    none = "mixed has no failed job with code 'nan' to run again; it has 1 failed (render 1)"
-    assert said(latentfarm("retry", "mixed", "--code", "nan", settings=worked)) == none
-    assert json.loads(said(latentfarm("retry", "mixed", "--json", settings=worked)))["failed"] == 0
+    assert mixed.status().errors == {"engine_error": 1}
+    none = "mixed has no failed job with code 'non_finite' to run again; it has 1 failed (engine_error 1)"
+    assert output(latentfarm("retry", "mixed", "--code", "non_finite", settings=worked)) == none
+    assert json.loads(output(latentfarm("retry", "mixed", "--json", settings=worked)))["failed"] == 0
     assert mixed.wait(timeout_s=60).done == 6
-    assert said(latentfarm("retry", "mixed", settings=worked)) == "mixed has no failed job to run again"
+    assert output(latentfarm("retry", "mixed", settings=worked)) == "mixed has no failed job to run again"
     after = {line["job"]: line["epoch"] for line in mixed.results()}
-    assert {job: after[job] for job in before} == before, "what was done was not rendered again"
+    assert {job: after[job] for job in before} == before, "done jobs were not rendered again"
 
 
-def test_delete_asks_and_leaves_neither_keys_nor_objects(worked: Settings, latentfarm: Command, tmp_path: Path) -> None:
+def test_delete_prompts_and_leaves_neither_keys_nor_objects(
+    worked: Settings, latentfarm: Command, tmp_path: Path
+) -> None:
     farm = Farm.open(worked)
     batch = farm.submit(rows(12, 2), batch="doomed")
     batch.wait(timeout_s=90)
-    unasked = latentfarm("delete", "doomed", settings=worked)
-    assert (unasked.returncode, "write --yes" in unasked.stderr) == (2, True)
+    without_yes = latentfarm("delete", "doomed", settings=worked)
+    assert (without_yes.returncode, "write --yes" in without_yes.stderr) == (2, True)
     with at_a_terminal(tmp_path, worked, "delete", "doomed") as (process, terminal):
-        asked = read_until(terminal, "]")
-        assert "Delete 12 pictures and everything else of batch 'doomed'? [y/N]" in asked
+        prompt = read_until(terminal, "]")
+        assert "Delete 12 images and everything else of batch 'doomed'? [y/N]" in prompt
         os.write(terminal, b"n\n")
         assert "nothing was deleted" in read_until(terminal, "deleted")
         assert process.wait(60) == 1
@@ -171,7 +175,7 @@ def test_delete_asks_and_leaves_neither_keys_nor_objects(worked: Settings, laten
 
     objects = sum(1 for _ in farm.bucket.keys("batches/doomed/"))
     assert objects >= 12
-    removed = said(latentfarm("delete", "doomed", "--yes", settings=worked))
+    removed = output(latentfarm("delete", "doomed", "--yes", settings=worked))
     assert removed == f"doomed is deleted: {objects} objects"
     assert list(farm.bucket.keys("batches/doomed/")) == []
     client: Any = farm.ledger.redis
@@ -179,98 +183,101 @@ def test_delete_asks_and_leaves_neither_keys_nor_objects(worked: Settings, laten
     assert [key for key in client.keys("*doomed*") if client.ttl(key) < 0] == []
     for key in client.keys("lf:*"):
         assert b"doomed" not in (client.dump(key) or b""), key
-    assert said(latentfarm("delete", "doomed", "--yes", settings=worked)) == "doomed is not there; nothing to delete"
+    assert (
+        output(latentfarm("delete", "doomed", "--yes", settings=worked)) == "doomed does not exist; nothing to delete"
+    )
     assert latentfarm("status", "doomed", settings=worked).returncode == 2
     assert latentfarm("delete", "../x", "--yes", settings=worked).returncode == 2
 
 
-def test_several_batches_are_paused_at_once_or_none_of_them(settings: Settings, latentfarm: Command) -> None:
-    farm, _ = on_nobodys_model(settings, "one", 2)
-    on_nobodys_model(settings, "two", 2)
-    wrong = latentfarm("pause", "one", "tow", settings=settings)
-    assert (wrong.returncode, "'tow' is not known" in wrong.stderr) == (2, True)
+def test_several_batches_are_paused_together_or_not_at_all(settings: Settings, latentfarm: Command) -> None:
+    farm, _ = on_unserved_model(settings, "one", 2)
+    on_unserved_model(settings, "two", 2)
+    unknown = latentfarm("pause", "one", "tow", settings=settings)
+    assert (unknown.returncode, "'tow' is unknown" in unknown.stderr) == (2, True)
     assert farm.batch("one").status().state == "open"
-    assert said(latentfarm("pause", "one", "two", settings=settings)) == "one is paused\ntwo is paused"
+    assert output(latentfarm("pause", "one", "two", settings=settings)) == "one is paused\ntwo is paused"
 
-    listed = latentfarm("list", "--state", "paused", "--json", settings=settings)
+    listed = latentfarm("status", "--state", "paused", "--json", settings=settings)
     assert [each["batch"] for each in json.loads(listed.stdout)] == ["one", "two"]
-    assert said(latentfarm("list", "--state", "open", settings=settings)) == ""
-    assert said(latentfarm("list", settings=settings)) == said(latentfarm("status", settings=settings))
-    assert said(latentfarm("resume", "one", "two", settings=settings)) == "one goes on: open\ntwo goes on: open"
-    again = said(latentfarm("resume", "one", "two", "--json", settings=settings))
+    assert output(latentfarm("status", "--state", "open", settings=settings)) == ""
+    both = latentfarm("status", "one", "--state", "open", settings=settings)
+    assert (both.returncode, "leave out either it or BATCH" in both.stderr) == (2, True)
+    assert output(latentfarm("resume", "one", "two", settings=settings)) == "one continues: open\ntwo continues: open"
+    again = output(latentfarm("resume", "one", "two", "--json", settings=settings))
     assert [json.loads(line)["state"] for line in again.splitlines()] == ["open", "open"]
-    assert said(latentfarm("resume", "one", settings=settings)) == "one is open already"
-    refused = latentfarm("list", "--state", "done", settings=settings)
+    assert output(latentfarm("resume", "one", settings=settings)) == "one is already open"
+    refused = latentfarm("status", "--state", "done", settings=settings)
     assert (refused.returncode, "write one of opening, open" in refused.stderr) == (2, True)
 
 
 def test_a_priority_may_be_negative_and_is_kept(settings: Settings, latentfarm: Command) -> None:
-    _, batch = on_nobodys_model(settings, "low", 1)
-    assert said(latentfarm("priority", "low", "-5", settings=settings)) == "low has priority -5"
-    assert said(latentfarm("priority", "low", "-5", settings=settings)) == "low has priority -5 already"
+    _, batch = on_unserved_model(settings, "low", 1)
+    assert output(latentfarm("set-priority", "low", "-5", settings=settings)) == "low has priority -5"
+    assert output(latentfarm("set-priority", "low", "-5", settings=settings)) == "low already has priority -5"
     assert batch.status().priority == -5
-    assert latentfarm("priority", "low", "1001", settings=settings).returncode == 2
+    assert latentfarm("set-priority", "low", "1001", settings=settings).returncode == 2
 
 
 def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command) -> None:
-    farm, _ = on_nobodys_model(settings, "ill", 30, SubmitOptions(webhook="https://hooks.example.com/"))
-    fail(farm, 1, "nan", "another")
-    fail(farm, 24, "nan", "not finite")
-    fail(farm, 5, "render", "broke")
-    lines = said(latentfarm("jobs", "ill", "--state", "failed", settings=settings)).split("\n")
-    assert lines[0] == "nan  25 jobs, 24 of them: not finite"
+    farm, _ = on_unserved_model(settings, "ill", 30, SubmitOptions(webhook="https://hooks.example.com/"))
+    fail(farm, 1, "non_finite", "another")
+    fail(farm, 24, "non_finite", "not finite")
+    fail(farm, 5, "engine_error", "broke")
+    lines = output(latentfarm("jobs", "ill", "--state", "failed", settings=settings)).split("\n")
+    assert lines[0] == "non_finite  25 jobs, 24 of them: not finite"
     assert lines[1:3] == ["  ill/0  another", "  ill/1"]
-    assert lines[20:23] == ["  ill/19", "  ... and 5 more", "render  5 jobs: broke"]
+    assert lines[20:23] == ["  ill/19", "  ... and 5 more", "engine_error  5 jobs: broke"]
     assert lines[23:] == [f"  ill/{n}" for n in range(25, 30)]
     whole = latentfarm("jobs", "ill", "--state", "failed", "--json", settings=settings).stdout
     assert [json.loads(line)["id"] for line in whole.splitlines()] == [f"ill/{n}" for n in range(30)]
 
-    # who has no secret cannot sign; a worker that is there has tried it before
+    # without a secret no webhook is sent; a live worker may have tried it before
     deliver_due(farm.ledger, settings)
     until(lambda: bool(WebhookOutbox(farm.ledger).last_error("ill")))
-    errors, webhook = said(latentfarm("status", "ill", settings=settings)).split("\n")[2:]
-    assert errors == "errors   30 failed (nan 25, render 5)"
+    errors, webhook = output(latentfarm("status", "ill", settings=settings)).split("\n")[2:]
+    assert errors == "errors   30 failed (non_finite 25, engine_error 5)"
     assert webhook.startswith("webhook  due: LATENTFARM_WEBHOOK_SECRET is not set; set one on the workers")
 
 
-def test_prompts_that_lost_their_end_are_told_once_with_the_cure(settings: Settings, latentfarm: Command) -> None:
-    farm, batch = on_nobodys_model(settings, "long", 3)
-    for lease in farm.ledger.lease("nobodys", "test", 3, lease_s=60):
+def test_truncated_prompts_are_reported_once_with_the_cure(settings: Settings, latentfarm: Command) -> None:
+    farm, batch = on_unserved_model(settings, "long", 3)
+    for lease in farm.ledger.lease("unserved", "test", 3, lease_s=60):
         farm.ledger.commit([(lease, {"key": "k", "prompt_truncated": lease.index > 0})])
-    cure = "2 prompts were longer than 77 tokens and lost their end; --prompt-syntax a1111 encodes them whole"
+    cure = "2 prompts were truncated to 77 tokens; --prompt-syntax a1111 encodes longer ones"
     assert latentfarm("wait", "long", settings=settings).stderr.splitlines()[-1] == cure
     assert latentfarm("watch", "long", settings=settings).stderr.splitlines() == [f"long: {cure}"]
-    assert said(latentfarm("status", "long", settings=settings)).splitlines()[-1] == f"prompts  {cure}"
-    assert json.loads(latentfarm("list", "--json", settings=settings).stdout)[0]["truncated"] == 2
+    assert output(latentfarm("status", "long", settings=settings)).splitlines()[-1] == f"prompts  {cure}"
+    assert json.loads(latentfarm("status", "--json", settings=settings).stdout)[0]["truncated"] == 2
     assert batch.status().truncated == 2
 
 
-def test_a_retry_in_a_paused_batch_says_what_it_waits_for(settings: Settings, latentfarm: Command) -> None:
-    farm, batch = on_nobodys_model(settings, "held", 3)
-    fail(farm, 2, "nan", "not finite")
+def test_a_retry_in_a_paused_batch_reports_the_reason_of_the_pause(settings: Settings, latentfarm: Command) -> None:
+    farm, batch = on_unserved_model(settings, "held", 3)
+    fail(farm, 2, "non_finite", "not finite")
     batch.pause("lunch")
-    told = said(latentfarm("retry", "held", settings=settings))
-    assert told == "held will run 2 jobs again after `resume`: by its user: lunch"
+    reported = output(latentfarm("retry", "held", settings=settings))
+    assert reported == "held will run 2 jobs again after `resume`: by its user: lunch"
     assert batch.status().pending == 3
 
 
-def test_watch_draws_a_table_on_a_terminal_until_all_is_over(settings: Settings, tmp_path: Path) -> None:
-    farm, batch = on_nobodys_model(settings, "seen", 4)
+def test_watch_draws_a_table_on_a_terminal_until_every_batch_has_ended(settings: Settings, tmp_path: Path) -> None:
+    farm, batch = on_unserved_model(settings, "seen", 4)
     with at_a_terminal(tmp_path, settings, "watch") as (process, terminal):
         assert "0/4" in read_until(terminal, "0/4")
-        fail(farm, 3, "nan", "not finite")
-        assert "3 failed (nan 3)" in read_until(terminal, "(nan 3)")
+        fail(farm, 3, "non_finite", "not finite")
+        assert "3 failed (non_finite 3)" in read_until(terminal, "(non_finite 3)")
         batch.cancel()
         assert "cancelled" in read_until(terminal, "cancelled")
-        read_until(terminal, "never said, so read to the end")
+        read_until(terminal, "never printed, so all output is read")
         assert process.wait(60) == 0
 
 
 def test_watch_ends_quietly_on_ctrl_c(settings: Settings, tmp_path: Path) -> None:
-    on_nobodys_model(settings, "seen", 4)
+    on_unserved_model(settings, "seen", 4)
     with at_a_terminal(tmp_path, settings, "watch", "seen") as (process, terminal):
         read_until(terminal, "0/4")
         process.send_signal(signal.SIGINT)
-        rest = read_until(terminal, "never said, so read to the end")
+        rest = read_until(terminal, "never printed, so all output is read")
         assert process.wait(60) == 130
     assert "Traceback" not in rest

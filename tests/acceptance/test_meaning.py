@@ -1,4 +1,4 @@
-"""What a user asks for is what the fetched pictures show: mini, end to end."""
+"""The fetched images show what their prompts describe: the bundled model, end to end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mini_training.judge import judge
 
 pytestmark = pytest.mark.acceptance
 
-ASKED = [
+PROMPTS = [
     ("a large red circle on a white background", "white", "red", "circle"),
     ("a large blue square on a yellow background", "yellow", "blue", "square"),
     ("a large green triangle on a black background", "black", "green", "triangle"),
@@ -25,10 +25,8 @@ ASKED = [
 ]
 
 
-def test_the_fetched_pictures_show_the_colours_and_shapes_that_were_asked_for(
-    latentfarm: Command, tmp_path: Path
-) -> None:
-    (tmp_path / "p.txt").write_text("".join(f"{prompt}\n" for prompt, *_ in ASKED))
+def test_the_fetched_images_show_the_colours_and_shapes_of_their_prompts(latentfarm: Command, tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("".join(f"{prompt}\n" for prompt, *_ in PROMPTS))
     result = latentfarm("render", "p.txt", "-o", "out", "--batch", "meaning", "--guidance-scale", "4")
     assert result.returncode == 0, result.stderr
     shown = []
@@ -37,22 +35,25 @@ def test_the_fetched_pictures_show_the_colours_and_shapes_that_were_asked_for(
             verdict = judge(np.asarray(image.convert("RGB")))
         shown.append((line["prompt"], verdict.background, verdict.thing.colour, verdict.thing.shape))
     assert [(prompt, background, colour) for prompt, background, colour, _ in shown] == [
-        (prompt, background, colour) for prompt, background, colour, _ in ASKED
+        (prompt, background, colour) for prompt, background, colour, _ in PROMPTS
     ]
     # the card's bar for shapes is 90%: of eight, one may be misread
-    assert sum(found[3] == asked[3] for found, asked in zip(shown, ASKED, strict=True)) >= 7
+    assert sum(found[3] == expected[3] for found, expected in zip(shown, PROMPTS, strict=True)) >= 7
 
 
-def test_a_trace_shows_the_way_from_noise_to_the_picture(latentfarm: Command, tmp_path: Path) -> None:
+def test_intermediates_show_the_steps_from_noise_to_the_image(latentfarm: Command, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a large red circle on a white background\n")
-    options = ("--batch", "traced", "--guidance-scale", "4", "--num-inference-steps", "12", "--save-intermediates")
+    options = ("--batch", "strip", "--guidance-scale", "4", "--num-inference-steps", "12", "--save-intermediates")
     result = latentfarm("render", "p.txt", "-o", "out", *options)
     assert result.returncode == 0, result.stderr
     [line] = read_lines(tmp_path / "out" / "results.jsonl")
-    with Image.open(tmp_path / "out" / line["intermediates"]) as strip, Image.open(tmp_path / "out" / line["file"]) as picture:
+    with (
+        Image.open(tmp_path / "out" / line["intermediates"]) as strip,
+        Image.open(tmp_path / "out" / line["file"]) as image,
+    ):
         frames = np.split(np.asarray(strip).astype(float), 8, axis=1)
         assert strip.size == (8 * 128, 128)
-        assert np.array_equal(frames[-1], np.asarray(picture))
+        assert np.array_equal(frames[-1], np.asarray(image))
     distances = [np.abs(frame - frames[-1]).mean() for frame in frames]
-    assert distances[0] > 40, "it begins as noise"
-    assert distances == sorted(distances, reverse=True), "and comes nearer with every frame"
+    assert distances[0] > 40, "the first frame is noise"
+    assert distances == sorted(distances, reverse=True), "each frame is nearer to the result"

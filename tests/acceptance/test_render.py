@@ -1,4 +1,4 @@
-"""``render`` as a user runs it: real processes, a real interruption."""
+"""``render`` with real processes and real interruptions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.acceptance
 FEW_STEPS = ("--num-inference-steps", "4", "--width", "64", "--height", "64")
 
 
-def test_prompts_become_pictures_once(latentfarm: Command, tmp_path: Path) -> None:
+def test_prompts_become_images_once(latentfarm: Command, tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("# two\na red circle\n\na blue square\n")
     first = latentfarm("render", "p.txt", "-o", "out", *FEW_STEPS, "--scheduler", "euler", "--json")
     assert first.returncode == 0, first.stderr
@@ -52,9 +52,7 @@ def test_prompts_become_pictures_once(latentfarm: Command, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_render_goes_on_where_it_stopped(
-    latentfarm: Command, tmp_path: Path, how: signal.Signals
-) -> None:
+def test_an_interrupted_render_continues(latentfarm: Command, tmp_path: Path, how: signal.Signals) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(24)))
     options = ("render", "p.txt", "-o", "out", "--num-inference-steps", "20", "--width", "64", "--height", "64")
     command = [sys.executable, "-m", "latentfarm", *options, "--batch", "b", "--slots", "2"]
@@ -76,7 +74,7 @@ def test_an_interrupted_render_goes_on_where_it_stopped(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("render", "none.txt", "-o", "out"), "none.txt cannot be read"),
         (("render", "p.txt", "-o", "out", "--scheduler", "eulr"), "did you mean 'euler'"),
@@ -90,21 +88,21 @@ def test_an_interrupted_render_goes_on_where_it_stopped(
         (("render", "p.txt"), "Missing option"),
     ],
 )
-def test_a_wrong_command_says_what_to_write_and_starts_nothing(
-    latentfarm: Command, tmp_path: Path, arguments: tuple[str, ...], told: str
+def test_an_invalid_command_is_rejected_with_its_cure_and_starts_nothing(
+    latentfarm: Command, tmp_path: Path, arguments: tuple[str, ...], expected: str
 ) -> None:
     (tmp_path / "p.txt").write_text("a cat\n")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "width": 1030}\n')
     result = latentfarm(*arguments)
     assert result.returncode == 2, result.stderr
-    assert told in result.stderr
+    assert expected in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
     assert not (tmp_path / ".latentfarm").exists()
 
 
 @pytest.mark.parametrize("missing", ["redis", "s3"])
-def test_a_store_or_queue_that_is_not_there_is_exit_code_3(latentfarm: Command, tmp_path: Path, missing: str) -> None:
+def test_an_unreachable_store_or_redis_is_exit_code_3(latentfarm: Command, tmp_path: Path, missing: str) -> None:
     (tmp_path / "p.txt").write_text("a cat\n")
     environment = {
         "LATENTFARM_REDIS_URL": "redis://:secret@127.0.0.1:1/0",
@@ -120,7 +118,7 @@ def test_a_store_or_queue_that_is_not_there_is_exit_code_3(latentfarm: Command, 
     assert "secret" not in result.stderr
 
 
-def test_a_picture_of_this_machine_is_the_one_that_diffusers_makes(latentfarm: Command, tmp_path: Path) -> None:
+def test_an_image_of_this_machine_equals_that_of_diffusers(latentfarm: Command, tmp_path: Path) -> None:
     import numpy as np
     import torch
     from diffusers import StableDiffusionPipeline
@@ -132,15 +130,15 @@ def test_a_picture_of_this_machine_is_the_one_that_diffusers_makes(latentfarm: C
     assert result.returncode == 0, result.stderr
     pipe = StableDiffusionPipeline.from_pretrained(model, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
-    [expected] = pipe(
+    [reference] = pipe(
         "a red circle", num_inference_steps=6, generator=torch.Generator("cpu").manual_seed(7), output_type="np"
     ).images
     with Image.open(io.BytesIO((tmp_path / "out" / "000000.png").read_bytes())) as image:
         found = np.asarray(image).astype(int)
-    assert np.abs(found - (expected * 255).round().astype(int)).max() <= 1
+    assert np.abs(found - (reference * 255).round().astype(int)).max() <= 1
 
 
-def test_what_workers_have_rendered_can_be_verified_by_rendering_it_again(
+def test_images_of_two_workers_are_verified_by_rendering_them_again(
     settings: Settings, latentfarm: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(6)))
@@ -153,7 +151,7 @@ def test_what_workers_have_rendered_can_be_verified_by_rendering_it_again(
     assert threads == max(1, (os.cpu_count() or 1) // 2)
 
     well = latentfarm("verify", "b", "--sample", "4", settings=settings)
-    assert (well.returncode, well.stdout) == (0, "4 of 4 pictures: the same bytes\n"), well.stderr
+    assert (well.returncode, well.stdout) == (0, "4 of 4 images: equal bytes\n"), well.stderr
     [slots] = {line["slots"] for line in lines}
     assert f"rendered again on cpu, float32, slots {slots}, threads {threads}" in well.stderr
 
@@ -161,5 +159,5 @@ def test_what_workers_have_rendered_can_be_verified_by_rendering_it_again(
     ill = latentfarm("verify", "b", "--all", "--json", settings=settings)
     assert ill.returncode == 1, ill.stderr
     found = json.loads(ill.stdout)
-    assert (found["pictures"], found["same_bytes"], found["bound"]) == (6, 5, 0)
+    assert (found["images"], found["same_bytes"], found["bound"]) == (6, 5, 0)
     assert [each["job"] for each in found["different"]] == ["b/3"]

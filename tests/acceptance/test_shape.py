@@ -1,6 +1,6 @@
-"""The shape of a farm on many machines, on one: folders of their own, users of their own, and no file shared.
+"""A farm of several machines, on one machine: each has its own folder and Redis user, and they share no file.
 
-The commands are those of the images, with nothing but an environment.
+The commands are those of the container images, configured by their environment alone.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def command_of(image: str, *arguments: str) -> list[str]:
 
 @contextmanager
 def machines(folder: Path, settings: Settings) -> Iterator[tuple[Machine, list[Machine]]]:
-    """Give an exporter, and room for workers; whatever still runs is ended."""
+    """Yield an exporter and an empty list of workers. At the end, stop every machine."""
     exporter = Machine.start(folder / "exporter", settings, free_ports(1)[0], *command_of("producer", "exporter"))
     workers: list[Machine] = []
     try:
@@ -51,7 +51,7 @@ def machines(folder: Path, settings: Settings) -> Iterator[tuple[Machine, list[M
             machine.child.wait_or_kill(40)
 
 
-def test_workers_come_and_go_and_no_picture_and_no_count_is_lost(servers: Settings, tmp_path: Path) -> None:
+def test_workers_come_and_go_and_no_image_and_no_count_is_lost(servers: Settings, tmp_path: Path) -> None:
     passwords = {user: secrets.token_urlsafe(16) for user in ("admin", "producer", "worker")}
     (tmp_path / "redis").mkdir()
     with locked_redis(tmp_path / "redis", passwords) as port:
@@ -70,9 +70,9 @@ def test_workers_come_and_go_and_no_picture_and_no_count_is_lost(servers: Settin
                 workers.append(Machine.start(folder, role["worker"], ports[number], *command_of("worker")))
 
             start(0)
-            batch = farm.submit([{"prompt": f"picture {n}", **ROW} for n in range(JOBS)], batch="shape")
+            batch = farm.submit([{"prompt": f"image {n}", **ROW} for n in range(JOBS)], batch="shape")
             until(lambda: workers[0].ready and batch.status().done >= 20)
-            # while the others load, which takes as long here as the whole batch does
+            # paused while the other workers load, which takes as long as the whole batch
             batch.pause()
             start(1)
             start(2)
@@ -81,22 +81,22 @@ def test_workers_come_and_go_and_no_picture_and_no_count_is_lost(servers: Settin
             until(lambda: all(worker.done > 0 for worker in workers))
             assert scraped(exporter.address)["latentfarm_workers", "mini"] == 3
             before = batch.status()
-            assert before.done < JOBS, "it ended before it could be scaled down"
+            assert before.done < JOBS, "the batch completed before the scale-down"
             for worker in workers[1:]:
                 worker.child.terminate()
             assert [worker.child.wait_or_kill(40) for worker in workers[1:]] == [0, 0]
-            left = workers[1].last_words() | workers[2].last_words()
+            left = workers[1].final_counts() | workers[2].final_counts()
             admin = Ledger.connect(f"redis://admin:{passwords['admin']}@127.0.0.1:{port}/0")
-            assert not holders(admin) & left.keys(), "a worker that left took jobs with it"
-            # what is stored and waits for the next commit is leased too, for a moment
+            assert not holders(admin) & left.keys(), "a stopped worker still holds jobs"
+            # images that are stored but not yet committed are leased too, for a moment
             until(lambda: batch.status().leased <= 2 * 4)
             assert batch.wait(timeout_s=240).done == JOBS
 
             by_worker = Counter(str(line["worker"]) for line in batch.results())
             assert by_worker.total() == JOBS
             assert {line["attempts"] for line in batch.results()} == {1}
-            told = scraped(exporter.address)
-            states = {key[3]: value for key, value in told.items() if key[:2] == ("latentfarm_batch_jobs", "shape")}
+            metrics = scraped(exporter.address)
+            states = {key[3]: value for key, value in metrics.items() if key[:2] == ("latentfarm_batch_jobs", "shape")}
             assert states == {"pending": 0, "leased": 0, "done": JOBS, "failed": 0, "cancelled": 0}
             until(lambda: scraped(exporter.address)["latentfarm_model_images_total", "mini"] == JOBS)
             assert {name: ended["done"] for name, ended in left.items()} == {name: by_worker[name] for name in left}
@@ -112,9 +112,9 @@ def test_each_device_of_a_host_has_a_worker_that_serves_its_own_metrics(settings
         until(lambda: len(farm.ledger.workers("mini")) == 2)
         names = set()
         for port in ports:
-            told = scraped(f"127.0.0.1:{port}")
-            assert told["latentfarm_ready", "mini"] == 1
-            names |= {key[-1] for key in told if key[0] == "latentfarm_worker_info"}
+            metrics = scraped(f"127.0.0.1:{port}")
+            assert metrics["latentfarm_ready", "mini"] == 1
+            names |= {key[-1] for key in metrics if key[0] == "latentfarm_worker_info"}
         assert names == set(farm.ledger.workers("mini"))
         assert farm.submit([{"prompt": "a", **ROW}] * 8, batch="both").wait(timeout_s=60).done == 8
     finally:

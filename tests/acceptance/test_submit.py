@@ -1,4 +1,4 @@
-"""Handing in large and wrong files by the real command."""
+"""Submitting large and invalid files with the real command."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from latentfarm import Farm
 pytestmark = pytest.mark.acceptance
 
 
-def test_a_submission_killed_by_force_is_seen_as_opening_and_goes_on(
+def test_a_killed_submission_leaves_the_batch_opening_and_continues(
     farm: Farm, latentfarm: Command, tmp_path: Path
 ) -> None:
     file = tmp_path / "many.txt"
-    file.write_text("".join(f"picture {n}\n" for n in range(30_000)))
-    command = [sys.executable, "-m", "latentfarm", "submit", "many.txt", "--batch", "many", "--stream"]
+    file.write_text("".join(f"image {n}\n" for n in range(30_000)))
+    command = [sys.executable, "-m", "latentfarm", "submit", "many.txt", "--batch", "many", "--no-validate-first"]
     environment = {**os.environ, **farm.settings.environment()}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment)
     until(lambda: "many" in farm.ledger.batches() and farm.ledger.batch("many").total >= 2000)
@@ -41,20 +41,20 @@ def test_a_submission_killed_by_force_is_seen_as_opening_and_goes_on(
     assert refused.returncode == 2
     assert "its digest is" in refused.stderr
 
-    again = latentfarm("submit", "many.txt", "--batch", "many", "--stream", settings=farm.settings)
+    again = latentfarm("submit", "many.txt", "--batch", "many", "--no-validate-first", settings=farm.settings)
     assert (again.returncode, again.stdout) == (0, "many\n")
     status = farm.batch("many").status()
     assert (status.state, status.total) == ("open", 30_000)
 
 
-def test_a_streamed_file_with_wrong_rows_exits_1_with_the_counts_by_reason(
+def test_a_streamed_file_with_invalid_rows_exits_1_with_the_counts_by_reason(
     farm: Farm, latentfarm: Command, tmp_path: Path
 ) -> None:
     rows = [{"prompt": "a"}] * 2000 + [{"prompt": "a", "width": 65}] * 3 + [{"promt": "a"}] + [{"prompt": "a"}] * 500
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    streamed = latentfarm("submit", "p.jsonl", "--batch", "b", "--stream", settings=farm.settings)
+    streamed = latentfarm("submit", "p.jsonl", "--batch", "b", "--no-validate-first", settings=farm.settings)
     assert (streamed.returncode, streamed.stdout) == (1, "b\n")
-    assert "4 rows were wrong and are failed jobs" in streamed.stderr
+    assert "4 invalid rows became failed jobs" in streamed.stderr
     assert "width: 3" in streamed.stderr
     listed = latentfarm("jobs", "b", "--state", "failed", settings=farm.settings)
     assert "invalid_row" in listed.stdout
@@ -68,7 +68,7 @@ def test_a_streamed_file_with_wrong_rows_exits_1_with_the_counts_by_reason(
 
 
 def bomb(of: bytes, times: int) -> bytes:
-    """Return one gzip stream of ``of`` so many times; it is compressed once, and each block begins anew."""
+    """Return a gzip stream of ``times`` copies of ``of``. One block is compressed and repeated."""
     deflate = zlib.compressobj(wbits=-zlib.MAX_WBITS)
     block = deflate.compress(of) + deflate.flush(zlib.Z_FULL_FLUSH)
     end, checksum = deflate.flush(), 0
@@ -97,7 +97,7 @@ BAD_FILES: dict[str, bytes] = {
 }
 
 
-#: runs the command and leaves word of its peak memory; a child's rusage would begin with what its parent had
+#: runs the command and writes its own peak memory; the rusage of a child includes memory of its parent
 MEASURED = """
 import atexit, pathlib
 status = pathlib.Path("/proc/self/status")
@@ -108,7 +108,7 @@ main()
 
 
 def submit_measured(file: Path, farm: Farm) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Submit a file; return the ended command and the largest resident memory it had, in MB."""
+    """Submit a file; return the ended command and its peak resident memory in MB."""
     ended = subprocess.run(
         [sys.executable, "-c", MEASURED, "submit", file.name],
         cwd=file.parent,
@@ -124,24 +124,24 @@ def submit_measured(file: Path, farm: Farm) -> tuple[subprocess.CompletedProcess
 
 
 @pytest.mark.parametrize("name", BAD_FILES)
-def test_bad_input_is_told_in_little_memory_and_leaves_nothing(farm: Farm, tmp_path: Path, name: str) -> None:
+def test_bad_input_is_rejected_in_little_memory_and_stores_nothing(farm: Farm, tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(BAD_FILES[name])
-    told, memory_mb = submit_measured(tmp_path / name, farm)
-    assert told.returncode == 2
-    assert name in told.stderr
-    assert "Traceback" not in told.stderr
-    assert len(told.stderr) < 6_000
+    ended, memory_mb = submit_measured(tmp_path / name, farm)
+    assert ended.returncode == 2
+    assert name in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr) < 6_000
     assert memory_mb < 200
     assert farm.ledger.redis.keys("lf:*") == []
     assert list(farm.bucket.keys("")) == []
 
 
 @pytest.mark.parametrize("batch", ["../up", "A", "a/b", "", "x" * 65])
-def test_a_batch_name_that_could_leave_its_place_is_refused(
+def test_a_batch_name_outside_its_alphabet_is_rejected(
     farm: Farm, latentfarm: Command, tmp_path: Path, batch: str
 ) -> None:
     (tmp_path / "p.txt").write_text("a cat\n")
-    told = latentfarm("submit", "p.txt", "--batch", batch, settings=farm.settings)
-    assert told.returncode == 2
-    assert "batch name" in told.stderr
+    ended = latentfarm("submit", "p.txt", "--batch", batch, settings=farm.settings)
+    assert ended.returncode == 2
+    assert "batch name" in ended.stderr
     assert farm.ledger.redis.keys("lf:*") == []

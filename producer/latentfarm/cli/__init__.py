@@ -1,7 +1,7 @@
-"""The command ``latentfarm``: a thin skin over the Python API, one module a group of verbs.
+"""The command ``latentfarm``: thin commands over the Python API, one module for each group of them.
 
-Data goes to stdout, progress and errors to stderr. Exit codes: 0 all done, 1 some job failed, 2 bad input or usage,
-3 store or queue not to be reached, 130 interrupted.
+Data goes to stdout, progress and errors to stderr. Exit codes: 0 success, 1 a job failed, 2 invalid input or usage,
+3 the store or Redis is unavailable, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,51 +11,70 @@ import sys
 
 import typer
 
-from latentfarm.cli import (
-    bench,
-    control,
-    doctor,
-    estimate,
-    exporter,
-    fetch,
-    recover,
-    render,
-    results,
-    status,
-    submit,
-    verify,
-    worker,
-    workers,
-)
+from latentfarm.cli.command_group import CommandEntry, make_group
 from latentfarm.errors import LatentfarmError
 
+#: by heading: name, ``module:function``, and the summary that `latentfarm --help` prints without an import
+COMMANDS = {
+    "Run": {
+        "render": CommandEntry("render:render", "Render a prompt file into a folder, with everything that this needs"),
+        "up": CommandEntry("worker:up", "Run Redis, an S3 server and workers on this machine"),
+        "worker": CommandEntry("worker:worker", "Run a worker of a farm"),
+    },
+    "Submit": {
+        "estimate": CommandEntry("estimate:estimate", "Estimate the images, bytes and GPU time of a prompt file"),
+        "submit": CommandEntry("submit:submit", "Submit a prompt file as a batch"),
+    },
+    "Inspect": {
+        "status": CommandEntry("status:status", "Show the progress of one batch or all"),
+        "watch": CommandEntry("watch:watch", "Show the progress of batches until they end"),
+        "jobs": CommandEntry("jobs:jobs", "List the jobs of a batch"),
+        "job": CommandEntry("jobs:job", "Show one job"),
+        "workers": CommandEntry("workers:workers", "List the workers with their throughput"),
+    },
+    "Control": {
+        "pause": CommandEntry("control:pause", "Start no more jobs of batches"),
+        "resume": CommandEntry("control:resume", "Continue paused batches"),
+        "cancel": CommandEntry("control:cancel", "End batches for good"),
+        "retry": CommandEntry("control:retry", "Run the failed jobs of a batch again"),
+        "set-priority": CommandEntry("control:set_priority", "Change the priority of a batch"),
+        "delete": CommandEntry("delete:delete", "Delete batches with their images and results"),
+        "gc": CommandEntry("gc:gc", "Delete the orphaned images of a batch"),
+    },
+    "Results": {
+        "wait": CommandEntry("fetch:wait", "Wait until a batch has ended"),
+        "fetch": CommandEntry("fetch:fetch", "Download the images of a batch"),
+        "results": CommandEntry("results:results", "Print the results of a batch"),
+        "verify": CommandEntry("verify:verify", "Render images again and compare them with the stored ones"),
+    },
+    "Operate": {
+        "doctor": CommandEntry("doctor:doctor", "Check Redis, the bucket, the model and the device"),
+        "recover": CommandEntry("recover:recover", "Rebuild the ledger from the bucket"),
+        "exporter": CommandEntry("exporter:exporter", "Serve metrics for Prometheus and KEDA"),
+        "bench": CommandEntry("bench:bench", "Measure the throughput of a model on this machine"),
+    },
+}
+
+
 app = typer.Typer(
-    help="A render farm for latent diffusion: a prompt file in, pictures and a manifest in your own bucket out.",
+    cls=make_group(COMMANDS),
     epilog="Start here: `latentfarm render prompts.txt -o out`",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",
+    # rich's panels cost 0.1 s of CPU and break an option's text into narrow columns
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-render.register(app)
-worker.register(app)
-submit.register(app)
-estimate.register(app)
-status.register(app)
-control.register(app)
-workers.register(app)
-fetch.register(app)
-results.register(app)
-verify.register(app)
-recover.register(app)
-doctor.register(app)
-exporter.register(app)
-bench.register(app)
+
+
+@app.callback()
+def _latentfarm() -> None:
+    """Render farm for latent diffusion: a prompt file in, images and a manifest in your own bucket out."""
 
 
 def main() -> None:
-    """Run the command; errors of ours become a line and an exit code, all others keep their traceback."""
-    # asked to end is like Ctrl-C: what was started is stopped in order, and unfinished jobs go back
+    """Run the command. An error of latentfarm becomes one line and an exit code; others keep their traceback."""
+    # SIGTERM acts as Ctrl-C does: started processes stop in order, and unfinished jobs are released
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app()
@@ -66,6 +85,6 @@ def main() -> None:
         sys.stderr.write(f"latentfarm: {error}\n")
         sys.exit(1)
     except BrokenPipeError:
-        # the reader of our output has seen enough
+        # the reader of stdout has closed it, as `head` does
         sys.stderr.close()
         sys.exit(0)

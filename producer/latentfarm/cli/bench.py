@@ -1,4 +1,4 @@
-"""``bench``: what this machine makes of a model."""
+"""``bench``: the throughput of a model on this machine."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import check_dtype, print_columns, print_json, with_model
-from latentfarm.cli.progress import echo_err
+from latentfarm.cli.options import check_dtype, with_model
+from latentfarm.cli.output import echo_err, print_columns, print_json
 from latentfarm.errors import InputError
-from latentfarm.job import DEFAULT_GUIDANCE, Job
+from latentfarm.job import Job
+from latentfarm.limits import DEFAULT_GUIDANCE
 from latentfarm.local.farm import require_worker_packages
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
@@ -24,33 +25,40 @@ _CPU_SLOTS, _GPU_SLOTS = (1, 2, 4, 8), (1, 4, 8, 16, 32, 64)
 _STAGES = {name: f"{name}_s" for name in ("text", "denoise", "decode", "encode", "upload")}
 
 
+def _join(numbers: tuple[int, ...]) -> str:
+    return ",".join(map(str, numbers))
+
+
 def bench(
     model: options.WorkerModel = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
+    dtype: options.Dtype = None,
     slots: Annotated[
         str | None,
-        typer.Option(metavar="N,N,...", help="Numbers of slots to try, in this order."),
+        typer.Option(
+            metavar="N,N,...",
+            help=f"Numbers of slots to measure [default: {_join(_CPU_SLOTS)}; on a GPU {_join(_GPU_SLOTS)}]",
+        ),
     ] = None,
     num_inference_steps: Annotated[
-        int, typer.Option("--num-inference-steps", help="Denoising steps of a picture, 1 to 500.")
+        int, typer.Option("--num-inference-steps", metavar="N", help="Denoising steps of an image")
     ] = 20,
     width: options.Width = None,
     height: options.Height = None,
     compiled: options.Compile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure pictures a second by slots on this machine, and where a picture's time goes.
+    """Measure the throughput of a model on this machine by slots, and the time of each stage of an image.
 
-    It renders here, with the worker's own engine and encoder, and needs no farm. Where a store is known, pictures are
-    put there below probe/ and removed again; otherwise the upload is left out.
+    It uses the worker's engine and encoder in this process and needs no farm. If the settings name a store, the
+    upload is measured with objects below probe/, which are deleted again.
 
     Example: `latentfarm bench --model sd14=CompVis/stable-diffusion-v1-4`
     """
-    tried = _numbers(slots) if slots is not None else ()
+    counts = _parse_slots(slots) if slots is not None else ()
     settings = with_model(Settings.load(), model).model_copy(update={"dtype": check_dtype(dtype or "auto")})
-    # a wrong size is told before a model is loaded
-    asked = check_defaults({"num_inference_steps": num_inference_steps, "width": width, "height": height})
-    job = Job(batch="bench", index=0, prompt="this and that", seed=0, scheduler="euler", **asked.given())
+    # an invalid size is reported before the model is loaded
+    fields = check_defaults({"num_inference_steps": num_inference_steps, "width": width, "height": height})
+    job = Job(batch="bench", index=0, prompt="this and that", seed=0, scheduler="euler", **fields.given())
     require_worker_packages()
     from latentfarm_worker.build import keep_compiled_files, load_model, wants_compiling
     from latentfarm_worker.calibration.cache import device_name
@@ -60,10 +68,10 @@ def bench(
     family = load_model(settings)
     compiled_here = wants_compiling(family, settings.model_copy(update={"compile": compiled}))
     keep_compiled_files(settings)
-    tried = tried or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
+    counts = counts or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
     bucket = Bucket.connect(settings) if settings.configured else None
     found = []
-    for measured in benchmark.measure(family, tried, job=job, compiled=compiled_here, bucket=bucket):
+    for measured in benchmark.measure(family, counts, job=job, compiled=compiled_here, bucket=bucket):
         echo_err(f"{measured.slots} slots: {measured.images_per_s:.3g} images/s")
         found.append(measured)
     conditions = {
@@ -82,21 +90,21 @@ def bench(
         return
     typer.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in conditions.items()))
     _print_table(found)
-    typer.echo(f"fastest with {best.slots} slots: {best.images_per_s * 86_400:,.0f} pictures a day")
+    typer.echo(f"fastest with {best.slots} slots: {best.images_per_s * 86_400:,.0f} images per day")
 
 
-def _numbers(text: str) -> tuple[int, ...]:
+def _parse_slots(text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
     if not numbers or not all(1 <= number <= 256 for number in numbers):
-        raise InputError(f"--slots {text!r}: write numbers from 1 to 256 with commas between them, such as 4,8,16")
+        raise InputError(f"--slots {text!r}: write numbers from 1 to 256 separated by commas, such as 4,8,16")
     return numbers
 
 
 def _print_table(found: list[Measurement]) -> None:
-    """Print a line for each number of slots: the rate, what the engine is busy, and each stage's seconds a picture."""
+    """Print the measurements, with each stage's seconds per image."""
     rows = [("slots", "images/s", "busy", *_STAGES, "memory")]
     for measured in found:
         seconds = [getattr(measured, name) for name in _STAGES.values()]
@@ -111,8 +119,3 @@ def _print_table(found: list[Measurement]) -> None:
             )
         )
     print_columns(rows)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(bench)

@@ -1,4 +1,4 @@
-"""``exporter``: the farm's jobs for Prometheus and for KEDA."""
+"""``exporter``: the metrics of a farm for Prometheus and KEDA."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from typing import Annotated
 
 import typer
 
-from latentfarm.cli.progress import echo_err
-from latentfarm.job import check_model_alias
+from latentfarm.cli.output import echo_err
 from latentfarm.ledger import Ledger
 from latentfarm.local.farm import stop_on_signals
 from latentfarm.monitoring import logs
 from latentfarm.monitoring.exporter import DEFAULT_ADDRESS, make_registry
 from latentfarm.monitoring.http_server import MetricsServer
+from latentfarm.names import check_model_alias
 from latentfarm.settings import Settings
 
 
@@ -20,17 +20,18 @@ def exporter(
     listen: Annotated[
         str | None,
         typer.Option(
-            metavar="HOST:PORT", help=f"Where to serve; {DEFAULT_ADDRESS} if open. (env: LATENTFARM_METRICS_ADDRESS)"
+            metavar="HOST:PORT",
+            help=f"Address to serve [default: {DEFAULT_ADDRESS}] [env: LATENTFARM_METRICS_ADDRESS]",
         ),
     ] = None,
     model: Annotated[
         list[str] | None,
-        typer.Option(metavar="ALIAS", help="Tell of this model even while it has no batch and no worker; repeatable."),
+        typer.Option(metavar="ALIAS", help="Export this model even without a batch and a worker (repeatable)"),
     ] = None,
 ) -> None:
-    """Serve the farm's jobs by batch and model at /metrics, beside /livez and /readyz, until it is ended.
+    """Serve the jobs by batch and model at /metrics, with /livez and /readyz, until Ctrl-C.
 
-    It reads the ledger at each scrape and writes nothing; one is enough for a farm, and two do no harm.
+    It reads the ledger at each scrape and writes nothing. One exporter serves a whole farm; several do no harm.
 
     Example: `latentfarm exporter --listen 0.0.0.0:9465 --model mini`
     """
@@ -40,13 +41,8 @@ def exporter(
     ledger = Ledger.connect(settings.redis_url)
     address = listen or settings.metrics_address or DEFAULT_ADDRESS
     with stop_on_signals() as interrupted:
-        # it is as alive and ready as its answers: a ledger that is away is told by latentfarm_ledger_up
+        # alive and ready as soon as it answers: latentfarm_ledger_up reports an unavailable ledger
         server = MetricsServer(address, make_registry(ledger, models), live=str, ready=str)
-        echo_err(f"serving port {server.port}: /metrics, /livez and /readyz; Ctrl-C ends it")
+        echo_err(f"serving port {server.port}: /metrics, /livez and /readyz; Ctrl-C stops it")
         interrupted.wait()
         server.close()
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command of this module."""
-    app.command()(exporter)

@@ -13,9 +13,7 @@ from latentfarm.errors import InputError
 if TYPE_CHECKING:
     from latentfarm.settings import Settings
 
-PromptFile = Annotated[
-    str, typer.Argument(metavar="FILE", help="Prompt file, `-` for stdin, or s3://BUCKET/KEY")
-]
+PromptFile = Annotated[str, typer.Argument(metavar="FILE", help="Prompt file, `-` for stdin, or s3://BUCKET/KEY")]
 BatchName = Annotated[str, typer.Argument(metavar="BATCH", help="Name of the batch")]
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the images")]
 NewBatch = Annotated[
@@ -24,14 +22,14 @@ NewBatch = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
 RenderModel = Annotated[
-    str, typer.Option("--model", metavar="MODEL", help="Alias, diffusers folder or hub id, or ALIAS=FOLDER")
+    str, typer.Option("--model", metavar="MODEL", help="Alias, diffusers folder, hub id or ALIAS=SOURCE")
 ]
 WorkerModel = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="Alias, diffusers folder or hub id, or ALIAS=FOLDER [env: LATENTFARM_MODEL, LATENTFARM_MODEL_SOURCE]",
+        help="Alias, diffusers folder, hub id or ALIAS=SOURCE [env: LATENTFARM_MODEL]",
     ),
 ]
 Dtype = Annotated[
@@ -40,13 +38,17 @@ Dtype = Annotated[
 ]
 Slots = Annotated[
     int | None,
-    typer.Option(min=0, max=256, metavar="N", help="Images denoised at once; 0: measure the best number [default: 0]"),
+    typer.Option(min=0, max=256, metavar="N", help="Images denoised at once [default: fastest]"),
 ]
 Compile = Annotated[
     bool | None,
-    typer.Option(
-        "--compile/--no-compile", help="Compile the U-Net at the start [default: on a GPU] [env: LATENTFARM_COMPILE]"
-    ),
+    typer.Option("--compile/--no-compile", help="Compile the U-Net [default: on a GPU] [env: LATENTFARM_COMPILE]"),
+]
+Width = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Width, a multiple of 8 [default: the model's native width]")
+]
+Height = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Height, a multiple of 8 [default: the model's native height]")
 ]
 Workers = Annotated[int, typer.Option("--workers", min=0, max=64, metavar="N", help="Worker processes to start")]
 Priority = Annotated[
@@ -57,7 +59,7 @@ JobStates = Annotated[
     typer.Option(
         "--state",
         metavar="STATE",
-        help="Only jobs in these states: pending, leased, done, failed, cancelled (repeatable, or a,b)",
+        help="Only jobs that are pending, leased, done, failed or cancelled (repeatable)",
     ),
 ]
 

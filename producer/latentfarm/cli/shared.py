@@ -1,58 +1,159 @@
-"""What several commands share."""
+"""Steps that several commands have in common."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from latentfarm.batch import Batch, BatchStatus
-from latentfarm.batch_state import describe_pause
-from latentfarm.cli.progress import BatchProgress, echo_err, truncations
+from latentfarm.batch_state import BatchState
+from latentfarm.cli.options import require_choice
+from latentfarm.cli.output import echo_err, plural
+from latentfarm.cli.status_text import format_truncations
+from latentfarm.errors import InputError
+from latentfarm.farm import Farm
+from latentfarm.job_state import JobState
+from latentfarm.ledger import WorkerRecord
 
-#: seconds of waiting, more than a worker needs to start, after which a missing one is told of
+if TYPE_CHECKING:
+    from latentfarm.fetch import FetchReport, Layout
+
+CONTACT_SHEET = "contact-sheet.png"
+#: seconds without a worker, longer than one needs to start, until a wait warns about it
 _NO_WORKER_S = 20.0
 
 
 def wait_for(
     batch: Batch, *, timeout_s: float | None = None, meanwhile: Callable[[], None] | None = None
 ) -> BatchStatus:
-    """Wait with a progress bar, and tell of failed jobs. ``meanwhile`` runs between two looks."""
-    began, told = time.monotonic(), False
+    """Wait with a progress bar until a batch has ended, then report its problems. ``meanwhile`` runs at each poll."""
+    from latentfarm.cli.progress import BatchProgress
+
+    began, warned = time.monotonic(), False
     with BatchProgress() as progress:
 
         def show(status: BatchStatus) -> None:
-            nonlocal told
+            nonlocal warned
             progress(status)
-            if not told and not status.over and time.monotonic() - began > _NO_WORKER_S:
-                told = True
-                _tell_of_no_worker(batch, status.model)
+            if not warned and not status.is_final and time.monotonic() - began > _NO_WORKER_S:
+                warned = True
+                _warn_without_worker(batch, status.model)
             if meanwhile is not None:
                 meanwhile()
 
         try:
             status = batch.wait(timeout_s=timeout_s, progress=show)
         except KeyboardInterrupt:
-            echo_err("interrupted; run the same command again to go on")
+            echo_err("interrupted; run the same command again to continue")
             raise
     if status.failed:
         echo_err(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
-    if status.state == "cancelled":
+    if status.state is BatchState.CANCELLED:
         echo_err(f"the batch was cancelled; {status.done} of {status.total} jobs were done")
     if status.truncated:
-        echo_err(truncations(status))
-    if status.stuck:
-        echo_err(f"the batch is paused ({describe_pause(status.paused_by, status.paused)}): `latentfarm resume {batch.name}`")
+        echo_err(format_truncations(status))
+    if status.needs_attention:
+        echo_err(f"the batch is paused ({status.paused}): `latentfarm resume {batch.name}`")
     return status
 
 
+def _warn_without_worker(batch: Batch, model: str) -> None:
+    if not batch.connection.ledger.workers(model):
+        echo_err(f"no worker serves {model!r} now; start one with `latentfarm worker` or `latentfarm up`")
+
+
 def fail_if(problem: object) -> None:
-    """End the command with exit code 1 if something has gone wrong: jobs have failed, a batch is not complete."""
+    """End the command with exit code 1 if ``problem`` is true."""
     if problem:
         raise typer.Exit(1)
 
 
-def _tell_of_no_worker(batch: Batch, model: str) -> None:
-    if not batch.connection.ledger.workers(model):
-        echo_err(f"no worker serves {model!r} now; start one with `latentfarm worker` or `latentfarm up`")
+def statuses_of(farm: Farm, names: Iterable[str] | None = None) -> list[BatchStatus]:
+    """Return the status of these batches, oldest first [default: all]. Batches deleted meanwhile are left out."""
+    found = []
+    for name in farm.ledger.batches() if names is None else names:
+        try:
+            found.append(Batch(farm.connection, name).status())
+        except InputError:
+            continue
+    return found
+
+
+def worker_data(worker: WorkerRecord) -> dict[str, Any]:
+    """Return a worker as ``--json`` prints it, with times in ISO 8601."""
+    fields = asdict(worker)
+    times = {name: fields.pop(f"{name}_ms") for name in ("since", "seen")}
+    return {
+        "worker": fields.pop("name"),
+        **fields,
+        **{name: datetime.fromtimestamp(ms / 1000, UTC).isoformat() for name, ms in times.items()},
+    }
+
+
+def parse_job_states(words: list[str] | None) -> frozenset[JobState]:
+    """Return the states of ``--state``; empty if the option was not given.
+
+    Raises:
+        InputError: a state is unknown.
+    """
+    known = {state.word: state for state in JobState}
+    found = [word.strip() for each in words or [] for word in each.split(",")]
+    return frozenset(known[require_choice("--state", word, list(known))] for word in found)
+
+
+def fetch_into(
+    batch: Batch,
+    directory: Path,
+    *,
+    layout: Layout = "files",
+    name_template: str | None = None,
+    skip_fetched: bool = False,
+    states: frozenset[JobState] = frozenset(),
+) -> FetchReport:
+    """Download the images of a batch with a progress bar, and report the counts on stderr."""
+    from rich.filesize import decimal
+
+    from latentfarm.cli.progress import CountProgress
+
+    status, began = batch.status(), time.monotonic()
+    total = sum(getattr(status, state.word) for state in states) if states else status.total
+    with CountProgress("fetching", total) as progress:
+
+        def show(report: FetchReport) -> None:
+            rate = report.size_bytes / max(time.monotonic() - began, 1e-6)
+            progress.show(report.jobs, decimal(report.size_bytes), f"{decimal(int(rate))}/s")
+
+        try:
+            fetched = batch.fetch(
+                directory,
+                layout=layout,
+                name_template=name_template,
+                skip_fetched=skip_fetched,
+                states=states,
+                progress=show,
+            )
+        except KeyboardInterrupt:
+            echo_err("interrupted; run the same command again to continue")
+            raise
+    files = plural(fetched.downloaded, "file" if layout == "files" else "shard")
+    text = f"{files} fetched into {directory}, {fetched.present} already present"
+    text += f", {fetched.skipped} fetched before and skipped" if fetched.skipped else ""
+    not_done = fetched.jobs - fetched.states[JobState.DONE.word]
+    echo_err(text + (f", {plural(not_done, 'job')} not done" if not_done else ""))
+    return fetched
+
+
+def write_contact_sheet(fetched: FetchReport) -> None:
+    """Save an overview of the first images of a fetch beside them."""
+    if not fetched.images:
+        return
+    from latentfarm.fetch.contact_sheet import contact_sheet
+
+    contact_sheet(fetched.images).save(fetched.directory / CONTACT_SHEET)
+    echo_err(f"contact sheet: {fetched.directory / CONTACT_SHEET}")

@@ -1,4 +1,4 @@
-"""``verify``: whether pictures are what their receipts say, by rendering some of them again."""
+"""``verify``: compare stored images with new renderings of their receipts."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import check_dtype, print_json, with_model
-from latentfarm.cli.progress import CountProgress, echo_err
+from latentfarm.cli.options import check_dtype, with_model
+from latentfarm.cli.output import echo_err, print_json
+from latentfarm.cli.progress import CountProgress
 from latentfarm.cli.shared import fail_if
 from latentfarm.farm import Farm
 from latentfarm.local.farm import require_worker_packages
@@ -19,28 +20,27 @@ if TYPE_CHECKING:
 
 def verify(
     batch: options.BatchName,
-    sample: Annotated[int, typer.Option(min=1, metavar="N", help="How many finished pictures, chosen at random.")] = 20,
-    every: Annotated[bool, typer.Option("--all", help="Every finished picture.")] = False,
-    seed: Annotated[int, typer.Option(help="What the choice is made of; the same one chooses the same.")] = 0,
+    sample: Annotated[int, typer.Option(min=1, metavar="N", help="Finished images to verify, chosen at random")] = 20,
+    every: Annotated[bool, typer.Option("--all", help="Verify every finished image")] = False,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of the random choice")] = 0,
     model: options.WorkerModel = None,
     dtype: Annotated[
-        str | None, typer.Option(help="auto, float32, float16 or bfloat16; that of each receipt if open.")
+        str | None,
+        typer.Option(metavar="DTYPE", help="auto, float32, float16 or bfloat16 [default: from each receipt]"),
     ] = None,
-    pixels: Annotated[
+    tolerance: Annotated[
         bool,
-        typer.Option(
-            "--pixels",
-            help="Allow small differences where the bytes ought to be the same: on another machine of the kind, or "
-            "with another version of torch.",
-        ),
+        typer.Option("--tolerance", help="Allow small differences even where the bytes should be equal"),
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Render some pictures of a batch again from their receipts and compare; exit 1 if one differs.
+    """Render images of a batch again from their receipts, and compare them with the stored ones.
 
-    It needs the model, and no worker. With the receipt's device, dtype, slots and CPU threads the bytes must be the
-    same. Otherwise no channel of a pixel may differ by more than 2/255, or 64/255 where a dtype is not float32; by
-    32/255 more in a JPEG.
+    It needs the model but no worker. Exit code 1: an image differs.
+
+    With the receipt's device, dtype, slots and CPU threads, the bytes must be equal. Otherwise no channel of a pixel
+    may differ by more than 2/255, by 64/255 if a dtype is not float32, and by 32/255 more in a JPEG. Use --tolerance
+    on another machine of the same kind, or with another version of torch.
 
     Example: `latentfarm verify cats --sample 20`
     """
@@ -55,12 +55,12 @@ def verify(
     done = farm.ledger.batch(batch).done
     chosen = sample_finished(found, None if every else sample, seed=seed)
     echo_err("loading the model ...")
-    run = Verification(found, settings, dtype=dtype, tolerance=pixels)
+    run = Verification(found, settings, dtype=dtype, tolerance=tolerance)
     tally = _Tally()
-    with CountProgress("rendering again", done if every else min(sample, done)) as progress:
+    with CountProgress("verifying", done if every else min(sample, done)) as progress:
         for result in run.run(chosen):
             tally.add(result)
-            progress.show(tally.pictures)
+            progress.show(tally.images)
             if result.differences and not as_json:
                 typer.echo(f"{result.job}: {'; '.join(result.differences)}")
     if as_json:
@@ -73,14 +73,14 @@ def verify(
 
 
 class _Tally:
-    """Verdicts, counted; those that differ are kept."""
+    """The results, counted, with those that differ."""
 
     def __init__(self) -> None:
-        self.pictures = self.same_bytes = self.within_bound = self.bound = self.largest = 0
+        self.images = self.same_bytes = self.within_bound = self.bound = self.largest = 0
         self.different: list[ComparisonResult] = []
 
     def add(self, result: ComparisonResult) -> None:
-        self.pictures += 1
+        self.images += 1
         if result.differences:
             self.different.append(result)
         elif result.same_bytes:
@@ -92,15 +92,15 @@ class _Tally:
 
     def text(self) -> str:
         counts = {
-            "the same bytes": self.same_bytes,
+            "equal bytes": self.same_bytes,
             f"within {self.bound}/255, the largest difference is {self.largest}/255": self.within_bound,
             "different": len(self.different),
         }
-        return "\n".join(f"{count} of {self.pictures} pictures: {what}" for what, count in counts.items() if count)
+        return "\n".join(f"{count} of {self.images} images: {what}" for what, count in counts.items() if count)
 
     def as_dict(self) -> dict[str, Any]:
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "same_bytes": self.same_bytes,
             "within_bound": self.within_bound,
             "bound": self.bound,
@@ -110,8 +110,3 @@ class _Tally:
                 for each in self.different
             ],
         }
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(verify)

@@ -1,16 +1,14 @@
-"""``workers``: who renders, how fast, and how busy."""
+"""``workers``: the live workers with their throughput."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import print_columns, print_json
-from latentfarm.cli.progress import duration, echo_err
+from latentfarm.cli.output import echo_err, format_duration, print_columns, print_json
+from latentfarm.cli.shared import worker_data
 from latentfarm.farm import Farm
 from latentfarm.ledger import WorkerRecord
 
@@ -19,35 +17,25 @@ _COLUMNS = ("worker", "model", "device", "dtype", "slots", "up", "images", "imag
 
 def workers(
     model: Annotated[
-        str | None, typer.Option("--model", metavar="ALIAS", help="Only workers of this model; all if left out.")
+        str | None, typer.Option("--model", metavar="ALIAS", help="Only workers of this model [default: all]")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the workers that are here now, a line each: images a second and busy share over the last two minutes.
+    """List the live workers with their throughput over the last two minutes.
 
-    Busy is the share of the time that the engine's steps took. `up` and `images` count from when the worker was first
-    seen; being restarted by its supervisor does not end that.
+    `busy` is the share of the time that the engine spent in denoising steps. `up` and `images` count from the first
+    start; a restart by the supervisor does not reset them.
 
     Example: `latentfarm workers`
     """
     found = Farm.from_env().workers(model)
     if as_json:
-        print_json([as_data(each) for each in found])
+        print_json([worker_data(each) for each in found])
     elif found:
         print_columns([_COLUMNS, *(_row(each) for each in found)])
     else:
-        echo_err(f"no worker {f'serves {model!r}' if model else 'is here'} now; start one with `latentfarm worker`")
-
-
-def as_data(worker: WorkerRecord) -> dict[str, Any]:
-    """Return what ``--json`` prints of a worker."""
-    fields = asdict(worker)
-    times = {name: fields.pop(f"{name}_ms") for name in ("since", "seen")}
-    return {
-        "worker": fields.pop("name"),
-        **fields,
-        **{name: datetime.fromtimestamp(ms / 1000, UTC).isoformat() for name, ms in times.items()},
-    }
+        which = f"serves {model!r}" if model else "is running"
+        echo_err(f"no worker {which} now; start one with `latentfarm worker`")
 
 
 def _row(worker: WorkerRecord) -> tuple[str, ...]:
@@ -57,13 +45,8 @@ def _row(worker: WorkerRecord) -> tuple[str, ...]:
         f"{worker.device} ({worker.device_name})",
         worker.dtype,
         str(worker.slots),
-        duration((worker.seen_ms - worker.since_ms) / 1000),
+        format_duration((worker.seen_ms - worker.since_ms) / 1000),
         str(worker.images),
         "-" if worker.images_per_s is None else f"{worker.images_per_s:.2f}",
         "-" if worker.busy_share is None else f"{worker.busy_share:.0%}",
     )
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module."""
-    app.command()(workers)

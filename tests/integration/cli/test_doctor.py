@@ -1,4 +1,4 @@
-"""The probe of the bucket, and what ``doctor`` says: against the real store, and a front of it that refuses verbs."""
+"""The check of the bucket and ``doctor``, against the real store and a proxy of it that refuses requests."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def closed(settings: Settings) -> dict[str, object]:
         (closed, "correct AWS_ENDPOINT_URL or the network"),
     ],
 )
-def test_the_real_store_s_refusals_are_told_with_their_cure(
+def test_an_error_of_the_real_store_is_reported_with_its_cure(
     settings: Settings, change: Callable[[Settings], dict[str, object]], cure: str
 ) -> None:
     wrong = settings.model_copy(update=change(settings))

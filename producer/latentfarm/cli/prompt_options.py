@@ -1,0 +1,201 @@
+"""The options of commands that read prompts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+
+from latentfarm.cli import options
+from latentfarm.image_formats import IMAGE_FORMATS, PNG
+from latentfarm.limits import DEFAULT_GUIDANCE, DEFAULT_STEPS
+from latentfarm.settings import Settings
+from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.prompts import FORMATS, ReadOptions
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+HEADING = "Prompt options"
+
+Steps = Annotated[
+    int | None, typer.Option("--num-inference-steps", metavar="N", help=f"Denoising steps [default: {DEFAULT_STEPS}]")
+]
+Guidance = Annotated[
+    float | None,
+    typer.Option(
+        "--guidance-scale", metavar="SCALE", help=f"Scale of classifier-free guidance [default: {DEFAULT_GUIDANCE}]"
+    ),
+]
+GuidanceInterval = Annotated[
+    str | None,
+    typer.Option(metavar="START..END", help="Share of the steps with guidance, such as 0..0.6 [default: 0..1]"),
+]
+Seed = Annotated[
+    int | None, typer.Option(metavar="SEED", help="Seed of every row [default: one per job, from batch and index]")
+]
+Negative = Annotated[
+    str | None, typer.Option("--negative-prompt", metavar="TEXT", help="What the images must not show")
+]
+Scheduler = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="diffusers class or short name, such as dpmpp_2m [default: the model's own]"),
+]
+Syntax = Annotated[
+    str | None,
+    typer.Option(
+        "--prompt-syntax", metavar="SYNTAX", help="plain, or a1111: (weights:1.2), BREAK, any length [default: plain]"
+    ),
+]
+ClipSkip = Annotated[
+    int | None,
+    typer.Option("--clip-skip", metavar="N", help="Layers to skip at the end of the text encoder [default: 0]"),
+]
+Images = Annotated[
+    int | None,
+    typer.Option(
+        "--num-images-per-prompt", metavar="N", help="Images of each row, with seeds s, s+1, ... [default: 1]"
+    ),
+]
+SaveIntermediates = Annotated[
+    bool | None,
+    typer.Option("--save-intermediates", help="Also store a strip of each image's previews, from noise to result"),
+]
+ImageFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--image-format", metavar="FORMAT", help=f"{', '.join(IMAGE_FORMATS)}; only jpeg is lossy [default: {PNG.name}]"
+    ),
+]
+PromptColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column with the prompt [default: prompt]")]
+KeepColumns = Annotated[
+    bool, typer.Option("--keep-columns", help="Copy unknown columns to the results instead of rejecting them")
+]
+Format = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help=f"{', '.join(name for name in FORMATS if '.' not in name)}, each also with .gz [default: by the name]",
+    ),
+]
+Sweeps = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="FIELD=VALUES",
+        help="Render each row with each value, such as seed=1..4 (repeatable)",
+    ),
+]
+Dynamic = Annotated[
+    bool, typer.Option("--dynamic-prompts", help="Choose one of `{a|b}` and a line of each `__wildcard__`")
+]
+Wildcards = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder with NAME.txt for `__NAME__`; implies --dynamic-prompts"),
+]
+DynamicSeed = Annotated[
+    int, typer.Option("--dynamic-prompts-seed", metavar="SEED", help="Seed of the choices of --dynamic-prompts")
+]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The prompt options of a command: how to read rows, their expansion, and the defaults of their fields."""
+
+    reading: ReadOptions
+    expansion: Expansion
+    defaults: dict[str, Any]
+
+
+def _rows(
+    prompt_column: PromptColumn = None,
+    keep_columns: KeepColumns = False,
+    format_: Format = None,
+    sweep: Sweeps = None,
+    dynamic_prompts: Dynamic = False,
+    wildcards: Wildcards = None,
+    dynamic_prompts_seed: DynamicSeed = 0,
+    num_inference_steps: Steps = None,
+    guidance_scale: Guidance = None,
+    guidance_interval: GuidanceInterval = None,
+    width: options.Width = None,
+    height: options.Height = None,
+    seed: Seed = None,
+    negative_prompt: Negative = None,
+    scheduler: Scheduler = None,
+    prompt_syntax: Syntax = None,
+    clip_skip: ClipSkip = None,
+    num_images_per_prompt: Images = None,
+    save_intermediates: SaveIntermediates = None,
+    image_format: ImageFormat = None,
+) -> Rows:
+    return Rows(
+        reading=ReadOptions(prompt_column=prompt_column, keep_columns=keep_columns, format=format_),
+        expansion=Expansion.parse(
+            sweep or (),
+            wildcards=wildcards,
+            dynamic=dynamic_prompts or wildcards is not None,
+            seed=dynamic_prompts_seed,
+        ),
+        defaults={
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "guidance_interval": guidance_interval,
+            "width": width,
+            "height": height,
+            "seed": seed,
+            "negative_prompt": negative_prompt,
+            "scheduler": scheduler,
+            "prompt_syntax": prompt_syntax,
+            "clip_skip": clip_skip,
+            "num_images_per_prompt": num_images_per_prompt,
+            "save_intermediates": save_intermediates,
+            "image_format": image_format,
+        },
+    )
+
+
+def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the prompt options to a command. Its parameter ``rows`` receives them as one ``Rows``.
+
+    In the signature that typer reads, they replace ``rows``.
+    """
+    shared = {
+        name: parameter.replace(annotation=_under_heading(parameter.annotation))
+        for name, parameter in inspect.signature(_rows, eval_str=True).parameters.items()
+    }
+    own = inspect.signature(command, eval_str=True)
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in own.parameters.items():
+        parameters += shared.values() if name == "rows" else [parameter]
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        rows = _rows(**{name: given.pop(name) for name in shared})
+        command(rows=rows, **given)
+
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def _under_heading(annotation: Any) -> Any:
+    # a copy: commands without the other prompt options list --width and --height under "Options"
+    kind, option = get_args(annotation)
+    option = copy(option)
+    option.rich_help_panel = HEADING
+    return Annotated[kind, option]
+
+
+def source_client(settings: Settings) -> S3Client | None:
+    """Return the client that reads ``s3://`` sources; None if the settings name no store."""
+    from latentfarm.storage.bucket import Bucket
+
+    return Bucket.connect(settings).client if settings.configured else None

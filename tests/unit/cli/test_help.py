@@ -1,0 +1,96 @@
+"""The help of every command: one line an option, with its default."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from latentfarm.batch_state import BatchState
+from latentfarm.cli import COMMANDS, app
+from latentfarm.job_state import JobState
+
+pytestmark = pytest.mark.unit
+
+NAMES = [name for group in COMMANDS.values() for name in group]
+LOADED = get_command(app).commands  # type: ignore[attr-defined]
+
+
+def help_of(*arguments: str, columns: int = 110) -> str:
+    result = CliRunner().invoke(app, [*arguments, "--help"], env={"COLUMNS": str(columns)}, terminal_width=columns)
+    assert result.exit_code == 0
+    return result.stdout
+
+
+def options_of(name: str) -> list[Any]:
+    return [each for each in LOADED[name].params if each.param_type_name == "option"]
+
+
+def test_the_list_of_commands_has_each_with_its_summary() -> None:
+    text = help_of()
+    for heading, group in COMMANDS.items():
+        assert f"\n{heading}:\n" in text
+        for name, entry in group.items():
+            assert re.search(rf"^  {name} +{re.escape(entry.summary)}$", text, re.MULTILINE), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_is_explained_on_one_line(name: str) -> None:
+    assert [option.name for option in options_of(name) if not option.help] == []
+    lines = help_of(name).splitlines()
+    headings = [n for n, line in enumerate(lines) if line.endswith("ptions:")]
+    listed = [line for line in lines[headings[0] :] if line.startswith("  ")]
+    # a pair such as --compile / --no-compile may be too long for the column of names
+    wrapped = [line for line in listed if line.startswith("     ")]
+    assert len(wrapped) <= len([line for line in listed if re.search(r"^  --\w\S* / --\S+$", line)]), wrapped
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_option_with_a_value_has_a_metavar(name: str) -> None:
+    assert [option.name for option in options_of(name) if not option.is_flag and not option.metavar] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_line_of_the_help_is_wider_than_the_terminal(name: str) -> None:
+    assert [line for line in help_of(name, columns=80).splitlines() if len(line) > 80] == []
+
+
+def test_defaults_and_variables_have_a_fixed_form() -> None:
+    text = help_of("submit")
+    assert "Denoising steps [default: 25]" in text
+    assert re.search(r"--failure-budget PERCENT .*\[default: 10\]", text)
+    assert re.search(r"--slots N .*\[default: fastest\] \[env: LATENTFARM_SLOTS\]", help_of("worker"))
+    assert "Folder for the images [required]" in help_of("render")
+
+
+def test_the_usage_names_the_arguments() -> None:
+    assert "submit [OPTIONS] FILE\n" in help_of("submit")
+    assert "set-priority [OPTIONS] BATCH N\n" in help_of("set-priority")
+    assert "watch [OPTIONS] [BATCH]...\n" in help_of("watch")
+
+
+def test_prompt_options_have_a_heading_of_their_own() -> None:
+    own, prompt = help_of("render").split("Prompt options:\n")
+    assert "--batch NAME" in own
+    assert "--sweep FIELD=VALUES" in prompt
+    assert "--width PIXELS" in help_of("bench").split("Options:\n")[1]
+
+
+def test_the_states_of_batches_and_jobs_are_listed() -> None:
+    assert all(state in help_of("status") for state in BatchState)
+    assert all(state.word in help_of("jobs") for state in JobState)
+    assert all(state.word in help_of("fetch") for state in JobState)
+
+
+def test_a_misspelled_command_or_option_gets_a_suggestion() -> None:
+    for arguments, hint in ((["stats"], "'status'"), (["status", "--jsn"], "--json")):
+        ended = subprocess.run(
+            [sys.executable, "-m", "latentfarm", *arguments], capture_output=True, text=True, check=False
+        )
+        assert ended.returncode == 2
+        assert hint in ended.stderr
