@@ -11,6 +11,7 @@ from tests.conftest import REPOSITORY
 from typer.main import get_command
 
 from latentfarm.cli import app
+from latentfarm.schedulers import SHORT_NAMES
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -81,7 +82,9 @@ def test_every_file_that_is_named_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", CURRENT)
 def test_every_command_and_option_that_is_shown_exists(page: str) -> None:
-    shown = re.findall(r"(?:^|[`$/] ?)latentfarm ([a-z][a-z-]+)([^`\n#|]*)", text_of(page), re.MULTILINE)
+    text = text_of(page)
+    code = "\n".join([*FENCE.findall(text), *re.findall(r"`([^`\n]+)`", FENCE.sub("", text))])
+    shown = re.findall(r"(?:^|[$/] ?|\(`)latentfarm ([a-z][a-z-]+)([^`\n#|]*)", code, re.MULTILINE)
     unknown = [command for command, _ in shown if command not in COMMANDS]
     for command, rest in shown:
         if command in COMMANDS:
@@ -94,3 +97,8 @@ def test_every_command_and_option_that_is_shown_exists(page: str) -> None:
 def test_every_setting_that_is_named_exists(page: str) -> None:
     known = {f"LATENTFARM_{name.upper()}" for name in Settings.model_fields}
     assert set(re.findall(r"LATENTFARM_[A-Z_0-9]+", text_of(page))) - known == set()
+
+
+def test_every_scheduler_is_in_the_reference() -> None:
+    text = text_of("docs/reference/prompt-files.md")
+    assert [name for name in SHORT_NAMES if f"`{name}`" not in text] == []
