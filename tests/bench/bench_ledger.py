@@ -34,7 +34,7 @@ _FORK = multiprocessing.get_context("fork")
 
 _PROVENANCE = {
     "request": {
-        "prompt": "a large red circle on the left of a white background, a picture number 000000",
+        "prompt": "a large red circle on the left of a white background, an image number 000000",
         "negative_prompt": "",
         "width": 128,
         "height": 128,
@@ -85,13 +85,13 @@ class Run:
 
 
 def open_batch(ledger: Ledger, batch: str, total: int, *, model: str = "") -> None:
-    """Open a batch of that size; its model has the batch's name if open, so that nobody else leases it."""
+    """Open a batch of that size. Its model is the batch's name by default, so that only its own clients lease it."""
     ledger.create_batch(batch, digest="0" * 64, model=model or batch)
     ledger.append_jobs(batch, before=0, total=total, parts_digest="0" * 64, closed=True)
 
 
 def work(settings: Settings, batch: str, jobs: int, *, to_bucket: bool) -> Run:
-    """Let the clients lease and commit ``jobs`` jobs of the batch and hand their receipts on."""
+    """Let the clients lease and commit ``jobs`` jobs of the batch and flush their receipts."""
     ledger = Ledger.connect(settings.redis_url)
     ready = _FORK.Barrier(CLIENTS + 1)
     shares = [jobs // CLIENTS + (client < jobs % CLIENTS) for client in range(CLIENTS)]
@@ -112,9 +112,9 @@ def work(settings: Settings, batch: str, jobs: int, *, to_bucket: bool) -> Run:
 def _client(settings: Settings, batch: str, jobs: int, ready: Any, spent: Any, to_bucket: bool) -> None:  # noqa: FBT001
     ledger, bucket = Ledger.connect(settings.redis_url), Bucket.connect(settings)
     ledger.ping()
-    hand_on: Callable[[int], Any] = lambda part: ledger.drop_flushed(batch, part, retries=0)  # noqa: E731
+    flush: Callable[[int], Any] = lambda part: ledger.drop_flushed(batch, part, retries=0)  # noqa: E731
     if to_bucket:
-        hand_on = lambda part: flush_part(ledger, bucket, batch, part)  # noqa: E731
+        flush = lambda part: flush_part(ledger, bucket, batch, part)  # noqa: E731
     worker = f"client-{os.getpid()}"
     ready.wait()
     began_s = time.process_time()
@@ -125,16 +125,16 @@ def _client(settings: Settings, batch: str, jobs: int, ready: Any, spent: Any, t
             raise RuntimeError(f"{batch}: {len(leases)} leases, {set(outcomes)}")
         for lease, outcome in zip(leases, outcomes, strict=True):
             if outcome == "full":
-                hand_on(part_of(lease.index))
+                flush(part_of(lease.index))
         jobs -= len(leases)
     with spent.get_lock():
         spent.value += time.process_time() - began_s
 
 
 def throughput(settings: Settings, jobs: int, *, rounds: int) -> list[Line]:
-    """Batches from their first job to their last: the ledger alone, and with its receipts going to the bucket."""
+    """Batches from their first job to their last: the ledger alone, and with its receipts stored in the bucket."""
     ledger = Ledger.connect(settings.redis_url)
-    runs: dict[str, list[Run]] = {"bucket": [], "trim": []}
+    runs: dict[str, list[Run]] = {"bucket": [], "drop": []}
     for turn in range(rounds):
         for name, found in runs.items():
             batch = f"whole-{name}-{turn}"
@@ -144,11 +144,11 @@ def throughput(settings: Settings, jobs: int, *, rounds: int) -> list[Line]:
             if record.state != "complete" or record.done != jobs or ledger.full_parts():
                 raise RuntimeError(f"{record} after {jobs} jobs; waiting parts: {len(ledger.full_parts())}")
             print(name, found[-1], flush=True)
-    # what else the machine does only ever slows a round down
-    bucket, trim = (max(found, key=lambda run: run.jobs_per_s) for found in runs.values())
+    # other processes can only slow a round down
+    bucket, dropped = (max(found, key=lambda run: run.jobs_per_s) for found in runs.values())
     lines = []
     for what, run, bar in (
-        (f"{jobs:,} jobs, the ledger alone", trim, 10_000),
+        (f"{jobs:,} jobs, the ledger alone", dropped, 10_000),
         ("same, results in the bucket", bucket, None),
     ):
         lines += [
@@ -170,7 +170,7 @@ def flatness(settings: Settings, *, small: int, large: int, slice_jobs: int, rou
         open_batch(ledger, f"small-{turn}", small)
         runs["small"].append(work(settings, f"small-{turn}", small, to_bucket=True))
         for name, start in places.items():
-            # what lies between was never worked on: only the cursor is moved, by hand
+            # the jobs between were never leased: only the cursor is moved
             ledger.redis.hset("lf:batch:large", "cursor", start + turn * slice_jobs)
             runs[name].append(work(settings, "large", slice_jobs, to_bucket=True))
         print({name: found[-1] for name, found in runs.items()}, flush=True)
@@ -198,8 +198,8 @@ for at = 0, 999999 do redis.call('SETRANGE', key, at, '\\2') end
 """
 
 
-def huge(url: str, *, total: int, questions: int) -> list[Line]:
-    """A huge batch: opened, leased at both ends, then with the states of all its jobs written; its status asked."""
+def huge(url: str, *, total: int, reads: int) -> list[Line]:
+    """A huge batch: opened, leased at both ends, then with the states of all its jobs written; its status read."""
     ledger = Ledger.connect(url)
     memory = used_memory_bytes(ledger.redis)
     open_batch(ledger, "huge", total)
@@ -213,14 +213,14 @@ def huge(url: str, *, total: int, questions: int) -> list[Line]:
         ledger.redis.eval(_TOUCH, 0, "huge", chunk)
     full = used_memory_bytes(ledger.redis)
     times_ms = []
-    for _ in range(questions):
+    for _ in range(reads):
         began = time.perf_counter()
         ledger.batch("huge")
         times_ms.append((time.perf_counter() - began) * 1000)
     return [
         Line(f"batch of {total:,}: Redis with 1,000 jobs leased at each end", ends / 1e6, "MB"),
         Line(f"batch of {total:,}: Redis in all, every job's state written", full / 1e6, "MB", 200),
-        Line(f"batch of {total:,}: its status, median of {questions}", statistics.median(times_ms), "ms", 5),
+        Line(f"batch of {total:,}: its status, median of {reads}", statistics.median(times_ms), "ms", 5),
         Line(f"batch of {total:,}: its status, p99", statistics.quantiles(times_ms, n=100)[-1], "ms", 5),
     ]
 
@@ -236,7 +236,7 @@ def main() -> int:
             sizes = (1_000, 100_000, 1_000, 1) if quick else (100_000, 10_000_000, 100_000, 3)
             lines += flatness(settings, small=sizes[0], large=sizes[1], slice_jobs=sizes[2], rounds=sizes[3])
         with redis_server(folder / "huge") as url:
-            lines += huge(url, total=1_000_000 if quick else 100_000_000, questions=200)
+            lines += huge(url, total=1_000_000 if quick else 100_000_000, reads=200)
     return report("ledger", lines, conditions, write=arguments.write)
 
 

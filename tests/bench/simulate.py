@@ -1,11 +1,11 @@
-"""Simulates up to a thousand workers against one real Redis, to tell how many GPUs one Redis carries.
+"""Simulates up to a thousand workers against one real Redis, to measure how many GPUs one Redis carries.
 
     python -m tests.bench.simulate            # prints the table
     python -m tests.bench.simulate --write    # and puts it into docs/explanation/benchmarks.md
 
-A simulated worker does to Redis what a real one does, by the ledger's own scripts: it leases as soon as there is room,
-commits every picture alone, renews, beats and sweeps. Its rendering is a time that is drawn. All share one process,
-which has a core of its own where there are two; the time of an answer counts from when the question was due.
+A simulated worker sends to Redis what a real one sends, through the ledger's scripts. It leases as soon as it has room,
+commits, renews, sends heartbeats and expires leases. Its render times are random. All workers share one process, which
+has a core of its own if there are two. A request's time counts from the moment at which it was due.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.records import receipt_text
 from latentfarm.limits import PART_JOBS
 
-Kind = Literal["lease", "commit", "renew", "beat", "sweep"]
+Kind = Literal["lease", "commit", "renew", "heartbeat", "expire_leases"]
 
 MODEL = "simulated"
 #: batches that share the model, as users do
 BATCHES = 4
 BATCH_JOBS = 10_000_000
-#: as a real worker has them by default
+#: the defaults of a real worker
 SLOTS, LEASE_S, RENEW_S, HOUSE_S, DRY_S = 16, 30.0, 5.0, 3.0, 0.2
-#: it leases the jobs of this time ahead, once half of them are gone; commits are that far apart, or a while sooner
+#: seconds of work leased ahead; seconds between commits, and how much sooner one may come
 AHEAD_S, COMMIT_S, COMMIT_EARLY_S = 0.5, 0.5, 1.5
 IMAGES_PER_S = 10.0
-#: how far render times are apart, as the sigma of their logarithm
+#: sigma of the logarithm of render times
 SPREAD = 0.3
 WARM_UP_S = 5.0
 BAR_MS, BAR_WORKERS = 100.0, 1_000
@@ -52,8 +52,8 @@ _FORK = multiprocessing.get_context("fork")
 
 
 @dataclass
-class Told:
-    """What a simulation saw after its warm-up: seconds of each answer by kind, pictures, CPU seconds of all workers."""
+class Measured:
+    """A simulation after its warm-up: seconds of each request by kind, images, CPU seconds of all workers."""
 
     seconds: dict[Kind, list[float]] = field(default_factory=lambda: defaultdict(list))
     images: int = 0
@@ -75,7 +75,7 @@ class Load:
 
     @property
     def carried(self) -> bool:
-        """Whether the workers got what they asked for, and in time."""
+        """Whether the workers got their images in time."""
         return self.images_per_s >= 0.95 * self.workers * IMAGES_PER_S and self.lease_p99_ms < BAR_MS
 
 
@@ -85,8 +85,8 @@ class Farm:
     def __init__(self, url: str, count: int, *, ends: float, seed: int = 0) -> None:
         ledger = Ledger.connect(url)
         self.shas = {kind: ledger.redis.script_load(getattr(ledger.scripts, kind).script) for kind in get_args(Kind)}
-        self.rng = random.Random(seed)  # noqa: S311 (the same times in each run are what is wanted)
-        self.told = Told()
+        self.rng = random.Random(seed)  # noqa: S311 (each run has the same times)
+        self.measured = Measured()
         self._ends = ends
         self._measured_from = time.monotonic() + WARM_UP_S
         self._due: list[tuple[float, int, Worker, str]] = []
@@ -95,23 +95,28 @@ class Farm:
         for number in range(count):
             worker = Worker(self, number, url.removeprefix("unix://"))
             self._selector.register(worker.socket, selectors.EVENT_READ, worker)
-            # a farm's workers did not start in one moment
+            # the workers of a farm start at different times
             began = time.monotonic() + WARM_UP_S / 2 * number / count
-            for action, period_s in (("lease", 0.0), ("renew", RENEW_S), ("beat", HOUSE_S), ("sweep", HOUSE_S)):
+            for action, period_s in (
+                ("lease", 0.0),
+                ("renew", RENEW_S),
+                ("heartbeat", HOUSE_S),
+                ("expire_leases", HOUSE_S),
+            ):
                 self.plan(began + period_s * self.rng.random(), worker, action)
 
     def plan(self, at: float, worker: Worker, action: str) -> None:
-        """Have a worker do something at a time of ``time.monotonic()``."""
+        """Schedule an action of a worker at a time of ``time.monotonic()``."""
         heapq.heappush(self._due, (at, next(self._order), worker, action))
 
     def note(self, kind: Kind, due: float, images: int) -> None:
-        """Take down an answer that came just now."""
+        """Record a reply that came now."""
         now = time.monotonic()
         if now >= self._measured_from:
-            self.told.seconds[kind].append(now - due)
-            self.told.images += images
+            self.measured.seconds[kind].append(now - due)
+            self.measured.images += images
 
-    def run(self) -> Told:
+    def run(self) -> Measured:
         """Simulate until the end; CPU seconds count from the end of the warm-up on."""
         spent_s = None
         while (now := time.monotonic()) < self._ends:
@@ -122,8 +127,8 @@ class Farm:
             while self._due and self._due[0][0] <= time.monotonic():
                 due, _, worker, action = heapq.heappop(self._due)
                 worker.act(action, due)
-        self.told.cpu_s = time.process_time() - (spent_s or 0.0)
-        return self.told
+        self.measured.cpu_s = time.process_time() - (spent_s or 0.0)
+        return self.measured
 
 
 class Worker:
@@ -135,7 +140,7 @@ class Worker:
         self.socket = socket.socket(socket.AF_UNIX)
         self.socket.connect(path)
         self._reader = hiredis.Reader()
-        self._asked: deque[tuple[Kind, float]] = deque()
+        self._sent: deque[tuple[Kind, float]] = deque()
         self._running: dict[str, Lease] = {}
         self._staged: deque[Lease] = deque()
         self._finished: list[Lease] = []
@@ -144,37 +149,37 @@ class Worker:
         self._requests = itertools.count()
 
     def act(self, action: str, due: float) -> None:
-        """Do what is due; ``action`` is a kind of question, or the name of a job whose picture is finished."""
+        """Do what is due: send a request, or finish the job that ``action`` names."""
         if action == "lease":
             self._lease(due)
         elif action == "commit":
             self._commit(due)
         elif action == "renew":
             names = [word for lease in self._held() for word in (lease.name, lease.epoch)]
-            self._ask("renew", due, int(LEASE_S * 1000), *names)
+            self._send("renew", due, int(LEASE_S * 1000), *names)
             self._farm.plan(due + RENEW_S, self, action)
-        elif action == "beat":
+        elif action == "heartbeat":
             measured = ("images", repr(HOUSE_S * IMAGES_PER_S), "busy_s", repr(HOUSE_S), "wall_s", repr(HOUSE_S))
-            self._ask("beat", due, MODEL, self._name, 60, 1, "device", "cuda", *measured)
+            self._send("heartbeat", due, MODEL, self._name, 60, 1, "device", "cuda", *measured)
             self._farm.plan(due + HOUSE_S, self, action)
-        elif action == "sweep":
-            self._ask("sweep", due, 1_000, 250, 10_000)
+        elif action == "expire_leases":
+            self._send("expire_leases", due, 1_000, 250, 10_000)
             self._farm.plan(due + HOUSE_S, self, action)
         else:
             self._finish(self._running.pop(action), due)
 
     def read(self) -> None:
-        """Take the answers that are there."""
+        """Read the replies that have arrived."""
         self._reader.feed(self.socket.recv(1 << 16))
-        while (answer := self._reader.gets()) is not False:
-            if isinstance(answer, Exception):
-                raise answer
-            kind, due = self._asked.popleft()
-            self._farm.note(kind, due, images=len(answer) if kind == "commit" else 0)
+        while (reply := self._reader.gets()) is not False:
+            if isinstance(reply, Exception):
+                raise reply
+            kind, due = self._sent.popleft()
+            self._farm.note(kind, due, images=len(reply) if kind == "commit" else 0)
             if kind == "lease":
-                self._take(answer)
-            elif kind == "commit" and not set(answer) <= {b"done", b"full"}:
-                raise RuntimeError(f"a commit was answered by {answer}")
+                self._take(reply)
+            elif kind == "commit" and not set(reply) <= {b"done", b"full"}:
+                raise RuntimeError(f"the reply to a commit was {reply}")
 
     def _held(self) -> list[Lease]:
         return [*self._running.values(), *self._staged, *self._finished]
@@ -184,15 +189,15 @@ class Worker:
         if 2 * len(self._staged) <= wanted and not self._leasing:
             self._leasing = True
             room = wanted - len(self._staged)
-            self._ask("lease", due, MODEL, self._name, room, int(LEASE_S * 1000), f"{next(self._requests):032x}")
+            self._send("lease", due, MODEL, self._name, room, int(LEASE_S * 1000), f"{next(self._requests):032x}")
 
-    def _take(self, answer: list[list[Any]]) -> None:
+    def _take(self, reply: list[list[Any]]) -> None:
         self._leasing = False
-        self._staged.extend(Lease(batch.decode(), *numbers) for batch, *numbers in answer)
+        self._staged.extend(Lease(batch.decode(), *numbers) for batch, *numbers in reply)
         now = time.monotonic()
         while self._staged and len(self._running) < SLOTS:
             self._begin(now)
-        if not answer:
+        if not reply:
             self._farm.plan(now + DRY_S, self, "lease")
 
     def _begin(self, now: float) -> None:
@@ -212,25 +217,25 @@ class Worker:
         self._lease(due)
 
     def _commit(self, due: float) -> None:
-        told: list[str | int] = []
+        arguments: list[str | int] = []
         for lease in self._finished:
-            told += [lease.name, lease.epoch, receipt_text({**receipt_of(lease), "epoch": lease.epoch}), 0]
+            arguments += [lease.name, lease.epoch, receipt_text({**receipt_of(lease), "epoch": lease.epoch}), 0]
         self._finished.clear()
         self._commit_due = max(self._commit_due, due) + COMMIT_S
-        self._ask("commit", due, *told)
+        self._send("commit", due, *arguments)
 
-    def _ask(self, kind: Kind, due: float, *arguments: str | int) -> None:
-        self._asked.append((kind, due))
+    def _send(self, kind: Kind, due: float, *arguments: str | int) -> None:
+        self._sent.append((kind, due))
         words: Any = ("EVALSHA", self._farm.shas[kind], 0, *arguments)
         self.socket.sendall(hiredis.pack_command(words))
 
 
-def _simulate(url: str, count: int, seconds: float, answer: Any) -> None:
-    answer.send(Farm(url, count, ends=time.monotonic() + WARM_UP_S + seconds).run())
+def _simulate(url: str, count: int, seconds: float, pipe: Any) -> None:
+    pipe.send(Farm(url, count, ends=time.monotonic() + WARM_UP_S + seconds).run())
 
 
 def _flush(url: str) -> None:
-    """Do for ever what workers do with parts that are full, but for the bucket: read their receipts and trim them."""
+    """Read and drop the receipts of full parts for ever, as workers do, without a bucket."""
     ledger = Ledger.connect(url)
     while True:
         for batch, part in ledger.full_parts():
@@ -252,18 +257,18 @@ def load_of(url: str, count: int, seconds: float) -> Load:
     simulation.start()
     time.sleep(WARM_UP_S)
     redis_s, began = redis_cpu_s(ledger.redis), time.monotonic()
-    told: Told = ours.recv()
+    measured: Measured = ours.recv()
     wall_s, redis_s = time.monotonic() - began, redis_cpu_s(ledger.redis) - redis_s
     simulation.join()
     flusher.kill()
-    lease_ms, commit_ms = ([1000 * s for s in told.seconds[kind]] for kind in ("lease", "commit"))
-    print("  ", count, Counter({kind: len(each) for kind, each in told.seconds.items()}), flush=True)
+    lease_ms, commit_ms = ([1000 * s for s in measured.seconds[kind]] for kind in ("lease", "commit"))
+    print("  ", count, Counter({kind: len(each) for kind, each in measured.seconds.items()}), flush=True)
     return Load(
         workers=count,
-        images_per_s=told.images / seconds,
-        operations_per_s=sum(map(len, told.seconds.values())) / seconds,
+        images_per_s=measured.images / seconds,
+        operations_per_s=sum(map(len, measured.seconds.values())) / seconds,
         redis_share=redis_s / wall_s,
-        workers_share=told.cpu_s / seconds,
+        workers_share=measured.cpu_s / seconds,
         lease_p50_ms=statistics.median(lease_ms),
         lease_p99_ms=statistics.quantiles(lease_ms, n=100)[-1],
         commit_p99_ms=statistics.quantiles(commit_ms, n=100)[-1],
@@ -285,7 +290,7 @@ def lines_of(loads: list[Load]) -> list[Line]:
             Line(f"{what}: a commit, p99", load.commit_p99_ms, "ms"),
         ]
     carried = max((load.workers for load in loads if load.carried), default=0)
-    bar = f"the most that got their images, with a lease's p99 under {BAR_MS:g} ms"
+    bar = f"the most workers that got their images, with a lease's p99 under {BAR_MS:g} ms"
     return [*lines, Line(bar, carried, "workers", BAR_WORKERS, at_least=True)]
 
 

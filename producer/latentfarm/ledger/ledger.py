@@ -150,8 +150,8 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
             k: how many jobs.
             lease_s: how long the leases last, in seconds.
             request: an id without a newline, unique among all calls of this worker. If the reply of a call was lost,
-                call again with its id: the leases of the first call that are still held are returned, whatever ``k``
-                is. Empty: every call leases other jobs.
+                call again with its id: the leases of the first call that are still held are returned, for any ``k``.
+                Empty: every call leases other jobs.
         """
         k = min(k, MAX_JOBS_PER_CALL)
         found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request)

@@ -19,7 +19,7 @@ class Script(Protocol):
 
 
 class Scripts:
-    """The ledger's scripts, one attribute each. The head of each file says what the script does."""
+    """The ledger's scripts, one attribute each. Each file begins with what its script does."""
 
     def __init__(self, client: redis.Redis) -> None:
         def load(name: str) -> Script:

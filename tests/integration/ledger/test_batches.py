@@ -1,4 +1,4 @@
-"""Batches in the ledger: reserved and grown, paused, cancelled and retried, complete and forgotten."""
+"""Batches in the ledger, from their creation to their deletion."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from latentfarm.ledger.constants import CHUNK_JOBS
 pytestmark = pytest.mark.integration
 
 
-def test_a_reserved_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
+def test_a_new_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
     assert ledger.create_batch("cats", digest="d", model="mini") == Reservation("d", "opening", 0, "", fresh=True)
     assert ledger.batch("cats").state == "opening"
     assert lease(ledger) == []
 
 
-def test_the_holder_of_a_name_is_told_to_whoever_wants_it_too(ledger: Ledger) -> None:
+def test_a_name_that_is_taken_returns_the_batch_that_has_it(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
     ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False)
     assert ledger.create_batch("cats", digest="d", model="mini") == Reservation("d", "opening", 1000, "c1", fresh=False)
     assert ledger.create_batch("cats", digest="e", model="mini").digest == "d"
 
 
-def test_a_stored_part_is_leased_before_the_next_is_there_and_completes_only_when_all_is(ledger: Ledger) -> None:
+def test_a_stored_part_is_leased_before_the_next_one_is_stored(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
     assert ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False) == "opening"
     ledger.commit([(each, {}) for each in lease(ledger, 1000)])
@@ -40,7 +40,7 @@ def test_a_stored_part_is_leased_before_the_next_is_there_and_completes_only_whe
     assert ledger.batch("cats").state == "complete"
 
 
-def test_pictures_whose_text_lost_its_end_are_counted_once(ledger: Ledger) -> None:
+def test_truncated_prompts_are_counted_once(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
     ledger.append_jobs("cats", before=0, total=1002, parts_digest="c1", closed=True)
     assert ledger.batch("cats").truncated == 0
@@ -57,19 +57,19 @@ def test_pictures_whose_text_lost_its_end_are_counted_once(ledger: Ledger) -> No
     assert (ledger.batch("cats").done, ledger.batch("cats").truncated) == (1002, 668)
 
 
-def test_a_batch_that_ended_before_its_manifest_did_completes_when_it_is_closed(ledger: Ledger) -> None:
+def test_a_batch_whose_jobs_ended_first_completes_when_its_manifest_is_closed(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
     ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False)
     ledger.commit([(each, {}) for each in lease(ledger, 1000)])
     assert ledger.append_jobs("cats", before=1000, total=1000, parts_digest="c1", closed=True) == "complete"
 
 
-def test_growing_twice_changes_nothing_and_two_submissions_at_once_are_told_apart(ledger: Ledger) -> None:
+def test_appending_twice_changes_nothing_and_two_submissions_at_once_conflict(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
-    wrong = {3: {"code": "invalid_row", "message": "width"}}
+    invalid = {3: {"code": "invalid_row", "message": "width"}}
     for _ in range(2):
         assert (
-            ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False, invalid=wrong)
+            ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False, invalid=invalid)
             == "opening"
         )
     assert (ledger.batch("cats").total, ledger.batch("cats").failed) == (1000, 1)
@@ -77,7 +77,7 @@ def test_growing_twice_changes_nothing_and_two_submissions_at_once_are_told_apar
     assert ledger.append_jobs("cats", before=5000, total=6000, parts_digest="c6", closed=False) == "conflict"
 
 
-def test_a_wrong_row_is_a_failed_job_that_nobody_leases(ledger: Ledger) -> None:
+def test_an_invalid_row_is_a_failed_job_and_never_leased(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
     error = {"code": "invalid_row", "message": "width 65"}
     ledger.append_jobs("cats", before=0, total=4, parts_digest="c", closed=True, invalid={0: error, 2: error})
@@ -89,20 +89,20 @@ def test_a_wrong_row_is_a_failed_job_that_nobody_leases(ledger: Ledger) -> None:
     assert ledger.jobs("cats", [0])[0].error == {**error, "message": "the row is invalid; the manifest has the reason"}
 
 
-def test_a_batch_of_wrong_rows_only_is_complete_at_once(ledger: Ledger) -> None:
+def test_a_batch_of_invalid_rows_is_complete_at_once(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
-    wrong = {0: {"code": "invalid_row", "message": "x"}}
-    assert ledger.append_jobs("cats", before=0, total=1, parts_digest="c", closed=True, invalid=wrong) == "complete"
+    invalid = {0: {"code": "invalid_row", "message": "x"}}
+    assert ledger.append_jobs("cats", before=0, total=1, parts_digest="c", closed=True, invalid=invalid) == "complete"
 
 
-def test_an_untouched_job_costs_no_byte_and_a_touched_one_costs_one(ledger: Ledger) -> None:
+def test_an_untouched_job_costs_no_memory_and_a_touched_one_costs_a_byte(ledger: Ledger) -> None:
     opened(ledger, total=50_000_000)
     assert ledger.redis.exists("lf:states:cats:0") == 0
     lease(ledger, 10)
     assert ledger.redis.strlen("lf:states:cats:0") == 10
 
 
-def test_states_beyond_the_first_million_lie_in_their_own_chunk(ledger: Ledger) -> None:
+def test_states_beyond_the_first_million_are_in_a_chunk_of_their_own(ledger: Ledger) -> None:
     opened(ledger, total=2 * CHUNK_JOBS)
     ledger.redis.hset("lf:batch:cats", "cursor", CHUNK_JOBS - 1)
     lease(ledger, 2)
@@ -114,7 +114,7 @@ def test_states_beyond_the_first_million_lie_in_their_own_chunk(ledger: Ledger) 
     ]
 
 
-def test_trimming_a_part_leaves_only_the_states(ledger: Ledger) -> None:
+def test_a_flushed_part_leaves_only_its_states(ledger: Ledger) -> None:
     opened(ledger, total=2)
     good, bad = lease(ledger, 2)
     ledger.commit([(good, {"sha256": "x"})])
@@ -157,7 +157,7 @@ def test_a_paused_batch_leases_nothing_until_it_is_resumed(ledger: Ledger) -> No
     assert [each.index for each in lease(ledger)] == [1]
 
 
-def test_a_cancelled_batch_keeps_what_is_done_and_takes_every_lease_back(ledger: Ledger) -> None:
+def test_a_cancelled_batch_keeps_finished_jobs_and_loses_every_lease(ledger: Ledger) -> None:
     opened(ledger, total=5)
     opened(ledger, "other", 5)
     found = lease(ledger, 6)
@@ -175,7 +175,7 @@ def test_a_cancelled_batch_keeps_what_is_done_and_takes_every_lease_back(ledger:
     assert {each.batch for each in lease(ledger, 9)} == {"other"}
 
 
-def test_a_cancellation_is_heard_at_once(ledger: Ledger) -> None:
+def test_a_cancellation_is_published_at_once(ledger: Ledger) -> None:
     opened(ledger)
     with ledger.cancellations() as cancellations:
         assert cancellations.wait(0.01) is None
@@ -183,7 +183,7 @@ def test_a_cancellation_is_heard_at_once(ledger: Ledger) -> None:
         assert cancellations.wait(5) == "cats"
 
 
-def test_retried_jobs_run_again_as_if_never_tried_and_the_others_do_not(ledger: Ledger) -> None:
+def test_retried_jobs_run_again_with_no_attempts_charged(ledger: Ledger) -> None:
     opened(ledger, total=3)
     good, bad, worse = lease(ledger, 3)
     ledger.commit([(good, {"sha256": "x"})])
@@ -200,7 +200,7 @@ def test_retried_jobs_run_again_as_if_never_tried_and_the_others_do_not(ledger: 
     assert ledger.batch("cats").state == "complete"
 
 
-def test_a_part_that_was_trimmed_is_flushed_again_after_a_retry(ledger: Ledger) -> None:
+def test_a_flushed_part_is_flushed_again_after_a_retry(ledger: Ledger) -> None:
     opened(ledger, total=2)
     good, bad = lease(ledger, 2)
     ledger.commit([(good, {})])
@@ -213,7 +213,7 @@ def test_a_part_that_was_trimmed_is_flushed_again_after_a_retry(ledger: Ledger) 
     assert ledger.full_parts() == [("cats", 0)]
 
 
-def test_a_part_whose_jobs_run_again_is_not_forgotten_by_a_flush_that_began_before(ledger: Ledger) -> None:
+def test_a_flush_that_a_retry_overtook_removes_no_receipts(ledger: Ledger) -> None:
     opened(ledger, total=1)
     fail(ledger, lease(ledger))
     before = ledger.batch("cats").retries
@@ -255,21 +255,21 @@ def test_more_than_a_tenth_failed_after_five_hundred_pauses_the_batch(ledger: Le
     assert ledger.batch("cats").paused.startswith("51 failed and 449 done")
 
 
-def test_a_budget_of_none_never_pauses(ledger: Ledger) -> None:
+def test_a_failure_budget_of_zero_never_pauses(ledger: Ledger) -> None:
     opened(ledger, total=100, budget=0)
     fail(ledger, lease(ledger, 99))
     assert ledger.batch("cats").paused == ""
 
 
-def test_wrong_rows_do_not_spend_the_failure_budget(ledger: Ledger) -> None:
+def test_invalid_rows_do_not_count_against_the_failure_budget(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
-    wrong = {index: {"code": "invalid_row", "message": "x"} for index in range(60)}
-    ledger.append_jobs("cats", before=0, total=1000, parts_digest="c", closed=False, invalid=wrong)
+    invalid = {index: {"code": "invalid_row", "message": "x"} for index in range(60)}
+    ledger.append_jobs("cats", before=0, total=1000, parts_digest="c", closed=False, invalid=invalid)
     fail(ledger, lease(ledger, 1))
     assert ledger.batch("cats").paused == ""
 
 
-def test_a_canary_runs_and_the_rest_waits_until_it_is_resumed(ledger: Ledger) -> None:
+def test_jobs_behind_the_canary_wait_until_the_batch_is_resumed(ledger: Ledger) -> None:
     opened(ledger, total=10, canary=2)
     assert ledger.count_pending("mini") == 2
     first, second = lease(ledger, 9)
@@ -282,13 +282,13 @@ def test_a_canary_runs_and_the_rest_waits_until_it_is_resumed(ledger: Ledger) ->
     assert len(lease(ledger, 9)) == 8
 
 
-def test_a_canary_of_the_whole_batch_or_more_just_completes_it(ledger: Ledger) -> None:
+def test_a_canary_longer_than_the_batch_does_not_pause_it(ledger: Ledger) -> None:
     opened(ledger, total=2, canary=5)
     ledger.commit([(each, {}) for each in lease(ledger, 9)])
     assert (ledger.batch("cats").state, ledger.batch("cats").paused) == ("complete", "")
 
 
-def test_a_forgotten_batch_leaves_no_key(ledger: Ledger) -> None:
+def test_a_deleted_batch_leaves_no_key(ledger: Ledger) -> None:
     opened(ledger, total=5)
     good, bad, _ = lease(ledger, 3)
     ledger.commit([(good, {})])
@@ -302,13 +302,13 @@ def test_a_forgotten_batch_leaves_no_key(ledger: Ledger) -> None:
     ledger.delete_batch("cats")
 
 
-def test_an_unknown_batch_is_told(ledger: Ledger) -> None:
+def test_an_unknown_batch_is_refused_by_name(ledger: Ledger) -> None:
     for action in (ledger.resume, ledger.cancel, ledger.mark_deleting, ledger.batch):
         with pytest.raises(InputError, match="batch 'dogs' is unknown"):
             action("dogs")
 
 
-def test_a_redis_that_is_not_there_is_told_without_its_password() -> None:
+def test_the_error_of_an_unavailable_redis_has_no_password() -> None:
     gone = Ledger.connect("redis://:secret@127.0.0.1:1/0")
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1") as caught:
         gone.ping()

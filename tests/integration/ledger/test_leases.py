@@ -1,4 +1,4 @@
-"""Leases: who gets which job and when, and how a lease ends: in a commit, a failure, given back or run out."""
+"""Leases: which worker gets which job, and the ends of a lease: commit, failure, release, expiry."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.integration
 
 
 def expire(ledger: Ledger) -> int:
-    """Let every lease run out now, without waiting for it."""
+    """Let every lease expire now."""
     client: Any = ledger.redis
     for name in client.zrange("lf:leases", 0, -1):
         client.zadd("lf:leases", {name: 1})
@@ -34,45 +34,45 @@ def test_jobs_are_leased_in_order_each_with_a_higher_epoch(ledger: Ledger) -> No
     assert ledger.states("cats", 0, 5) == [JobState.LEASED] * 5
 
 
-def asked(ledger: Ledger, request: str, k: int = 2, *, worker: str = "worker-a") -> list[Lease]:
+def request_leases(ledger: Ledger, request: str, k: int = 2, *, worker: str = "worker-a") -> list[Lease]:
     return ledger.lease("mini", worker, k, lease_s=30, request=request)
 
 
-def test_a_request_for_leases_that_is_made_again_is_answered_again(ledger: Ledger) -> None:
+def test_a_repeated_request_returns_the_same_leases(ledger: Ledger) -> None:
     opened(ledger)
-    first = asked(ledger, "one")
+    first = request_leases(ledger, "one")
     ledger.redis.zadd("lf:leases", {first[0].name: 1}, xx=True)
-    assert asked(ledger, "one", 5) == first
+    assert request_leases(ledger, "one", 5) == first
     assert ledger.batch("cats").leased == 2
     # with their whole time, for the first answer may have been lost long ago
     ledger.redis.delete("lf:sweep_lock")
     assert ledger.expire_leases() == 0
-    assert [each.index for each in asked(ledger, "two")] == [2, 3]
-    assert [each.index for each in asked(ledger, "one", worker="worker-b")] == [4]
+    assert [each.index for each in request_leases(ledger, "two")] == [2, 3]
+    assert [each.index for each in request_leases(ledger, "one", worker="worker-b")] == [4]
     # what is remembered of a worker goes by itself
     assert 0 < ledger.redis.ttl("lf:lease_reply:worker-a") <= 3600
 
 
-def test_of_leases_asked_for_again_only_those_still_held_are_given(ledger: Ledger) -> None:
+def test_a_repeated_request_returns_only_leases_that_are_still_held(ledger: Ledger) -> None:
     opened(ledger, total=4)
-    first = asked(ledger, "one", 4)
+    first = request_leases(ledger, "one", 4)
     ledger.release(first[:1])
     ledger.commit([(first[1], {})])
     fail(ledger, first[2:3])
-    assert asked(ledger, "one", 4) == first[3:]
+    assert request_leases(ledger, "one", 4) == first[3:]
     [again] = lease(ledger, worker="worker-b")
     assert again.index == 0
-    assert asked(ledger, "one", 4) == first[3:]
+    assert request_leases(ledger, "one", 4) == first[3:]
 
 
-def test_a_request_of_which_nothing_is_held_any_more_leases_anew(ledger: Ledger) -> None:
+def test_a_repeated_request_leases_other_jobs_if_none_is_still_held(ledger: Ledger) -> None:
     opened(ledger)
-    first = asked(ledger, "one")
+    first = request_leases(ledger, "one")
     assert expire(ledger) == 2
-    again = asked(ledger, "one")
+    again = request_leases(ledger, "one")
     assert [(each.index, each.attempts) for each in again] == [(0, 1), (1, 1)]
     assert min(each.epoch for each in again) > max(each.epoch for each in first)
-    assert asked(ledger, "one") == again
+    assert request_leases(ledger, "one") == again
 
 
 def test_workers_that_lease_at_once_never_get_the_same_job(ledger: Ledger) -> None:
@@ -102,7 +102,7 @@ def test_a_commit_ends_the_job_and_the_last_one_completes_the_batch(ledger: Ledg
     assert ledger.full_parts() == [("cats", 0)]
 
 
-def test_a_commit_repeated_after_a_lost_answer_counts_once(ledger: Ledger) -> None:
+def test_a_commit_that_is_repeated_after_a_lost_reply_counts_once(ledger: Ledger) -> None:
     opened(ledger)
     [held] = lease(ledger)
     assert ledger.commit([(held, {})]) == ["done"]
@@ -110,7 +110,7 @@ def test_a_commit_repeated_after_a_lost_answer_counts_once(ledger: Ledger) -> No
     assert ledger.batch("cats").done == 1
 
 
-def test_several_commits_in_one_call_are_judged_one_by_one(ledger: Ledger) -> None:
+def test_commits_of_one_call_have_outcomes_of_their_own(ledger: Ledger) -> None:
     opened(ledger, total=4)
     old, *rest = lease(ledger, 3)
     ledger.release([old])
@@ -135,7 +135,7 @@ def test_a_worker_presumed_dead_cannot_commit_fail_renew_or_release(ledger: Ledg
     assert ledger.commit([(old, {})]) == ["stale"]
 
 
-def test_a_lease_that_is_held_does_not_run_out(ledger: Ledger) -> None:
+def test_a_renewed_lease_does_not_expire(ledger: Ledger) -> None:
     opened(ledger)
     held = lease(ledger, 2)
     assert ledger.renew(held, lease_s=30) == set()
@@ -153,9 +153,7 @@ def test_a_released_job_runs_again_first_and_uncharged(ledger: Ledger) -> None:
     ("workers", "message"),
     [(["a", "b", "a"], "lost 3 times with 2 workers"), (["a"] * 6, "lost 6 times with 1 worker")],
 )
-def test_a_job_that_is_lost_with_its_workers_again_and_again_fails_as_poison(
-    ledger: Ledger, workers: list[str], message: str
-) -> None:
+def test_a_job_that_keeps_killing_its_workers_fails_as_poison(ledger: Ledger, workers: list[str], message: str) -> None:
     opened(ledger, total=1)
     for worker in workers:
         assert ledger.batch("cats").state == "open"
@@ -167,7 +165,7 @@ def test_a_job_that_is_lost_with_its_workers_again_and_again_fails_as_poison(
     assert ledger.batch("cats").state == "complete"
 
 
-def test_after_an_outage_no_lease_is_judged_before_its_holder_could_renew_it(ledger: Ledger) -> None:
+def test_after_an_outage_no_lease_expires_before_its_worker_could_renew_it(ledger: Ledger) -> None:
     opened(ledger, total=1)
     [held] = lease(ledger)
     client: Any = ledger.redis
@@ -175,7 +173,7 @@ def test_after_an_outage_no_lease_is_judged_before_its_holder_could_renew_it(led
     [held] = lease(ledger)
     client.zadd("lf:leases", {held.name: 1})
     client.delete("lf:sweep_lock")
-    # as if Redis, or everybody who sweeps, had been away for a minute
+    # as if Redis or every worker had been down for a minute
     client.set("lf:last_sweep", int(client.get("lf:last_sweep")) - 60_000)
     assert ledger.expire_leases(patience_s=10) == 0
     assert ledger.renew([held], lease_s=30) == set()
@@ -184,7 +182,7 @@ def test_after_an_outage_no_lease_is_judged_before_its_holder_could_renew_it(led
     assert ledger.commit([(held, {})]) == ["full"]
 
 
-def test_an_epoch_is_higher_than_any_before_even_if_an_older_record_came_back(ledger: Ledger) -> None:
+def test_epochs_rise_even_if_redis_was_restored_from_an_older_snapshot(ledger: Ledger) -> None:
     opened(ledger)
     client: Any = ledger.redis
     [before] = lease(ledger)
@@ -193,7 +191,7 @@ def test_an_epoch_is_higher_than_any_before_even_if_an_older_record_came_back(le
     assert after.epoch > before.epoch
 
 
-def test_a_commit_under_a_lost_lease_is_refused_whatever_became_of_the_job(ledger: Ledger) -> None:
+def test_a_commit_under_a_lost_lease_is_refused_in_every_state_of_the_job(ledger: Ledger) -> None:
     opened(ledger, total=2)
     old, other = lease(ledger, 2)
     assert expire(ledger) == 2
@@ -221,7 +219,7 @@ def test_a_failed_job_keeps_its_reason_and_never_blocks_the_batch(ledger: Ledger
     assert ledger.jobs("cats", [0])[0].error == {"code": "nan", "message": "not finite"}
 
 
-def test_a_job_that_may_run_again_does_so_after_its_delay_until_its_attempts_are_used(ledger: Ledger) -> None:
+def test_a_job_is_retried_after_its_delay_until_its_attempts_are_used(ledger: Ledger) -> None:
     opened(ledger, total=1)
     [held] = lease(ledger)
     assert ledger.fail(held, {"code": "oom"}, retry=True, delay_s=60) == "retry"
@@ -232,7 +230,7 @@ def test_a_job_that_may_run_again_does_so_after_its_delay_until_its_attempts_are
         assert ledger.fail(held, {"code": "oom"}, retry=True) == outcome
 
 
-def test_only_one_worker_sweeps_at_a_time(ledger: Ledger) -> None:
+def test_only_one_worker_expires_leases_at_a_time(ledger: Ledger) -> None:
     assert ledger.expire_leases() == 0
     assert ledger.expire_leases() == -1
 
@@ -249,14 +247,14 @@ def test_a_higher_priority_is_leased_first(ledger: Ledger) -> None:
     assert [each.batch for each in lease(ledger, 4)] == ["high", "high", "low", "low"]
 
 
-def test_a_priority_counts_from_the_next_lease_on(ledger: Ledger) -> None:
+def test_a_new_priority_counts_from_the_next_lease(ledger: Ledger) -> None:
     opened(ledger, "a", 2)
     opened(ledger, "b", 2)
     ledger.set_priority("b", 7)
     assert [each.batch for each in lease(ledger, 3)] == ["b", "b", "a"]
 
 
-def test_batches_of_one_priority_share_and_a_newcomer_gets_its_share_at_once(ledger: Ledger) -> None:
+def test_batches_of_one_priority_share_and_a_new_one_gets_its_share_at_once(ledger: Ledger) -> None:
     opened(ledger, "big", 1000)
     lease(ledger, 100)
     opened(ledger, "tiny", 10)
@@ -264,7 +262,7 @@ def test_batches_of_one_priority_share_and_a_newcomer_gets_its_share_at_once(led
     assert 9 <= batches.count("tiny") <= 10
 
 
-def test_a_batch_that_was_paused_does_not_catch_up_on_the_others_cost(ledger: Ledger) -> None:
+def test_a_resumed_batch_does_not_make_up_for_its_pause(ledger: Ledger) -> None:
     opened(ledger, "a", 1000)
     opened(ledger, "b", 1000)
     ledger.pause("b", PausedBy.USER)
@@ -272,3 +270,15 @@ def test_a_batch_that_was_paused_does_not_catch_up_on_the_others_cost(ledger: Le
     ledger.resume("b")
     batches = [each.batch for each in lease(ledger, 20)]
     assert batches.count("b") == 10
+
+
+def test_a_job_is_leased_beside_ten_thousand_open_batches(ledger: Ledger) -> None:
+    opened(ledger, "first", 1, priority=1)
+    # a list of them is longer than Lua can unpack
+    pipe = ledger.redis.pipeline(transaction=False)
+    fields = ledger.redis.hgetall("lf:batch:first")
+    for number in range(10_000):
+        pipe.hset(f"lf:batch:b{number}", mapping={**fields, b"priority": 0})
+        pipe.sadd("lf:active:mini", f"b{number}")
+    pipe.execute()
+    assert [each.batch for each in lease(ledger)] == ["first"]

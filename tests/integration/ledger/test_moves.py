@@ -27,8 +27,8 @@ from latentfarm.ledger.constants import MAX_ATTEMPTS
 pytestmark = pytest.mark.integration
 
 TOTAL = 6
-#: a row that was wrong at submission: it has failed before it was ever leased
-WRONG_ROW = 4
+#: an invalid row: its job has failed before it was ever leased
+INVALID = 4
 
 
 class LedgerMoves(RuleBasedStateMachine):
@@ -39,20 +39,20 @@ class LedgerMoves(RuleBasedStateMachine):
     def open_batch(self) -> None:
         self.ledger.redis.flushall()
         self.ledger.create_batch("b", digest="d", model="m", budget=0)
-        wrong = {WRONG_ROW: {"code": "invalid_row", "message": "w"}}
-        self.ledger.append_jobs("b", before=0, total=TOTAL, parts_digest="c", closed=False, invalid=wrong)
+        invalid = {INVALID: {"code": "invalid_row", "message": "w"}}
+        self.ledger.append_jobs("b", before=0, total=TOTAL, parts_digest="c", closed=False, invalid=invalid)
         self.states = [JobState.PENDING] * TOTAL
-        self.states[WRONG_ROW] = JobState.FAILED
+        self.states[INVALID] = JobState.FAILED
         self.epochs: dict[int, int] = {}
         self.charged = [0] * TOTAL
         self.codes = ["invalid_row"] * TOTAL
         self.workers: dict[int, str] = {}
-        self.losers: list[list[str]] = [[] for _ in range(TOTAL)]
+        self.lost_by: list[list[str]] = [[] for _ in range(TOTAL)]
         #: of each job whose receipt the ledger has, the epoch in it
         self.receipts: dict[int, int] = {}
         self.highest = self.request = 0
-        #: of each worker the last request that was given leases, and those
-        self.answers: dict[str, tuple[int, list[Lease]]] = {}
+        #: the last request of each worker that was given leases, and its leases
+        self.replies: dict[str, tuple[int, list[Lease]]] = {}
         self.closed = self.paused = self.cancelled = self.flushed = False
 
     @property
@@ -63,7 +63,7 @@ class LedgerMoves(RuleBasedStateMachine):
     def close(self) -> None:
         self.ledger.append_jobs("b", before=TOTAL, total=TOTAL, parts_digest="c", closed=True)
         self.closed |= not self.cancelled
-        self.over_if_ended()
+        self.end_pause_if_complete()
 
     @rule()
     def pause(self) -> None:
@@ -98,7 +98,7 @@ class LedgerMoves(RuleBasedStateMachine):
         assert self.ledger.retry("b", [(index, self.codes[index])]) == int(failed)
         if failed:
             self.move(index, JobState.PENDING)
-            self.charged[index], self.losers[index], self.flushed = 0, [], False
+            self.charged[index], self.lost_by[index], self.flushed = 0, [], False
 
     @rule()
     def flush(self) -> None:
@@ -111,7 +111,7 @@ class LedgerMoves(RuleBasedStateMachine):
         assert (self.states[index], state) in ALLOWED_MOVES
         self.states[index] = state
 
-    def over_if_ended(self) -> None:
+    def end_pause_if_complete(self) -> None:
         self.paused &= not (self.closed and self.ended)
 
     def holds(self, lease: Lease) -> bool:
@@ -120,24 +120,24 @@ class LedgerMoves(RuleBasedStateMachine):
     @rule(target=leases, k=st.integers(1, 4), worker=st.sampled_from("wwwv"))
     def lease(self, k: int, worker: str) -> Any:
         self.request += 1
-        return self.ask(worker, k, self.request)
+        return self.request_leases(worker, k, self.request)
 
     @rule(target=leases, k=st.integers(1, 4), worker=st.sampled_from("wv"))
-    def ask_again(self, k: int, worker: str) -> Any:
-        """The answer did not come, or so its worker believes: it may be that it came, and was acted on."""
-        request, answer = self.answers.get(worker, (0, []))
+    def repeat_request(self, k: int, worker: str) -> Any:
+        """The worker repeats its last request, as if the reply had been lost."""
+        request, leases = self.replies.get(worker, (0, []))
         if not request:
             return multiple()
-        held = [each for each in answer if self.holds(each)]
+        held = [each for each in leases if self.holds(each)]
         if not held:
-            return self.ask(worker, k, request)
+            return self.request_leases(worker, k, request)
         assert self.ledger.lease("m", worker, k, lease_s=1000, request=str(request)) == held
         return multiple(*held)
 
-    def ask(self, worker: str, k: int, request: int) -> Any:
+    def request_leases(self, worker: str, k: int, request: int) -> Any:
         found = self.ledger.lease("m", worker, k, lease_s=1000, request=str(request))
         if found:
-            self.answers[worker] = request, found
+            self.replies[worker] = request, found
         assert len(found) == (0 if self.paused else min(k, self.states.count(JobState.PENDING)))
         for each in found:
             assert each.epoch > self.highest
@@ -155,7 +155,7 @@ class LedgerMoves(RuleBasedStateMachine):
             del self.epochs[lease.index]
             self.receipts[lease.index] = lease.epoch
             self.move(lease.index, JobState.DONE)
-            self.over_if_ended()
+            self.end_pause_if_complete()
             assert outcome == ("full" if self.ended else "done")
         else:
             assert outcome == ("repeated" if self.receipts.get(lease.index) == lease.epoch else "stale")
@@ -171,7 +171,7 @@ class LedgerMoves(RuleBasedStateMachine):
         self.codes[lease.index] = "x"
         again = retry and self.charged[lease.index] < MAX_ATTEMPTS
         self.move(lease.index, JobState.PENDING if again else JobState.FAILED)
-        self.over_if_ended()
+        self.end_pause_if_complete()
         assert (outcome == "retry") == again
 
     @rule(lease=consumes(leases))
@@ -196,11 +196,11 @@ class LedgerMoves(RuleBasedStateMachine):
             del self.epochs[lease.index]
             self.charged[lease.index] += 1
             self.codes[lease.index] = "poison"
-            losers = self.losers[lease.index]
-            losers.append(self.workers[lease.index])
-            lost = (len(losers) >= 3 and len(set(losers)) > 1) or len(losers) >= 6
+            lost_by = self.lost_by[lease.index]
+            lost_by.append(self.workers[lease.index])
+            lost = (len(lost_by) >= 3 and len(set(lost_by)) > 1) or len(lost_by) >= 6
             self.move(lease.index, JobState.FAILED if lost else JobState.PENDING)
-            self.over_if_ended()
+            self.end_pause_if_complete()
 
     @rule()
     def recover(self) -> None:
@@ -220,7 +220,7 @@ class LedgerMoves(RuleBasedStateMachine):
         restoration.write_part(0, states, receipts=done, errors=errors, flushed=self.flushed)
         restoration.end(parts_digest="c", closed=self.closed, cancelled=self.cancelled)
         self.charged = [0] * TOTAL
-        self.losers = [[] for _ in range(TOTAL)]
+        self.lost_by = [[] for _ in range(TOTAL)]
 
     @invariant()
     def ties_are_broken_by_index(self) -> None:

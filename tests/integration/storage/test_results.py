@@ -1,4 +1,4 @@
-"""What the listing of a batch's results says, in every format, and what reading it costs."""
+"""The results of a batch: their content in every format, and the cost of reading them."""
 
 from __future__ import annotations
 
@@ -48,27 +48,23 @@ def test_results_are_the_same_lines_in_every_format(
     assert [json.loads(line)["index"] for line in done.splitlines()] == [0, 2]
 
 
-def test_results_read_two_objects_for_a_thousand_jobs_and_no_picture(
-    farm: Farm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_results_read_two_objects_for_a_thousand_jobs_and_no_image(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = farm.submit(["a"] * 1500, batch="cats")
     work(farm, batch)
     flush_full_parts(farm.ledger, farm.bucket)
-    asked: list[str] = []
+    read: list[str] = []
     get = farm.bucket.get
 
     def counted(key: str) -> bytes:
-        asked.append(key.split("/")[2])
+        read.append(key.split("/")[2])
         return get(key)
 
     monkeypatch.setattr(farm.bucket, "get", counted)
     assert sum(1 for _ in batch.results()) == 1500
-    assert sorted(asked) == ["manifest", "manifest", "results", "results"]
+    assert sorted(read) == ["manifest", "manifest", "results", "results"]
 
 
-def test_a_reader_of_results_that_has_seen_enough_ends_it_quietly(
-    farm: Farm, settings: Settings, tmp_path: Path
-) -> None:
+def test_a_closed_pipe_ends_the_results_without_an_error(farm: Farm, settings: Settings, tmp_path: Path) -> None:
     farm.submit(["a long prompt " * 20] * 3000, batch="cats")
     command = [sys.executable, "-m", "latentfarm", "results", "cats"]
     environment = {**os.environ, **settings.environment()}
@@ -85,6 +81,6 @@ def test_a_reader_of_results_that_has_seen_enough_ends_it_quietly(
         assert running.stderr is not None
         assert "job" in running.stdout.readline()
         running.stdout.close()
-        told = running.stderr.read()
+        errors = running.stderr.read()
         running.stderr.close()
-        assert (running.wait(timeout=60), told) == (0, "")
+        assert (running.wait(timeout=60), errors) == (0, "")

@@ -1,9 +1,9 @@
 -- The data model of the ledger, and the functions that the scripts share. This file is put before each script.
 --
--- <b> is a batch, <m> a model alias, <w> a worker, <i> the index of a job, <p> a part of PART jobs, <c> a chunk of CHUNK
--- jobs.
+-- <b> is a batch, <m> a model alias, <w> a worker, <i> the index of a job, <p> a part (PART jobs), <c> a chunk (CHUNK
+-- jobs).
 -- A job is named "<b>/<i>", a part "<b>/<p>". Times are milliseconds of Redis TIME; no caller's clock is used.
--- Names in capitals that are not defined here are constants of latentfarm/ledger/constants.py.
+-- Names in capitals are constants of latentfarm/ledger/constants.py.
 -- "Removed by" names the scripts that remove a key or its members.
 --
 -- key                  type    meaning                                                     removed by
@@ -36,12 +36,13 @@
 --                              heartbeat), images (committed), and for the last WINDOWS    after its last heartbeat
 --                              windows, n = window % WINDOWS: window:<n>, images:<n>,
 --                              busy_s:<n>, wall_s:<n>
--- lf:throughput:<m>    hash    sums over all workers of a model: images, work, busy_s,     never (one small key a model)
+-- lf:throughput:<m>    hash    sums over all workers of a model: images, work, busy_s,     never (one key a model)
 --                              size_bytes, pixels
 -- lf:sweep_lock        string  held by the worker that expires leases now                  expiry, under a second
 -- lf:last_sweep        string  when leases were last checked                               never
 -- lf:grace_until       string  no lease expires before this time (set after an outage)     expiry
--- lf:webhooks          zset    batches whose webhook is to be sent, by due time            webhook_claim, webhook_resolve
+-- lf:webhooks          zset    batches whose webhook is to be sent, by due time            webhook_claim,
+--                                                                                          webhook_resolve
 --
 -- Fields of lf:batch:<b>:
 --   digest, model              what was submitted; `digest` tells two submissions of one name apart
@@ -83,7 +84,7 @@ end
 
 local function now_ms() return math.floor(now_us() / 1000) end
 
--- Lua writes large numbers with an exponent. Exact up to 2^53, which no index and no time reaches.
+-- Lua writes numbers of 15 digits and more with an exponent. Exact up to 2^53, which no index and no time reaches.
 local function decimal(number) return string.format('%.0f', number) end
 
 local function batch_key(batch) return 'lf:batch:' .. batch end
@@ -95,7 +96,7 @@ local function read_fields(batch, ...)
   return fields
 end
 
-local function chunk_key(batch, index) return 'lf:states:' .. batch .. ':' .. decimal(math.floor(index / CHUNK)) end
+local function chunk_key(batch, index) return 'lf:states:' .. batch .. ':' .. math.floor(index / CHUNK) end
 
 local function get_state(batch, index)
   local byte = redis.call('GETRANGE', chunk_key(batch, index), index % CHUNK, index % CHUNK)
@@ -251,12 +252,11 @@ local function is_active(state) return state == BATCH_OPEN or state == BATCH_OPE
 
 local function is_final(state) return state == BATCH_COMPLETE or state == BATCH_CANCELLED end
 
--- Return the index before which jobs of the batch may be leased; nil if none may be.
--- Needs the fields state, paused_by, total and canary.
-local function lease_limit(fields)
-  if fields.paused_by ~= '' or not is_active(fields.state) then return nil end
-  if fields.canary ~= '0' then return math.min(tonumber(fields.total), tonumber(fields.canary)) end
-  return tonumber(fields.total)
+-- Return the index before which jobs of a batch may be leased; nil if none may be
+local function lease_limit(state, paused_by, total, canary)
+  if paused_by ~= '' or not is_active(state) then return nil end
+  if canary ~= '0' then return math.min(tonumber(total), tonumber(canary)) end
+  return tonumber(total)
 end
 
 -- A batch becomes runnable: raise its virtual time to the lowest of the runnable batches of its model. Otherwise it
@@ -265,10 +265,11 @@ local function raise_virtual_time(batch, model)
   local lowest
   for _, peer in ipairs(redis.call('SMEMBERS', 'lf:active:' .. model)) do
     if peer ~= batch then
-      local f = read_fields(peer, 'state', 'paused_by', 'total', 'canary', 'cursor', 'virtual_time')
-      local limit = lease_limit(f)
-      local runnable = limit and (tonumber(f.cursor) < limit or redis.call('ZCARD', 'lf:requeued:' .. peer) > 0)
-      if runnable and (not lowest or tonumber(f.virtual_time) < lowest) then lowest = tonumber(f.virtual_time) end
+      local state, paused_by, total, canary, cursor, virtual_time = unpack(redis.call('HMGET', batch_key(peer), 'state',
+        'paused_by', 'total', 'canary', 'cursor', 'virtual_time'))
+      local limit = lease_limit(state, paused_by, total, canary)
+      local runnable = limit and (tonumber(cursor) < limit or redis.call('ZCARD', 'lf:requeued:' .. peer) > 0)
+      if runnable and (not lowest or tonumber(virtual_time) < lowest) then lowest = tonumber(virtual_time) end
     end
   end
   if lowest and lowest > tonumber(redis.call('HGET', batch_key(batch), 'virtual_time')) then
@@ -276,16 +277,17 @@ local function raise_virtual_time(batch, model)
   end
 end
 
--- Return how many jobs of a model wait for a lease
+-- Return how many jobs of a model wait for a lease. Called at every heartbeat, so it builds no table for a batch.
 local function count_pending(model)
   local pending = 0
   for _, batch in ipairs(redis.call('SMEMBERS', 'lf:active:' .. model)) do
-    local f = read_fields(batch, 'state', 'paused_by', 'total', 'canary', 'cursor', 'leased', 'done', 'failed')
-    local limit = lease_limit(f)
-    if limit and f.canary == '0' then
-      pending = pending + limit - f.leased - f.done - f.failed
+    local state, paused_by, total, canary, cursor, leased, done, failed = unpack(redis.call('HMGET', batch_key(batch),
+      'state', 'paused_by', 'total', 'canary', 'cursor', 'leased', 'done', 'failed'))
+    local limit = lease_limit(state, paused_by, total, canary)
+    if limit and canary == '0' then
+      pending = pending + limit - leased - done - failed
     elseif limit then
-      pending = pending + math.max(0, limit - f.cursor) + redis.call('ZCARD', 'lf:requeued:' .. batch)
+      pending = pending + math.max(0, limit - cursor) + redis.call('ZCARD', 'lf:requeued:' .. batch)
     end
   end
   return pending

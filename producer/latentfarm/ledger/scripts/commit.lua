@@ -19,9 +19,10 @@ local function was_committed(batch, index, epoch)
 end
 
 local function part_for(batch, index)
-  local name = job_name(batch, part_of(index))
+  local number = part_of(index)
+  local name = job_name(batch, number)
   if not parts[name] then
-    parts[name] = { batch = batch, number = part_of(index), count = 0, truncated = 0, receipts = {} }
+    parts[name] = { batch = batch, number = number, count = 0, truncated = 0, receipts = {} }
     order[#order + 1] = parts[name]
   end
   return parts[name]

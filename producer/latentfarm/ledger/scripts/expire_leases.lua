@@ -1,7 +1,7 @@
 -- End the leases that were not renewed in time, each job charged one attempt. A job that was lost POISON_LOSSES times
 -- with POISON_WORKERS different workers, or POISON_MAX_LOSSES times, fails: it kills its workers.
--- ARGV: limit, lock_ms, patience_ms. If nobody checked leases for patience_ms, Redis or the whole farm was down and no
--- lease could be renewed: then no lease expires for another patience_ms.
+-- ARGV: limit, lock_ms, patience_ms. If this did not run for patience_ms, Redis or the whole farm was down and no lease
+-- could be renewed: then no lease expires for another patience_ms.
 -- Returns the number of expired leases, or -1 if another worker is at it.
 if not redis.call('SET', 'lf:sweep_lock', '1', 'NX', 'PX', ARGV[2]) then return -1 end
 local now, patience_ms = now_ms(), tonumber(ARGV[3])

@@ -1,8 +1,8 @@
 -- Lease up to k jobs of a model: from the batch of the highest priority, among equals from the one of the lowest
 -- virtual time. In a batch, requeued jobs come first, then the jobs at the cursor.
 -- ARGV: model, worker, k, lease_ms, request ('' or an id that no other request of the worker has).
--- If a request with the same id was answered before, its reply may have been lost: then its leases that are still held
--- are returned again, with their full time, whatever k is.
+-- If a request has the id of the one before, the reply to that one may have been lost: its leases that are still held
+-- are returned again, with their full time, for any k.
 -- Returns [batch, index, epoch, charged attempts, ms since the batch was created] for each job.
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local started_us = now_us()
@@ -38,17 +38,17 @@ end
 local function runnable_batches()
   local batches = {}
   for _, name in ipairs(redis.call('SMEMBERS', 'lf:active:' .. model)) do
-    local f = read_fields(name, 'state', 'paused_by', 'total', 'canary', 'cursor', 'priority', 'virtual_time', 'weight',
-      'epoch', 'sparse', 'created_ms', 'leased', 'first_ms')
-    local limit = lease_limit(f)
+    local state, paused_by, total, canary, cursor, priority, virtual_time, weight, epoch, sparse, created_ms, leases,
+      first_ms = unpack(redis.call('HMGET', batch_key(name), 'state', 'paused_by', 'total', 'canary', 'cursor',
+        'priority', 'virtual_time', 'weight', 'epoch', 'sparse', 'created_ms', 'leased', 'first_ms'))
+    local limit = lease_limit(state, paused_by, total, canary)
     if limit then
       batches[#batches + 1] = {
-        name = name, limit = limit, cursor = tonumber(f.cursor), cursor_before = tonumber(f.cursor), taken = 0,
-        priority = tonumber(f.priority), virtual_time = tonumber(f.virtual_time), weight = tonumber(f.weight),
-        sparse = f.sparse ~= '0', leased = tonumber(f.leased), first_ms = f.first_ms or now,
-        age_ms = now - tonumber(f.created_ms),
+        name = name, limit = limit, cursor = tonumber(cursor), cursor_before = tonumber(cursor), taken = 0,
+        priority = tonumber(priority), virtual_time = tonumber(virtual_time), weight = tonumber(weight),
+        sparse = sparse ~= '0', leased = tonumber(leases), first_ms = first_ms or now, age_ms = now - created_ms,
         -- the clock keeps epochs rising even if Redis was restored from an older snapshot
-        epoch = math.max(tonumber(f.epoch), started_us),
+        epoch = math.max(tonumber(epoch), started_us),
       }
     end
   end
