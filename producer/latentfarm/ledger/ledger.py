@@ -10,7 +10,7 @@ from latentfarm.errors import InputError
 from latentfarm.ledger.constants import DEFAULT_BUDGET, MAX_JOBS_PER_CALL
 from latentfarm.ledger.flush_queue import FlushQueue
 from latentfarm.ledger.lua_scripts import Script
-from latentfarm.ledger.queries import Queries, unknown_batch
+from latentfarm.ledger.queries import Queries, known_state
 from latentfarm.ledger.records import (
     CommitOutcome,
     FailOutcome,
@@ -98,7 +98,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         for index, error in (invalid or {}).items():
             args += [index, error_text(error)]
         state = decode(self.run(self.scripts.append_jobs, batch, *args))
-        return "conflict" if state == "conflict" else _known_state(batch, state)
+        return "conflict" if state == "conflict" else known_state(batch, state)
 
     def pause(self, batch: str, by: PausedBy, reason: str = "") -> BatchState:
         """Lease no more jobs of the batch; return its state. A pause that exists stays as it is."""
@@ -137,7 +137,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         self.run(self.scripts.delete_batch, batch)
 
     def _change(self, batch: str, script: Script, *args: Any) -> BatchState:
-        return _known_state(batch, decode(self.run(script, batch, *args)))
+        return known_state(batch, decode(self.run(script, batch, *args)))
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
@@ -196,9 +196,3 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
 
 def _names(leases: Iterable[Lease]) -> list[Any]:
     return [field for lease in leases for field in (lease.name, lease.epoch)]
-
-
-def _known_state(batch: str, state: str) -> BatchState:
-    if not state:
-        raise unknown_batch(batch)
-    return BatchState(state)

@@ -137,6 +137,17 @@ class Queries(LedgerClient):
         return sum(int(count or 0) for count in counts) / max(span_ms, 1) * 1000
 
 
+def known_state(batch: str, state: str) -> BatchState:
+    """Return the state in the reply of a script.
+
+    Raises:
+        InputError: it is empty, as the batch is unknown.
+    """
+    if not state:
+        raise unknown_batch(batch)
+    return BatchState(state)
+
+
 def unknown_batch(batch: str) -> InputError:
     """Return the error for a batch that the ledger does not have."""
     return InputError(f"batch {batch!r} is unknown; `latentfarm status` lists all batches")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latentfarm.batch_state import BatchState
 from latentfarm.job_state import JobState
 from latentfarm.ledger.ledger import Ledger
+from latentfarm.ledger.queries import known_state
 from latentfarm.ledger.records import decode, error_text, receipt_text
 
 
@@ -56,7 +58,8 @@ class Restoration:
             args += [index, error_text(error)]
         self._ledger.run(self._ledger.scripts.restore_part, self._batch, *args)
 
-    def end(self, *, parts_digest: str, closed: bool, cancelled: bool) -> str:
+    def end(self, *, parts_digest: str, closed: bool, cancelled: bool) -> BatchState:
         """Let the jobs of the batch run; return its state."""
         script = self._ledger.scripts.restore_end
-        return decode(self._ledger.run(script, self._batch, parts_digest, int(closed), int(cancelled)))
+        args = (self._batch, parts_digest, int(closed), int(cancelled))
+        return known_state(self._batch, decode(self._ledger.run(script, *args)))

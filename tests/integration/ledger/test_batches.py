@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.support.leasing import fail, lease, opened
 
-from latentfarm.batch_state import PausedBy
+from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger, Reservation
@@ -17,7 +17,9 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_new_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
-    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation("d", "opening", 0, "", fresh=True)
+    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation(
+        "d", BatchState.OPENING, 0, "", fresh=True
+    )
     assert ledger.batch("cats").state == "opening"
     assert lease(ledger) == []
 
@@ -25,7 +27,9 @@ def test_a_new_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
 def test_a_name_that_is_taken_returns_the_batch_that_has_it(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
     ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False)
-    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation("d", "opening", 1000, "c1", fresh=False)
+    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation(
+        "d", BatchState.OPENING, 1000, "c1", fresh=False
+    )
     assert ledger.create_batch("cats", digest="e", model="mini").digest == "d"
 
 

@@ -276,9 +276,9 @@ def test_a_job_is_leased_beside_ten_thousand_open_batches(ledger: Ledger) -> Non
     opened(ledger, "first", 1, priority=1)
     # a list of them is longer than Lua can unpack
     pipe = ledger.redis.pipeline(transaction=False)
-    fields = ledger.redis.hgetall("lf:batch:first")
+    fields: Any = ledger.redis.hgetall("lf:batch:first") | {b"priority": 0}
     for number in range(10_000):
-        pipe.hset(f"lf:batch:b{number}", mapping={**fields, b"priority": 0})
+        pipe.hset(f"lf:batch:b{number}", mapping=fields)
         pipe.sadd("lf:active:mini", f"b{number}")
     pipe.execute()
     assert [each.batch for each in lease(ledger)] == ["first"]

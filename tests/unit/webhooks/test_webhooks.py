@@ -16,6 +16,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from latentfarm.batch_state import BatchState
 from latentfarm.errors import InputError
 from latentfarm.ledger.webhook_outbox import Event
 from latentfarm.webhooks.address_check import MAX_URL_CHARACTERS, check_url, is_public
@@ -25,7 +26,7 @@ from latentfarm.webhooks.signing import decode_secret, sign
 pytestmark = pytest.mark.unit
 
 TLS = ssl.create_default_context()
-EVENT = Event("cats", "https://x.org/", 1, "complete", 1_700_000_000_123, 0, "mini", 12, 10, 2, 0, {"nan": 2})
+EVENT = Event("cats", "https://x.org/", 1, BatchState.COMPLETE, 1_700_000_000_123, 0, "mini", 12, 10, 2, 0, {"nan": 2})
 
 
 @pytest.mark.parametrize(
@@ -204,10 +205,10 @@ def test_an_event_says_how_the_batch_ended_and_no_more() -> None:
 
 
 def test_the_id_is_that_of_the_event_not_of_the_attempt() -> None:
-    again = Event("cats", "https://x.org/", 5, "complete", EVENT.ended_ms, 0, "mini", 12, 10, 2, 0, {})
-    later = Event("cats", "https://x.org/", 1, "complete", EVENT.ended_ms + 1, 0, "mini", 12, 12, 0, 0, {})
+    again = Event("cats", "https://x.org/", 5, BatchState.COMPLETE, EVENT.ended_ms, 0, "mini", 12, 10, 2, 0, {})
+    later = Event("cats", "https://x.org/", 1, BatchState.COMPLETE, EVENT.ended_ms + 1, 0, "mini", 12, 12, 0, 0, {})
     # a clock of milliseconds may stand still between two ends
-    retried = Event("cats", "https://x.org/", 1, "complete", EVENT.ended_ms, 1, "mini", 12, 12, 0, 0, {})
+    retried = Event("cats", "https://x.org/", 1, BatchState.COMPLETE, EVENT.ended_ms, 1, "mini", 12, 12, 0, 0, {})
     assert _webhook_id(EVENT) == _webhook_id(again)
     assert len({_webhook_id(event) for event in (EVENT, later, retried)}) == 3
     assert re.fullmatch("msg_[0-9a-f]{32}", _webhook_id(EVENT))

@@ -1,0 +1,75 @@
+"""The Lua scripts: each is loaded, and uses only constants, keys and fields that are defined and documented."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import redis
+from tests.conftest import REPOSITORY
+
+from latentfarm.ledger import lua_scripts
+from latentfarm.ledger.constants import LUA_CONSTANTS
+
+SCRIPTS = {path.stem: path.read_text() for path in (Path(lua_scripts.__file__).parent / "scripts").glob("*.lua")}
+COMMON = SCRIPTS["_common"]
+DATA_MODEL = COMMON[: COMMON.index("\ndo\n")]
+
+
+def code_of(script: str) -> str:
+    """Return a script without comments and texts."""
+    return re.sub(r"'[^']*'", "''", re.sub(r"--.*", "", script))
+
+
+def test_every_script_is_loaded_and_every_loaded_script_exists() -> None:
+    loaded = lua_scripts.Scripts(redis.Redis())
+    assert set(vars(loaded)) == set(SCRIPTS) - {"_common"}
+
+
+def test_scripts_use_only_constants_that_exist() -> None:
+    for name, script in SCRIPTS.items():
+        code = code_of(script)
+        local = {word for line in re.findall(r"local ([A-Z_, ]+) =", code) for word in line.split(", ")}
+        used = set(re.findall(r"\b[A-Z][A-Z_]{2,}\b", code))
+        assert used - local - {"ARGV", *LUA_CONSTANTS} == set(), name
+
+
+def test_every_constant_of_a_script_is_used() -> None:
+    used = {word for script in SCRIPTS.values() for word in re.findall(r"\b[A-Z][A-Z_]+\b", code_of(script))}
+    # the states and pausers are whole enums
+    unused = {name for name in LUA_CONSTANTS if not name.startswith(("BATCH_", "PAUSED_BY_"))} - used
+    assert unused == set()
+
+
+def test_every_key_is_in_the_data_model() -> None:
+    documented = set(re.findall(r"^-- (lf:[a-z_]+)", DATA_MODEL, re.MULTILINE))
+    used = {key for script in SCRIPTS.values() for key in re.findall(r"'(lf:[a-z_]+)", script)} - {"lf:cancelled"}
+    for script in SCRIPTS.values():
+        # keys of one batch that are removed in a loop over their names
+        for kinds in re.findall(r"for _, kind in ipairs\(\{(.*?)\}\)", script):
+            used |= {f"lf:{kind}" for kind in re.findall(r"'(\w+)'", kinds)}
+    assert used - {"lf:"} == documented
+
+
+def test_every_field_of_a_batch_is_in_the_data_model() -> None:
+    fields = DATA_MODEL[DATA_MODEL.index("-- Fields of lf:batch:<b>:") :]
+    created = re.search(r"redis\.call\('HSET', batch_key\(batch\), ([^)]*)\)", SCRIPTS["create_batch"])
+    assert created is not None
+    named = re.findall(r"'([a-z_]+)',", created[1])
+    assert [name for name in named if not re.search(rf"\b{name}\b", fields)] == []
+
+
+def test_each_role_may_run_every_command_of_its_scripts() -> None:
+    worker = {"lease", "renew", "commit", "fail", "release", "expire_leases", "heartbeat", "count_pending"}
+    worker |= {"drop_flushed", "orphans_claim", "orphans_resolve", "webhook_claim", "webhook_resolve"}
+    scripts = {"worker": worker, "producer": {*SCRIPTS} - worker | {"count_pending", "drop_flushed", "_common"}}
+    acl = (REPOSITORY / "docs/security/redis-acl.txt").read_text().splitlines()
+    for role, names in scripts.items():
+        [line] = [line for line in acl if line.startswith(f"user {role} ")]
+        allowed = set(re.findall(r"\+([a-z]+)", line))
+        called = {
+            command.lower()
+            for name in {*names, "_common"}
+            for command in re.findall(r"redis\.call\('([A-Z]+)'", SCRIPTS[name])
+        }
+        assert called - allowed == set(), role
