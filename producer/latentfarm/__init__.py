@@ -1,6 +1,6 @@
-"""latentfarm: a render farm for latent diffusion. This package is the light side: it imports no torch.
+"""latentfarm: a render farm for latent diffusion. This package imports no torch.
 
-What it exports is imported when it is first asked for: a supervisor, which needs none of it, stays small.
+Exported names are imported at first use, so that a process that needs few of them stays small.
 """
 
 from importlib import import_module

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 
 
 def work(farm: Farm, batch: Batch, *, fail: frozenset[int] = frozenset()) -> None:
-    """Do what a worker does, with bytes that are no picture."""
+    """Do what a worker does, with bytes that are not an image."""
     while found := farm.ledger.lease("mini", "worker-a", 100, lease_s=30):
         for lease in found:
             if lease.index in fail:
@@ -33,10 +33,12 @@ def work(farm: Farm, batch: Batch, *, fail: frozenset[int] = frozenset()) -> Non
             body, key = f"image {lease.name}".encode(), image_key(batch.name, lease.index, 1)
             farm.bucket.put(key, body)
             sha256 = hashlib.sha256(body).hexdigest()
-            farm.ledger.commit([(lease, {"key": key, "sha256": sha256, "worker": "worker-a", "timings": {"encode": 0.1}})])
+            farm.ledger.commit(
+                [(lease, {"key": key, "sha256": sha256, "worker": "worker-a", "timings": {"encode": 0.1}})]
+            )
 
 
-def test_a_submitted_file_lies_in_the_bucket_as_numbered_jobs_and_nowhere_in_redis(farm: Farm, tmp_path: Path) -> None:
+def test_a_submitted_file_is_stored_in_the_bucket_as_numbered_jobs_and_not_in_redis(farm: Farm, tmp_path: Path) -> None:
     file = tmp_path / "cats.jsonl"
     file.write_text(
         '{"prompt": "a secret cat", "seed": 5, "num_images_per_prompt": 2}\n{"prompt": "a dog", "id": "d"}\n'
@@ -55,7 +57,7 @@ def test_a_submitted_file_lies_in_the_bucket_as_numbered_jobs_and_nowhere_in_red
         assert b"secret cat" not in (client.dump(key) or b"")
 
 
-def test_jobs_come_back_from_the_manifest_as_they_were_asked_for(farm: Farm) -> None:
+def test_the_manifest_keeps_jobs_unchanged(farm: Farm) -> None:
     farm.submit([{"prompt": f"row {n}", "seed": n} for n in range(2345)], batch="many")
     reader = ManifestReader(farm.bucket, parts=1)
     assert [reader.job("many", index).prompt for index in (0, 999, 1000, 2344)] == [
@@ -68,7 +70,7 @@ def test_jobs_come_back_from_the_manifest_as_they_were_asked_for(farm: Farm) -> 
         reader.job("many", 2345)
 
 
-def test_a_forged_row_of_the_manifest_is_refused_by_the_worker_and_its_neighbours_are_not(farm: Farm) -> None:
+def test_a_forged_entry_of_the_manifest_is_refused_and_its_neighbours_are_not(farm: Farm) -> None:
     farm.submit(["a", "b"], batch="cats")
     lines = unpack(farm.bucket.get(manifest_key("cats", 0)))
     farm.bucket.put(manifest_key("cats", 0), pack([{**lines[0], "width": 16_384}, lines[1]]))
@@ -78,7 +80,7 @@ def test_a_forged_row_of_the_manifest_is_refused_by_the_worker_and_its_neighbour
     assert reader.job("cats", 1).prompt == "b"
 
 
-def test_results_join_request_and_receipt_from_ledger_and_bucket_alike(farm: Farm) -> None:
+def test_results_join_request_and_receipt_from_ledger_and_bucket(farm: Farm) -> None:
     batch = farm.submit([{"prompt": "a", "id": "x", "seed": 1}, "b", "c"], batch="cats")
     work(farm, batch, fail=frozenset({1}))
     before = list(batch.results())
@@ -111,7 +113,7 @@ def test_a_part_flushed_by_two_at_once_keeps_every_receipt(farm: Farm, monkeypat
         flush_part(farm.ledger, farm.bucket, name, 0)
         return records_of(name, indices)
 
-    # the other one is done between our first look at the bucket, if there was one, and our look at the ledger
+    # the other flush ends after our first read of the bucket, if there is one, and before our read of the ledger
     monkeypatch.setattr(farm.ledger, "jobs", other_flushes_first)
     flush_part(farm.ledger, farm.bucket, "cats", 0)
     assert [line["key"] for line in read_part(farm.bucket, "cats", 0)] == [
@@ -120,7 +122,7 @@ def test_a_part_flushed_by_two_at_once_keeps_every_receipt(farm: Farm, monkeypat
     ]
 
 
-def test_a_job_tells_its_state_attempts_seed_key_and_timings(farm: Farm) -> None:
+def test_a_job_has_its_state_attempts_seed_key_and_timings(farm: Farm) -> None:
     batch = farm.submit([{"prompt": "a", "seed": 9}, "b"], batch="cats")
     assert batch.job(0).state == "pending"
     work(farm, batch, fail=frozenset({1}))
@@ -142,7 +144,7 @@ def test_a_job_tells_its_state_attempts_seed_key_and_timings(farm: Farm) -> None
         batch.job(2)
 
 
-def test_wait_ends_with_the_batch_or_with_its_time(farm: Farm) -> None:
+def test_wait_ends_with_the_batch_or_at_its_timeout(farm: Farm) -> None:
     batch = farm.submit(["a"], batch="cats")
     with pytest.raises(TimeoutError, match="0 of 1"):
         batch.wait(timeout_s=0)
@@ -163,7 +165,7 @@ def test_doorbells_are_few_however_large_the_batch(farm: Farm) -> None:
     assert max(len(message) for message in client.lrange("render.m", 0, 5)) < 1500
 
 
-def test_a_missing_object_and_a_missing_bucket_are_told_apart_from_an_outage(settings: Settings) -> None:
+def test_a_missing_object_and_a_missing_bucket_differ_from_an_outage(settings: Settings) -> None:
     bucket = Bucket.connect(settings)
     with pytest.raises(MissingObjectError, match="nothing"):
         bucket.get("nothing")
@@ -172,7 +174,7 @@ def test_a_missing_object_and_a_missing_bucket_are_told_apart_from_an_outage(set
 
 
 @pytest.mark.parametrize("wrong", [{"s3_endpoint_url": "http://127.0.0.1:1"}, {"s3_secret_key": SecretStr("wrong")}])
-def test_a_store_that_does_not_answer_or_refuses_is_unavailable(settings: Settings, wrong: dict[str, Any]) -> None:
+def test_a_store_that_does_not_respond_or_refuses_is_unavailable(settings: Settings, wrong: dict[str, Any]) -> None:
     with pytest.raises(LatentfarmError) as caught:
         Bucket.connect(settings.model_copy(update=wrong)).head()
     assert caught.value.exit_code == 3

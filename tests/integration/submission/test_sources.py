@@ -44,13 +44,13 @@ def test_an_object_is_read_like_a_file_and_again(bucket: Bucket) -> None:
     assert next(iter(source.read())).place == "prompts.jsonl.gz line 1"  # type: ignore[union-attr]
 
 
-def test_an_object_of_many_ranges_comes_whole(bucket: Bucket) -> None:
+def test_an_object_of_many_ranges_is_read_whole(bucket: Bucket) -> None:
     expected = [f"a photograph of a red cat number {number}" for number in range(150_000)]
     source = source_of(bucket, "big.txt", "\n".join(expected).encode())
     assert prompts(source) == expected
 
 
-def test_parquet_is_read_out_of_the_store(bucket: Bucket) -> None:
+def test_parquet_is_read_from_the_store(bucket: Bucket) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     body = io.BytesIO()
@@ -59,7 +59,7 @@ def test_parquet_is_read_out_of_the_store(bucket: Bucket) -> None:
     assert prompts(source_of(bucket, "cats.parquet", body.getvalue())) == expected
 
 
-def test_the_digest_is_that_of_the_content_and_costs_no_reading(bucket: Bucket) -> None:
+def test_the_digest_depends_on_the_content_and_needs_no_download(bucket: Bucket) -> None:
     one = source_of(bucket, "one.txt", b"a cat")
     same = source_of(bucket, "same.txt", b"a cat")
     other = source_of(bucket, "other.txt", b"a dog")
@@ -68,7 +68,7 @@ def test_the_digest_is_that_of_the_content_and_costs_no_reading(bucket: Bucket) 
     assert len(one.digest) == 64
 
 
-def test_an_object_replaced_under_the_reader_is_told(bucket: Bucket) -> None:
+def test_an_object_replaced_while_it_is_read_is_an_error(bucket: Bucket) -> None:
     source = source_of(bucket, "prompts.txt", b"a cat\n")
     assert source.digest
     bucket.put("prompts.txt", b"a dog\n")
@@ -77,7 +77,7 @@ def test_an_object_replaced_under_the_reader_is_told(bucket: Bucket) -> None:
 
 
 @pytest.mark.parametrize("key", ["none.txt", "none.parquet"])
-def test_an_object_that_is_not_there_is_named(bucket: Bucket, key: str) -> None:
+def test_a_missing_object_is_named(bucket: Bucket, key: str) -> None:
     url = f"s3://{bucket.name}/{key}"
     with pytest.raises(InputError, match=f"{url} does not exist in the store"):
         list(open_source(url, client=bucket.client).read())
@@ -85,7 +85,7 @@ def test_an_object_that_is_not_there_is_named(bucket: Bucket, key: str) -> None:
         assert open_source(url, client=bucket.client).digest
 
 
-def test_wrong_credentials_and_a_dead_store_are_no_fault_of_the_file(bucket: Bucket, settings: Settings) -> None:
+def test_invalid_credentials_and_a_dead_store_are_not_input_errors(bucket: Bucket, settings: Settings) -> None:
     bucket.put("prompts.txt", b"a cat")
     url = f"s3://{bucket.name}/prompts.txt"
     stranger = Bucket.connect(settings.model_copy(update={"s3_access_key": "stranger"}))
@@ -96,7 +96,7 @@ def test_wrong_credentials_and_a_dead_store_are_no_fault_of_the_file(bucket: Buc
         list(open_source(url, client=nowhere.client).read())
 
 
-def test_a_body_that_breaks_off_is_asked_for_again(bucket: Bucket) -> None:
+def test_a_body_that_breaks_off_is_requested_again(bucket: Bucket) -> None:
     body = b"".join(b"cat %d\n" % number for number in range(2_000_000))
     bucket.put("cut.txt", body)
 
@@ -104,15 +104,15 @@ def test_a_body_that_breaks_off_is_asked_for_again(bucket: Bucket) -> None:
         """The client itself, but every third answer's body breaks off."""
 
         meta = bucket.client.meta
-        asked = 0
+        requests = 0
 
         def head_object(self, **arguments: Any) -> Any:
             return bucket.client.head_object(**arguments)
 
         def get_object(self, **arguments: Any) -> Any:
             answer = bucket.client.get_object(**arguments)
-            self.asked += 1
-            if self.asked % 3 == 0:
+            self.requests += 1
+            if self.requests % 3 == 0:
                 answer["Body"] = io.BytesIO(answer["Body"].read()[:-1])
             return answer
 

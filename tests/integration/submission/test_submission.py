@@ -1,4 +1,4 @@
-"""Handing batches in: streamed, killed, resumed, refused."""
+"""Submissions: streamed, killed, continued, refused."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from latentfarm.submission.request import SubmitOptions
 pytestmark = pytest.mark.integration
 
 STREAMED = SubmitOptions(validate_first=False)
-WRONG = {"prompt": "b", "width": 65}
+INVALID = {"prompt": "b", "width": 65}
 
 
 class WatchedBucket(Bucket):
-    """The real store, with a say in each put of a manifest part."""
+    """The real store, calling back at each put of a manifest part."""
 
     def __init__(self, real: Bucket, on_part: Callable[[str], None]) -> None:
         super().__init__(real.name, where=real.where, open_session=lambda: (real.client, real.credentials))
@@ -46,7 +46,7 @@ def prompts(count: int) -> list[dict[str, Any]]:
 
 
 def work(farm: Farm) -> int:
-    """Do what a worker does, without a picture."""
+    """Do what a worker does, without an image."""
     made = 0
     while found := farm.ledger.lease("mini", "w", 1000, lease_s=30):
         farm.ledger.commit([(lease, {"key": "k", "sha256": "s"}) for lease in found])
@@ -84,19 +84,19 @@ def test_other_options_make_another_batch(farm: Farm, option: dict[str, Any]) ->
         farm.submit(["a"], batch="cats", **option)
 
 
-def test_one_wrong_row_enqueues_nothing(farm: Farm) -> None:
+def test_with_one_invalid_row_nothing_is_enqueued(farm: Farm) -> None:
     with pytest.raises(InvalidRowsError, match="row 2: width 65 is not a multiple of 8; write 64 or 72"):
-        farm.submit(["a", WRONG], batch="cats")
+        farm.submit(["a", INVALID], batch="cats")
     assert farm.ledger.redis.keys("lf:*") == []
     assert list(farm.bucket.keys("")) == []
 
 
-def test_jobs_of_the_first_part_are_leased_while_the_rest_still_arrives(farm: Farm) -> None:
+def test_jobs_of_the_first_part_are_leased_while_more_rows_arrive(farm: Farm) -> None:
     leased: list[int] = []
 
     def arriving() -> Iterator[str]:
         for number in range(15_000):
-            # so few parts may be on their way at once that the first must have been opened by now
+            # the number of parts in flight is limited, so the first has been appended by now
             if number == 14_000:
                 assert farm.batch("cats").status().state == "opening"
                 leased.extend(lease.index for lease in farm.ledger.lease("mini", "w", 2, lease_s=30))
@@ -108,7 +108,7 @@ def test_jobs_of_the_first_part_are_leased_while_the_rest_still_arrives(farm: Fa
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 3, 4])
-def test_a_submission_killed_midway_resumes_behind_what_it_stored(farm: Farm, killed_at: int) -> None:
+def test_a_killed_submission_continues_after_its_stored_parts(farm: Farm, killed_at: int) -> None:
     stored: list[str] = []
 
     def kill(key: str) -> None:
@@ -123,7 +123,7 @@ def test_a_submission_killed_midway_resumes_behind_what_it_stored(farm: Farm, ki
     stored.clear()
     batch = watched(farm, stored.append).submit(prompts(4500), batch="cats")
     assert (batch.status().state, batch.status().total) == ("open", 4500)
-    # what could be leased was not touched again
+    # parts whose jobs could be leased were not stored again
     assert len(stored) == 5 - opened // 1000
     assert work(farm) == 4500
     assert batch.status().complete
@@ -131,7 +131,7 @@ def test_a_submission_killed_midway_resumes_behind_what_it_stored(farm: Farm, ki
     assert manifest(farm, "cats") == manifest(farm, "in-one-go")
 
 
-def test_an_outage_while_storing_is_told_and_the_same_command_goes_on(farm: Farm) -> None:
+def test_an_outage_while_storing_is_raised_and_the_same_command_continues(farm: Farm) -> None:
     def refuse(key: str) -> None:
         if key == manifest_key("cats", 2):
             raise UnavailableError("503 Slow Down")
@@ -142,7 +142,7 @@ def test_an_outage_while_storing_is_told_and_the_same_command_goes_on(farm: Farm
     assert farm.submit(prompts(4500), batch="cats").status().total == 4500
 
 
-def test_a_stream_is_resumed_if_it_begins_with_what_is_there_and_refused_if_not(farm: Farm) -> None:
+def test_a_stream_continues_if_it_begins_with_the_stored_rows_and_is_refused_if_not(farm: Farm) -> None:
     def broken(rows: int) -> Iterator[dict[str, Any]]:
         yield from prompts(rows)
         raise KeyboardInterrupt
@@ -156,10 +156,32 @@ def test_a_stream_is_resumed_if_it_begins_with_what_is_there_and_refused_if_not(
     with pytest.raises(InputError, match="other content"):
         farm.submit(iter(prompts(500)), batch="cats")
     assert farm.submit(iter(prompts(12_500)), batch="cats").status().total == 12_500
-    # and once it is whole: the same is found, another refused
+    # of a complete batch, the same stream finds it and another is refused
     assert farm.submit(iter(prompts(12_500)), batch="cats").status().state == "open"
     with pytest.raises(InputError, match="other content"):
         farm.submit(iter(prompts(12_501)), batch="cats")
+
+
+def test_a_stream_killed_before_its_end_is_recorded_continues_and_a_longer_one_is_refused(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_jobs = farm.ledger.append_jobs
+
+    def killed_at_the_end(batch: str, *, closed: bool, **more: Any) -> Any:
+        if closed:
+            raise KeyboardInterrupt
+        return append_jobs(batch, closed=closed, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(farm.ledger, "append_jobs", killed_at_the_end)
+        with pytest.raises(KeyboardInterrupt):
+            farm.submit(iter(prompts(1500)), batch="cats")
+    assert (farm.batch("cats").status().state, farm.batch("cats").status().total) == ("opening", 1500)
+    assert work(farm) == 1500
+    with pytest.raises(InputError, match="other content"):
+        farm.submit(iter(prompts(1600)), batch="cats")
+    batch = farm.submit(iter(prompts(1500)), batch="cats")
+    assert (batch.status().state, batch.status().done) == ("complete", 1500)
 
 
 def test_two_submissions_of_one_file_at_once_end_in_one_batch(farm: Farm) -> None:
@@ -174,8 +196,8 @@ def test_two_submissions_of_one_file_at_once_end_in_one_batch(farm: Farm) -> Non
     assert work(farm) == 1500
 
 
-def test_in_a_streamed_submission_a_wrong_row_is_a_failed_job_with_its_reason(farm: Farm) -> None:
-    rows = [{**WRONG, "id": f"r{n}"} if n == 1200 else {"prompt": "a", "id": f"r{n}"} for n in range(1500)]
+def test_in_a_streamed_submission_an_invalid_row_is_a_failed_job_with_its_error(farm: Farm) -> None:
+    rows = [{**INVALID, "id": f"r{n}"} if n == 1200 else {"prompt": "a", "id": f"r{n}"} for n in range(1500)]
     batch = farm.submit(rows, batch="cats", options=STREAMED)
     assert batch.rejected == {"width": 1}
     [failed] = batch.jobs(state=JobState.FAILED)
@@ -193,9 +215,9 @@ def test_in_a_streamed_submission_a_wrong_row_is_a_failed_job_with_its_reason(fa
     assert batch.retry() == 0
 
 
-def test_over_one_per_cent_wrong_stops_a_stream_and_leaves_the_batch_paused(farm: Farm) -> None:
+def test_over_one_per_cent_of_invalid_rows_stop_a_stream_and_pause_the_batch(farm: Farm) -> None:
     def rows() -> list[dict[str, Any]]:
-        return [WRONG if 3000 <= n < 3100 else {"prompt": "a"} for n in range(6000)]
+        return [INVALID if 3000 <= n < 3100 else {"prompt": "a"} for n in range(6000)]
 
     with pytest.raises(InvalidRowsError, match=r"batch cats is paused with its first 3,000 jobs") as caught:
         farm.submit(rows(), batch="cats", options=STREAMED)
@@ -210,14 +232,14 @@ def test_over_one_per_cent_wrong_stops_a_stream_and_leaves_the_batch_paused(farm
     assert work(farm) == 5900
 
 
-def test_a_batch_whose_last_header_was_stored_but_not_answered_goes_on(
+def test_a_submission_whose_last_header_was_stored_without_an_answer_continues(
     farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, asked = farm.bucket.put, []
+    put, keys = farm.bucket.put, []
 
     def unanswered(key: str, body: bytes, **more: Any) -> None:
         put(key, body, **more)
-        asked.append(key)
+        keys.append(key)
         if key.endswith("batch.json") and b'"total": 3' in body:
             raise UnavailableError("no answer")
 
@@ -226,20 +248,20 @@ def test_a_batch_whose_last_header_was_stored_but_not_answered_goes_on(
         for _ in range(2):
             with pytest.raises(UnavailableError, match="no answer"):
                 farm.submit(["a", "b", "c"], batch="cats")
-    assert sum(key.endswith("batch.json") for key in asked) == 3
+    assert sum(key.endswith("batch.json") for key in keys) == 3
     again = farm.submit(["a", "b", "c"], batch="cats").status()
     assert (again.state, again.total) == ("open", 3)
 
 
-def test_rows_that_are_all_wrong_leave_nothing_behind(farm: Farm) -> None:
-    for rules in (SubmitOptions(), STREAMED):
+def test_rows_that_are_all_invalid_leave_nothing_behind(farm: Farm) -> None:
+    for options in (SubmitOptions(), STREAMED):
         with pytest.raises(InvalidRowsError, match="nothing was enqueued"):
-            farm.submit([WRONG] * 3000, batch="cats", options=rules)
+            farm.submit([INVALID] * 3000, batch="cats", options=options)
         assert farm.ledger.redis.keys("lf:*") == []
         assert list(farm.bucket.keys("")) == []
 
 
-def test_a_stream_that_breaks_off_leaves_a_paused_batch_and_says_so(farm: Farm, tmp_path: Path) -> None:
+def test_a_stream_that_breaks_off_leaves_a_paused_batch(farm: Farm, tmp_path: Path) -> None:
     file = tmp_path / "p.txt"
     file.write_bytes(b"a cat\n" * 2500 + b"x" * (2 << 20))
     with pytest.raises(InputError, match=r"(?s)line 2501.*is paused with its first 2,000 jobs"):
@@ -250,14 +272,14 @@ def test_a_stream_that_breaks_off_leaves_a_paused_batch_and_says_so(farm: Farm, 
     assert "dogs" not in farm.ledger.batches()
 
 
-@pytest.mark.parametrize("rules", [SubmitOptions(), STREAMED])
-def test_no_row_at_all_is_an_error_and_leaves_nothing(farm: Farm, rules: SubmitOptions) -> None:
+@pytest.mark.parametrize("options", [SubmitOptions(), STREAMED])
+def test_a_source_without_rows_is_an_error_and_leaves_nothing(farm: Farm, options: SubmitOptions) -> None:
     with pytest.raises(InputError, match="has no prompts"):
-        farm.submit([], batch="cats", options=rules)
+        farm.submit([], batch="cats", options=options)
     assert farm.ledger.batches() == []
 
 
-def test_a_cancelled_batch_takes_no_more_and_its_submission_ends(farm: Farm) -> None:
+def test_a_cancelled_batch_gets_no_more_jobs_and_its_submission_ends(farm: Farm) -> None:
     def arriving() -> Iterator[str]:
         for number in range(3000):
             if number == 2500:
@@ -280,7 +302,7 @@ def test_a_sweep_multiplies_every_row_and_ids_stay_those_of_the_rows(farm: Farm)
         farm.submit([{"prompt": "a", "id": "x"}, "b"], batch=batch.name)
 
 
-def test_a_canary_ends_paused_and_resume_renders_the_rest(farm: Farm) -> None:
+def test_a_canary_pauses_the_batch_and_resume_renders_the_rest(farm: Farm) -> None:
     batch = farm.submit(prompts(20), batch="cats", options=SubmitOptions(canary=3))
     assert work(farm) == 3
     status = batch.wait(timeout_s=5)
@@ -290,7 +312,7 @@ def test_a_canary_ends_paused_and_resume_renders_the_rest(farm: Farm) -> None:
     assert batch.wait().complete
 
 
-def test_foreign_columns_come_back_with_the_results(farm: Farm, tmp_path: Path) -> None:
+def test_kept_columns_are_in_the_results(farm: Farm, tmp_path: Path) -> None:
     from latentfarm.submission.prompts import ReadOptions
 
     file = tmp_path / "p.csv"

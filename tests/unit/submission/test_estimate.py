@@ -12,21 +12,21 @@ from latentfarm.submission.request import make_request
 
 pytestmark = pytest.mark.unit
 
-#: 100 pictures of 128x128 at 25 steps with guidance took a minute and 3 MB
+#: 100 images of 128x128 at 25 steps with guidance took a minute and 3 MB
 MEASURED = Throughput(
     images=100, work=100 * 128 * 128 * 25 * 2, busy_s=60, size_bytes=3_000_000, pixels=100 * 128 * 128
 )
 
 
-def plan(
+def estimate(
     rows: list[Any], *, sweeps: tuple[str, ...] = (), speed: Throughput | None = MEASURED, **defaults: Any
 ) -> Estimate:
     request = make_request(rows, ReadOptions(), model="mini", expansion=Expansion.parse(sweeps), **defaults)
     return make_estimate(request, throughput=speed, count_tokens=lambda prompt: len(prompt.split()) + 2)
 
 
-def test_rows_wrong_rows_duplicates_and_pictures_are_counted() -> None:
-    found = plan(
+def test_rows_invalid_rows_duplicates_and_images_are_counted() -> None:
+    found = estimate(
         ["a", {"prompt": "a", "id": "x"}, {"prompt": "b", "num_images_per_prompt": 3}, {"prompt": "c", "width": 1}]
     )
     assert (found.rows, found.invalid, found.duplicates, found.jobs) == (4, 1, 1, 5)
@@ -34,36 +34,38 @@ def test_rows_wrong_rows_duplicates_and_pictures_are_counted() -> None:
     assert found.problems == ["row 4: width 1 is out of range; write 64 to 2048"]
 
 
-def test_a_row_that_differs_in_a_setting_is_no_duplicate() -> None:
-    assert plan(["a", {"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 2}]).duplicates == 0
+def test_a_row_that_differs_in_a_field_is_not_a_duplicate() -> None:
+    assert estimate(["a", {"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 2}]).duplicates == 0
 
 
-def test_prompts_that_clip_would_cut_are_counted_by_picture() -> None:
+def test_prompts_over_77_tokens_are_counted_by_image() -> None:
     fits, too_long = " ".join(["word"] * 75), " ".join(["word"] * 76)
-    found = plan([fits, {"prompt": too_long, "num_images_per_prompt": 2}])
+    found = estimate([fits, {"prompt": too_long, "num_images_per_prompt": 2}])
     assert found.over_77_tokens == 2
-    assert plan([too_long, {"prompt": too_long, "prompt_syntax": "plain"}], prompt_syntax="a1111").over_77_tokens == 1
+    assert (
+        estimate([too_long, {"prompt": too_long, "prompt_syntax": "plain"}], prompt_syntax="a1111").over_77_tokens == 1
+    )
 
 
-def test_the_cost_is_that_of_what_was_measured_scaled_by_size_steps_and_guidance() -> None:
-    same = plan(["a"] * 50)
+def test_the_cost_scales_measurements_by_size_steps_and_guidance() -> None:
+    same = estimate(["a"] * 50)
     assert same.gpu_hours == pytest.approx(30 / 3600)
     assert same.size_bytes == 1_500_000
-    assert plan(["a"] * 50, num_inference_steps=50).gpu_hours == pytest.approx(60 / 3600)
-    assert plan(["a"] * 50, guidance_scale=1).gpu_hours == pytest.approx(15 / 3600)
-    larger = plan(["a"] * 50, width=256, height=256)
+    assert estimate(["a"] * 50, num_inference_steps=50).gpu_hours == pytest.approx(60 / 3600)
+    assert estimate(["a"] * 50, guidance_scale=1).gpu_hours == pytest.approx(15 / 3600)
+    larger = estimate(["a"] * 50, width=256, height=256)
     assert larger.gpu_hours == pytest.approx(120 / 3600)
     assert larger.size_bytes == 6_000_000
 
 
-def test_a_sweep_multiplies_the_cost_by_what_it_sweeps() -> None:
-    found = plan(["a"], sweeps=("num_inference_steps=25,50", "seed=1..4"))
+def test_a_sweep_multiplies_the_cost() -> None:
+    found = estimate(["a"], sweeps=("num_inference_steps=25,50", "seed=1..4"))
     assert (found.rows, found.jobs) == (1, 8)
     assert found.gpu_hours == pytest.approx(4 * (0.6 + 1.2) / 3600)
 
 
-def test_what_nobody_measured_is_unknown() -> None:
-    found = plan(["a"], speed=None)
+def test_without_measurements_the_cost_is_unknown() -> None:
+    found = estimate(["a"], speed=None)
     assert (found.size_bytes, found.gpu_hours) == (None, None)
 
 

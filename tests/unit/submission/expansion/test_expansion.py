@@ -40,7 +40,7 @@ def wildcards(tmp_path: Path) -> Path:
     return tmp_path / "wildcards"
 
 
-def test_a_plain_expansion_leaves_every_row_as_it_is() -> None:
+def test_a_plain_expansion_leaves_every_row_unchanged() -> None:
     plain = Expansion.parse()
     assert (plain.is_plain, plain.key, plain.factor) == (True, "", 1)
     [row] = plain.rows(CAT, 0)
@@ -71,7 +71,7 @@ def test_the_last_sweep_varies_fastest_and_replaces_the_rows_own_value() -> None
         ("num_images_per_prompt=1,2", [1, 2]),
     ],
 )
-def test_a_sweep_says_values_and_ranges(option: str, values: list[object]) -> None:
+def test_a_sweep_lists_values_and_ranges(option: str, values: list[object]) -> None:
     made = list(Expansion.parse([option]).rows(CAT, 0))
     assert [getattr(row, option.partition("=")[0]) for row in made] == values
     for row in made:
@@ -79,7 +79,7 @@ def test_a_sweep_says_values_and_ranges(option: str, values: list[object]) -> No
 
 
 @pytest.mark.parametrize(
-    ("options", "told"),
+    ("options", "message"),
     [
         (["seed"], "--sweep 'seed' has no values; write FIELD=VALUES, such as seed=1..4"),
         (["seed="], "--sweep 'seed=': there are no values; write FIELD=VALUES"),
@@ -113,10 +113,10 @@ def test_a_sweep_says_values_and_ranges(option: str, values: list[object]) -> No
         ),
     ],
 )
-def test_a_wrong_sweep_is_told_with_option_value_and_cure(options: list[str], told: str) -> None:
+def test_an_invalid_sweep_is_reported_with_option_value_and_cure(options: list[str], message: str) -> None:
     with pytest.raises(InputError) as caught:
         Expansion.parse(options)
-    assert str(caught.value).startswith(told)
+    assert str(caught.value).startswith(message)
 
 
 def test_a_product_of_ten_million_is_never_in_memory() -> None:
@@ -129,7 +129,7 @@ def test_a_product_of_ten_million_is_never_in_memory() -> None:
     assert expansion.factor == 10_000_000
 
 
-def test_the_key_tells_what_decides_and_nothing_else(wildcards: Path) -> None:
+def test_the_key_changes_with_all_that_changes_the_rows_and_with_nothing_else(wildcards: Path) -> None:
     options: list[tuple[list[str], int, Path | None, bool]] = [
         ([], 0, None, False),
         ([], 0, None, True),
@@ -167,7 +167,7 @@ def test_the_rows_are_the_product_in_order(sweeps: dict[str, list[int]]) -> None
     assert len(made) == expansion.factor == prod(map(len, sweeps.values()))
 
 
-def test_prompts_are_taken_as_they_stand_unless_dynamic_prompts_are_on(wildcards: Path) -> None:
+def test_prompts_are_unchanged_unless_dynamic_prompts_are_on(wildcards: Path) -> None:
     braces = Row(prompt="{a|b} __c__ \\{")
     assert list(Expansion.parse(["seed=1"]).rows(braces, 0)) == [Row(prompt=braces.prompt, seed=1)]
     with pytest.raises(InputError, match="add --dynamic-prompts"):
@@ -175,13 +175,13 @@ def test_prompts_are_taken_as_they_stand_unless_dynamic_prompts_are_on(wildcards
 
 
 def test_the_choice_is_the_same_everywhere() -> None:
-    # these are promised: a change would make other pictures of an old batch
+    # a change here would change the images of existing batches
     colours = [decided("a {red|green|blue} cat", number=number).split()[1] for number in range(6)]
     assert colours == ["blue", "green", "green", "green", "blue", "green"]
     assert decided("{2$$ and $$a|b|c|d} {1-3$$x|y|z} {0.5::p|9.5::q}", seed=7) == "c and a z q"
 
 
-def test_every_alternative_comes_about_as_often_as_it_should() -> None:
+def test_alternatives_are_chosen_as_often_as_their_weights() -> None:
     equal = Counter(decided("{a|b|c|d}", number=number) for number in range(4000))
     assert set(equal) == set("abcd")
     assert max(equal.values()) < 1150
@@ -229,7 +229,7 @@ def test_a_choice_is_one_of_its_outcomes(text: str, outcomes: set[str], wildcard
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("a {b|c", r"prompt 'a {b|c': a { is not closed; write }, or \{ for the brace itself"),
         ("{3$$a|b}", "prompt '{3$$a|b}': 3 of 2 alternatives cannot be chosen; write at most 2"),
@@ -249,12 +249,12 @@ def test_a_choice_is_one_of_its_outcomes(text: str, outcomes: set[str], wildcard
         ("__animals/../../secret__", "prompt '__animals/../../secret__': wildcard __animals/../../secret__ is not in "),
     ],
 )
-def test_a_wrong_choice_is_told_with_field_value_and_cure(text: str, told: str, wildcards: Path) -> None:
+def test_an_invalid_choice_is_reported_with_field_value_and_cure(text: str, message: str, wildcards: Path) -> None:
     expansion = Expansion.parse(dynamic=True, wildcards=wildcards)
     row = Row(prompt=text)
     with pytest.raises(InputError) as caught:
         list(expansion.rows(row, 0))
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(caught.value).startswith("prompt ")
 
 
@@ -271,7 +271,7 @@ def test_a_wildcard_needs_a_folder_and_no_link_leads_out_of_it(tmp_path: Path, w
         Expansion.parse(dynamic=True, wildcards=wildcards)
 
 
-def test_a_wildcard_file_that_changes_is_told(wildcards: Path) -> None:
+def test_a_wildcard_file_that_changes_is_an_error(wildcards: Path) -> None:
     expansion = Expansion.parse(dynamic=True, wildcards=wildcards)
     (wildcards / "colour.txt").write_text("blue\n")
     with pytest.raises(InputError, match=r"colour\.txt changed since the command started; run it again"):
@@ -301,7 +301,7 @@ def test_a_choice_is_always_the_same_and_one_of_the_alternatives(tree: Tree, num
 
 
 @given(st.text("{}|\\_$:-a1./ ", max_size=60))
-def test_any_text_is_decided_or_refused(text: str) -> None:
+def test_any_text_is_expanded_or_refused(text: str) -> None:
     assume(text.strip())
     try:
         assert decided(text).strip()

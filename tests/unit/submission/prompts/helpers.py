@@ -1,4 +1,4 @@
-"""Short ways to read what a test wrote."""
+"""Write a prompt file and read it."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ def found(file: Path, content: str | bytes, options: ReadOptions | None = None) 
 
 
 def rows(file: Path, content: str | bytes, options: ReadOptions | None = None) -> list[Row]:
-    """Return the rows of a file that holds no problem."""
+    """Return the rows of a file without row errors."""
     entries = found(file, content, options)
     assert [entry.text for entry in entries if isinstance(entry, RowError)] == []
     return [entry.row for entry in entries if isinstance(entry, LocatedRow)]
 
 
-def problems(file: Path, content: str | bytes, options: ReadOptions | None = None) -> list[tuple[str, str]]:
-    """Return reason and text of every problem."""
+def row_errors(file: Path, content: str | bytes, options: ReadOptions | None = None) -> list[tuple[str, str]]:
+    """Return reason and text of every row error."""
     return [(entry.reason, entry.text) for entry in found(file, content, options) if isinstance(entry, RowError)]
 
 
 def given(row: Row) -> dict[str, Any]:
-    """Return what a row says."""
+    """Return the fields that a row sets."""
     return row.model_dump(exclude_none=True)

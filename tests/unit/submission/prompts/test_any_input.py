@@ -1,4 +1,4 @@
-"""Whatever a source holds, reading it gives rows, problems or one InputError, and never another exception."""
+"""Reading any content gives rows, row errors or one InputError, and never another exception."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from latentfarm.submission.prompts import FORMATS, LocatedRow, ReadOptions, RowE
 pytestmark = pytest.mark.unit
 
 OPTIONS = st.builds(ReadOptions, prompt_column=st.sampled_from([None, "prompt", "caption"]), keep_columns=st.booleans())
-#: pieces that the formats give a meaning to, so that random text gets past their first checks
+#: pieces with a meaning in some format, so that random text passes the first checks
 PIECES = st.sampled_from(
     [
         "prompt",
@@ -51,7 +51,7 @@ def read_quietly(file: Path, options: ReadOptions) -> None:
 
 
 @given(st.binary(max_size=200) | TEXTS, st.sampled_from(FORMATS), OPTIONS, st.booleans())
-def test_any_bytes_give_rows_or_problems_or_an_input_error(
+def test_any_bytes_give_rows_row_errors_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory,
     data: bytes,
     suffix: str,

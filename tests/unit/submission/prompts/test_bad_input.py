@@ -1,4 +1,4 @@
-"""What nobody should hand in: each is refused by name, at once, and in little memory."""
+"""Hostile and damaged files are refused by name, at once, and in little memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_a_line_of_a_gigabyte_is_refused_at_once(tmp_path: Path, suffix: str) ->
 
 
 @pytest.mark.parametrize(
-    ("unit", "suffix", "told"),
+    ("unit", "suffix", "message"),
     [
         (b"\0", "txt.gz", "line 1 is longer than 1,048,576 bytes"),
         (b"\n", "txt.gz", "bytes before it have no row; remove blank lines and comments"),
@@ -68,21 +68,21 @@ def test_a_line_of_a_gigabyte_is_refused_at_once(tmp_path: Path, suffix: str) ->
         (b'"', "csv.gz", "line 1 is longer than 1,048,576 bytes"),
     ],
 )
-def test_a_gzip_bomb_is_refused_before_it_goes_off(tmp_path: Path, unit: bytes, suffix: str, told: str) -> None:
+def test_a_gzip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, unit: bytes, suffix: str, message: str) -> None:
     file = tmp_path / f"bomb.{suffix}"
     file.write_bytes(packed(unit, 2**26))
     assert file.stat().st_size < MIB
-    with little_memory_and_time(), pytest.raises(InputError, match=told):
+    with little_memory_and_time(), pytest.raises(InputError, match=message):
         list(open_source(file).read())
 
 
-def test_a_prompt_repeated_many_times_is_no_bomb(tmp_path: Path) -> None:
+def test_a_prompt_repeated_many_times_is_not_refused(tmp_path: Path) -> None:
     (tmp_path / "same.txt.gz").write_bytes(gzip.compress(b"a cat\n" * 200_000))
     assert sum(not isinstance(found, RowError) for found in open_source(tmp_path / "same.txt.gz").read()) == 200_000
 
 
-def test_the_longest_line_is_a_row_or_a_problem(tmp_path: Path) -> None:
-    assert helpers.problems(tmp_path / "p.txt", "a" * MAX_LINE_BYTES) == [
+def test_the_longest_line_is_a_row_or_a_row_error(tmp_path: Path) -> None:
+    assert helpers.row_errors(tmp_path / "p.txt", "a" * MAX_LINE_BYTES) == [
         ("prompt", f"p.txt line 1: prompt '{'a' * 56}... is 1,048,576 bytes long; shorten it to 4,096")
     ]
     assert (
@@ -94,12 +94,12 @@ def test_the_longest_line_is_a_row_or_a_problem(tmp_path: Path) -> None:
 
 
 def compressed(content: bytes) -> bytes:
-    """Return the same bytes in every process, for they name a test."""
+    """Return the same bytes in every process, because they are part of a test's name."""
     return gzip.compress(content, mtime=0)
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "told"),
+    ("name", "content", "message"),
     [
         ("p.txt", "a cat".encode("utf-16"), "p.txt is UTF-16; save it as UTF-8"),
         ("p.csv", "prompt\n".encode("utf-16-le"), "p.csv looks like UTF-16; save it as UTF-8"),
@@ -107,7 +107,11 @@ def compressed(content: bytes) -> bytes:
         ("p.txt", compressed(b"a cat"), "p.txt is compressed with gzip; end its name in .gz"),
         ("p.txt", b"PAR1", "p.txt is a parquet file; end its name in .parquet"),
         ("p.txt.gz", b"a cat", "p.txt.gz is not a gzip file or is damaged .*; compress it again"),
-        ("p.txt.gz", compressed(b"a cat\n" * 99)[:-9], "p.txt.gz is truncated or damaged .*; compress or copy it again"),
+        (
+            "p.txt.gz",
+            compressed(b"a cat\n" * 99)[:-9],
+            "p.txt.gz is truncated or damaged .*; compress or copy it again",
+        ),
         ("p.txt.gz", compressed(b"a cat\n")[:-8] + bytes(8), "p.txt.gz is not a gzip file or is damaged .*CRC"),
         ("p.txt.gz", compressed(b"a cat\n")[:10] + b"\xff" * 9, "p.txt.gz is truncated or damaged"),
         ("p.txt", b"", "p.txt has no prompts; write one per line"),
@@ -119,8 +123,8 @@ def compressed(content: bytes) -> bytes:
         ("p.parquet.gz", compressed(b"a"), "p.parquet.gz is not a parquet file"),
     ],
 )
-def test_a_file_that_is_something_else_is_told_as_a_whole(tmp_path: Path, name: str, content: bytes, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_a_file_of_another_format_is_one_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         helpers.found(tmp_path / name, content)
 
 
@@ -134,7 +138,7 @@ def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "reason", "told"),
+    ("line", "reason", "message"),
     [
         (b'{"prompt": "a\\u0000b"}', "prompt", "p.jsonl line 1: prompt 'a\\x00b' contains a NUL character; remove it"),
         (b'{"prompt": "\\ud800"}', "not JSON", "p.jsonl line 1 column "),
@@ -147,30 +151,30 @@ def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
         (b"null", "not an object", "p.jsonl line 1: 'null' is not an object; write one such as"),
     ],
 )
-def test_a_wrong_line_has_a_reason_to_count_by(tmp_path: Path, line: bytes, reason: str, told: str) -> None:
-    [(counted, text)] = helpers.problems(tmp_path / "p.jsonl", line)
+def test_an_invalid_line_has_a_short_reason(tmp_path: Path, line: bytes, reason: str, message: str) -> None:
+    [(counted, text)] = helpers.row_errors(tmp_path / "p.jsonl", line)
     assert counted.startswith(reason)
     assert len(counted) < 100
-    assert text.startswith(told)
+    assert text.startswith(message)
     assert len(text) < 1000
 
 
-def test_a_row_with_a_thousand_faults_is_told_in_few_lines(tmp_path: Path) -> None:
+def test_a_row_with_a_thousand_errors_lists_the_first_ones(tmp_path: Path) -> None:
     line = json.dumps({"prompt": "a", **{f"key {number}": 1 for number in range(1000)}})
-    [(_, text)] = helpers.problems(tmp_path / "p.jsonl", line)
+    [(_, text)] = helpers.row_errors(tmp_path / "p.jsonl", line)
     assert text.split("\n")[-1] == "... and 992 more in this row"
     assert len(text.split("\n")) == 9
 
 
-def test_columns_nested_too_deeply_are_a_problem(tmp_path: Path) -> None:
+def test_columns_nested_too_deeply_are_a_row_error(tmp_path: Path) -> None:
     for depth in (150, 900, 100_000):
         line = '{"prompt": "a", "tree": ' + "[" * depth + "]" * depth + "}"
         entries = helpers.found(tmp_path / "p.jsonl", line, helpers.KEEP)
         assert [isinstance(entry, RowError) for entry in entries] == [depth > 200]
 
 
-def test_the_second_row_with_an_id_is_a_problem(tmp_path: Path) -> None:
+def test_the_second_row_with_an_id_is_invalid(tmp_path: Path) -> None:
     lines = [{"prompt": "a", "id": "x"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}, {"prompt": "d", "id": "y"}]
-    assert helpers.problems(tmp_path / "p.jsonl", "\n".join(map(json.dumps, lines))) == [
+    assert helpers.row_errors(tmp_path / "p.jsonl", "\n".join(map(json.dumps, lines))) == [
         ("id is not unique", "p.jsonl line 3: id 'x' is not unique; an earlier row has it")
     ]

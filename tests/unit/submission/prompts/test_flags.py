@@ -30,11 +30,11 @@ def fields(line: str) -> dict[str, Any]:
     "line",
     ["a cat -- sleeping", "well--known cat", "a cat --", "--", "a --1 cat", "a ---cat", "a cat, -n dog", "2--n 3"],
 )
-def test_a_double_dash_alone_stays_a_prompt(tmp_path: Path, line: str) -> None:
+def test_a_double_dash_that_is_no_flag_is_part_of_the_prompt(tmp_path: Path, line: str) -> None:
     assert [row.prompt for row in helpers.rows(tmp_path / "p.txt", line)] == [line]
 
 
-def test_kohyas_values_run_to_the_next_flag() -> None:
+def test_values_of_kohya_flags_end_at_the_next_flag() -> None:
     line = 'a "cat", 8k --n low quality, "bad" hands --W 512 --h 768 --d 7 --s 30 --l 7.5'
     assert fields(line) == {
         "prompt": 'a "cat", 8k',
@@ -47,7 +47,7 @@ def test_kohyas_values_run_to_the_next_flag() -> None:
     }
 
 
-def test_a1111s_values_are_words_of_a_shell() -> None:
+def test_values_of_a1111_flags_are_shell_words() -> None:
     line = (
         '--prompt "a \\"red\\" cat" --negative_prompt blurry, \'very dark\' --seed 7 --steps 20 --cfg_scale 6.5 '
         '--width 512 --height 768 --sampler_name "DPM++ 2M Karras" --n_iter 3 --batch_size 2'
@@ -65,16 +65,16 @@ def test_a1111s_values_are_words_of_a_shell() -> None:
     }
 
 
-def test_a1111s_flags_may_follow_a_prompt_and_minus_one_is_no_seed() -> None:
+def test_a1111_flags_may_follow_a_prompt_and_seed_minus_one_is_unset() -> None:
     assert fields("it's a cat --steps 20 --seed -1") == {"prompt": "it's a cat", "num_inference_steps": 20}
 
 
-def test_a_quoted_text_may_hold_what_looks_like_a_flag() -> None:
+def test_a_quoted_text_may_contain_a_flag() -> None:
     assert fields('--prompt "a cat --n dog" --s 20') == {"prompt": "a cat --n dog", "num_inference_steps": 20}
 
 
 @pytest.mark.parametrize(
-    ("line", "reason", "told"),
+    ("line", "reason", "message"),
     [
         ("a cat --sleeping", "flag --sleeping", "flag '--sleeping' is not known; did you mean --seed?"),
         ("a cat --q 3", "flag --q", "flag '--q' is not known; write one of --n, --w,"),
@@ -105,13 +105,13 @@ def test_a_quoted_text_may_hold_what_looks_like_a_flag() -> None:
         ),
     ],
 )
-def test_a_line_whose_flags_cannot_be_read_is_an_error(tmp_path: Path, line: str, reason: str, told: str) -> None:
-    [(counted, text)] = helpers.problems(tmp_path / "p.txt", f"fine\n{line}\n")
+def test_a_line_with_unreadable_flags_is_an_error(tmp_path: Path, line: str, reason: str, message: str) -> None:
+    [(counted, text)] = helpers.row_errors(tmp_path / "p.txt", f"fine\n{line}\n")
     assert counted == reason
-    assert text.startswith(f"p.txt line 2: {told}")
+    assert text.startswith(f"p.txt line 2: {message}")
 
 
-def test_every_flag_and_sampler_names_something_that_is_there() -> None:
+def test_every_flag_has_a_field_and_every_sampler_a_scheduler() -> None:
     assert {flag.field for flag in _FLAGS.values()} <= FIELDS
     assert set(_SAMPLERS.values()) <= set(schedulers.SHORT_NAMES)
 
@@ -122,20 +122,20 @@ QUOTED = WORDS.map(lambda text: f"a {text}".replace("\n", " ").replace("\r", " "
 
 
 @given(QUOTED, QUOTED, st.integers(0, 2**63 - 1), st.integers(1, 500))
-def test_quoted_texts_come_back_from_a1111s_flags(prompt: str, negative: str, seed: int, steps: int) -> None:
+def test_a1111_flags_keep_quoted_texts_unchanged(prompt: str, negative: str, seed: int, steps: int) -> None:
     line = f"--prompt {shlex.quote(prompt)} --negative_prompt {shlex.quote(negative)} --seed {seed} --steps {steps}"
     expected = {"prompt": prompt, "negative_prompt": negative, "seed": seed, "num_inference_steps": steps}
     assert fields(line) == expected
 
 
 @given(QUOTED.filter(lambda text: not has_flags(text)), QUOTED.filter(lambda text: not has_flags(text)))
-def test_texts_without_flags_come_back_from_kohyas(prompt: str, negative: str) -> None:
+def test_kohya_flags_keep_texts_without_flags_unchanged(prompt: str, negative: str) -> None:
     expected = {"prompt": prompt.rstrip(), "negative_prompt": negative.strip(), "width": 512}
     assert fields(f"{prompt} --n {negative} --w 512") == expected
 
 
 @given(st.text(max_size=60))
-def test_a_line_gives_its_prompt_or_an_error_and_never_half_of_a_flag(text: str) -> None:
+def test_a_line_gives_its_prompt_or_an_error_never_part_of_a_flag(text: str) -> None:
     line = f"a cat --{text}".strip()
     found = check_line("line", CHECK, line) if has_flags(line) else None
     if isinstance(found, LocatedRow):

@@ -25,13 +25,13 @@ def test_a_batch_line_is_a_row(tmp_path: Path) -> None:
     assert helpers.given(row) == {**expected, **ours, "image_format": "png"}
 
 
-def test_batch_lines_and_rows_may_stand_in_one_file(tmp_path: Path) -> None:
+def test_batch_lines_and_rows_may_be_in_one_file(tmp_path: Path) -> None:
     text = line({"prompt": "a cat", "size": "auto"}) + '\n{"prompt": "a dog"}\n'
     assert [row.prompt for row in helpers.rows(tmp_path / "b.jsonl", text)] == ["a cat", "a dog"]
 
 
 @pytest.mark.parametrize(
-    ("text", "reason", "told"),
+    ("text", "reason", "message"),
     [
         (line({"prompt": "a"}, method="GET"), "method", "method 'GET' is invalid; write \"POST\""),
         (line({"prompt": "a"}, url="/v1/chat"), "url", "url '/v1/chat' is not supported; write \"/v1/images/gen"),
@@ -63,10 +63,10 @@ def test_batch_lines_and_rows_may_stand_in_one_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_a_wrong_batch_line_is_told(tmp_path: Path, text: str, reason: str, told: str) -> None:
-    [(counted, problem)] = helpers.problems(tmp_path / "b.jsonl", text)
+def test_an_invalid_batch_line_is_a_row_error(tmp_path: Path, text: str, reason: str, message: str) -> None:
+    [(counted, problem)] = helpers.row_errors(tmp_path / "b.jsonl", text)
     assert counted == reason
-    assert problem.startswith(f"b.jsonl line 1: {told}")
+    assert problem.startswith(f"b.jsonl line 1: {message}")
 
 
 def test_columns_of_frame_and_body_are_kept(tmp_path: Path) -> None:

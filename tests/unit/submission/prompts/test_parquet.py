@@ -27,7 +27,7 @@ def read(file: Path, columns: dict[str, Any], options: ReadOptions | None = None
     return list(open_source(file, options or ReadOptions()).read())
 
 
-def test_a_row_of_parquet_has_its_columns_and_null_says_not_given(tmp_path: Path) -> None:
+def test_a_parquet_row_has_its_columns_and_null_is_a_missing_field(tmp_path: Path) -> None:
     columns = {"prompt": ["a cat", "a dog"], "seed": [7, None], "guidance_scale": [7.5, None]}
     assert read(tmp_path / "p.parquet", columns) == [
         LocatedRow("p.parquet row 1", Row(prompt="a cat", seed=7, guidance_scale=7.5)),
@@ -35,13 +35,13 @@ def test_a_row_of_parquet_has_its_columns_and_null_says_not_given(tmp_path: Path
     ]
 
 
-def test_a_float_that_is_whole_is_an_integer_as_pandas_writes_it(tmp_path: Path) -> None:
+def test_a_whole_float_is_an_integer_because_pandas_writes_it(tmp_path: Path) -> None:
     [found] = read(tmp_path / "p.parquet", {"prompt": ["a"], "seed": [7.0]})
     assert found == LocatedRow("p.parquet row 1", Row(prompt="a", seed=7))
 
 
 @pytest.mark.parametrize(
-    ("columns", "reason", "told"),
+    ("columns", "reason", "message"),
     [
         ({"prompt": [1]}, "prompt", "prompt 1 is invalid; write a valid string"),
         ({"prompt": [["a"]]}, "prompt", 'prompt ["a"] is invalid; write a valid string'),
@@ -52,16 +52,16 @@ def test_a_float_that_is_whole_is_an_integer_as_pandas_writes_it(tmp_path: Path)
         ({"prompt": [b"caf\xe9"]}, "not UTF-8", "prompt \"b'caf\\\\xe9'\" is not UTF-8; write text"),
     ],
 )
-def test_a_wrong_type_is_told_with_column_value_and_cure(
-    tmp_path: Path, columns: dict[str, Any], reason: str, told: str
+def test_an_invalid_type_is_reported_with_column_value_and_cure(
+    tmp_path: Path, columns: dict[str, Any], reason: str, message: str
 ) -> None:
     [problem] = read(tmp_path / "p.parquet", columns)
     assert isinstance(problem, RowError)
     assert problem.reason == reason
-    assert problem.text.startswith(f"p.parquet row 1: {told}")
+    assert problem.text.startswith(f"p.parquet row 1: {message}")
 
 
-def test_text_that_is_no_utf8_costs_its_row_only(tmp_path: Path) -> None:
+def test_text_that_is_not_utf8_makes_only_its_row_invalid(tmp_path: Path) -> None:
     text = pa.array([b"fine", b"caf\xe9"]).view(pa.string())
     good, bad = read(tmp_path / "p.parquet", {"prompt": text})
     assert isinstance(good, LocatedRow)
@@ -102,7 +102,7 @@ def test_an_unknown_column_is_one_error_for_the_file(tmp_path: Path) -> None:
         read(tmp_path / "p.parquet", {"prompt": ["a"], "widht": [1]})
 
 
-def test_a_file_that_is_no_parquet_or_is_cut_is_told(tmp_path: Path) -> None:
+def test_a_file_that_is_not_parquet_or_is_truncated_is_an_error(tmp_path: Path) -> None:
     file = tmp_path / "p.parquet"
     parquet.write_table(pa.table({"prompt": ["a cat"] * 1000}), file)
     whole = file.read_bytes()
@@ -134,7 +134,7 @@ PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_siz
 
 
 @given(st.lists(st.tuples(PROMPTS, st.none() | st.integers(0, 2**63 - 1)), min_size=1, max_size=5), st.booleans())
-def test_every_prompt_of_parquet_comes_back_as_it_was(
+def test_parquet_keeps_every_prompt_unchanged(
     tmp_path_factory: pytest.TempPathFactory,
     written: list[tuple[str, int | None]],
     large: bool,  # noqa: FBT001 - hypothesis gives it
@@ -160,7 +160,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 @given(changes=st.dictionaries(st.integers(0, 10_000), st.integers(0, 255), max_size=8))
-def test_a_damaged_file_gives_rows_or_problems_or_an_input_error(
+def test_a_damaged_file_gives_rows_row_errors_or_an_input_error(
     tmp_path_factory: pytest.TempPathFactory, whole: bytes, changes: dict[int, int]
 ) -> None:
     damaged = bytearray(whole)

@@ -40,7 +40,7 @@ def stdin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         yield give
 
 
-def test_a_files_digest_is_that_of_its_bytes_as_they_lie_there(tmp_path: Path) -> None:
+def test_the_digest_of_a_file_is_that_of_its_stored_bytes(tmp_path: Path) -> None:
     file = tmp_path / "p.txt.gz"
     file.write_bytes(gzip.compress(b"a cat\n"))
     source = open_source(file)
@@ -49,19 +49,19 @@ def test_a_files_digest_is_that_of_its_bytes_as_they_lie_there(tmp_path: Path) -
     assert prompts(source) == prompts(source) == ["a cat"]
 
 
-def test_a_path_may_be_a_text_and_its_suffix_in_capitals(tmp_path: Path) -> None:
+def test_a_path_may_be_a_string_and_its_suffix_in_capitals(tmp_path: Path) -> None:
     (tmp_path / "P.JSONL").write_text('{"prompt": "a cat"}')
     assert prompts(open_source(str(tmp_path / "P.JSONL"))) == ["a cat"]
 
 
-def test_a_format_that_is_said_wins_over_the_name(tmp_path: Path) -> None:
+def test_the_format_option_overrides_the_name(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text('{"prompt": "a cat"}')
     assert prompts(open_source(tmp_path / "p.txt", ReadOptions(format="jsonl"))) == ["a cat"]
     with pytest.raises(InputError, match="format 'json' is not known; write one of txt, jsonl"):
         open_source(tmp_path / "p.txt", ReadOptions(format="json"))
 
 
-def test_a_stream_that_ends_soon_is_as_good_as_a_file(stdin: Callable[[bytes], None]) -> None:
+def test_a_short_stream_can_be_read_again(stdin: Callable[[bytes], None]) -> None:
     stdin(b"a cat\na dog\n")
     source = open_source("-", TXT)
     assert source.name == "stdin"
@@ -106,7 +106,7 @@ def test_parquet_too_long_to_stream_is_refused(stdin: Callable[[bytes], None], m
         list(open_source("-", ReadOptions(format="parquet")).read())
 
 
-def test_a_stream_that_is_no_parquet_is_told_by_its_first_bytes(stdin: Callable[[bytes], None]) -> None:
+def test_a_stream_that_is_not_parquet_is_refused_at_its_first_bytes(stdin: Callable[[bytes], None]) -> None:
     stdin(b"a cat")
     with pytest.raises(InputError, match="stdin is not a parquet file"):
         list(open_source("-", ReadOptions(format="parquet")).read())
@@ -133,7 +133,7 @@ def test_a_fifo_is_a_stream(tmp_path: Path) -> None:
     writer.join()
 
 
-def test_an_endless_device_ends_at_its_first_line() -> None:
+def test_an_endless_device_is_refused_at_its_first_line() -> None:
     with pytest.raises(InputError, match="zero line 1 is longer than 1,048,576 bytes"):
         list(open_source("/dev/zero", TXT).read())
 
@@ -193,7 +193,7 @@ def test_rows_are_taken_from_an_iterator_one_at_a_time() -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "told"),
+    ("row", "message"),
     [
         (5, "row 1: 5 is neither a text nor a dictionary"),
         ("", "row 1: prompt '' is empty; describe the image"),
@@ -204,13 +204,13 @@ def test_rows_are_taken_from_an_iterator_one_at_a_time() -> None:
         ({"prompt": "a\ud800"}, "row 1: prompt 'a\\ud800' contains a lone surrogate"),
     ],
 )
-def test_a_wrong_row_in_python_is_told(row: Any, told: str) -> None:
+def test_an_invalid_row_in_python_is_a_row_error(row: Any, message: str) -> None:
     [problem] = open_source([row]).read()
     assert isinstance(problem, RowError)
-    assert problem.text.startswith(told)
+    assert problem.text.startswith(message)
 
 
-def test_a_dictionary_alone_is_no_list_of_rows() -> None:
+def test_a_dictionary_is_not_a_list_of_rows() -> None:
     with pytest.raises(InputError, match="a dictionary is not a list of rows"):
         open_source({"prompt": "a cat"})
     with pytest.raises(InputError, match="rows has no prompts"):
@@ -234,10 +234,10 @@ def test_json_lines_keep_columns_and_take_the_prompt_from_another(tmp_path: Path
     [row] = helpers.rows(tmp_path / "p.jsonl", line, options)
     assert helpers.given(row)["columns"] == {"prompt": "x", "score": 0.5, "none": None}
     assert (row.prompt, row.seed) == ("a cat", 7)
-    assert helpers.problems(tmp_path / "p.jsonl", line, ReadOptions(prompt_column="caption"))[0][0] == (
+    assert helpers.row_errors(tmp_path / "p.jsonl", line, ReadOptions(prompt_column="caption"))[0][0] == (
         "unknown field 'prompt'"
     )
-    assert helpers.problems(tmp_path / "p.jsonl", '{"prompt": "x"}', options)[0][1].startswith(
+    assert helpers.row_errors(tmp_path / "p.jsonl", '{"prompt": "x"}', options)[0][1].startswith(
         'p.jsonl line 1: caption is missing; write "caption": "..."'
     )
 
@@ -249,7 +249,11 @@ def test_text_has_no_columns(tmp_path: Path) -> None:
 
 ROWS = st.fixed_dictionaries(
     {"prompt": st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)},
-    optional={"seed": st.integers(0, 2**63 - 1), "guidance_scale": st.floats(0, 100), "save_intermediates": st.booleans()},
+    optional={
+        "seed": st.integers(0, 2**63 - 1),
+        "guidance_scale": st.floats(0, 100),
+        "save_intermediates": st.booleans(),
+    },
 )
 
 

@@ -16,10 +16,16 @@ from latentfarm.submission.prompts.lines import MAX_LINE_BYTES
 pytestmark = pytest.mark.unit
 
 
-def test_a_table_has_a_header_and_an_empty_cell_says_not_given(tmp_path: Path) -> None:
-    text = '\ufeffprompt,seed, save_intermediates ,scheduler_options\r\na cat,7,true,"{""solver_order"": 3}"\r\n"a, dog",,,\r\n'
+def test_a_table_has_a_header_and_an_empty_cell_is_a_missing_field(tmp_path: Path) -> None:
+    header = "\ufeffprompt,seed, save_intermediates ,scheduler_options\r\n"
+    text = header + 'a cat,7,true,"{""solver_order"": 3}"\r\n"a, dog",,,\r\n'
     cat, dog = helpers.rows(tmp_path / "p.csv", text)
-    assert helpers.given(cat) == {"prompt": "a cat", "seed": 7, "save_intermediates": True, "scheduler_options": {"solver_order": 3}}
+    assert helpers.given(cat) == {
+        "prompt": "a cat",
+        "seed": 7,
+        "save_intermediates": True,
+        "scheduler_options": {"solver_order": 3},
+    }
     assert helpers.given(dog) == {"prompt": "a, dog"}
 
 
@@ -28,11 +34,14 @@ def test_tsv_separates_by_tabs(tmp_path: Path) -> None:
     assert helpers.given(row) == {"prompt": "a cat, a dog", "seed": 7}
 
 
-def test_a_place_is_the_line_that_a_row_begins_on(tmp_path: Path) -> None:
+def test_the_place_of_a_row_is_its_first_line(tmp_path: Path) -> None:
     entries = helpers.found(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\nthree\n"caf\né",1\n')
     assert [entry.place for entry in entries if isinstance(entry, LocatedRow)] == ["p.csv line 2", "p.csv line 5"]
-    assert helpers.problems(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\n"a\nb",1\n') == [
-        ("ragged row", "p.csv line 5: 2 cells, but the header has 1; put a cell that contains a delimiter in double quotes")
+    assert helpers.row_errors(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\n"a\nb",1\n') == [
+        (
+            "ragged row",
+            "p.csv line 5: 2 cells, but the header has 1; put a cell that contains a delimiter in double quotes",
+        )
     ]
 
 
@@ -42,10 +51,14 @@ def test_syntax_and_clip_skip_are_columns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("row", "reason", "told"),
+    ("row", "reason", "message"),
     [
         ("a", "ragged row", "1 cell, but the header has 3; write empty cells too"),
-        ("a,1,,4", "ragged row", "4 cells, but the header has 3; put a cell that contains a delimiter in double quotes"),
+        (
+            "a,1,,4",
+            "ragged row",
+            "4 cells, but the header has 3; put a cell that contains a delimiter in",
+        ),
         ('"a"b,1,', "not CSV", "',' expected after '\"'; close the double quotes"),
         ('"a,1,', "not CSV", "unexpected end of data; close the double quotes"),
         (",1,", "prompt is empty", "prompt '' is empty; describe the image"),
@@ -55,43 +68,51 @@ def test_syntax_and_clip_skip_are_columns(tmp_path: Path) -> None:
         ("a\0,1,", "prompt", "prompt 'a\\x00' contains a NUL character; remove it"),
     ],
 )
-def test_a_wrong_row_of_a_table_is_told_and_the_next_is_read(tmp_path: Path, row: str, reason: str, told: str) -> None:
-    entries = helpers.problems(tmp_path / "p.csv", f"prompt,seed,scheduler_options\nfine,1,\n{row}\n")
+def test_an_invalid_row_of_a_table_is_a_row_error_and_the_next_is_read(
+    tmp_path: Path, row: str, reason: str, message: str
+) -> None:
+    entries = helpers.row_errors(tmp_path / "p.csv", f"prompt,seed,scheduler_options\nfine,1,\n{row}\n")
     assert [counted for counted, _ in entries] == [reason]
-    assert entries[0][1].startswith(f"p.csv line 3: {told}")
+    assert entries[0][1].startswith(f"p.csv line 3: {message}")
 
 
-def test_bytes_that_are_no_utf8_cost_their_row_only(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf8_make_only_their_row_invalid(tmp_path: Path) -> None:
     content = b"prompt\ncaf\xe9\nfine\n"
-    assert helpers.problems(tmp_path / "p.csv", content) == [
+    assert helpers.row_errors(tmp_path / "p.csv", content) == [
         ("not UTF-8", "p.csv line 2: byte 4 is 0xe9, which is not UTF-8; save the file as UTF-8")
     ]
     assert len(helpers.found(tmp_path / "p.csv", content)) == 2
 
 
 @pytest.mark.parametrize(
-    ("header", "told"),
+    ("header", "message"),
     [
         ("prompt,seed,prompt", "the header has column 'prompt' twice; rename one"),
         ("prompt,,seed", "column 2 of the header has no name; name it"),
-        ("text,seed", "the header has no column 'prompt', only 'text', 'seed'; name the column of prompts with --prompt-column"),
+        (
+            "text,seed",
+            "the header has no column 'prompt', only 'text', 'seed'; name the column of prompts with --prompt-column",
+        ),
         ("prompt;seed", "the header has no column 'prompt', only 'prompt;seed'; separate columns with commas"),
-        ("prompt,widht", "column 'widht' is not known; did you mean 'width'. Or use --keep-columns to copy it to the results"),
+        (
+            "prompt,widht",
+            "column 'widht' is not known; did you mean 'width'. Or use --keep-columns to copy it",
+        ),
         ("prompt,columns", "column 'columns' is not known"),
         ('"prompt', "p.csv line 1: unexpected end of data"),
     ],
 )
-def test_a_wrong_header_is_one_error_for_the_file(tmp_path: Path, header: str, told: str) -> None:
-    with pytest.raises(InputError, match=told):
+def test_an_invalid_header_is_one_error_for_the_file(tmp_path: Path, header: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
         helpers.found(tmp_path / "p.csv", f"{header}\n")
 
 
-def test_a_header_alone_holds_no_prompt(tmp_path: Path) -> None:
+def test_a_header_alone_has_no_prompts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"p\.csv has no prompts"):
         helpers.found(tmp_path / "p.csv", "prompt,seed\n")
 
 
-def test_the_prompt_may_be_in_another_column_and_the_rest_be_kept(tmp_path: Path) -> None:
+def test_the_prompt_may_be_in_another_column_and_other_columns_are_kept(tmp_path: Path) -> None:
     text = "caption,prompt,seed,score\na cat,x,7,0.5\na dog,,,\n"
     options = ReadOptions(prompt_column="caption", keep_columns=True)
     cat, dog = helpers.rows(tmp_path / "p.csv", text, options)
@@ -114,7 +135,7 @@ PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_siz
 @given(
     st.lists(st.tuples(PROMPTS, st.none() | st.integers(0, 2**63 - 1)), min_size=1, max_size=5), st.sampled_from("ct")
 )
-def test_every_prompt_of_a_table_comes_back_as_it_was(
+def test_a_table_keeps_every_prompt_unchanged(
     tmp_path_factory: pytest.TempPathFactory, written: list[tuple[str, int | None]], kind: str
 ) -> None:
     text = io.StringIO(newline="")
