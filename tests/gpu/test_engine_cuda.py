@@ -23,7 +23,7 @@ def jobs() -> list[Job]:
         Job(
             batch="b",
             index=index,
-            prompt=f"picture {index}",
+            prompt=f"image {index}",
             seed=index,
             scheduler=name,
             num_inference_steps=4 + index,
@@ -64,5 +64,5 @@ def test_float32_is_near_the_cpus_picture(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     on_cpu = run(load_family(folder, dtype=torch.float32, device=torch.device("cpu")), jobs())
     on_gpu = run(load_family(folder, dtype=torch.float32, device=torch.device("cuda")), jobs())
-    for index, picture in on_cpu.items():
-        assert (picture.int() - on_gpu[index].int()).abs().max() <= 2, index
+    for index, image in on_cpu.items():
+        assert (image.int() - on_gpu[index].int()).abs().max() <= 2, index

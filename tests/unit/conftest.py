@@ -15,7 +15,7 @@ from latentfarm_worker.models import load_family
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
-    # tiny convolutions lose more to a busy machine's second core than they win
+    # with tiny convolutions, a second thread costs more than it gains
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -45,7 +45,7 @@ def sdxl(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 @pytest.fixture(scope="session")
-def pipeline(model: Path) -> Any:
+def loaded_pipeline(model: Path) -> Any:
     from diffusers import DiffusionPipeline
 
     with warnings.catch_warnings():
@@ -53,6 +53,14 @@ def pipeline(model: Path) -> Any:
         pipe = DiffusionPipeline.from_pretrained(model, use_safetensors=True, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.fixture
+def pipeline(loaded_pipeline: Any) -> Iterator[Any]:
+    """The model's diffusers pipeline; tests may replace its scheduler."""
+    scheduler = loaded_pipeline.scheduler
+    yield loaded_pipeline
+    loaded_pipeline.scheduler = scheduler
 
 
 @pytest.fixture(scope="module")

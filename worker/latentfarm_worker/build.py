@@ -60,14 +60,14 @@ def make_engine(family: Family, settings: Settings, *, on_step: Observer | None 
     if not slots:
         found = autotune_slots(family, settings.cache_dir)
         slots = found.slots
-        source = "from the cache" if found.remembered else "measured now"
+        source = "from the cache" if found.cached else "measured now"
         rates = ", ".join(f"{count}: {rate:.2f}" for count, rate in found.rates.items())
         log.info("%d slots, %s; image steps per second by slots: %s", slots, source, rates)
     if wants_compiling(family, settings):
         keep_compiled_files(settings)
         family.compile(compiled_batch_sizes(2 * slots))
-    row_counts = CachedBatchSizes(settings.cache_dir) if settings.deterministic else any_batch_size
-    return Engine(family, slots=slots, row_counts=row_counts, on_step=on_step)
+    batch_sizes = CachedBatchSizes(settings.cache_dir) if settings.deterministic else any_batch_size
+    return Engine(family, slots=slots, batch_sizes=batch_sizes, on_step=on_step)
 
 
 def wants_compiling(family: Family, settings: Settings) -> bool:

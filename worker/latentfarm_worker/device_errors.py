@@ -1,13 +1,13 @@
-"""Whose fault an error of the device is: told by its type, else by the words that torch and its libraries use."""
+"""Classify a device's errors, by their type or by the messages of torch and its libraries."""
 
 from __future__ import annotations
 
 import torch
 
-#: what a smaller batch may cure. Not `CUDA error`s in general, so this is looked for first
+#: a smaller batch may cure these; checked first, since some also contain "CUDA error"
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-#: after these the context is gone: every later call of the process fails, whatever the job
-_STICKY_WORDS = (
+#: these destroy the CUDA context: every later call of the process fails, whatever the job
+_FATAL_WORDS = (
     "CUDA error",
     "HIP error",
     "device-side assert",
@@ -26,14 +26,14 @@ _STICKY_WORDS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether there was not enough memory; the context is unharmed."""
+    """Return whether memory ran out. The process can go on with a smaller batch."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(word in str(error) for word in _MEMORY_WORDS)
 
 
 def is_fatal(error: BaseException) -> bool:
-    """Return whether the device is lost to this process: "process must be terminated and relaunched", says CUDA."""
+    """Return whether the device is lost to this process, which must restart (CUDA calls such errors sticky)."""
     if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return False
-    return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in _STICKY_WORDS)
+    return isinstance(error, torch.AcceleratorError) or any(word in str(error) for word in _FATAL_WORDS)

@@ -1,4 +1,4 @@
-"""The number of slots: measured by the family's own speed, remembered, and shared by the workers of a machine."""
+"""The number of slots: measured on the device, cached, and shared by the workers of a machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
 
 
 class Device(FakeFamily):
-    """A device that takes 10 ms for any call of up to ``wide`` rows, and as much again for each further ``wide``."""
+    """A device that takes 10 ms for each ``wide`` rows of a call, rounded up."""
 
     clock_s = 0.0
 
@@ -30,9 +30,9 @@ class Device(FakeFamily):
         self.wide, self.memory = wide, memory
         self.seen: list[int] = []
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         del timesteps
-        assert len(told["states"]) == len(latents)
+        assert len(conditioning["encoder_hidden_states"]) == len(latents)
         self.seen.append(len(latents))
         if len(latents) > self.memory:
             raise torch.OutOfMemoryError("CUDA out of memory")
@@ -41,16 +41,16 @@ class Device(FakeFamily):
 
 
 @pytest.fixture(autouse=True)
-def _time_is_the_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+def _use_the_devices_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("latentfarm_worker.calibration.slots.time.process_time", lambda: Device.clock_s)
 
 
 @pytest.mark.parametrize(("wide", "slots"), [(2, 1), (8, 4), (32, 16)])
-def test_the_smallest_number_that_is_as_fast_as_the_best_is_taken(wide: int, slots: int) -> None:
+def test_the_smallest_number_that_is_about_as_fast_as_the_best_is_used(wide: int, slots: int) -> None:
     assert measure(Device(wide)).slots == slots
 
 
-def test_memory_that_runs_out_ends_the_search(tmp_path: Path) -> None:
+def test_the_search_ends_when_memory_runs_out(tmp_path: Path) -> None:
     found = autotune_slots(Device(64, memory=8), tmp_path)
     assert (found.slots, max(found.rates)) == (4, 4)
 
@@ -60,24 +60,24 @@ def test_a_device_that_cannot_hold_one_slot_is_an_error() -> None:
         measure(Device(8, memory=1))
 
 
-def test_what_was_measured_is_remembered_for_this_model_and_dtype(tmp_path: Path) -> None:
+def test_a_measurement_is_cached_by_model(tmp_path: Path) -> None:
     first, again, other = Device(8), Device(8), Device(8)
     other.model_digest = "1" * 64
-    found, remembered = autotune_slots(first, tmp_path), autotune_slots(again, tmp_path)
-    assert (found.slots, found.remembered, again.seen) == (4, False, [])
-    assert (remembered.slots, remembered.rates, remembered.remembered) == (4, found.rates, True)
-    assert not autotune_slots(other, tmp_path).remembered
+    found, cached = autotune_slots(first, tmp_path), autotune_slots(again, tmp_path)
+    assert (found.slots, found.cached, again.seen) == (4, False, [])
+    assert (cached.slots, cached.rates, cached.cached) == (4, found.rates, True)
+    assert not autotune_slots(other, tmp_path).cached
     assert len(json.loads((tmp_path / "slots.json").read_text())) == 2
 
 
 @pytest.mark.parametrize("content", ["", "no json", "[]"])
-def test_a_broken_record_is_measured_again(tmp_path: Path, content: str) -> None:
+def test_an_invalid_cache_file_is_measured_again(tmp_path: Path, content: str) -> None:
     (tmp_path / "slots.json").write_text(content)
-    assert not autotune_slots(Device(8), tmp_path).remembered
-    assert autotune_slots(Device(8), tmp_path).remembered
+    assert not autotune_slots(Device(8), tmp_path).cached
+    assert autotune_slots(Device(8), tmp_path).cached
 
 
-def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path, caplog: Any) -> None:
+def test_without_a_writable_folder_nothing_is_cached(tmp_path: Path, caplog: Any) -> None:
     (tmp_path / "file").touch()
     assert autotune_slots(Device(8), tmp_path / "file").slots == 4
     assert "LATENTFARM_CACHE_DIR" in caplog.text
@@ -85,7 +85,7 @@ def test_where_nothing_can_be_written_nothing_is_remembered(tmp_path: Path, capl
 
 
 @pytest.mark.parametrize("own", ["", "/a/folder/of/mine"])
-def test_what_is_compiled_lies_in_the_workers_cache_unless_its_user_says_where(
+def test_compiled_files_are_in_the_workers_cache_unless_inductors_own_variable_is_set(
     own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from latentfarm_worker.build import keep_compiled_files

@@ -1,4 +1,4 @@
-"""A compiled model: the pictures of one that is not, and the same bytes in any company. It takes a compiler."""
+"""A compiled model gives the images of an uncompiled one, and the same bytes in any company. Needs a C compiler."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latentfarm_worker.models import load_family
 pytestmark = [
     pytest.mark.unit,
     pytest.mark.slow,
-    # Inductor imports what torch itself has given up
+    # Inductor imports a deprecated module of torch
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
 ]
 
@@ -42,7 +42,7 @@ def render(family: Any, *jobs: Job) -> dict[int, torch.Tensor]:
 
 
 @pytest.mark.timeout(900)
-def test_a_compiled_models_pictures_are_the_others_and_their_own_in_any_company(
+def test_a_compiled_models_images_are_the_uncompiled_ones_and_have_the_same_bytes_in_any_company(
     family: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
@@ -55,5 +55,5 @@ def test_a_compiled_models_pictures_are_the_others_and_their_own_in_any_company(
     assert (plain[0].int() - compiled[0].int()).abs().max() <= 1
     again = render(family, *others, job, larger)
     assert torch.equal(again[0], compiled[0])
-    assert torch.equal(again[9], plain[9]), "another shape runs as it did"
-    assert any((tmp_path / "inductor").rglob("*.so")), "what was compiled is kept"
+    assert torch.equal(again[9], plain[9]), "another shape runs uncompiled"
+    assert any((tmp_path / "inductor").rglob("*.so")), "compiled files are cached"

@@ -17,8 +17,8 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine.batch_sizes import any_batch_size
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
+from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.models import Family
-from latentfarm_worker.models.base import LatentShape
 from latentfarm_worker.models.text_encoder import Prompt, Tensors
 
 pytestmark = pytest.mark.unit
@@ -40,18 +40,18 @@ def stranger(dice: random.Random, index: int) -> Job:
 
 
 class Poisoned:
-    """A family whose model gives NaN to the rows of one prompt."""
+    """A family whose model returns NaN for the rows of one prompt."""
 
     def __init__(self, family: Any, prompt: str) -> None:
         self.family = family
-        self.mark = family.encode([Prompt(family.tokenize(prompt))])[0]["states"]
+        self.mark = family.encode([Prompt(family.tokenize(prompt))])[0]["encoder_hidden_states"]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.family, name)
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
-        output: torch.Tensor = self.family.predict(latents, timesteps, told).clone()
-        output[(told["states"] == self.mark).all(dim=2).all(dim=1)] = torch.nan
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
+        output: torch.Tensor = self.family.predict(latents, timesteps, conditioning).clone()
+        output[(conditioning["encoder_hidden_states"] == self.mark).all(dim=2).all(dim=1)] = torch.nan
         return output
 
 
@@ -86,14 +86,14 @@ def test_the_same_bytes_alone_and_in_any_company(
 
 @settings(max_examples=4, deadline=None)
 @given(which=st.integers(0, len(JOBS) - 1), seed=st.integers(0, 2**32), company=st.integers(1, 8))
-def test_an_xl_model_too_gives_the_same_bytes_in_any_company(
+def test_an_xl_model_gives_the_same_bytes_in_any_company(
     sdxl: Any, xl_alone: list[bytes], which: int, seed: int, company: int
 ) -> None:
     assert render_in_company(sdxl, JOBS[which], seed=seed, company=company) == xl_alone[which]
 
 
-def test_at_any_number_of_rows_pictures_are_the_same_to_one_in_255(sd1: Any, alone: list[bytes]) -> None:
-    engine = Engine(sd1, slots=3, row_counts=any_batch_size)
+def test_at_any_batch_size_images_differ_by_at_most_one_in_255(sd1: Any, alone: list[bytes]) -> None:
+    engine = Engine(sd1, slots=3, batch_sizes=any_batch_size)
     engine.admit(JOBS[0])
     engine.admit(make(1, guidance_scale=1.0, num_inference_steps=2))
     got = run(engine)[0]
@@ -102,7 +102,7 @@ def test_at_any_number_of_rows_pictures_are_the_same_to_one_in_255(sd1: Any, alo
     assert (got.pixels.int() - wanted.int()).abs().max() <= 1
 
 
-def test_a_result_says_what_was_done(sd1: Any) -> None:
+def test_a_result_records_how_it_was_made(sd1: Any) -> None:
     engine = Engine(sd1, slots=1)
     engine.admit(make(4, scheduler="euler", width=96, height=64, prompt="long " * 40))
     result = run(engine)[4]
@@ -118,11 +118,10 @@ def test_capacity_is_counted_in_rows(sd1: Any) -> None:
     engine = Engine(sd1, slots=2)
     seen = []
 
-    def note(*told: Any) -> None:
-        job, call, calls, latents = told
-        seen.append((job.index, call, calls, tuple(latents.shape)))
+    def observe(image: ImageState, latents: torch.Tensor) -> None:
+        seen.append((image.job.index, image.step_index, image.plan.num_evaluations, tuple(latents.shape)))
 
-    engine.on_step = note
+    engine.on_step = observe
     for index in range(4):
         engine.admit(make(index, guidance_scale=1.0, num_inference_steps=2, scheduler="euler"))
     assert engine.free == 0
@@ -134,21 +133,7 @@ def test_capacity_is_counted_in_rows(sd1: Any) -> None:
     assert engine.free == 1
 
 
-SHAPES = [LatentShape(8, 8), LatentShape(4, 8), LatentShape(8, 16), LatentShape(16, 16), LatentShape(64, 64)]
-
-
-def test_large_pictures_get_fewer_rows_and_never_less_than_two(sd1: Any) -> None:
-    engine = Engine(sd1, slots=4)
-    assert [engine._row_count(shape) for shape in SHAPES] == [
-        8,
-        8,
-        4,
-        2,
-        2,
-    ]
-
-
-def test_another_shape_waits_and_is_passed_by_as_many_as_there_are_rows(sd1: Any) -> None:
+def test_an_image_of_another_shape_is_overtaken_by_at_most_as_many_as_there_are_rows(sd1: Any) -> None:
     engine, order = Engine(sd1, slots=2), []
     engine.admit(make(0, num_inference_steps=9, scheduler="euler"))
     engine.admit(make(1, num_inference_steps=1, scheduler="euler", width=128))
@@ -159,6 +144,23 @@ def test_another_shape_waits_and_is_passed_by_as_many_as_there_are_rows(sd1: Any
     assert order == [2, 3, 4, 5, 0, 1, 6, 7, 8, 9]
 
 
+class Handle:
+    """An opaque handle, as the worker's lease is."""
+
+
+def test_an_image_keeps_its_callers_handle_from_the_queue_to_its_end(sd1: Any) -> None:
+    first, second, third = Handle(), Handle(), Handle()
+    engine = Engine(sd1, slots=1)
+    # two incarnations of one job differ by their handles only
+    for handle in (first, second, third):
+        engine.admit(engine.prepare(make(0, num_inference_steps=1, scheduler="euler"), handle))
+    assert engine.remaining() == [(first, None), (second, None), (third, None)]
+    assert engine.cancel(second)
+    assert not engine.cancel(Handle())
+    assert [outcome.handle for outcome in engine.step()] == [first]
+    assert engine.abort_all() == [third]
+
+
 def test_cancelling_frees_rows_before_the_next_step(sd1: Any) -> None:
     engine = Engine(sd1, slots=1)
     engine.admit(make(0, num_inference_steps=50))
@@ -167,14 +169,14 @@ def test_cancelling_frees_rows_before_the_next_step(sd1: Any) -> None:
     engine.step()
     assert engine.cancel("b/0")
     engine.check_integrity()
-    assert engine.cancel("b/1")  # still waiting
+    assert engine.cancel("b/1")  # it waits
     assert not engine.cancel("b/0")
     assert [result.job.index for result in engine.step()] == [2]
     assert engine.free == 1
     assert not engine.busy
 
 
-def test_a_job_that_goes_nan_fails_alone(sd1: Any, alone: list[bytes]) -> None:
+def test_a_job_whose_output_is_nan_fails_alone(sd1: Any, alone: list[bytes]) -> None:
     engine = Engine(Poisoned(sd1, "poison"), slots=3)
     engine.admit(make(1, prompt="poison", num_inference_steps=2))
     engine.admit(JOBS[0])
@@ -182,7 +184,7 @@ def test_a_job_that_goes_nan_fails_alone(sd1: Any, alone: list[bytes]) -> None:
     done = run(engine)
     failed = done[1]
     assert isinstance(failed, Failed)
-    assert failed.error.code == "nan"
+    assert failed.error.code == "non_finite"
     assert pixels(done[0]) == alone[0]
     engine.admit(make(3))  # the rows of the failed one are clean again
     assert isinstance(run(engine)[3], Rendered)
@@ -202,12 +204,12 @@ def test_texts_are_encoded_once(sd1: Any, monkeypatch: pytest.MonkeyPatch) -> No
     encoded: list[int] = []
     encode = sd1.encode
 
-    def note_and_encode(prompts: Sequence[Prompt]) -> Any:
+    def record_and_encode(prompts: Sequence[Prompt]) -> Any:
         encoded.append(len(prompts))
         return encode(prompts)
 
-    monkeypatch.setattr(sd1, "encode", note_and_encode)
-    engine = Engine(sd1, slots=2, row_counts=full_batch)
+    monkeypatch.setattr(sd1, "encode", record_and_encode)
+    engine = Engine(sd1, slots=2, batch_sizes=full_batch)
     for index in range(3):
         engine.admit(make(index, prompt="same", num_inference_steps=1, scheduler="euler"))
     run(engine)
@@ -219,17 +221,17 @@ def test_no_slots_is_refused(sd1: Any) -> None:
         Engine(sd1, slots=0)
 
 
-def test_clearing_drops_everything(sd1: Any) -> None:
+def test_aborting_drops_everything(sd1: Any) -> None:
     engine = Engine(sd1, slots=1)
     engine.admit(make(0))
     engine.admit(make(1))
     engine.step()
-    engine.clear()
+    assert engine.abort_all() == ["b/0", "b/1"]
     engine.check_integrity()
     assert (engine.free, engine.busy, engine.step()) == (1, False, [])
 
 
-def test_an_encoder_that_breaks_leaves_its_job_where_it_was(sd1: Any) -> None:
+def test_if_the_text_encoder_fails_its_job_keeps_waiting(sd1: Any) -> None:
     def encode(_: Sequence[Prompt]) -> Any:
         raise RuntimeError("boom")
 
@@ -237,13 +239,13 @@ def test_an_encoder_that_breaks_leaves_its_job_where_it_was(sd1: Any) -> None:
     engine.admit(make(0))
     with pytest.raises(RuntimeError, match="boom"):
         engine.step()
-    assert [job.index for job in engine.clear()] == [0]
+    assert engine.abort_all() == ["b/0"]
 
 
-def test_a_trace_of_nan_fails_its_job_alone(sd1: Any, alone: list[bytes]) -> None:
-    def refuse(job: Job, *_: Any) -> None:
-        if job.index == 1:
-            raise JobError("nan", "a frame is not finite")
+def test_an_observer_that_refuses_an_image_fails_its_job_alone(sd1: Any, alone: list[bytes]) -> None:
+    def refuse(image: ImageState, _: torch.Tensor) -> None:
+        if image.job.index == 1:
+            raise JobError("non_finite", "a frame is not finite")
 
     engine = Engine(sd1, slots=3, on_step=refuse)
     engine.admit(make(1, num_inference_steps=9))
@@ -253,13 +255,13 @@ def test_a_trace_of_nan_fails_its_job_alone(sd1: Any, alone: list[bytes]) -> Non
     assert pixels(done[0]) == alone[0]
 
 
-def test_calls_left_are_told_of_running_and_waiting_jobs(sd1: Any) -> None:
+def test_remaining_evaluations_are_reported_for_running_and_waiting_images(sd1: Any) -> None:
     engine = Engine(sd1, slots=1)
     for index in range(2):
         engine.admit(make(index, num_inference_steps=4, scheduler="euler"))
-    assert engine.calls_left() == {"b/0": None, "b/1": None}
+    assert engine.remaining() == [("b/0", None), ("b/1", None)]
     engine.step()
-    assert engine.calls_left() == {"b/0": 3, "b/1": None}
+    assert engine.remaining() == [("b/1", None), ("b/0", 3)]
 
 
 def test_a_warm_engine_is_empty_and_renders_the_same_bytes(family: Family) -> None:
@@ -267,12 +269,12 @@ def test_a_warm_engine_is_empty_and_renders_the_same_bytes(family: Family) -> No
     warm.warm_up()
     assert not warm.busy
     warm.check_integrity()
-    pictures = []
+    images = []
     for engine in (cold, warm):
         engine.admit(Job(batch="b", index=0, prompt="a cat", seed=3, num_inference_steps=4))
         outcomes: list[Rendered | Failed] = []
         while engine.busy:
             outcomes += engine.step()
         assert isinstance(outcomes[0], Rendered)
-        pictures.append(outcomes[0].pixels)
-    assert torch.equal(*pictures)
+        images.append(outcomes[0].pixels)
+    assert torch.equal(*images)

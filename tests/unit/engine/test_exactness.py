@@ -1,4 +1,4 @@
-"""Two hundred jobs, each the same to the last byte: alone, among strangers, in another process, and tried again."""
+"""Many different jobs, each with the same bytes alone, in company, in another process, and after a retry."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _job(dice: random.Random, index: int) -> Job:
     return Job(
         batch="b",
         index=index,
-        prompt=f"picture {index}, " + "and more " * dice.choice([0, 0, 0, 12]),
+        prompt=f"image {index}, " + "and more " * dice.choice([0, 0, 0, 12]),
         prompt_syntax=dice.choice(["plain", "plain", "a1111"]),
         seed=index,
         width=width,
@@ -52,7 +52,7 @@ def load(folder: Path) -> Any:
 
 
 def render(engine: Engine, wanted: list[Job]) -> dict[int, str]:
-    """Return a digest of each picture's pixels."""
+    """Return a digest of each image's pixels."""
     for job in wanted:
         engine.admit(job)
     done = {}
@@ -103,13 +103,12 @@ def test_after_a_retry(sd1: Any, alone: dict[int, str]) -> None:
     engine, wanted = Engine(sd1, slots=SLOTS), shuffled(2)
     for job in wanted:
         engine.admit(job)
-    found: dict[int, str] = {}
     for _ in range(3):
         engine.step()
-    again = engine.clear()
-    assert 0 < COUNT - len(again) < COUNT / 2, "some were done, and of the others some had begun"
-    found = render(engine, again)
-    assert found == {index: alone[index] for index in found}
+    by_name = {job.name: job for job in wanted}
+    again = [by_name[str(handle)] for handle in engine.abort_all()]
+    assert 0 < COUNT - len(again) < COUNT / 2, "some images are finished, and some are half rendered"
+    assert render(engine, again) == {job.index: alone[job.index] for job in again}
 
 
 if __name__ == "__main__":

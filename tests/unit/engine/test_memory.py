@@ -1,4 +1,4 @@
-"""A device without enough memory: fewer slots, what ran begins again, and the job that does not fit alone fails."""
+"""Out of memory: the engine halves its slots and restarts its images; a job that does not fit alone fails."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from tests.support.rendering import full_batch
 
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.engine.previews import PreviewRecorder
-from latentfarm_worker.models.base import LatentShape
+from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.text_encoder import Tensors
 
 pytestmark = pytest.mark.unit
 
 
 def short_of_memory(family: Any, *, rows: int) -> Faulty:
-    """Return the family on a device that holds but so many rows."""
+    """Return the family on a device that holds at most so many rows."""
 
-    def predict(latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+    def predict(latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         if len(latents) > rows:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
-        return family.predict(latents, timesteps, told)  # type: ignore[no-any-return]
+        return family.predict(latents, timesteps, conditioning)  # type: ignore[no-any-return]
 
     return Faulty(family, predict=predict)
 
 
-def test_without_memory_slots_are_halved_for_good_and_bytes_are_those_of_the_fewer_slots(sd1: Any) -> None:
+def test_without_memory_slots_are_halved_for_good_and_images_have_the_bytes_of_the_fewer_slots(sd1: Any) -> None:
     engine = Engine(short_of_memory(sd1, rows=4), slots=8)
     jobs = [make(index, num_inference_steps=index + 2) for index in range(8)]
     for job in jobs:
         engine.admit(job)
     done = run(engine)
     assert len(done) == 8
-    assert engine.free == 2  # remembered
+    assert engine.free == 2  # for the rest of its life
     for job in jobs[:3]:
         few = Engine(sd1, slots=2)
         few.admit(job)
@@ -43,7 +43,7 @@ def test_without_memory_slots_are_halved_for_good_and_bytes_are_those_of_the_few
     assert {result.slots for result in done.values() if isinstance(result, Rendered)} == {2}
 
 
-def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
+def test_memory_that_runs_out_half_way_restarts_the_running_images(sd1: Any) -> None:
     calls = iter(range(1000))
 
     def predict(latents: torch.Tensor, *more: Any) -> torch.Tensor:
@@ -51,8 +51,8 @@ def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
             raise RuntimeError("HIP out of memory")
         return sd1.predict(latents, *more)  # type: ignore[no-any-return]
 
-    engine = Engine(Faulty(sd1, predict=predict), slots=4, row_counts=full_batch)
-    job = make(0, num_inference_steps=5, scheduler="euler_a")  # its generator has drawn meanwhile
+    engine = Engine(Faulty(sd1, predict=predict), slots=4, batch_sizes=full_batch)
+    job = make(0, num_inference_steps=5, scheduler="euler_a")  # its generator has advanced
     engine.admit(job)
     [got] = run(engine).values()
     few = Engine(sd1, slots=2)
@@ -60,7 +60,7 @@ def test_memory_that_runs_out_half_way_begins_what_ran_again(sd1: Any) -> None:
     assert pixels(got) == pixels(run(few)[0])
 
 
-def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
+def test_intermediates_restart_with_their_job(sd1: Any) -> None:
     job = make(0, num_inference_steps=5, scheduler="euler", save_intermediates=True)
     strips = []
     for slots, breaks_at in ((4, 3), (2, None)):
@@ -71,12 +71,12 @@ def test_a_trace_begins_again_with_its_job(sd1: Any) -> None:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return sd1.predict(latents, *more)  # type: ignore[no-any-return]
 
-        tracer = PreviewRecorder(sd1)
-        engine = Engine(Faulty(sd1, predict=predict), slots=slots, row_counts=full_batch, on_step=tracer)
+        previews = PreviewRecorder(sd1)
+        engine = Engine(Faulty(sd1, predict=predict), slots=slots, batch_sizes=full_batch, on_step=previews)
         engine.admit(job)
         result = run(engine)[0]
         assert isinstance(result, Rendered)
-        strips.append(tracer.take(job, result.pixels))
+        strips.append(previews.take(result))
     assert strips[0] is not None
     assert strips[1] is not None
     assert torch.equal(strips[0], strips[1])
@@ -93,16 +93,16 @@ def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
         engine.admit(make(index, width=128, height=128))
     assert all(isinstance(result, Rendered) for result in run(engine).values())
     assert engine.free == 8
-    assert [engine._row_count(shape) for shape in [LatentShape(16, 16), LatentShape(8, 8)]] == [2, 16]
+    assert [engine._queue.max_rows(shape) for shape in [LatentShape(16, 16), LatentShape(8, 8)]] == [2, 16]
 
 
-@pytest.mark.parametrize("verb", ["predict", "decode", "encode"])
-def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, verb: str) -> None:
+@pytest.mark.parametrize("method", ["predict", "decode", "encode"])
+def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, method: str) -> None:
     def run_out(*_: Any, **__: Any) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     short = Faulty(sd1)
-    setattr(short, verb, run_out)
+    setattr(short, method, run_out)
     engine = Engine(short, slots=4)
     for index in range(3):
         engine.admit(make(index, num_inference_steps=1, scheduler="euler"))
@@ -111,11 +111,11 @@ def test_a_job_without_memory_for_it_alone_fails_with_code_oom(sd1: Any, verb: s
     assert len(done) == 3
 
 
-def test_a_picture_for_whose_decoding_memory_is_short_is_decoded_in_tiles_and_so_are_the_next(sd1: Any) -> None:
-    asked: list[bool] = []
+def test_without_memory_to_decode_an_image_it_and_the_next_ones_are_decoded_in_tiles(sd1: Any) -> None:
+    tiles: list[bool] = []
 
     def decode(latents: torch.Tensor, *, tiled: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-        asked.append(tiled)
+        tiles.append(tiled)
         if not tiled:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return sd1.decode(latents, tiled=True)  # type: ignore[no-any-return]
@@ -125,12 +125,12 @@ def test_a_picture_for_whose_decoding_memory_is_short_is_decoded_in_tiles_and_so
         for each in (engine, whole):
             each.admit(make(index, width=128, height=128))
     done, wanted = run(engine), run(whole)
-    assert asked == [False, True, True]
+    assert tiles == [False, True, True]
     for index, got in done.items():
         assert isinstance(got, Rendered)
         reference = wanted[index]
         assert isinstance(reference, Rendered)
         assert (got.tiled, reference.tiled) == (True, False)
         assert got.pixels.shape == reference.pixels.shape == (128, 128, 3)
-        # a tile is normed by itself
+        # each tile is normalized by itself
         assert not torch.equal(got.pixels, reference.pixels)

@@ -1,4 +1,4 @@
-"""The same job, mixed with others in one engine, against the model's pipeline of diffusers one at a time."""
+"""Jobs mixed in one engine give the images of the model's diffusers pipeline, one at a time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from latentfarm_worker.models import load_family
 pytestmark = pytest.mark.unit
 
 BOUND = 1  # of 255, per channel
-PRK = {"skip_prk_steps": True}  # without it PNDM begins with Runge-Kutta steps, which no plan holds
+PRK = {"skip_prk_steps": True}  # without it PNDM begins with Runge-Kutta steps, for which there is no plan
 # the pipelines themselves cannot run flow matching: the scheduler has no init_noise_sigma
 NAMES = [None, *(name for name in schedulers.SHORT_NAMES if name != "flow_euler")]
 
@@ -44,7 +44,7 @@ def by_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray[Any, Any]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.scheduler = cls.from_config(own_config, **{**name.options, **wanted.scheduler_options})
-        picture = pipe(
+        image = pipe(
             wanted.prompt,
             negative_prompt=wanted.negative_prompt or None,
             width=wanted.width,
@@ -53,11 +53,11 @@ def by_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray[Any, Any]
             guidance_scale=wanted.guidance_scale,
             generator=torch.Generator("cpu").manual_seed(wanted.seed),
         ).images[0]
-    return np.asarray(picture).astype(int)
+    return np.asarray(image).astype(int)
 
 
 def render(engine: Engine, jobs: list[Job]) -> dict[int, Rendered]:
-    """Run jobs that join one a step."""
+    """Run jobs of which one is admitted at each step."""
     done, coming = {}, list(jobs)
     while coming or engine.busy:
         if coming:
@@ -74,22 +74,22 @@ def config_of(pipe: Any) -> dict[str, Any]:
 
 
 def worst(family: Any, pipe: Any, own_config: Any, jobs: list[Job], *, slots: int = 3) -> dict[Any, int]:
-    """Render jobs in one run; return how far each is from the pipeline's picture, by scheduler, steps and guidance."""
+    """Render jobs in one run; return the largest differences to the pipeline, by scheduler, steps and guidance."""
     done, found = render(Engine(family, slots=slots), jobs), {}
     for wanted in jobs:
-        picture = by_pipeline(pipe, own_config, wanted)
-        assert picture.std() > 20, "a flat picture would prove nothing"
-        off = int(np.abs(picture - done[wanted.index].pixels.numpy()).max())
+        image = by_pipeline(pipe, own_config, wanted)
+        assert image.std() > 20, "a blank image would prove nothing"
+        off = int(np.abs(image - done[wanted.index].pixels.numpy()).max())
         found[wanted.scheduler, wanted.num_inference_steps, wanted.guidance_scale] = off
     return found
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def own_config(pipeline: Any) -> Any:
     return config_of(pipeline)
 
 
-def test_every_scheduler_mixed_in_one_run_gives_the_pipelines_picture(
+def test_every_scheduler_mixed_in_one_run_gives_the_pipelines_image(
     family: Any, pipeline: Any, own_config: Any
 ) -> None:
     jobs = [job(index, name) for index, name in enumerate(NAMES)]
@@ -97,8 +97,10 @@ def test_every_scheduler_mixed_in_one_run_gives_the_pipelines_picture(
     assert max(found.values()) <= BOUND, found
 
 
-def test_another_seed_or_scheduler_or_prompt_is_told_apart(family: Any, pipeline: Any, own_config: Any) -> None:
-    picture = by_pipeline(pipeline, own_config, job(0, "euler"))
+def test_another_seed_scheduler_prompt_or_guidance_gives_another_image(
+    family: Any, pipeline: Any, own_config: Any
+) -> None:
+    image = by_pipeline(pipeline, own_config, job(0, "euler"))
     others = [
         job(0, "euler", seed=99),
         job(0, "euler_a"),
@@ -107,11 +109,11 @@ def test_another_seed_or_scheduler_or_prompt_is_told_apart(family: Any, pipeline
     ]
     for other in others:
         pixels = render(Engine(family, slots=1), [other])[0].pixels.numpy()
-        assert np.abs(picture - pixels).max() > BOUND + 2, other
+        assert np.abs(image - pixels).max() > BOUND + 2, other
 
 
 @pytest.mark.parametrize("interval", [(0.0, 0.5), (0.3, 1.0), (0.25, 0.75), (0.0, 0.01)])
-def test_guidance_for_part_of_the_steps_is_the_pipelines_with_guidance_switched(
+def test_guidance_in_an_interval_of_the_steps_is_the_pipelines_with_guidance_switched(
     family: Any, pipeline: Any, own_config: Any, interval: tuple[float, float]
 ) -> None:
     wanted = job(0, "euler", num_inference_steps=8, guidance_interval=interval)
@@ -120,12 +122,12 @@ def test_guidance_for_part_of_the_steps_is_the_pipelines_with_guidance_switched(
     free = []
     while not (outcomes := engine.step()):
         engine.check_integrity()
-        free.append(engine._rows is not None and len(engine._rows.free))
+        free.append(engine._batch is not None and len(engine._batch.free))
     [got] = outcomes
     assert isinstance(got, Rendered)
-    picture = by_switching_pipeline(pipeline, own_config, wanted)
-    assert np.abs(picture - got.pixels.numpy()).max() <= BOUND
-    # the second row is somebody else's as soon as guidance is over
+    image = by_switching_pipeline(pipeline, own_config, wanted)
+    assert np.abs(image - got.pixels.numpy()).max() <= BOUND
+    # the second row is free as soon as the interval ends
     assert free == [int(call >= interval[1] * 8) for call in range(1, 8)]
 
 
@@ -156,7 +158,7 @@ def by_switching_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(own_config)
-        picture = pipe(
+        image = pipe(
             wanted.prompt,
             negative_prompt=wanted.negative_prompt or None,
             num_inference_steps=steps,
@@ -165,7 +167,7 @@ def by_switching_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray
             callback_on_step_end=switch,
             callback_on_step_end_tensor_inputs=[*with_and_without],
         ).images[0]
-    return np.asarray(picture).astype(int)
+    return np.asarray(image).astype(int)
 
 
 def test_other_sizes_and_long_and_foreign_prompts(family: Any, pipeline: Any, own_config: Any) -> None:
@@ -176,10 +178,10 @@ def test_other_sizes_and_long_and_foreign_prompts(family: Any, pipeline: Any, ow
     ]
     done = render(Engine(family, slots=2), jobs)
     for wanted in jobs:
-        picture = by_pipeline(pipeline, own_config, wanted)
+        image = by_pipeline(pipeline, own_config, wanted)
         result = done[wanted.index]
-        assert (result.height, result.width) == picture.shape[:2]
-        assert np.abs(picture - result.pixels.numpy()).max() <= BOUND, wanted
+        assert (result.height, result.width) == image.shape[:2]
+        assert np.abs(image - result.pixels.numpy()).max() <= BOUND, wanted
     assert [done[index].truncated for index in range(3)] == [(), ("prompt",), ()]
 
 
@@ -189,7 +191,7 @@ STEPS = (1, 2, 4, 8)
 TRAILING = {"timestep_spacing": "trailing"}
 
 
-def test_lcm_tcd_and_turbos_scheduler_give_the_pipelines_picture_in_few_steps(
+def test_lcm_tcd_and_turbos_scheduler_give_the_pipelines_image_in_few_steps(
     family: Any, pipeline: Any, own_config: Any
 ) -> None:
     kinds: list[tuple[str, dict[str, Any]]] = [("lcm", {}), ("tcd", {}), ("euler_a", TRAILING)]
@@ -220,7 +222,7 @@ def load(folder: Path) -> Any:
     return load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
 
 
-def test_a_turbo_model_needs_nothing_but_its_steps_and_no_guidance(tmp_path: Path) -> None:
+def test_a_turbo_models_own_scheduler_gives_the_pipelines_image_without_guidance(tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / "turbo", kind="sdxl")
     path = folder / "scheduler" / "scheduler_config.json"
     own = {**json.loads(path.read_text()), **TRAILING, "_class_name": "EulerAncestralDiscreteScheduler"}
@@ -235,7 +237,7 @@ def test_a_turbo_model_needs_nothing_but_its_steps_and_no_guidance(tmp_path: Pat
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
-def test_a_distilled_model_is_told_each_rows_own_guidance_and_takes_one_row(tmp_path: Path, kind: Kind) -> None:
+def test_a_distilled_model_takes_one_row_an_image_and_its_own_guidance(tmp_path: Path, kind: Kind) -> None:
     folder = make_tiny(tmp_path / kind, kind=kind)
     config = json.loads((folder / "unet" / "config.json").read_text())
     torch.manual_seed(0)
@@ -249,5 +251,5 @@ def test_a_distilled_model_is_told_each_rows_own_guidance_and_takes_one_row(tmp_
     assert [len(engine.prepare(each).prompts) for each in jobs] == [1, 1, 1]
     found = worst(family, pipe, config_of(pipe), jobs, slots=2)
     assert max(found.values()) <= BOUND, found
-    pictures = [each.pixels.int() for each in render(engine, jobs).values()]
-    assert (pictures[0] - pictures[2]).abs().max() > BOUND + 2
+    images = [each.pixels.int() for each in render(engine, jobs).values()]
+    assert (images[0] - images[2]).abs().max() > BOUND + 2

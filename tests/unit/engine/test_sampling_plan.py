@@ -1,4 +1,4 @@
-"""Plans against the schedulers' own step loops."""
+"""Sampling plans against the schedulers' own step loops."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BOUND = 2e-6
 
 
 def by_loop(name: str, prediction: str, steps: int, start: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-    """The scheduler's own loop, as StableDiffusionPipeline runs it."""
+    """Run the scheduler's own loop, as StableDiffusionPipeline does."""
     resolved = schedulers.resolve(name)
     config = {**CONFIG, "prediction_type": prediction}
     scheduler = plans.make_scheduler(resolved.class_name, config, resolved.options)
@@ -47,10 +47,10 @@ def by_loop(name: str, prediction: str, steps: int, start: torch.Tensor, outputs
 def compare(name: str, prediction: str, steps: int) -> float:
     plan = plans.plan_for({**CONFIG, "prediction_type": prediction}, name, {}, steps)
     source = torch.Generator("cpu").manual_seed(steps)
-    # float64 tells a wrong coefficient from rounding; noise is drawn in float32, as in the engine
-    dtype = torch.float32 if any(plan.draws) else torch.float64
+    # float64 separates a wrong coefficient from rounding; noise is drawn in float32, as in the engine
+    dtype = torch.float32 if any(plan.uses_noise) else torch.float64
     start = torch.randn((1, 4, 8, 8), generator=source, dtype=dtype)
-    outputs = torch.randn((plan.calls, 1, 4, 8, 8), generator=source, dtype=dtype)
+    outputs = torch.randn((plan.num_evaluations, 1, 4, 8, 8), generator=source, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         wanted = by_loop(name, prediction, steps, start, outputs)
@@ -63,7 +63,7 @@ def compare(name: str, prediction: str, steps: int) -> float:
 @pytest.mark.parametrize("name", schedulers.SHORT_NAMES)
 def test_a_plan_gives_the_loops_samples(name: str, prediction: str) -> None:
     if name == "edm_euler" and prediction == "v_prediction":
-        prediction = "epsilon"  # EDM knows no velocity
+        prediction = "epsilon"  # EDM has no v_prediction
     assert compare(name, prediction, 7) < BOUND
     assert compare(name, prediction, 20) < BOUND
 
@@ -82,18 +82,18 @@ def test_one_step_is_enough_for_a_plan(name: str) -> None:
     assert compare(name, "epsilon", 1) < BOUND
 
 
-def test_calls_can_outnumber_steps() -> None:
-    assert plans.plan_for(CONFIG, "euler", {}, 10).calls == 10
-    assert plans.plan_for(CONFIG, "heun", {}, 10).calls == 19
-    assert plans.plan_for(CONFIG, None, {}, 10).calls == 11  # PNDM, the model's own
+def test_a_scheduler_may_evaluate_the_model_more_than_once_a_step() -> None:
+    assert plans.plan_for(CONFIG, "euler", {}, 10).num_evaluations == 10
+    assert plans.plan_for(CONFIG, "heun", {}, 10).num_evaluations == 19
+    assert plans.plan_for(CONFIG, None, {}, 10).num_evaluations == 11  # PNDM, the model's own
 
 
-def test_only_stochastic_schedulers_draw() -> None:
-    assert not any(plans.plan_for(CONFIG, "euler", {}, 5).draws)
-    assert all(plans.plan_for(CONFIG, "euler_a", {}, 5).draws)
+def test_only_stochastic_schedulers_use_noise() -> None:
+    assert not any(plans.plan_for(CONFIG, "euler", {}, 5).uses_noise)
+    assert all(plans.plan_for(CONFIG, "euler_a", {}, 5).uses_noise)
 
 
-def test_plans_are_cached_and_their_digest_tells_them_apart() -> None:
+def test_plans_are_cached_and_different_plans_have_different_digests() -> None:
     plan = plans.plan_for(CONFIG, "euler", {}, 5)
     assert plans.plan_for(dict(CONFIG), "euler", {}, 5) is plan
     others = [
@@ -114,7 +114,7 @@ def test_plans_are_cached_and_their_digest_tells_them_apart() -> None:
         ("lcm", {"clip_sample": True}),
     ],
 )
-def test_what_clips_or_thresholds_is_refused_by_name(name: str, options: dict[str, Any]) -> None:
+def test_a_scheduler_that_clips_or_thresholds_is_refused_by_name(name: str, options: dict[str, Any]) -> None:
     with pytest.raises(JobError, match=schedulers.resolve(name).class_name) as refused:
         plans.plan_for(CONFIG, name, options, 5)
     assert refused.value.code == "scheduler"
@@ -127,7 +127,7 @@ def test_pndms_runge_kutta_start_is_refused_with_its_cure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "steps", "says"),
+    ("name", "options", "steps", "message"),
     [
         ("euler", {"use_karras": True}, 5, "no 'use_karras'; write one of .*use_karras_sigmas"),
         ("dpm++2m", {"algorithm_type": "magic"}, 5, "DPMSolverMultistepScheduler .*magic"),
@@ -135,8 +135,8 @@ def test_pndms_runge_kutta_start_is_refused_with_its_cure() -> None:
         ("nonsense", {}, 5, "'nonsense' is not known"),
     ],
 )
-def test_what_diffusers_cannot_take_is_refused(name: str, options: dict[str, Any], steps: int, says: str) -> None:
-    with pytest.raises(JobError, match=says) as refused:
+def test_options_refused_by_diffusers_are_refused(name: str, options: dict[str, Any], steps: int, message: str) -> None:
+    with pytest.raises(JobError, match=message) as refused:
         plans.plan_for(CONFIG, name, options, steps)
     assert refused.value.code == "scheduler"
 

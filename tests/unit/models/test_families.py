@@ -1,4 +1,4 @@
-"""Loading models, encoding prompts, and the stand-in model itself."""
+"""Loading models, encoding prompts, and the tiny model itself."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def states_of(family: Any, prompt: str) -> torch.Tensor:
-    states: torch.Tensor = family.encode([Prompt(family.tokenize(prompt))])[0]["states"]
+    states: torch.Tensor = family.encode([Prompt(family.tokenize(prompt))])[0]["encoder_hidden_states"]
     return states
 
 
@@ -43,7 +43,7 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 @pytest.mark.parametrize("prompt", ["", "a cat", "ÄÖ 言葉 🎨\n\ttabs", "(a:1.3), [b]", "word " * 100, "x" * 76])
-def test_text_states_are_the_pipelines(family: Any, pipeline: Any, prompt: str) -> None:
+def test_hidden_states_are_the_pipelines(family: Any, pipeline: Any, prompt: str) -> None:
     with torch.no_grad():
         wanted = pipeline.encode_prompt(prompt, device=CPU, num_images_per_prompt=1, do_classifier_free_guidance=False)[
             0
@@ -65,22 +65,22 @@ def test_both_texts_of_xl_are_the_pipelines(tmp_path: Path, zeros: bool) -> None
         with torch.no_grad():
             wanted = pipe.encode_prompt("a cat", device=CPU, negative_prompt=negative or None)
         prompts = [Prompt(family.tokenize("a cat")), Prompt(family.tokenize(negative), negative=True)]
-        told = [text[name] for name in ("states", "text_embeds") for text in family.encode(prompts)]
-        for got, expected in zip(told, wanted, strict=True):
+        encoded = [text[name] for name in ("encoder_hidden_states", "text_embeds") for text in family.encode(prompts)]
+        for got, expected in zip(encoded, wanted, strict=True):
             assert torch.equal(got, expected[0])
-        assert bool((told[1] == 0).all()) is (zeros and not negative)
+        assert bool((encoded[1] == 0).all()) is (zeros and not negative)
 
 
 def test_an_empty_prompt_is_never_zeros(sdxl: Any) -> None:
     [text] = sdxl.encode([Prompt(sdxl.tokenize(""))])
-    assert text["states"].any()
+    assert text["encoder_hidden_states"].any()
     assert text["text_embeds"].any()
 
 
 def test_the_projected_text_of_a_long_prompt_is_its_first_chunks(sdxl: Any) -> None:
     tokens = sdxl.tokenize("a cat")
     short, long = sdxl.encode([Prompt(tokens), Prompt(tokens.padded(3))])
-    assert long["states"].shape == (3 * 77, short["states"].shape[1])
+    assert long["encoder_hidden_states"].shape == (3 * 77, short["encoder_hidden_states"].shape[1])
     assert torch.equal(long["text_embeds"], short["text_embeds"])
 
 
@@ -89,14 +89,14 @@ def test_layers_that_an_xl_model_never_reads_cannot_be_skipped(sd1: Any, sdxl: A
     assert (sd1.max_clip_skip, sdxl.max_clip_skip) == (1, 1)
 
 
-def test_an_xl_model_is_told_the_size_of_its_picture(sdxl: Any) -> None:
-    assert sdxl.size_tensors(96, 64)["time_ids"].tolist() == [64, 96, 0, 0, 64, 96]
+def test_an_xl_model_is_conditioned_on_the_image_size(sdxl: Any) -> None:
+    assert sdxl.size_conditioning(96, 64)["time_ids"].tolist() == [64, 96, 0, 0, 64, 96]
     [text] = sdxl.encode([Prompt(sdxl.tokenize("a cat"))])
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = []
     for side in (64, 512):
-        told = {name: tensor[None] for name, tensor in {**text, **sdxl.size_tensors(side, side)}.items()}
-        outputs.append(sdxl.predict(latents, torch.tensor([500.0]), told))
+        conditioning = {name: tensor[None] for name, tensor in {**text, **sdxl.size_conditioning(side, side)}.items()}
+        outputs.append(sdxl.predict(latents, torch.tensor([500.0]), conditioning))
     assert not torch.equal(*outputs)
 
 
@@ -108,9 +108,9 @@ def test_latents_are_shifted_as_the_xl_vae_says(tmp_path: Path) -> None:
     edit(folder / "vae" / "config.json", latents_mean=mean, latents_std=std)
     shifted, factor = load(folder), plain.vae.config.scaling_factor
     moved = latents * torch.tensor(std).view(1, 4, 1, 1) + factor * torch.tensor(mean).view(1, 4, 1, 1)
-    pictures = [shifted.decode(latents)[0].int(), plain.decode(moved)[0].int(), plain.decode(latents)[0].int()]
-    assert (pictures[0] - pictures[1]).abs().max() <= 1
-    assert (pictures[0] - pictures[2]).abs().max() > 3
+    images = [shifted.decode(latents)[0].int(), plain.decode(moved)[0].int(), plain.decode(latents)[0].int()]
+    assert (images[0] - images[1]).abs().max() <= 1
+    assert (images[0] - images[2]).abs().max() > 3
 
 
 def test_tokens_are_counted_as_the_model_does(model: Path, family: Any) -> None:
@@ -120,22 +120,22 @@ def test_tokens_are_counted_as_the_model_does(model: Path, family: Any) -> None:
 
 
 @pytest.mark.parametrize(("letters", "truncated"), [(0, False), (75, False), (76, True), (500, True)])
-def test_truncation_is_told(sd1: Any, letters: int, truncated: bool) -> None:  # noqa: FBT001
+def test_truncation_is_reported(sd1: Any, letters: int, truncated: bool) -> None:  # noqa: FBT001
     tokens = sd1.tokenize("x" * letters)
     assert (tokens.count, tokens.truncated) == (letters + 2, truncated)
 
 
-def test_the_cache_is_bounded_and_forgets_the_least_recently_used() -> None:
+def test_the_text_cache_is_bounded_and_drops_the_least_recently_used() -> None:
     encoded: list[list[int]] = []
 
     def encode(prompts: Sequence[Prompt]) -> list[Tensors]:
         encoded.append([prompt.tokens.count for prompt in prompts])
-        return [{"states": torch.tensor(prompt.tokens.count)} for prompt in prompts]
+        return [{"encoder_hidden_states": torch.tensor(prompt.tokens.count)} for prompt in prompts]
 
     cache = TextCache(encode, size=2)
     for wanted in [[1], [2], [1], [3], [1], [2], [4, 1, 5, 4, 2]]:
         got = cache.get([Prompt(TokenizedPrompt(((),), count=each)) for each in wanted])
-        assert [int(each["states"]) for each in got] == wanted
+        assert [int(each["encoder_hidden_states"]) for each in got] == wanted
     assert encoded == [[1], [2], [3], [2], [4, 5]]
     assert len(cache) == 2
 
@@ -167,11 +167,11 @@ def test_half_precision(model: Path, dtype: torch.dtype) -> None:
     assert family.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype)  # force_upcast
     [text] = family.encode([Prompt(family.tokenize("a cat"))])
     assert {tensor.dtype for tensor in text.values()} == {dtype}
-    told = {name: tensor[None] for name, tensor in {**text, **family.size_tensors(64, 64)}.items()}
-    output = family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), told)
+    conditioning = {name: tensor[None] for name, tensor in {**text, **family.size_conditioning(64, 64)}.items()}
+    output = family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), conditioning)
     assert output.dtype == torch.float32
-    pictures, finite = family.decode(torch.randn(2, 4, 8, 8))
-    assert (pictures.shape, pictures.dtype, finite.tolist()) == ((2, 64, 64, 3), torch.uint8, [True, True])
+    images, finite = family.decode(torch.randn(2, 4, 8, 8))
+    assert (images.shape, images.dtype, finite.tolist()) == ((2, 64, 64, 3), torch.uint8, [True, True])
 
 
 def test_decoding_in_float32_is_exact_and_leaves_the_vae_as_it_was(folder: Path) -> None:
@@ -192,50 +192,50 @@ def test_a_folder_of_pickles_is_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_what_is_no_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_or_name_without_a_model_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match=r"no model_index\.json there"):
         load(tmp_path)
     with pytest.raises(ModelError, match=r"no model_index\.json there"):
         load(tmp_path / "nowhere")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"nobody/nothing: not in the local hub cache .*HF_HUB_OFFLINE"):
-        load("nobody/nothing")
+    with pytest.raises(ModelError, match=r"unknown/nothing: not in the local hub cache, .*HF_HUB_OFFLINE"):
+        load("unknown/nothing")
 
 
 @pytest.mark.parametrize(
-    ("file", "fields", "says"),
+    ("file", "fields", "message"),
     [
         ("model_index.json", {"_class_name": "FluxPipeline"}, "names the pipeline 'FluxPipeline'"),
-        ("unet/config.json", {"in_channels": 9}, "no text-to-image model"),
+        ("unet/config.json", {"in_channels": 9}, "not a text-to-image model"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep', not None; use a plain"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time', not None"),
         ("unet/config.json", {"block_out_channels": [32, 128]}, "cannot be loaded"),
         ("scheduler/scheduler_config.json", {"_class_name": "Nonsense"}, "no scheduler 'Nonsense'"),
     ],
 )
-def test_models_that_are_not_ours_are_refused(folder: Path, file: str, fields: dict[str, Any], says: str) -> None:
+def test_unsupported_models_are_refused(folder: Path, file: str, fields: dict[str, Any], message: str) -> None:
     edit(folder / file, **fields)
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError, match=message):
         load(folder)
 
 
 @pytest.mark.parametrize(
-    ("file", "fields", "says"),
+    ("file", "fields", "message"),
     [
         ("unet/config.json", {"projection_class_embeddings_input_dim": 208}, "is 208, but .* make 240: use a base"),
         ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type is None, not 'text_time'"),
-        ("unet/config.json", {"in_channels": 9}, "no text-to-image model"),
-        ("tokenizer_2/vocab.json", {"<|more|>": 514}, "tokenizer and tokenizer_2 have other words"),
+        ("unet/config.json", {"in_channels": 9}, "not a text-to-image model"),
+        ("tokenizer_2/vocab.json", {"<|more|>": 514}, "tokenizer and tokenizer_2 have different vocabularies"),
     ],
 )
-def test_xl_models_that_are_not_ours_are_refused(tmp_path: Path, file: str, fields: dict[str, Any], says: str) -> None:
+def test_unsupported_xl_models_are_refused(tmp_path: Path, file: str, fields: dict[str, Any], message: str) -> None:
     folder = make_tiny(tmp_path / "model", kind="sdxl")
     edit(folder / file, **fields)
-    with pytest.raises(ModelError, match=says):
+    with pytest.raises(ModelError, match=message):
         load(folder)
 
 
-def test_a_broken_or_missing_part_is_refused(folder: Path) -> None:
+def test_a_missing_or_invalid_part_is_refused(folder: Path) -> None:
     shutil.rmtree(folder / "vae")
     with pytest.raises(ModelError, match="vae: no weights there"):
         load(folder)
@@ -244,7 +244,7 @@ def test_a_broken_or_missing_part_is_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_the_digest_belongs_to_the_weights(tmp_path: Path) -> None:
+def test_the_digest_depends_on_the_weights_only(tmp_path: Path) -> None:
     first = make_tiny(tmp_path / "first")
     again = make_tiny(tmp_path / "again")
     other = make_tiny(tmp_path / "other", seed=1)
@@ -255,7 +255,7 @@ def test_the_digest_belongs_to_the_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
-def test_the_stand_in_is_the_same_bytes_each_time(tmp_path: Path, kind: Kind) -> None:
+def test_the_tiny_model_has_the_same_bytes_each_time(tmp_path: Path, kind: Kind) -> None:
     state = torch.get_rng_state()
     places = [make_tiny(tmp_path / name, kind=kind) for name in ("a", "b")]
     assert torch.equal(torch.get_rng_state(), state)
@@ -263,11 +263,11 @@ def test_the_stand_in_is_the_same_bytes_each_time(tmp_path: Path, kind: Kind) ->
     assert files
     for file in files:
         assert (places[0] / file).read_bytes() == (places[1] / file).read_bytes(), file
-    assert make_tiny(places[0], seed=7) == places[0]  # left alone
+    assert make_tiny(places[0], seed=7) == places[0]  # unchanged
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-def test_the_stand_ins_layouts(model: Path, pipeline: Any) -> None:
+def test_the_tiny_models_cover_both_layouts(model: Path, pipeline: Any) -> None:
     kind = model.name
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

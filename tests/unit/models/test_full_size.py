@@ -1,4 +1,4 @@
-"""Stable diffusion 1.4's own shapes, with random weights: about 6 GB and a minute; out of CI."""
+"""A model of Stable Diffusion 1.4's shapes with random weights: about 6 GB and a minute, so not in CI."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 
 def parts(tokenizer_folder: Path) -> dict[str, Any]:
-    """The modules, and a tokenizer of single bytes."""
+    """Return the modules, and a tokenizer of single bytes."""
     from transformers import CLIPTokenizer
 
     scheduler = {
@@ -44,7 +44,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> StableDiffusion:
 
 
 @pytest.mark.timeout(1200)
-def test_a_picture_goes_through_the_papers_shapes(full: StableDiffusion) -> None:
+def test_an_image_has_the_papers_shapes_at_every_level(full: StableDiffusion) -> None:
     levels: list[tuple[str, int]] = []
     blocks = {
         "in": full.unet.conv_in,
@@ -54,22 +54,22 @@ def test_a_picture_goes_through_the_papers_shapes(full: StableDiffusion) -> None
         "out": full.unet.conv_out,
     }
 
-    def note(name: str) -> Any:
+    def record(name: str) -> Any:
         return lambda _module, _args, output: levels.append(
             (name, (output[0] if isinstance(output, tuple) else output).shape[-1])
         )
 
-    hooks = [block.register_forward_hook(note(name)) for name, block in blocks.items()]
+    hooks = [block.register_forward_hook(record(name)) for name, block in blocks.items()]
     assert (full.native_width, full.native_height, full.latent_channels) == (512, 512, 4)
     [text] = full.encode([Prompt(full.tokenize("a photograph of an astronaut riding a horse"))])
-    assert text["states"].shape == (77, 768)
+    assert text["encoder_hidden_states"].shape == (77, 768)
 
     shapes = []
     engine = Engine(
         full,
         slots=1,
-        row_counts=full_batch,
-        on_step=lambda _job, _call, _calls, latents: shapes.append(tuple(latents.shape)),
+        batch_sizes=full_batch,
+        on_step=lambda _image, latents: shapes.append(tuple(latents.shape)),
     )
     engine.admit(Job(batch="b", index=0, prompt="an astronaut", seed=1, num_inference_steps=2, scheduler="euler"))
     results = []
@@ -79,9 +79,9 @@ def test_a_picture_goes_through_the_papers_shapes(full: StableDiffusion) -> None
         hook.remove()
 
     assert shapes == [(4, 64, 64)] * 2
-    one_call = [("in", 64), ("down0", 32), ("down1", 16), ("down2", 8), ("down3", 8), ("middle", 8),
+    one_forward = [("in", 64), ("down0", 32), ("down1", 16), ("down2", 8), ("down3", 8), ("middle", 8),
                 ("up0", 16), ("up1", 32), ("up2", 64), ("up3", 64), ("out", 64)]  # fmt: skip
-    assert levels == one_call * 2
+    assert levels == one_forward * 2
     (result,) = results
     assert isinstance(result, Rendered), result
     assert result.pixels.shape == (512, 512, 3)

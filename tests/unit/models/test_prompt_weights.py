@@ -1,4 +1,4 @@
-"""Reading prompts with weights, and cutting their tokens into chunks: no model is needed for either."""
+"""Parsing weighted prompts, and splitting their tokens into chunks; neither needs a model."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from latentfarm_worker.models.prompt_weights import WeighedToken, WeightedText, chunked, parse
+from latentfarm_worker.models.prompt_weights import WeightedText, WeightedToken, parse, split_chunks
 
 pytestmark = pytest.mark.unit
 
-#: texts in which every mark comes up often
+#: texts in which every mark occurs often
 MARKED = st.lists(st.sampled_from([*"ab ,()[]\\:.+-129", "BREAK", " BREAK ", ":1.2)"]), max_size=60).map("".join)
 WORDS = st.text(st.characters(exclude_characters="()[]\\", exclude_categories=["Cs"]), max_size=40)
 ROOM, COMMA = 75, 7
@@ -51,7 +51,7 @@ def weights_of(prompt: str) -> list[tuple[str, Any]]:
          (" a ", 1.1), ("hill", 0.55), (", sun, ", 1.1), ("sky", 1.4641), (".", 1.1)]),
     ],
 )  # fmt: skip
-def test_brackets_weigh_what_they_hold(prompt: str, pieces: list[tuple[str, float]]) -> None:
+def test_brackets_weight_the_text_inside(prompt: str, pieces: list[tuple[str, float]]) -> None:
     assert weights_of(prompt) == pieces
 
 
@@ -69,14 +69,14 @@ def test_break_begins_a_section(prompt: str, sections: list[list[str]]) -> None:
     assert [[piece.text for piece in section] for section in parse(prompt)] == sections
 
 
-def test_brackets_go_on_behind_a_break() -> None:
+def test_brackets_continue_after_a_break() -> None:
     assert parse("(a BREAK b:2) c") == [[WeightedText("a", 2.0)], [WeightedText("b", 2.0), WeightedText(" c", 1.0)]]
 
 
 @given(st.one_of(st.text(), MARKED))
 @example("(" * 4096)
 @example(":" + "9" * 400 + ")" + "(a:" + "9" * 400 + ")")
-def test_any_text_is_read_and_only_marks_are_lost(prompt: str) -> None:
+def test_any_text_is_parsed_and_loses_only_its_marks(prompt: str) -> None:
     sections = parse(prompt)
     kept = "".join(piece.text for section in sections for piece in section)
     letters = iter(prompt)
@@ -87,19 +87,19 @@ def test_any_text_is_read_and_only_marks_are_lost(prompt: str) -> None:
 
 
 @given(WORDS.filter(lambda text: "BREAK" not in text))
-def test_a_text_without_marks_stays_as_it_is(text: str) -> None:
+def test_a_text_without_marks_is_unchanged(text: str) -> None:
     assert parse(text) == [[WeightedText(text, 1.0)] if text else []]
 
 
 @given(MARKED.filter(lambda text: "BREAK" not in text))
-def test_what_is_escaped_comes_back(text: str) -> None:
+def test_escaped_text_is_unchanged(text: str) -> None:
     escaped = "".join(f"\\{letter}" if letter in "()[]\\" else letter for letter in text)
     assert "".join(piece.text for piece in parse(escaped)[0]) == text
     assert all(piece.weight == 1.0 for piece in parse(escaped)[0])
 
 
 @given(st.lists(st.one_of(st.sampled_from(["()", "[]"]), st.floats(-2, 2).map(lambda each: round(each, 3)))))
-def test_weights_are_the_product_of_the_brackets_around(brackets: Sequence[str | float]) -> None:
+def test_a_weight_is_the_product_of_its_brackets(brackets: Sequence[str | float]) -> None:
     prompt, product = "x", 1.0
     for each in brackets:
         if isinstance(each, float):
@@ -111,12 +111,12 @@ def test_weights_are_the_product_of_the_brackets_around(brackets: Sequence[str |
     assert math.isclose(piece.weight, product, rel_tol=1e-9)
 
 
-def tokens(numbers: Sequence[int]) -> list[WeighedToken]:
-    return [WeighedToken(number, 1.0) for number in numbers]
+def tokens(numbers: Sequence[int]) -> list[WeightedToken]:
+    return [WeightedToken(number, 1.0) for number in numbers]
 
 
 def lengths(*sections: Sequence[int]) -> list[int]:
-    return [len(chunk) for chunk in chunked([tokens(section) for section in sections], room=ROOM, comma=COMMA)]
+    return [len(chunk) for chunk in split_chunks([tokens(section) for section in sections], room=ROOM, comma=COMMA)]
 
 
 def test_chunks_are_filled() -> None:
@@ -124,7 +124,7 @@ def test_chunks_are_filled() -> None:
         [0], [1], [75], [75, 1], [75, 75], [75, 75, 50]]  # fmt: skip
 
 
-def test_a_break_ends_a_chunk_and_one_at_the_end_begins_none() -> None:
+def test_a_break_ends_a_chunk_and_one_at_the_end_adds_none() -> None:
     assert lengths([1] * 3, [1] * 80, []) == [3, 75, 5]
     assert lengths([], [1]) == [0, 1]
     assert lengths([], []) == [0]
@@ -135,21 +135,21 @@ def test_a_break_ends_a_chunk_and_one_at_the_end_begins_none() -> None:
     ("comma", "cut"),
     [(74, 75), (73, 74), (55, 56), (54, 75), (0, 75)],
 )
-def test_a_full_chunk_ends_behind_a_comma_that_is_near(comma: int, cut: int) -> None:
+def test_a_full_chunk_ends_after_a_near_comma(comma: int, cut: int) -> None:
     words = [1] * 100
     words[comma] = COMMA
     assert lengths(words) == [cut, 100 - cut]
 
 
-def test_a_comma_just_behind_a_full_chunk_keeps_it_full() -> None:
+def test_a_comma_right_after_a_full_chunk_keeps_it_full() -> None:
     words = [1] * 100
     words[70] = words[75] = COMMA
     assert lengths(words) == [75, 25]
 
 
 @given(st.lists(st.lists(st.sampled_from([1, 2, COMMA]), max_size=400), min_size=1, max_size=5), st.integers(1, 80))
-def test_chunks_lose_nothing_and_have_room(sections: list[list[int]], room: int) -> None:
-    chunks = chunked([tokens(section) for section in sections], room=room, comma=COMMA)
+def test_chunks_lose_no_token_and_keep_to_their_room(sections: list[list[int]], room: int) -> None:
+    chunks = split_chunks([tokens(section) for section in sections], room=room, comma=COMMA)
     assert chunks
     assert max(map(len, chunks)) <= room
     assert [token.number for chunk in chunks for token in chunk] == [each for section in sections for each in section]

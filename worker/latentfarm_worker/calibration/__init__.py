@@ -1,1 +1,1 @@
-"""Measurements that are made once for a device and cached."""
+"""Measurements of a device, made once and cached."""

@@ -1,4 +1,4 @@
-"""What was measured on this machine, remembered: files that its workers share, so that one start finds out for all."""
+"""Calibration results, cached in files that the workers of a machine share, so that one of them measures for all."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ log = logging.getLogger(__name__)
 
 
 class CalibrationCache(Generic[T]):
-    """A file of them below the cache folder, by a key that says of what; its values are of type ``kind``."""
+    """A JSON file ``name`` in the folder ``cache``: values of type ``kind`` by key."""
 
     def __init__(self, cache: Path, name: str, kind: type[T]) -> None:
         self._cache, self._name = cache, name
         self._record = TypeAdapter(dict[str, kind])  # type: ignore[valid-type]
 
     def find(self, key: str, measure: Callable[[], T]) -> tuple[T, bool]:
-        """Return what is remembered, or measure it; and whether it was remembered.
+        """Return the cached value, or measure it; and whether it was cached.
 
-        Only one process of a machine measures at a time, the others wait for what it finds.
+        A file lock lets one process measure at a time. The others wait for its result.
         """
         with self._locked() as file:
             known = self._read(file)
@@ -42,12 +42,12 @@ class CalibrationCache(Generic[T]):
 
     @contextmanager
     def _locked(self) -> Iterator[Path | None]:
-        """Give the file to the one process that may use it; None where nothing can be written."""
+        """Yield the locked file; None if the folder is not writable."""
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
             lock = (self._cache / f"{self._name}.lock").open("w")
         except OSError as error:
-            log.warning("what is measured is not remembered: %s; set LATENTFARM_CACHE_DIR to a folder of yours", error)
+            log.warning("calibration is not cached: %s; set LATENTFARM_CACHE_DIR to a writable folder", error)
             yield None
             return
         with lock:
@@ -58,7 +58,7 @@ class CalibrationCache(Generic[T]):
         try:
             return self._record.validate_json(file.read_bytes()) if file is not None else {}
         except (OSError, ValueError):
-            # there is none yet, or it is none of ours: it is written anew
+            # missing or invalid: it is written again
             return {}
 
     def _write(self, file: Path | None, known: dict[str, T]) -> None:
@@ -69,13 +69,13 @@ class CalibrationCache(Generic[T]):
 
 
 def device_name(device: torch.device) -> str:
-    """Return what tells a device from others, as far as a model's speed goes."""
+    """Return a name that devices of equal speed share: the GPU's model, or the CPU's architecture and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()}, {torch.get_num_threads()} threads"
 
 
 def cache_key(family: Family, *details: str) -> str:
-    """Return what a measurement holds for: the device, the model, its dtype, torch, and what else it depends on."""
+    """Return the conditions of a measurement: device, model, ``details``, dtype and torch version."""
     dtype = str(family.dtype).removeprefix("torch.")
     return ", ".join([device_name(family.device), family.model_digest, *details, dtype, f"torch {torch.__version__}"])

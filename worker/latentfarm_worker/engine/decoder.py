@@ -1,10 +1,10 @@
-"""After the last step: latents to pixels in groups, looked at on the device, copied off it while the next steps run."""
+"""Decode finished latents in fixed-size groups, validate them on the device, copy them to the host asynchronously."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -18,23 +18,29 @@ from latentfarm_worker.models.base import Family
 
 log = logging.getLogger(__name__)
 
-#: pictures of the native size in one call of a decoder; a CPU gains nothing by more than one
+#: images of the native size in one forward pass of the decoder; a CPU gains nothing by more than one
 _GROUP = {"cuda": 8}
-#: steps that a finished image waits for others to be decoded with
-_PATIENCE = 8
+#: steps that a finished image waits for others to fill its group
+_MAX_WAIT_STEPS = 8
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A finished picture.
+    """A finished image.
 
-    ``pixels``: uint8 (height, width, 3) on the CPU. ``scheduler``: diffusers' class name. ``slots``: those of an
-    engine that gives the same bytes. ``truncated``: which of ``prompt`` and ``negative_prompt`` lost their end.
-    ``tiled``: whether it was decoded in tiles, for want of memory. ``timings``: seconds of ``text``, ``denoise`` (on
-    the wall, from admission to the last step) and ``decode`` (its share of the group's).
+    Attributes:
+        handle: the caller's key, as given to ``Engine.prepare``.
+        pixels: uint8 (height, width, 3) on the CPU.
+        scheduler: diffusers' class name.
+        slots: the engine's slots for this shape when the image began; with the same number the bytes are the same.
+        truncated: the job's fields whose text was cut off, ``prompt`` and ``negative_prompt``.
+        tiled: whether it was decoded in tiles, for lack of memory.
+        timings: seconds of ``wait``, ``text``, ``denoise`` (wall clock, from admission to the last step) and
+            ``decode`` (its share of the group's).
     """
 
     job: Job
+    handle: Hashable
     pixels: torch.Tensor
     width: int
     height: int
@@ -48,45 +54,46 @@ class Rendered:
 
 @dataclass(frozen=True)
 class Failed:
-    """A job that failed by its own fault; its neighbours did not notice."""
+    """A job that failed through its own fault. Other images are not affected."""
 
     job: Job
+    handle: Hashable
     error: JobError
 
 
 @dataclass(frozen=True)
-class _Copy:
-    """A picture on its way off the device: uint8 (H, W, 3), bool (3,) and, on a GPU, what tells that they are here."""
+class _HostTransfer:
+    """A decoded image on its way to the host: pixels uint8 (H, W, 3), validity bool (3,)."""
 
     pixels: torch.Tensor
-    marks: torch.Tensor
+    validity: torch.Tensor
     tiled: bool
-    clock: _Clock
+    timer: _DecodeTimer
 
 
 @dataclass
-class _Finished:
-    """An image whose last step is made; ``waited``: the engine's steps since."""
+class _PendingDecode:
+    """An image after its last step, with its latents (C, h, w) and the steps that it has waited."""
 
     image: ImageState
     latents: torch.Tensor
     waited: int = 0
-    copy: _Copy | None = None
+    transfer: _HostTransfer | None = None
 
 
 class Decoder:
-    """Takes finished latents and gives pictures, a fixed number at a time, so that a picture's bytes are its own.
+    """Decodes images in groups of a fixed size, so that an image's bytes do not depend on the others.
 
-    Where memory runs out, the groups of a size are halved for good; a picture that does not fit alone is decoded in
-    tiles, and fails only if that does not fit either.
+    If memory runs out, the groups of a size are halved for good. An image that does not fit alone is decoded in tiles.
+    If that does not fit either, its job fails.
     """
 
-    def __init__(self, family: Family, *, on_call: Callable[[], None]) -> None:
+    def __init__(self, family: Family, *, on_forward: Callable[[], None]) -> None:
         self._family = family
-        self._on_call = on_call
-        self._waiting: list[_Finished] = []
-        self._leaving: list[_Finished] = []
-        #: by (height, width) of the latents: pictures in a group; 0 for one, in tiles
+        self._on_forward = on_forward
+        self._waiting: list[_PendingDecode] = []
+        self._transfers: list[_PendingDecode] = []
+        #: by (height, width) of the latents: images in a group; 0 for one, in tiles
         self._limits: dict[tuple[int, int], int] = {}
         self._stream: torch.cuda.Stream | None = None
         if family.device.type == "cuda":
@@ -94,42 +101,39 @@ class Decoder:
 
     @property
     def images(self) -> list[ImageState]:
-        """The images that are not handed out yet; any thread may ask."""
-        return [finished.image for finished in (*tuple(self._leaving), *tuple(self._waiting))]
+        """Return the images that ``advance`` has not returned yet. Thread-safe."""
+        return [pending.image for pending in (*tuple(self._transfers), *tuple(self._waiting))]
 
     def add(self, image: ImageState, latents: torch.Tensor) -> None:
-        """Take an image whose last step is made, with its latents (C, h, w), which are copied."""
-        self._waiting.append(_Finished(image, latents.clone()))
+        """Add an image after its last step, with its latents (C, h, w), which are copied."""
+        self._waiting.append(_PendingDecode(image, latents.clone()))
 
-    def drop(self, name: str) -> bool:
-        """Forget the job ``name``; return whether it was here."""
-        for queue in (self._waiting, self._leaving):
-            for finished in queue:
-                if finished.image.job.name == name:
-                    queue.remove(finished)
+    def drop(self, handle: Hashable) -> bool:
+        """Drop an image; return whether it was here."""
+        for queue in (self._waiting, self._transfers):
+            for pending in queue:
+                if pending.image.handle == handle:
+                    queue.remove(pending)
                     return True
         return False
 
-    def clear(self) -> list[Job]:
-        """Forget everything; return those jobs."""
-        jobs = [image.job for image in self.images]
+    def clear(self) -> None:
+        """Drop every image."""
         self._waiting.clear()
-        self._leaving.clear()
-        return jobs
+        self._transfers.clear()
 
-    def advance(self, *, hurry: bool) -> list[Rendered | Failed]:
-        """Decode what makes a full group, or has waited long enough; return what has left the device.
+    def advance(self, *, flush: bool) -> list[Rendered | Failed]:
+        """Decode groups that are full or have waited long enough; return the images that have reached the host.
 
-        ``hurry``: nothing else is to be done meanwhile. If something breaks, what was finished before counts first, and
-        the next call meets the error again.
+        ``flush``: decode and wait now. On an error, return the images finished so far; the next call raises it.
         """
-        for finished in self._waiting:
-            finished.waited += 1
+        for pending in self._waiting:
+            pending.waited += 1
         outcomes: list[Rendered | Failed] = []
         try:
-            while group := self._next_group(hurry=hurry):
+            while group := self._next_group(flush=flush):
                 outcomes += self._decode(group)
-            self._collect(outcomes, wait=hurry)
+            self._collect(outcomes, wait=flush)
         except Exception:
             with suppress(Exception):
                 self._collect(outcomes, wait=True)
@@ -146,82 +150,84 @@ class Decoder:
         native = self._family.native_width * self._family.native_height // self._family.vae_scale_factor**2
         return max(1, _GROUP.get(self._family.device.type, 1) * native // max(native, height * width))
 
-    def _next_group(self, *, hurry: bool) -> list[_Finished]:
-        """Return the oldest image and those of its size that fill its group, if it is time."""
+    def _next_group(self, *, flush: bool) -> list[_PendingDecode]:
+        """Return the oldest image and others of its size, if the group is full or due."""
         if not self._waiting:
             return []
         oldest = self._waiting[0]
-        alike = [finished for finished in self._waiting if finished.latents.shape == oldest.latents.shape]
+        alike = [pending for pending in self._waiting if pending.latents.shape == oldest.latents.shape]
         size = max(1, self._group_size(oldest.latents))
-        if len(alike) < size and oldest.waited < _PATIENCE and not hurry:
+        if len(alike) < size and oldest.waited < _MAX_WAIT_STEPS and not flush:
             return []
         return alike[:size]
 
-    def _decode(self, group: list[_Finished]) -> list[Failed]:
-        """Decode a group; where memory runs out, remember it for the next try, or give up a job that is alone."""
+    def _decode(self, group: list[_PendingDecode]) -> list[Failed]:
+        """Decode a group. If memory runs out, halve its size for the next try, or fail an image that is alone."""
         latents = group[0].latents
         size, message = self._group_size(latents), ""
         try:
-            self._send_off(group, size)
+            self._decode_async(group, size)
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise
             message = str(error).partition("\n")[0]
-        # out here, where no traceback holds the decoder's tensors any more
+        # outside the handler, whose traceback holds the decoder's tensors
         if message and latents.device.type == "cuda":
             torch.cuda.empty_cache()
         if message and size > 0:
             self._limits[latents.shape[1], latents.shape[2]] = size // 2
-            log.warning("%s: %d pictures in a group from now on, 0 is one in tiles", message, size // 2)
+            log.warning("%s: %d images in a group from now on; 0 means one, in tiles", message, size // 2)
             return []
-        self._waiting = [finished for finished in self._waiting if finished not in group]
-        return [Failed(finished.image.job, out_of_memory(message)) for finished in group if message]
+        self._waiting = [pending for pending in self._waiting if pending not in group]
+        failed = [pending.image for pending in group if message]
+        return [Failed(image.job, image.handle, out_of_memory(message)) for image in failed]
 
-    def _send_off(self, group: list[_Finished], size: int) -> None:
-        """Decode a group, padded to its size, and begin to copy it off the device."""
-        clock = _Clock(self._family.device, pictures=len(group))
-        self._on_call()
-        latents = [finished.latents for finished in group]
+    def _decode_async(self, group: list[_PendingDecode], size: int) -> None:
+        """Decode a group, padded to its size, and begin its copy to the host."""
+        timer = _DecodeTimer(self._family.device, images=len(group))
+        self._on_forward()
+        latents = [pending.latents for pending in group]
         stacked = torch.stack([*latents, *[torch.zeros_like(latents[0])] * (size - len(group))])
         pixels, finite = self._family.decode(stacked, tiled=True) if size == 0 else self._family.decode(stacked)
-        marks = _marks(stacked, pixels, finite)
-        clock.decoded()
+        validity = _validity(stacked, pixels, finite)
+        timer.decoded()
         if self._stream is not None:
-            pixels, marks = _copy_off(pixels, self._stream), _copy_off(marks, self._stream)
-        clock.copied(self._stream)
-        for at, finished in enumerate(group):
-            finished.copy = _Copy(pixels[at], marks[at], tiled=size == 0, clock=clock)
-        self._leaving += group
+            pixels, validity = _copy_async(pixels, self._stream), _copy_async(validity, self._stream)
+        timer.copied(self._stream)
+        for at, pending in enumerate(group):
+            pending.transfer = _HostTransfer(pixels[at], validity[at], tiled=size == 0, timer=timer)
+        self._transfers += group
 
-    # -- pictures --------------------------------------------------------------------------------------------
+    # -- images ----------------------------------------------------------------------------------------------
 
     def _collect(self, outcomes: list[Rendered | Failed], *, wait: bool) -> None:
-        """Add what has left the device to ``outcomes``, in order."""
-        while self._leaving:
-            finished = self._leaving[0]
-            assert finished.copy is not None  # noqa: S101 (it was sent off)
-            if not finished.copy.clock.arrived(wait=wait):
+        """Append the images that have reached the host to ``outcomes``, in order."""
+        while self._transfers:
+            pending = self._transfers[0]
+            assert pending.transfer is not None  # noqa: S101 (_decode_async set it)
+            if not pending.transfer.timer.arrived(wait=wait):
                 return
             try:
-                outcomes.append(self._picture(finished.image, finished.latents, finished.copy))
+                outcomes.append(self._image(pending.image, pending.latents, pending.transfer))
             except JobError as error:
-                outcomes.append(Failed(finished.image.job, error))
-            self._leaving.pop(0)
+                outcomes.append(Failed(pending.image.job, pending.image.handle, error))
+            self._transfers.pop(0)
 
-    def _picture(self, image: ImageState, latents: torch.Tensor, copy: _Copy) -> Rendered:
-        """Return a picture; what is none is decoded once more, with the VAE in float32."""
-        seconds = copy.clock.seconds
+    def _image(self, image: ImageState, latents: torch.Tensor, transfer: _HostTransfer) -> Rendered:
+        """Return the image. If it is not finite or blank, decode it again with a float32 VAE."""
+        seconds = transfer.timer.seconds
         try:
-            _check(copy.marks, copy.pixels)
-            pixels = copy.pixels
+            _require_valid(transfer.validity, transfer.pixels)
+            pixels = transfer.pixels
         except JobError:
-            if self._family.vae_dtype == torch.float32 or not copy.marks[0]:
+            if self._family.vae_dtype == torch.float32 or not transfer.validity[0]:
                 raise
             began = time.perf_counter()
-            pixels = self._in_float32(latents)
+            pixels = self._decode_in_float32(latents)
             seconds += time.perf_counter() - began
         return Rendered(
             job=image.job,
+            handle=image.handle,
             pixels=pixels,
             width=pixels.shape[1],
             height=pixels.shape[0],
@@ -229,27 +235,27 @@ class Decoder:
             slots=image.slots,
             plan_digest=image.plan.digest,
             truncated=image.truncated,
-            tiled=copy.tiled,
+            tiled=transfer.tiled,
             timings={**image.timings, "decode": seconds},
         )
 
-    def _in_float32(self, latents: torch.Tensor) -> torch.Tensor:
-        self._on_call()
+    def _decode_in_float32(self, latents: torch.Tensor) -> torch.Tensor:
+        self._on_forward()
         try:
             pixels, finite = self._family.decode(latents[None], float32=True)
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise
             raise out_of_memory(str(error).partition("\n")[0]) from None
-        _check(_marks(latents[None], pixels, finite)[0].cpu(), pixels[0])
+        _require_valid(_validity(latents[None], pixels, finite)[0].cpu(), pixels[0])
         return pixels[0].cpu()
 
 
-class _Clock:
-    """When a group was decoded and has left the device: by the device's own events where it runs ahead of the host."""
+class _DecodeTimer:
+    """Measures the decoding of a group and its arrival on the host, on a GPU with CUDA events."""
 
-    def __init__(self, device: torch.device, *, pictures: int) -> None:
-        self._pictures = pictures
+    def __init__(self, device: torch.device, *, images: int) -> None:
+        self._images = images
         self._began = time.perf_counter()
         self._seconds = 0.0
         self._events: list[torch.cuda.Event] = []
@@ -267,49 +273,50 @@ class _Clock:
             self._events[2].record(stream)
 
     def arrived(self, *, wait: bool) -> bool:
-        """Return whether the copy is here."""
         if self._events and wait:
             self._events[2].synchronize()
         return not self._events or bool(self._events[2].query())  # type: ignore[no-untyped-call]
 
     @property
     def seconds(self) -> float:
-        """One picture's share of the decoder's time, once it is here."""
+        """Return one image's share of the decoding time. Valid after ``arrived``."""
         if self._events:
-            return float(self._events[0].elapsed_time(self._events[1])) / 1000 / self._pictures
-        return self._seconds / self._pictures
+            return float(self._events[0].elapsed_time(self._events[1])) / 1000 / self._images
+        return self._seconds / self._images
 
 
-def _copy_off(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
-    """Begin to copy to the host's pinned memory beside what the device does next."""
+def _copy_async(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
+    """Begin a copy to pinned host memory on a side stream."""
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     stream.wait_stream(torch.cuda.current_stream(tensor.device))
     with torch.cuda.stream(stream):
         host.copy_(tensor, non_blocking=True)
-    # or the memory might be given to somebody else while it is still read
+    # without it, the allocator could reuse the memory before the copy has read it
     tensor.record_stream(stream)
     return host
 
 
-def _marks(latents: torch.Tensor, pixels: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
-    """Return bool (N, 3): the latents are finite, what the decoder gave is, and the picture is not of one colour.
+def _validity(latents: torch.Tensor, pixels: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
+    """Return bool (N, 3): the latents are finite, the decoder's output is, and the image has more than one colour.
 
-    No sampled picture is so even to the last bit: it is black, as a decoder that overflowed leaves it, or flat.
+    A sampled image never has one colour to the last bit. A decoder that overflows makes such images, mostly black.
     """
-    sound = torch.isfinite(latents).flatten(1).all(dim=1)
+    finite_latents = torch.isfinite(latents).flatten(1).all(dim=1)
     varied = (pixels != pixels[:, :1, :1]).flatten(1).any(dim=1)
-    return torch.stack([sound, finite, varied], dim=1)
+    return torch.stack([finite_latents, finite, varied], dim=1)
 
 
-def _check(marks: torch.Tensor, pixels: torch.Tensor) -> None:
-    """Raise JobError unless the marks (3,) are those of a picture."""
-    sound, finite, varied = marks.tolist()
-    if not sound:
-        raise JobError("nan", "the model's output was not finite; try another seed, less guidance or dtype float32")
+def _require_valid(validity: torch.Tensor, pixels: torch.Tensor) -> None:
+    """Raise JobError unless all of ``validity`` (3,) is true."""
+    finite_latents, finite, varied = validity.tolist()
+    if not finite_latents:
+        raise JobError(
+            "non_finite", "the model's output is not finite; try another seed, less guidance or dtype float32"
+        )
     if not finite:
-        raise JobError("nan", "the VAE decoder gave numbers that are not finite; try another seed or dtype float32")
+        raise JobError("non_finite", "the VAE decoder's output is not finite; try another seed or dtype float32")
     if not varied:
-        raise JobError("flat", f"every pixel is {pixels[0, 0].tolist()}; try another seed, or dtype float32")
+        raise JobError("blank_image", f"every pixel is {pixels[0, 0].tolist()}; try another seed, or dtype float32")
 
 
 def out_of_memory(message: str) -> JobError:

@@ -1,7 +1,7 @@
-"""The engine: continuous batching at the denoising step. It knows no Redis, no S3 and no Celery.
+"""Continuous batching at the denoising step. The engine imports no Redis, no S3 and no Celery.
 
-A job joins the batch at any step and leaves it when its own steps are done, whatever its neighbours' step
-count, scheduler, guidance or prompt. ``Engine.step`` is one iteration: admit, denoise one step, retire.
+An image joins the batch at any step and leaves it after its own last step, independent of the other images' step count,
+scheduler, guidance or prompt. ``Engine.step`` is one iteration: admit, denoise one step, retire.
 """
 
 from __future__ import annotations
@@ -9,48 +9,55 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 
 import torch
 
 from latentfarm.errors import JobError
-from latentfarm.job import DEFAULT_STEPS, Job
+from latentfarm.job import Job
+from latentfarm.limits import DEFAULT_STEPS
 from latentfarm_worker import device_errors
 from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
+from latentfarm_worker.engine.admission import AdmissionQueue
 from latentfarm_worker.engine.batch_sizes import BatchSizes, any_batch_size, exact_batch_sizes
 from latentfarm_worker.engine.decoder import Decoder, Failed, Rendered, out_of_memory
 from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.engine.text_cache import TextCache
-from latentfarm_worker.models.base import Family, LatentShape, native_shape
+from latentfarm_worker.latent_shape import LatentShape
+from latentfarm_worker.models.base import Family, native_shape
 from latentfarm_worker.models.text_encoder import Prompt, Tensors
 
 __all__ = ["Engine", "Failed", "Observer", "Rendered"]
 
 log = logging.getLogger(__name__)
 
-#: steps that the host may be ahead of the device: enough to keep it busy, few enough to hear of a cancellation
+#: steps that the host may be ahead of the device: enough to keep it busy, few enough to react to a cancellation
 _AHEAD = 2
 
-#: called after each step of each image: the job, its calls so far, its calls in all, its latents (C, h, w)
-Observer = Callable[[Job, int, int, torch.Tensor], None]
+#: called after each step of each image, with a view of its latents, float32 (C, h, w); a JobError fails the image
+Observer = Callable[[ImageState, torch.Tensor], None]
 
 
 class Engine:
     """Renders jobs on one device, many at once.
 
-    ``slots`` is the number of guided jobs of the native size that run together. ``row_counts`` says which numbers of
-    rows the model may be called with: by default those at which a job's bytes do not depend on its neighbours.
+    If memory runs out, a shape gets half its slots for the rest of the engine's life, and its running images start
+    again. So their bytes are those of one batch size, from the first step to the last.
 
-    Images of one shape run together. Those of another wait in line; so that they do not starve, and the batch does not
-    run half empty for each of them, they are passed by at most as many images as there are rows.
+    Only ``prepare`` and the properties and methods marked so are thread-safe; the rest belongs to one thread.
 
-    Where memory runs out, a shape gets half its slots for the rest of the engine's life, and what ran begins again
-    with them: so its bytes are still those of one number of rows, from the first step to the last.
+    Args:
+        family: the loaded model.
+        slots: guided images of the native size that run together.
+        batch_sizes: the batch sizes that the model may be called with
+            [default: those at which an image's bytes do not depend on other images].
+        on_step: called after each step of each image.
 
-    ``on_call`` is called before each call of the encoder, the model and the decoder: the engine moves.
+    Attributes:
+        on_forward: called before each forward pass of the text encoder, the model and the decoder, as a sign of life.
     """
 
     def __init__(
@@ -58,99 +65,72 @@ class Engine:
         family: Family,
         *,
         slots: int,
-        row_counts: BatchSizes = exact_batch_sizes,
+        batch_sizes: BatchSizes = exact_batch_sizes,
         on_step: Observer | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; write 1 or more")
         self.family = family
         self.slots = slots
-        self._row_counts = row_counts
-        #: by the shape and the rows of its full batch
-        self._known_counts: dict[tuple[LatentShape, int], tuple[int, ...]] = {}
         self.on_step = on_step
-        self.on_call: Callable[[], None] = lambda: None
+        self.on_forward: Callable[[], None] = lambda: None
+        self._batch_sizes = batch_sizes
+        #: by shape and rows of a full batch
+        self._known_sizes: dict[tuple[LatentShape, int], tuple[int, ...]] = {}
         self._texts = TextCache(family.encode)
-        self._decoder = Decoder(family, on_call=self._call)
-        self._waiting: deque[ImageState] = deque()
+        self._decoder = Decoder(family, on_forward=self._report_forward)
+        self._queue: AdmissionQueue[ImageState] = AdmissionQueue(slots=slots, native=native_shape(family))
         self._running: list[ImageState] = []
-        self._rows: DeviceBatch | None = None
-        #: the slots of shapes for which there was not enough memory
-        self._limits: dict[LatentShape, int] = {}
+        self._batch: DeviceBatch | None = None
         self._steps_begun: deque[torch.cuda.Event] = deque()
 
+    # -- state, thread-safe ----------------------------------------------------------------------------------
+
     @property
-    def exact(self) -> bool:
-        """Whether a job's bytes do not depend on its neighbours."""
-        return self._row_counts is not any_batch_size
+    def deterministic(self) -> bool:
+        """Whether an image's bytes are independent of the other images in the batch."""
+        return self._batch_sizes is not any_batch_size
 
     @property
     def free(self) -> int:
-        """How many more guided jobs of the native size there is room for, those waiting counted in."""
+        """Return how many more guided images of the native size fit now."""
         return self.free_within(0)
 
-    def free_within(self, calls: int) -> int:
-        """How many there will be room for after so many calls of the model; for any thread."""
-        staying = [image for image in tuple(self._running) if image.calls_left > calls]
-        taken = sum(len(image.rows) for image in staying)
-        taken += sum(len(image.prompts) for image in tuple(self._waiting))
-        return max(0, (2 * self._slots_of(native_shape(self.family)) - taken) // 2)
+    def free_within(self, evaluations: int) -> int:
+        """Return how many more guided images of the native size fit after so many model evaluations."""
+        staying = [image for image in tuple(self._running) if image.evaluations_left > evaluations]
+        return self._queue.free_slots(sum(len(image.rows) for image in staying))
 
     @property
     def slots_taken(self) -> float:
-        """How many slots the running images take, half a one if they have no guidance; for any thread."""
+        """Return the slots of the running images: 1 for one with guidance, 0.5 without."""
         return sum(len(image.rows) for image in tuple(self._running)) / 2
 
     @property
     def busy(self) -> bool:
-        """Whether anything waits, runs or is decoded."""
-        return bool(self._waiting or self._running or self._decoder.images)
+        """Whether any image waits, runs or is decoded."""
+        return bool(self._queue or self._running or self._decoder.images)
 
-    def warm_up(self) -> None:
-        """Make a picture that nobody wants, in two steps, and the plan that most jobs use.
+    def remaining(self) -> list[tuple[Hashable, int | None]]:
+        """Return each image's handle and the model evaluations that it still needs; None for one that waits."""
+        waiting = [(image.handle, None) for image in self._queue]
+        decoding = [(image.handle, 0) for image in self._decoder.images]
+        return [*waiting, *decoding, *((image.handle, image.evaluations_left) for image in tuple(self._running))]
 
-        A device's first calls, the first with each number of rows where something is compiled for it, and the first
-        probe of a scheduler take seconds that no job should wait for.
-        """
-        with suppress(JobError):
-            # a model may come with a scheduler that has no plan; its jobs name another
-            plan_for(self.family.scheduler_config, None, {}, DEFAULT_STEPS)
-        self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2, scheduler="euler"))
-        while self.busy:
-            self.step()
-        if self.family.compiled or self.family.device.type == "cuda":
-            try:
-                self._call_with_each_count(native_shape(self.family))
-            except Exception as error:
-                # if there is no memory for a full batch, the first one finds out, and begins again with less
-                if not device_errors.is_out_of_memory(error):
-                    raise
+    def prepare(self, job: Job, handle: Hashable = None) -> ImageState:
+        """Return a job with its sampling plan and tokens, ready to be admitted. Thread-safe.
 
-    def _call_with_each_count(self, shape: LatentShape) -> None:
-        counts = self._counts_of(shape)
-        inputs = dummy_inputs(self.family, shape, counts[-1])
-        for count in counts:
-            self.on_call()
-            self.family.predict(*inputs.first(count))
-
-    def calls_left(self) -> dict[str, int | None]:
-        """Return how many calls of the model each job still needs, None for one that waits; for any thread."""
-        waiting = dict.fromkeys(image.job.name for image in tuple(self._waiting))
-        decoded = dict.fromkeys((image.job.name for image in self._decoder.images), 0)
-        return {**waiting, **decoded, **{image.job.name: image.calls_left for image in tuple(self._running)}}
-
-    def prepare(self, job: Job) -> ImageState:
-        """Return what a job needs before it may begin: its plan and its tokens. Any thread may do so beforehand.
+        ``handle`` is the key under which the job is cancelled and reported [default: the job's name].
 
         Raises:
-            JobError: code ``scheduler``: its scheduler or options cannot be used; code ``prompt`` or ``clip_skip``: its
-                texts cannot be encoded as it asks.
+            JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a
+                text that cannot be encoded, ``clip_skip_out_of_range`` for more layers than the text encoder has.
 
         """
         family = self.family
         if job.clip_skip > family.max_clip_skip:
             raise JobError(
-                "clip_skip",
+                "clip_skip_out_of_range",
                 f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
             )
         plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
@@ -162,45 +142,69 @@ class Engine:
         prompts = tuple(
             Prompt(each.padded(chunks), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
         )
-        return ImageState(job, plan, LatentShape(height // factor, width // factor, chunks), width, height, prompts)
+        shape = LatentShape(height // factor, width // factor, chunks)
+        return ImageState(job, job.name if handle is None else handle, plan, shape, width, height, prompts)
+
+    # -- control ---------------------------------------------------------------------------------------------
+
+    def warm_up(self) -> None:
+        """Render one throwaway two-step image and build the default sampling plan.
+
+        The first forward pass of a device, of a compiled batch size, and the first probe of a scheduler take seconds.
+        Without this, the first job would wait for them.
+        """
+        with suppress(JobError):
+            # a model's own scheduler may have no plan; its jobs name another
+            plan_for(self.family.scheduler_config, None, {}, DEFAULT_STEPS)
+        self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2, scheduler="euler"))
+        while self.busy:
+            self.step()
+        if self.family.compiled or self.family.device.type == "cuda":
+            try:
+                self._call_with_each_size(native_shape(self.family))
+            except Exception as error:
+                # if a full batch does not fit, the first one reduces the slots
+                if not device_errors.is_out_of_memory(error):
+                    raise
 
     def admit(self, job: Job | ImageState) -> None:
-        """Queue a job, prepared or not; it starts with the next ``step`` that has room for it.
+        """Queue a job, prepared or not. It starts at the next ``step`` that has room for it.
 
         Raises:
-            JobError: as ``prepare``. Nothing is queued.
+            JobError: as ``prepare``; then nothing is queued.
 
         """
-        self._waiting.append(job if isinstance(job, ImageState) else self.prepare(job))
+        self._queue.append(job if isinstance(job, ImageState) else self.prepare(job))
 
     @torch.inference_mode()
-    def cancel(self, name: str) -> bool:
-        """Drop the job ``name``, wherever it is; its rows are free before the next step.
+    def cancel(self, handle: Hashable) -> bool:
+        """Drop an image that waits, runs or is decoded; its rows are free before the next step.
 
-        Returns whether it was there.
+        Return whether it was there.
         """
         for image in self._running:
-            if image.job.name == name:
-                self._leave(image)
+            if image.handle == handle:
+                self._remove(image)
                 return True
-        for image in self._waiting:
-            if image.job.name == name:
-                self._waiting.remove(image)
+        for image in self._queue:
+            if image.handle == handle:
+                self._queue.remove(image)
                 return True
-        return self._decoder.drop(name)
+        return self._decoder.drop(handle)
 
-    def clear(self) -> list[Job]:
-        """Drop everything that waits, runs or is decoded; return those jobs."""
-        images = [*self._running, *self._waiting]
-        self._waiting.clear()
+    def abort_all(self) -> list[Hashable]:
+        """Drop every image that waits, runs or is decoded; return their handles."""
+        handles = [image.handle for image in (*self._running, *self._queue, *self._decoder.images)]
+        self._queue.clear()
         self._running.clear()
-        # whatever broke may have left rows half taken
-        self._rows = None
-        return [*(image.job for image in images), *self._decoder.clear()]
+        self._decoder.clear()
+        # a broken step may have left rows half allocated
+        self._batch = None
+        return handles
 
     @torch.inference_mode()
     def step(self) -> list[Rendered | Failed]:
-        """Admit what waits, denoise everything by one step, retire what is finished."""
+        """Admit waiting images, denoise all running ones by one step, and retire the finished ones."""
         try:
             self._admit_waiting()
             self._denoise()
@@ -210,116 +214,101 @@ class Engine:
             message = str(error).partition("\n")[0]
         else:
             return self._retire()
-        # out here, where no traceback holds the step's tensors any more
-        return self._shrink(message)
+        # outside the handler, whose traceback holds the step's tensors
+        return self._reduce_batch_after_oom(message)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every row is either free or owned by exactly one running image."""
         owned = [row for image in self._running for row in image.rows]
-        everything = sorted([*owned, *(self._rows.free if self._rows else [])])
-        if everything != list(range(self._rows.count if self._rows else 0)):
+        everything = sorted([*owned, *(self._batch.free if self._batch else [])])
+        if everything != list(range(self._batch.count if self._batch else 0)):
             raise AssertionError(f"rows owned and free: {everything}")
-
-    def _call(self) -> None:
-        self.on_call()
 
     # -- admit -----------------------------------------------------------------------------------------------
 
     def _admit_waiting(self) -> None:
-        """Start the waiting images that fit, in their order; all texts that they need are encoded together."""
-        if not self._waiting:
+        """Start the waiting images that fit, and encode their prompts together."""
+        current = self._batch.shape if self._batch else None
+        shape = self._queue.next_shape(current, running=bool(self._running))
+        if shape is None:
             return
-        first = self._waiting[0]
-        if self._rows is None or (self._rows.shape != first.shape and not self._running):
-            self._rows = DeviceBatch(self.family, first.shape, self._counts_of(first.shape))
-        starting = self._next_images(self._rows)
+        if self._batch is None or self._batch.shape != shape:
+            self._batch = DeviceBatch(self.family, shape, self._sizes_of(shape))
+        batch = self._batch
+        starting = self._queue.next_images(shape, rows=batch.count, free=len(batch.free))
         if not starting:
             return
-        self.on_call()
+        self.on_forward()
         began = time.perf_counter()
         texts = iter(self._texts.get([prompt for image in starting for prompt in image.prompts]))
         text_s = (time.perf_counter() - began) / len(starting)
         for image in starting:
             image.timings["text"] = text_s
-            sizes = self.family.size_tensors(image.width, image.height)
-            guidance = self.family.guidance_tensors(image.job.guidance_scale)
-            self._start(image, self._rows, [{**next(texts), **sizes, **guidance} for _ in image.prompts])
-            self._waiting.remove(image)
+            size = self.family.size_conditioning(image.width, image.height)
+            guidance = self.family.guidance_conditioning(image.job.guidance_scale)
+            self._place(image, batch, [{**next(texts), **size, **guidance} for _ in image.prompts])
+            self._queue.remove(image)
 
-    def _next_images(self, rows: DeviceBatch) -> list[ImageState]:
-        """Return the waiting images that can begin now: those of the rows' shape that fit, in their order."""
-        starting: list[ImageState] = []
-        passed: list[ImageState] = []
-        free = len(rows.free)
-        for image in self._waiting:
-            if image.shape != rows.shape and image.passed < rows.count:
-                passed.append(image)
-                continue
-            # one that was passed often enough keeps everybody else waiting, until the batch has run empty for it
-            if image.shape != rows.shape or len(image.prompts) > free:
-                break
-            free -= len(image.prompts)
-            starting.append(image)
-            for other in passed:
-                other.passed += 1
-        return starting
+    def _place(self, image: ImageState, batch: DeviceBatch, conditioning: list[Tensors]) -> None:
+        """Draw an image's initial latents and allocate its rows."""
+        image.started = time.perf_counter()
+        image.timings["wait"] = image.started - image.queued - image.timings["text"]
+        image.slots = self._queue.max_slots(batch.shape)
+        image.generator.manual_seed(image.job.seed)
+        shape = (1, self.family.latent_channels, batch.shape.height, batch.shape.width)
+        noise = torch.randn(shape, generator=image.generator)
+        batch.allocate(image, conditioning, noise[0] * image.plan.init_noise_sigma)
+        self._running.append(image)
 
-    def _slots_of(self, shape: LatentShape) -> int:
-        return self._limits.get(shape, self.slots)
-
-    def _row_count(self, shape: LatentShape) -> int:
-        """Return the rows of a batch: fewer above the native area, at least 2."""
-        slots = self._slots_of(shape)
-        return max(2, min(2 * slots, 2 * slots * native_shape(self.family).area // shape.area))
-
-    def _counts_of(self, shape: LatentShape) -> tuple[int, ...]:
-        """Return with how many rows the model may be called, the last being the full batch."""
-        rows = self._row_count(shape)
-        if (shape, rows) not in self._known_counts:
+    def _sizes_of(self, shape: LatentShape) -> tuple[int, ...]:
+        """Return the batch sizes that the model may be called with; the last is the full batch."""
+        rows = self._queue.max_rows(shape)
+        if (shape, rows) not in self._known_sizes:
             try:
-                self._known_counts[shape, rows] = self._row_counts(self.family, shape, rows, on_call=self._call)
+                sizes = self._batch_sizes(self.family, shape, rows, on_forward=self._report_forward)
             except Exception as error:
                 if not device_errors.is_out_of_memory(error):
                     raise
-                # nor will it do for a full batch, as the next call finds out
+                # a full batch does not fit either: the next step reduces it
                 return (rows,)
-        return self._known_counts[shape, rows]
+            self._known_sizes[shape, rows] = sizes
+        return self._known_sizes[shape, rows]
 
-    def _start(self, image: ImageState, rows: DeviceBatch, told: list[Tensors]) -> None:
-        """Draw the initial latents and take rows."""
-        image.started = time.perf_counter()
-        image.timings["wait"] = image.started - image.queued - image.timings["text"]
-        image.slots = self._slots_of(rows.shape)
-        image.generator.manual_seed(image.job.seed)
-        shape = (1, self.family.latent_channels, rows.shape.height, rows.shape.width)
-        noise = torch.randn(shape, generator=image.generator)
-        rows.take(image, told, noise[0] * image.plan.init_noise_sigma)
-        self._running.append(image)
+    def _call_with_each_size(self, shape: LatentShape) -> None:
+        sizes = self._sizes_of(shape)
+        inputs = dummy_inputs(self.family, shape, sizes[-1])
+        for size in sizes:
+            self.on_forward()
+            self.family.predict(*inputs.first(size))
+
+    def _report_forward(self) -> None:
+        # on_forward may be replaced after the decoder was built
+        self.on_forward()
 
     # -- denoise, retire -------------------------------------------------------------------------------------
 
     def _denoise(self) -> None:
-        """Make one call of the model for every running image and update its latents."""
-        if self._rows is None or not self._running:
+        """Evaluate the model once for all running images and update their latents."""
+        if self._batch is None or not self._running:
             return
-        self.on_call()
-        self._rows.denoise(self._running)
+        self.on_forward()
+        self._batch.denoise(self._running)
         for image in self._running:
-            image.call += 1
+            image.step_index += 1
             if self.on_step is not None:
                 try:
-                    self.on_step(image.job, image.call, image.plan.calls, self._rows.latents(image))
+                    self.on_step(image, self._batch.latents(image))
                 except JobError as error:
                     image.error = error
-            if len(image.rows) > 1 and not image.over:
-                if image.call >= image.guided.stop:
-                    self._rows.shrink(image)
-                elif image.call == image.guided.start:
-                    self._rows.wake(image)
-        self._keep_pace()
+            if len(image.rows) > 1 and not image.finished:
+                if image.step_index >= image.guided.stop:
+                    self._batch.drop_guidance_row(image)
+                elif image.step_index == image.guided.start:
+                    self._batch.enable_guidance(image)
+        self._limit_run_ahead()
 
-    def _keep_pace(self) -> None:
-        """Wait until the device is but a few steps behind."""
+    def _limit_run_ahead(self) -> None:
+        """Wait until the device is at most ``_AHEAD`` steps behind."""
         if self.family.device.type != "cuda":
             return
         begun = torch.cuda.Event()  # type: ignore[no-untyped-call]
@@ -329,44 +318,43 @@ class Engine:
             self._steps_begun.popleft().synchronize()
 
     def _retire(self) -> list[Rendered | Failed]:
-        """Free the rows of what is over, and decode it."""
+        """Free the rows of finished images and decode them."""
         outcomes: list[Rendered | Failed] = []
-        for image in [image for image in self._running if image.over]:
+        for image in [image for image in self._running if image.finished]:
             if image.error is not None:
-                outcomes.append(Failed(image.job, image.error))
-            elif self._rows is not None:
+                outcomes.append(Failed(image.job, image.handle, image.error))
+            elif self._batch is not None:
                 image.timings["denoise"] = time.perf_counter() - image.started
-                self._decoder.add(image, self._rows.latents(image))
-            self._leave(image)
+                self._decoder.add(image, self._batch.latents(image))
+            self._remove(image)
         try:
-            return outcomes + self._decoder.advance(hurry=not self._running and not self._waiting)
+            return outcomes + self._decoder.advance(flush=not self._running and not self._queue)
         except Exception:
-            # what has failed counts first; the next step meets the error again
+            # report the failed images first; the next step meets the error again
             if not outcomes:
                 raise
             return outcomes
 
-    def _leave(self, image: ImageState) -> None:
-        assert self._rows is not None  # noqa: S101 (something runs)
+    def _remove(self, image: ImageState) -> None:
+        assert self._batch is not None  # noqa: S101 (an image runs)
         self._running.remove(image)
-        self._rows.give_back(image.rows)
+        self._batch.release(image.rows)
 
-    def _shrink(self, message: str) -> list[Rendered | Failed]:
-        """Begin what ran again with half the rows; where one slot was too many already, it has failed."""
-        images, rows = [*self._running], self._rows
+    def _reduce_batch_after_oom(self, message: str) -> list[Rendered | Failed]:
+        """Restart the running images with half the rows. If the batch had the fewest rows already, they fail."""
+        images, batch = [*self._running], self._batch
         self._running.clear()
-        self._rows = None
+        self._batch = None
         if self.family.device.type == "cuda":
             torch.cuda.empty_cache()
-        if rows is None or not images:
-            # not even one could begin
-            images = [self._waiting.popleft()]
-        elif rows.count > 2:
-            while self._row_count(rows.shape) >= rows.count:
-                self._limits[rows.shape] = self._slots_of(rows.shape) // 2
-            log.warning("%s: %s slots from now on for latents of %s", message, self._limits[rows.shape], rows.shape)
-            for image in reversed(images):
+        if batch is None or not images:
+            # not even one image could begin
+            images = [self._queue.pop()]
+        elif batch.count > 2:
+            slots = self._queue.reduce(batch.shape, batch.count)
+            log.warning("%s: %s slots from now on for latents of %s", message, slots, batch.shape)
+            for image in images:
                 image.restart()
-                self._waiting.appendleft(image)
+            self._queue.prepend(images)
             return []
-        return [Failed(image.job, out_of_memory(message)) for image in images]
+        return [Failed(image.job, image.handle, out_of_memory(message)) for image in images]

@@ -1,15 +1,15 @@
-"""Sampling plans: everything a diffusers scheduler does for one (scheduler, steps), as a table of numbers.
+"""Sampling plans: a diffusers scheduler for one number of steps, as a table of coefficients.
 
-Every scheduler that stable diffusion uses is *linear* in the sample, the model's outputs and the noise. So
-for call i
+Every scheduler that Stable Diffusion uses is *linear* in the sample, the model's outputs and the noise. So for model
+evaluation i
 
     x[i+1] = sum_k a[i,k] x[i-k]  +  sum_k b[i,k] m[i-k]  +  c[i] noise[i]        k < HISTORY
 
-and the model's input is ``s[i] * x[i]`` at timestep ``t[i]``. The numbers are not derived from papers again:
-the scheduler is *probed*. It gets, in float64, the first unit vector of a long space as the sample and the
-(1+i)-th one as the model's output of call i; what its ``step`` returns is then the vector of the coefficients
-over the whole past, and least squares finds the shortest recurrence that gives the same. A last run over
-dense random numbers proves the plan: clipping and thresholding, which are not linear, do not get past it.
+and the model's input is ``s[i] * x[i]`` at timestep ``t[i]``. The coefficients are not derived from papers: the
+scheduler is *probed*, in float64. Its sample is the first unit vector of a long space, and the model's output of
+evaluation i is the (1+i)-th one. So ``step`` returns the coefficients over the whole history. Least squares then finds
+the shortest recurrence with the same samples. A last run over dense random numbers verifies the plan, and so refuses
+clipping and thresholding, which are not linear.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ import torch
 from latentfarm import schedulers
 from latentfarm.errors import InputError, JobError
 
-#: how far back a recurrence may look: x[i] .. x[i-3] and m[i] .. m[i-3]
+#: samples and outputs in a recurrence: x[i] .. x[i-3] and m[i] .. m[i-3]
 HISTORY = 4
-#: columns of ``Plan.coefficients``: a[0..3], b[0..3], c
+#: columns of ``SamplingPlan.coefficients``: a[0..3], b[0..3], c
 COLUMNS = 2 * HISTORY + 1
-#: the worst error of a fitted recurrence, relative to the largest coefficient (or 1): a few float32 roundings
+#: largest error of a fitted recurrence, relative to the largest coefficient (or 1): a few float32 roundings
 MAX_RESIDUAL = 2e-6
-#: an error that no more terms need to make smaller
+#: if the error is below this, no more terms are tried
 EXACT = 1e-9
-#: the same over a whole run of dense numbers; what clips or thresholds is wrong by 1e-2 and more
+#: largest relative error over a whole run of dense numbers; clipping and thresholding cause 1e-2 and more
 MAX_REPLAY_ERROR = 1e-4
 
 #: config entries that make a scheduler non-linear, for the message
 _NON_LINEAR = ("thresholding", "clip_sample")
-#: what diffusers raises for options or step counts that a scheduler cannot take
+#: what diffusers raises for invalid options or step counts
 _REFUSALS = (
     ValueError,
     TypeError,
@@ -58,52 +58,58 @@ _REFUSALS = (
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """A scheduler as numbers. A row is one call of the model; some schedulers make more calls than steps.
+    """A scheduler as numbers, one row for each model evaluation. Some schedulers evaluate more than once a step.
 
-    ``coefficients``: float64 (calls, COLUMNS), the columns a[0..3], b[0..3], c. ``timesteps`` and
-    ``input_scales``: one number a call. ``draws``: whether the call draws noise from the job's generator (it
-    may draw and not use it). ``init_noise_sigma``: the factor of the initial latents. ``digest``: sha256 of
-    all of it in float32.
+    Attributes:
+        scheduler: diffusers' class name.
+        timesteps, input_scales: one number for each evaluation.
+        coefficients: float64 (evaluations, COLUMNS), the columns a[0..3], b[0..3], c.
+        uses_noise: whether an evaluation draws noise from the job's generator, even with the coefficient 0.
+        init_noise_sigma: the factor of the initial latents.
+        digest: sha256 of all of it in float32.
     """
 
     scheduler: str
     timesteps: tuple[float, ...]
     input_scales: tuple[float, ...]
     coefficients: torch.Tensor
-    draws: tuple[bool, ...]
+    uses_noise: tuple[bool, ...]
     init_noise_sigma: float
     digest: str
 
     @property
-    def calls(self) -> int:
-        """How often the model is called."""
+    def num_evaluations(self) -> int:
+        """Return how often the model is evaluated."""
         return len(self.timesteps)
 
     @cached_property
     def ring_coefficients(self) -> list[list[float]]:
-        """``coefficients`` for a past kept as rings: x[i] at place i mod HISTORY, m[i] that much further."""
-        turned = []
-        for call, row in enumerate(self.coefficients.tolist()):
+        """Return the coefficients for rings: x[i] at place i mod HISTORY, m[i] at HISTORY + i mod HISTORY."""
+        rotated = []
+        for index, row in enumerate(self.coefficients.tolist()):
             line = [0.0] * COLUMNS
             line[-1] = row[-1]
             for k in range(HISTORY):
-                line[(call - k) % HISTORY] = row[k]
-                line[HISTORY + (call - k) % HISTORY] = row[HISTORY + k]
-            turned.append(line)
-        return turned
+                line[(index - k) % HISTORY] = row[k]
+                line[HISTORY + (index - k) % HISTORY] = row[HISTORY + k]
+            rotated.append(line)
+        return rotated
 
 
 def plan_for(
     model_config: Mapping[str, Any], name: str | None, options: Mapping[str, Any], num_inference_steps: int
 ) -> SamplingPlan:
-    """Return the (cached) plan of a job.
+    """Return the plan of a job, cached.
 
-    ``model_config`` is the model's own scheduler config with its ``_class_name``; ``name`` as in
-    ``latentfarm.schedulers.resolve``, None for the model's own; ``options`` override the config.
+    Args:
+        model_config: the model's own scheduler config with its ``_class_name``.
+        name: as in ``latentfarm.schedulers.resolve``; None for the model's own scheduler.
+        options: entries that override the config.
+        num_inference_steps: the job's steps.
 
     Raises:
-        JobError: code ``scheduler``: unknown name or option, a value the scheduler refuses, or it is not
-            linear.
+        JobError: code ``scheduler``: an unknown name or option, a value that the scheduler refuses, or a scheduler that
+            is not linear.
 
     """
     class_name, own = str(model_config["_class_name"]), {}
@@ -128,13 +134,13 @@ def _cached_plan(class_name: str, key: str, num_inference_steps: int) -> Samplin
     config, options = json.loads(key)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside diffusers; nothing a job's owner could act on
+            warnings.simplefilter("ignore")  # diffusers deprecates its own internals; users cannot act on it
             return make_plan(lambda: make_scheduler(class_name, config, options), num_inference_steps)
     except _REFUSALS as error:
-        said = f"with {options} " if options else ""
+        shown = f"with {options} " if options else ""
         raise JobError(
             "scheduler",
-            f"{class_name} {said}and num_inference_steps={num_inference_steps} is refused by diffusers: "
+            f"{class_name} {shown}and num_inference_steps={num_inference_steps} is refused by diffusers: "
             f"{error}; change scheduler_options or num_inference_steps",
         ) from error
 
@@ -143,7 +149,7 @@ def make_scheduler(class_name: str, config: Mapping[str, Any], options: Mapping[
     """Return a diffusers scheduler of ``class_name`` from the model's ``config``, overridden by ``options``.
 
     Raises:
-        JobError: code ``scheduler``: an option that the class does not have.
+        JobError: code ``scheduler``: the class does not have such an option.
 
     """
     cls = getattr(diffusers, class_name)
@@ -154,45 +160,45 @@ def make_scheduler(class_name: str, config: Mapping[str, Any], options: Mapping[
                 "scheduler",
                 f"scheduler_options: {class_name} has no {key!r}; write one of {', '.join(known)}",
             )
-    # the rest of the model's config belongs to other classes; diffusers would only warn about it
+    # the other entries belong to other classes, and diffusers would warn about them
     own = {key: value for key, value in config.items() if key in known or key == "_use_default_values"}
     return cls.from_config(own, **options)
 
 
 def make_plan(new_scheduler: Any, num_inference_steps: int) -> SamplingPlan:
-    """Probe a scheduler and prove the plan against it.
+    """Probe a scheduler and verify the plan against it.
 
-    ``new_scheduler`` returns a fresh diffusers scheduler each time.
+    ``new_scheduler`` returns a new diffusers scheduler each time.
 
     Raises:
-        JobError: code ``scheduler``: no linear recurrence over HISTORY calls gives the same samples.
+        JobError: code ``scheduler``: no linear recurrence over HISTORY evaluations gives the same samples.
 
     """
     probe = _Probe(new_scheduler(), num_inference_steps)
-    rows = [probe.call(call) for call in range(probe.calls)]
+    rows = [probe.row(index) for index in range(probe.num_evaluations)]
     scheduler = type(probe.scheduler).__name__
     coefficients = torch.stack([row.coefficients for row in rows])
     numbers = (
         tuple(row.timestep for row in rows),
         tuple(row.input_scale for row in rows),
         coefficients,
-        tuple(row.draws for row in rows),
+        tuple(row.uses_noise for row in rows),
         probe.init_noise_sigma,
     )
     plan = SamplingPlan(scheduler, *numbers, digest=_digest(scheduler, *numbers))
-    _prove(plan, new_scheduler(), num_inference_steps)
+    _verify(plan, new_scheduler(), num_inference_steps)
     return plan
 
 
 def step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """Return the keywords that StableDiffusionPipeline gives to ``step``: eta 0 and the generator."""
+    """Return the keyword arguments that StableDiffusionPipeline passes to ``step``: eta 0 and the generator."""
     accepted = inspect.signature(scheduler.step).parameters
     offered = {"eta": 0.0, "generator": generator}
     return {key: value for key, value in offered.items() if key in accepted}
 
 
 def scale_input(scheduler: Any, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """Return the model's input; flow matching schedulers have no ``scale_model_input``."""
+    """Return the model's input. Flow-matching schedulers have no ``scale_model_input``."""
     if hasattr(scheduler, "scale_model_input"):
         scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
         return scaled
@@ -204,31 +210,31 @@ class _Row:
     timestep: float
     input_scale: float
     coefficients: torch.Tensor  # float64 (COLUMNS,)
-    draws: bool
+    uses_noise: bool
 
 
 class _Probe:
-    """One scheduler driven over unit vectors; samples, outputs and noise are float64 vectors (space,)."""
+    """Runs one scheduler over unit vectors; samples, outputs and noise are float64 (space,)."""
 
     def __init__(self, scheduler: Any, num_inference_steps: int) -> None:
         scheduler.set_timesteps(num_inference_steps, device="cpu")
         self.scheduler = scheduler
-        self.calls = len(scheduler.timesteps)
+        self.num_evaluations = len(scheduler.timesteps)
         self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
-        self.space = 1 + self.calls + 32  # the rest keeps dense noise apart from the unit vectors
+        self.space = 1 + self.num_evaluations + 32  # the last 32 dimensions separate dense noise from the unit vectors
         self.generator = torch.Generator("cpu").manual_seed(0)
         self.arguments = step_arguments(scheduler, self.generator)
         self.samples = [self._unit(0)]
         self.outputs: list[torch.Tensor] = []
 
-    def call(self, call: int) -> _Row:
-        """Make the scheduler's step ``call`` and return its recurrence."""
-        timestep = self.scheduler.timesteps[call]
+    def row(self, index: int) -> _Row:
+        """Make the scheduler's step ``index`` and return its recurrence."""
+        timestep = self.scheduler.timesteps[index]
         sample = self.samples[-1]
         scaled = scale_input(self.scheduler, self._image(sample), timestep).flatten().double()
         input_scale = float(scaled @ sample / (sample @ sample))
         self._check(scaled, input_scale * sample)
-        self.outputs.append(self._unit(1 + call))
+        self.outputs.append(self._unit(1 + index))
         before = self.generator.get_state()
         image = self.scheduler.step(
             self._image(self.outputs[-1]), timestep, self._image(sample), **self.arguments, return_dict=False
@@ -247,15 +253,13 @@ class _Probe:
         return vector.reshape(1, 1, 1, self.space).clone()  # UniPC's einsum wants batch, channel and more
 
     def _redraw(self, before: torch.Tensor) -> torch.Tensor | None:
-        """Return the noise that ``step`` drew since ``before``, None where it drew none."""
+        """Return the noise that ``step`` drew since ``before``; None if it drew none."""
         after = self.generator.get_state()
         if torch.equal(before, after):
             return None
         again = torch.Generator("cpu")
-        for dtype in (
-            torch.float64,
-            torch.float32,
-        ):  # some schedulers draw in float32 whatever the sample's dtype
+        # some schedulers draw in float32 whatever the sample's dtype
+        for dtype in (torch.float64, torch.float32):
             again.set_state(before)
             noise = torch.randn((1, 1, 1, self.space), generator=again, dtype=dtype)
             if torch.equal(again.get_state(), after) and self._explains(noise):
@@ -263,30 +267,30 @@ class _Probe:
         raise self._refusal("its noise is not one normal draw of the sample's shape")
 
     def _explains(self, noise: torch.Tensor) -> bool:
-        # in the dimensions that no unit vector owns, the new sample is made of noise alone, old and new
+        # in the last 32 dimensions, without unit vectors, the new sample consists of old and new noise only
         columns = [*self.samples[-1 - HISTORY : -1], noise.flatten().double()]
         _, error = _fit(columns, self.samples[-1], rest=self.space - 32)
         return error < MAX_RESIDUAL
 
     def _shortest(self, noise: torch.Tensor | None) -> torch.Tensor:
-        """Return the exact recurrence with the fewest and then the smallest terms: float64 (COLUMNS,)."""
+        """Return the exact recurrence with the fewest terms, and of these the smallest: float64 (COLUMNS,)."""
         past = range(1, 1 + min(HISTORY, len(self.outputs)))
         fits = [(a + b, *self._fit_recurrence(a, b, noise)) for a in past for b in past]
         best = min(error for _, _, error in fits)
         if best > MAX_RESIDUAL:
-            raise self._refusal(f"no linear recurrence over {HISTORY} calls gives the same samples")
+            raise self._refusal(f"no linear recurrence over {HISTORY} evaluations gives the same samples")
         exact = [(terms, row) for terms, row, error in fits if error <= max(4 * best, EXACT)]
         return min(exact, key=lambda fit: (fit[0], float(fit[1].abs().max())))[1]
 
     def _fit_recurrence(self, a: int, b: int, noise: torch.Tensor | None) -> tuple[torch.Tensor, float]:
-        """Fit ``a`` samples, ``b`` outputs and the noise; return float64 (COLUMNS,) and the worst error."""
+        """Fit ``a`` samples, ``b`` outputs and the noise; return float64 (COLUMNS,) and the largest error."""
         columns = [self.samples[-2 - k] for k in range(a)] + [self.outputs[-1 - k] for k in range(b)]
         columns += [] if noise is None else [noise]
         found, error = _fit(columns, self.samples[-1])
         row = torch.zeros(COLUMNS, dtype=torch.float64)
         row[:a], row[HISTORY : HISTORY + b] = found[:a], found[a : a + b]
         row[-1] = 0.0 if noise is None else found[-1]
-        row[row.abs() < 1e-12] = 0.0  # rounding of float64, different on each machine
+        row[row.abs() < 1e-12] = 0.0  # float64 rounding, which differs between machines and would change the digest
         return row, error
 
     def _check(self, got: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -298,12 +302,12 @@ class _Probe:
 
 
 def refusal(scheduler: Any, why: str) -> JobError:
-    """Return the error for a scheduler that has no plan, naming it and the setting that makes it so."""
+    """Return the error for a scheduler without a plan, with the setting that causes it."""
     config = scheduler.config
-    guilty = [key for key in _NON_LINEAR if config.get(key)]
-    if guilty:
-        cure = f"set {guilty[0]} to false in scheduler_options"
-    elif config.get("skip_prk_steps") is False:  # PNDM's Runge-Kutta start looks back 13 calls
+    causes = [key for key in _NON_LINEAR if config.get(key)]
+    if causes:
+        cure = f"set {causes[0]} to false in scheduler_options"
+    elif config.get("skip_prk_steps") is False:  # PNDM's Runge-Kutta start needs a history of 13
         cure = "set skip_prk_steps to true in scheduler_options"
     else:
         cure = "choose another scheduler"
@@ -311,7 +315,7 @@ def refusal(scheduler: Any, why: str) -> JobError:
 
 
 def _fit(columns: list[torch.Tensor], wanted: torch.Tensor, rest: int = 0) -> tuple[torch.Tensor, float]:
-    """Return least squares' solution over the dimensions from ``rest`` on, and its worst relative error."""
+    """Return the least-squares solution over the dimensions from ``rest`` on, and its largest relative error."""
     matrix = torch.stack(columns, dim=1)[rest:]
     wanted = wanted[rest:]
     norms = matrix.norm(dim=0).clamp(min=1e-12)
@@ -321,39 +325,38 @@ def _fit(columns: list[torch.Tensor], wanted: torch.Tensor, rest: int = 0) -> tu
 
 
 def replay(plan: SamplingPlan, start: torch.Tensor, model: Any, generator: torch.Generator) -> torch.Tensor:
-    """Run a plan over one sample the plain way, in its dtype; the engine does the same for many at once.
+    """Run a plan over one sample, one evaluation at a time, in the sample's dtype; the reference for the engine.
 
-    ``model(call)`` returns the model's output of a call; noise is drawn from ``generator`` in the sample's
-    dtype.
+    ``model(index)`` returns the model's output of an evaluation. ``generator`` draws noise in the sample's dtype.
     """
     coefficients = plan.coefficients.to(start.dtype)
     samples, outputs = [start], []
-    for call in range(plan.calls):
-        outputs.append(model(call))
-        row = coefficients[call]
+    for index in range(plan.num_evaluations):
+        outputs.append(model(index))
+        row = coefficients[index]
         new = torch.zeros_like(start)
-        if plan.draws[call]:
+        if plan.uses_noise[index]:
             new = row[-1] * torch.randn(start.shape, generator=generator, dtype=start.dtype)
-        for k in range(min(HISTORY, call + 1)):
+        for k in range(min(HISTORY, index + 1)):
             new = new + row[k] * samples[-1 - k] + row[HISTORY + k] * outputs[-1 - k]
         samples.append(new)
     return samples[-1]
 
 
-def _prove(plan: SamplingPlan, scheduler: Any, num_inference_steps: int) -> None:
-    """Compare the plan with ``scheduler`` over dense numbers so large (100 sigma) that any clipping bites."""
+def _verify(plan: SamplingPlan, scheduler: Any, num_inference_steps: int) -> None:
+    """Compare the plan with ``scheduler`` over dense numbers so large (100 sigma) that any clipping shows."""
     scheduler.set_timesteps(num_inference_steps, device="cpu")
     source = torch.Generator("cpu").manual_seed(1)
     start = 100 * plan.init_noise_sigma * torch.randn((1, 2, 4, 4), generator=source)
-    outputs = 100 * torch.randn((plan.calls, *start.shape), generator=source)
+    outputs = 100 * torch.randn((plan.num_evaluations, *start.shape), generator=source)
     generator = torch.Generator("cpu").manual_seed(2)
     arguments = step_arguments(scheduler, generator)
     sample = start
-    for call, timestep in enumerate(scheduler.timesteps):
-        scale_input(scheduler, sample, timestep)  # some schedulers insist on the call
-        sample = scheduler.step(outputs[call], timestep, sample, **arguments, return_dict=False)[0]
-    again = replay(plan, start, lambda call: outputs[call], torch.Generator("cpu").manual_seed(2))
-    if not float((again - sample).abs().max()) <= MAX_REPLAY_ERROR * float(sample.abs().max()):
+    for index, timestep in enumerate(scheduler.timesteps):
+        scale_input(scheduler, sample, timestep)  # some schedulers require this call
+        sample = scheduler.step(outputs[index], timestep, sample, **arguments, return_dict=False)[0]
+    replayed = replay(plan, start, lambda index: outputs[index], torch.Generator("cpu").manual_seed(2))
+    if not float((replayed - sample).abs().max()) <= MAX_REPLAY_ERROR * float(sample.abs().max()):
         raise refusal(scheduler, "its samples do not follow the recurrence of its unit responses")
 
 

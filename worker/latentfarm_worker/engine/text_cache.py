@@ -9,7 +9,10 @@ from latentfarm_worker.models.text_encoder import Prompt, Tensors
 
 
 class TextCache:
-    """The most recently used texts, at most ``size``: the empty negative prompt is encoded once for all."""
+    """The conditioning of the most recently used prompts, at most ``size`` [default: 256].
+
+    So the empty negative prompt, which most jobs share, is encoded once.
+    """
 
     def __init__(self, encode: Callable[[Sequence[Prompt]], Sequence[Tensors]], size: int = 256) -> None:
         self._encode = encode
@@ -20,7 +23,7 @@ class TextCache:
         return len(self._texts)
 
     def get(self, prompts: Sequence[Prompt]) -> list[Tensors]:
-        """Return the prompts encoded; those that are not in the cache are encoded together."""
+        """Return the conditioning of each prompt. Prompts that are not cached are encoded together."""
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self._texts]
         found = {prompt: self._texts[prompt] for prompt in prompts if prompt in self._texts}
         found.update(zip(missing, self._encode(missing), strict=True) if missing else ())

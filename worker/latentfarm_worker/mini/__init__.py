@@ -1,8 +1,7 @@
-"""The bundled small Stable Diffusion of latentfarm, and the code that made it.
+"""The bundled small Stable Diffusion model.
 
-``MODEL_DIR`` is a complete diffusers folder: ``StableDiffusionPipeline.from_pretrained(MODEL_DIR)``
-loads it, and so does everything that loads Stable Diffusion 1.x.  Importing this package imports
-neither torch nor diffusers.
+``MODEL_DIR`` is a complete diffusers folder: ``StableDiffusionPipeline.from_pretrained(MODEL_DIR)`` loads it, as does
+everything that loads Stable Diffusion 1.x. Importing this package imports neither torch nor diffusers.
 """
 
 from pathlib import Path

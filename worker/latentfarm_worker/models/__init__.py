@@ -1,4 +1,4 @@
-"""Model families: the code that knows one kind of model. ``load_family`` picks it by ``model_index.json``."""
+"""Model families, one module each. ``load_family`` selects the family by ``model_index.json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from latentfarm_worker.models.sdxl import StableDiffusionXL
 
 __all__ = ["Family", "load_family", "token_counter"]
 
-#: model_index.json's _class_name -> family
+#: _class_name in model_index.json -> family
 FAMILIES = {family.pipeline: family for family in (StableDiffusion, StableDiffusionXL)}
 
 
@@ -24,8 +24,8 @@ def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device)
     """Load the model at ``source``, a diffusers folder or a hub id (``HF_HUB_OFFLINE`` is honoured).
 
     Raises:
-        ModelError: there is no such model, it is no kind that we know, it brings code, or its weights are no
-            safetensors.
+        ModelError: the model does not exist, its pipeline is not supported, it contains custom code, or its weights
+            are not safetensors.
 
     """
     folder = fetch(source)
@@ -41,10 +41,10 @@ def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device)
 
 
 def token_counter(source: str | Path) -> Callable[[str], int]:
-    """Return what counts a prompt's tokens, start and end among them, as the model at ``source`` (or mini) does.
+    """Return a function that counts a prompt's tokens, start and end included, for the model at ``source`` or mini.
 
     Raises:
-        ModelError: there is no such model, or it has no CLIP tokenizer.
+        ModelError: the model does not exist, or has no CLIP tokenizer.
 
     """
     from transformers import CLIPTokenizer

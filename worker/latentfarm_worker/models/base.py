@@ -1,24 +1,30 @@
-"""What the engine asks of a model: tokens, three verbs and a few facts."""
+"""The interface between the engine and a model family: tokenize, encode, predict, decode, and the model's sizes."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
 
 
 class Family(Protocol):
     """One loaded model.
 
-    ``native_width`` and ``native_height`` are pixels, ``vae_scale_factor`` pixels to a latent's side,
-    ``embeds_guidance`` whether the model is told the guidance scale, instead of a second row without the prompt,
-    ``scheduler_config`` the model's own with its ``_class_name``, ``model_digest`` a sha256 over the weight
-    files. ``max_clip_skip`` is how many layers of its text encoders can be left out at their end, ``compiled`` whether
-    ``compile`` was called.
+    Attributes:
+        dtype, vae_dtype: the dtypes of the denoising model and of the VAE.
+        native_width, native_height: pixels of an image without a size of its own.
+        vae_scale_factor: pixels to a side of one latent pixel.
+        embeds_guidance: whether guidance is a conditioning tensor, as in guidance-distilled models, instead of a second
+            row with the negative prompt.
+        scheduler_config: the model's own scheduler config with its ``_class_name``.
+        model_digest: a sha256 over the weight files.
+        max_clip_skip: the layers at the end of the text encoders that can be skipped.
+        compiled: whether ``compile`` was called.
     """
 
     name: str
@@ -36,57 +42,54 @@ class Family(Protocol):
     compiled: bool
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
-        """Return a prompt's tokens; any thread may ask.
+        """Return a prompt's tokens. Thread-safe.
 
         Raises:
-            JobError: code ``prompt``: it cannot be encoded as it is.
+            JobError: code ``prompt_too_complex``: a weight or the number of chunks is over its limit.
         """
 
     def encode(self, prompts: Sequence[Prompt]) -> Sequence[Tensors]:
-        """Return of each prompt what ``predict`` wants to know of it, without a dimension for rows.
+        """Return the conditioning of each prompt, without a dimension for rows.
 
-        There is at least ``states`` (77 x chunks, D). The numbers of a prompt do not depend on the others.
+        It has at least ``encoder_hidden_states`` (77 x chunks, D). A prompt's tensors do not depend on the others.
         """
 
-    def size_tensors(self, width: int, height: int) -> Tensors:
-        """Return what ``predict`` wants to know of a picture's size in pixels, as ``encode`` does of a prompt."""
+    def size_conditioning(self, width: int, height: int) -> Tensors:
+        """Return the conditioning of an image's size in pixels, without a dimension for rows; it may be empty."""
 
-    def guidance_tensors(self, scale: float) -> Tensors:
-        """Return what ``predict`` wants to know of a picture's guidance scale; nothing unless ``embeds_guidance``."""
+    def guidance_conditioning(self, scale: float) -> Tensors:
+        """Return the conditioning of an image's guidance scale; empty unless ``embeds_guidance``."""
 
-    def compile(self, counts: Collection[int]) -> None:
-        """Compile the model for so many rows of the native size and one chunk of text; the next such call does it.
+    def compile(self, sizes: Collection[int]) -> None:
+        """Compile the model for these batch sizes, at the native size and one chunk; the next such call does it.
 
-        Any other count or shape runs as it would without.
+        Calls with any other size or shape run uncompiled.
         """
 
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
-        """Return the model's output, float32, of latents (R, C, h, w), timesteps (R,) and what is told of each row."""
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
+        """Return the model's output, float32 (R, C, h, w).
+
+        Args:
+            latents: scaled model inputs, float32 (R, C, h, w).
+            timesteps: float32 (R,).
+            conditioning: tensors by name, (R, ...) each.
+        """
 
     def decode(
         self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the pictures of float32 latents (N, C, h, w), on the device.
+        """Return the images of latents, and whether the decoder's output was finite, both on the device.
 
-        They are uint8 (N, H, W, 3), with a bool (N,) that is false where the decoder's numbers were not all finite.
-        With ``float32`` the decoder runs in that dtype, whatever its own: slower, and it overflows nowhere. ``tiled``
-        needs less memory, and gives other numbers.
+        Args:
+            latents: float32 (N, C, h, w).
+            float32: run the decoder in float32, whatever its own dtype. It is slower, but cannot overflow.
+            tiled: decode in tiles. It needs less memory, and gives other pixels.
+
+        Returns:
+            uint8 (N, H, W, 3) and bool (N,).
         """
 
 
-class LatentShape(NamedTuple):
-    """What images in one batch have in common: the latents' height and width, and the chunks of their texts."""
-
-    height: int
-    width: int
-    chunks: int = 1
-
-    @property
-    def area(self) -> int:
-        """Latents of one channel."""
-        return self.height * self.width
-
-
 def native_shape(family: Family) -> LatentShape:
-    """Return the shape of the family's native size, for texts of one chunk."""
+    """Return the latent shape of the family's native size, for a prompt of one chunk."""
     return LatentShape(family.native_height // family.vae_scale_factor, family.native_width // family.vae_scale_factor)

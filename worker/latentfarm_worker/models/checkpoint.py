@@ -1,4 +1,4 @@
-"""A model's files: finding them, refusing what is no safetensors, and the digest of the weights."""
+"""A model's files: locate them, reject pickles and custom code, hash the weights."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 from latentfarm.errors import ModelError
 
-#: the files that from_pretrained loads without a variant: whole, or in shards
+#: the files that from_pretrained loads without a variant, whole or in shards
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
-#: where the classes of model_index.json may come from; stable_diffusion is diffusers' own safety checker
+#: libraries whose classes model_index.json may name; stable_diffusion is diffusers' own safety checker
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _HUB_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/model*.safetensors",
               "*/diffusion_pytorch_model*.safetensors")  # fmt: skip
-_HUB_LEFT_OUT = (
+_HUB_IGNORED = (
     "*.fp16*",
     "*.bf16*",
     "*.non_ema*",
@@ -34,7 +34,7 @@ def fetch(source: str | Path) -> Path:
     """Return the folder of a model: ``source`` itself, or the hub's snapshot in the local cache.
 
     Raises:
-        ModelError: there is neither a folder with a model_index.json nor such a model on the hub.
+        ModelError: neither a folder with a model_index.json nor a hub model has this name.
 
     """
     folder = Path(source)
@@ -42,27 +42,25 @@ def fetch(source: str | Path) -> Path:
         return folder
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         raise ModelError(
-            f"{source}: no model_index.json there; give a folder saved by save_pretrained or a hub "
+            f"{source}: no model_index.json there; name a folder saved by save_pretrained or a hub "
             "id such as CompVis/stable-diffusion-v1-4"
         )
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(str(source), allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_LEFT_OUT))
-        )
+        return Path(snapshot_download(str(source), allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_IGNORED)))
     except (OSError, ValueError) as error:
         raise ModelError(
-            f"{source}: not in the local hub cache and not to be had from the hub ({error}); check the id, "
-            "the network and HF_HUB_OFFLINE, or give a local folder"
+            f"{source}: not in the local hub cache, and the hub does not serve it ({error}); check the id, "
+            "the network and HF_HUB_OFFLINE, or name a local folder"
         ) from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return a config file.
+    """Return the content of a config file.
 
     Raises:
-        ModelError: it is missing or no JSON object.
+        ModelError: the file is missing or not a JSON object.
 
     """
     try:
@@ -70,20 +68,20 @@ def read_json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: cannot be read ({error}); save the model again with save_pretrained") from error
     if not isinstance(config, dict):
-        raise ModelError(f"{path}: holds no JSON object; save the model again with save_pretrained")
+        raise ModelError(f"{path}: is not a JSON object; save the model again with save_pretrained")
     return config
 
 
 def reject_custom_code(folder: Path, index: dict[str, Any]) -> None:
-    """Refuse a model that brings code: a pipeline or a part of its own, or classes to be looked up in its files.
+    """Reject a model that contains code: a custom pipeline, a custom class, or an ``auto_map`` in a config.
 
-    None of it would be run, for every class is named here; but its author meant it to be, so its pictures were wrong.
+    The code would not run, since only named classes are loaded. But without it the images would be wrong.
 
     Raises:
-        ModelError: it does.
+        ModelError: the model contains code.
 
     """
-    cure = "latentfarm runs no code of a model; use one that opens without custom_pipeline and trust_remote_code"
+    cure = "latentfarm runs no code from a model; use one that opens without custom_pipeline and trust_remote_code"
     for name, entry in index.items():
         library = entry[0] if isinstance(entry, list) and entry else None
         if name == "_class_name" and isinstance(entry, list):
@@ -92,14 +90,14 @@ def reject_custom_code(folder: Path, index: dict[str, Any]) -> None:
             raise ModelError(f"{folder}/model_index.json: {name} is the custom class {entry!r}; {cure}")
     for path in sorted(folder.glob("*/*.json")):
         if path.name.endswith("config.json") and b'"auto_map"' in path.read_bytes():
-            raise ModelError(f"{path}: auto_map names code of the model's own; {cure}")
+            raise ModelError(f"{path}: auto_map names custom code; {cure}")
 
 
 def weights_digest(folder: Path, parts: Iterable[str]) -> str:
-    """Return the sha256 over names and contents of the weights in the sub-folders ``parts``.
+    """Return the sha256 over the names and contents of the weights in the sub-folders ``parts``.
 
     Raises:
-        ModelError: a part has no safetensors.
+        ModelError: a sub-folder has no safetensors.
 
     """
     digest = hashlib.sha256()
@@ -114,10 +112,10 @@ def weights_digest(folder: Path, parts: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def _no_safetensors(place: Path) -> ModelError:
-    pickles = sorted(path.name for path in place.glob("*") if path.suffix in _PICKLES)
+def _no_safetensors(folder: Path) -> ModelError:
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
     there = f"only {', '.join(pickles)}" if pickles else "no weights"
     return ModelError(
-        f"{place}: {there} there; latentfarm loads safetensors only, since pickles run code: save the model "
+        f"{folder}: {there} there; latentfarm loads safetensors only, since pickles run code: save the model "
         "with save_pretrained(..., safe_serialization=True)"
     )

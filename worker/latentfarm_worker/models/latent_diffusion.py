@@ -1,6 +1,6 @@
-"""Latent diffusion (arXiv 2112.10752) as diffusers lays it out: CLIP text encoders, conditional U-Net, KL autoencoder.
+"""Latent diffusion (arXiv 2112.10752) as diffusers implements it: CLIP text encoders, U-Net, KL autoencoder.
 
-What all families of stable diffusion share; each says in a module of its own where it differs.
+The common base of the Stable Diffusion families; each overrides its differences in its own module.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ from latentfarm_worker.models.text_encoder import (
     Tensors,
     TextEmbedding,
     TokenizedPrompt,
-    tokens_of,
+    tokenize,
 )
 
-#: chunks of 77 tokens in one call of a text encoder: a GPU has room for many, a CPU none to fill up
+#: chunks of 77 tokens in one forward pass of a text encoder; padding up to it costs a GPU little, and a CPU much
 _ENCODER_ROWS = {"cuda": 8}
 
 
 class LatentDiffusion:
-    """One model; see ``families.base.Family`` for the three verbs and the facts.
+    """One model, as ``models.base.Family`` describes it.
 
     ``parts``: the modules and tokenizers by sub-folder, ``scheduler_config``, and ``model_index`` with the pipeline's
     own settings.
     """
 
-    #: diffusers' pipeline, whose pictures these are
+    #: the diffusers pipeline that renders the same images
     pipeline: ClassVar[str]
-    #: sub-folder -> class of transformers; each has a tokenizer of its own, and their states lie side by side
+    #: sub-folder -> transformers class; each has its own tokenizer, and their hidden states are concatenated
     encoders: ClassVar[Mapping[str, str]]
-    #: which hidden states of the encoders are read, counted from the end; None: the last ones, normed
+    #: the layer whose hidden states are read, counted from the end; None: the last, with the final layer norm
     text_layer: ClassVar[int | None] = None
-    #: what the U-Net's config must say, and the kind of model for which it does
+    #: required entries of the U-Net's config, and the kind of model that has them, for error messages
     unet_config: ClassVar[Mapping[str, str | None]]
     plain_model: ClassVar[str]
-    #: the tensors told to the U-Net besides text states and guidance
+    #: names of the conditioning tensors besides hidden states and guidance
     added: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
@@ -69,7 +69,7 @@ class LatentDiffusion:
         self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
         self.compiled = False
         self._compiled: Any = None
-        #: rows, latents' height and width, tokens
+        #: rows, latent height and width, tokens
         self._compiled_for: frozenset[tuple[int, ...]] = frozenset()
 
     @classmethod
@@ -77,7 +77,7 @@ class LatentDiffusion:
         """Load a diffusers folder.
 
         Raises:
-            ModelError: weights that are no safetensors, or a U-Net with other inputs than ours.
+            ModelError: the weights are not safetensors, or the U-Net has unsupported inputs.
 
         """
         cls.check(folder)
@@ -93,10 +93,10 @@ class LatentDiffusion:
 
     @classmethod
     def check(cls, folder: Path) -> None:
-        """Refuse, by the config files alone, a U-Net that wants to be told what we do not tell.
+        """Check the config files for a U-Net with unsupported conditioning inputs.
 
         Raises:
-            ModelError: it does.
+            ModelError: it has one.
 
         """
         path = folder / "unet" / "config.json"
@@ -107,57 +107,63 @@ class LatentDiffusion:
         if config.get("in_channels", 4) != config.get("out_channels", 4):
             raise ModelError(
                 f"{path}: in_channels is {config['in_channels']}, out_channels {config['out_channels']}: this is "
-                "no text-to-image model (inpainting takes 9); use the base model"
+                "not a text-to-image model (inpainting has 9); use the base model"
             )
 
-    # -- the verbs -------------------------------------------------------------------------------------------
+    # -- inference -------------------------------------------------------------------------------------------
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
-        """Return a prompt's tokens, as ``text.tokens_of``."""
-        return tokens_of(self.text_encoders[0], prompt, syntax)
+        """Return a prompt's tokens, as ``text_encoder.tokenize``."""
+        return tokenize(self.text_encoders[0], prompt, syntax)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
-        """Return ``states`` (77 x chunks, D) of each prompt; ``text_embeds`` (P,) too if an encoder projects."""
-        encoded = zip(*(encoder.encode(prompts) for encoder in self.text_encoders), strict=True)
-        return [_side_by_side(texts) for texts in encoded]
+        """Return the conditioning of each prompt.
 
-    def size_tensors(self, width: int, height: int) -> Tensors:
-        """Return nothing: most models see a picture's size by its latents."""
+        ``encoder_hidden_states`` (77 x chunks, D) and, if an encoder has a projection, ``text_embeds`` (P,).
+        """
+        encoded = zip(*(encoder.encode(prompts) for encoder in self.text_encoders), strict=True)
+        return [_concatenate(texts) for texts in encoded]
+
+    def size_conditioning(self, width: int, height: int) -> Tensors:
+        """Return no tensors: most models know an image's size from its latents only."""
         del width, height
         return {}
 
-    def guidance_tensors(self, scale: float) -> Tensors:
-        """Return ``guidance``, the scale as distilled U-Nets read it (arXiv 2310.04378), or nothing."""
+    def guidance_conditioning(self, scale: float) -> Tensors:
+        """Return ``timestep_cond``, the embedded scale of guidance-distilled U-Nets (LCM, arXiv 2310.04378), or none.
+
+        As ``StableDiffusionPipeline.get_guidance_scale_embedding``.
+        """
         if not self.embeds_guidance:
             return {}
         from diffusers import StableDiffusionPipeline
 
-        # sines of numbers in the thousands: only the same operations in the same order give the same ones
+        # sines of numbers in the thousands: only the same operations in the same order give the same bits
         embed: Any = StableDiffusionPipeline.get_guidance_scale_embedding
         embedded = embed(None, torch.tensor([scale - 1]), embedding_dim=self.unet.config.time_cond_proj_dim)[0]
-        return {"guidance": embedded.to(self.device, self.dtype)}
+        return {"timestep_cond": embedded.to(self.device, self.dtype)}
 
-    def compile(self, counts: Collection[int]) -> None:
-        """Compile the U-Net; what Inductor makes is kept on disk, so the next worker's start is shorter."""
+    def compile(self, sizes: Collection[int]) -> None:
+        """Compile the U-Net for these batch sizes. Inductor caches its files, so the next worker starts faster."""
         factor, tokens = self.vae_scale_factor, self.text_encoders[0].length
         self.compiled = True
         self._compiled = torch.compile(self.unet, dynamic=False)
         height, width = self.native_height // factor, self.native_width // factor
-        self._compiled_for = frozenset((rows, height, width, tokens) for rows in counts)
+        self._compiled_for = frozenset((rows, height, width, tokens) for rows in sizes)
 
     @torch.inference_mode()
-    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, told: Tensors) -> torch.Tensor:
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return the U-Net's output, float32 (R, C, h, w)."""
-        states = told["states"]
-        shape = (latents.shape[0], latents.shape[2], latents.shape[3], states.shape[1])
+        hidden_states = conditioning["encoder_hidden_states"]
+        shape = (latents.shape[0], latents.shape[2], latents.shape[3], hidden_states.shape[1])
         unet = self._compiled if shape in self._compiled_for else self.unet
         output = unet(
             latents.to(self.dtype, memory_format=torch.channels_last),
             timesteps,
-            encoder_hidden_states=states,
-            timestep_cond=told.get("guidance"),
-            added_cond_kwargs={name: told[name] for name in self.added},
+            encoder_hidden_states=hidden_states,
+            timestep_cond=conditioning.get("timestep_cond"),
+            added_cond_kwargs={name: conditioning[name] for name in self.added},
             return_dict=False,
         )[0]
         return output.float()  # type: ignore[no-any-return]
@@ -166,7 +172,7 @@ class LatentDiffusion:
     def decode(
         self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the pictures, uint8 (N, H, W, 3), decoded in the VAE's own dtype or in float32."""
+        """Return the images, uint8 (N, H, W, 3), and whether the VAE's output was finite, bool (N,)."""
         if float32:
             self.vae.to(torch.float32)
         self.vae.use_tiling = tiled
@@ -186,7 +192,7 @@ class LatentDiffusion:
         return images.float()
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        """Return latents as the VAE's encoder gives them."""
+        """Return latents in the VAE's own scale."""
         return latents / float(self.vae.config.scaling_factor)
 
     # -- loading ---------------------------------------------------------------------------------------------
@@ -197,10 +203,10 @@ class LatentDiffusion:
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers.utils import logging
 
-        # stderr is for whoever started the worker, not for a bar that fills in no time
+        # progress bars would fill the worker's log
         logging.disable_progress_bar()
         local = {"use_safetensors": True, "local_files_only": True}
-        # the other way needs accelerate, and a line on stderr says so
+        # the default needs the package accelerate, and warns on stderr without it
         own = {**local, "low_cpu_mem_usage": False}
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **own)
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **own)
@@ -215,7 +221,7 @@ class LatentDiffusion:
             )
         for model in models.values():
             model.eval().requires_grad_(requires_grad=False).to(device)
-        # convolutions read their channels side by side, and queries, keys and values are one product each
+        # channels_last is faster for convolutions; fusing makes one product of queries, keys and values
         unet.to(memory_format=torch.channels_last).fuse_qkv_projections()
         vae.to(memory_format=torch.channels_last)
         return {
@@ -227,7 +233,7 @@ class LatentDiffusion:
 
     @classmethod
     def _scheduler_config(cls, folder: Path) -> dict[str, Any]:
-        """Return the scheduler's config with its class's own defaults filled in."""
+        """Return the scheduler's config, completed with its class's defaults."""
         import diffusers
 
         config = read_json(folder / "scheduler" / "scheduler_config.json")
@@ -235,17 +241,16 @@ class LatentDiffusion:
         if scheduler is None:
             raise ModelError(f"{folder / 'scheduler'}: diffusers has no scheduler {config.get('_class_name')!r}")
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations inside diffusers; nothing a model's user could act on
+            warnings.simplefilter("ignore")  # diffusers deprecates its own internals; users cannot act on it
             return {**scheduler.from_config(config).config, "_class_name": scheduler.__name__}
 
 
 def _tokenizer_of(part: str) -> str:
-    """Return the sub-folder of a text encoder's tokenizer."""
     return part.replace("text_encoder", "tokenizer")
 
 
-def _side_by_side(texts: Sequence[TextEmbedding]) -> Tensors:
-    """Return one prompt as all encoders see it."""
+def _concatenate(texts: Sequence[TextEmbedding]) -> Tensors:
+    """Return the conditioning of one prompt from its embedding by each encoder."""
     projected = [text.projected for text in texts if text.projected is not None]
-    states = torch.cat([text.states for text in texts], dim=-1)
-    return {"states": states, **({"text_embeds": projected[-1]} if projected else {})}
+    hidden_states = torch.cat([text.hidden_states for text in texts], dim=-1)
+    return {"encoder_hidden_states": hidden_states, **({"text_embeds": projected[-1]} if projected else {})}

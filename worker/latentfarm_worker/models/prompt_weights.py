@@ -1,13 +1,13 @@
-r"""Prompts as AUTOMATIC1111's web UI writes them: brackets that weigh words, BREAK, and as many tokens as there are.
+r"""AUTOMATIC1111's prompt syntax: brackets that weight words, BREAK, and prompts of any length.
 
-``(x)`` weighs x 1.1 times, ``[x]`` 1/1.1 times, ``(x:1.2)`` 1.2 times; nested, they multiply. ``\(``, ``\)``, ``\[``,
-``\]`` and ``\\`` are the characters themselves, any other backslash is left out. A bracket that nothing closes reaches
-to the end, one that closes nothing is text. ``BREAK`` begins a new chunk.
+``(x)`` has the weight 1.1, ``[x]`` has 1/1.1 and ``(x:1.2)`` has 1.2. Nested weights multiply. ``\(``, ``\)``, ``\[``,
+``\]`` and ``\\`` are the characters themselves; any other backslash is removed. An unclosed bracket reaches to the end
+of the prompt. A closing bracket without an opening one is text. ``BREAK`` begins a new chunk.
 
-The meaning is that of ``parse_prompt_attention`` in modules/prompt_parser.py and of ``tokenize_line`` in
+The syntax is that of ``parse_prompt_attention`` in modules/prompt_parser.py and ``tokenize_line`` in
 modules/sd_hijack_clip.py of AUTOMATIC1111/stable-diffusion-webui, with two differences: BREAK ends the chunk inside
-brackets too, and a weight such as 1.2.3 is text instead of an error. Its prompt editing (``[a:b:0.5]``, ``[a|b]``),
-``AND``, embeddings and ``<lora:...>`` are not known here: they are text.
+brackets too, and a weight such as 1.2.3 is text instead of an error. Prompt editing (``[a:b:0.5]``, ``[a|b]``),
+``AND``, embeddings and ``<lora:...>`` are not supported: they are text.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Literal, NamedTuple
 
 _FACTORS = {"(": 1.1, "[": 1 / 1.1}
 _OPENED_BY = {")": "(", "]": "["}
-#: a full chunk ends behind a comma among its last so many tokens; the web UI's default
+#: a full chunk ends after a comma, if one is among its last 20 tokens; the web UI's default
 _BACKTRACK = 20
 
 _MARK = re.compile(
@@ -41,9 +41,9 @@ class WeightedText(NamedTuple):
 
 
 class _Item:
-    """A part of a prompt in its order: text, a bracket's beginning or end, or a BREAK.
+    """An element of a prompt: text, the beginning or end of a bracket, or a BREAK.
 
-    ``bracket`` is ``(`` or ``[``. ``factor``, of a beginning, is only known once its end was found.
+    ``bracket``: ``(`` or ``[``. ``factor``: of a beginning; its end may set another.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class _Item:
 
 
 def parse(prompt: str) -> list[list[WeightedText]]:
-    """Return the sections between BREAKs, each as pieces of different weights; any text can be read."""
+    """Return the sections between BREAKs, each as texts of different weights. Any prompt is valid."""
     sections: list[list[WeightedText]] = [[]]
-    # of the brackets around a place, from the outermost on: the product of the factors so far
+    # by kind of bracket, a stack: the product of the factors of the brackets around the current text
     products = {bracket: [1.0] for bracket in _FACTORS}
     for item in _items(prompt):
         if item.kind == "break":
@@ -70,14 +70,14 @@ def parse(prompt: str) -> list[list[WeightedText]]:
 
 
 def _append(section: list[WeightedText], piece: WeightedText) -> None:
-    # words are tokenized with their neighbours of the same weight
+    # texts of the same weight are tokenized together, as the web UI does
     if section and section[-1].weight == piece.weight:
         piece = WeightedText(section.pop().text + piece.text, piece.weight)
     section.append(piece)
 
 
 def _items(prompt: str) -> list[_Item]:
-    """Return the parts of a prompt, each bracket with the factor that it stands for."""
+    """Return the elements of a prompt, each bracket with its factor."""
     items: list[_Item] = []
     waiting: dict[str, list[_Item]] = {bracket: [] for bracket in _FACTORS}
     at = 0
@@ -101,27 +101,27 @@ def _items(prompt: str) -> list[_Item]:
     return [*items, _Item("text", prompt[at:])]
 
 
-class WeighedToken(NamedTuple):
-    """A token's id and what its states are multiplied by."""
+class WeightedToken(NamedTuple):
+    """A token's id and the factor of its hidden states."""
 
     number: int
     weight: float
 
 
-def chunked(
-    sections: Sequence[Sequence[WeighedToken]], *, room: int, comma: int | None
-) -> list[Sequence[WeighedToken]]:
-    """Cut the tokens of each section into chunks of at most ``room``, one at least.
+def split_chunks(
+    sections: Sequence[Sequence[WeightedToken]], *, room: int, comma: int | None
+) -> list[Sequence[WeightedToken]]:
+    """Split the tokens of each section into at least one chunk of at most ``room`` tokens.
 
-    A full chunk gives what stands behind its last comma, if that is no more than 20 tokens, to the next one, unless
-    that begins with a comma.
+    A full chunk moves the tokens after its last comma to the next chunk, if they are at most 20 and the next token is
+    not a comma.
     """
     chunks = [chunk for section in sections for chunk in _cut(section, room, comma)]
-    # a BREAK at the end begins nothing
+    # a BREAK at the end adds no empty chunk
     return chunks[:-1] if len(chunks) > 1 and not chunks[-1] else chunks
 
 
-def _cut(tokens: Sequence[WeighedToken], room: int, comma: int | None) -> Iterator[Sequence[WeighedToken]]:
+def _cut(tokens: Sequence[WeightedToken], room: int, comma: int | None) -> Iterator[Sequence[WeightedToken]]:
     while len(tokens) > room:
         end = room
         if tokens[room].number != comma:

@@ -1,6 +1,6 @@
-"""Stable diffusion 1.x and 2.x: one CLIP text encoder (arXiv 2112.10752).
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder (arXiv 2112.10752).
 
-Everything diffusers' StableDiffusionPipeline loads, without its safety checker.
+It loads all models of diffusers' StableDiffusionPipeline, and runs no safety checker.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from latentfarm_worker.models.latent_diffusion import LatentDiffusion
 
 
 class StableDiffusion(LatentDiffusion):
-    """One model of the family; its U-Net needs sample, timestep and text only."""
+    """A model whose U-Net is conditioned on text only."""
 
     pipeline = "StableDiffusionPipeline"
     encoders: ClassVar = {"text_encoder": "CLIPTextModel"}
@@ -21,7 +21,7 @@ class StableDiffusion(LatentDiffusion):
 
     @classmethod
     def _scheduler_config(cls, folder: Path) -> dict[str, Any]:
-        """Return the scheduler's config, corrected where StableDiffusionPipeline corrects old models."""
+        """Return the scheduler's config with StableDiffusionPipeline's corrections for old models."""
         config = super()._scheduler_config(folder)
         if "steps_offset" in config:
             config["steps_offset"] = 1

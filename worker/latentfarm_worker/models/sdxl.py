@@ -1,6 +1,6 @@
-"""Stable diffusion XL and XL Turbo (arXiv 2307.01952, 2311.17042): two text encoders, and a U-Net that is told sizes.
+"""Stable Diffusion XL and XL Turbo (arXiv 2307.01952, 2311.17042): two text encoders, conditioned on the image size.
 
-Everything diffusers' StableDiffusionXLPipeline loads, without its watermark.
+It loads all base models of diffusers' StableDiffusionXLPipeline, and adds no watermark.
 """
 
 from __future__ import annotations
@@ -21,10 +21,7 @@ _TIME_IDS = 6
 
 
 class StableDiffusionXL(LatentDiffusion):
-    """One model of the family.
-
-    The states are those of the encoders' last layer but one, the second encoder's projection is told beside them.
-    """
+    """A model conditioned on both encoders' penultimate hidden states, the second's projection, and the image size."""
 
     pipeline = "StableDiffusionXLPipeline"
     encoders: ClassVar = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
@@ -35,20 +32,20 @@ class StableDiffusionXL(LatentDiffusion):
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
-        self._zeros_for_none = bool(parts["model_index"].get("force_zeros_for_empty_prompt", True))
+        self._zeros_for_empty = bool(parts["model_index"].get("force_zeros_for_empty_prompt", True))
         first, second = (encoder.tokenizer.get_vocab() for encoder in self.text_encoders)
         if first != second:
             raise ModelError(
-                f"{name}: tokenizer and tokenizer_2 have other words; use a model whose text encoders read the same "
-                "tokens"
+                f"{name}: tokenizer and tokenizer_2 have different vocabularies; use a model whose text encoders share "
+                "their tokens"
             )
 
     @classmethod
     def check(cls, folder: Path) -> None:
-        """Refuse, by the config files alone, a U-Net that wants to be told what we do not tell.
+        """Check the config files for a U-Net with unsupported conditioning inputs.
 
         Raises:
-            ModelError: it does: a refiner's, for one, which is told of one size and an aesthetic score.
+            ModelError: it has one. A refiner, for example, is conditioned on an aesthetic score.
 
         """
         super().check(folder)
@@ -65,21 +62,21 @@ class StableDiffusionXL(LatentDiffusion):
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
-        """Return ``states`` (77 x chunks, D1 + D2) and ``text_embeds`` (P,) of each prompt.
+        """Return ``encoder_hidden_states`` (77 x chunks, D1 + D2) and ``text_embeds`` (P,) of each prompt.
 
-        Where the model wants it so, a negative prompt with nothing in it is zeros: to the pipeline it is none.
+        If the model sets ``force_zeros_for_empty_prompt``, an empty negative prompt is all zeros, as in the pipeline.
         """
         texts = super().encode(prompts)
         return [
-            {key: torch.zeros_like(tensor) for key, tensor in text.items()} if self._is_none(prompt) else text
+            {key: torch.zeros_like(tensor) for key, tensor in text.items()} if self._is_zeros(prompt) else text
             for prompt, text in zip(prompts, texts, strict=True)
         ]
 
-    def _is_none(self, prompt: Prompt) -> bool:
-        return self._zeros_for_none and prompt.negative and not any(prompt.tokens.chunks)
+    def _is_zeros(self, prompt: Prompt) -> bool:
+        return self._zeros_for_empty and prompt.negative and not any(prompt.tokens.chunks)
 
-    def size_tensors(self, width: int, height: int) -> Tensors:
-        """Return ``time_ids`` (6,), pixels in float32: an original of the picture's own size, uncropped."""
+    def size_conditioning(self, width: int, height: int) -> Tensors:
+        """Return ``time_ids`` (6,), pixels in float32: original and target have the image's size, and no crop."""
         return {"time_ids": torch.tensor([height, width, 0, 0, height, width], device=self.device).float()}
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:

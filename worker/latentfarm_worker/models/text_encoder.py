@@ -1,4 +1,4 @@
-"""Prompts to tensors: tokens in chunks, CLIP's encoders exactly as diffusers' pipelines use them, a bounded cache."""
+"""Prompts to conditioning: tokens in chunks, and CLIP's text encoders as diffusers' pipelines call them."""
 
 from __future__ import annotations
 
@@ -13,24 +13,26 @@ import torch
 
 from latentfarm.errors import JobError
 from latentfarm.job import PromptSyntax
-from latentfarm_worker.models.prompt_weights import WeighedToken, chunked, parse
+from latentfarm_worker.models.prompt_weights import WeightedText, WeightedToken, parse, split_chunks
 
-#: chunks of a prompt; 4,096 bytes of text come near it only with BREAKs
+#: chunks of a prompt; without BREAK, 4,096 bytes of text have fewer
 MAX_CHUNKS = 64
-#: a word's weight, either sign; beyond it numbers overflow before they mean anything
+#: absolute weight of a word; greater ones make noise, and then overflow
 MAX_WEIGHT = 100.0
 
-#: what a model wants to know of one prompt, or of many with a row each, by name
+#: conditioning tensors by name: of one prompt, or of many with a row each
 Tensors = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
 class TokenizedPrompt:
-    """A prompt as token ids, without the start, the end and the padding that each encoder puts around a chunk.
+    """A prompt as token ids, without the start, end and padding tokens that each encoder adds to a chunk.
 
-    ``chunks``: at most 75 ids each. ``count``: tokens of the whole prompt, its start and its end among them.
-    ``truncated``: whether the prompt was longer than what is encoded and lost its end. ``weights``: of each chunk what
-    its tokens' states are multiplied by; nothing where they are all left as they are.
+    Attributes:
+        chunks: at most 75 ids each.
+        count: tokens of the whole prompt, start and end included.
+        truncated: whether the end of the prompt was cut off.
+        weights: by chunk, a factor for each token's hidden states; an empty tuple means all 1.
     """
 
     chunks: tuple[tuple[int, ...], ...]
@@ -38,20 +40,20 @@ class TokenizedPrompt:
     truncated: bool = False
     weights: tuple[tuple[float, ...], ...] = ()
 
-    def weighed_chunks(self) -> Iterator[tuple[tuple[int, ...], tuple[float, ...]]]:
-        """Yield each chunk with its weights, which may be none."""
+    def weighted_chunks(self) -> Iterator[tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Yield each chunk with its weights, which may be empty."""
         return zip_longest(self.chunks, self.weights, fillvalue=())
 
     def padded(self, chunks: int) -> TokenizedPrompt:
-        """Return the same with empty chunks at its end: the two sides of guidance must be of one length."""
+        """Return the prompt with empty chunks appended: prompt and negative prompt must have the same length."""
         return replace(self, chunks=self.chunks + ((),) * (chunks - len(self.chunks)))
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is encoded: equal ones give equal tensors.
+    """The input of ``Family.encode``; equal prompts give equal tensors.
 
-    ``negative``: it is what a picture should not show. ``clip_skip``: layers left out at the encoder's end.
+    ``negative``: it is a negative prompt. ``clip_skip``: layers to skip at the end of the text encoder.
     """
 
     tokens: TokenizedPrompt
@@ -60,22 +62,24 @@ class Prompt:
 
 
 class TextEmbedding(NamedTuple):
-    """Hidden ``states`` (77 x chunks, D) and, of an encoder with a projection, the ``projected`` whole (P,).
+    """The output of one text encoder.
 
-    The whole is that of the first chunk, as AUTOMATIC1111 has it.
+    ``hidden_states``: (77 x chunks, D). ``projected``: the pooled projection (P,) of the first chunk, as in
+    AUTOMATIC1111's web UI; None if the encoder has no projection.
     """
 
-    states: torch.Tensor
+    hidden_states: torch.Tensor
     projected: torch.Tensor | None
 
 
 class ClipEncoder:
-    """One CLIP text encoder with its tokenizer.
+    """One CLIP text encoder (transformers' CLIPTextModel or CLIPTextModelWithProjection) with its tokenizer.
 
-    ``layer``: whose hidden states are taken as they leave it, counted from the end; None: the last, normed.
-
-    Chunks are encoded ``rows`` at a time, the last ones padded with empty ones: a chunk's numbers depend on the size of
-    the group, but not on what else is in it.
+    Args:
+        rows: chunks in one forward pass. The last group is padded with empty chunks, so a chunk's numbers depend on
+            the size of the group, and not on the other chunks in it.
+        layer: the layer whose hidden states are returned, counted from the end; None: the last, with the final layer
+            norm.
     """
 
     def __init__(self, tokenizer: Any, model: Any, *, rows: int, layer: int | None = None) -> None:
@@ -84,45 +88,45 @@ class ClipEncoder:
         self._start, self._end, self._pad = (
             int(number) for number in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         )
-        #: tokens in a chunk, start and end among them
+        #: tokens in a chunk, start and end included
         self.length = int(tokenizer.model_max_length)
         self._masked = bool(getattr(model.config, "use_attention_mask", False))
-        # a fast tokenizer lets one thread in
+        # a fast tokenizer is not thread-safe
         self._lock = Lock()
 
     @property
     def room(self) -> int:
-        """How many tokens of a prompt fit into a chunk."""
+        """Return the tokens of a prompt that fit into a chunk."""
         return self.length - 2
 
     def ids(self, prompt: str) -> list[int]:
-        """Return all tokens of a prompt, without start and end."""
+        """Return all tokens of a prompt, without start and end. Thread-safe."""
         with self._lock:
             found = self.tokenizer([prompt], add_special_tokens=False, truncation=False, verbose=False)
         return list(found.input_ids[0])
 
     @cached_property
     def comma(self) -> int | None:
-        """The id of a comma on its own."""
+        """Return the token id of a single comma."""
         return self.tokenizer.get_vocab().get(",</w>")  # type: ignore[no-any-return]
 
     @property
     def max_clip_skip(self) -> int:
-        """How many layers can be left out: the first one stays."""
+        """Return how many layers can be skipped: the first one stays."""
         return int(self.model.config.num_hidden_layers) + (self.layer or -1)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[TextEmbedding]:
-        """Return each prompt in numbers, every chunk's states weighed for themselves."""
-        encoded = iter(self._chunks([(ids, each.clip_skip) for each in prompts for ids in each.tokens.chunks]))
+        """Return the embedding of each prompt. Each chunk is weighted by itself."""
+        encoded = iter(self._encode_chunks([(ids, each.clip_skip) for each in prompts for ids in each.tokens.chunks]))
         texts = []
         for each in prompts:
-            chunks = [(next(encoded), weights) for _, weights in each.tokens.weighed_chunks()]
-            states = torch.cat([_weighed(chunk.states, weights) for chunk, weights in chunks])
-            texts.append(TextEmbedding(states, chunks[0][0].projected))
+            chunks = [(next(encoded), weights) for _, weights in each.tokens.weighted_chunks()]
+            hidden_states = torch.cat([apply_weights(chunk.hidden_states, weights) for chunk, weights in chunks])
+            texts.append(TextEmbedding(hidden_states, chunks[0][0].projected))
         return texts
 
-    def _chunks(self, chunks: Sequence[tuple[tuple[int, ...], int]]) -> list[TextEmbedding]:
-        """Return each chunk in numbers, without so many of the last layers."""
+    def _encode_chunks(self, chunks: Sequence[tuple[tuple[int, ...], int]]) -> list[TextEmbedding]:
+        """Return the embedding of each chunk (ids, clip_skip)."""
         encoded: list[TextEmbedding] = []
         for at in range(0, len(chunks), self.rows):
             group = [*chunks[at : at + self.rows]]
@@ -132,24 +136,25 @@ class ClipEncoder:
             output = self.model(
                 torch.tensor(lines, device=self.model.device),
                 attention_mask=torch.tensor(mask, device=self.model.device) if self._masked else None,
-                output_hidden_states=self.layer is not None or any(skipped for _, skipped in group),
+                output_hidden_states=self.layer is not None or any(clip_skip for _, clip_skip in group),
             )
             projected = output.get("text_embeds")
             encoded += [
-                TextEmbedding(self._picked(output, row, skipped), None if projected is None else projected[row])
-                for row, (_, skipped) in enumerate(group)
+                TextEmbedding(self._select(output, row, clip_skip), None if projected is None else projected[row])
+                for row, (_, clip_skip) in enumerate(group)
             ]
         return encoded[: len(chunks)]
 
-    def _picked(self, output: Any, row: int, skipped: int) -> torch.Tensor:
-        """Return the states of the layer, or those of an earlier one, with the last one's norm if ours has it.
+    def _select(self, output: Any, row: int, clip_skip: int) -> torch.Tensor:
+        """Return the hidden states of our layer, or of one ``clip_skip`` layers earlier.
 
-        As StableDiffusionPipeline and StableDiffusionXLPipeline.
+        As StableDiffusionPipeline and StableDiffusionXLPipeline: if our layer is the last, an earlier one gets the
+        final layer norm too.
         """
         if self.layer is not None:
-            states = output.hidden_states[self.layer - skipped][row]
-        elif skipped:
-            states = self.model.final_layer_norm(output.hidden_states[-1 - skipped][row])
+            states = output.hidden_states[self.layer - clip_skip][row]
+        elif clip_skip:
+            states = self.model.final_layer_norm(output.hidden_states[-1 - clip_skip][row])
         else:
             states = output.last_hidden_state[row]
         return states.to(self.model.dtype)  # type: ignore[no-any-return]
@@ -158,57 +163,73 @@ class ClipEncoder:
         return [self._start, *chunk, self._end, *[self._pad] * (self.room - len(chunk))]
 
 
-def _weighed(states: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
-    """Return a chunk's states (77, D) times its tokens' weights, brought back to their mean.
+def apply_weights(hidden_states: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
+    """Return a chunk's hidden states (77, D) times its tokens' weights, scaled back to their mean before.
 
-    As ``EmphasisOriginal`` in modules/sd_emphasis.py of AUTOMATIC1111/stable-diffusion-webui does for one prompt.
+    As ``EmphasisOriginal`` in modules/sd_emphasis.py of AUTOMATIC1111/stable-diffusion-webui. There a mean of 0 makes
+    the prompt NaN or all zeros. Here the states then keep their weighted scale; so they do if scaling overflows.
     """
     if not weights:
-        return states
-    factors = torch.ones(len(states), 1)
+        return hidden_states
+    factors = torch.ones(len(hidden_states), 1)
     factors[1 : 1 + len(weights), 0] = torch.tensor(weights)
-    weighed = states.float() * factors.to(states.device)
-    return (weighed * (states.float().mean() / weighed.mean())).to(states.dtype)
+    weighted = hidden_states.float() * factors.to(hidden_states.device)
+    scale = hidden_states.float().mean() / weighted.mean()
+    scaled = (weighted * scale).to(hidden_states.dtype)
+    # torch.where, not if: a branch would wait for the device
+    usable = torch.isfinite(scaled).all() & (scale != 0)
+    return torch.where(usable, scaled, weighted.to(hidden_states.dtype))
 
 
-def tokens_of(encoder: ClipEncoder, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
+def tokenize(encoder: ClipEncoder, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
     """Return a prompt's tokens.
 
-    ``plain``: one chunk, cut off where it is full, as StableDiffusionPipeline.encode_prompt does. ``a1111``: all of
-    them, weighed, in as many chunks as they need.
+    ``plain``: one chunk, truncated where it is full, as StableDiffusionPipeline.encode_prompt. ``a1111``: all tokens,
+    weighted, in as many chunks as they need.
 
     Raises:
-        JobError: code ``prompt``: a weight or the number of chunks is beyond all sense.
+        JobError: code ``prompt_too_complex``: a weight or the number of chunks is over its limit.
 
     """
-    if syntax == "a1111":
-        return _a1111_tokens(encoder, prompt)
-    ids = encoder.ids(prompt)
-    return TokenizedPrompt((tuple(ids[: encoder.room]),), count=len(ids) + 2, truncated=len(ids) > encoder.room)
-
-
-def _a1111_tokens(encoder: ClipEncoder, prompt: str) -> TokenizedPrompt:
+    if syntax == "plain":
+        ids = encoder.ids(prompt)
+        return TokenizedPrompt((tuple(ids[: encoder.room]),), count=len(ids) + 2, truncated=len(ids) > encoder.room)
     sections = parse(prompt)
+    _validate_weights(sections)
+    return _merge(_split(encoder, sections))
+
+
+def _validate_weights(sections: Sequence[Sequence[WeightedText]]) -> None:
     for piece in (piece for section in sections for piece in section):
+        # "not <=" refuses NaN, too
         if not abs(piece.weight) <= MAX_WEIGHT:
             raise JobError(
-                "prompt",
+                "prompt_too_complex",
                 f"prompt {piece.text[:40]!r} has the weight {piece.weight:g}; keep it within {MAX_WEIGHT:g}, or write "
                 "\\( for a bracket that is text",
             )
-    chunks = chunked(
-        [[WeighedToken(number, weight) for text, weight in section for number in encoder.ids(text)]
-         for section in sections],
-        room=encoder.room,
-        comma=encoder.comma,
-    )  # fmt: skip
+
+
+def _split(encoder: ClipEncoder, sections: Sequence[Sequence[WeightedText]]) -> list[Sequence[WeightedToken]]:
+    """Return the tokens of all sections in chunks."""
+    tokens = [
+        [WeightedToken(number, piece.weight) for piece in section for number in encoder.ids(piece.text)]
+        for section in sections
+    ]
+    chunks = split_chunks(tokens, room=encoder.room, comma=encoder.comma)
     if len(chunks) > MAX_CHUNKS:
-        raise JobError("prompt", f"prompt has {len(chunks)} chunks of {encoder.room} tokens; keep to {MAX_CHUNKS}")
+        raise JobError(
+            "prompt_too_complex", f"prompt has {len(chunks)} chunks of {encoder.room} tokens; keep to {MAX_CHUNKS}"
+        )
+    return chunks
+
+
+def _merge(chunks: Sequence[Sequence[WeightedToken]]) -> TokenizedPrompt:
+    """Return chunks of weighted tokens as a prompt. Without any weight it equals the plain prompt."""
     weights = [tuple(token.weight for token in chunk) for chunk in chunks]
     weights = [each if any(weight != 1.0 for weight in each) else () for each in weights]
     return TokenizedPrompt(
         tuple(tuple(token.number for token in chunk) for chunk in chunks),
         count=sum(map(len, chunks)) + 2,
-        # without any weight it is what the plain prompt is
         weights=tuple(weights) if any(weights) else (),
     )

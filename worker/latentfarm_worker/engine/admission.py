@@ -1,0 +1,132 @@
+"""The admission policy: which waiting images begin, and how many rows a batch has. It imports no torch.
+
+Images of one latent shape run together. An image with guidance takes two rows of the batch, one without takes one row.
+Images of another shape wait until the batch is empty. To prevent starvation, at most one full batch of later images may
+overtake an image.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from typing import Generic, Protocol, TypeVar
+
+from latentfarm_worker.latent_shape import LatentShape
+
+
+class Admissible(Protocol):
+    """A waiting image. ``skipped`` counts the later images that began before it."""
+
+    shape: LatentShape
+    skipped: int
+
+    @property
+    def rows_needed(self) -> int:
+        """Return the rows that the image takes when it begins: 1 or 2."""
+
+
+T = TypeVar("T", bound=Admissible)
+
+
+class AdmissionQueue(Generic[T]):
+    """The waiting images in their order, and the slots of each shape.
+
+    A slot is room for one guided image of the ``native`` shape, so a full batch of that shape has ``2 * slots`` rows.
+    Larger shapes get fewer rows, in inverse proportion to their area, and never less than 2.
+
+    Iteration and the counts are thread-safe. The methods that change the queue belong to the engine's thread.
+    """
+
+    def __init__(self, *, slots: int, native: LatentShape) -> None:
+        self._slots = slots
+        self._native = native
+        self._waiting: deque[T] = deque()
+        #: the slots of shapes that ran out of memory
+        self._limits: dict[LatentShape, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def __iter__(self) -> Iterator[T]:
+        # a copy, since other threads iterate while the engine's thread changes the queue
+        return iter(tuple(self._waiting))
+
+    def append(self, image: T) -> None:
+        """Add an image at the end."""
+        self._waiting.append(image)
+
+    def prepend(self, images: Iterable[T]) -> None:
+        """Add images at the front, in their order."""
+        self._waiting.extendleft(reversed([*images]))
+
+    def remove(self, image: T) -> None:
+        """Remove a waiting image.
+
+        Raises:
+            ValueError: the image does not wait here.
+        """
+        self._waiting.remove(image)
+
+    def pop(self) -> T:
+        """Remove and return the first image."""
+        return self._waiting.popleft()
+
+    def clear(self) -> None:
+        """Remove every image."""
+        self._waiting.clear()
+
+    # -- capacity --------------------------------------------------------------------------------------------
+
+    def max_slots(self, shape: LatentShape) -> int:
+        """Return the slots of a shape: all of them, unless it ran out of memory."""
+        return self._limits.get(shape, self._slots)
+
+    def max_rows(self, shape: LatentShape) -> int:
+        """Return the rows of a full batch."""
+        slots = self.max_slots(shape)
+        return max(2, min(2 * slots, 2 * slots * self._native.area // shape.area))
+
+    def free_slots(self, rows_in_use: int) -> int:
+        """Return how many more guided images of the native shape fit beside the waiting ones."""
+        taken = rows_in_use + sum(image.rows_needed for image in self)
+        return max(0, (2 * self.max_slots(self._native) - taken) // 2)
+
+    def reduce(self, shape: LatentShape, rows: int) -> int:
+        """Halve the slots of a shape for good until a full batch has less than ``rows`` rows; return the slots.
+
+        ``rows`` must be greater than 2.
+        """
+        while self.max_rows(shape) >= rows:
+            self._limits[shape] = self.max_slots(shape) // 2
+        return self.max_slots(shape)
+
+    # -- order -----------------------------------------------------------------------------------------------
+
+    def next_shape(self, current: LatentShape | None, *, running: bool) -> LatentShape | None:
+        """Return the shape of the next batch: the current one while images run, else that of the first image.
+
+        None if nothing waits, or if there is neither a batch nor an image.
+        """
+        if not self._waiting:
+            return None
+        return current if running and current is not None else self._waiting[0].shape
+
+    def next_images(self, shape: LatentShape, *, rows: int, free: int) -> list[T]:
+        """Return the images that begin now: those of the batch's shape that fit into its ``free`` rows, in order.
+
+        They stay in the queue until ``remove``. An image that ``rows`` others have overtaken keeps all later images
+        waiting, until the batch is empty and takes its shape.
+        """
+        starting: list[T] = []
+        overtaken: list[T] = []
+        for image in self._waiting:
+            if image.shape != shape and image.skipped < rows:
+                overtaken.append(image)
+                continue
+            if image.shape != shape or image.rows_needed > free:
+                break
+            free -= image.rows_needed
+            starting.append(image)
+            for other in overtaken:
+                other.skipped += 1
+        return starting
