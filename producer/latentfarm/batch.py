@@ -111,7 +111,7 @@ class PresignedUrl(BaseModel):
 
 
 class Batch:
-    """A submitted batch. Methods raise ``UnavailableError`` if Redis or the store does not respond."""
+    """A submitted batch. Methods raise ``UnavailableError`` if Redis or the store does not answer."""
 
     def __init__(self, connection: Connection, name: str, *, rejected: Mapping[str, int] | None = None) -> None:
         self.connection = connection
@@ -345,7 +345,7 @@ class Batch:
             Path(directory),
             layout=layout,
             name_template=name_template or DEFAULT_TEMPLATE,
-            only_new=skip_fetched,
+            skip_fetched=skip_fetched,
             states={state.word for state in states},
             progress=progress,
         )

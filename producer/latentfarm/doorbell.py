@@ -1,7 +1,7 @@
-"""The doorbell: a Celery message without content that says "there is work for this model".
+"""The doorbell: an empty Celery message that wakes a worker of a model.
 
-A lost, doubled or late doorbell does no harm, for what to render is leased from the ledger. That is why Celery's
-visibility timeout may be long and its redelivery slow.
+Workers lease jobs from the ledger, so a lost, duplicated or late doorbell does no harm. Nothing depends on Celery's
+redelivery, and its visibility timeout may be long.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from kombu.exceptions import OperationalError
 from latentfarm.errors import UnavailableError
 
 TASK_NAME = "latentfarm.render"
-#: messages waiting in a model's queue, however large the batch
+#: messages in a model's queue at most, for a batch of any size
 MAX_DOORBELLS = 1_000
-#: waiting jobs for each message: one worker wakes and leases until nothing is left
+#: pending jobs per message: a woken worker leases until no job is pending
 JOBS_PER_DOORBELL = 4
-#: far above any task, since nothing depends on Celery's redelivery
+#: longer than any task
 _VISIBILITY_TIMEOUT_S = 6 * 3600
 
 
 def queue_name(model: str) -> str:
-    """Return the Celery queue of a model."""
+    """Return the name of a model's Celery queue."""
     return f"render.{model}"
 
 
 def make_app(redis_url: str, *, model: str | None = None) -> Celery:
-    """Return the Celery app on the farm's Redis; with ``model`` its worker listens to that model's queue."""
+    """Return the Celery app on the farm's Redis. With ``model``, its worker consumes that model's queue."""
     app = Celery("latentfarm", broker=broker_url(redis_url) if redis_url else None, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -60,9 +60,9 @@ def make_app(redis_url: str, *, model: str | None = None) -> Celery:
 
 
 def broker_url(redis_url: str) -> str:
-    """Return kombu's way to write a Redis URL.
+    """Return a Redis URL in kombu's form.
 
-    It has its own scheme for unix sockets, and over TLS it checks no certificate unless it is told to.
+    kombu has its own scheme for unix sockets. Over TLS it verifies no certificate unless the URL requires it.
     """
     parsed = urlparse(redis_url)
     options = dict(parse_qsl(parsed.query))
@@ -75,14 +75,14 @@ def broker_url(redis_url: str) -> str:
     return f"redis+socket://{parsed.netloc}{parsed.path}?{urlencode(options)}"
 
 
-def ring(client: redis.Redis, app: Celery, model: str, waiting_jobs: int) -> int:
-    """Fill the model's queue up to what ``waiting_jobs`` deserve; return how many messages were sent.
+def ring(client: redis.Redis, app: Celery, model: str, pending_jobs: int) -> int:
+    """Fill the model's queue to one message per four pending jobs, at most 1,000. Return the number sent.
 
     Raises:
         UnavailableError: the broker does not answer.
     """
     queue = queue_name(model)
-    wanted = min(ceil(waiting_jobs / JOBS_PER_DOORBELL), MAX_DOORBELLS)
+    wanted = min(ceil(pending_jobs / JOBS_PER_DOORBELL), MAX_DOORBELLS)
     try:
         missing = wanted - client.llen(queue)
         if missing <= 0:
@@ -91,5 +91,5 @@ def ring(client: redis.Redis, app: Celery, model: str, waiting_jobs: int) -> int
             for _ in range(missing):
                 app.send_task(TASK_NAME, queue=queue, producer=producer, retry=False)
     except (redis.RedisError, OperationalError) as error:
-        raise UnavailableError(f"the doorbell of {model!r} cannot be rung: {error}") from error
+        raise UnavailableError(f"the queue of model {model!r} does not accept messages: {error}") from error
     return missing

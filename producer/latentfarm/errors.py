@@ -1,38 +1,41 @@
-"""Every error of the house, in one small tree.
+"""All errors that latentfarm raises on purpose.
 
 ::
 
-    LatentfarmError
-    ├── InputError            the row's or the command's fault: refused before anything is enqueued (exit 2)
-    │   └── InvalidRowsError  wrong rows of a prompt file, each with place, value and cure
-    ├── UnavailableError      the store's or the queue's fault: retry later (exit 3)
-    ├── SchemaError           the ledger was written by another version of latentfarm (exit 2)
-    ├── JobError              the job's own fault: it becomes ``failed`` with this error's code
-    └── ModelError            a model that cannot be loaded: the worker does not start (exit 2)
+    LatentfarmError             base class; its text is for the user
+      ├── InputError            a command, setting or row is invalid. Correct it; exit code 2
+      │     └── InvalidRowsError  rows of a prompt file are invalid
+      ├── UnavailableError      Redis or the bucket does not answer. Retry later, as workers do; exit code 3
+      ├── SchemaError           another version wrote the ledger. Workers stop; exit code 2
+      ├── JobError              the job cannot be rendered: it fails with the error's code, the worker continues
+      └── ModelError            the model cannot be loaded: the worker does not start; exit code 2
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-_TOLD_REASONS = 10
+#: reasons that are listed one by one
+_MAX_REASONS = 10
 
 
 class LatentfarmError(Exception):
-    """Base of every error that latentfarm raises on purpose; its text is meant for the user."""
+    """Base of the errors that latentfarm raises on purpose. Its text is for the user."""
 
     exit_code = 2
 
 
 class InputError(LatentfarmError):
-    """A command, a setting or a row asks for something that is not allowed."""
+    """A command, a setting or a row is invalid."""
 
 
 class InvalidRowsError(InputError):
-    """Rows of a prompt file are wrong.
+    """Rows of a prompt file are invalid.
 
-    ``problems`` holds the first ones as text, ``total`` how many there are, ``reasons`` counts them by reason;
-    ``outcome`` says what became of the batch.
+    Attributes:
+        problems: the first problems, each with place, value and cure.
+        total: the number of problems.
+        reasons: the number of problems by reason.
     """
 
     def __init__(
@@ -50,22 +53,22 @@ class InvalidRowsError(InputError):
         if total > len(problems):
             lines.append(f"... and {total - len(problems)} more")
         noun = "problem" if total == 1 else "problems"
-        super().__init__("\n".join([*lines, f"{total} {noun}{counted(self.reasons)}; {outcome}"]))
+        super().__init__("\n".join([*lines, f"{total} {noun}{format_counts(self.reasons)}; {outcome}"]))
 
 
-def counted(reasons: Mapping[str, int]) -> str:
-    """Return the counts by reason in brackets, the most frequent first; nothing where there is but one problem."""
+def format_counts(reasons: Mapping[str, int]) -> str:
+    """Return the counts by reason in brackets, the most frequent first; an empty text for fewer than two problems."""
     if sum(reasons.values()) < 2:
         return ""
     ordered = sorted(reasons.items(), key=lambda entry: (-entry[1], entry[0]))
-    told = [f"{reason}: {count}" for reason, count in ordered[:_TOLD_REASONS]]
-    if len(ordered) > _TOLD_REASONS:
-        told.append(f"{len(ordered) - _TOLD_REASONS} other reasons")
-    return f" ({', '.join(told)})"
+    listed = [f"{reason}: {count}" for reason, count in ordered[:_MAX_REASONS]]
+    if len(ordered) > _MAX_REASONS:
+        listed.append(f"{len(ordered) - _MAX_REASONS} other reasons")
+    return f" ({', '.join(listed)})"
 
 
 class UnavailableError(LatentfarmError):
-    """Redis or the bucket does not answer or refuses the credentials."""
+    """Redis or the bucket does not answer, or refuses the credentials."""
 
     exit_code = 3
 
@@ -76,15 +79,15 @@ class SchemaError(LatentfarmError):
     def __init__(self, where: str, *, theirs: str, ours: str) -> None:
         super().__init__(
             f"the ledger in Redis at {where} has schema {theirs}, and this version of latentfarm needs schema {ours}. "
-            "Use the version that wrote the ledger, or rebuild the ledger from the bucket: stop all workers, empty this "
-            "Redis database (FLUSHDB), run `latentfarm recover`"
+            "Use the version that wrote the ledger, or rebuild the ledger from the bucket: stop all workers, empty "
+            "this Redis database (FLUSHDB), run `latentfarm recover`"
         )
 
 
 class JobError(LatentfarmError):
-    """One job cannot be rendered, and no other worker could either.
+    """A job cannot be rendered by any worker.
 
-    ``code`` is stable and short (``scheduler``, ``too_large``, ``render``): users group failures by it.
+    ``code`` is short and stable, such as ``scheduler`` or ``engine_error``: users group failures by it.
     """
 
     def __init__(self, code: str, message: str) -> None:
@@ -93,4 +96,4 @@ class JobError(LatentfarmError):
 
 
 class ModelError(LatentfarmError):
-    """A model's weights or layout cannot be used: missing, not safetensors, an unknown kind of pipeline."""
+    """A model cannot be loaded: files are missing, weights are not safetensors, or the pipeline is not supported."""

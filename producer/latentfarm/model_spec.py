@@ -15,24 +15,24 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """``alias`` names the queue; ``source`` is a diffusers folder or a hub id, empty for the bundled model."""
+    """A model: ``alias`` names its queue; ``source`` is a diffusers folder or a hub id, empty for the bundled model."""
 
     alias: str
     source: str = ""
 
 
 def parse_model(text: str) -> ModelSpec:
-    """Read an alias, a diffusers folder, a hub id, or ``ALIAS=`` one of these.
+    """Parse an alias, a diffusers folder, a hub id, or ``ALIAS=`` and one of these.
 
     Raises:
-        InputError: it is none of them.
+        InputError: the text is none of them.
     """
     alias, equals, source = text.partition("=")
     if equals:
         return ModelSpec(check_model_alias(alias), _absolute(source))
     if text == DEFAULT_MODEL:
         return ModelSpec(DEFAULT_MODEL)
-    # an empty text would be a path: that of this very folder
+    # Path("") is the current folder, which is not meant
     if text and (Path(text).is_dir() or _HUB_ID.fullmatch(text)):
         return ModelSpec(_alias_of(text), _absolute(text))
     raise InputError(
@@ -45,7 +45,7 @@ def _absolute(source: str) -> str:
     if source == DEFAULT_MODEL:
         return ""
     if source and Path(source).is_dir():
-        # workers are other processes, perhaps in another folder
+        # absolute: a worker may run in another folder
         return str(Path(source).resolve())
     if _HUB_ID.fullmatch(source):
         return source

@@ -1,6 +1,6 @@
-"""The names under which a job may ask for one of diffusers' schedulers.
+"""Short names of diffusers' noise schedulers.
 
-No torch here: the producer refuses an unknown name at submission, before a worker has seen the job.
+Imports no torch: the producer refuses unknown names at submission.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SchedulerName:
-    """A diffusers scheduler class and the options that a short name stands for."""
+    """A diffusers scheduler class and its config options."""
 
     class_name: str
     options: Mapping[str, object] = field(default_factory=dict)
@@ -47,7 +47,7 @@ def _short_names() -> dict[str, SchedulerName]:
         "kdpm2_a": SchedulerName("KDPM2AncestralDiscreteScheduler"),
         "lcm": SchedulerName("LCMScheduler"),
         "lms": SchedulerName("LMSDiscreteScheduler"),
-        # with its Runge-Kutta start, PNDM looks back further than any plan
+        # without this option, PNDM's Runge-Kutta start needs more history than a sampling plan has
         "pndm": SchedulerName("PNDMScheduler", {"skip_prk_steps": True}),
         "sa_solver": SchedulerName("SASolverScheduler"),
         "tcd": SchedulerName("TCDScheduler"),
@@ -57,18 +57,18 @@ def _short_names() -> dict[str, SchedulerName]:
     }
 
 
-#: short name -> what it stands for; ``--help`` prints the keys
+#: schedulers by short name; ``--help`` lists the keys
 SHORT_NAMES: Mapping[str, SchedulerName] = MappingProxyType(_short_names())
 
-#: diffusers class names that the engine has a tested sampling plan for
+#: diffusers classes with a tested sampling plan
 CLASS_NAMES = frozenset(name.class_name for name in SHORT_NAMES.values())
 
 
 def resolve(name: str) -> SchedulerName:
-    """Return what ``name`` (a short name or a diffusers class name) stands for.
+    """Return the scheduler of a short name or a diffusers class name.
 
     Raises:
-        InputError: the name is neither.
+        InputError: the name is unknown.
     """
     if name in SHORT_NAMES:
         return SHORT_NAMES[name]

@@ -11,7 +11,7 @@ from latentfarm.cli import options
 from latentfarm.cli.output import echo_err, format_duration, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
 from latentfarm.cli.shared import fail_if
-from latentfarm.errors import LatentfarmError, counted
+from latentfarm.errors import LatentfarmError, format_counts
 from latentfarm.ledger import Ledger
 from latentfarm.limits import MAX_TOKENS
 from latentfarm.model_spec import ModelSpec, parse_model
@@ -76,7 +76,7 @@ def _print(found: Estimate, workers: int) -> None:
     unknown = f"unknown: no worker has rendered with {found.model!r} yet"
     lines = {
         "rows": f"{found.rows:,}",
-        "invalid": f"{found.invalid:,}{counted(found.reasons)}",
+        "invalid": f"{found.invalid:,}{format_counts(found.reasons)}",
         "duplicates": f"{found.duplicates:,}",
         f"over {MAX_TOKENS} tokens": _format_tokens(found),
         "images": f"{found.jobs:,}",

@@ -13,7 +13,7 @@ from latentfarm.cli import options
 from latentfarm.cli.output import echo_err, plural, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options
 from latentfarm.cli.shared import fail_if, fetch_into, wait_for, write_contact_sheet
-from latentfarm.errors import InputError, counted
+from latentfarm.errors import InputError, format_counts
 from latentfarm.farm import Farm
 from latentfarm.ledger.constants import DEFAULT_BUDGET
 from latentfarm.settings import DEFAULT_MODEL
@@ -100,7 +100,7 @@ def submit(
         typer.echo(submitted.name)
     if submitted.rejected:
         count = plural(sum(submitted.rejected.values()), "invalid row")
-        echo_err(f"{count} became failed jobs{counted(submitted.rejected)}")
+        echo_err(f"{count} became failed jobs{format_counts(submitted.rejected)}")
     if canary:
         _show_canary(submitted, output or Path(f"{submitted.name}-canary"))
     if wait:

@@ -1,6 +1,6 @@
-"""Downloading a batch's pictures into a folder, in parallel, resuming where an earlier fetch stopped.
+"""Download a batch's images into a folder, in parallel. An interrupted fetch is continued by the next.
 
-Whatever the number of jobs, a fetch holds a few hundred results and a few pictures at a time.
+Memory is bounded: a fetch holds a few hundred results and a few images at a time, however many jobs the batch has.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from latentfarm.errors import InputError
 from latentfarm.fetch.atomic_files import make_folder
-from latentfarm.fetch.image_files import check_names, fetch_pictures
+from latentfarm.fetch.image_files import check_names, fetch_images
 from latentfarm.fetch.names import DEFAULT_TEMPLATE, NameTemplate
 from latentfarm.fetch.report import RESULTS_FILE, FetchReport
 from latentfarm.fetch.shards import fetch_shards
@@ -31,41 +31,40 @@ def fetch_batch(
     *,
     layout: Layout = "files",
     name_template: str = DEFAULT_TEMPLATE,
-    only_new: bool = False,
+    skip_fetched: bool = False,
     states: Collection[str] = (),
     progress: Callable[[FetchReport], None] = lambda _: None,
 ) -> FetchReport:
-    """Download the picture of every finished job among ``results`` and write a line a job to ``results.jsonl``.
+    """Download the image of every done job in ``results`` and write one line per job to ``results.jsonl``.
 
-    A file is complete or absent, never half written; one whose sha256 is right already is not downloaded again.
-    Names that the user's own ids go into are all looked at before anything is downloaded.
+    Files are written atomically. A file whose sha256 is right is not downloaded again. If names contain the user's
+    ids, all names are checked before the first download.
 
     Args:
-        bucket: where the pictures lie.
-        results: gives the results in index order, each time anew.
-        directory: the folder; made if it is not there.
-        layout: ``files``, or ``webdataset``: tar shards.
-        name_template: how the files are called; see ``NameTemplate``.
-        only_new: pass over what an earlier fetch into the folder has fetched, even if the file is gone by now.
-        states: words of the states whose jobs appear; all if empty.
-        progress: called after each job with the counts so far.
+        bucket: the store of the images.
+        results: returns the results in index order; called twice if names have to be checked.
+        directory: the folder; created if missing.
+        layout: ``files``, or ``webdataset`` for tar shards.
+        name_template: the template of file names; see ``NameTemplate``.
+        skip_fetched: skip images that an earlier fetch into the folder has fetched, even if their files were moved.
+        states: include only jobs in these states. Default: all.
+        progress: called with the counts after each job.
 
     Raises:
-        InputError: names that are not safe or not unique, options that exclude each other, a folder that cannot be
-            written to.
-        UnavailableError: the store does not answer, or an object is not what its receipt says.
+        InputError: unsafe or duplicate names, options that exclude each other, or a folder that cannot be written to.
+        UnavailableError: the store does not answer, or an object does not match its receipt.
     """
     if layout == "webdataset" and name_template != DEFAULT_TEMPLATE:
-        raise InputError("a webdataset's samples are named by index; leave out --name-template")
+        raise InputError("a webdataset names its samples by index; leave out --name-template")
     template = NameTemplate(name_template)
 
-    def chosen() -> Iterable[dict[str, Any]]:
+    def selected() -> Iterable[dict[str, Any]]:
         return (result for result in results() if not states or result["state"] in states)
 
-    if not template.numbered:
-        check_names(chosen(), template)
+    if not template.always_unique:
+        check_names(selected(), template)
     make_folder(directory)
     with parallel_reader(bucket) as read:
         if layout == "webdataset":
-            return fetch_shards(read, chosen(), directory, only_new=only_new, progress=progress)
-        return fetch_pictures(read, chosen(), directory, template, only_new=only_new, progress=progress)
+            return fetch_shards(read, selected(), directory, skip_fetched=skip_fetched, progress=progress)
+        return fetch_images(read, selected(), directory, template, skip_fetched=skip_fetched, progress=progress)

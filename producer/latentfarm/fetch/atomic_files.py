@@ -12,53 +12,53 @@ from latentfarm.errors import InputError
 
 
 @contextmanager
-def whole_file(file: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write that takes the name ``file`` only when all is written, and leaves nothing otherwise.
+def atomic_write(file: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file for writing. It becomes ``file`` at the end, and is removed on an error.
 
     Raises:
-        InputError: the disk or the folder does not take it.
+        InputError: the disk or the folder cannot be written to.
     """
-    fresh = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
     try:
-        with fresh.open("wb") as opened:
+        with temporary.open("wb") as opened:
             yield opened
-        fresh.replace(file)
+        temporary.replace(file)
     except BaseException as error:
-        fresh.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
-            raise cannot_write(file, error) from error
+            raise write_error(file, error) from error
         raise
 
 
-def write_whole(file: str, body: bytes) -> None:
-    """Write a file so that it is whole or absent; ``file`` is text, for paths cost as much as the writing.
+def atomic_write_bytes(file: str, body: bytes) -> None:
+    """Write a small file. ``file`` is a string: a ``Path`` would cost as much CPU as the writing.
 
     Raises:
-        InputError: the disk or the folder does not take it.
+        InputError: the disk or the folder cannot be written to.
     """
     folder, _, name = file.rpartition(os.sep)
-    fresh = f"{folder}{os.sep}.{name}.{os.getpid()}"
+    temporary = f"{folder}{os.sep}.{name}.{os.getpid()}"
     try:
-        with open(fresh, "wb") as opened:  # noqa: PTH123
+        with open(temporary, "wb") as opened:  # noqa: PTH123
             opened.write(body)
-        os.replace(fresh, file)  # noqa: PTH105
+        os.replace(temporary, file)  # noqa: PTH105
     except OSError as error:
-        Path(fresh).unlink(missing_ok=True)
-        raise cannot_write(Path(file), error) from error
+        Path(temporary).unlink(missing_ok=True)
+        raise write_error(Path(file), error) from error
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, if it is not there.
+    """Create a folder, unless it exists.
 
     Raises:
-        InputError: it cannot be made.
+        InputError: it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_write(folder, error) from error
+        raise write_error(folder, error) from error
 
 
-def cannot_write(file: Path, error: OSError) -> InputError:
-    """Return the error that says so."""
-    return InputError(f"{file} cannot be written: {error.strerror}; mend that and run the same command again")
+def write_error(file: Path, error: OSError) -> InputError:
+    """Return the error for a file that cannot be written."""
+    return InputError(f"{file} cannot be written: {error.strerror}; correct that and run the same command again")

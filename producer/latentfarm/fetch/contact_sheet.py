@@ -1,4 +1,4 @@
-"""The contact sheet: a labelled grid of pictures, to see a batch at a glance."""
+"""Contact sheets: labelled grids of a batch's first images."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from latentfarm.errors import InputError
+from latentfarm.fetch.report import MAX_SHEET_IMAGES
 from latentfarm.image_formats import PNG, format_of
 from latentfarm.limits import MAX_SIDE
 
 _TILE, _GAP, _LABEL, _LINES = 192, 12, 15, 3
 _PAPER, _INK = (250, 250, 248), (40, 40, 40)
-#: pictures on one sheet; more would be no glance
-MAX_TILES = 48
 
 
-def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
-    """Return a grid of the pictures (at most 48), each above its label wrapped to three lines.
+def contact_sheet(images: Sequence[tuple[Path, str]]) -> Image.Image:
+    """Return a grid of the first 48 images, each above its label, wrapped to three lines.
 
     Raises:
-        InputError: one is not what its name's ending says, or larger than any that a job may ask for.
+        InputError: an image is not of the format that its extension names, or larger than any job's.
     """
-    shown = pictures[:MAX_TILES]
+    shown = images[:MAX_SHEET_IMAGES]
     columns = min(len(shown), max(4, ceil(sqrt(len(shown))))) or 1
     rows = ceil(len(shown) / columns)
     cell_width, cell_height = _TILE + _GAP, _TILE + _LABEL * _LINES + _GAP + 4
@@ -34,7 +33,7 @@ def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
     for place, (file, label) in enumerate(shown):
         left = _GAP + place % columns * cell_width
         top = _GAP + place // columns * cell_height
-        tile = _picture(file)
+        tile = _read_image(file)
         scale = _TILE / max(tile.size)
         size = (max(1, round(tile.width * scale)), max(1, round(tile.height * scale)))
         tile = tile.resize(size, Image.Resampling.LANCZOS)
@@ -44,16 +43,16 @@ def contact_sheet(pictures: Sequence[tuple[Path, str]]) -> Image.Image:
     return sheet
 
 
-def _picture(file: Path) -> Image.Image:
-    """Return a picture; what it says of its size is looked at before anything is decoded."""
-    made = format_of(file.name) or PNG
+def _read_image(file: Path) -> Image.Image:
+    expected = format_of(file.name) or PNG
     try:
-        with Image.open(file, formats=[made.pillow]) as picture:
-            if picture.width * picture.height > MAX_SIDE * MAX_SIDE:
-                raise InputError(f"{file} says {picture.width}x{picture.height} pixels, which no job makes; delete it")
-            return picture.convert("RGB")
+        with Image.open(file, formats=[expected.pillow]) as image:
+            # checked before decoding: a small file could expand to gigabytes
+            if image.width * image.height > MAX_SIDE * MAX_SIDE:
+                raise InputError(f"{file} has {image.width}x{image.height} pixels, more than any job; delete it")
+            return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(f"{file} is no picture of ours ({error}); delete it and fetch again") from None
+        raise InputError(f"{file} is not an image of latentfarm ({error}); delete it and fetch again") from None
 
 
 def _wrap(draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, label: str) -> list[str]:

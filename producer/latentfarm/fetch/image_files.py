@@ -1,4 +1,4 @@
-"""``--format files``: a file a picture, ``results.jsonl`` and the ``metadata.jsonl`` of Hugging Face's ImageFolder."""
+"""``--format files``: one file per image, ``results.jsonl``, and ``metadata.jsonl`` for Hugging Face's ImageFolder."""
 
 from __future__ import annotations
 
@@ -11,29 +11,30 @@ from pathlib import Path
 from threading import Lock
 from typing import IO, Any
 
-from latentfarm.fetch.atomic_files import whole_file, write_whole
-from latentfarm.fetch.names import NameTemplate, UniqueNames
+from latentfarm.fetch.atomic_files import atomic_write, atomic_write_bytes
+from latentfarm.fetch.names import NameTemplate, add_file_name
 from latentfarm.fetch.report import RESULTS_FILE, FetchReport
-from latentfarm.fetch.serialize import flat_line, metadata_line, to_json
+from latentfarm.fetch.serialize import flatten_result, metadata_entry, to_json
 from latentfarm.fetch.state_file import FetchState
 from latentfarm.image_formats import extension_for, stem
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.parallel_get import ParallelReader
+from latentfarm.unique_names import UniqueNames
 
-#: ImageFolder makes one example of each line of this file, whose ``file_name`` is relative to it, and leaves out
-#: pictures that no line names: the strips, a contact sheet (checked with datasets 3.6 and 5.2; 3.2 refuses them).
-#: A file name with train, test, validation, dev or eval as a word of its own is taken for a split's, and then
-#: ``load_dataset("imagefolder", data_files="out/**")`` is the call, instead of ``data_dir="out"``.
+#: ImageFolder makes one example of each line, whose ``file_name`` is relative to this file, and ignores images that no
+#: line names, such as strips and a contact sheet (checked with datasets 3.6 and 5.2; 3.2 refuses them).
+#: It takes a file name with train, test, validation, dev or eval as a word for that of a split. In that case use
+#: ``load_dataset("imagefolder", data_files="out/**")`` instead of ``data_dir="out"``.
 METADATA_FILE = "metadata.jsonl"
-#: strips from noise to result, under the names of their pictures
+#: folder of the strips of intermediate images, which have the names of their images
 INTERMEDIATES_FOLDER = "intermediates"
-#: pictures to a task: handing one over costs a tenth of a download
+#: images per task: passing one task to a thread costs a tenth of a download
 _GROUP = 8
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """One job and the file name of its picture; none if there is none to fetch."""
+class _Task:
+    """One job; ``name`` is the file name of its image, None without one."""
 
     result: dict[str, Any]
     name: str | None
@@ -41,101 +42,102 @@ class _Wanted:
 
 
 @dataclass(frozen=True)
-class _Stored:
+class _Counts:
     downloaded: int = 0
     present: int = 0
     size_bytes: int = 0
 
 
 def check_names(results: Iterable[dict[str, Any]], template: NameTemplate) -> None:
-    """Look at the name of every finished picture.
+    """Check the file name of every done job.
 
     Raises:
-        InputError: one would not be safe, or two jobs would have the same.
+        InputError: a name is unsafe, or two jobs have the same.
     """
     with UniqueNames() as names:
         for result in results:
             if result["state"] == "done":
-                names.add(template.name(result), result["job"])
+                add_file_name(names, template.name(result), result["job"])
 
 
-def fetch_pictures(
+def fetch_images(
     read: ParallelReader,
     results: Iterable[dict[str, Any]],
     directory: Path,
     template: NameTemplate,
     *,
-    only_new: bool,
+    skip_fetched: bool,
     progress: Callable[[FetchReport], None],
 ) -> FetchReport:
-    """Store every finished picture, then ``results.jsonl`` and ``metadata.jsonl``."""
-    fetched = FetchReport(directory)
+    """Store every done job's image, then ``results.jsonl`` and ``metadata.jsonl``."""
+    report = FetchReport(directory)
     with (
-        FetchState(directory / ".fetched-files") as record,
+        FetchState(directory / ".fetched-files") as state,
         UniqueNames() as names,
-        whole_file(directory / RESULTS_FILE) as lines,
-        whole_file(directory / METADATA_FILE) as metadata,
+        atomic_write(directory / RESULTS_FILE) as lines,
+        atomic_write(directory / METADATA_FILE) as metadata,
         closing(
             ordered_parallel_map(
-                _wanted(results, template, names, record if only_new else None),
-                _storing(read, directory),
+                _tasks(results, template, names, state if skip_fetched else None),
+                _downloader(read, directory),
                 threads=read.threads,
                 group=_GROUP,
             )
-        ) as done,
+        ) as finished,
     ):
-        for wanted, stored in done:
-            result, name = wanted.result, wanted.name
-            _write(lines, _line(wanted))
+        for task, counts in finished:
+            result, name = task.result, task.name
+            _write_line(lines, _result_line(task))
             if name is not None:
-                record.add(result["index"], result["sha256"])
-                # with --only-new a picture may have been moved away; a line without its file stops ImageFolder
-                if not wanted.skipped or (directory / name).is_file():
-                    _write(metadata, metadata_line(result, name))
-                    fetched.show(directory / name, result)
-            fetched.downloaded += stored.downloaded
-            fetched.present += stored.present
-            fetched.size_bytes += stored.size_bytes
-            fetched.skipped += wanted.skipped
-            fetched.states[result["state"]] += 1
-            progress(fetched)
-    return fetched
+                state.add(result["index"], result["sha256"])
+                # a skipped image may have been moved; ImageFolder fails at a line without its file
+                if not task.skipped or (directory / name).is_file():
+                    _write_line(metadata, metadata_entry(result, name))
+                    report.add_image(directory / name, result)
+            report.downloaded += counts.downloaded
+            report.present += counts.present
+            report.size_bytes += counts.size_bytes
+            report.skipped += task.skipped
+            report.states[result["state"]] += 1
+            progress(report)
+    return report
 
 
-def _wanted(
-    results: Iterable[dict[str, Any]], template: NameTemplate, names: UniqueNames, record: FetchState | None
-) -> Iterator[_Wanted]:
+def _tasks(
+    results: Iterable[dict[str, Any]], template: NameTemplate, names: UniqueNames, state: FetchState | None
+) -> Iterator[_Task]:
     for result in results:
         if result["state"] != "done":
-            yield _Wanted(result, None)
+            yield _Task(result, None)
             continue
         name = template.name(result)
-        if not template.numbered:
-            names.add(name, result["job"])
-        yield _Wanted(result, name, record is not None and record.has(result["index"], result["sha256"]))
+        if not template.always_unique:
+            # checked before, but more jobs may be done by now
+            add_file_name(names, name, result["job"])
+        yield _Task(result, name, skipped=state is not None and state.has(result["index"], result["sha256"]))
 
 
-def _storing(read: ParallelReader, directory: Path) -> Callable[[_Wanted], _Stored]:
-    # a folder takes one new file at a time, and those who wait for their turn there burn the CPU that reading needs
-    writing = Lock()
-    folder, traces = f"{directory}{os.sep}", f"{directory / INTERMEDIATES_FOLDER}{os.sep}"
+def _downloader(read: ParallelReader, directory: Path) -> Callable[[_Task], _Counts]:
+    # the kernel creates one file at a time in a folder, and threads that wait for it burn CPU that downloads need
+    write_lock = Lock()
+    folder, strips = f"{directory}{os.sep}", f"{directory / INTERMEDIATES_FOLDER}{os.sep}"
 
-    def store(wanted: _Wanted) -> _Stored:
-        if wanted.name is None or wanted.skipped:
-            return _Stored()
-        objects = [(wanted.result, folder + wanted.name)]
-        if "intermediates" in wanted.result:
-            os.makedirs(traces, exist_ok=True)  # noqa: PTH103
-            objects.append((wanted.result["intermediates"], traces + _intermediates_name(wanted.result, wanted.name)))
-        sizes = [_store_one(read, writing, receipt, file) for receipt, file in objects]
-        fresh = [size for size in sizes if size is not None]
-        return _Stored(len(fresh), len(sizes) - len(fresh), sum(fresh))
+    def download(task: _Task) -> _Counts:
+        if task.name is None or task.skipped:
+            return _Counts()
+        files = [(task.result, folder + task.name)]
+        if "intermediates" in task.result:
+            os.makedirs(strips, exist_ok=True)  # noqa: PTH103
+            files.append((task.result["intermediates"], strips + _strip_name(task.result, task.name)))
+        sizes = [_download_file(read, write_lock, receipt, file) for receipt, file in files]
+        downloaded = [size for size in sizes if size is not None]
+        return _Counts(len(downloaded), len(sizes) - len(downloaded), sum(downloaded))
 
-    return store
+    return download
 
 
-def _store_one(read: ParallelReader, writing: Lock, receipt: dict[str, Any], file: str) -> int | None:
-    """Return the bytes that were downloaded, or None where the file is there with the right sha256."""
+def _download_file(read: ParallelReader, write_lock: Lock, receipt: dict[str, Any], file: str) -> int | None:
+    """Return the bytes that were downloaded, None if the file was there with the right sha256."""
     try:
         with open(file, "rb") as present:  # noqa: PTH123
             if hashlib.sha256(present.read()).hexdigest() == receipt["sha256"]:
@@ -143,21 +145,21 @@ def _store_one(read: ParallelReader, writing: Lock, receipt: dict[str, Any], fil
     except OSError:
         pass
     body = read(receipt["key"], receipt["sha256"])
-    with writing:
-        write_whole(file, body)
+    with write_lock:
+        atomic_write_bytes(file, body)
     return len(body)
 
 
-def _intermediates_name(result: dict[str, Any], name: str) -> str:
+def _strip_name(result: dict[str, Any], name: str) -> str:
     return stem(name) + extension_for(result["intermediates"]["key"])
 
 
-def _line(wanted: _Wanted) -> dict[str, Any]:
-    line = {**flat_line(wanted.result), "file": wanted.name}
-    if "intermediates" in line and wanted.name is not None:
-        line["intermediates"] = f"{INTERMEDIATES_FOLDER}/{_intermediates_name(wanted.result, wanted.name)}"
+def _result_line(task: _Task) -> dict[str, Any]:
+    line = {**flatten_result(task.result), "file": task.name}
+    if "intermediates" in line and task.name is not None:
+        line["intermediates"] = f"{INTERMEDIATES_FOLDER}/{_strip_name(task.result, task.name)}"
     return line
 
 
-def _write(lines: IO[bytes], line: dict[str, Any]) -> None:
-    lines.write(f"{to_json(line)}\n".encode())
+def _write_line(opened: IO[bytes], line: dict[str, Any]) -> None:
+    opened.write(f"{to_json(line)}\n".encode())

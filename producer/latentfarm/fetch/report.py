@@ -1,4 +1,4 @@
-"""What a fetch has done so far, and in the end."""
+"""The progress and the result of a fetch."""
 
 from __future__ import annotations
 
@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from latentfarm.fetch.contact_sheet import MAX_TILES
-
 RESULTS_FILE = "results.jsonl"
+#: images on one contact sheet
+MAX_SHEET_IMAGES = 48
 
 
 @dataclass
 class FetchReport:
     """Counts of a fetch into ``directory``.
 
-    ``downloaded``, ``present`` (there with the right sha256) count files, or shards of a webdataset; ``skipped`` the
-    jobs that ``only_new`` passed over; ``size_bytes`` what was downloaded; ``states`` the jobs of ``results.jsonl`` by
-    state; ``pictures`` the first files, each with its prompt, as many as a contact sheet shows.
+    Attributes:
+        downloaded: files, or shards of a webdataset.
+        present: files or shards that were there with the right content.
+        skipped: jobs that ``skip_fetched`` skipped.
+        size_bytes: bytes downloaded.
+        states: jobs in ``results.jsonl`` by state.
+        images: the first files with their prompts, as many as a contact sheet has.
     """
 
     directory: Path
@@ -27,11 +31,11 @@ class FetchReport:
     skipped: int = 0
     size_bytes: int = 0
     states: Counter[str] = field(default_factory=Counter)
-    pictures: list[tuple[Path, str]] = field(default_factory=list)
+    images: list[tuple[Path, str]] = field(default_factory=list)
 
     @property
     def results(self) -> Path:
-        """The file with a line a job."""
+        """The file with one line per job."""
         return self.directory / RESULTS_FILE
 
     @property
@@ -39,7 +43,7 @@ class FetchReport:
         """Jobs seen so far."""
         return self.states.total()
 
-    def show(self, file: Path, result: dict[str, Any]) -> None:
-        """Keep a picture for the contact sheet, if it still has room."""
-        if len(self.pictures) < MAX_TILES:
-            self.pictures.append((file, result.get("request", {}).get("prompt", "")))
+    def add_image(self, file: Path, result: dict[str, Any]) -> None:
+        """Add an image for the contact sheet, if it has room."""
+        if len(self.images) < MAX_SHEET_IMAGES:
+            self.images.append((file, result.get("request", {}).get("prompt", "")))

@@ -1,11 +1,11 @@
-"""One job's result as one flat line: of ``results.jsonl``, of ``latentfarm results``, of ``metadata.jsonl``."""
+"""Flatten a job's result for ``results.jsonl``, ``latentfarm results`` and ``metadata.jsonl``."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-# made once: json.dumps makes a new encoder at each call
+# created once: json.dumps creates an encoder at each call
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
 #: the columns of a CSV or Parquet table of results, and the Arrow type of each
@@ -38,11 +38,11 @@ TABLE_COLUMNS = {
 }
 
 
-def flat_line(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result with its request, in diffusers' names, flat beside what became of it.
+def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result with the fields of its request, in diffusers' names, on the same level.
 
-    ``trace`` is the key of the strip from noise to result; ``columns`` the row's own columns, if they were kept;
-    ``error`` a failed job's ``code`` and ``message``. A row that was wrong when it was submitted has no prompt.
+    ``intermediates`` is the key of the strip of intermediate images. ``columns`` are other columns of the row, if kept.
+    ``error`` has a failed job's ``code`` and ``message``. An invalid row has no prompt.
     """
     line = {
         "job": result["job"],
@@ -61,12 +61,12 @@ def flat_line(result: dict[str, Any]) -> dict[str, Any]:
     return line | {name: result[name] for name in ("columns", "error") if name in result}
 
 
-def table_line(result: dict[str, Any]) -> dict[str, Any]:
-    """Return a result's cells of ``TABLE_COLUMNS``, None where there is nothing.
+def table_row(result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result's cells of ``TABLE_COLUMNS``, None for missing ones.
 
-    What is no number and no text, such as ``columns`` and ``scheduler_options``, is JSON; an error is two columns.
+    Lists and objects, such as ``scheduler_options``, are JSON text. An error takes two columns.
     """
-    line = flat_line(result)
+    line = flatten_result(result)
     error = line.pop("error", None) or {}
     line |= {"error_code": error.get("code"), "error_message": error.get("message")}
     for name in ("columns", "guidance_interval", "scheduler_options"):
@@ -74,12 +74,12 @@ def table_line(result: dict[str, Any]) -> dict[str, Any]:
     return {name: line.get(name) for name in TABLE_COLUMNS}
 
 
-def metadata_line(result: dict[str, Any], file_name: str) -> dict[str, Any]:
-    """Return a picture's line of ``metadata.jsonl``, which Hugging Face's ImageFolder reads.
+def metadata_entry(result: dict[str, Any], file_name: str) -> dict[str, Any]:
+    """Return an image's line of ``metadata.jsonl`` for Hugging Face's ImageFolder.
 
-    Relied on (datasets' folder_based_builder.py): ``file_name`` is the picture's path relative to the metadata file and
-    every other key becomes a column; the column's type is guessed from the first 10 MB and must hold for the rest.
-    So every line has all keys, each of one type and never null: nothing said is an empty text or 0.
+    ``file_name`` is the path relative to the metadata file; every other key becomes a column. ImageFolder infers a
+    column's type from the first 10 MB (datasets, folder_based_builder.py). So every line has all keys, each of one type
+    and never null: a missing value is an empty text or 0.
     """
     request = result.get("request", {})
     texts = {name: request.get(name) or "" for name in ("negative_prompt", "scheduler")}

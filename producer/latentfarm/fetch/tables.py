@@ -1,4 +1,4 @@
-"""Tables of results: JSON lines, CSV and Parquet, written line by line with bounded memory."""
+"""Write results as JSON lines, CSV or Parquet, with bounded memory."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from collections.abc import Iterable
 from typing import IO, Any, Self
 
 from latentfarm.errors import InputError
-from latentfarm.fetch.serialize import TABLE_COLUMNS, flat_line, table_line, to_json
+from latentfarm.fetch.serialize import TABLE_COLUMNS, flatten_result, table_row, to_json
 
-#: rows of a Parquet table held and written at once
+#: rows per row group of a Parquet file
 _ROW_GROUP = 10_000
 
 
-def require_parquet(what: str) -> None:
-    """Raise InputError, naming the extra, where pyarrow is missing."""
+def require_parquet(purpose: str) -> None:
+    """Raise InputError, with the extra to install, if pyarrow is missing."""
     if importlib.util.find_spec("pyarrow") is None:
-        raise InputError(f"{what}, which needs pyarrow: pip install 'latentfarm[parquet]'")
+        raise InputError(f"{purpose}, which needs pyarrow: pip install 'latentfarm[parquet]'")
 
 
 class ParquetTable:
-    """A Parquet file that is written in row groups of 10,000; ``columns`` gives the Arrow type of each."""
+    """Writes a Parquet file in row groups of 10,000. ``columns`` maps names to Arrow types."""
 
     def __init__(self, opened: IO[bytes], columns: dict[str, str]) -> None:
         import pyarrow as pa
@@ -42,7 +42,7 @@ class ParquetTable:
         self._writer.close()
 
     def add(self, row: dict[str, Any]) -> None:
-        """Append a row; keys that are no column are left out, missing ones are null."""
+        """Append a row. Keys without a column are ignored; missing keys are null."""
         self._rows.append(row)
         if len(self._rows) == _ROW_GROUP:
             self._flush()
@@ -54,25 +54,25 @@ class ParquetTable:
 
 
 def write_jsonl(opened: IO[bytes], results: Iterable[dict[str, Any]]) -> None:
-    """Write a flat JSON object a job."""
+    """Write one flat JSON object per job."""
     for result in results:
-        opened.write(f"{to_json(flat_line(result))}\n".encode())
+        opened.write(f"{to_json(flatten_result(result))}\n".encode())
 
 
 def write_csv(opened: IO[bytes], results: Iterable[dict[str, Any]]) -> None:
-    """Write a header and a row a job in UTF-8, as RFC 4180 has it.
+    """Write a header and one row per job in UTF-8 (RFC 4180).
 
-    Cells are written as they are: this is data. One that begins with ``=``, ``+``, ``-`` or ``@`` is a formula to a
-    spreadsheet program that opens the file; import it as text there.
+    Cells are not escaped for spreadsheets: one that begins with ``=``, ``+``, ``-`` or ``@`` is read as a formula there
+    unless it is imported as text.
     """
     text = io.TextIOWrapper(opened, encoding="utf-8", newline="", write_through=True)
     try:
-        # rows end in CR LF, the default, or a CR inside a cell would not be quoted
+        # rows end in CR LF, the default: with LF alone, csv would not quote a CR inside a cell
         writer = csv.DictWriter(text, TABLE_COLUMNS)
         writer.writeheader()
-        writer.writerows(map(table_line, results))
+        writer.writerows(map(table_row, results))
     finally:
-        # the file stays open: it is the caller's
+        # without this, the wrapper would close the caller's file
         text.detach()
 
 
@@ -80,4 +80,4 @@ def write_parquet(opened: IO[bytes], results: Iterable[dict[str, Any]]) -> None:
     """Write a Parquet file of ``TABLE_COLUMNS``."""
     with ParquetTable(opened, TABLE_COLUMNS) as table:
         for result in results:
-            table.add(table_line(result))
+            table.add(table_row(result))

@@ -1,6 +1,7 @@
-"""What the ledger tells Prometheus, and KEDA: jobs by batch and by model. Asked anew at each scrape.
+"""Export the ledger's jobs by batch and by model, for Prometheus and KEDA. Each scrape reads the ledger.
 
-The series are bounded: ``MAX_BATCHES`` batches are told of, those that have not ended first, then the latest.
+The number of series is bounded: at most ``MAX_BATCHES`` batches are exported, first those that have not ended, then
+the latest.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
@@ -28,88 +30,88 @@ _STATES = ("pending", "leased", "done", "failed", "cancelled")
 
 
 class LedgerCollector(Collector):
-    """Asks the ledger at each scrape; ``models`` are told of even while they have neither batches nor workers."""
+    """Reads the ledger at each scrape. ``models`` are exported even without batches and workers."""
 
     def __init__(self, ledger: Ledger, models: Sequence[str] = ()) -> None:
         self._ledger = ledger
         self._models = models
-        self._answers = True
+        self._available = True
 
     def describe(self) -> Iterable[Metric]:
-        """Tell nothing beforehand: a registry must not need a ledger."""
+        """Return nothing: registering must not need Redis."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
-        """Return what there is to tell; of an unreachable ledger only that it is."""
+        """Return all metrics. If Redis does not answer, return only ``latentfarm_ledger_up`` = 0."""
         up = GaugeMetricFamily("latentfarm_ledger_up", "1 if Redis answered this scrape.")
         try:
-            families = [*self._ledger_itself(), *self._batches_and_models()]
+            families = [self._memory(), *self._batches_and_models()]
         except UnavailableError as error:
-            if self._answers:
-                log.warning("nothing is told until the ledger answers: %s", error)
-            self._answers, families = False, []
+            if self._available:
+                log.warning("the ledger is unavailable, and its metrics are missing: %s", error)
+            self._available, families = False, []
         else:
-            self._answers = True
-        up.add_metric([], float(self._answers))
+            self._available = True
+        up.add_metric([], float(self._available))
         return [up, *families]
 
-    def _ledger_itself(self) -> list[Metric]:
-        memory = GaugeMetricFamily("latentfarm_ledger_memory_bytes", "Memory that Redis says it uses.")
+    def _memory(self) -> Metric:
+        memory = GaugeMetricFamily("latentfarm_ledger_memory_bytes", "Memory that Redis reports as used.")
         memory.add_metric([], self._ledger.memory_bytes())
-        return [memory]
+        return memory
 
     def _batches_and_models(self) -> list[Metric]:
-        heads = self._ledger.batch_summaries()
-        told = chosen(heads)
-        untold = GaugeMetricFamily("latentfarm_batches_untold", f"Batches beyond the {MAX_BATCHES} that are told of.")
-        untold.add_metric([], len(heads) - len(told))
-        return [untold, *self._batches(told), *self._of_models(heads)]
+        summaries = self._ledger.batch_summaries()
+        exported = select_batches(summaries)
+        omitted = GaugeMetricFamily("latentfarm_batches_omitted", f"Batches without series, beyond {MAX_BATCHES}.")
+        omitted.add_metric([], len(summaries) - len(exported))
+        return [omitted, *self._batches(exported), *self._by_model(summaries)]
 
-    def _batches(self, heads: Iterable[BatchSummary]) -> list[Metric]:
+    def _batches(self, summaries: Iterable[BatchSummary]) -> list[Metric]:
         jobs = GaugeMetricFamily("latentfarm_batch_jobs", "Jobs by state.", labels=["batch", "model", "state"])
         failures = GaugeMetricFamily(
             "latentfarm_batch_failures", "Failed jobs by code.", labels=["batch", "model", "code"]
         )
-        for record in self._records(heads):
+        for record in self._records(summaries):
             for state in _STATES:
                 jobs.add_metric([record.name, record.model, state], getattr(record, state))
             for code, count in record.errors.items():
                 failures.add_metric([record.name, record.model, code], count)
         return [jobs, failures]
 
-    def _records(self, heads: Iterable[BatchSummary]) -> Iterable[BatchRecord]:
-        for head in heads:
-            try:
-                yield self._ledger.batch(head.name)
-            except InputError:
-                # deleted at this moment
-                continue
+    def _records(self, summaries: Iterable[BatchSummary]) -> Iterable[BatchRecord]:
+        for summary in summaries:
+            # a batch may be deleted meanwhile
+            with suppress(InputError):
+                yield self._ledger.batch(summary.name)
 
-    def _of_models(self, heads: Sequence[BatchSummary]) -> list[Metric]:
+    def _by_model(self, summaries: Sequence[BatchSummary]) -> list[Metric]:
         jobs = GaugeMetricFamily(
-            "latentfarm_model_jobs", "Jobs that may be leased now, and leased ones.", labels=["model", "state"]
+            "latentfarm_model_jobs",
+            "Jobs that can be leased now (pending), and leased jobs.",
+            labels=["model", "state"],
         )
-        images = CounterMetricFamily("latentfarm_model_images", "Pictures that workers committed.", labels=["model"])
+        images = CounterMetricFamily("latentfarm_model_images", "Images that workers committed.", labels=["model"])
         workers = GaugeMetricFamily(
-            "latentfarm_workers", "Workers that were seen in the last 15 seconds.", labels=["model"]
+            "latentfarm_workers", "Workers with a heartbeat in the last 15 seconds.", labels=["model"]
         )
         leased: Counter[str] = Counter()
-        for head in heads:
-            leased[head.model] += head.leased
+        for summary in summaries:
+            leased[summary.model] += summary.leased
         alive = Counter(worker.model for worker in self._ledger.worker_records())
         for model in sorted({*self._models, *leased, *alive}):
             jobs.add_metric([model, "pending"], self._ledger.count_pending(model))
             jobs.add_metric([model, "leased"], leased[model])
-            speed = self._ledger.throughput(model)
-            images.add_metric([model], speed.images if speed else 0)
+            throughput = self._ledger.throughput(model)
+            images.add_metric([model], throughput.images if throughput else 0)
             workers.add_metric([model], alive[model])
         return [jobs, images, workers]
 
 
-def chosen(heads: Sequence[BatchSummary]) -> list[BatchSummary]:
-    """Return the batches that are told of: those that have not ended, then the latest, at most ``MAX_BATCHES``."""
-    latest = list(reversed(heads))
-    return sorted(latest, key=lambda head: head.ended)[:MAX_BATCHES]
+def select_batches(summaries: Sequence[BatchSummary]) -> list[BatchSummary]:
+    """Return at most ``MAX_BATCHES`` batches: first those that have not ended, then the latest."""
+    latest_first = summaries[::-1]
+    return sorted(latest_first, key=lambda summary: summary.ended)[:MAX_BATCHES]
 
 
 def make_registry(ledger: Ledger, models: Sequence[str] = ()) -> CollectorRegistry:

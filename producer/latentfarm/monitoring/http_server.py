@@ -1,4 +1,4 @@
-"""``/metrics``, ``/livez`` and ``/readyz``: what a process that stays tells Prometheus and an orchestrator's probes."""
+"""Serve ``/metrics`` for Prometheus, and ``/livez`` and ``/readyz`` for an orchestrator's probes."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from prometheus_client import CollectorRegistry, make_wsgi_app
 from latentfarm.errors import UnavailableError
 from latentfarm.monitoring.listen_address import parse_address
 
-#: says why the answer is no, or nothing; it must not ask anybody over the network
+#: returns the problem, empty if there is none; it must use local state only
 Check = Callable[[], str]
 
-_OK, _NOT_NOW, _NOT_FOUND = "200 OK", "503 Service Unavailable", "404 Not Found"
+_OK, _UNAVAILABLE, _NOT_FOUND = "200 OK", "503 Service Unavailable", "404 Not Found"
 
 
 class MetricsServer:
-    """Serves a registry and two checks at an address, from threads of its own, until ``close``.
+    """Serves a registry and two checks at an address, on its own threads, until ``close``.
 
     Raises:
-        InputError: it is no address.
-        UnavailableError: it is taken, or not one of this machine.
+        InputError: the address is invalid.
+        UnavailableError: the address is in use, or not one of this machine.
     """
 
     def __init__(self, address: str, registry: CollectorRegistry, *, live: Check, ready: Check) -> None:
         host, port = parse_address(address)
         app = _Application(registry, {"/livez": live, "/readyz": ready})
         try:
-            self._server = make_server(host, port, app, _ServerOfIPv6 if ":" in host else _Server, _Handler)
+            self._server = make_server(host, port, app, _IPv6Server if ":" in host else _Server, _Handler)
         except OSError as error:
             raise UnavailableError(f"cannot serve metrics on {address}: {error}") from error
         self.port = int(self._server.server_port)
@@ -40,15 +40,13 @@ class MetricsServer:
         self._thread.start()
 
     def close(self) -> None:
-        """Serve no more."""
+        """Stop the server."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
 
 
 class _Application:
-    """Routes three paths."""
-
     def __init__(self, registry: CollectorRegistry, checks: Mapping[str, Check]) -> None:
         self._metrics: Callable[..., Iterable[bytes]] = make_wsgi_app(registry)
         self._checks = checks
@@ -57,11 +55,11 @@ class _Application:
         path = environ.get("PATH_INFO", "")
         if path == "/metrics":
             return self._metrics(environ, start_response)
-        status, told = _NOT_FOUND, "/metrics, /livez and /readyz are here"
+        status, text = _NOT_FOUND, "paths: /metrics, /livez, /readyz"
         if check := self._checks.get(path):
             problem = check()
-            status, told = (_NOT_NOW, problem) if problem else (_OK, "ok")
-        body = f"{told}\n".encode()
+            status, text = (_UNAVAILABLE, problem) if problem else (_OK, "ok")
+        body = f"{text}\n".encode()
         start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
         return [body]
 
@@ -70,16 +68,16 @@ class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
 
     def server_bind(self) -> None:
-        """Bind without asking a name server who we are, which may take its time."""
+        """Bind without a reverse DNS query, which may take seconds."""
         super(WSGIServer, self).server_bind()
         self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
         self.setup_environ()
 
 
-class _ServerOfIPv6(_Server):
+class _IPv6Server(_Server):
     address_family = AF_INET6
 
 
 class _Handler(WSGIRequestHandler):
     def log_message(self, *_: Any) -> None:
-        """Say nothing: a probe comes every few seconds."""
+        """Log nothing: probes come every few seconds."""

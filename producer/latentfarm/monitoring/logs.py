@@ -1,7 +1,6 @@
-"""What a process that stays says: lines for people on a terminal, JSON lines for whatever collects them.
+"""Logs of services: text on a terminal, JSON lines for a log collector.
 
-It imports nothing but the standard library, for supervisors use it too. ``latentfarm up`` asks for text: its logs are
-files that people read.
+Imports the standard library only, because supervisors use it too. ``latentfarm up`` uses text: people read its files.
 """
 
 from __future__ import annotations
@@ -14,21 +13,21 @@ from datetime import UTC, datetime
 from typing import Literal
 
 Format = Literal["auto", "text", "json"]
-#: the variable of the setting ``log_format``, for those that have no settings
+#: environment variable of the setting ``log_format``, for processes that load no settings
 VARIABLE = "LATENTFARM_LOG_FORMAT"
-#: what a record may carry beside its message, by ``extra``
+#: fields that a log call may add by ``extra``
 _FIELDS = ("worker", "batch", "job", "images")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a record: time (UTC), level, logger, message; worker, batch, job and traceback where known."""
+    """One JSON object per record: time (UTC), level, logger, message; worker, batch, job and traceback if known."""
 
     def __init__(self, worker: str = "") -> None:
         super().__init__()
         self._worker = worker
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the record as one line."""
         line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
@@ -40,27 +39,27 @@ class JsonFormatter(logging.Formatter):
         line |= {name: record.__dict__[name] for name in _FIELDS if name in record.__dict__}
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
-        # ASCII: no character of it ends a line in anybody's eyes, or cannot be written
+        # ASCII only: other line separators are escaped, and any encoding can write it
         return json.dumps(line, default=str)
 
 
 def log_fields(job: str) -> dict[str, str]:
-    """Return what a log call's ``extra`` says of a job named ``<batch>/<index>``."""
+    """Return the ``extra`` of a log call about the job ``<batch>/<index>``."""
     return {"batch": job.rpartition("/")[0], "job": job}
 
 
 def use_json(wanted: str) -> bool:
-    """Return whether lines are JSON: if so asked, or if nobody sits before standard error."""
+    """Return whether to log JSON: on request, and for ``auto`` if standard error is not a terminal."""
     return wanted == "json" or (wanted != "text" and not sys.stderr.isatty())
 
 
 def configure(wanted: str | None = None, *, worker: str = "", process: str = "") -> None:
-    """Have everything logged to standard error, from INFO on; the last call counts.
+    """Log to standard error from INFO on. A later call replaces an earlier one.
 
     Args:
-        wanted: auto, text or json; what ``LATENTFARM_LOG_FORMAT`` says if left out.
-        worker: the name that every JSON line carries.
-        process: what a text line calls this process.
+        wanted: ``auto``, ``text`` or ``json``. Default: ``LATENTFARM_LOG_FORMAT``.
+        worker: the worker's name in every JSON line.
+        process: the process's name in every text line.
     """
     chosen = os.environ.get(VARIABLE, "auto") if wanted is None else wanted
     formatter: logging.Formatter = JsonFormatter(worker)
@@ -70,6 +69,6 @@ def configure(wanted: str | None = None, *, worker: str = "", process: str = "")
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.captureWarnings(capture=True)
-    # what libraries say on every request is for whoever debugs them
+    # at INFO, these log every request
     for name in ("botocore", "boto3", "urllib3", "httpx", "kombu", "amqp"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""What its user has decided about a batch, kept beside it in the bucket, so that it outlasts the ledger."""
+"""The user's decisions about a batch, stored in the bucket so that they survive the loss of the ledger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from latentfarm.storage.keys import control_key
 
 
 class BatchControl(BaseModel):
-    """``control.json``: the last decisions; where there is none, everything is as it was submitted."""
+    """``control.json``. Without it, nothing was decided since the submission."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -24,7 +24,7 @@ class BatchControl(BaseModel):
 
     @classmethod
     def of(cls, record: BatchRecord) -> BatchControl:
-        """Return the decisions that a batch's record shows."""
+        """Return the decisions in a batch's record."""
         cancelled = record.state is BatchState.CANCELLED
         return cls(paused=record.paused, paused_by=record.paused_by, cancelled=cancelled, priority=record.priority)
 
@@ -38,7 +38,7 @@ class BatchControl(BaseModel):
 
 
 def write_control(bucket: Bucket, batch: str, control: BatchControl) -> None:
-    """Keep the decisions about a batch."""
+    """Store the decisions about a batch."""
     bucket.put(control_key(batch), control.model_dump_json().encode(), content_type="application/json")
 
 

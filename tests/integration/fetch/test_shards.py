@@ -1,4 +1,4 @@
-"""Batches fetched as the shards of a WebDataset."""
+"""Fetch batches as WebDataset shards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from pyarrow import parquet
 from tests.conftest import read_lines
-from tests.support.fetching import names_in, picture, work
+from tests.support.fetching import image_bytes, names_in, work
 
 from latentfarm import Farm, InputError
 from latentfarm.fetch import FetchReport
@@ -18,50 +18,55 @@ from latentfarm.fetch import FetchReport
 pytestmark = pytest.mark.integration
 
 
-def test_webdataset_shards_hold_each_picture_with_its_prompt_and_line(farm: Farm, tmp_path: Path) -> None:
+def test_webdataset_shards_have_each_image_with_its_prompt_and_line(farm: Farm, tmp_path: Path) -> None:
     batch = farm.submit([{"prompt": f"prompt {n}", "id": f"i{n}"} for n in range(1010)], batch="cats")
-    work(farm, batch, fail=frozenset({1}), traced=True)
+    work(farm, batch, fail=frozenset({1}), intermediates=True)
     fetched = batch.fetch(tmp_path, layout="webdataset")
     assert (fetched.downloaded, fetched.states) == (2, {"done": 1009, "failed": 1})
     assert names_in(tmp_path) == {"shard-00000.tar", "shard-00001.tar", "index.parquet", "results.jsonl"}
     with tarfile.open(tmp_path / "shard-00001.tar") as tar:
         members = tar.getmembers()
-        assert [m.name for m in members[:4]] == ["00001000.json", "00001000.png", "00001000.intermediates.png", "00001000.txt"]
+        assert [m.name for m in members[:4]] == [
+            "00001000.json",
+            "00001000.png",
+            "00001000.intermediates.png",
+            "00001000.txt",
+        ]
         assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
         bodies = [opened.read() for m in members[:4] if (opened := tar.extractfile(m)) is not None]
-    assert bodies[1:] == [picture(1000), picture(1007), b"prompt 1000"]
+    assert bodies[1:] == [image_bytes(1000), image_bytes(1007), b"prompt 1000"]
     line = json.loads(bodies[0])
     assert line == read_lines(tmp_path / "results.jsonl")[1000]
     assert (line["file"], line["shard"]) == ("00001000.png", "shard-00001.tar")
     index = parquet.read_table(tmp_path / "index.parquet").to_pylist()
     assert len(index) == 1009
     assert (index[1]["key"], index[1]["shard"], index[1]["prompt"]) == ("00000002", "shard-00000.tar", "prompt 2")
-    assert index[1]["sha256"] == hashlib.sha256(picture(2)).hexdigest()
+    assert index[1]["sha256"] == hashlib.sha256(image_bytes(2)).hexdigest()
 
 
-def test_a_whole_shard_is_left_alone_and_one_with_more_done_is_made_again(farm: Farm, tmp_path: Path) -> None:
+def test_a_complete_shard_stays_and_one_with_more_done_jobs_is_written_again(farm: Farm, tmp_path: Path) -> None:
     batch = farm.submit(["a"] * 1020, batch="cats")
     work(farm, batch, count=1005)
     first = batch.fetch(tmp_path, layout="webdataset")
-    whole, begun = ((tmp_path / f"shard-0000{n}.tar") for n in (0, 1))
-    at, before = whole.stat().st_mtime_ns, whole.read_bytes()
+    complete, partial = ((tmp_path / f"shard-0000{n}.tar") for n in (0, 1))
+    at, before = complete.stat().st_mtime_ns, complete.read_bytes()
     work(farm, batch)
     second = batch.fetch(tmp_path, layout="webdataset")
     assert (first.downloaded, second.downloaded, second.present) == (2, 1, 1)
-    assert whole.stat().st_mtime_ns == at
-    with tarfile.open(begun) as tar:
+    assert complete.stat().st_mtime_ns == at
+    with tarfile.open(partial) as tar:
         assert len(tar.getnames()) == 60
-    # cut, as by a full disk: made again with the same bytes
-    whole.write_bytes(before[: len(before) // 2])
+    # cut, as by a full disk: written again with the same bytes
+    complete.write_bytes(before[: len(before) // 2])
     third = batch.fetch(tmp_path, layout="webdataset")
     assert (third.downloaded, third.present) == (1, 1)
-    assert whole.read_bytes() == before
-    begun.unlink()
-    fourth = batch.fetch(tmp_path, layout="webdataset", only_new=True)
-    assert (fourth.downloaded, fourth.skipped, begun.exists()) == (0, 1020, False)
+    assert complete.read_bytes() == before
+    partial.unlink()
+    fourth = batch.fetch(tmp_path, layout="webdataset", skip_fetched=True)
+    assert (fourth.downloaded, fourth.skipped, partial.exists()) == (0, 1020, False)
 
 
-def test_an_interrupted_shard_is_absent_and_the_whole_ones_before_it_stay(farm: Farm, tmp_path: Path) -> None:
+def test_an_interrupted_shard_is_absent_and_complete_ones_before_it_stay(farm: Farm, tmp_path: Path) -> None:
     batch = farm.submit(["a"] * 1050, batch="cats")
     work(farm, batch)
 

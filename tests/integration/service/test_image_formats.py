@@ -16,7 +16,7 @@ from tests.support.tiny import make_tiny
 
 from latentfarm import Batch, Farm, InputError
 from latentfarm.fetch.contact_sheet import contact_sheet
-from latentfarm.image_formats import IMAGE_FORMATS, format_of, embedded_text
+from latentfarm.image_formats import IMAGE_FORMATS, embedded_text, format_of
 from latentfarm.recovery.recover import recover_batch
 from latentfarm.storage.keys import results_key
 from latentfarm_worker.models import Family, load_family
@@ -70,13 +70,13 @@ def test_lossless_formats_have_the_same_pixels_and_all_formats_embed_the_receipt
 
 def test_a_fetch_names_files_by_format_and_resumes(batch: Batch, tmp_path: Path) -> None:
     fetched = batch.fetch(tmp_path)
-    assert [file.name for file, _ in fetched.pictures] == FILES
+    assert [file.name for file, _ in fetched.images] == FILES
     assert [line["file_name"] for line in read_lines(tmp_path / "metadata.jsonl")] == FILES
     lines = read_lines(tmp_path / "results.jsonl")
     assert [line["file"] for line in lines] == FILES
     assert [line["intermediates"] for line in lines] == [f"intermediates/{n:06d}.png" for n in range(3)]
     assert all((tmp_path / line["intermediates"]).is_file() for line in lines)
-    assert contact_sheet(fetched.pictures).width > 0
+    assert contact_sheet(fetched.images).width > 0
     again = batch.fetch(tmp_path)
     assert (again.downloaded, again.present) == (0, 6)
 

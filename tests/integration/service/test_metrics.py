@@ -1,4 +1,4 @@
-"""What Prometheus and an orchestrator's probes are told: by the exporter over a real Redis, over real HTTP."""
+"""The metrics of the exporter and of a worker, and the probes, over a real Redis and real HTTP."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import Command
-from tests.support.scraping import Samples, asked, samples_of
+from tests.support.scraping import Samples, http_get, samples_of
 
 from latentfarm import Farm, InputError, UnavailableError
 from latentfarm.ledger import Ledger
@@ -30,46 +30,46 @@ def scrape(farm: Farm, *models: str) -> Samples:
     return samples_of(make_registry(farm.ledger, models))
 
 
-def test_a_scrape_tells_what_the_ledger_knows(farm: Farm) -> None:
+def test_a_scrape_returns_the_counts_of_the_ledger(farm: Farm) -> None:
     farm.submit([{"prompt": "a"}] * 10, batch="cats")
     paused = farm.submit([{"prompt": "a"}] * 5, batch="dogs")
     paused.pause()
     leases = farm.ledger.lease("mini", "w", 4, lease_s=30)
-    farm.ledger.fail(leases[0], {"code": "nan", "message": "not finite"})
+    farm.ledger.fail(leases[0], {"code": "non_finite", "message": "not finite"})
     farm.ledger.commit([(leases[1], {"key": "k", "sha256": "s", "bytes": 1})])
     farm.ledger.heartbeat("mini", "w", {"images": 1.0})
 
-    told = scrape(farm)
-    assert told["latentfarm_ledger_up",] == 1
-    assert told["latentfarm_ledger_memory_bytes",] > 100_000
-    assert jobs(told, "cats") == {"pending": 6, "leased": 2, "done": 1, "failed": 1, "cancelled": 0}
-    assert jobs(told, "dogs") == {"pending": 5, "leased": 0, "done": 0, "failed": 0, "cancelled": 0}
-    assert told["latentfarm_batch_failures", "cats", "nan", "mini"] == 1
-    # what a paused batch has cannot be leased: no worker need be there for it
-    assert told["latentfarm_model_jobs", "mini", "pending"] == 6
-    assert told["latentfarm_model_jobs", "mini", "leased"] == 2
-    assert told["latentfarm_model_images_total", "mini"] == 1
-    assert told["latentfarm_workers", "mini"] == 1
-    assert told["latentfarm_batches_untold",] == 0
+    samples = scrape(farm)
+    assert samples["latentfarm_ledger_up",] == 1
+    assert samples["latentfarm_ledger_memory_bytes",] > 100_000
+    assert jobs(samples, "cats") == {"pending": 6, "leased": 2, "done": 1, "failed": 1, "cancelled": 0}
+    assert jobs(samples, "dogs") == {"pending": 5, "leased": 0, "done": 0, "failed": 0, "cancelled": 0}
+    assert samples["latentfarm_batch_failures", "cats", "non_finite", "mini"] == 1
+    # the jobs of a paused batch cannot be leased, so no worker is needed for them
+    assert samples["latentfarm_model_jobs", "mini", "pending"] == 6
+    assert samples["latentfarm_model_jobs", "mini", "leased"] == 2
+    assert samples["latentfarm_model_images_total", "mini"] == 1
+    assert samples["latentfarm_workers", "mini"] == 1
+    assert samples["latentfarm_batches_omitted",] == 0
 
 
-def test_a_model_that_is_named_is_told_of_before_its_first_batch(farm: Farm) -> None:
+def test_a_named_model_has_metrics_before_its_first_batch(farm: Farm) -> None:
     assert ("latentfarm_model_jobs", "sd15", "pending") not in scrape(farm)
-    told = scrape(farm, "sd15")
-    assert told["latentfarm_model_jobs", "sd15", "pending"] == 0
-    assert told["latentfarm_workers", "sd15"] == 0
+    samples = scrape(farm, "sd15")
+    assert samples["latentfarm_model_jobs", "sd15", "pending"] == 0
+    assert samples["latentfarm_workers", "sd15"] == 0
 
 
-def test_a_deleted_batch_is_told_of_no_more(farm: Farm) -> None:
+def test_a_deleted_batch_has_no_metrics(farm: Farm) -> None:
     batch = farm.submit([{"prompt": "a"}], batch="cats")
     batch.delete()
     assert jobs(scrape(farm), "cats") == {}
 
 
-def test_a_ledger_that_is_away_is_told_as_that_and_nothing_else_is(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_an_unavailable_ledger_is_reported_as_the_only_metric(tmp_path_factory: pytest.TempPathFactory) -> None:
     nowhere = tmp_path_factory.mktemp("nowhere") / "redis.sock"
-    told = samples_of(make_registry(Ledger.connect(f"unix://{nowhere}")))
-    assert {key: value for key, value in told.items() if key[0].startswith("latentfarm")} == {
+    samples = samples_of(make_registry(Ledger.connect(f"unix://{nowhere}")))
+    assert {key: value for key, value in samples.items() if key[0].startswith("latentfarm")} == {
         ("latentfarm_ledger_up",): 0
     }
 
@@ -86,36 +86,36 @@ def serving(host: str = "127.0.0.1", *, live: Check = str, ready: Check = str) -
         server.close()
 
 
-def test_probes_are_answered_with_the_reason() -> None:
+def test_a_failed_probe_returns_the_reason() -> None:
     with serving(live=lambda: "the engine has made no step for 130 s") as address:
-        assert asked(address, "/readyz") == (200, "ok\n")
-        assert asked(address, "/livez") == (503, "the engine has made no step for 130 s\n")
-        assert asked(address, "/else")[0] == 404
+        assert http_get(address, "/readyz") == (200, "ok\n")
+        assert http_get(address, "/livez") == (503, "the engine has made no step for 130 s\n")
+        assert http_get(address, "/else")[0] == 404
 
 
-def test_ipv6_is_served_too() -> None:
+def test_ipv6_addresses_are_served() -> None:
     with serving("[::1]") as address:
-        assert asked(address, "/livez") == (200, "ok\n")
+        assert http_get(address, "/livez") == (200, "ok\n")
 
 
-def test_an_address_that_is_taken_is_an_error_that_names_it() -> None:
+def test_an_address_in_use_is_an_error_that_names_it() -> None:
     with serving() as address, pytest.raises(UnavailableError, match=re.escape(address)):
         MetricsServer(address, CollectorRegistry(), live=str, ready=str)
     with pytest.raises(InputError, match="write HOST:PORT"):
         MetricsServer("9464", CollectorRegistry(), live=str, ready=str)
 
 
-def test_a_worker_s_metrics_are_as_prometheus_wants_them() -> None:
+def test_the_metrics_of_a_worker_follow_the_conventions_of_prometheus() -> None:
     metrics = Metrics("mini")
-    metrics.image("done")
-    metrics.stored(1000, dict.fromkeys(STAGES, 0.5))
+    metrics.committed(size_bytes=1000, pixels=64, compute_cost=128.0, timings=dict.fromkeys(STAGES, 0.5))
+    metrics.ended("failed")
     metrics.step(0.25)
     metrics.retry("put")
     metrics.leased("taken", 4)
     metrics.watch({"slots": ("Slots.", lambda: 8)}, {"worker": "host-1", "device": "cpu", "dtype": "float32"})
     metrics.watch_memory(lambda: {"total": 5})
     with serving() as address:
-        assert asked(address, "/metrics")[0] == 200
+        assert http_get(address, "/metrics")[0] == 200
     families = list(text_string_to_metric_families(generate_latest(metrics.registry).decode()))
     ours = [family for family in families if family.name.startswith("latentfarm_")]
     assert {family.name for family in ours} >= {"latentfarm_images", "latentfarm_stage_seconds", "latentfarm_slots"}
@@ -123,18 +123,18 @@ def test_a_worker_s_metrics_are_as_prometheus_wants_them() -> None:
         assert family.documentation.endswith("."), family.name
         for sample in family.samples:
             assert sample.labels["model"] == "mini", sample
-            # counters end in _total, and nothing but what has a fixed set of values is a label
+            # a label has a fixed set of values
             bounded = {"model", "outcome", "stage", "le", "event", "operation", "kind"}
             assert set(sample.labels) <= bounded or family.name == "latentfarm_worker_info"
-    assert metrics.images() == {"done": 1, "failed": 0, "retried": 0, "lost": 0}
-    told = samples_of(metrics.registry)
-    assert told["latentfarm_device_busy_seconds_total", "mini"] == 0.25
-    assert told["latentfarm_stage_seconds_count", "mini", "decode"] == 1
-    assert told["latentfarm_store_retries_total", "mini", "put"] == 1
-    assert told["latentfarm_device_memory_bytes", "total", "mini"] == 5
+    assert metrics.images() == {"done": 1, "failed": 1, "retried": 0, "lost": 0}
+    samples = samples_of(metrics.registry)
+    assert samples["latentfarm_device_busy_seconds_total", "mini"] == 0.25
+    assert samples["latentfarm_stage_seconds_count", "mini", "decode"] == 1
+    assert samples["latentfarm_store_retries_total", "mini", "put"] == 1
+    assert samples["latentfarm_device_memory_bytes", "total", "mini"] == 5
 
 
-def test_a_wrong_address_or_alias_is_exit_code_2(settings: Settings, latentfarm: Command) -> None:
+def test_an_invalid_address_or_alias_is_exit_code_2(settings: Settings, latentfarm: Command) -> None:
     for arguments in (["--listen", "nowhere"], ["--model", "no/alias"]):
         ran = latentfarm("exporter", *arguments, settings=settings)
         assert ran.returncode == 2, ran.stderr

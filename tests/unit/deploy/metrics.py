@@ -27,7 +27,7 @@ EXPORTER = {
     "latentfarm_ledger_up": set[str](),
     "latentfarm_ledger_memory_bytes": set[str](),
     "latentfarm_batch_jobs": {"batch", "model", "state"},
-    "latentfarm_batches_untold": set[str](),
+    "latentfarm_batches_omitted": set[str](),
     "latentfarm_batch_failures": {"batch", "model", "code"},
     "latentfarm_model_jobs": {"model", "state"},
     "latentfarm_model_images_total": {"model"},

@@ -1,5 +1,3 @@
-"""Lines for people and lines for collectors."""
-
 from __future__ import annotations
 
 import io
@@ -34,14 +32,14 @@ def line_of(
     handler.setFormatter(JsonFormatter(worker))
     handler.emit(record_of(message, *arguments, failed=failed, extra=extra or {}))
     [written] = out.getvalue().splitlines()
-    told: dict[str, object] = json.loads(written)
-    return told
+    line: dict[str, object] = json.loads(written)
+    return line
 
 
-def test_a_line_of_json_says_who_speaks_and_of_which_job() -> None:
-    told = line_of("%s failed", "cats/7", worker="host-1", extra=log_fields("cats/7"))
-    assert str(told.pop("time")).endswith("+00:00")
-    assert told == {
+def test_a_json_line_has_the_worker_the_job_and_its_batch() -> None:
+    line = line_of("%s failed", "cats/7", worker="host-1", extra=log_fields("cats/7"))
+    assert str(line.pop("time")).endswith("+00:00")
+    assert line == {
         "level": "warning",
         "logger": "tests",
         "message": "cats/7 failed",
@@ -51,18 +49,18 @@ def test_a_line_of_json_says_who_speaks_and_of_which_job() -> None:
     }
 
 
-def test_a_traceback_stays_on_its_line() -> None:
-    told = line_of("broke", failed=True)
-    assert "ValueError: deep down" in str(told["traceback"])
-    assert "worker" not in told
+def test_a_traceback_is_part_of_its_line() -> None:
+    line = line_of("broke", failed=True)
+    assert "ValueError: deep down" in str(line["traceback"])
+    assert "worker" not in line
 
 
 @given(st.text())
-def test_any_message_is_one_line_of_json(message: str) -> None:
+def test_any_message_is_one_json_line(message: str) -> None:
     assert line_of("%s", message)["message"] == message
 
 
-def test_lines_are_json_where_nobody_sits_before_them() -> None:
+def test_auto_is_json_unless_standard_error_is_a_terminal() -> None:
     assert use_json("json")
     assert not use_json("text")
     script = "from latentfarm.monitoring.logs import use_json; print(use_json('auto'))"

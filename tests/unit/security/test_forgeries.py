@@ -1,4 +1,4 @@
-"""What an enemy may write to the bucket or ask for by a prompt file, and what becomes of it: parts, names, pictures."""
+"""Forged parts, names and images, written to the bucket or requested by a prompt file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 from latentfarm.errors import InputError
 from latentfarm.fetch.contact_sheet import contact_sheet
 from latentfarm.fetch.names import NameTemplate
-from latentfarm.fetch.shards import _members
+from latentfarm.fetch.shards import _Sample
 from latentfarm.job import Defaults, Job, Row
 from latentfarm.limits import (
     MAX_COLUMNS_BYTES,
@@ -49,8 +49,8 @@ pytestmark = pytest.mark.unit
 CANARY = "canary-of-a-prompt"
 
 
-class Held:
-    """A bucket whose every object is ``body``."""
+class OneObject:
+    """A bucket that returns ``body`` for every key."""
 
     def __init__(self, body: bytes) -> None:
         self.body = body
@@ -60,7 +60,7 @@ class Held:
 
 
 def reader(body: bytes) -> ManifestReader:
-    return ManifestReader(cast("Bucket", Held(body)))
+    return ManifestReader(cast("Bucket", OneObject(body)))
 
 
 def line(**fields: Any) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def line(**fields: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def bomb() -> bytes:
-    """A few MB that stand for two GB."""
+    """A few MB that expand to two GB."""
     megabyte = gzip.compress(b" " * 2**20)
     return megabyte * 2048
 
@@ -80,14 +80,14 @@ def bomb() -> bytes:
 def test_a_gzip_bomb_is_refused_within_bounded_memory(bomb: bytes) -> None:
     assert len(bomb) < 4 * 2**20
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"batches/b/manifest/part-00000.jsonl.gz is more than .* bytes long unpacked"):
+    with pytest.raises(InputError, match=r"batches/b/manifest/part-00000.jsonl.gz has more than .* bytes decompressed"):
         reader(bomb).job("b", 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * MAX_PART_BYTES
 
 
-def test_the_largest_part_that_rows_within_their_limits_make_is_read() -> None:
+def test_the_largest_part_within_the_limits_is_read() -> None:
     worst = "\x01" * MAX_PROMPT_BYTES
     options = {"a": "o" * (MAX_OPTIONS_BYTES - 12)}
     columns = {"c": "x" * (MAX_COLUMNS_BYTES - 12)}
@@ -122,19 +122,19 @@ def test_a_part_of_brackets_does_not_become_gigabytes_of_objects() -> None:
     assert peak < 3 * MAX_PART_BYTES
 
 
-def test_more_lines_than_a_part_has_are_refused() -> None:
+def test_a_part_with_more_than_1000_lines_is_refused() -> None:
     assert len(unpack(pack([line()] * PART_JOBS))) == PART_JOBS
     with pytest.raises(InputError, match="more than 1,000 lines"):
         unpack(pack([line()] * (PART_JOBS + 1)))
 
 
 @given(st.binary(max_size=200) | st.binary(max_size=200).map(gzip.compress))
-def test_any_bytes_are_a_part_or_a_clear_error(body: bytes) -> None:
+def test_any_bytes_are_a_part_or_an_input_error(body: bytes) -> None:
     try:
         reader(body).job("b", 0)
     except InputError:
         return
-    raise AssertionError("random bytes are no job")
+    raise AssertionError("random bytes were read as a job")
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_any_bytes_are_a_part_or_a_clear_error(body: bytes) -> None:
         {"seed": -1},
     ],
 )
-def test_a_worker_refuses_a_forged_job_and_repeats_nothing_of_its_prompt(fields: dict[str, Any]) -> None:
+def test_a_forged_job_is_refused_and_the_error_has_nothing_of_its_prompt(fields: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="job b/0 is not valid in the manifest") as caught:
         reader(pack([line(**fields)])).job("b", 0)
     assert CANARY not in str(caught.value)
@@ -161,18 +161,18 @@ def test_a_worker_refuses_a_forged_job_and_repeats_nothing_of_its_prompt(fields:
     assert len(str(caught.value)) < 1000
 
 
-def test_a_prompt_of_a_gigabyte_is_refused_unread() -> None:
+def test_a_prompt_of_a_gigabyte_is_refused_within_bounded_memory() -> None:
     before, after = gzip.compress(b'{"index":0,"seed":1,"prompt":"'), gzip.compress(b'"}\n')
     forged = reader(before + gzip.compress(b"x" * 2**20) * 1024 + after)
     tracemalloc.start()
-    with pytest.raises(InputError, match="bytes long unpacked"):
+    with pytest.raises(InputError, match="bytes decompressed"):
         forged.job("b", 0)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 3 * MAX_PART_BYTES
 
 
-def test_a_job_can_name_no_weights() -> None:
+def test_a_job_has_no_field_for_weights_or_code() -> None:
     assert not {"model", "model_source", "revision", "custom_pipeline", "lora"} & Job.model_fields.keys()
     assert not {"model", "model_source", "revision", "custom_pipeline", "lora"} & Row.model_fields.keys()
 
@@ -186,7 +186,7 @@ HOSTILE = st.text(max_size=80) | st.sampled_from(
 
 
 @given(HOSTILE, st.integers(0, 10**8), st.integers(0, 2**53))
-def test_no_batch_name_leads_a_key_out_of_its_batch(name: str, index: int, epoch: int) -> None:
+def test_keys_stay_below_their_batch_for_any_batch_name(name: str, index: int, epoch: int) -> None:
     try:
         batch = check_batch_name(name)
     except InputError:
@@ -208,14 +208,14 @@ def test_no_batch_name_leads_a_key_out_of_its_batch(name: str, index: int, epoch
 
 
 @given(HOSTILE)
-def test_a_file_of_any_name_makes_a_batch_of_a_safe_name(name: str) -> None:
+def test_a_file_with_any_name_makes_a_batch_with_a_safe_name(name: str) -> None:
     request = make_request(["a"], ReadOptions(), model="mini", expansion=Expansion.parse())
     named = replace(request, source=cast("Source", SimpleNamespace(name=name, digest="d" * 64)))
     assert check_batch_name(named.name) == named.name
 
 
 @given(HOSTILE)
-def test_only_a_job_s_own_name_is_one(name: str) -> None:
+def test_only_valid_job_names_are_parsed(name: str) -> None:
     with suppress(InputError):
         batch, index = parse_job_name(name)
         assert check_batch_name(batch) == batch
@@ -223,9 +223,7 @@ def test_only_a_job_s_own_name_is_one(name: str) -> None:
 
 
 @given(HOSTILE, HOSTILE, HOSTILE, st.integers(0, 10**8 - 1))
-def test_the_members_of_a_shard_are_named_by_index_whatever_the_row_says(
-    id_: str, prompt: str, column: str, index: int
-) -> None:
+def test_the_members_of_a_shard_are_named_by_index_for_any_row(id_: str, prompt: str, column: str, index: int) -> None:
     result = {
         "job": f"cats/{index}",
         "index": index,
@@ -237,23 +235,23 @@ def test_the_members_of_a_shard_are_named_by_index_whatever_the_row_says(
         "columns": {column: id_},
         "intermediates": {"key": id_, "sha256": "0" * 64},
     }
-    names = [name for name, _ in _members(result, {})]
+    names = [name for name, _ in _Sample(result, {}).members()]
     assert names == [f"{index:08d}{end}" for end in (".json", ".png", ".intermediates.png", ".txt")]
 
 
 @given(st.sampled_from(["id", "seed", "width", "scheduler", "row", "batch"]), HOSTILE)
-def test_no_field_of_a_forged_result_leads_a_file_out_of_the_folder(field: str, value: str) -> None:
+def test_no_field_of_a_forged_result_puts_a_file_outside_the_folder(field: str, value: str) -> None:
     result = {"job": f"{value}/3", "index": 3, "id": value, "row": value, "request": {field: value}}
     with suppress(InputError):
         name = NameTemplate(f"{{{field}}}-{{index}}.png").name(result)
         assert Path("/out", name).resolve().parent == Path("/out")
 
 
-# -- pictures --------------------------------------------------------------------------------------------------
+# -- images ----------------------------------------------------------------------------------------------------
 
 
 def png_of(width: int, height: int) -> bytes:
-    """A PNG that claims a size and holds next to nothing."""
+    """Return a PNG with this size in its header and next to no data."""
     out = io.BytesIO()
     Image.new("RGB", (1, 1)).save(out, "PNG")
     header = struct.pack(">II5B", width, height, 8, 2, 0, 0, 0)
@@ -262,22 +260,22 @@ def png_of(width: int, height: int) -> bytes:
 
 
 @pytest.mark.parametrize("body", [png_of(2048, 2056), png_of(60_000, 60_000), b"GIF89a", b"", png_of(8, 8)[:40]])
-def test_a_forged_picture_is_refused_before_it_is_decoded(body: bytes, tmp_path: Path) -> None:
+def test_a_forged_image_is_refused_before_it_is_decoded(body: bytes, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(body)
     tracemalloc.start()
-    with pytest.raises(InputError, match=r"a\.png (says \d+x\d+ pixels|is no picture of ours)"):
+    with pytest.raises(InputError, match=r"a\.png (has \d+x\d+ pixels|is not an image of latentfarm)"):
         contact_sheet([(tmp_path / "a.png", "label")])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4 * 2**20
 
 
-def test_the_largest_picture_of_a_job_is_shown(tmp_path: Path) -> None:
+def test_the_largest_image_of_a_job_is_on_a_contact_sheet(tmp_path: Path) -> None:
     Image.new("RGB", (MAX_SIDE, MAX_SIDE)).save(tmp_path / "a.png")
     assert contact_sheet([(tmp_path / "a.png", "label")]).width > 0
 
 
-def test_every_picture_is_opened_with_a_format_and_a_cap() -> None:
+def test_every_image_is_opened_with_a_format_and_a_size_limit() -> None:
     opened = {
         file.name: file.read_text()
         for folder in ("producer", "worker")

@@ -1,4 +1,4 @@
-"""What an enemy may publish as a model: pickles, code, a download nobody asked for; each is refused."""
+"""Hostile models: pickles, code and unwanted downloads are refused."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def edit(path: Path, **fields: Any) -> None:
 
 
 class Touch:
-    """Unpickling it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -45,12 +45,12 @@ class Touch:
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
-@pytest.mark.parametrize("ending", [".bin", ".ckpt", ".pt"])
-def test_a_pickle_of_weights_is_refused_unread(model: Path, part: str, ending: str) -> None:
+@pytest.mark.parametrize("extension", [".bin", ".ckpt", ".pt"])
+def test_pickled_weights_are_refused_without_unpickling(model: Path, part: str, extension: str) -> None:
     [weights] = (model / part).glob("*.safetensors")
     weights.unlink()
     trap = model / "trap"
-    weights.with_suffix(ending).write_bytes(pickle.dumps(Touch(trap)))
+    weights.with_suffix(extension).write_bytes(pickle.dumps(Touch(trap)))
     with pytest.raises(ModelError, match=r"latentfarm loads safetensors only"):
         load(model)
     assert not trap.exists()
@@ -64,11 +64,11 @@ def test_a_pickle_of_weights_is_refused_unread(model: Path, part: str, ending: s
         {"text_encoder": ["os", "system"]},
     ],
 )
-def test_a_model_with_a_pipeline_or_a_part_of_its_own_is_refused(model: Path, fields: dict[str, Any]) -> None:
+def test_a_model_with_its_own_pipeline_or_part_is_refused(model: Path, fields: dict[str, Any]) -> None:
     for name in ("my_pipeline.py", "unet/my_unet.py"):
         (model / name).write_text(f"open({str(model / 'trap')!r}, 'w')")
     edit(model / "model_index.json", **fields)
-    with pytest.raises(ModelError, match="runs no code of a model"):
+    with pytest.raises(ModelError, match="runs no code from a model"):
         load(model)
     assert not (model / "trap").exists()
 
@@ -76,13 +76,13 @@ def test_a_model_with_a_pipeline_or_a_part_of_its_own_is_refused(model: Path, fi
 @pytest.mark.parametrize("config", ["text_encoder/config.json", "unet/config.json", "tokenizer/tokenizer_config.json"])
 def test_a_model_with_remote_code_is_refused(model: Path, config: str) -> None:
     edit(model / config, auto_map={"AutoModel": "evil.Model", "AutoTokenizer": ["evil.T", None]})
-    with pytest.raises(ModelError, match="auto_map names code of the model's own"):
+    with pytest.raises(ModelError, match="auto_map names custom code"):
         load(model)
 
 
-def test_an_offline_worker_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offline_worker_makes_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     def connect(*_: object) -> None:
-        raise AssertionError("the network was asked")
+        raise AssertionError("a connection was opened")
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(socket.socket, "connect", connect)
@@ -90,7 +90,7 @@ def test_an_offline_worker_asks_no_network(monkeypatch: pytest.MonkeyPatch) -> N
         load("no-such-owner/no-such-model")
 
 
-def test_no_code_asks_for_code_of_a_model_or_a_pickle() -> None:
+def test_no_call_trusts_a_models_code() -> None:
     for file in (REPOSITORY / "worker").rglob("*.py"):
         called = {keyword.arg for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Call)
                   for keyword in node.keywords}  # fmt: skip

@@ -1,4 +1,4 @@
-"""Which Redis is used, warned of or refused, and that neither its password is shown nor a pickle read from it."""
+"""Redis URLs: used, used with a warning, or refused. Passwords are not shown, and messages are JSON."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def with_redis(url: str, **fields: Any) -> Settings:
         "rediss://farm.example?ssl_check_hostname=false",
     ],
 )
-def test_a_redis_that_is_open_to_a_network_is_refused_unless_it_is_meant(url: str) -> None:
+def test_a_redis_open_to_a_network_is_refused_unless_allowed(url: str) -> None:
     with pytest.raises(InputError, match=r"LATENTFARM_REDIS_URL leads to .* with neither password nor verified TLS"):
         with_redis(url).require()
     assert with_redis(url, allow_insecure_redis=True).require().redis_url == url
@@ -59,12 +59,12 @@ def test_a_redis_that_is_open_to_a_network_is_refused_unless_it_is_meant(url: st
         "rediss://farm.example?ssl_certfile=me.pem",
     ],
 )
-def test_a_redis_of_this_machine_or_behind_tls_is_used_without_a_word(url: str) -> None:
+def test_a_redis_on_this_machine_or_behind_tls_is_used_without_a_warning(url: str) -> None:
     assert redis_problem(url) is None
     assert with_redis(url).require().redis_url == url
 
 
-def test_a_password_in_clear_is_warned_of_once_and_not_shown(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_password_without_tls_gives_one_warning_that_does_not_show_it(caplog: pytest.LogCaptureFixture) -> None:
     for _ in range(2):
         with_redis("redis://:hunter2@clear.example").require()
     [record] = caplog.records
@@ -77,14 +77,14 @@ def test_a_password_in_clear_is_warned_of_once_and_not_shown(caplog: pytest.LogC
 @pytest.mark.parametrize(
     "url", ["redis://:hunter2@h:port", "redis://h:hunter2", "hunter2", "redis://h?max_connections=hunter2", "http://h"]
 )
-def test_a_url_that_cannot_be_read_is_refused_without_repeating_it(url: str) -> None:
+def test_an_invalid_url_is_refused_without_repeating_it(url: str) -> None:
     with pytest.raises(InputError, match="LATENTFARM_REDIS_URL is no URL of a Redis") as caught:
         with_redis(url).require()
     assert "hunter2" not in str(caught.value)
 
 
 @given(st.text(max_size=40), st.sampled_from(["redis://", "rediss://", "unix://", "redis://127.0.0.1@", ""]))
-def test_any_url_is_judged_or_refused(text: str, scheme: str) -> None:
+def test_any_url_is_assessed_or_refused(text: str, scheme: str) -> None:
     with suppress(InputError):
         found = redis_problem(scheme + text)
         assert found is None or "LATENTFARM_REDIS_URL leads to" in found.text
@@ -98,13 +98,13 @@ def test_no_password_of_redis_is_shown_by_settings_or_errors(url: str) -> None:
     assert "hunter2" not in repr(with_redis(url))
 
 
-def test_that_an_open_redis_is_meant_is_handed_to_workers() -> None:
+def test_workers_inherit_the_permission_for_an_open_redis() -> None:
     assert with_redis("redis://h").environment().get("LATENTFARM_ALLOW_INSECURE_REDIS") is None
     allowed = with_redis("redis://h", allow_insecure_redis=True).environment()
     assert allowed["LATENTFARM_ALLOW_INSECURE_REDIS"] == "true"
 
 
-def test_messages_are_json_and_nothing_else() -> None:
+def test_messages_are_json_only() -> None:
     conf = make_app("redis://localhost", model="mini").conf
     assert (conf.accept_content, conf.task_serializer, conf.event_serializer) == (["json"], "json", "json")
     assert conf.result_backend is None

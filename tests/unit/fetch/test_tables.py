@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tracemalloc
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tests.support.fetching import result
+
+from latentfarm.fetch.serialize import TABLE_COLUMNS, flatten_result, metadata_entry, table_row
+from latentfarm.fetch.tables import write_csv, write_jsonl, write_parquet
+from latentfarm.job import Job
+from latentfarm.limits import MAX_SEED
+
+pytestmark = pytest.mark.unit
+
+
+def test_every_field_of_a_request_has_a_column_in_tables() -> None:
+    rare: dict[str, Any] = {"guidance_interval": (0.2, 0.8), "prompt_syntax": "a1111", "clip_skip": 1}
+    job = Job(batch="cats", index=0, prompt="a", seed=1, **rare)
+    assert job.request().keys() >= rare.keys()
+    assert job.request().keys() <= TABLE_COLUMNS.keys()
+
+
+def test_an_invalid_row_without_a_request_has_a_line_in_every_format() -> None:
+    error = {"code": "invalid_row", "message": "width 65"}
+    invalid = {"job": "cats/0", "index": 0, "state": "failed", "error": error, "request": {}}
+    assert flatten_result(invalid)["error"] == error
+    cells = table_row(invalid)
+    assert (cells["error_code"], cells["error_message"], cells["prompt"]) == ("invalid_row", "width 65", None)
+
+
+def test_metadata_has_the_same_keys_and_types_for_every_job() -> None:
+    full = metadata_entry(result(id="x", columns={"a": 1}), "17.png")
+    bare = metadata_entry({**result(), "request": {"prompt": "a", "guidance_scale": 4, "seed": MAX_SEED}}, "17.png")
+    assert {name: type(value) for name, value in full.items()} == {name: type(value) for name, value in bare.items()}
+    assert (bare["guidance_scale"], bare["id"], full["columns"], bare["columns"]) == (4.0, "", '{"a": 1}', "{}")
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=20)
+
+
+@given(st.lists(st.tuples(CELLS, CELLS), max_size=4))
+@example([("a\rb", "=1+1")])
+def test_csv_preserves_every_prompt_and_column(texts: list[tuple[str, str]]) -> None:
+    opened = io.BytesIO()
+    request = result()["request"]
+    found = [result(n, columns={"note": b}, request={**request, "prompt": a}) for n, (a, b) in enumerate(texts)]
+    write_csv(opened, found)
+    rows = list(csv.DictReader(io.StringIO(opened.getvalue().decode(), newline="")))
+    assert [(row["prompt"], json.loads(row["columns"])["note"]) for row in rows] == texts
+
+
+def test_parquet_tables_have_one_schema_for_any_rows(tmp_path: Path) -> None:
+    from pyarrow import parquet
+
+    invalid = {"job": "cats/1", "index": 1, "state": "failed", "error": {"code": "invalid_row", "message": "m"}}
+    for name, lines in {"a": [], "b": [invalid], "c": [result(columns={"x": [1]}), invalid]}.items():
+        with (tmp_path / name).open("wb") as opened:
+            write_parquet(opened, lines)
+    tables = [parquet.read_table(tmp_path / name) for name in "abc"]
+    assert tables[0].schema == tables[1].schema == tables[2].schema
+    assert tables[2].column_names == list(TABLE_COLUMNS)
+    first, second = tables[2].to_pylist()
+    assert (first["seed"], first["columns"], second["error_code"], second["prompt"]) == (
+        9,
+        '{"x": [1]}',
+        "invalid_row",
+        None,
+    )
+
+
+Writer = Callable[[IO[bytes], Iterable[dict[str, Any]]], None]
+
+
+@pytest.mark.parametrize(("writer", "base"), [(write_jsonl, 2_000), (write_csv, 2_000)])
+def test_writing_a_table_takes_bounded_memory(writer: Writer, base: int, tmp_path: Path) -> None:
+    def peak(count: int) -> int:
+        def lines() -> Iterator[dict[str, Any]]:
+            return (result(index) for index in range(count))
+
+        with (tmp_path / "out").open("wb") as opened:
+            tracemalloc.start()
+            writer(opened, lines())
+            size = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        return size
+
+    # caches, such as a model's validator, are filled before the measurement
+    peak(10)
+    small, large = peak(base), peak(10 * base)
+    assert large < small + 100_000
