@@ -79,7 +79,7 @@ class Command(TyperCommand):
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words after the command's name in its usage."""
         arguments = (each for each in self.get_params(ctx) if each.param_type_name == "argument")
-        return [str(self.options_metavar), *(str(each.metavar) for each in arguments)]  # type: ignore[attr-defined]
+        return [str(self.options_metavar), *(str(each.metavar) for each in arguments)]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments and options under their headings."""

@@ -9,7 +9,9 @@ import typer
 
 from latentfarm.cli import options
 from latentfarm.cli.output import plural
+from latentfarm.cli.progress import CountProgress
 from latentfarm.farm import Farm
+from latentfarm.limits import PART_JOBS
 from latentfarm.storage.orphans import collect_orphans
 
 
@@ -26,5 +28,7 @@ def gc(
     """
     farm = Farm.from_env()
     name = farm.batch(batch).name
-    deleted = collect_orphans(farm.ledger, farm.bucket, name)
+    parts = -(-farm.ledger.batch(name).total // PART_JOBS)
+    with CountProgress("checking parts", parts) as progress:
+        deleted = collect_orphans(farm.ledger, farm.bucket, name, progress=lambda done, _: progress.show(done))
     typer.echo(json.dumps({"batch": name, "objects": deleted}) if as_json else f"{plural(deleted, 'object')} deleted")

@@ -45,7 +45,7 @@ Negative = Annotated[
 ]
 Scheduler = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="diffusers class or short name, such as dpmpp_2m [default: the model's own]"),
+    typer.Option(metavar="NAME", help="diffusers class or short name, such as dpm++2m [default: the model's own]"),
 ]
 Syntax = Annotated[
     str | None,
