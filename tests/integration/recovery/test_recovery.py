@@ -16,6 +16,7 @@ from latentfarm.job_state import JobState
 from latentfarm.ledger import Lease, Restoration
 from latentfarm.recovery.recover import Recovered, batches_in, recover_batch
 from latentfarm.storage.keys import image_key
+from latentfarm.storage.orphans import collect_due
 from latentfarm.storage.results import flush_full_parts
 from latentfarm.submission.request import SubmitOptions
 
@@ -125,7 +126,8 @@ def test_whoever_held_a_lease_during_a_recovery_commits_nothing(farm: Farm) -> N
     assert farm.ledger.commit([(held, receipt)]) == ["stale"]
     work(farm, 3)
     assert batch.wait().done == 3
-    # the image that counted for nothing is gone, the others are there
+    # the image of the lost lease is removed, the others stay
+    assert collect_due(farm.ledger, farm.bucket, delay_s=0) == 1
     assert set(farm.bucket.keys("batches/cats/images/")) == {line["key"] for line in batch.results()}
 
 
@@ -151,6 +153,7 @@ def test_a_job_that_failed_as_poison_leaves_no_image(farm: Farm) -> None:
         client.delete("lf:sweep_lock")
         farm.ledger.expire_leases()
     assert farm.batch("cats").wait().errors == {"poison": 1}
+    assert collect_due(farm.ledger, farm.bucket, delay_s=0) == 3
     assert list(farm.bucket.keys("batches/cats/images/")) == []
 
 
@@ -163,7 +166,8 @@ def test_of_several_images_of_a_job_the_latest_whole_one_counts(farm: Farm) -> N
     recover(farm)
     assert [line["key"] for line in batch.results()] == [image_key("cats", 0, 7)]
     assert batch.wait().complete
-    assert set(farm.bucket.keys("batches/cats/images/")) == {image_key("cats", 0, 7), image_key("cats", 0, 9)}
+    assert collect_due(farm.ledger, farm.bucket, delay_s=0) == 2
+    assert list(farm.bucket.keys("batches/cats/images/")) == [image_key("cats", 0, 7)]
 
 
 def test_a_batch_whose_submission_was_cut_is_recovered_as_far_as_it_came_and_resumed(farm: Farm) -> None:
