@@ -35,12 +35,11 @@ def reference_text() -> str:
 def _section(name: str, command: Any) -> str:
     arguments = [each.metavar for each in command.params if each.param_type_name == "argument"]
     usage = " ".join(["latentfarm", name, "[OPTIONS]", *arguments])
+    description, _, example = re.sub(r"\n +", "\n", command.help).rpartition("\n\nExample: ")
     entries = [_entry(each) for each in command.params if not each.rich_help_panel]
     if name in PROMPT_COMMANDS:
         entries.append("- and the [prompt options](#prompt-options)")
-    return "\n".join(
-        [f"## latentfarm {name}", "", f"`{usage}`", "", re.sub(r"\n +", "\n", command.help), "", *entries, ""]
-    )
+    return "\n".join([f"## latentfarm {name}", "", f"`{usage}`, such as {example}", "", description, "", *entries, ""])
 
 
 def _entry(parameter: Any) -> str:
