@@ -1,4 +1,4 @@
-"""Check webhook URLs and the addresses that they resolve to."""
+"""Check webhook URLs and the IP addresses of their hosts."""
 
 from __future__ import annotations
 
@@ -10,41 +10,28 @@ from latentfarm.errors import InputError
 
 MAX_URL_CHARACTERS = 2048
 
-
 _HOST = re.compile(
     r"(?=.{1,253}\Z)[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*\.?\Z"
 )
-
-
 _GLOBAL_UNICAST, _NAT64 = IPv6Network("2000::/3"), IPv6Network("64:ff9b::/96")
 
 
 def check_url(url: str) -> str:
-    """Return a webhook's URL as it is; the network is not asked.
+    """Return a webhook's URL. No name is resolved.
 
     Raises:
-        InputError: it is no https URL, too long, or holds a password.
+        InputError: the URL is not https, too long, or has a password.
     """
-    url_parts(url)
+    parse_url(url)
     return url
 
 
-def is_public(address: str) -> bool:
-    """Whether an IP address is globally routable unicast; so must be the IPv4 address that an IPv6 one wraps."""
-    found = ip_address(address)
-    if isinstance(found, IPv6Address):
-        wrapped = found.ipv4_mapped or found.sixtofour
-        if found in _NAT64:
-            wrapped = IPv4Address(int(found) & 0xFFFF_FFFF)
-        if wrapped is not None:
-            return is_public(str(wrapped))
-        if found not in _GLOBAL_UNICAST:
-            return False
-    return found.is_global and not found.is_multicast
+def parse_url(url: str) -> SplitResult:
+    """Return the parts of a webhook's URL.
 
-
-def url_parts(url: str) -> SplitResult:
-    """Return a URL's parts, or raise InputError."""
+    Raises:
+        InputError: as ``check_url``.
+    """
     if len(url) > MAX_URL_CHARACTERS:
         raise InputError(f"the webhook's URL has {len(url)} characters; at most {MAX_URL_CHARACTERS} are allowed")
     if not re.fullmatch("[!-~]+", url):
@@ -55,12 +42,12 @@ def url_parts(url: str) -> SplitResult:
     except ValueError as error:
         raise InputError(f"webhook {url!r}: {error}; write https://HOST/PATH") from None
     if parts.username is not None or parts.password is not None:
-        # not repeated here: it holds a password
-        raise InputError("the webhook's URL holds a user or password before its host; leave both out")
+        # the URL is not repeated: it has a password
+        raise InputError("the webhook's URL has a user or password before its host; remove both")
     if parts.scheme != "https":
         raise InputError(f"webhook {url!r}: only https is allowed; write https://HOST/PATH")
     if port == 0 or not (_is_ipv6(host) if "[" in parts.netloc else _HOST.match(host)):
-        raise InputError(f"webhook {url!r} names no host; write https://HOST/PATH")
+        raise InputError(f"webhook {url!r} has no valid host; write https://HOST/PATH")
     return parts
 
 
@@ -72,11 +59,31 @@ def _is_ipv6(host: str) -> bool:
     return "%" not in host
 
 
+def is_public(address: str) -> bool:
+    """Return whether an IP address is globally routable unicast.
+
+    An IPv6 address that embeds an IPv4 address is as public as that one.
+    """
+    found = ip_address(address)
+    if isinstance(found, IPv6Address):
+        embedded = found.ipv4_mapped or found.sixtofour
+        if found in _NAT64:
+            embedded = IPv4Address(int(found) & 0xFFFF_FFFF)
+        if embedded is not None:
+            return is_public(str(embedded))
+        if found not in _GLOBAL_UNICAST:
+            return False
+    return found.is_global and not found.is_multicast
+
+
 def require_public(host: str, addresses: list[str]) -> None:
-    """Raise InputError unless every address is public."""
-    # all of them: which one is tried first is up to whoever answers for the name
+    """Require that every address of a host is public.
+
+    Raises:
+        InputError: one is not. Checking all of them matters: an attacker's name server chooses their order.
+    """
     for address in addresses:
         if not is_public(address):
             found = host if host == address else f"{host} is {address}, which"
-            cure = "if it is meant, set LATENTFARM_WEBHOOK_ALLOW_PRIVATE=true on the workers"
-            raise InputError(f"{found} is no public address; {cure}")
+            cure = "to allow it, set LATENTFARM_WEBHOOK_ALLOW_PRIVATE=true on the workers"
+            raise InputError(f"{found} is not a public address; {cure}")

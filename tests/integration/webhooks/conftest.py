@@ -1,4 +1,4 @@
-"""An endpoint whose certificate is trusted, and the settings of a worker that may send to it."""
+"""An endpoint with a trusted certificate, and the settings of a worker that may send to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of a batch is told signed and once: sent, tried again, given up, taken over from who was killed."""
+"""Webhooks are signed, sent once, retried, abandoned, and taken over from a killed sender."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from pydantic import SecretStr
-from tests.support.endpoints import Endpoint, ended, facts, is_signed, status, work
+from tests.support.endpoints import Endpoint, ended, facts, status, verify, work
 
 from latentfarm.ledger import Ledger
 from latentfarm.ledger.webhook_outbox import WebhookOutbox
@@ -35,20 +35,19 @@ def due_in_s(ledger: Ledger, batch: str = "cats") -> float:
 
 
 def due_now(ledger: Ledger, batch: str = "cats") -> None:
-    """Let the time until the next attempt pass, without waiting for it."""
+    """Make the next attempt due."""
     client: Any = ledger.redis
     client.zadd("lf:webhooks", {batch: 1})
 
 
-def test_the_end_of_a_batch_arrives_signed_and_once(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+def test_the_end_of_a_batch_is_delivered_signed_and_once(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/hook?token=t")
     assert deliver_due(ledger, worker) == 1
     [(path, headers, body)] = endpoint.received
     assert path == "/hook?token=t"
     assert headers["host"] == f"localhost:{endpoint.port}"
     assert headers["content-type"] == "application/json"
-    assert is_signed(headers, body)
-    message = json.loads(body)
+    message = verify(headers, body)
     assert message["type"] == "batch.completed"
     ended_ms = int(ledger.redis.hget("lf:batch:cats", "ended_ms") or 0)
     assert datetime.fromisoformat(message["timestamp"]) == EPOCH + timedelta(milliseconds=ended_ms)
@@ -68,7 +67,7 @@ def test_the_end_of_a_batch_arrives_signed_and_once(ledger: Ledger, worker: Sett
     assert len(endpoint.received) == 1
 
 
-def test_a_cancelled_batch_is_told_as_such(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+def test_a_cancelled_batch_has_its_own_event(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/", cancel=True)
     assert deliver_due(ledger, worker) == 1
     message = json.loads(endpoint.received[0][2])
@@ -76,7 +75,7 @@ def test_a_cancelled_batch_is_told_as_such(ledger: Ledger, worker: Settings, end
     assert (message["data"]["cancelled"], "errors" in message["data"]) == (3, False)
 
 
-def test_after_a_500_the_same_event_comes_again_under_its_id(
+def test_after_a_500_the_event_is_sent_again_with_the_same_id(
     ledger: Ledger, worker: Settings, endpoint: Endpoint
 ) -> None:
     endpoint.replies = [status(500)]
@@ -90,13 +89,11 @@ def test_after_a_500_the_same_event_comes_again_under_its_id(
     (_, first, body), (_, second, again) = endpoint.received
     assert first["webhook-id"] == second["webhook-id"]
     assert body == again
-    assert is_signed(second, again)
+    assert verify(second, again)
     assert facts(ledger)[:2] == ("sent", 2)
 
 
-def test_an_event_that_nobody_takes_is_given_up_after_the_last_delay(
-    ledger: Ledger, worker: Settings, endpoint: Endpoint
-) -> None:
+def test_an_event_is_abandoned_after_the_last_delay(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
     endpoint.replies = [status(503)] * 20
     ended(ledger, f"https://localhost:{endpoint.port}/")
     for delay_s in RETRY_DELAYS_S:
@@ -109,7 +106,9 @@ def test_an_event_that_nobody_takes_is_given_up_after_the_last_delay(
     assert ledger.redis.zcard("lf:webhooks") == 0
 
 
-def test_an_endpoint_that_is_gone_is_asked_no_more(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+def test_an_endpoint_that_answers_410_gets_no_further_attempt(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
     endpoint.replies = [status(410)]
     ended(ledger, f"https://localhost:{endpoint.port}/")
     assert deliver_due(ledger, worker) == 0
@@ -117,7 +116,7 @@ def test_an_endpoint_that_is_gone_is_asked_no_more(ledger: Ledger, worker: Setti
     assert ledger.redis.zcard("lf:webhooks") == 0
 
 
-def test_an_endpoint_may_ask_for_a_longer_wait(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+def test_an_endpoint_may_request_a_longer_delay(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
     endpoint.replies = [status(429, **{"Retry-After": "700"})]
     ended(ledger, f"https://localhost:{endpoint.port}/")
     deliver_due(ledger, worker)
@@ -139,8 +138,8 @@ def test_two_workers_at_once_deliver_each_event_once(ledger: Ledger, worker: Set
 
     with ThreadPoolExecutor(2) as pool:
         assert sum(pool.map(deliver, range(2))) == 12
-    told = [json.loads(body)["data"]["batch"] for _, _, body in endpoint.received]
-    assert sorted(told) == sorted(f"b{number}" for number in range(12))
+    delivered = [json.loads(body)["data"]["batch"] for _, _, body in endpoint.received]
+    assert sorted(delivered) == sorted(f"b{number}" for number in range(12))
 
 
 def test_the_event_of_a_killed_sender_is_delivered_later(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
@@ -166,7 +165,7 @@ def test_the_event_of_a_killed_sender_is_delivered_later(ledger: Ledger, worker:
     sender.send_signal(signal.SIGKILL)
     sender.wait()
 
-    assert deliver_due(ledger, worker) == 0, "it is held for whoever was sending it"
+    assert deliver_due(ledger, worker) == 0, "the killed sender still holds it"
     assert 50 < due_in_s(ledger) <= 60
     due_now(ledger)
     assert deliver_due(ledger, worker) == 1
@@ -175,7 +174,7 @@ def test_the_event_of_a_killed_sender_is_delivered_later(ledger: Ledger, worker:
     assert facts(ledger)[:2] == ("sent", 2)
 
 
-def test_without_a_secret_the_attempt_fails_and_comes_again(
+def test_without_a_secret_the_attempt_fails_and_is_repeated(
     ledger: Ledger, worker: Settings, endpoint: Endpoint
 ) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/")
@@ -188,7 +187,7 @@ def test_without_a_secret_the_attempt_fails_and_comes_again(
     assert deliver_due(ledger, worker) == 1
 
 
-def test_a_batch_that_ends_again_is_told_again_under_a_new_id(
+def test_a_batch_that_ends_again_has_a_new_event_with_a_new_id(
     ledger: Ledger, worker: Settings, endpoint: Endpoint
 ) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/")
@@ -201,7 +200,7 @@ def test_a_batch_that_ends_again_is_told_again_under_a_new_id(
     assert [json.loads(body)["data"]["done"] for _, _, body in endpoint.received] == [2, 3]
 
 
-def test_a_batch_whose_failed_jobs_run_again_is_told_of_at_its_next_end(
+def test_a_retry_withdraws_the_event_until_the_batch_ends_again(
     ledger: Ledger, worker: Settings, endpoint: Endpoint
 ) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/")
@@ -216,13 +215,13 @@ def test_a_batch_whose_failed_jobs_run_again_is_told_of_at_its_next_end(
     assert ledger.batch("cats").webhook == "sent"
 
 
-def test_a_deleted_batch_is_not_told_and_nothing_of_it_comes_back(
+def test_a_deleted_batch_has_no_event_and_leaves_nothing_in_the_ledger(
     ledger: Ledger, worker: Settings, endpoint: Endpoint
 ) -> None:
     ended(ledger, f"https://localhost:{endpoint.port}/")
     ledger.mark_deleting("cats")
     assert deliver_due(ledger, worker) == 0
-    # a sender may have asked for another try meanwhile
+    # a sender may have scheduled a retry meanwhile
     due_now(ledger)
     assert deliver_due(ledger, worker) == 0
     ledger.delete_batch("cats")
@@ -232,7 +231,7 @@ def test_a_deleted_batch_is_not_told_and_nothing_of_it_comes_back(
     assert not ledger.redis.exists("lf:batch:cats", "lf:webhooks")
 
 
-def test_an_attempt_that_is_late_decides_nothing_unless_it_arrived(ledger: Ledger) -> None:
+def test_a_late_attempt_changes_nothing_unless_it_was_delivered(ledger: Ledger) -> None:
     outbox = WebhookOutbox(ledger)
     ended(ledger, "https://x.org/")
     [first] = outbox.claim(5, hold_s=60)
@@ -252,7 +251,7 @@ def test_an_attempt_that_is_late_decides_nothing_unless_it_arrived(ledger: Ledge
     assert facts(ledger)[0] == "sent"
 
 
-def test_what_becomes_of_an_earlier_end_does_not_touch_the_later_one(ledger: Ledger) -> None:
+def test_the_outcome_of_an_earlier_end_does_not_change_the_later_one(ledger: Ledger) -> None:
     outbox = WebhookOutbox(ledger)
     ended(ledger, "https://x.org/")
     [first] = outbox.claim(5, hold_s=60)

@@ -1,4 +1,4 @@
-"""Where an event may go: a public address, checked once and used as checked, over https with a valid certificate."""
+"""Events go over https with a valid certificate, to public addresses that are resolved once and checked."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from latentfarm.webhooks.deliver import deliver_due
 pytestmark = pytest.mark.integration
 
 
-def test_a_redirect_is_a_failure_and_not_followed(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
+def test_a_redirect_is_a_failed_attempt_and_not_followed(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
     for code in (301, 302, 307, 308):
         ended(ledger, f"https://localhost:{endpoint.port}/", batch=f"b{code}")
-        endpoint.replies = [status(code, location=f"https://localhost:{endpoint.port}/elsewhere")]
+        endpoint.replies = [status(code, location=f"https://localhost:{endpoint.port}/other")]
         assert deliver_due(ledger, worker) == 0
         assert facts(ledger, f"b{code}")[2].startswith(f"the answer was {code}, and redirects are not followed")
     assert [path for path, _, _ in endpoint.received] == ["/"] * 4
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "127.1", "2130706433", "[::1]", "[::ffff:127.0.0.1]"])
-def test_a_private_address_is_refused_unless_allowed_however_it_is_written(
+def test_a_private_address_in_any_notation_is_refused_unless_allowed(
     ledger: Ledger, worker: Settings, endpoint: Endpoint, host: str
 ) -> None:
     ended(ledger, f"https://{host}:{endpoint.port}/")
-    careful = worker.model_copy(update={"webhook_allow_private": False})
-    assert deliver_due(ledger, careful) == 0
+    strict = worker.model_copy(update={"webhook_allow_private": False})
+    assert deliver_due(ledger, strict) == 0
     state, _, error = facts(ledger)
     assert state == "due"
-    assert "is no public address" in error
+    assert "is not a public address" in error
     assert "LATENTFARM_WEBHOOK_ALLOW_PRIVATE=true" in error
     assert endpoint.received == []
 
@@ -45,36 +45,36 @@ def test_one_private_address_among_public_ones_is_refused(
     def answer(_: str, port: int, **__: Any) -> list[Any]:
         return [(2, 1, 6, "", (address, port)) for address in ("8.8.8.8", "127.0.0.1")]
 
-    # what an attacker's name server answers
+    # an attacker's name server
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     client: Any = ledger.redis
     client.ping()
     ended(ledger, f"https://two.example:{endpoint.port}/")
     deliver_due(ledger, worker.model_copy(update={"webhook_allow_private": False}))
-    assert "two.example is 127.0.0.1, which is no public address" in facts(ledger)[2]
+    assert "two.example is 127.0.0.1, which is not a public address" in facts(ledger)[2]
     assert endpoint.received == []
 
 
-def test_a_name_is_asked_for_once_and_the_checked_address_is_used(
+def test_a_host_is_resolved_once_and_the_checked_address_is_used(
     ledger: Ledger, worker: Settings, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    resolved = []
     real = socket.getaddrinfo
 
     def answer(host: str, port: int, *rest: Any, **more: Any) -> list[Any]:
-        # an address asks nobody
+        # addresses are not resolved
         if host[0].isdigit():
             return real(host, port, *rest, **more)
-        asked.append(host)
+        resolved.append(host)
         return [(2, 1, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", answer)
     ended(ledger, f"https://localhost:{endpoint.port}/")
     assert deliver_due(ledger, worker) == 1
-    assert asked == ["localhost"]
+    assert resolved == ["localhost"]
 
 
-def test_plain_http_is_refused_even_where_private_addresses_are_allowed(
+def test_plain_http_is_refused_even_if_private_addresses_are_allowed(
     ledger: Ledger, worker: Settings, endpoint: Endpoint
 ) -> None:
     ended(ledger, f"http://localhost:{endpoint.port}/")
@@ -97,7 +97,7 @@ def test_a_certificate_of_another_host_is_refused(
     assert other.received == []
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(
+def test_an_untrusted_certificate_is_refused(
     ledger: Ledger, worker: Settings, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("SSL_CERT_FILE")
@@ -107,7 +107,7 @@ def test_a_certificate_that_nobody_vouches_for_is_refused(
     assert endpoint.received == []
 
 
-def test_no_proxy_of_the_environment_is_asked(
+def test_proxies_of_the_environment_are_not_used(
     ledger: Ledger, worker: Settings, endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY"):
