@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class Farm:
-    """One Redis and one bucket. Methods raise ``UnavailableError`` if one of them does not respond."""
+    """One Redis and one bucket. Methods raise ``UnavailableError`` if one of them does not answer."""
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection

@@ -174,7 +174,7 @@ def test_a_missing_object_and_a_missing_bucket_differ_from_an_outage(settings: S
 
 
 @pytest.mark.parametrize("wrong", [{"s3_endpoint_url": "http://127.0.0.1:1"}, {"s3_secret_key": SecretStr("wrong")}])
-def test_a_store_that_does_not_respond_or_refuses_is_unavailable(settings: Settings, wrong: dict[str, Any]) -> None:
+def test_a_store_that_does_not_answer_or_refuses_is_unavailable(settings: Settings, wrong: dict[str, Any]) -> None:
     with pytest.raises(LatentfarmError) as caught:
         Bucket.connect(settings.model_copy(update=wrong)).head()
     assert caught.value.exit_code == 3

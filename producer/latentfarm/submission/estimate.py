@@ -95,7 +95,7 @@ def make_estimate(
         over_77_tokens=None if count_tokens is None else sums.too_long,
         size_bytes=size_bytes,
         gpu_hours=gpu_hours,
-        problems=report.examples,
+        problems=report.problems,
     )
 
 

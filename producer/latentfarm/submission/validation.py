@@ -18,19 +18,19 @@ VALIDATE_FIRST_ROWS = 100_000
 
 #: rows before the share of invalid ones is meaningful
 _MIN_ROWS_FOR_SHARE = 1_000
-#: invalid rows after which validation stops, because the file is not meant to be read like this
+#: invalid rows after which validation stops: more of them have the same few causes
 _MAX_INVALID_ROWS = 10_000
 #: invalid rows that are listed one by one; the others are counted
-_MAX_EXAMPLES = 20
+_MAX_PROBLEMS = 20
 
 
 @dataclass
 class ValidationReport:
-    """Counts of valid and invalid rows. ``examples`` are the messages of the first 20 invalid ones."""
+    """Counts of valid and invalid rows. ``problems`` are the messages of the first 20 invalid ones."""
 
     valid: int = 0
     invalid: int = 0
-    examples: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)
     #: whether every row was read
     complete: bool = True
@@ -56,8 +56,8 @@ class ValidationReport:
         if isinstance(row, RowError):
             self.invalid += 1
             self.reasons[row.reason] += 1
-            if len(self.examples) < _MAX_EXAMPLES:
-                self.examples.append(row.text)
+            if len(self.problems) < _MAX_PROBLEMS:
+                self.problems.append(row.text)
         else:
             self.valid += 1
 
@@ -67,7 +67,7 @@ class ValidationReport:
 
     def error(self, outcome: str) -> InvalidRowsError:
         """Return the exception that lists the invalid rows; ``outcome`` describes what became of the batch."""
-        return InvalidRowsError(self.examples, self.invalid, reasons=self.reasons, outcome=outcome)
+        return InvalidRowsError(self.problems, self.invalid, reasons=self.reasons, outcome=outcome)
 
 
 def make_valid_request(source: SourceLike, options: SubmitOptions, **arguments: Any) -> Request:

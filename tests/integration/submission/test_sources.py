@@ -79,9 +79,9 @@ def test_an_object_replaced_while_it_is_read_is_an_error(bucket: Bucket) -> None
 @pytest.mark.parametrize("key", ["none.txt", "none.parquet"])
 def test_a_missing_object_is_named(bucket: Bucket, key: str) -> None:
     url = f"s3://{bucket.name}/{key}"
-    with pytest.raises(InputError, match=f"{url} does not exist in the store"):
+    with pytest.raises(InputError, match=f"{url} is not in the store"):
         list(open_source(url, client=bucket.client).read())
-    with pytest.raises(InputError, match=f"{url} does not exist in the store"):
+    with pytest.raises(InputError, match=f"{url} is not in the store"):
         assert open_source(url, client=bucket.client).digest
 
 
@@ -92,7 +92,7 @@ def test_invalid_credentials_and_a_dead_store_are_not_input_errors(bucket: Bucke
     with pytest.raises(UnavailableError, match=r"refuses s3://.*/prompts\.txt"):
         list(open_source(url, client=stranger.client).read())
     nowhere = Bucket.connect(settings.model_copy(update={"s3_endpoint_url": "http://127.0.0.1:9"}))
-    with pytest.raises(UnavailableError, match="does not respond"):
+    with pytest.raises(UnavailableError, match="does not answer"):
         list(open_source(url, client=nowhere.client).read())
 
 

@@ -29,7 +29,7 @@ class S3Object(io.RawIOBase):
 
     Raises:
         InputError: the object does not exist, or it was replaced: its ETag is not ``etag``, or changes between reads.
-        UnavailableError: the store does not respond, or refuses access.
+        UnavailableError: the store does not answer, or refuses access.
     """
 
     def __init__(self, client: S3Client, url: str, *, etag: str | None = None) -> None:
@@ -92,10 +92,10 @@ class S3Object(io.RawIOBase):
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code in _MISSING:
-                raise InputError(f"{self.url} does not exist in the store ({where}); check its name") from error
+                raise InputError(f"{self.url} is not in the store ({where}); check its name") from error
             raise UnavailableError(f"the store ({where}) refuses {self.url}: {error}") from error
         except (BotoCoreError, OSError) as error:
-            raise UnavailableError(f"the store ({where}) does not respond: {error}") from error
+            raise UnavailableError(f"the store ({where}) does not answer: {error}") from error
 
 
 def parse_url(url: str) -> tuple[str, str]:

@@ -48,7 +48,7 @@ class Source(Protocol):
 
         Raises:
             InputError: the source cannot be read; rows before the damage have been yielded.
-            UnavailableError: the store does not respond.
+            UnavailableError: the store does not answer.
         """
 
 
