@@ -61,15 +61,14 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
             canary: jobs from this index on wait for ``resume``; 0 for none.
             webhook: URL to notify when the batch ends, or empty.
         """
-        whose, state, stored, parts_digest = self.run(
+        holder, state, stored, parts_digest = self.run(
             self.scripts.create_batch, batch, digest, model, priority, weight, budget, canary, webhook
         )
         return Reservation(
-            digest=digest if decode(whose) in {"new", "same"} else decode(whose),
+            digest=decode(holder),
             state=BatchState(decode(state)),
             stored=int(stored),
             parts_digest=decode(parts_digest),
-            fresh=decode(whose) == "new",
         )
 
     def append_jobs(

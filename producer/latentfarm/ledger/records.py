@@ -45,14 +45,13 @@ class Reservation:
     """The reply to a submission that reserves a name.
 
     ``digest`` is that of the batch that has the name now. ``stored`` jobs of it may be leased already, and
-    ``parts_digest`` is the digest of their parts. ``fresh``: the name was free.
+    ``parts_digest`` is the digest of their parts.
     """
 
     digest: str
     state: BatchState
     stored: int
     parts_digest: str
-    fresh: bool
 
 
 @dataclass(frozen=True)

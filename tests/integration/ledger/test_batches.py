@@ -17,9 +17,7 @@ pytestmark = pytest.mark.integration
 
 
 def test_a_new_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
-    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation(
-        "d", BatchState.OPENING, 0, "", fresh=True
-    )
+    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation("d", BatchState.OPENING, 0, "")
     assert ledger.batch("cats").state == "opening"
     assert lease(ledger) == []
 
@@ -27,9 +25,7 @@ def test_a_new_batch_is_opening_and_leases_nothing(ledger: Ledger) -> None:
 def test_a_name_that_is_taken_returns_the_batch_that_has_it(ledger: Ledger) -> None:
     ledger.create_batch("cats", digest="d", model="mini")
     ledger.append_jobs("cats", before=0, total=1000, parts_digest="c1", closed=False)
-    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation(
-        "d", BatchState.OPENING, 1000, "c1", fresh=False
-    )
+    assert ledger.create_batch("cats", digest="d", model="mini") == Reservation("d", BatchState.OPENING, 1000, "c1")
     assert ledger.create_batch("cats", digest="e", model="mini").digest == "d"
 
 

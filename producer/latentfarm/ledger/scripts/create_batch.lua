@@ -1,12 +1,10 @@
 -- Create a batch before its manifest is stored, or find the batch that has its name.
 -- ARGV: batch, digest, model, priority, weight, budget, canary, webhook.
--- Returns 'new', 'same' (an earlier try of this submission) or the digest of the other batch;
--- then state, total and parts_digest.
+-- Returns digest, state, total and parts_digest of the batch that has the name now.
 local batch, digest, model = ARGV[1], ARGV[2], ARGV[3]
 local found = read_fields(batch, 'digest', 'state', 'total', 'parts_digest')
 if found.digest then
-  local whose = found.digest == digest and 'same' or found.digest
-  return { whose, found.state, tonumber(found.total), found.parts_digest }
+  return { found.digest, found.state, tonumber(found.total), found.parts_digest }
 end
 local now = now_ms()
 write_schema()
@@ -17,4 +15,4 @@ redis.call('HSET', batch_key(batch), 'digest', digest, 'model', model, 'priority
   'retries', 0, 'sparse', 0, 'epoch', 0, 'virtual_time', 0, 'budget_done', 0, 'budget_failed', 0, 'webhook_state', '',
   'created_ms', now)
 redis.call('SADD', 'lf:active:' .. model, batch)
-return { 'new', BATCH_OPENING, 0, '' }
+return { digest, BATCH_OPENING, 0, '' }
