@@ -168,7 +168,7 @@ def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_runs(
         assert worker.wait_or_kill(30) == 0, worker.log_tail()
     none = latentfarm("workers", settings=settings)
     assert (none.returncode, none.stdout) == (0, "")
-    assert "no worker is here now" in none.stderr
+    assert "no worker is running now" in none.stderr
 
 
 def test_a_worker_without_its_model_exits_with_an_error(

@@ -47,6 +47,7 @@ class SupervisedWorker:
         #: its name in the ledger
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._log = logging.LoggerAdapter(log, {"worker": self.name})
+        self._label = f"the worker on {device.name}" if device.name else "the worker"
         #: None until it has ended for good
         self.exit_code: int | None = None
         self._process: WorkerProcess | None = None
@@ -68,22 +69,22 @@ class SupervisedWorker:
         self._process = WorkerProcess(
             self.name, self._command, self._device.environment, self._state, self._timeouts, self._log
         )
+        self._log.info("%s is %s, process %d", self._label, self.name, self._process.pid)
 
     def _on_exit(self, returncode: int, *, stopped: bool) -> None:
-        where = f"the worker on {self._device.name}" if self._device.name else "the worker"
         how = describe(returncode)
         if stopped or returncode in {0, EXIT_CONFIGURATION}:
             self.exit_code = exit_code_of(returncode)
-            self._log.log(logging.ERROR if self.exit_code else logging.INFO, "%s ended with %s", where, how)
+            self._log.log(logging.ERROR if self.exit_code else logging.INFO, "%s ended with %s", self._label, how)
             return
         ran_s, committed = time.monotonic() - self._started, self._state.commits > self._commits
         pause_s = self._policy.pause_s(returncode, ran_s=ran_s, committed=committed)
         if pause_s is None:
             self.exit_code = EXIT_CRASH_LOOP
-            losses = self._policy.losses
-            self._log.critical("%s was lost %d times in a row without an image in between; stopping", where, losses)
+            message = "%s was lost %d times in a row without an image in between; it is not restarted"
+            self._log.critical(message, self._label, self._policy.losses)
             return
-        self._log.warning("%s ended with %s; restarting it in %.1f s", where, how, pause_s)
+        self._log.warning("%s ended with %s; restarting it in %.1f s", self._label, how, pause_s)
         self._start_at = time.monotonic() + pause_s
 
 

@@ -51,7 +51,10 @@ class WorkerProcess:
             env={**os.environ, **environment, SUPERVISED: f"{state.descriptor}:{name}"},
             pass_fds=[state.descriptor],
         )
-        self._log.info("worker %s is process %d", name, self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def poll(self, stop_requests: int) -> int | None:
         """Do what is due now; return the return code once the process has ended.
