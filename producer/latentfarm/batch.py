@@ -19,7 +19,6 @@ from latentfarm.job_state import INVALID_ROW, JobState
 from latentfarm.ledger import MAX_JOBS_PER_CALL
 from latentfarm.limits import PART_JOBS
 from latentfarm.storage import results
-from latentfarm.storage.batch_control import BatchControl, write_control
 from latentfarm.storage.bucket import MAX_PRESIGN_S
 from latentfarm.storage.keys import batch_prefix, part_indices
 
@@ -264,6 +263,8 @@ class Batch:
         return removed
 
     def _store_control(self) -> None:
+        from latentfarm.storage.batch_control import BatchControl, write_control
+
         # the ledger applies a decision at once; the copy in the bucket is for `recover`
         write_control(self._bucket, self.name, BatchControl.of(self._ledger.batch(self.name)))
 
