@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentfarm.batch import Batch, BatchStatus, JobStatus
+    from latentfarm.batch_state import BatchState, PausedBy
     from latentfarm.errors import (
         InputError,
         InvalidRowsError,
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "batch": ("Batch", "BatchStatus", "JobStatus"),
+    "batch_state": ("BatchState", "PausedBy"),
     "errors": ("InputError", "InvalidRowsError", "JobError", "LatentfarmError", "ModelError", "UnavailableError"),
     "submission.expansion": ("Expansion",),
     "farm": ("Farm",),
@@ -38,6 +40,7 @@ _HOMES = {
 
 __all__ = [
     "Batch",
+    "BatchState",
     "BatchStatus",
     "Expansion",
     "Farm",
@@ -49,6 +52,7 @@ __all__ = [
     "JobStatus",
     "LatentfarmError",
     "ModelError",
+    "PausedBy",
     "ReadOptions",
     "SubmitOptions",
     "UnavailableError",
