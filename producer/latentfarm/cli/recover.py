@@ -11,7 +11,7 @@ from latentfarm.batch_state import ACTIVE
 from latentfarm.cli.output import echo_err
 from latentfarm.farm import Farm
 from latentfarm.names import check_batch_name
-from latentfarm.recovery.recover import Recovered, batches_in, recover_batch
+from latentfarm.recovery.recover import RecoveryReport, list_batches, recover_batch
 
 
 def recover(
@@ -30,7 +30,7 @@ def recover(
     """
     farm = Farm.from_env()
     changed = 0
-    names = [check_batch_name(name) for name in batches] if batches else list(batches_in(farm.bucket))
+    names = [check_batch_name(name) for name in batches] if batches else list(list_batches(farm.bucket))
     for name in names:
         found = recover_batch(farm.ledger, farm.bucket, name, dry_run=dry_run)
         changed += found.changed
@@ -41,7 +41,7 @@ def recover(
     echo_err(f"{len(names)} {'batch' if len(names) == 1 else 'batches'} checked, {changed} {verb}")
 
 
-def _text(found: Recovered) -> str:
+def _text(found: RecoveryReport) -> str:
     if not found.changed:
         return f"  {found.batch}  unchanged: {found.state}, {found.done} of {found.total} done"
     lines = [

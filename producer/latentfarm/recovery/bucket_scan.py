@@ -1,56 +1,117 @@
-"""What lies in the bucket of a batch: what was asked for, and for each job what proves its state."""
+"""Scan a batch's objects and derive every job's state from them."""
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import struct
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
 
-from PIL import Image
-
-from latentfarm.image_formats import embedded_text, format_of
 from latentfarm.job_state import JobState
 from latentfarm.ledger import JobRecord, Ledger
 from latentfarm.ledger.records import is_truncated
-from latentfarm.limits import MAX_SIDE, PART_JOBS
+from latentfarm.limits import PART_JOBS
 from latentfarm.storage.bucket import Bucket, MissingObjectError
+from latentfarm.storage.embedded_receipt import embedded_receipt
 from latentfarm.storage.keys import images_prefix, manifest_key, parse_image_key, part_indices
 from latentfarm.storage.manifest import Header, digest_parts
 from latentfarm.storage.part_codec import parse, unpack_lines
 from latentfarm.storage.results import read_part
 
-#: pixels of an image that is decoded
-_MAX_PIXELS = MAX_SIDE * MAX_SIDE
+_NO_ERROR = {"code": "unknown", "message": ""}
 
 
 @dataclass(frozen=True)
 class ManifestExtent:
-    """A batch's manifest; of one whose submission was cut, its whole parts from the first on."""
+    """The jobs of a batch's manifest. If its submission was interrupted, those of its leading full parts."""
 
     batch: str
     total: int
-    chain: str
+    parts_digest: str
     closed: bool
 
     @classmethod
     def read(cls, bucket: Bucket, header: Header) -> Self:
-        """Read how much there is; only an open end has to be looked for part by part."""
+        """Return the extent from the header, or by reading every part if the header has no total."""
         if header.total is not None:
             return cls(header.batch, header.total, header.parts_digest, closed=True)
-        chain, part = "", 0
+        digest, part = "", 0
         while len(lines := _manifest_lines(bucket, header.batch, part)) == PART_JOBS:
-            chain = digest_parts(chain, b"".join(line + b"\n" for line in lines))
+            digest = digest_parts(digest, b"".join(line + b"\n" for line in lines))
             part += 1
-        return cls(header.batch, part * PART_JOBS, chain, closed=False)
+        return cls(header.batch, part * PART_JOBS, digest, closed=False)
 
     @property
     def parts(self) -> int:
-        """How many parts it has."""
+        """The number of parts."""
         return -(-self.total // PART_JOBS)
+
+
+@dataclass(frozen=True)
+class PartScan:
+    """The states of a part's jobs.
+
+    Attributes:
+        first: index of the first job.
+        states: the states that the bucket proves.
+        before: the states in the ledger; None for jobs that it does not have.
+        receipts: receipts that are in images only, by index.
+        errors: errors of the failed jobs, by index.
+        broken: keys of images that do not decode or belong to another job.
+        flushed: whether the bucket's results have every line of the part.
+        truncated: done jobs whose prompt was too long for the model.
+    """
+
+    first: int
+    states: list[JobState]
+    before: list[JobState | None]
+    receipts: dict[int, dict[str, Any]]
+    errors: dict[int, dict[str, str]]
+    broken: list[str]
+    flushed: bool
+    truncated: int
+
+
+def scan_part(ledger: Ledger | None, bucket: Bucket, extent: ManifestExtent, part: int) -> PartScan:
+    """Scan a part: its results, the images that they do not list, and the failures that only the ledger has.
+
+    ``ledger`` is None if it does not have the batch.
+    """
+    indices = part_indices(part, extent.total)
+    records = ledger.jobs(extent.batch, indices) if ledger else []
+    images = _list_images(bucket, extent.batch, part)
+    lines = {line["index"]: line for line in read_part(bucket, extent.batch, part) if line["index"] in indices}
+    done = {index: line for index, line in lines.items() if _is_proved(line, images.get(index, {}))}
+    unlisted = {index: keys for index, keys in images.items() if index in indices and index not in done}
+    receipts, broken = _read_receipts(bucket, extent.batch, unlisted)
+    errors = {
+        index: line.get("error") or _NO_ERROR for index, line in lines.items() if line["state"] == JobState.FAILED.word
+    }
+    if any(index not in done and index not in receipts and index not in errors for index in indices):
+        invalid = _invalid_rows(_manifest_lines(bucket, extent.batch, part), indices)
+        errors = {**invalid, **_failures(records), **errors}
+    states = derive_states(indices, done={*done, *receipts}, failed=errors)
+    return PartScan(
+        first=indices.start,
+        states=states,
+        before=[record.state for record in records] if ledger else [None] * len(indices),
+        receipts=receipts,
+        errors={index: errors[index] for index, state in zip(indices, states, strict=True) if state is JobState.FAILED},
+        broken=broken,
+        flushed=JobState.PENDING not in states and not receipts and len(lines) == len(indices),
+        truncated=sum(map(is_truncated, [*done.values(), *receipts.values()])),
+    )
+
+
+def derive_states(indices: range, *, done: Collection[int], failed: Collection[int]) -> list[JobState]:
+    """Return the state of each job. An image outweighs an error: it was made after the failure was stored."""
+    return [
+        JobState.DONE if index in done else JobState.FAILED if index in failed else JobState.PENDING
+        for index in indices
+    ]
+
+
+def _is_proved(line: Mapping[str, Any], images: Mapping[int, str]) -> bool:
+    return line["state"] == JobState.DONE.word and line["key"] in images.values()
 
 
 def _manifest_lines(bucket: Bucket, batch: str, part: int) -> list[bytes]:
@@ -61,105 +122,42 @@ def _manifest_lines(bucket: Bucket, batch: str, part: int) -> list[bytes]:
         return []
 
 
-@dataclass
-class PartScan:
-    """One part's jobs: their ``states`` as proved, ``before`` as the ledger had them (None: not at all).
-
-    ``receipts`` and ``errors`` are by index; ``broken`` are keys of images that do not count; ``flushed`` says that the
-    part's results lie in the bucket and agree; ``truncated`` counts done jobs whose text lost its end.
-    """
-
-    first: int
-    states: list[JobState]
-    before: Sequence[JobState | None]
-    receipts: dict[int, dict[str, Any]] = field(default_factory=dict)
-    errors: dict[int, dict[str, str]] = field(default_factory=dict)
-    broken: list[str] = field(default_factory=list)
-    flushed: bool = False
-    truncated: int = 0
-
-    @classmethod
-    def gather(cls, ledger: Ledger | None, bucket: Bucket, asked: ManifestExtent, part: int) -> Self:
-        """Look at a part: its results, the images that they do not tell of, and failures that only the ledger knows."""
-        indices = part_indices(part, asked.total)
-        records = ledger.jobs(asked.batch, indices) if ledger else []
-        before: list[JobState | None] = [None] * len(indices) if ledger is None else [each.state for each in records]
-        found = cls(indices.start, [JobState.PENDING] * len(indices), before)
-        images = _images(bucket, asked.batch, part)
-        lines = [line for line in read_part(bucket, asked.batch, part) if line["index"] in indices]
-        for line in lines:
-            found._take_line(line, images.get(line["index"], {}))
-        for index, keys in images.items():
-            if index in indices and found._state(index) is not JobState.DONE:
-                found._take_image(bucket, asked.batch, index, keys)
-        if JobState.PENDING in found.states:
-            found._take_failures(records, _manifest_lines(bucket, asked.batch, part))
-        ended = JobState.PENDING not in found.states
-        found.flushed = ended and not found.receipts and len(lines) == len(indices)
-        return found
-
-    def _state(self, index: int) -> JobState:
-        return self.states[index - self.first]
-
-    def _done(self, index: int, receipt: dict[str, Any]) -> None:
-        self.states[index - self.first] = JobState.DONE
-        self.truncated += is_truncated(receipt)
-
-    def _take_line(self, line: dict[str, Any], images: dict[int, str]) -> None:
-        index = line["index"]
-        if line["state"] == JobState.DONE.word and line["key"] in images.values():
-            self._done(index, line)
-        elif line["state"] == JobState.FAILED.word:
-            self._fail(index, line.get("error") or {"code": "unknown", "message": ""})
-
-    def _take_image(self, bucket: Bucket, batch: str, index: int, keys: dict[int, str]) -> None:
-        for epoch in sorted(keys, reverse=True):
-            receipt = embedded_receipt(bucket.get(keys[epoch]), keys[epoch], f"{batch}/{index}")
-            if receipt is not None:
-                self._done(index, receipt)
-                self.receipts[index] = {**receipt, "key": keys[epoch], "epoch": epoch}
-                self.errors.pop(index, None)
-                return
-            self.broken.append(keys[epoch])
-
-    def _take_failures(self, records: Sequence[JobRecord], manifest: Sequence[bytes]) -> None:
-        for record in records:
-            if self._state(record.index) is JobState.PENDING and record.state is JobState.FAILED and record.error:
-                self._fail(record.index, record.error)
-        for at, line in enumerate(manifest[: len(self.states)]):
-            if self.states[at] is JobState.PENDING and b'"invalid"' in line and (error := parse(line).get("invalid")):
-                self._fail(self.first + at, error)
-
-    def _fail(self, index: int, error: dict[str, str]) -> None:
-        self.states[index - self.first] = JobState.FAILED
-        self.errors[index] = error
-
-
-def _images(bucket: Bucket, batch: str, part: int) -> dict[int, dict[int, str]]:
+def _list_images(bucket: Bucket, batch: str, part: int) -> dict[int, dict[int, str]]:
     """Return the keys of a part's images by index and epoch."""
     found: dict[int, dict[int, str]] = {}
     for key in bucket.keys(images_prefix(batch, part)):
-        if named := parse_image_key(key):
-            found.setdefault(named[0], {})[named[1]] = key
+        if parsed := parse_image_key(key):
+            index, epoch = parsed
+            found.setdefault(index, {})[epoch] = key
     return found
 
 
-def embedded_receipt(body: bytes, key: str, job: str) -> dict[str, Any] | None:
-    """Return what an image tells of itself, with its own sha256.
+def _read_receipts(
+    bucket: Bucket, batch: str, images: Mapping[int, Mapping[int, str]]
+) -> tuple[dict[int, dict[str, Any]], list[str]]:
+    """Return the receipt in the latest valid image of each job, and the keys of broken images."""
+    receipts: dict[int, dict[str, Any]] = {}
+    broken: list[str] = []
+    for index, keys in images.items():
+        for epoch in sorted(keys, reverse=True):
+            key = keys[epoch]
+            receipt = embedded_receipt(bucket.get(key), key, f"{batch}/{index}")
+            if receipt is not None:
+                receipts[index] = {**receipt, "key": key, "epoch": epoch}
+                break
+            broken.append(key)
+    return receipts, broken
 
-    None if it is broken, another job's, or not of the format that its key's ending says.
-    """
-    made = format_of(key)
-    if made is None:
-        return None
-    try:
-        with Image.open(io.BytesIO(body), formats=[made.pillow]) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                return None
-            image.load()
-            written = json.loads(embedded_text(image).get("latentfarm", "{}"))
-    except (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError):
-        return None
-    if not isinstance(written, dict) or written.pop("job", job) != job:
-        return None
-    return {**written, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
+
+def _failures(records: Sequence[JobRecord]) -> dict[int, dict[str, str]]:
+    return {record.index: record.error for record in records if record.state is JobState.FAILED and record.error}
+
+
+def _invalid_rows(manifest: Sequence[bytes], indices: range) -> dict[int, dict[str, str]]:
+    """Return the errors of invalid rows by index."""
+    return {
+        index: error
+        for index, line in zip(indices, manifest, strict=False)
+        # parsing every line would take most of a scan's time
+        if b'"invalid"' in line and (error := parse(line).get("invalid"))
+    }

@@ -1,44 +1,49 @@
-"""Rebuilding the ledger from the bucket: manifests say what was asked, results and images what was made.
+"""Rebuild the ledger from the bucket: manifests have the jobs, results and images prove which of them are done.
 
-For a Redis that was emptied or came back with an old snapshot. A job is done if its image lies in the bucket, decodes
-and names the job; nothing that is finished is rendered again. Whoever held a lease has lost it.
+This is for a Redis that lost its data or restored an old snapshot. A job is done if its image is in the bucket, decodes
+and has the job's name. Done jobs are not rendered again. All leases on the batch are lost.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 
 from pydantic import BaseModel, ConfigDict
 
+from latentfarm.batch_state import BatchState
 from latentfarm.errors import InputError
 from latentfarm.job_state import JobState
 from latentfarm.ledger import BatchRecord, Ledger, Restoration
 from latentfarm.parallel import ordered_parallel_map
-from latentfarm.recovery.bucket_scan import ManifestExtent, PartScan
+from latentfarm.recovery.bucket_scan import ManifestExtent, PartScan, scan_part
 from latentfarm.storage.batch_control import BatchControl, read_control
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.manifest import Header, read_header
 
-#: jobs named under each kind of change
-_NAMED_JOBS = 5
+#: jobs listed for each kind of change
+_MAX_EXAMPLES = 5
 _BATCHES = "batches/"
-#: parts looked at at once; each waits for the store most of the time
+#: parts scanned in parallel; each waits for the store most of the time
 _THREADS = 8
 
 
-class Recovered(BaseModel):
-    """What recovery did to one batch, or would do.
+class RecoveryReport(BaseModel):
+    """The changes that a recovery made to a batch's record, or would make.
 
-    ``was`` is the state in the ledger before, ``missing`` if it was not there. ``changes`` count jobs by
-    ``<before> -> <after>``, ``examples`` name a few of each; ``broken`` are objects that look like images and are none.
+    Attributes:
+        was: the batch's state in the ledger before, ``missing`` without one.
+        changes: the number of jobs by ``<before> -> <after>``.
+        examples: the first jobs of each change.
+        broken: keys of images that do not decode or belong to another job.
     """
 
     model_config = ConfigDict(frozen=True)
 
     batch: str
     was: str
-    state: str
+    state: BatchState
     total: int
     done: int
     failed: int
@@ -52,14 +57,14 @@ class Recovered(BaseModel):
         return self.was != self.state or bool(self.changes)
 
 
-def batches_in(bucket: Bucket) -> Iterator[str]:
-    """Yield the names of the batches that lie in the bucket."""
+def list_batches(bucket: Bucket) -> Iterator[str]:
+    """Yield the names of the batches in the bucket."""
     for folder in bucket.folders(_BATCHES):
         yield folder.removeprefix(_BATCHES).removesuffix("/")
 
 
-def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool = False) -> Recovered:
-    """Make the ledger's record of a batch agree with what lies in the bucket.
+def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool = False) -> RecoveryReport:
+    """Rebuild the ledger's record of a batch from the bucket.
 
     Raises:
         InputError: the bucket has no such batch.
@@ -68,33 +73,34 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
     if header is None:
         raise InputError(f"batch {batch!r} has no batch.json in the bucket, so nothing can be rebuilt from it")
     before = ledger.batch(batch) if batch in ledger.batches() else None
-    asked, control = ManifestExtent.read(bucket, header), read_control(bucket, batch)
+    extent, control = ManifestExtent.read(bucket, header), read_control(bucket, batch)
     restoration, tally = Restoration(ledger, batch), _Tally(before)
     if not dry_run:
-        restoration.begin(total=asked.total, fields=_fields(header, control))
+        restoration.begin(total=extent.total, fields=_fields(header, control))
 
-    def look(part: int) -> PartScan:
-        return PartScan.gather(ledger if before else None, bucket, asked, part)
+    def scan(part: int) -> PartScan:
+        return scan_part(ledger if before else None, bucket, extent, part)
 
-    for part, found in ordered_parallel_map(range(asked.parts), look, group=1, threads=_THREADS):
-        tally.add(found)
-        if not dry_run:
-            restoration.write_part(
-                part,
-                found.states,
-                receipts=found.receipts,
-                errors=found.errors,
-                flushed=found.flushed,
-                truncated=found.truncated,
-            )
-    state = _state_of(asked, control, tally)
+    with closing(ordered_parallel_map(range(extent.parts), scan, group=1, threads=_THREADS)) as scans:
+        for part, found in scans:
+            tally.add(found)
+            if not dry_run:
+                restoration.write_part(
+                    part,
+                    found.states,
+                    receipts=found.receipts,
+                    errors=found.errors,
+                    flushed=found.flushed,
+                    truncated=found.truncated,
+                )
+    state = _expected_state(extent, control, tally)
     if not dry_run:
-        state = restoration.end(parts_digest=asked.chain, closed=asked.closed, cancelled=control.cancelled)
-    return tally.recovered(batch, state, asked.total)
+        state = restoration.end(parts_digest=extent.parts_digest, closed=extent.closed, cancelled=control.cancelled)
+    return tally.report(batch, state, extent.total)
 
 
 def _fields(header: Header, control: BatchControl) -> dict[str, str | int | float]:
-    """Return the fields of the batch's hash that do not follow from its jobs."""
+    """Return the fields of the batch's record that do not follow from its jobs."""
     return {
         "digest": header.digest,
         "model": header.model,
@@ -107,16 +113,16 @@ def _fields(header: Header, control: BatchControl) -> dict[str, str | int | floa
     }
 
 
-def _state_of(asked: ManifestExtent, control: BatchControl, tally: _Tally) -> str:
+def _expected_state(extent: ManifestExtent, control: BatchControl, tally: _Tally) -> BatchState:
     if control.cancelled:
-        return "cancelled"
-    if not asked.closed:
-        return "opening"
-    return "complete" if tally.ended.total() == asked.total else "open"
+        return BatchState.CANCELLED
+    if not extent.closed:
+        return BatchState.OPENING
+    return BatchState.COMPLETE if tally.ended.total() == extent.total else BatchState.OPEN
 
 
 class _Tally:
-    """What a recovery changes."""
+    """Counts the changes of a recovery."""
 
     def __init__(self, before: BatchRecord | None) -> None:
         self._was = "missing" if before is None else before.state
@@ -126,23 +132,23 @@ class _Tally:
         self._broken: list[str] = []
 
     def add(self, found: PartScan) -> None:
-        """Take in the next part."""
+        """Count the changes of a part."""
         self._broken += found.broken
         for at, (was, now) in enumerate(zip(found.before, found.states, strict=True)):
             if now in {JobState.DONE, JobState.FAILED}:
                 self.ended[now] += 1
-            # a job that waits is nothing to tell, nor one that was cancelled with its batch
+            # pending is the default of a new record, and a cancelled job becomes cancelled again with its batch
             if was is now or (now is JobState.PENDING and was in {None, JobState.CANCELLED}):
                 continue
             change = f"{'missing' if was is None else was.word} -> {now.word}"
             self._changes[change] += 1
-            named = self._examples.setdefault(change, [])
-            if len(named) < _NAMED_JOBS:
-                named.append(found.first + at)
+            examples = self._examples.setdefault(change, [])
+            if len(examples) < _MAX_EXAMPLES:
+                examples.append(found.first + at)
 
-    def recovered(self, batch: str, state: str, total: int) -> Recovered:
-        """Return what there is to tell."""
-        return Recovered(
+    def report(self, batch: str, state: BatchState, total: int) -> RecoveryReport:
+        """Return the report of the batch."""
+        return RecoveryReport(
             batch=batch,
             was=self._was,
             state=state,

@@ -1,4 +1,4 @@
-"""The ledger rebuilt from the bucket, after Redis was emptied or went back in time."""
+"""Recovery of the ledger from the bucket, after Redis lost its data or restored a snapshot."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from latentfarm import Batch, Farm, InputError
 from latentfarm.job_state import JobState
 from latentfarm.ledger import Lease, Restoration
-from latentfarm.recovery.recover import Recovered, batches_in, recover_batch
+from latentfarm.recovery.recover import RecoveryReport, list_batches, recover_batch
 from latentfarm.storage.keys import image_key
 from latentfarm.storage.orphans import collect_due
 from latentfarm.storage.results import flush_full_parts
@@ -23,7 +23,7 @@ from latentfarm.submission.request import SubmitOptions
 pytestmark = pytest.mark.integration
 
 
-#: what a picture and its receipt tell alike
+#: in a receipt and in the one embedded in its image
 MADE = {"request": {"seed": 7}, "model_digest": "m", "prompt_truncated": True}
 
 
@@ -41,7 +41,7 @@ def put(farm: Farm, lease: Lease) -> dict[str, Any]:
 
 
 def work(farm: Farm, count: int, *, fail: frozenset[int] = frozenset()) -> list[Lease]:
-    """Render up to ``count`` jobs, without a picture worth looking at."""
+    """Lease and commit up to ``count`` jobs, with tiny images."""
     found = farm.ledger.lease("mini", "w", count, lease_s=30)
     for lease in found:
         if lease.index in fail:
@@ -51,7 +51,7 @@ def work(farm: Farm, count: int, *, fail: frozenset[int] = frozenset()) -> list[
     return found
 
 
-def recover(farm: Farm, batch: str = "cats", *, dry_run: bool = False) -> Recovered:
+def recover(farm: Farm, batch: str = "cats", *, dry_run: bool = False) -> RecoveryReport:
     return recover_batch(farm.ledger, farm.bucket, batch, dry_run=dry_run)
 
 
@@ -60,11 +60,11 @@ def rows(count: int) -> list[dict[str, Any]]:
 
 
 def lines(batch: Batch) -> list[dict[str, Any]]:
-    # who rendered it and how often it was tried lies in the ledger and in flushed results only
+    # worker and attempts are in the ledger and in flushed results only
     return [{k: v for k, v in line.items() if k not in {"attempts", "worker"}} for line in batch.results()]
 
 
-def test_after_flushall_everything_finished_is_known_again_and_only_the_rest_is_rendered(farm: Farm) -> None:
+def test_after_flushall_ended_jobs_are_recovered_and_only_the_others_are_rendered(farm: Farm) -> None:
     batch = farm.submit(rows(2300), batch="cats")
     work(farm, 1000, fail=frozenset({5}))
     assert flush_full_parts(farm.ledger, farm.bucket) == 1
@@ -88,16 +88,16 @@ def test_after_flushall_everything_finished_is_known_again_and_only_the_rest_is_
     assert recover(farm).changed is False
 
 
-def test_a_dry_run_tells_the_same_and_changes_nothing(farm: Farm) -> None:
+def test_a_dry_run_reports_the_same_and_changes_nothing(farm: Farm) -> None:
     farm.submit(rows(20), batch="cats")
     work(farm, 5)
     farm.ledger.redis.flushall()
-    told = recover(farm, dry_run=True)
+    report = recover(farm, dry_run=True)
     assert farm.ledger.redis.keys("lf:*") == []
-    assert told == recover(farm)
+    assert report == recover(farm)
 
 
-def test_an_old_snapshot_is_brought_up_to_date_and_a_job_whose_image_is_gone_runs_again(farm: Farm) -> None:
+def test_an_old_snapshot_is_updated_and_a_job_without_its_image_runs_again(farm: Farm) -> None:
     batch = farm.submit(rows(10), batch="cats")
     first = work(farm, 2)
     client: Any = farm.ledger.redis
@@ -118,7 +118,7 @@ def test_an_old_snapshot_is_brought_up_to_date_and_a_job_whose_image_is_gone_run
     assert batch.wait().complete
 
 
-def test_whoever_held_a_lease_during_a_recovery_commits_nothing(farm: Farm) -> None:
+def test_a_lease_held_during_a_recovery_is_lost(farm: Farm) -> None:
     batch = farm.submit(rows(3), batch="cats")
     [held] = farm.ledger.lease("mini", "w", 1, lease_s=30)
     recover(farm)
@@ -131,7 +131,7 @@ def test_whoever_held_a_lease_during_a_recovery_commits_nothing(farm: Farm) -> N
     assert set(farm.bucket.keys("batches/cats/images/")) == {line["key"] for line in batch.results()}
 
 
-def test_an_image_that_does_not_decode_or_is_another_jobs_counts_for_nothing(farm: Farm) -> None:
+def test_an_image_that_does_not_decode_or_is_another_jobs_is_reported_as_broken(farm: Farm) -> None:
     farm.submit(rows(3), batch="cats")
     leases = work(farm, 3)
     cut, foreign, _ = (image_key("cats", lease.index, lease.epoch) for lease in leases)
@@ -157,7 +157,7 @@ def test_a_job_that_failed_as_poison_leaves_no_image(farm: Farm) -> None:
     assert list(farm.bucket.keys("batches/cats/images/")) == []
 
 
-def test_of_several_images_of_a_job_the_latest_whole_one_counts(farm: Farm) -> None:
+def test_the_latest_valid_image_of_a_job_counts(farm: Farm) -> None:
     batch = farm.submit(rows(1), batch="cats")
     farm.bucket.put(image_key("cats", 0, 5), png("cats/0"))
     farm.bucket.put(image_key("cats", 0, 7), png("cats/0"))
@@ -170,7 +170,7 @@ def test_of_several_images_of_a_job_the_latest_whole_one_counts(farm: Farm) -> N
     assert list(farm.bucket.keys("batches/cats/images/")) == [image_key("cats", 0, 7)]
 
 
-def test_a_batch_whose_submission_was_cut_is_recovered_as_far_as_it_came_and_resumed(farm: Farm) -> None:
+def test_an_interrupted_submission_is_recovered_up_to_its_last_full_part_and_resumed(farm: Farm) -> None:
     def cut() -> Any:
         yield from rows(3500)
         raise KeyboardInterrupt
@@ -184,14 +184,14 @@ def test_a_batch_whose_submission_was_cut_is_recovered_as_far_as_it_came_and_res
     assert farm.submit(iter(rows(3600)), batch="cats").status().total == 3600
 
 
-def test_what_its_user_decided_outlasts_the_ledger(farm: Farm) -> None:
+def test_the_users_decisions_survive_the_loss_of_the_ledger(farm: Farm) -> None:
     for name in ("paused", "cancelled", "urgent"):
         farm.submit(rows(3), batch=name)
     farm.batch("paused").pause("lunch")
     farm.batch("cancelled").cancel()
     farm.batch("urgent").set_priority(5)
     farm.ledger.redis.flushall()
-    assert sorted(batches_in(farm.bucket)) == ["cancelled", "paused", "urgent"]
+    assert sorted(list_batches(farm.bucket)) == ["cancelled", "paused", "urgent"]
     for name in ("paused", "cancelled", "urgent"):
         recover(farm, name)
     assert farm.batch("paused").status().paused == "by its user: lunch"
@@ -200,9 +200,9 @@ def test_what_its_user_decided_outlasts_the_ledger(farm: Farm) -> None:
     assert {lease.batch for lease in work(farm, 99)} == {"urgent"}
 
 
-def test_wrong_rows_are_failed_again_and_a_failure_that_only_the_ledger_knew_is_kept(farm: Farm) -> None:
-    wrong = {"prompt": "a", "width": 65}
-    batch = farm.submit([*rows(5), wrong], batch="cats", options=SubmitOptions(validate_first=False))
+def test_invalid_rows_fail_again_and_a_failure_that_only_the_ledger_has_is_kept(farm: Farm) -> None:
+    invalid = {"prompt": "a", "width": 65}
+    batch = farm.submit([*rows(5), invalid], batch="cats", options=SubmitOptions(validate_first=False))
     work(farm, 2, fail=frozenset({1}))
     assert recover(farm).changed is False
     assert batch.status().errors == {"nan": 1, "invalid_row": 1}
@@ -212,7 +212,7 @@ def test_wrong_rows_are_failed_again_and_a_failure_that_only_the_ledger_knew_is_
     assert [job.id for job in batch.jobs(state=JobState.FAILED)] == ["cats/5"]
 
 
-def test_a_submission_never_overwrites_what_the_ledger_has_forgotten(farm: Farm) -> None:
+def test_a_submission_never_overwrites_a_batch_that_the_ledger_has_lost(farm: Farm) -> None:
     farm.submit(rows(3), batch="cats")
     farm.ledger.redis.flushall()
     with pytest.raises(InputError, match="latentfarm recover cats"):

@@ -20,7 +20,7 @@ from tests.bench.bench_images import longest_wait
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG, WEBP, embedded_text
 from latentfarm.job import Job
 from latentfarm.limits import MAX_PROMPT_BYTES
-from latentfarm.recovery.bucket_scan import embedded_receipt
+from latentfarm.storage.embedded_receipt import embedded_receipt
 from latentfarm.storage.keys import image_key
 from latentfarm_worker.images.a1111_parameters import parameters_text
 from latentfarm_worker.images.encode import encode_image

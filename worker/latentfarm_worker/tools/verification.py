@@ -19,9 +19,9 @@ from latentfarm.batch import Batch
 from latentfarm.errors import InputError, JobError, ModelError
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, format_of
 from latentfarm.job_state import JobState
-from latentfarm.recovery.bucket_scan import embedded_receipt
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import MissingObjectError
+from latentfarm.storage.embedded_receipt import embedded_receipt
 from latentfarm.storage.manifest import ManifestReader
 from latentfarm.storage.results import read_indices
 from latentfarm_worker.build import load_model, make_engine
