@@ -13,18 +13,18 @@ from latentfarm.names import check_batch_name, parse_job_name
 pytestmark = pytest.mark.unit
 
 
-def test_only_a_retry_leads_out_of_a_terminal_state() -> None:
+def test_only_a_retry_leaves_a_terminal_state() -> None:
     assert {move for move in ALLOWED_MOVES if move[0] in TERMINAL_STATES} == {(JobState.FAILED, JobState.PENDING)}
 
 
 @given(st.text("abc", min_size=1), st.integers(0, 10**8))
-def test_a_seed_made_for_a_job_depends_on_batch_and_index_only(batch: str, index: int) -> None:
+def test_a_default_seed_depends_on_batch_and_index_only(batch: str, index: int) -> None:
     assert default_seed(batch, index) == default_seed(batch, index)
     assert 0 <= default_seed(batch, index) < 2**32
 
 
 @pytest.mark.parametrize(
-    "wrong",
+    "invalid",
     [
         {"width": 1030},
         {"height": 56},
@@ -65,21 +65,21 @@ def test_a_seed_made_for_a_job_depends_on_batch_and_index_only(batch: str, index
         {"custom_pipeline": "evil/repo"},
     ],
 )
-def test_a_row_beyond_a_limit_is_refused_by_producer_and_worker_alike(wrong: dict[str, object]) -> None:
+def test_a_field_beyond_its_limit_is_refused_in_rows_and_in_jobs(invalid: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        Row(**{"prompt": "a", **wrong})
+        Row(**{"prompt": "a", **invalid})
     with pytest.raises(ValidationError):
-        Job(**{"batch": "b", "index": 0, "prompt": "a", "seed": 0, **wrong})
+        Job(**{"batch": "b", "index": 0, "prompt": "a", "seed": 0, **invalid})
 
 
-def test_what_few_jobs_ask_for_costs_the_others_nothing() -> None:
-    usual = Job(batch="b", index=0, prompt="a", seed=0, prompt_syntax="plain", clip_skip=0)
-    assert usual.request().keys().isdisjoint({"prompt_syntax", "clip_skip"})
-    asked = usual.model_copy(update={"prompt_syntax": "a1111", "clip_skip": 2}).request()
-    assert (asked["prompt_syntax"], asked["clip_skip"]) == ("a1111", 2)
+def test_a_request_has_rare_fields_only_if_they_differ_from_their_defaults() -> None:
+    plain = Job(batch="b", index=0, prompt="a", seed=0, prompt_syntax="plain", clip_skip=0)
+    assert plain.request().keys().isdisjoint({"prompt_syntax", "clip_skip"})
+    request = plain.model_copy(update={"prompt_syntax": "a1111", "clip_skip": 2}).request()
+    assert (request["prompt_syntax"], request["clip_skip"]) == ("a1111", 2)
 
 
-def test_jpg_is_another_name_for_jpeg_and_nothing_said_is_png() -> None:
+def test_jpg_means_jpeg_and_the_default_is_png() -> None:
     job = {"batch": "b", "index": 0, "prompt": "a", "seed": 0}
     assert Row(prompt="a", image_format="jpg").image_format == "jpeg"
     assert Job(**job, image_format="jpg").image_format == "jpeg"
@@ -88,7 +88,7 @@ def test_jpg_is_another_name_for_jpeg_and_nothing_said_is_png() -> None:
 
 
 @given(st.text(max_size=80))
-def test_a_batch_name_is_refused_or_safe_in_a_key(name: str) -> None:
+def test_an_accepted_batch_name_is_safe_in_a_key(name: str) -> None:
     try:
         check_batch_name(name)
     except InputError:
@@ -98,27 +98,27 @@ def test_a_batch_name_is_refused_or_safe_in_a_key(name: str) -> None:
 
 
 @given(st.integers(0, 10**9))
-def test_a_job_name_is_read_back(index: int) -> None:
+def test_a_job_name_is_parsed_into_batch_and_index(index: int) -> None:
     assert parse_job_name(f"cats/{index}") == ("cats", index)
 
 
 @pytest.mark.parametrize("name", ["cats", "cats/", "cats/x", "cats/-1", "/1", "cats/\N{SUPERSCRIPT TWO}", "Cats/1"])
-def test_a_wrong_job_name_is_refused(name: str) -> None:
+def test_an_invalid_job_name_is_refused(name: str) -> None:
     with pytest.raises(InputError):
         parse_job_name(name)
 
 
 @pytest.mark.parametrize("written", ["0.25..0.5", [0.25, 0.5], (0.25, 0.5)])
-def test_a_guidance_interval_is_two_shares_or_their_text(written: object) -> None:
+def test_a_guidance_interval_is_two_shares_or_text(written: object) -> None:
     job = Job.model_validate({"batch": "b", "index": 0, "prompt": "p", "seed": 1, "guidance_interval": written})
     assert (job.guidance_interval, job.rows_per_step) == ((0.25, 0.5), 1.25)
     assert Job.model_validate_json(job.model_dump_json()) == job
     assert job.request()["guidance_interval"] == (0.25, 0.5)
 
 
-def test_a_request_names_no_guidance_interval_where_there_is_none() -> None:
+def test_a_request_without_a_guidance_interval_has_no_field_for_it() -> None:
     assert "guidance_interval" not in Job(batch="b", index=0, prompt="p", seed=1).request()
 
 
-def test_states_have_the_bytes_that_the_ledger_holds() -> None:
+def test_states_have_the_bytes_of_the_ledger() -> None:
     assert [state.value for state in JobState] == [0, 1, 2, 3, 4]

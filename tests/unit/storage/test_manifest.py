@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 
 def written(*rows: Row | str, batch: str = "b", **defaults: Any) -> list[Part]:
-    """Write rows; a text stands for a wrong row and says what is wrong."""
+    """Write rows; a string is an invalid row with this error."""
     writer = PartWriter(batch, Defaults(**defaults))
     parts: list[Part] = []
     for number, row in enumerate(rows):
@@ -31,12 +31,12 @@ def lines(*parts: Part) -> list[dict[str, Any]]:
     return [json.loads(line) for part in parts for line in part.lines.splitlines()]
 
 
-def test_a_rows_own_field_wins_over_the_batchs_default() -> None:
+def test_a_rows_own_field_takes_precedence_over_the_batchs_default() -> None:
     [line] = lines(*written(Row(prompt="a", width=128), width=64, height=64))
     assert (line["width"], line["height"]) == (128, 64)
 
 
-def test_what_everybody_leaves_open_is_written_down_in_full() -> None:
+def test_defaults_are_stored_explicitly() -> None:
     [line] = lines(*written(Row(prompt="a")))
     assert (line["num_inference_steps"], line["guidance_scale"], line["negative_prompt"]) == (25, 7.5, "")
 
@@ -55,20 +55,20 @@ def test_the_last_seed_is_followed_by_zero() -> None:
     assert [line["seed"] for line in found] == [MAX_SEED, 0]
 
 
-def test_a_row_without_a_seed_gets_the_one_made_of_batch_and_index() -> None:
+def test_a_row_without_a_seed_gets_one_from_batch_and_index() -> None:
     found = lines(*written(Row(prompt="a"), Row(prompt="b", num_images_per_prompt=2), batch="cats"))
     first = default_seed("cats", 1)
     assert [line["seed"] for line in found] == [default_seed("cats", 0), first, first + 1]
 
 
-def test_a_wrong_row_keeps_its_place_as_a_job_that_has_failed() -> None:
+def test_an_invalid_row_keeps_its_place_as_a_failed_job() -> None:
     [part] = written(Row(prompt="a"), "line 2: width 65", Row(prompt="b"))
     assert part.invalid == {1: {"code": INVALID_ROW, "message": "line 2: width 65"}}
     assert [line.get("prompt") for line in lines(part)] == ["a", None, "b"]
     assert lines(part)[1]["invalid"]["message"] == "line 2: width 65"
 
 
-def test_parts_hold_a_thousand_jobs_and_the_last_the_rest() -> None:
+def test_parts_have_1000_jobs_and_the_last_part_has_the_rest() -> None:
     parts = written(*[Row(prompt="a", num_images_per_prompt=1700)] * 2)
     assert [(part.number, part.first, part.total) for part in parts] == [
         (0, 0, 1000),
@@ -90,7 +90,7 @@ rows = st.builds(
 
 
 @given(st.lists(rows, max_size=12))
-def test_every_line_is_a_valid_job_and_the_chain_is_that_of_the_content(found: list[Row]) -> None:
+def test_every_line_is_a_valid_job_and_the_digest_depends_on_the_content(found: list[Row]) -> None:
     parts = written(*found)
     for line in lines(*parts):
         Job.model_validate({**line, "batch": "b"})
@@ -100,7 +100,7 @@ def test_every_line_is_a_valid_job_and_the_chain_is_that_of_the_content(found: l
         assert written(*changed)[-1].parts_digest != parts[-1].parts_digest
 
 
-def test_a_chain_tells_apart_what_differs_in_an_earlier_part_only() -> None:
+def test_a_digest_depends_on_earlier_parts_too() -> None:
     many = [Row(prompt="a")] * (PART_JOBS + 1)
     first, second = written(*many)
     other_first, other_second = written(Row(prompt="b"), *many[1:])
