@@ -343,11 +343,12 @@ def _serve(server: socket.socket) -> None:
         if not body:
             return
         request = json.loads(body)
+        reader, writer = os.pipe()
         go_between = os.fork()
         if not go_between:
             pid = os.fork()
             if pid:
-                server.send(str(pid).encode())
+                os.write(writer, str(pid).encode())
                 os._exit(0)
             # its first parent ends; the test process takes its place
             while os.getppid() != request["parent"]:
@@ -356,7 +357,9 @@ def _serve(server: socket.socket) -> None:
                 die_with_parent()
             _become(request, list(descriptors))
         os.waitpid(go_between, 0)
-        for descriptor in descriptors:
+        # not before: the process is now a child of the test process, which may wait for it at once
+        server.send(os.read(reader, 32))
+        for descriptor in (*descriptors, reader, writer):
             os.close(descriptor)
 
 
