@@ -1,6 +1,6 @@
-"""A farm as its operator should lock it: users of Redis with their rights, roles of the bucket, and nothing told.
+"""A locked farm: Redis users with their permissions, bucket roles, and no prompt or secret outside the bucket.
 
-One run of a real worker, with a canary in every prompt and secret, is what the tests look at.
+All tests check one run of a real worker, with a canary in every prompt and secret.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ import trustme
 from kombu.exceptions import OperationalError
 from tests.conftest import REPOSITORY, until
 from tests.support.locked_redis import DOCS, locked_redis
-from tests.support.s3_front import Asked, front
+from tests.support.s3_front import Right, front
 
 from latentfarm import doorbell
 from latentfarm.farm import Farm
@@ -42,7 +42,7 @@ from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
 
-#: stands in every text of a user; looked for everywhere
+#: part of every text of the user
 CANARY = "canary-7f3a"
 TOKEN = "token-91c2"
 SMALL = {"num_inference_steps": 2, "width": 64, "height": 64}
@@ -51,7 +51,7 @@ ROLES = ("producer", "worker")
 
 @dataclass
 class Run:
-    """A farm after one run: who may enter it, and everything that was said and done in it."""
+    """A farm after one run: its users, and everything that was sent, stored and logged."""
 
     port: int
     passwords: dict[str, str]
@@ -59,7 +59,7 @@ class Run:
     logs: list[Path]
     pickled: Path
     secrets: list[str]
-    asked: dict[str, set[Asked]] = field(default_factory=lambda: {role: set() for role in ROLES})
+    requests: dict[str, set[Right]] = field(default_factory=lambda: {role: set() for role in ROLES})
     commands: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     results: list[dict[str, Any]] = field(default_factory=list)
@@ -69,12 +69,12 @@ class Run:
 
     def client(self, user: str) -> Any:
         password = self.passwords[user]
-        # a monitor may have nothing to tell for long
+        # a monitor may be silent for long
         return redis.Redis(port=self.port, db=1, username=user, password=password, socket_timeout=None)
 
 
 class Mark:
-    """Unpickling it makes a file."""
+    """Creates a file when unpickled."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -84,7 +84,7 @@ class Mark:
 
 
 def pickled_message(file: Path) -> str:
-    """Return a message of the doorbell's task whose body is a pickle, as an enemy would push it."""
+    """Return a hostile message: the doorbell's task with a pickled body."""
     headers = {"task": doorbell.TASK_NAME, "id": str(uuid.uuid4()), "lang": "py", "root_id": "x", "parent_id": None}
     properties = {
         "correlation_id": headers["id"],
@@ -105,8 +105,8 @@ def pickled_message(file: Path) -> str:
     )
 
 
-def hand_in(run: Run) -> None:
-    """Submit prompts that hold the canary: two good, one that cannot be rendered, a wrong row, and a forged one."""
+def submit(run: Run) -> None:
+    """Submit prompts with the canary: two valid, one that cannot be rendered, two invalid and a forged one."""
     rows: list[dict[str, Any]] = [
         {"prompt": f"{CANARY} one", "negative_prompt": CANARY, "id": f"{CANARY}-1", **SMALL},
         {"prompt": f"{CANARY} two", "note": CANARY, "save_intermediates": True, **SMALL},
@@ -125,7 +125,7 @@ def hand_in(run: Run) -> None:
     [lost] = farm.ledger.lease("mini", "lost", 1, lease_s=30)
     run.leftovers = [image_key("cats", lost.index, lost.epoch), intermediates_key("cats", lost.index, lost.epoch)]
     for key in run.leftovers:
-        farm.bucket.put(key, b"half a picture")
+        farm.bucket.put(key, b"half an image")
     farm.ledger.release([lost])
     run.messages = [str(message) for message in run.client("admin").lrange("render.mini", 0, -1)]
     assert run.messages
@@ -140,12 +140,12 @@ def forge(bucket: Bucket, index: int, **fields: Any) -> None:
 
 
 def collect(run: Run) -> None:
-    """Do what a user does with a batch that has ended."""
+    """Use an ended batch as its user does."""
     farm = Farm.open(run.settings["producer"])
     batch = farm.batch("cats")
     until(lambda: batch.status().is_final)
     batch.wait(timeout_s=60)
-    # a part that was flushed and is opened again is read back by whoever flushes it
+    # the retry opens a flushed part again, so that the next flush has to read it
     assert batch.retry(code="scheduler") == 1
     until(lambda: batch.status().is_final)
     batch.wait(timeout_s=60)
@@ -171,11 +171,11 @@ def collect(run: Run) -> None:
 @pytest.fixture(scope="module")
 def run(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
     folder = tmp_path_factory.mktemp("locked")
-    # another module's batches may lie there
+    # other modules leave batches in the bucket
     list(Bucket.connect(servers).delete_all(""))
     passwords = {user: f"password-{secrets.token_hex(8)}" for user in ("admin", *ROLES)}
     hook_secret = base64.b64encode(secrets.token_bytes(32)).decode()
-    seen: dict[str, set[Asked]] = {role: set() for role in ROLES}
+    seen: dict[str, set[Right]] = {role: set() for role in ROLES}
     with (
         locked_redis(folder, passwords) as port,
         front(servers, {}, seen["producer"]) as for_producer,
@@ -189,9 +189,9 @@ def run(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         found = Run(port, passwords, settings, [log, folder / "redis.log"], folder / "pickled", known, seen)
         with found.client("admin").monitor() as monitor:
             found.client("admin").ping()
-            watching = Thread(target=note_commands, args=(monitor, found.commands), daemon=True)
+            watching = Thread(target=record_commands, args=(monitor, found.commands), daemon=True)
             watching.start()
-            hand_in(found)
+            submit(found)
             found.client("admin").rpush("render.mini", pickled_message(found.pickled))
             environment = settings["worker"].environment() | {
                 "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "0.3",
@@ -217,11 +217,11 @@ def delete_all(run: Run) -> None:
     farm.batch("dogs").delete()
 
 
-def note_commands(monitor: Any, commands: list[str]) -> None:
-    """Keep every command that Redis is sent, arguments and all, until ``PUBLISH end``."""
-    for told in monitor.listen():
-        commands.append(told["command"])
-        if told["command"].upper().startswith("PUBLISH END"):
+def record_commands(monitor: Any, commands: list[str]) -> None:
+    """Record every command that Redis receives, with its arguments, until ``PUBLISH end``."""
+    for received in monitor.listen():
+        commands.append(received["command"])
+        if received["command"].upper().startswith("PUBLISH END"):
             return
 
 
@@ -229,21 +229,21 @@ def test_a_locked_farm_renders_commits_and_flushes(run: Run) -> None:
     states = [line["state"] for line in run.results]
     assert states == ["done", "done", "failed", "failed", "failed", "failed"]
     codes = [line["error"]["code"] for line in run.results[2:]]
-    assert codes == ["scheduler", "invalid_row", "invalid_row", "manifest"]
+    assert codes == ["scheduler", "invalid_row", "invalid_row", "manifest_unreadable"]
     assert [line["request"]["prompt"] for line in run.results[:2]] == [f"{CANARY} one", f"{CANARY} two"]
 
 
-def test_redis_never_hears_a_prompt(run: Run) -> None:
+def test_redis_receives_no_prompt(run: Run) -> None:
     assert len(run.commands) > 100
     assert [command for command in run.commands if CANARY in command] == []
 
 
-def test_no_key_and_no_value_of_redis_holds_a_prompt_or_a_secret(run: Run) -> None:
+def test_no_key_and_no_value_in_redis_contains_a_prompt_or_a_secret(run: Run) -> None:
     values = dump(run.client("admin"))
     assert any("lf:batch:cats" in value for value in values)
     for text in (CANARY, *run.secrets):
         assert [value for value in values if text in value] == []
-    # the URL's token has to be somewhere for the workers to find it
+    # workers need the URL with its token
     assert [value.partition(" ")[0] for value in values if TOKEN in value] == ["lf:batch:cats"]
 
 
@@ -258,41 +258,41 @@ def dump(client: Any) -> list[str]:
     return [f"{key.decode()} {readers[client.type(key)](key)}" for key in client.scan_iter()]
 
 
-def test_a_doorbell_carries_nothing(run: Run) -> None:
+def test_a_doorbell_contains_no_data(run: Run) -> None:
     for message in run.messages:
         assert not [text for text in (CANARY, TOKEN, "cats", *run.secrets) if text in message]
 
 
-def test_logs_hold_no_prompt_no_secret_and_no_token(run: Run) -> None:
+def test_logs_contain_no_prompt_no_secret_and_no_token(run: Run) -> None:
     worker, server = (log.read_text() for log in run.logs)
     assert "cats/2 failed: scheduler" in worker
-    assert "cats/5 failed: manifest" in worker
+    assert "cats/5 failed: manifest_unreadable" in worker
     for text in (CANARY, TOKEN, *run.secrets):
         assert text not in worker, text
         assert text not in server, text
 
 
-def test_the_error_of_a_webhook_holds_no_token(run: Run) -> None:
+def test_the_error_of_a_webhook_contains_no_token(run: Run) -> None:
     assert TOKEN not in run.webhook
     assert run.webhook not in {"", "None"}
 
 
-def test_a_user_is_told_in_full_what_the_ledger_is_not(run: Run) -> None:
-    wrong = run.results[3]["error"]["message"]
-    assert "width" in wrong
-    assert CANARY in wrong
+def test_the_results_have_the_full_error_that_the_ledger_has_not(run: Run) -> None:
+    message = run.results[3]["error"]["message"]
+    assert "width" in message
+    assert CANARY in message
 
 
-def test_a_pickle_in_the_queue_is_refused_and_does_no_harm(run: Run) -> None:
+def test_a_pickle_in_the_queue_is_refused(run: Run) -> None:
     assert not run.pickled.exists()
-    pickle.loads(pickle.dumps(Mark(run.pickled)))  # noqa: S301 - that it would have
+    pickle.loads(pickle.dumps(Mark(run.pickled)))  # noqa: S301 - unpickling would have created it
     assert run.pickled.exists()
     assert "Refusing to deserialize" in run.logs[0].read_text()
 
 
-def test_what_a_lost_worker_left_is_removed_by_the_worker_s_own_rights(run: Run) -> None:
+def test_a_workers_permissions_suffice_to_remove_orphans(run: Run) -> None:
     for key in run.leftovers:
-        assert Asked("s3:DeleteObject", key) in run.asked["worker"]
+        assert Right("s3:DeleteObject", key) in run.requests["worker"]
         assert not Bucket.connect(run.settings["producer"]).exists(key)
 
 
@@ -302,64 +302,64 @@ FORBIDDEN = [
     "FLUSHALL", "FLUSHDB", "KEYS *", "SCAN 0", "CONFIG GET *", "CONFIG SET dir /", "DEBUG SLEEP 0", "SHUTDOWN NOSAVE",
     "SAVE", "BGREWRITEAOF", "ACL LIST", "ACL WHOAMI", "CLIENT LIST", "MONITOR", "SCRIPT FLUSH", "SLAVEOF NO ONE",
     "MODULE LIST", "EVAL return 0", "RENAME lf:batches lf:b", "MOVE lf:batches 1", "DUMP lf:batches",
-    "GET elsewhere", "SET elsewhere 1", "PUBLISH elsewhere 1", "SWAPDB 0 1", "MIGRATE h 1 lf:batches 0 1",
+    "GET other", "SET other 1", "PUBLISH other 1", "SWAPDB 0 1", "MIGRATE h 1 lf:batches 0 1",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("command", FORBIDDEN)
-def test_a_role_may_do_nothing_to_redis_beyond_its_keys(run: Run, role: str, command: str) -> None:
+def test_a_role_cannot_use_other_keys_or_commands(run: Run, role: str, command: str) -> None:
     with closing(run.client(role)) as client, pytest.raises(redis.exceptions.NoPermissionError):
         client.execute_command(*command.split(" "))
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("body", ["redis.call('FLUSHALL')", "redis.call('KEYS', '*')", "redis.call('GET', 'else')"])
-def test_a_script_may_do_no_more_than_its_user(run: Run, role: str, body: str) -> None:
+def test_a_script_has_only_its_users_permissions(run: Run, role: str, body: str) -> None:
     with closing(run.client(role)) as client, pytest.raises(redis.ResponseError, match=r"can't run|can't access|ACL"):
         client.register_script(f"return {body}")()
 
 
-def test_nobody_enters_without_a_password(run: Run) -> None:
+def test_a_connection_without_a_password_is_refused(run: Run) -> None:
     with closing(redis.Redis(port=run.port)) as client, pytest.raises(redis.AuthenticationError):
         client.ping()
 
 
 def put_back(run: Run) -> list[int]:
-    """Take a doorbell and give it back in both of Celery's ways; return the queue's length after each step."""
+    """Take a doorbell and return it in both of Celery's ways; return the queue's length after each step."""
     app = doorbell.make_app(run.settings["worker"].redis_url, model="mini")
     admin = run.client("admin")
     admin.delete("render.mini")
     doorbell.ring(admin, app, "mini", 1)
     lengths = []
     with app.connection_for_read() as connection, connection.channel() as channel:
-        for give_back in (channel.qos.restore_visible, channel.qos.restore_unacked_once):
+        for restore in (channel.qos.restore_visible, channel.qos.restore_unacked_once):
             channel.visibility_timeout = -1
             channel.basic_get("render.mini")
             lengths.append(admin.llen("render.mini"))
-            give_back()
+            restore()
             lengths.append(admin.llen("render.mini"))
     return lengths
 
 
-def test_the_worker_s_user_may_put_back_a_doorbell_that_was_not_answered(run: Run) -> None:
+def test_the_workers_user_can_return_an_unacknowledged_doorbell(run: Run) -> None:
     assert run.queue_lengths == [0, 1, 0, 1]
 
 
-def test_every_right_in_redis_is_used(run: Run) -> None:
+def test_every_permission_in_redis_is_used(run: Run) -> None:
     used = {name.removeprefix("cmdstat_").replace("|", " ") for name in run.client("admin").info("commandstats")}
     scripts = "".join(file.read_text() for file in (REPOSITORY / "producer/latentfarm/ledger/scripts").glob("*.lua"))
     for line in (DOCS / "redis-acl.txt").read_text().splitlines():
-        # a transaction that breaks off is tidied up by unwatch; none does here
+        # unwatch ends an aborted transaction, which this run has none of
         granted = [word[1:] for word in line.split() if word.startswith("+") and word != "+unwatch"]
         idle = [name for name in granted if name.partition("|")[0] not in used and f"'{name.upper()}'" not in scripts]
         assert idle == [], line.split()[1]
 
 
-def test_a_doorbell_over_tls_tells_a_stranger_nothing() -> None:
+def test_a_doorbell_over_tls_sends_no_password_to_an_untrusted_server() -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
-    heard: list[bytes] = []
+    received: list[bytes] = []
     with socket.create_server(("127.0.0.1", 0)) as server:
 
         def listen() -> None:
@@ -371,24 +371,24 @@ def test_a_doorbell_over_tls_tells_a_stranger_nothing() -> None:
                 with connection, closing(connection):
                     try:
                         with context.wrap_socket(connection, server_side=True) as tls:
-                            heard.append(tls.recv(1000))
+                            received.append(tls.recv(1000))
                     except OSError:
-                        heard.append(b"")
+                        received.append(b"")
 
         Thread(target=listen, daemon=True).start()
         app = doorbell.make_app(f"rediss://:hunter2@127.0.0.1:{server.getsockname()[1]}")
         with pytest.raises((OperationalError, redis.ConnectionError)), app.connection_for_write() as connection:
             connection.default_channel.client.ping()
         server.shutdown(socket.SHUT_RDWR)
-    assert heard
-    assert b"hunter2" not in b"".join(heard)
+    assert received
+    assert b"hunter2" not in b"".join(received)
 
 
 # -- the bucket ------------------------------------------------------------------------------------------------
 
 
 def statements(role: str) -> Iterator[tuple[str, str]]:
-    """Yield each pair of an action and a resource that a published policy allows."""
+    """Yield each pair of action and resource in a published policy."""
     policy = json.loads((DOCS / f"s3-{role}.json").read_text())
     for statement in policy["Statement"]:
         assert statement.keys() == {"Sid", "Effect", "Action", "Resource"}
@@ -401,29 +401,29 @@ def statements(role: str) -> Iterator[tuple[str, str]]:
                 yield action, resource
 
 
-def allows(role: str, asked: Asked, bucket: str = "BUCKET") -> bool:
-    place = f"arn:aws:s3:::{bucket}" + (f"/{asked.key}" if asked.key else "")
-    return any(action == asked.action and fnmatchcase(place, resource) for action, resource in statements(role))
+def allows(role: str, request: Right, bucket: str = "BUCKET") -> bool:
+    place = f"arn:aws:s3:::{bucket}" + (f"/{request.key}" if request.key else "")
+    return any(action == request.action and fnmatchcase(place, resource) for action, resource in statements(role))
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_policy_allows_all_that_its_role_does(run: Run, role: str) -> None:
-    assert len(run.asked[role]) > 10
-    assert [asked for asked in run.asked[role] if not allows(role, asked)] == []
+def test_a_policy_allows_every_request_of_its_role(run: Run, role: str) -> None:
+    assert len(run.requests[role]) > 10
+    assert [each for each in run.requests[role] if not allows(role, each)] == []
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_a_policy_allows_nothing_that_its_role_does_not_do(run: Run, role: str) -> None:
+def test_every_permission_of_a_policy_is_used(run: Run, role: str) -> None:
     for action, resource in statements(role):
         assert "*" not in action
-        places = [f"arn:aws:s3:::BUCKET/{a.key}".rstrip("/") for a in run.asked[role] if a.action == action]
+        places = [f"arn:aws:s3:::BUCKET/{a.key}".rstrip("/") for a in run.requests[role] if a.action == action]
         assert any(fnmatchcase(place, resource) for place in places), (action, resource)
 
 
-def test_a_worker_may_change_nothing_that_was_asked_for() -> None:
+def test_a_worker_cannot_change_manifests_headers_and_decisions() -> None:
     for key in ("batches/cats/manifest/part-00000.jsonl.gz", "batches/cats/batch.json", "batches/cats/control.json"):
         for action in ("s3:PutObject", "s3:DeleteObject"):
-            assert not allows("worker", Asked(action, key))
-            assert allows("producer", Asked(action, key))
-    assert not allows("worker", Asked("s3:GetObject", "other.txt"))
-    assert not allows("producer", Asked("s3:GetObject", "batches/x"), bucket="OTHER")
+            assert not allows("worker", Right(action, key))
+            assert allows("producer", Right(action, key))
+    assert not allows("worker", Right("s3:GetObject", "other.txt"))
+    assert not allows("producer", Right("s3:GetObject", "batches/x"), bucket="OTHER")
