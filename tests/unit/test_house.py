@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from importlib.metadata import requires
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -75,6 +77,16 @@ def test_the_light_install_brings_no_torch() -> None:
     light = [line for line in requires("latentfarm") or [] if "extra ==" not in line]
     assert light
     assert not [line for line in light if re.match(r"(torch|diffusers|transformers|numpy)\b", line)]
+
+
+def test_the_wheel_has_every_package_but_the_training_code() -> None:
+    found = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]
+    folders = [folder for where in found["where"] for folder in (REPOSITORY / where).iterdir()]
+    packages = {folder.name for folder in folders if (folder / "__init__.py").exists()}
+    left_out = {name for name in packages for pattern in found["exclude"] if fnmatch(name, pattern)}
+    assert packages - left_out == {"latentfarm", "latentfarm_worker"}
+    # the finder skips a folder without this file
+    assert {file.parent for file in FILES if not (file.parent / "__init__.py").exists()} == set()
 
 
 @pytest.mark.parametrize("name", ENTRIES)
