@@ -1,4 +1,4 @@
-"""A worker and a producer, killed with kill -9 exactly before and after each of their acts; another takes over."""
+"""A worker and a producer are killed with kill -9 right before and right after each action; another takes over."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ from tests.support.fork_server import ForkedProcess, ForkServer
 from latentfarm import Farm
 from latentfarm.storage.keys import batch_prefix
 from latentfarm.storage.manifest import ManifestReader, read_header
+from latentfarm.storage.orphans import collect_due
 from latentfarm.storage.results import read_part
 
 pytestmark = pytest.mark.integration
 
 MOMENTS = ("before", "after")
-#: the job is charged for a worker that died with its lease: two runs; else one
+#: attempts of the job: 2 if the worker died with its lease, else as listed here
 ATTEMPTS = {"before lease": 1, "after commit": 1, **{f"{m} {act}": 1 for m in MOMENTS for act in ("flush", "forget")}}
 #: two parts
 ROWS = 1_300
-#: a model that no worker has: what a producer left is counted, and nobody may take of it meanwhile
+#: a model without workers, so that no job is leased while a producer's remains are counted
 UNSERVED = "unserved"
 
 
@@ -70,7 +71,7 @@ def processes(fork_server: ForkServer, farm: Farm, tmp_path: Path) -> Processes:
 
 @pytest.mark.parametrize("act", WORKER_ACTS)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_worker_that_dies_at_any_point_loses_nothing_and_nothing_is_committed_twice(
+def test_a_worker_that_dies_at_any_point_loses_no_job_and_no_job_is_committed_twice(
     farm: Farm, processes: Processes, moment: str, act: str
 ) -> None:
     point = f"{moment} {act}"
@@ -83,17 +84,18 @@ def test_a_worker_that_dies_at_any_point_loses_nothing_and_nothing_is_committed_
     second.wait(60)
     [line] = read_part(farm.bucket, "b", 0)
     assert (line["state"], line["attempts"]) == ("done", ATTEMPTS.get(point, 2))
+    collect_due(farm.ledger, farm.bucket, delay_s=0)
     assert [key for key in farm.bucket.keys(batch_prefix("b")) if "/images/" in key] == [line["key"]]
     body = farm.bucket.get(line["key"])
     assert hashlib.sha256(body).hexdigest() == line["sha256"]
-    with Image.open(io.BytesIO(body), formats=["PNG"]) as picture:
-        picture.load()
+    with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
+        image.load()
     assert farm.ledger.redis.zcard("lf:leases") == farm.ledger.redis.hlen("lf:holders") == 0
 
 
 @pytest.mark.parametrize("act", PRODUCER_ACTS)
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_producer_that_dies_at_any_point_is_run_again_and_half_a_batch_is_never_taken_for_whole(
+def test_a_producer_that_dies_at_any_point_can_run_again_and_never_leaves_half_a_batch_open(
     farm: Farm, processes: Processes, tmp_path: Path, moment: str, act: str
 ) -> None:
     file = tmp_path / "prompts.jsonl"
@@ -105,13 +107,17 @@ def test_a_producer_that_dies_at_any_point_is_run_again_and_half_a_batch_is_neve
         half = farm.ledger.batch("b")
         assert half.state == ("open" if point == "after last append" else "opening")
         assert half.total == ROWS or half.state == "opening"
-        # what may be leased by now lies in the bucket
+        # every job that can be leased by now is in the bucket
         reader = ManifestReader(farm.bucket)
         assert all(reader.entry("b", index)["index"] == index for index in range(half.total))
     assert processes.submit(arguments).wait(60) == 0
     record, header = farm.ledger.batch("b"), read_header(farm.bucket, "b")
     assert header is not None
     assert (record.state, record.total, header.total) == ("open", ROWS, ROWS)
-    assert [ManifestReader(farm.bucket).entry("b", index)["index"] for index in (0, 999, ROWS - 1)] == [0, 999, ROWS - 1]
+    assert [ManifestReader(farm.bucket).entry("b", index)["index"] for index in (0, 999, ROWS - 1)] == [
+        0,
+        999,
+        ROWS - 1,
+    ]
     leased = [lease.index for _ in range(2) for lease in farm.ledger.lease(UNSERVED, "w", 1_000, lease_s=30)]
     assert sorted(leased) == list(range(ROWS))
