@@ -72,6 +72,11 @@ def test_a_field_beyond_its_limit_is_refused_in_rows_and_in_jobs(invalid: dict[s
         Job(**{"batch": "b", "index": 0, "prompt": "a", "seed": 0, **invalid})
 
 
+def test_the_error_for_an_unknown_scheduler_does_not_depend_on_spaces_in_its_name() -> None:
+    with pytest.raises(ValidationError, match=r"Value error, is not known; did you mean 'dpm\+\+2m-karras'\?"):
+        Row(prompt="a", scheduler="dpm++ 2m karras")
+
+
 def test_a_request_has_rare_fields_only_if_they_differ_from_their_defaults() -> None:
     plain = Job(batch="b", index=0, prompt="a", seed=0, prompt_syntax="plain", clip_skip=0)
     assert plain.request().keys().isdisjoint({"prompt_syntax", "clip_skip"})
