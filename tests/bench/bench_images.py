@@ -1,9 +1,9 @@
-"""Measures what a picture costs to encode: CPU, bytes, and whether other threads go on meanwhile.
+"""Measures what an image costs to encode: CPU, bytes, and whether other threads go on meanwhile.
 
     python -m tests.bench.bench_images            # prints the table
     python -m tests.bench.bench_images --write    # and puts it into docs/explanation/benchmarks.md
 
-Pictures are 512 x 512 with the spectrum of photographs, and real ones of the bundled model. Encoders take turns, so
+Images are 512 x 512 with the spectrum of photographs, and real ones of the bundled model. Encoders take turns, so
 that what else the machine does meets all of them.
 """
 
@@ -37,7 +37,7 @@ _CPU_BAR, _BYTES_BAR, _WAIT_BAR = 0.2, 1.06, 0.5
 _DEFAULT = "Pillow's PNG"
 
 
-def natural_picture(side: int, seed: int) -> Pixels:
+def natural_image(side: int, seed: int) -> Pixels:
     """Return noise of a photograph's spectrum, (side, side, 3), with plain and translucent shapes on it.
 
     Colours follow each other as in photographs; every other seed has a sensor's noise of one level on top.
@@ -53,25 +53,23 @@ def natural_picture(side: int, seed: int) -> Pixels:
 
     common = field()
     channels = [common + 0.3 * field() for _ in range(3)]
-    picture: NDArray[np.float64] = np.stack(
-        [128 + 45 * (each - each.mean()) / each.std() for each in channels], axis=-1
-    )
+    image: NDArray[np.float64] = np.stack([128 + 45 * (each - each.mean()) / each.std() for each in channels], axis=-1)
     y, x = np.mgrid[:side, :side]
     for number in range(6):
         (left, top), radius = rng.integers(0, side, 2), rng.integers(side // 16, side // 5)
         disc = (x - left) ** 2 + (y - top) ** 2 < radius**2
         box = (abs(x - left) < radius) & (abs(y - top) < radius // 2)
         shape, colour = disc if number % 2 else box, rng.integers(0, 256, 3)
-        picture[shape] = colour if number % 3 == 0 else (picture[shape] + colour) / 2
-    picture += rng.standard_normal(picture.shape) * (seed % 2)
-    return np.asarray(np.clip(picture, 0, 255), np.uint8)
+        image[shape] = colour if number % 3 == 0 else (image[shape] + colour) / 2
+    image += rng.standard_normal(image.shape) * (seed % 2)
+    return np.asarray(np.clip(image, 0, 255), np.uint8)
 
 
-def mini_pictures(count: int) -> list[Pixels]:
-    """Return pictures that the bundled model draws, of its native size."""
+def mini_images(count: int) -> list[Pixels]:
+    """Return images that the bundled model draws, of its native size."""
     pipe = measure.load_pipeline()
     prompts = measure.full_captions(measure.held_out_combinations(count))
-    return [np.asarray(each) for each in measure.draw_prompts(pipe, prompts, guidance=measure.GUIDANCE).pictures]
+    return [np.asarray(each) for each in measure.draw_prompts(pipe, prompts, guidance=measure.GUIDANCE).images]
 
 
 def pillow(image_format: str = "PNG", **options: int) -> Encoder:
@@ -97,16 +95,16 @@ ENCODERS = {
 }
 
 
-def checked_bytes(pictures: Sequence[Pixels]) -> dict[str, float]:
-    """Return each encoder's mean bytes a picture.
+def checked_bytes(images: Sequence[Pixels]) -> dict[str, float]:
+    """Return each encoder's mean bytes an image.
 
     Raises:
         RuntimeError: one without loss gave other pixels.
     """
     sizes = {}
     for name, encode in ENCODERS.items():
-        bodies = [encode(each) for each in pictures]
-        for body, pixels in zip(bodies, pictures, strict=True):
+        bodies = [encode(each) for each in images]
+        for body, pixels in zip(bodies, images, strict=True):
             with Image.open(io.BytesIO(body)) as image:
                 if name != "jpeg" and not np.array_equal(np.asarray(image.convert("RGB")), pixels):
                     raise RuntimeError(f"{name} changes pixels")
@@ -114,21 +112,21 @@ def checked_bytes(pictures: Sequence[Pixels]) -> dict[str, float]:
     return sizes
 
 
-def cpu_ms(pictures: Sequence[Pixels], rounds: int) -> dict[str, float]:
-    """Return each encoder's CPU milliseconds a picture, the median of rounds in turn."""
+def cpu_ms(images: Sequence[Pixels], rounds: int) -> dict[str, float]:
+    """Return each encoder's CPU milliseconds an image, the median of rounds in turn."""
     taken: dict[str, list[float]] = {name: [] for name in ENCODERS}
     for _ in range(rounds):
         for name, encode in ENCODERS.items():
             began = time.thread_time()
-            for each in pictures:
+            for each in images:
                 encode(each)
-            taken[name].append((time.thread_time() - began) / len(pictures) * 1000)
+            taken[name].append((time.thread_time() - began) / len(images) * 1000)
     return {name: statistics.median(each) for name, each in taken.items()}
 
 
-def lines_of(what: str, pictures: Sequence[Pixels], rounds: int) -> list[Line]:
-    """Return the table's lines about some pictures."""
-    sizes, taken = checked_bytes(pictures), cpu_ms(pictures, rounds)
+def lines_of(what: str, images: Sequence[Pixels], rounds: int) -> list[Line]:
+    """Return the table's lines about some images."""
+    sizes, taken = checked_bytes(images), cpu_ms(images, rounds)
     lines = []
     for name in ENCODERS:
         barred = name == "png"
@@ -147,7 +145,7 @@ def lines_of(what: str, pictures: Sequence[Pixels], rounds: int) -> list[Line]:
 
 
 def wall_s(encode: Encoder, pixels: Pixels, count: int, threads: int) -> float:
-    """Return the seconds in which some threads encode ``count`` pictures each."""
+    """Return the seconds in which some threads encode ``count`` images each."""
 
     def work() -> None:
         for _ in range(count):
@@ -216,10 +214,10 @@ def main() -> int:
     """Return 1 where a bar is missed."""
     arguments = parse_arguments(__doc__)
     conditions = Conditions()
-    pictures, rounds = (2, 2) if arguments.quick else (6, 9)
-    natural = [natural_picture(_SIDE, seed) for seed in range(pictures)]
+    images, rounds = (2, 2) if arguments.quick else (6, 9)
+    natural = [natural_image(_SIDE, seed) for seed in range(images)]
     lines = lines_of("512 x 512", natural, rounds)
-    lines += lines_of("mini", mini_pictures(pictures), rounds)
+    lines += lines_of("mini", mini_images(images), rounds)
     lines += thread_lines(natural[0], 4 if arguments.quick else 30, rounds)
     return report("images", lines, conditions, write=arguments.write)
 

@@ -3,7 +3,7 @@
     python tests/bench/bench_mini.py            # prints the table
     python tests/bench/bench_mini.py --write    # and puts it into mini/README.md
 
-It draws some 900 pictures: minutes on two cores.
+It draws some 900 images: minutes on two cores.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Row:
 
 
 def single_rows(pipe: diffusers.StableDiffusionPipeline, count: int, guidance: float) -> list[Row]:
-    """The bars on pictures of one object, from combinations never trained on."""
+    """The bars on images of one object, from combinations never trained on."""
     wanted = measure.held_out_combinations(count)
     drawn = measure.draw_prompts(pipe, measure.full_captions(wanted), guidance=guidance)
-    right = measure.shares(drawn.pictures, wanted, measure.check_single)
+    right = measure.shares(drawn.images, wanted, measure.check_single)
     bars = {"background": 97.0, "colour": 95.0, "shape": 90.0, "place": 85.0}
     names = {"background": "background colour", "colour": "object colour"}
     held = f"right, {count} held out"
     rows = [Row(f"{names.get(k, k)} {held}", 100 * v, bar=bars.get(k)) for k, v in right.items()]
-    return [*rows, Row("CPU time per image, batched", drawn.cpu_per_picture, "s", 1.5, at_least=False)]
+    return [*rows, Row("CPU time per image, batched", drawn.cpu_per_image, "s", 1.5, at_least=False)]
 
 
 def wording_rows(pipe: diffusers.StableDiffusionPipeline, guidance: float) -> list[Row]:
@@ -66,14 +66,14 @@ def wording_rows(pipe: diffusers.StableDiffusionPipeline, guidance: float) -> li
     wanted = measure.held_out_combinations(100, seed=1)
     thai = [measure.thai_caption(c) for c in wanted]
     right = measure.shares(
-        measure.draw_prompts(pipe, thai, 20_000, guidance=guidance).pictures, wanted, measure.check_single
+        measure.draw_prompts(pipe, thai, 20_000, guidance=guidance).images, wanted, measure.check_single
     )
     kept = ("background", "colour", "shape", "place")
     rows = [Row(f"{k} right, 100 in Thai", 100 * right[k]) for k in kept]
     rng = np.random.default_rng(502)
     pairs = [world.pair_scene(rng) for _ in range(100)]
     drawn = measure.draw_prompts(pipe, [captions.full_caption(p) for p in pairs], 30_000, guidance=guidance)
-    both = measure.shares(drawn.pictures, pairs, measure.check_pair)
+    both = measure.shares(drawn.images, pairs, measure.check_pair)
     return [*rows, *(Row(f"{k} right, 100 pairs", 100 * v) for k, v in both.items())]
 
 
@@ -81,16 +81,16 @@ def seed_rows(pipe: diffusers.StableDiffusionPipeline, guidance: float) -> list[
     """Another seed draws the same content differently; an empty prompt draws something valid."""
     wanted = measure.held_out_combinations(40, seed=2)
     prompts = measure.full_captions(wanted)
-    first = measure.draw_prompts(pipe, prompts, 40_000, guidance=guidance).pictures
-    other = measure.draw_prompts(pipe, prompts, 50_000, guidance=guidance).pictures
+    first = measure.draw_prompts(pipe, prompts, 40_000, guidance=guidance).images
+    other = measure.draw_prompts(pipe, prompts, 50_000, guidance=guidance).images
     changed = [np.abs(a.astype(int) - b.astype(int)).max() > 8 for a, b in zip(first, other, strict=True)]
     keys = ("background", "colour", "shape")
     same = [
         all(measure.check_single(p, w)[k] for p in pair for k in keys)
         for *pair, w in zip(first, other, wanted, strict=True)
     ]
-    empty = measure.draw_prompts(pipe, [""] * 40, 60_000, guidance=guidance).pictures
-    valid = 100 * float(np.mean([measure.is_valid(picture) for picture in empty]))
+    empty = measure.draw_prompts(pipe, [""] * 40, 60_000, guidance=guidance).images
+    valid = 100 * float(np.mean([measure.is_valid(image) for image in empty]))
     return [
         Row("another seed, another image (40 prompts)", 100 * float(np.mean(changed)), bar=100.0),
         Row("both seeds right in colours and shape (40 prompts)", 100 * float(np.mean(same))),
@@ -99,7 +99,7 @@ def seed_rows(pipe: diffusers.StableDiffusionPipeline, guidance: float) -> list[
 
 
 def vae_rows(pipe: diffusers.StableDiffusionPipeline) -> list[Row]:
-    """How well the autoencoder rebuilds drawn pictures of held-out combinations."""
+    """How well the autoencoder rebuilds drawn images of held-out combinations."""
     scenes = measure.scenes_of(measure.held_out_combinations(200, seed=3))
     values = measure.reconstruction_psnr(pipe.vae, [world.draw(s) for s in scenes])
     return [

@@ -60,7 +60,7 @@ def test_the_same_bytes_alone_and_in_company(folder: Path, dtype: torch.dtype) -
         assert torch.equal(run(family, [job])[job.index], together[job.index]), job
 
 
-def test_float32_is_near_the_cpus_picture(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_is_near_the_cpus_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     on_cpu = run(load_family(folder, dtype=torch.float32, device=torch.device("cpu")), jobs())
     on_gpu = run(load_family(folder, dtype=torch.float32, device=torch.device("cuda")), jobs())

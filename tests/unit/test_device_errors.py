@@ -1,4 +1,4 @@
-"""Errors of the device, by their types and their words."""
+"""Errors of the device are classified by their types and messages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.unit
         MemoryError(),
     ],
 )
-def test_too_little_memory_is_not_sticky(error: Exception) -> None:
+def test_out_of_memory_is_not_fatal(error: Exception) -> None:
     assert (device_errors.is_out_of_memory(error), device_errors.is_fatal(error)) == (True, False)
 
 
@@ -36,7 +36,7 @@ def test_too_little_memory_is_not_sticky(error: Exception) -> None:
         RuntimeError("CUBLAS_STATUS_INTERNAL_ERROR when calling `cublasGemmEx`"),
     ],
 )
-def test_a_lost_context_is_sticky(error: Exception) -> None:
+def test_a_lost_context_is_fatal(error: Exception) -> None:
     assert (device_errors.is_out_of_memory(error), device_errors.is_fatal(error)) == (False, True)
 
 
@@ -45,7 +45,7 @@ def test_a_lost_context_is_sticky(error: Exception) -> None:
     [
         RuntimeError("mat1 and mat2 shapes cannot be multiplied"),
         RuntimeError("cuDNN error: CUDNN_STATUS_NOT_SUPPORTED"),
-        ValueError("CUDA error: said somebody else"),
+        ValueError("CUDA error: in another library's message"),
     ],
 )
 def test_other_errors_are_neither(error: Exception) -> None:

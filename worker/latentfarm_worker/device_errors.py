@@ -6,7 +6,7 @@ import torch
 
 #: a smaller batch may cure these; checked first, since some also contain "CUDA error"
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
-#: these destroy the CUDA context: every later call of the process fails, whatever the job
+#: these destroy the CUDA context: every later call of the process fails, for any job
 _FATAL_WORDS = (
     "CUDA error",
     "HIP error",

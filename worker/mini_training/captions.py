@@ -1,7 +1,7 @@
 """Captions of scenes, in English and, more plainly, in Thai.
 
-Wording and order vary, and a caption may leave things out.  What is usual (the middle of the
-picture, a white background) is left out more often than what is not, as people do.
+Wording and order vary, and a caption may omit parts. Common parts (the centre of the image, a white background) are
+omitted more often than others, as people do.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _join(parts: list[str], rng: np.random.Generator) -> str:
 
 
 def full_caption(scene: Scene) -> str:
-    """Return the caption that names all: 'a large red circle on the left on a white background'."""
+    """Return the caption that names every part: 'a large red circle on the left on a white background'."""
     ground = f"on {_article(scene.background)} background"
     if len(scene.things) > 1:
         left, right = (_article(f"{t.colour} {t.shape}") for t in scene.things)
@@ -149,7 +149,7 @@ def _thai(scene: Scene, keep: dict[str, bool], rng: np.random.Generator) -> str:
 
 
 def _kept(scene: Scene, rng: np.random.Generator) -> dict[str, bool]:
-    """Which things a caption names."""
+    """Return by part whether a caption names it."""
     return {
         "ground": rng.random() > (0.4 if scene.background == "white" else 0.1),
         "place": rng.random() > (0.55 if scene.place == "centre" else 0.12),

@@ -1,4 +1,4 @@
-"""Writes the trained networks as a diffusers folder: fp16 safetensors, loaded like SD 1."""
+"""Write the trained networks as a diffusers folder: fp16 safetensors, loaded like SD 1."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def pipeline(
     tokenizer: CLIPTokenizer,
     scaling: float,
 ) -> StableDiffusionPipeline:
-    """Return the parts put together, in float32 and ready to draw."""
+    """Return the pipeline of these parts, in float32."""
     vae.register_to_config(scaling_factor=scaling)
     return StableDiffusionPipeline(
         vae=vae.eval(),
@@ -57,13 +57,13 @@ def pipeline(
 
 
 def export(pipe: StableDiffusionPipeline, tokenizer_folder: Path, where: Path) -> int:
-    """Write the folder anew and return its size in bytes."""
+    """Replace the folder and return its size in bytes."""
     if where.exists():
         shutil.rmtree(where)
     halved = copy.deepcopy(pipe).to(torch.float16)
     halved.save_pretrained(where, safe_serialization=True)
     _for_other_schedulers(where / "scheduler" / "scheduler_config.json")
-    # Our own tokenizer files are CLIP's classic pair; the library writes one of its own form.
+    # CLIP's own pair of tokenizer files is written; the library would write its own format.
     shutil.rmtree(where / "tokenizer")
     shutil.copytree(tokenizer_folder, where / "tokenizer")
     for config in where.glob("*/config.json"):
@@ -72,7 +72,7 @@ def export(pipe: StableDiffusionPipeline, tokenizer_folder: Path, where: Path) -
 
 
 def _for_other_schedulers(path: Path) -> None:
-    """Add what SD 1's config tells the schedulers that may replace ours.
+    """Add the entries of SD 1's config for other schedulers.
 
     Without it DDIM would clip latents to [-1, 1] as if they were pixels.
     """
@@ -82,17 +82,17 @@ def _for_other_schedulers(path: Path) -> None:
 
 
 def _tidy(path: Path) -> None:
-    """Drop the paths of the machine that wrote a config, and ask for float32 arithmetic."""
+    """Remove local paths from a config, and set its dtype to float32."""
     values = json.loads(path.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)
     if "dtype" in values:
-        # transformers would else compute in the stored fp16, which is slow or missing on CPUs.
+        # Without it, transformers computes in the stored fp16, which is slow or missing on CPUs.
         values["dtype"] = "float32"
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def averaged(stage: Stage, name: str) -> torch.nn.Module:
-    """One network of a stage, with its averaged weights, apart from the stage's own copy."""
+    """Return a copy of one network of a stage, with its averaged weights."""
     return copy.deepcopy(stage.averages[name])
 
 

@@ -1,6 +1,6 @@
-"""Says what a picture of mini's world shows, by plain geometry; nothing here is learned.
+"""Recognize the objects in an image of mini's world, by plain geometry; nothing here is learned.
 
-The background is the colour of the picture's rim.  What differs from it is split into connected
+The background is the colour of the image's rim.  What differs from it is split into connected
 blobs.  A blob's colour is the median of its pixels, its place the nearest of the five, its shape the
 one whose drawn outline, moved to the same centre and scaled to the same area, overlaps it best.
 """
@@ -21,7 +21,7 @@ Mask = NDArray[np.bool_]
 
 UNKNOWN = ""
 FAR_COLOUR = 90.0
-# Colours of one picture lie at least this far apart; smaller differences are noise.
+# Colours of one image are at least this far apart; smaller differences are noise.
 STEP = 40.0
 SMALLEST_BLOB = 0.004
 WORST_MATCH = 0.6
@@ -36,7 +36,7 @@ _TURNS = tuple(math.radians(d) for d in (-8, -4, 0, 4, 8))
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """One object as the judge sees it; words are empty where it cannot tell."""
+    """One object as the judge recognizes it; unknown words are empty."""
 
     colour: str
     shape: str
@@ -50,30 +50,30 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What a picture shows: its background, and its objects from left to right."""
+    """The content of an image: its background, and its objects from left to right."""
 
     background: str
     things: tuple[Seen, ...]
 
     @property
     def thing(self) -> Seen:
-        """The biggest object, or an unknown one if there is none."""
+        """Return the biggest object, or an unknown one if there is none."""
         nothing = Seen(UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN, 0.0, 0.0, 0.0, 0.0)
         return max(self.things, key=lambda seen: seen.radius, default=nothing)
 
 
 def nearest_colour(rgb: NDArray[np.float32]) -> str:
-    """Return the named colour nearest to an RGB value, unless that is far from all of them."""
+    """Return the named colour nearest to an RGB value; empty if all are far from it."""
     names = list(world.COLOURS)
     gaps = np.linalg.norm(np.asarray(list(world.COLOURS.values()), dtype=np.float32) - rgb, axis=1)
     best = int(gaps.argmin())
     return names[best] if gaps[best] <= FAR_COLOUR else UNKNOWN
 
 
-def _rim(picture: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Median colour of the outermost pixels."""
-    edge = max(1, picture.shape[0] // 32)
-    sides = (picture[:edge], picture[-edge:], picture[:, :edge], picture[:, -edge:])
+def _rim(image: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the median colour of the outermost pixels."""
+    edge = max(1, image.shape[0] // 32)
+    sides = (image[:edge], image[-edge:], image[:, :edge], image[:, -edge:])
     median: NDArray[np.float32] = np.median(np.concatenate([s.reshape(-1, 3) for s in sides]), axis=0)
     return median.astype(np.float32)
 
@@ -139,15 +139,15 @@ def name_shape(mask: Mask) -> tuple[str, float]:
     return (names[best] if overlap[best] >= WORST_MATCH else UNKNOWN), float(overlap[best])
 
 
-def _see(picture: NDArray[np.float32], blob: Mask, ground: NDArray[np.float32]) -> Seen:
-    """Measures one blob of a picture."""
-    far = np.linalg.norm(picture - ground, axis=-1)
+def _see(image: NDArray[np.float32], blob: Mask, ground: NDArray[np.float32]) -> Seen:
+    """Measure one blob of an image."""
+    far = np.linalg.norm(image - ground, axis=-1)
     core = blob & (far >= np.median(far[blob]) * 0.8)
-    tint = np.median(picture[core], axis=0).astype(np.float32)
+    tint = np.median(image[core], axis=0).astype(np.float32)
     # Half way between the two colours is where the outline runs.
     axis = tint - ground
-    # A blob of many colours may have the background's as its median: then no axis tells it apart.
-    along = (picture - ground) @ axis / (float(axis @ axis) or 1.0)
+    # A blob of many colours may have the background's as its median; the axis is then zero.
+    along = (image - ground) @ axis / (float(axis @ axis) or 1.0)
     rows, columns = np.nonzero(blob)
     near = np.zeros_like(blob)
     near[max(rows.min() - 2, 0) : rows.max() + 3, max(columns.min() - 2, 0) : columns.max() + 3] = True
@@ -164,9 +164,9 @@ def _see(picture: NDArray[np.float32], blob: Mask, ground: NDArray[np.float32]) 
     return Seen(nearest_colour(tint), shape, place, size, match, x, y, radius)
 
 
-def judge(picture: world.Image) -> Verdict:
-    """Tell what a picture (H, W, 3) of uint8 shows."""
-    values = picture.astype(np.float32)
+def judge(image: world.Image) -> Verdict:
+    """Return the content of an image, uint8 (H, W, 3)."""
+    values = image.astype(np.float32)
     ground = _rim(values)
     mask = np.linalg.norm(values - ground, axis=-1) > STEP
     found: list[Seen] = []
@@ -178,7 +178,7 @@ def judge(picture: world.Image) -> Verdict:
 
 
 def matches(verdict: Verdict, combination: world.Combination) -> dict[str, bool]:
-    """Which of a wanted combination's words the picture's one object got right."""
+    """Return by word whether the image's object matches a combination."""
     shape, colour, background, place, size = combination
     seen = verdict.thing
     return {
@@ -192,7 +192,7 @@ def matches(verdict: Verdict, combination: world.Combination) -> dict[str, bool]
 
 
 def pair_matches(verdict: Verdict, scene: world.Scene) -> dict[str, bool]:
-    """Return the same for a scene of two objects, the left one first."""
+    """Return by property whether two objects match a scene, the left one first."""
     seen = verdict.things
     two = len(seen) == 2
     return {

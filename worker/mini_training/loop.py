@@ -1,4 +1,4 @@
-"""The loop that every training stage runs: budget, learning rate, averaging, log, checkpoints.
+"""The loop of every training stage: budget, learning rate, averaging, log, checkpoints.
 
 A stage is resumable because nothing in it depends on hidden state: the batch of step k is drawn
 from a generator seeded with (seed, stage, k), and everything else is in the checkpoint.
@@ -25,8 +25,8 @@ Batch = Callable[[np.random.Generator, torch.Generator, float], torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """How long a stage runs and how fast it learns.  The first limit reached ends it."""
+class TrainingPlan:
+    """The limits and rates of a stage. The first limit reached ends it. Times are in seconds."""
 
     name: str
     seconds: float
@@ -43,36 +43,36 @@ class Plan:
 
 @dataclass(slots=True)
 class Progress:
-    """What a stage has done so far, over all its runs."""
+    """The progress of a stage, over all its runs."""
 
     step: int = 0
     wall: float = 0.0
     cpu: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
 
-    def share(self, plan: Plan) -> float:
-        """How much of the plan is done, from 0 to 1."""
+    def share(self, plan: TrainingPlan) -> float:
+        """Return the finished share of the plan, from 0 to 1."""
         return min(1.0, max(self.step / plan.steps, self.wall / plan.seconds))
 
 
-def learning_rate(plan: Plan, progress: Progress) -> float:
-    """Linear warm-up, then a cosine from the plan's rate down to a fiftieth of it."""
+def learning_rate(plan: TrainingPlan, progress: Progress) -> float:
+    """Return a linear warm-up, then a cosine from the plan's rate down to a fiftieth of it."""
     warm = min(1.0, (progress.step + 1) / plan.warm_up)
     cosine = 0.5 * (1 + math.cos(math.pi * progress.share(plan)))
     return plan.rate * warm * (0.02 + 0.98 * cosine)
 
 
-def generators(plan: Plan, step: int) -> tuple[np.random.Generator, torch.Generator]:
-    """Return the random numbers of one step, the same on every run."""
+def generators(plan: TrainingPlan, step: int) -> tuple[np.random.Generator, torch.Generator]:
+    """Return the random generators of one step, the same on every run."""
     stage = int.from_bytes(plan.name.encode()[:4], "big")
     numbers = np.random.default_rng([plan.seed, stage, step])
     return numbers, torch.Generator().manual_seed(int(numbers.integers(2**62)))
 
 
 class Stage:
-    """Trains ``models`` on the losses that ``batch`` returns; keeps their running average."""
+    """Trains ``models`` on the losses that ``batch`` returns, and keeps their running average."""
 
-    def __init__(self, plan: Plan, models: dict[str, torch.nn.Module], batch: Batch, folder: Path) -> None:
+    def __init__(self, plan: TrainingPlan, models: dict[str, torch.nn.Module], batch: Batch, folder: Path) -> None:
         self.plan = plan
         self.models = torch.nn.ModuleDict(models)
         self.averages = copy.deepcopy(self.models).requires_grad_(requires_grad=False)
@@ -84,7 +84,7 @@ class Stage:
         )
 
     def resume(self) -> bool:
-        """Load the stage's checkpoint, if there is one."""
+        """Load the stage's checkpoint; return whether it exists."""
         if not self.path.exists():
             return False
         state: dict[str, Any] = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -95,7 +95,7 @@ class Stage:
         return True
 
     def save(self) -> None:
-        """Write the checkpoint in one rename, so that a cut never leaves half a file."""
+        """Write the checkpoint in one rename, so that an interruption never leaves half a file."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         done = self.progress
         state = {
@@ -109,7 +109,7 @@ class Stage:
         fresh.replace(self.path)
 
     def step(self) -> float:
-        """One step of the optimizer; returns its loss."""
+        """Make one step of the optimizer; return its loss."""
         plan, done = self.plan, self.progress
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(plan, done)
@@ -129,7 +129,7 @@ class Stage:
             mean.lerp_(now, 1 - keep)
 
     def run(self) -> Progress:
-        """Trains to the end of the plan; picks up where the checkpoint stands."""
+        """Train to the end of the plan, from the checkpoint on."""
         plan = self.plan
         if self.resume():
             log.info("%s: resumed at step %d", plan.name, self.progress.step)
@@ -166,10 +166,10 @@ class Stage:
 
 
 def device() -> torch.device:
-    """Return a GPU where there is one, else the CPU."""
+    """Return the GPU if there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def mixed(place: torch.device) -> torch.autocast:
-    """bfloat16 arithmetic with float32 weights: on a recent CPU twice as fast as float32."""
+    """Return autocast to bfloat16 with float32 weights: on a recent CPU twice as fast as float32."""
     return torch.autocast(place.type, torch.bfloat16)

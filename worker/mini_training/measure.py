@@ -1,4 +1,4 @@
-"""Draws pictures with mini and lets the judge count what is right in them."""
+"""Render images with mini and judge them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline
 from latentfarm_worker.mini import MODEL_DIR
 from mini_training import captions, world
 from mini_training.judge import judge, matches, pair_matches
-from mini_training.vae_stage import to_pictures, to_tensor
+from mini_training.vae_stage import to_images, to_tensor
 
 STEPS = 25
 GUIDANCE = 4.0
@@ -27,14 +27,14 @@ Wanted = TypeVar("Wanted")
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Pictures of some prompts, and the CPU seconds that each took."""
+    """Images of some prompts, and the CPU seconds of each."""
 
-    pictures: list[world.Image]
-    cpu_per_picture: float
+    images: list[world.Image]
+    cpu_per_image: float
 
 
 def load_pipeline(where: Path = MODEL_DIR) -> StableDiffusionPipeline:
-    """Mini, ready to draw on the CPU."""
+    """Return mini's pipeline on the CPU."""
     pipe = StableDiffusionPipeline.from_pretrained(where, safety_checker=None, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -47,8 +47,8 @@ def draw_prompts(
     steps: int = STEPS,
     guidance: float = GUIDANCE,
 ) -> Drawn:
-    """One picture per prompt, number i from seed ``seed + i``."""
-    pictures: list[world.Image] = []
+    """Render one image for each prompt; number i has the seed ``seed + i``."""
+    images: list[world.Image] = []
     before = time.process_time()
     for first in range(0, len(prompts), BATCH):
         some = list(prompts[first : first + BATCH])
@@ -56,44 +56,44 @@ def draw_prompts(
         values = pipe(
             some, num_inference_steps=steps, guidance_scale=guidance, generator=seeds, output_type="np"
         ).images
-        pictures.extend((values * 255).round().astype(np.uint8))
-    return Drawn(pictures, (time.process_time() - before) / len(prompts))
+        images.extend((values * 255).round().astype(np.uint8))
+    return Drawn(images, (time.process_time() - before) / len(prompts))
 
 
 def held_out_combinations(count: int, seed: int = 0) -> list[world.Combination]:
-    """``count`` different combinations that training never saw."""
+    """Return ``count`` different combinations that are not in the training data."""
     unseen = [c for c in world.combinations() if world.is_held_out(c)]
     order = np.random.default_rng([seed, 500]).permutation(len(unseen))
     return [unseen[i] for i in order[:count]]
 
 
 def scenes_of(combinations: Iterable[world.Combination], seed: int = 0) -> list[world.Scene]:
-    """Return a drawn-up scene of each combination."""
+    """Return a scene of each combination."""
     rng = np.random.default_rng([seed, 501])
     return [world.scene_of(c, rng) for c in combinations]
 
 
 def shares(
-    pictures: Sequence[world.Image],
+    images: Sequence[world.Image],
     wanted: Sequence[Wanted],
     check: Callable[[world.Image, Wanted], dict[str, bool]],
 ) -> dict[str, float]:
-    """Return the share of pictures in which each thing is right, and in which everything is ("all")."""
+    """Return the share of images in which each property is right, and in which all are ("all")."""
     counts: Counter[str] = Counter()
-    for picture, want in zip(pictures, wanted, strict=True):
-        right = check(picture, want)
+    for image, want in zip(images, wanted, strict=True):
+        right = check(image, want)
         counts.update({**{k: int(v) for k, v in right.items()}, "all": int(all(right.values()))})
-    return {name: count / len(pictures) for name, count in counts.items()}
+    return {name: count / len(images) for name, count in counts.items()}
 
 
-def check_single(picture: world.Image, wanted: world.Combination) -> dict[str, bool]:
-    """Tell what of a combination a picture got right."""
-    return matches(judge(picture), wanted)
+def check_single(image: world.Image, wanted: world.Combination) -> dict[str, bool]:
+    """Return by word whether an image matches a combination."""
+    return matches(judge(image), wanted)
 
 
-def check_pair(picture: world.Image, wanted: world.Scene) -> dict[str, bool]:
-    """Tell what of a scene of two things a picture got right."""
-    return pair_matches(judge(picture), wanted)
+def check_pair(image: world.Image, wanted: world.Scene) -> dict[str, bool]:
+    """Return by property whether an image matches a scene of two objects."""
+    return pair_matches(judge(image), wanted)
 
 
 def full_captions(combinations: Sequence[world.Combination]) -> list[str]:
@@ -102,26 +102,26 @@ def full_captions(combinations: Sequence[world.Combination]) -> list[str]:
 
 
 def thai_caption(combination: world.Combination) -> str:
-    """Return the same in Thai: a shape in its colour, size, place, background."""
+    """Return a Thai caption of each combination: shape, colour, size, place, background."""
     shape, colour, background, place, size = combination
     thing = captions.THAI_SHAPES[shape] + captions.THAI_COLOURS[colour] + captions.THAI_SIZES[size]
     return f"{thing} {captions.THAI_PLACES[place]} พื้นหลัง{captions.THAI_COLOURS[background]}"
 
 
 @torch.no_grad()
-def reconstruction_psnr(vae: AutoencoderKL, pictures: Sequence[world.Image]) -> list[float]:
-    """Peak signal-to-noise ratio in dB of each picture after encoding and decoding."""
+def reconstruction_psnr(vae: AutoencoderKL, images: Sequence[world.Image]) -> list[float]:
+    """Return the peak signal-to-noise ratio in dB of each image after encoding and decoding."""
     values = []
-    for first in range(0, len(pictures), 50):
-        some = list(pictures[first : first + 50])
-        rebuilt = to_pictures(vae.decode(vae.encode(to_tensor(some)).latent_dist.mean).sample)
+    for first in range(0, len(images), 50):
+        some = list(images[first : first + 50])
+        rebuilt = to_images(vae.decode(vae.encode(to_tensor(some)).latent_dist.mean).sample)
         for before, after in zip(some, rebuilt, strict=True):
             error = np.square(before.astype(np.float64) - after.astype(np.float64)).mean()
             values.append(float(10 * np.log10(255**2 / max(error, 1e-9))))
     return values
 
 
-def is_valid(picture: world.Image) -> bool:
-    """Whether a picture has a named background and at least one object of a known colour."""
-    verdict = judge(picture)
+def is_valid(image: world.Image) -> bool:
+    """Return whether an image has a named background and at least one object of a known colour."""
+    verdict = judge(image)
     return verdict.background != "" and any(seen.colour for seen in verdict.things)

@@ -17,18 +17,18 @@ TEXT_LENGTH = 77
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Widths and depths.  ``FULL`` is what ships; ``TINY`` lets tests run the code in seconds."""
+    """Widths and depths. ``FULL`` is the shipped model; ``TINY`` is for tests."""
 
     vae_channels: tuple[int, int, int, int]
     unet_channels: tuple[int, ...]
     unet_groups: int
     text_width: int
     text_layers: int
-    picture: int = NATIVE
+    image: int = NATIVE
 
 
 FULL = Sizes((16, 32, 64, 64), (80, 128), 16, 112, 3)
-TINY = Sizes((8, 8, 8, 8), (16, 16), 8, 16, 1, picture=64)
+TINY = Sizes((8, 8, 8, 8), (16, 16), 8, 16, 1, image=64)
 
 
 def build_vae(sizes: Sizes) -> AutoencoderKL:
@@ -45,7 +45,7 @@ def build_vae(sizes: Sizes) -> AutoencoderKL:
         # Flat shapes need no global mixing in the autoencoder, and convolutions alone let it
         # train on crops and work at any size.
         mid_block_add_attention=False,
-        sample_size=sizes.picture,
+        sample_size=sizes.image,
         force_upcast=False,
     )
     return model.to(memory_format=torch.channels_last)
@@ -55,7 +55,7 @@ def build_unet(sizes: Sizes) -> UNet2DConditionModel:
     """Return an untrained denoiser of latents (B, 4, S/8, S/8), conditioned on (B, 77, text_width)."""
     deeper = len(sizes.unet_channels) - 1
     model = UNet2DConditionModel(
-        sample_size=sizes.picture // DOWNSAMPLE,
+        sample_size=sizes.image // DOWNSAMPLE,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         block_out_channels=sizes.unet_channels,
@@ -89,5 +89,5 @@ def build_text(sizes: Sizes, vocabulary: int, end: int, start: int) -> CLIPTextM
 
 
 def parameters_of(model: torch.nn.Module) -> int:
-    """How many numbers a model holds."""
+    """Return the number of parameters."""
     return sum(p.numel() for p in model.parameters())

@@ -1,4 +1,4 @@
-"""Trains the text encoder to tell a scene's parts apart, before any picture is involved.
+"""Train the text encoder to distinguish a scene's parts, before any image is involved.
 
 Linear heads read background, colours, shapes, place and size from every token at and after the end
 token.  Cross-attention later finds the same facts there, so that the denoiser need not teach the
@@ -15,12 +15,12 @@ import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mini_training import captions, world
-from mini_training.loop import Plan, Stage, device, mixed
+from mini_training.loop import Stage, TrainingPlan, device, mixed
 from mini_training.nets import Sizes, build_text
 
 _COLOURS, _SHAPES = list(world.COLOURS), list(world.SHAPES)
 _PLACES, _SIZES = ["", *world.PLACES], ["", *world.SIZES]
-# Classes of each head; class 0 of the second thing's heads says that there is none.
+# Classes of each head; class 0 of the second thing's heads means that there is none.
 HEADS = {
     "background": len(_COLOURS),
     "colour": len(_COLOURS),
@@ -48,7 +48,7 @@ def targets(scene: world.Scene) -> list[int]:
 
 
 def encode_texts(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor:
-    """Token ids (B, 77), padded and cut as Stable Diffusion's pipeline does."""
+    """Return token ids (B, 77), padded and truncated as Stable Diffusion's pipeline does."""
     ids: torch.Tensor = tokenizer(
         list(texts), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
     ).input_ids
@@ -56,13 +56,13 @@ def encode_texts(tokenizer: CLIPTokenizer, texts: Sequence[str]) -> torch.Tensor
 
 
 def head_scores(text: CLIPTextModel, heads: torch.nn.Linear, ids: torch.Tensor) -> list[torch.Tensor]:
-    """Each head's scores, (B, 77, classes)."""
+    """Return each head's scores, (B, 77, classes)."""
     hidden = text(ids).last_hidden_state
     return list(heads(hidden).split(list(HEADS.values()), dim=-1))
 
 
 def text_loss(text: CLIPTextModel, heads: torch.nn.Linear, ids: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the heads over the end token and the padding after it."""
+    """Return the mean cross-entropy of the heads over the end token and the padding after it."""
     with mixed(ids.device):
         scores = head_scores(text, heads, ids)
     after = ids == text.config.eos_token_id
@@ -77,7 +77,7 @@ def text_loss(text: CLIPTextModel, heads: torch.nn.Linear, ids: torch.Tensor, wa
 def reading_accuracy(
     text: CLIPTextModel, heads: torch.nn.Linear, tokenizer: CLIPTokenizer, count: int = 500
 ) -> dict[str, float]:
-    """How often the heads are right on plain full captions of fresh scenes."""
+    """Return the accuracy of each head on full captions of new scenes."""
     rng = np.random.default_rng(12345)
     scenes = [world.training_scene(rng) for _ in range(count)]
     ids = encode_texts(tokenizer, [captions.full_caption(s) for s in scenes])
@@ -88,7 +88,7 @@ def reading_accuracy(
     return {name: float(share) for name, share in zip(HEADS, right, strict=True)}
 
 
-def text_stage(plan: Plan, sizes: Sizes, folder: Path, tokenizer: CLIPTokenizer, batch: int) -> Stage:
+def text_stage(plan: TrainingPlan, sizes: Sizes, folder: Path, tokenizer: CLIPTokenizer, batch: int) -> Stage:
     """Return the stage that trains the text encoder and its heads."""
     torch.manual_seed(plan.seed + 1)
     place = device()

@@ -1,4 +1,4 @@
-"""Builds mini's tokenizer: CLIP's byte-level BPE, its merges learned from mini's own captions.
+"""Build mini's tokenizer: CLIP's byte-level BPE, its merges learned from mini's own captions.
 
 The form is CLIP's own (lower case, ``</w>`` ends a word, 256 bytes plus 256 bytes that end a word,
 then merges), so ``CLIPTokenizer`` loads it and any text at all can be encoded.
@@ -21,7 +21,7 @@ LENGTH = 77
 
 
 def byte_letters() -> dict[int, str]:
-    """GPT-2's printable letter for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
+    """Return GPT-2's printable letter for each byte (openai/gpt-2, encoder.py, bytes_to_unicode)."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     letters = {b: chr(b) for b in plain}
     others = (b for b in range(256) if b not in letters)
@@ -66,7 +66,7 @@ def _words(texts: list[str], splitter: CLIPTokenizer) -> Counter[tuple[str, ...]
 
 
 def learn_merges(words: Counter[tuple[str, ...]], most: int) -> list[tuple[str, str]]:
-    """Return the merges of byte-pair encoding (Sennrich et al. 2016), commonest pair first."""
+    """Return the merges of byte-pair encoding (Sennrich et al. 2016), most frequent pair first."""
     merges: list[tuple[str, str]] = []
     while len(merges) < most:
         pairs: Counter[tuple[str, str]] = Counter()
@@ -92,13 +92,13 @@ def _merged(word: tuple[str, ...], pair: tuple[str, str]) -> tuple[str, ...]:
 
 
 def corpus(count: int, seed: int = 0) -> list[str]:
-    """Captions of ``count`` scenes."""
+    """Return captions of ``count`` scenes."""
     rng = np.random.default_rng([seed, 77])
     return [captions.caption(world.training_scene(rng), rng) for _ in range(count)]
 
 
 def build_tokenizer(where: Path, count: int = 6000, most: int = 600) -> CLIPTokenizer:
-    """Learns the merges, writes the tokenizer's folder and loads it."""
+    """Learn the merges, write the tokenizer's folder and load it."""
     _folder(where, [])
     # Captions are longer than 77 while nothing is merged yet.
     words = _words(corpus(count), load_tokenizer(where, length=10_000))
@@ -107,6 +107,6 @@ def build_tokenizer(where: Path, count: int = 6000, most: int = 600) -> CLIPToke
 
 
 def load_tokenizer(where: Path, length: int = LENGTH) -> CLIPTokenizer:
-    """Return the tokenizer of a folder, set to CLIP's 77 tokens unless told else."""
+    """Return the tokenizer of a folder, with a maximum length [default: CLIP's 77 tokens]."""
     tokenizer: CLIPTokenizer = CLIPTokenizer.from_pretrained(where, model_max_length=length)
     return tokenizer

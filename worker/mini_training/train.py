@@ -1,9 +1,9 @@
-"""Trains mini from nothing and writes its diffusers folder.
+"""Train mini from random weights and write its diffusers folder.
 
     python -m mini_training.train --work build/mini --hours 2
 
-Four stages, each resumable: the tokenizer is built, the text encoder learns to read captions, the
-autoencoder learns to draw, the denoiser learns to imagine.  Run the same command again after a cut.
+Run it in ``worker/``, which is not installed. It has four stages: build the tokenizer, train the text encoder on
+captions, train the autoencoder, train the denoiser. Each is resumable: after an interruption, run the command again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from latentfarm_worker.mini import MODEL_DIR
 from mini_training.export import averaged, export, pipeline
-from mini_training.loop import Plan, log
+from mini_training.loop import TrainingPlan, log
 from mini_training.nets import FULL, TINY, Sizes, parameters_of
 from mini_training.text_stage import reading_accuracy, text_stage
 from mini_training.tokenizer import build_tokenizer
@@ -36,21 +36,21 @@ TEXT_SHARE, VAE_SHARE = 0.03, 0.3
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """One training from nothing to a folder."""
+    """The settings of one training."""
 
     work: Path
     model: Path
     seconds: float
     sizes: Sizes = FULL
     seed: int = 0
-    # Only tests set a limit; the time budget is what ends a stage.
+    # Only tests set a limit; else the time budget ends a stage.
     steps: int = 10**9
     scenes: int = 16_000
     batches: tuple[int, int, int] = (64, 8, 48)
 
-    def plan(self, name: str, share: float, rate: float, average: float) -> Plan:
+    def plan(self, name: str, share: float, rate: float, average: float) -> TrainingPlan:
         """Return the plan of one stage."""
-        return Plan(name, self.seconds * share, self.steps, rate, self.seed, average=average)
+        return TrainingPlan(name, self.seconds * share, self.steps, rate, self.seed, average=average)
 
 
 def train_text(settings: Settings, tokenizer: CLIPTokenizer) -> CLIPTextModel:
@@ -73,7 +73,7 @@ def train_vae(settings: Settings) -> AutoencoderKL:
 
 
 def train(settings: Settings) -> int:
-    """Run all stages and writes the folder; return its size in bytes."""
+    """Run all stages and write the folder; return its size in bytes."""
     words = settings.work / "tokenizer"
     tokenizer = build_tokenizer(words)
     text = train_text(settings, tokenizer)
@@ -90,15 +90,15 @@ def train(settings: Settings) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> Settings:
-    """Return the command line."""
-    parser = argparse.ArgumentParser(prog="mini_training.train", description="Trains mini.")
+    """Return the settings of a command line."""
+    parser = argparse.ArgumentParser(prog="mini_training.train", description="Train mini.")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints, cached latents")
-    parser.add_argument("--model", type=Path, default=MODEL_DIR, help="where the diffusers folder goes")
-    parser.add_argument("--hours", type=float, default=2.0, help="time budget of all stages together")
+    parser.add_argument("--model", type=Path, default=MODEL_DIR, help="the diffusers folder to write")
+    parser.add_argument("--hours", type=float, default=2.0, help="time budget of all stages [default: 2]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tiny", action="store_true", help="tiny networks, to try the code")
-    parser.add_argument("--steps", type=int, default=10**9, help="most steps of each stage")
-    parser.add_argument("--scenes", type=int, default=16_000, help="how many scenes to draw and cache")
+    parser.add_argument("--steps", type=int, default=10**9, help="maximum steps of each stage")
+    parser.add_argument("--scenes", type=int, default=16_000, help="scenes to draw and cache [default: 16000]")
     given = parser.parse_args(arguments)
     if not (math.isfinite(given.hours) and given.hours > 0):
         parser.error("--hours must be a positive number")
@@ -115,7 +115,7 @@ def parse(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def main() -> int:
-    """Return the entry point of ``python -m mini_training.train``."""
+    """Run ``python -m mini_training.train``."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     size = train(parse())
     log.info("wrote %.2f MB", size / 1e6)

@@ -1,4 +1,4 @@
-"""Trains the denoiser, and the text encoder with it, on cached latents of drawn scenes."""
+"""Train the denoiser, and the text encoder with it, on cached latents of drawn scenes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mini_training import captions, world
-from mini_training.loop import Plan, Stage, device, mixed
+from mini_training.loop import Stage, TrainingPlan, device, mixed
 from mini_training.nets import Sizes, build_unet
 from mini_training.text_stage import encode_texts
 from mini_training.vae_stage import to_tensor
@@ -24,13 +24,13 @@ DROPPED = 0.1
 # noise, and a denoiser that does so draws grey from the plain noise of sampling.
 # https://www.crosslabs.org/blog/diffusion-with-offset-noise
 NOISE_OFFSET = 0.08
-# Errors in the noise are worth up to this much more where little of the picture is left, as they are
+# Errors in the noise are worth up to this much more where little of the image is left, as they are
 # with a velocity loss (Salimans and Ho 2022): there the words decide what is drawn.
 WEIGHT_CAP = 8.0
 
 
 def noise_levels() -> torch.Tensor:
-    """Stable Diffusion's alpha_bar: (1000,), from almost 1 down to 0.0047."""
+    """Return Stable Diffusion's alpha_bar, (1000,), from almost 1 down to 0.0047."""
     betas = torch.linspace(BETA_START**0.5, BETA_END**0.5, NOISE_STEPS, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, 0).float()
 
@@ -43,13 +43,13 @@ def loss_weights(levels: torch.Tensor) -> torch.Tensor:
 
 @torch.no_grad()
 def cache_latents(vae: AutoencoderKL, sizes: Sizes, count: int, seed: int, path: Path) -> dict[str, Any]:
-    """Draws and encodes ``count`` scenes once: means of shape (count, 4, S/8, S/8), and the scenes."""
+    """Draw and encode ``count`` scenes once; return their latents (count, 4, S/8, S/8) and scaling."""
     scenes = cached_scenes(count, seed)
     if not path.exists():
         place = next(vae.parameters()).device
         parts = []
         for first in range(0, count, 64):
-            target = to_tensor([world.draw(s, sizes.picture) for s in scenes[first : first + 64]])
+            target = to_tensor([world.draw(s, sizes.image) for s in scenes[first : first + 64]])
             with mixed(place):
                 mean = vae.encode(target.to(place)).latent_dist.mean
             parts.append(mean.half().cpu())
@@ -71,7 +71,7 @@ def noise_loss(
     clean: torch.Tensor,
     noise: torch.Generator,
 ) -> torch.Tensor:
-    """Weighted squared error of the predicted noise, over evenly spread steps."""
+    """Return the weighted squared error of the predicted noise, over evenly spaced timesteps."""
     count, channels = clean.shape[:2]
     levels = noise_levels()
     # One step from each of B equal ranges: less variance than B independent ones.
@@ -90,7 +90,7 @@ def noise_loss(
 
 
 def unet_stage(
-    plan: Plan,
+    plan: TrainingPlan,
     sizes: Sizes,
     folder: Path,
     text: CLIPTextModel,

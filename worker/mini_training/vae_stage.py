@@ -1,4 +1,4 @@
-"""Trains the autoencoder: first on crops, which are cheap, then on whole pictures."""
+"""Train the autoencoder: first on crops, which are cheap, then on whole images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from mini_training import world
-from mini_training.loop import Plan, Stage, device, mixed
+from mini_training.loop import Stage, TrainingPlan, device, mixed
 from mini_training.nets import Sizes, build_vae
 
 CROP_SHARE = 0.65
@@ -18,7 +18,7 @@ EDGE_WEIGHT = 0.1
 
 
 def busy_scene(rng: np.random.Generator) -> world.Scene:
-    """One to four things anywhere, in any colours: the autoencoder must not know only the world."""
+    """Return one to four things anywhere, in any colours, so that the autoencoder generalizes beyond the world."""
 
     def any_rgb() -> tuple[int, int, int]:
         red, green, blue = (int(v) for v in rng.integers(0, 256, size=3))
@@ -39,20 +39,20 @@ def busy_scene(rng: np.random.Generator) -> world.Scene:
     return world.Scene("", any_rgb(), things)
 
 
-def to_tensor(pictures: list[world.Image]) -> torch.Tensor:
-    """(B, 3, H, W) in [-1, 1], channels last, of (H, W, 3) pictures of uint8."""
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float()
+def to_tensor(images: list[world.Image]) -> torch.Tensor:
+    """Return uint8 images (H, W, 3) as (B, 3, H, W) in [-1, 1], channels last."""
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
     return (stacked / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
-def to_pictures(tensor: torch.Tensor) -> list[world.Image]:
-    """Return the opposite of ``to_tensor``, clipped."""
+def to_images(tensor: torch.Tensor) -> list[world.Image]:
+    """Return the images of a tensor, the inverse of ``to_tensor``, clipped."""
     scaled = ((tensor.float() + 1) * 127.5).round().clamp(0, 255)
     return list(scaled.permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy())
 
 
-def pictures(rng: np.random.Generator, count: int, side: int, crop: int) -> torch.Tensor:
-    """Return a batch to train on: (count, 3, crop, crop), half of it from the world."""
+def training_images(rng: np.random.Generator, count: int, side: int, crop: int) -> torch.Tensor:
+    """Return a training batch (count, 3, crop, crop), half of it from the world."""
     drawn = []
     for i in range(count):
         scene = world.training_scene(rng) if i % 2 else busy_scene(rng)
@@ -62,7 +62,7 @@ def pictures(rng: np.random.Generator, count: int, side: int, crop: int) -> torc
 
 
 def vae_loss(vae: AutoencoderKL, target: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
-    """Squared error, a little absolute error for crisp edges, a little KL for smooth latents."""
+    """Return the loss: squared error, some absolute error for sharp edges, some KL for smooth latents."""
     with mixed(target.device):
         posterior = vae.encode(target).latent_dist
         spread = torch.randn(posterior.mean.shape, generator=noise).to(target.device)
@@ -74,16 +74,16 @@ def vae_loss(vae: AutoencoderKL, target: torch.Tensor, noise: torch.Generator) -
     return loss
 
 
-def vae_stage(plan: Plan, sizes: Sizes, folder: Path, batch: int) -> Stage:
-    """Return the stage that trains the autoencoder; ``batch`` counts whole pictures."""
+def vae_stage(plan: TrainingPlan, sizes: Sizes, folder: Path, batch: int) -> Stage:
+    """Return the stage that trains the autoencoder; ``batch`` counts whole images."""
     torch.manual_seed(plan.seed)
     place = device()
     vae = build_vae(sizes).to(place)
 
     def loss(rng: np.random.Generator, noise: torch.Generator, share: float) -> torch.Tensor:
-        side = sizes.picture
+        side = sizes.image
         cropped = share < CROP_SHARE
-        target = pictures(rng, 2 * batch if cropped else batch, side, side // 2 if cropped else side)
+        target = training_images(rng, 2 * batch if cropped else batch, side, side // 2 if cropped else side)
         return vae_loss(vae, target.to(place), noise)
 
     return Stage(plan, {"vae": vae}, loss, folder)

@@ -41,7 +41,7 @@ PLACES: dict[str, tuple[float, float]] = {
     "top": (0.5, 0.285),
     "bottom": (0.5, 0.715),
 }
-# Half of an object's extent, as a share of the picture's side.
+# Half of an object's extent, as a share of the image's side.
 SIZES: dict[str, tuple[float, float]] = {"small": (0.14, 0.165), "large": (0.235, 0.27)}
 PAIR_RADIUS = (0.16, 0.195)
 PAIR_X = (0.265, 0.735)
@@ -52,13 +52,13 @@ TURN_JITTER = math.radians(7)
 
 HELD_OUT_SHARE = 0.1
 PAIR_SHARE = 0.18
-# A picture without a stated place is mostly one with its object in the middle.
+# The share of scenes with their object in the centre, which captions then often omit.
 CENTRE_SHARE = 0.36
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One object: what it is, where its centre lies, how big it is, how far it is turned."""
+    """One object: shape, colour, centre, radius and rotation."""
 
     shape: str
     colour: str
@@ -71,7 +71,7 @@ class Thing:
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture before it is drawn.  ``place`` and ``size`` are empty where there are two things."""
+    """The content of an image. ``place`` and ``size`` are empty if there are two things."""
 
     background: str
     background_rgb: tuple[int, int, int]
@@ -81,7 +81,7 @@ class Scene:
 
     @property
     def combination(self) -> Combination:
-        """The five words that name a scene of one thing (its first thing, if there are two)."""
+        """Return the five words of a scene of one thing (its first thing, if there are two)."""
         thing = self.things[0]
         return (thing.shape, thing.colour, self.background, self.place, self.size)
 
@@ -90,7 +90,7 @@ Combination = tuple[str, str, str, str, str]
 
 
 def _segments(px: Floats, py: Floats, corners: list[tuple[float, float]]) -> Floats:
-    """Signed distance to a closed polygon, shape of ``px``."""
+    """Return the signed distance to a closed polygon, shaped as ``px``."""
     nearest = np.full(px.shape, np.inf, dtype=np.float32)
     inside = np.zeros(px.shape, dtype=bool)
     for (ax, ay), (bx, by) in itertools.pairwise([*corners, corners[0]]):
@@ -105,7 +105,7 @@ def _segments(px: Floats, py: Floats, corners: list[tuple[float, float]]) -> Flo
 
 
 def _spikes(count: int, outer: float, inner: float) -> list[tuple[float, float]]:
-    """Corners that alternate between two radii, the first one straight up."""
+    """Return corners that alternate between two radii, the first one straight up."""
     step = math.pi / count
     radii = [inner if i % 2 else outer for i in range(2 * count)]
     return [(r * math.sin(i * step), -r * math.cos(i * step)) for i, r in enumerate(radii)]
@@ -155,7 +155,7 @@ SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
 
 
 def coverage(shape: str, x: float, y: float, radius: float, turn: float, side: int) -> Floats:
-    """How much of each pixel a shape covers: (side, side) in [0, 1]."""
+    """Return the share of each pixel that a shape covers, (side, side) in [0, 1]."""
     axis = (np.arange(side, dtype=np.float32) + 0.5) / side
     gx, gy = np.meshgrid((axis - x) / radius, (axis - y) / radius)
     c, s = math.cos(turn), math.sin(turn)
@@ -166,7 +166,7 @@ def coverage(shape: str, x: float, y: float, radius: float, turn: float, side: i
 
 
 def draw(scene: Scene, side: int = NATIVE) -> Image:
-    """Draws a scene: (side, side, 3) of uint8."""
+    """Draw a scene, uint8 (side, side, 3)."""
     canvas = np.empty((side, side, 3), dtype=np.float32)
     canvas[:] = scene.background_rgb
     for thing in scene.things:
@@ -176,14 +176,14 @@ def draw(scene: Scene, side: int = NATIVE) -> Image:
 
 
 def combinations() -> Iterator[Combination]:
-    """All (shape, colour, background, place, size) of a scene with one thing, in a fixed order."""
+    """Yield all (shape, colour, background, place, size) of a scene with one thing, in a fixed order."""
     for shape, colour, background, place, size in itertools.product(SHAPES, COLOURS, COLOURS, PLACES, SIZES):
         if colour != background:
             yield (shape, colour, background, place, size)
 
 
 def is_held_out(combination: Combination) -> bool:
-    """Whether a combination is kept out of training: a stable share of all, by its SHA-256."""
+    """Return whether a combination is kept out of training: a stable share of all, by its SHA-256."""
     digest = hashlib.sha256("/".join(combination).encode()).digest()
     return int.from_bytes(digest[:8], "big") < HELD_OUT_SHARE * 2**64
 
@@ -210,7 +210,7 @@ def _thing(
 
 
 def scene_of(combination: Combination, rng: np.random.Generator) -> Scene:
-    """One scene of a combination, its jitter drawn from ``rng``."""
+    """Return a scene of a combination, its jitter drawn from ``rng``."""
     shape, colour, background, place, size = combination
     thing = _thing(shape, colour, PLACES[place], SIZES[size], rng)
     return Scene(background, _shade(background, rng), (thing,), place=place, size=size)

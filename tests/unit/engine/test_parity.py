@@ -90,10 +90,12 @@ def own_config(pipeline: Any) -> Any:
 
 
 def test_every_scheduler_mixed_in_one_run_gives_the_pipelines_image(
-    family: Any, pipeline: Any, own_config: Any
+    model: Path, family: Any, pipeline: Any, own_config: Any
 ) -> None:
-    jobs = [job(index, name) for index, name in enumerate(NAMES)]
-    found = worst(family, pipeline, own_config, jobs)
+    # a plan does not depend on the family; the others prove that their predictions and conditioning fit it
+    names = NAMES if model.name == "sd1" else [None, "ddim", "dpm++2m", "euler", "euler_a", "heun", "unipc"]
+    found = worst(family, pipeline, own_config, [job(index, name) for index, name in enumerate(names)])
+    assert len(found) == len(names)
     assert max(found.values()) <= BOUND, found
 
 
@@ -187,7 +189,7 @@ def test_other_sizes_and_long_and_foreign_prompts(family: Any, pipeline: Any, ow
 
 # -- few steps ---------------------------------------------------------------------------------------------------
 
-STEPS = (1, 2, 4, 8)
+STEPS = (1, 2, 4)
 TRAILING = {"timestep_spacing": "trailing"}
 
 

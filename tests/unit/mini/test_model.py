@@ -1,4 +1,4 @@
-"""The shipped folder: complete, small, loadable, and it draws what it is asked for."""
+"""The shipped model: complete, small, loadable, and its images match their prompts."""
 
 import json
 import re
@@ -20,7 +20,7 @@ from mini_training.judge import judge
 
 pytestmark = [
     pytest.mark.unit,
-    # diffusers' DPM-Solver hands a tensor to np.array, which NumPy 2 dislikes.
+    # diffusers' DPM-Solver passes a tensor to np.array, which NumPy 2 deprecates
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]
 
@@ -77,7 +77,7 @@ def test_it_loads_as_stable_diffusion_in_float32() -> None:
     assert pipe.scheduler.config.beta_schedule == "scaled_linear"
 
 
-def test_other_schedulers_are_told_not_to_clip_latents() -> None:
+def test_the_config_keeps_other_schedulers_from_clipping_latents() -> None:
     scheduler = diffusers.DDIMScheduler.from_config(_pipe().scheduler.config)
     assert scheduler.config.clip_sample is False
     assert scheduler.config.set_alpha_to_one is False
@@ -97,14 +97,14 @@ def test_latents_have_unit_spread_after_scaling() -> None:
     assert float(latents.std()) == pytest.approx(1, abs=0.15)
 
 
-def test_the_autoencoder_rebuilds_what_was_drawn() -> None:
+def test_the_autoencoder_reconstructs_images() -> None:
     scenes = measure.scenes_of(measure.held_out_combinations(12, seed=4))
     assert np.mean(measure.reconstruction_psnr(_pipe().vae, [world.draw(s) for s in scenes])) >= 28
 
 
 def test_a_red_circle_is_red_and_round() -> None:
     prompts = ["a red circle on a white background", "a large blue square on a yellow background"]
-    first, second = (judge(p) for p in measure.draw_prompts(_pipe(), prompts).pictures)
+    first, second = (judge(p) for p in measure.draw_prompts(_pipe(), prompts).images)
     assert (first.background, first.thing.colour, first.thing.shape) == ("white", "red", "circle")
     assert (second.background, second.thing.colour, second.thing.shape) == ("yellow", "blue", "square")
 
@@ -116,12 +116,12 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 @pytest.mark.bench
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_of_stable_diffusion_draws_what_is_asked(name: str) -> None:
+def test_images_of_every_scheduler_match_their_prompts(name: str) -> None:
     pipe = measure.load_pipeline()
     pipe.scheduler = getattr(diffusers, name).from_config(pipe.scheduler.config)
     wanted = measure.held_out_combinations(20, seed=6)
     drawn = measure.draw_prompts(pipe, measure.full_captions(wanted))
-    right = measure.shares(drawn.pictures, wanted, measure.check_single)
+    right = measure.shares(drawn.images, wanted, measure.check_single)
     assert right["background"] >= 0.9
     assert right["colour"] >= 0.9
     assert right["shape"] >= 0.7

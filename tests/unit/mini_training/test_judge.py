@@ -19,11 +19,11 @@ def _truth(count: int) -> list[tuple[world.Combination, world.Image]]:
     return [(c, world.draw(world.scene_of(c, rng))) for c in chosen]
 
 
-TRUTH = _truth(300)
+TRUTH = _truth(150)
 
 
-def _right(pictures: list[world.Image]) -> dict[str, float]:
-    verdicts = [matches(judge(p), c) for p, (c, _) in zip(pictures, TRUTH, strict=True)]
+def _right(images: list[world.Image]) -> dict[str, float]:
+    verdicts = [matches(judge(p), c) for p, (c, _) in zip(images, TRUTH, strict=True)]
     return {key: float(np.mean([v[key] for v in verdicts])) for key in verdicts[0]}
 
 
@@ -38,8 +38,8 @@ def test_noise_does_not_mislead_the_judge() -> None:
 
 
 def test_blur_does_not_mislead_the_judge() -> None:
-    def blurred(picture: world.Image) -> world.Image:
-        soft = np.pad(picture.astype(float), ((1, 1), (1, 1), (0, 0)), mode="edge")
+    def blurred(image: world.Image) -> world.Image:
+        soft = np.pad(image.astype(float), ((1, 1), (1, 1), (0, 0)), mode="edge")
         taps = [soft[i : i + 128, j : j + 128] for i in range(3) for j in range(3)]
         mean: world.Image = np.rint(np.mean(taps, axis=0)).astype(np.uint8)
         return mean
@@ -49,19 +49,19 @@ def test_blur_does_not_mislead_the_judge() -> None:
 
 def test_pairs_are_read_from_left_to_right() -> None:
     rng = np.random.default_rng(9)
-    scenes = [world.pair_scene(rng) for _ in range(60)]
+    scenes = [world.pair_scene(rng) for _ in range(40)]
     right = [all(pair_matches(judge(world.draw(s)), s).values()) for s in scenes]
     assert np.mean(right) >= 0.98
 
 
 @pytest.mark.parametrize("side", [64, 96, 200])
-def test_the_judge_works_at_other_picture_sizes(side: int) -> None:
+def test_the_judge_works_at_other_image_sizes(side: int) -> None:
     rng = np.random.default_rng(10)
-    right = [all(matches(judge(world.draw(world.scene_of(c, rng), side)), c).values()) for c, _ in TRUTH[:60]]
+    right = [all(matches(judge(world.draw(world.scene_of(c, rng), side)), c).values()) for c, _ in TRUTH[:40]]
     assert np.mean(right) >= 0.97
 
 
-def test_an_empty_picture_has_no_object() -> None:
+def test_an_empty_image_has_no_object() -> None:
     verdict = judge(np.full((128, 128, 3), (35, 70, 220), dtype=np.uint8))
     assert verdict.background == "blue"
     assert verdict.things == ()
@@ -90,5 +90,5 @@ def test_blobs_split_a_mask_into_disjoint_parts(mask: np.ndarray) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(arrays.arrays(np.uint8, (32, 32, 3)))
-def test_any_picture_gets_a_verdict(picture: np.ndarray) -> None:
-    assert len(judge(picture).things) <= 4
+def test_any_image_gets_a_verdict(image: np.ndarray) -> None:
+    assert len(judge(image).things) <= 4

@@ -1,4 +1,4 @@
-"""The drawn world: its pictures, its split, its captions."""
+"""The drawn world: its images, its split, its captions."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.unit
 
 @settings(max_examples=20, deadline=None)
 @given(combinations, seeds)
-def test_the_same_seed_draws_the_same_picture(combination: world.Combination, seed: int) -> None:
+def test_the_same_seed_draws_the_same_image(combination: world.Combination, seed: int) -> None:
     first, second = (world.draw(world.scene_of(combination, np.random.default_rng(seed))) for _ in range(2))
     assert first.shape == (128, 128, 3)
     assert first.dtype == np.uint8
@@ -27,7 +27,7 @@ def test_the_same_seed_draws_the_same_picture(combination: world.Combination, se
 
 
 @pytest.mark.parametrize("shape", list(world.SHAPES))
-def test_shapes_stay_inside_the_picture_and_cover_some_of_it(shape: str) -> None:
+def test_shapes_stay_inside_the_image_and_cover_some_of_it(shape: str) -> None:
     for x, y in world.PLACES.values():
         radius = world.SIZES["large"][1]
         cover = world.coverage(shape, x, y, radius, 0.0, 128)
@@ -37,7 +37,7 @@ def test_shapes_stay_inside_the_picture_and_cover_some_of_it(shape: str) -> None
         assert rim.mean() < 0.01
 
 
-def test_a_shape_covers_the_same_share_at_every_picture_size() -> None:
+def test_a_shape_covers_the_same_share_at_every_image_size() -> None:
     shares = [world.coverage("star", 0.5, 0.5, 0.25, 0.1, side).mean() for side in (64, 128, 200)]
     assert max(shares) - min(shares) < 0.002
 
@@ -70,7 +70,7 @@ def test_objects_differ_in_colour_from_their_background() -> None:
         assert all(thing.colour != scene.background for thing in scene.things)
 
 
-def test_named_colours_lie_far_apart() -> None:
+def test_named_colours_are_far_apart() -> None:
     values = np.asarray(list(world.COLOURS.values()), dtype=float)
     gaps = np.linalg.norm(values[:, None] - values[None], axis=-1) + 1e9 * np.eye(len(values))
     assert gaps.min() > 90
@@ -103,7 +103,7 @@ def test_captions_vary() -> None:
     assert len({captions.caption(scene, rng) for _ in range(200)}) > 60
 
 
-def test_the_usual_is_left_out_more_often() -> None:
+def test_common_parts_are_omitted_more_often() -> None:
     rng = np.random.default_rng(3)
     shape, colour, _, _, size = COMBINATIONS[0]
 
@@ -115,7 +115,7 @@ def test_the_usual_is_left_out_more_often() -> None:
     assert unsaid("white") > unsaid("blue") + 30
 
 
-def test_a_scene_can_be_moved_and_the_picture_follows() -> None:
+def test_a_scene_can_be_moved_and_the_image_follows() -> None:
     scene = world.scene_of(("ring", "red", "white", "left", "small"), np.random.default_rng(4))
     moved = dataclasses.replace(scene, things=(dataclasses.replace(scene.things[0], x=0.7),))
     assert judge(world.draw(scene)).thing.place == "left"

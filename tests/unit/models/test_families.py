@@ -24,9 +24,22 @@ pytestmark = pytest.mark.unit
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(scope="module")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("templates")
+    return {kind: make_tiny(folder / kind, kind=kind) for kind in ("sd1", "sdxl")}
+
+
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return make_tiny(tmp_path / "model")
+def folder(templates: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of a model of kind sd1, which a test may change."""
+    return shutil.copytree(templates["sd1"], tmp_path / "model")
+
+
+@pytest.fixture
+def xl_folder(templates: dict[str, Path], tmp_path: Path) -> Path:
+    """A copy of a model of kind sdxl, which a test may change."""
+    return shutil.copytree(templates["sdxl"], tmp_path / "model")
 
 
 def load(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
@@ -54,13 +67,12 @@ def test_hidden_states_are_the_pipelines(family: Any, pipeline: Any, prompt: str
 
 
 @pytest.mark.parametrize("zeros", [True, False])
-def test_both_texts_of_xl_are_the_pipelines(tmp_path: Path, zeros: bool) -> None:  # noqa: FBT001
-    folder = make_tiny(tmp_path / "model", kind="sdxl")
-    edit(folder / "model_index.json", force_zeros_for_empty_prompt=zeros)
-    family = load(folder)
+def test_both_texts_of_xl_are_the_pipelines(xl_folder: Path, zeros: bool) -> None:  # noqa: FBT001
+    edit(xl_folder / "model_index.json", force_zeros_for_empty_prompt=zeros)
+    family = load(xl_folder)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        pipe = StableDiffusionXLPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
+        pipe = StableDiffusionXLPipeline.from_pretrained(xl_folder, use_safetensors=True, local_files_only=True)
     for negative in ("", "blurry"):
         with torch.no_grad():
             wanted = pipe.encode_prompt("a cat", device=CPU, negative_prompt=negative or None)
@@ -100,13 +112,12 @@ def test_an_xl_model_is_conditioned_on_the_image_size(sdxl: Any) -> None:
     assert not torch.equal(*outputs)
 
 
-def test_latents_are_shifted_as_the_xl_vae_says(tmp_path: Path) -> None:
-    folder = make_tiny(tmp_path / "model", kind="sdxl")
+def test_latents_are_shifted_by_the_xl_vaes_config(xl_folder: Path) -> None:
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1))
-    plain = load(folder)
+    plain = load(xl_folder)
     mean, std = [0.1, -0.2, 0.3, 0.4], [2.0, 1.0, 0.5, 1.5]
-    edit(folder / "vae" / "config.json", latents_mean=mean, latents_std=std)
-    shifted, factor = load(folder), plain.vae.config.scaling_factor
+    edit(xl_folder / "vae" / "config.json", latents_mean=mean, latents_std=std)
+    shifted, factor = load(xl_folder), plain.vae.config.scaling_factor
     moved = latents * torch.tensor(std).view(1, 4, 1, 1) + factor * torch.tensor(mean).view(1, 4, 1, 1)
     images = [shifted.decode(latents)[0].int(), plain.decode(moved)[0].int(), plain.decode(latents)[0].int()]
     assert (images[0] - images[1]).abs().max() <= 1
@@ -154,10 +165,9 @@ def test_old_scheduler_configs_are_corrected_as_the_pipeline_does(folder: Path) 
     assert (config["clip_sample"], config["steps_offset"]) == (False, 1)
 
 
-def test_the_schedulers_of_xl_models_are_left_as_they_are(tmp_path: Path) -> None:
-    folder = make_tiny(tmp_path / "model", kind="sdxl")
-    edit(folder / "scheduler" / "scheduler_config.json", steps_offset=0)
-    config = load(folder).scheduler_config
+def test_the_schedulers_of_xl_models_are_left_as_they_are(xl_folder: Path) -> None:
+    edit(xl_folder / "scheduler" / "scheduler_config.json", steps_offset=0)
+    config = load(xl_folder).scheduler_config
     assert (config["steps_offset"], config["timestep_spacing"]) == (0, "leading")
 
 
@@ -228,11 +238,10 @@ def test_unsupported_models_are_refused(folder: Path, file: str, fields: dict[st
         ("tokenizer_2/vocab.json", {"<|more|>": 514}, "tokenizer and tokenizer_2 have different vocabularies"),
     ],
 )
-def test_unsupported_xl_models_are_refused(tmp_path: Path, file: str, fields: dict[str, Any], message: str) -> None:
-    folder = make_tiny(tmp_path / "model", kind="sdxl")
-    edit(folder / file, **fields)
+def test_unsupported_xl_models_are_refused(xl_folder: Path, file: str, fields: dict[str, Any], message: str) -> None:
+    edit(xl_folder / file, **fields)
     with pytest.raises(ModelError, match=message):
-        load(folder)
+        load(xl_folder)
 
 
 def test_a_missing_or_invalid_part_is_refused(folder: Path) -> None:
@@ -244,14 +253,13 @@ def test_a_missing_or_invalid_part_is_refused(folder: Path) -> None:
         load(folder)
 
 
-def test_the_digest_depends_on_the_weights_only(tmp_path: Path) -> None:
-    first = make_tiny(tmp_path / "first")
-    again = make_tiny(tmp_path / "again")
+def test_the_digest_depends_on_the_weights_only(templates: dict[str, Path], folder: Path, tmp_path: Path) -> None:
+    first, again = templates["sd1"], folder
     other = make_tiny(tmp_path / "other", seed=1)
     digests = [load(place).model_digest for place in (first, again, other)]
     assert digests[0] == digests[1] != digests[2]
-    edit(first / "model_index.json", note="not weights")
-    assert load(first).model_digest == digests[0]
+    edit(folder / "model_index.json", note="not weights")
+    assert load(folder).model_digest == digests[0]
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])

@@ -128,7 +128,7 @@ def test_weights_multiply_hidden_states_and_their_mean_stays(family: Any, pipeli
 
 @pytest.mark.parametrize("text", ["", "a cat", "word " * 100])
 def test_clip_skip_is_the_pipelines(family: Any, pipeline: Any, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # diffusers 0.42 looks for the norm where transformers 4 had it
+    # diffusers 0.42 expects the norm at its place in transformers 4
     monkeypatch.setattr(CLIPTextModel, "text_model", property(lambda model: model), raising=False)
     for clip_skip in (0, 1):
         with torch.no_grad():

@@ -123,7 +123,7 @@ class AdmissionQueue(Generic[T]):
             if image.shape != shape and image.skipped < rows:
                 overtaken.append(image)
                 continue
-            if image.shape != shape or image.rows_needed > free:
+            if image.shape != shape or image.rows_needed > free or any(each.skipped >= rows for each in overtaken):
                 break
             free -= image.rows_needed
             starting.append(image)

@@ -258,7 +258,7 @@ class _Probe:
         if torch.equal(before, after):
             return None
         again = torch.Generator("cpu")
-        # some schedulers draw in float32 whatever the sample's dtype
+        # some schedulers draw in float32 for a sample of any dtype
         for dtype in (torch.float64, torch.float32):
             again.set_state(before)
             noise = torch.randn((1, 1, 1, self.space), generator=again, dtype=dtype)

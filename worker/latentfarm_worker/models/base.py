@@ -82,7 +82,7 @@ class Family(Protocol):
 
         Args:
             latents: float32 (N, C, h, w).
-            float32: run the decoder in float32, whatever its own dtype. It is slower, but cannot overflow.
+            float32: run the decoder in float32 instead of its own dtype. It is slower, but cannot overflow.
             tiled: decode in tiles. It needs less memory, and gives other pixels.
 
         Returns:

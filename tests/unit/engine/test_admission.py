@@ -1,0 +1,136 @@
+"""The admission policy, without a model and without torch."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentfarm_worker.engine.admission import AdmissionQueue
+from latentfarm_worker.latent_shape import LatentShape
+
+pytestmark = pytest.mark.unit
+
+NATIVE, WIDE, LARGE = LatentShape(8, 8), LatentShape(8, 16), LatentShape(16, 16)
+
+
+@dataclass(eq=False)
+class Image:
+    name: str
+    shape: LatentShape = NATIVE
+    rows_needed: int = 2
+    skipped: int = 0
+
+
+def queue_of(*images: Image, slots: int = 2) -> AdmissionQueue[Image]:
+    queue: AdmissionQueue[Image] = AdmissionQueue(slots=slots, native=NATIVE)
+    for image in images:
+        queue.append(image)
+    return queue
+
+
+def admit(queue: AdmissionQueue[Image], *, free: int = 4, rows: int = 4, shape: LatentShape = NATIVE) -> str:
+    """Take the images that begin now out of the queue; return their names."""
+    starting = queue.next_images(shape, rows=rows, free=free)
+    for image in starting:
+        queue.remove(image)
+    return "".join(image.name for image in starting)
+
+
+def test_importing_the_policy_does_not_import_torch() -> None:
+    code = "import sys, latentfarm_worker.engine.admission; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_images_begin_in_their_order_while_rows_are_free() -> None:
+    queue = queue_of(Image("a"), Image("b", rows_needed=1), Image("c"), Image("d", rows_needed=1))
+    # d would fit, but it must not overtake c
+    assert admit(queue) == "ab"
+    assert admit(queue, free=1) == ""
+    assert admit(queue, free=3) == "cd"
+
+
+@pytest.mark.parametrize(
+    ("shape", "rows"), [(NATIVE, 8), (LatentShape(4, 8), 8), (WIDE, 4), (LARGE, 2), (LatentShape(64, 64), 2)]
+)
+def test_a_large_shape_gets_fewer_rows_and_never_less_than_two(shape: LatentShape, rows: int) -> None:
+    assert queue_of(slots=4).max_rows(shape) == rows
+
+
+def test_an_image_of_another_shape_is_overtaken_by_at_most_a_full_batch() -> None:
+    queue = queue_of(Image("x", WIDE), *(Image(name) for name in "abcdef"))
+    assert [admit(queue, free=2) for _ in range(5)] == ["a", "b", "c", "d", ""]
+    assert queue.next_shape(NATIVE, running=True) == NATIVE
+    assert queue.next_shape(NATIVE, running=False) == WIDE
+    assert admit(queue, shape=WIDE, rows=2, free=2) == "x"
+    assert admit(queue) == "ef"
+
+
+def test_nothing_overtakes_an_image_of_the_same_shape() -> None:
+    queue = queue_of(Image("a"), Image("x", WIDE), Image("b", rows_needed=1))
+    assert admit(queue, free=1) == ""
+    assert [image.skipped for image in queue] == [0, 0, 0]
+
+
+def test_the_first_waiting_image_sets_the_shape_of_an_empty_batch() -> None:
+    assert queue_of().next_shape(NATIVE, running=False) is None
+    assert queue_of(Image("x", WIDE)).next_shape(None, running=False) == WIDE
+    assert queue_of(Image("x", WIDE)).next_shape(NATIVE, running=True) == NATIVE
+
+
+def test_free_slots_are_those_of_the_native_shape_without_running_and_waiting_rows() -> None:
+    queue = queue_of(Image("a"), Image("b", rows_needed=1), slots=4)
+    assert [queue.free_slots(rows) for rows in (0, 1, 3, 5, 9)] == [2, 2, 1, 0, 0]
+
+
+def test_out_of_memory_halves_the_slots_of_its_shape_only() -> None:
+    queue = queue_of(slots=8)
+    # one slot of LARGE has the area of four native ones
+    assert queue.max_rows(LARGE) == 4
+    assert queue.reduce(LARGE, 4) == 4
+    assert [queue.max_rows(shape) for shape in (LARGE, NATIVE)] == [2, 16]
+    assert [queue.reduce(NATIVE, rows) for rows in (16, 8, 4)] == [4, 2, 1]
+    assert queue.free_slots(0) == 1
+
+
+def test_restarted_images_go_to_the_front_in_their_order() -> None:
+    queue = queue_of(Image("c"))
+    queue.prepend([Image("a"), Image("b")])
+    assert [image.name for image in queue] == ["a", "b", "c"]
+    assert queue.pop().name == "a"
+    queue.clear()
+    assert len(queue) == 0
+
+
+IMAGES = st.lists(st.tuples(st.sampled_from([NATIVE, WIDE, LARGE]), st.sampled_from([1, 2])), max_size=30)
+
+
+@given(images=IMAGES, slots=st.integers(1, 4), steps=st.lists(st.integers(1, 4), min_size=30, max_size=30))
+def test_every_image_begins_none_starves_and_rows_never_overflow(
+    images: list[tuple[LatentShape, int]], slots: int, steps: list[int]
+) -> None:
+    waiting = [Image(str(at), shape, rows) for at, (shape, rows) in enumerate(images)]
+    queue = queue_of(*waiting, slots=slots)
+    running: list[tuple[Image, int]] = []
+    shape: LatentShape | None = None
+    begun = 0
+    for _ in range(1000):
+        if not queue and not running:
+            break
+        shape = queue.next_shape(shape, running=bool(running)) or shape
+        assert shape is not None
+        rows = queue.max_rows(shape)
+        free = rows - sum(image.rows_needed for image, _ in running)
+        assert free >= 0
+        for image in queue.next_images(shape, rows=rows, free=free):
+            assert image.shape == shape
+            queue.remove(image)
+            running.append((image, steps[begun]))
+            begun += 1
+        assert all(image.skipped <= max(2, 2 * slots) for image in queue)
+        running = [(image, left - 1) for image, left in running if left > 1]
+    assert begun == len(waiting)
