@@ -16,7 +16,7 @@ import yaml
 from tests.conftest import REPOSITORY, until
 from tests.support import tools
 from tests.support.machines import Machine, free_ports
-from tests.support.scraping import asked
+from tests.support.scraping import http_get
 from tests.unit.deploy.cluster import overlay
 from tests.unit.deploy.metrics import CUDA, EXPORTER, TARGET, WORKER, metrics_of
 
@@ -42,7 +42,7 @@ class Prometheus:
         self._address = address
 
     def get(self, path: str, **parameters: str) -> Any:
-        status, body = asked(self._address, f"/api/v1/{path}?{urlencode(parameters)}")
+        status, body = http_get(self._address, f"/api/v1/{path}?{urlencode(parameters)}")
         assert status == 200, body
         return json.loads(body)["data"]
 
@@ -61,7 +61,7 @@ class Prometheus:
     def ready(self) -> bool:
         """Whether it answers."""
         try:
-            return asked(self._address, "/-/ready")[0] == 200
+            return http_get(self._address, "/-/ready")[0] == 200
         except ConnectionRefusedError:
             return False
 
@@ -157,7 +157,7 @@ def test_a_run_answers_every_query_and_raises_no_alert(
 
         for name, container in containers.items():
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-                assert asked(running[name].address, container[probe]["httpGet"]["path"])[0] == 200
+                assert http_get(running[name].address, container[probe]["httpGet"]["path"])[0] == 200
         worker = running["worker-mini"].child
         worker.terminate()
         assert worker.wait_or_kill(pods["worker-mini"]["spec"]["terminationGracePeriodSeconds"]) == 0

@@ -1,4 +1,4 @@
-"""The model that a worker's loop renders with."""
+"""The model of the render loops."""
 
 from __future__ import annotations
 

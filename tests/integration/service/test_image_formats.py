@@ -82,7 +82,7 @@ def test_a_fetch_names_files_by_format_and_resumes(batch: Batch, tmp_path: Path)
 
 
 def test_a_template_with_a_file_extension_is_refused_before_the_first_download(batch: Batch, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"job b/1: its picture is \.webp, but .* says \.png"):
+    with pytest.raises(InputError, match=r"job b/1: its image is \.webp, but .* requires \.png"):
         batch.fetch(tmp_path / "out", name_template="{index}.png")
     assert not (tmp_path / "out").exists()
 

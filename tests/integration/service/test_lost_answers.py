@@ -1,4 +1,4 @@
-"""What Redis answers is lost on the way: a TCP proxy eats it, and the caller asks again."""
+"""An answer of Redis is lost: a TCP proxy drops it, and the caller repeats the request."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from tests.chaos.network import Link, Network
-from tests.support.rendering import renderer
+from tests.support.rendering import render_loop
 
 from latentfarm import Farm, UnavailableError
 from latentfarm.ledger import Lease, Ledger
@@ -24,17 +24,17 @@ def link(farm: Farm) -> Iterator[Link]:
         yield Link(network, farm.settings.redis_url.removeprefix("unix://"), seed=0)
 
 
-class Forgetful(Ledger):
-    """A ledger behind a link that eats the answer to the first lease."""
+class LossyLedger(Ledger):
+    """A ledger behind a link that drops the answer to the first lease."""
 
     link: Link
-    leases_asked = 0
+    lease_calls = 0
 
     def lease(self, *args: Any, **options: Any) -> list[Lease]:
-        self.leases_asked += 1
-        # an idle connection is checked before it is used, and that answer is not meant
+        self.lease_calls += 1
+        # the check of an idle connection comes first, and its answer must not be the one that is dropped
         self.ping()
-        self.link.eat_share = 1.0 if self.leases_asked == 1 else 0.0
+        self.link.eat_share = 1.0 if self.lease_calls == 1 else 0.0
         try:
             return super().lease(*args, **options)
         finally:
@@ -42,15 +42,15 @@ class Forgetful(Ledger):
 
 
 @pytest.fixture
-def ledger(link: Link) -> Forgetful:
-    forgetful = Forgetful.connect(link.url)
-    # the script is known: what is eaten is the answer to it
-    Ledger.lease(forgetful, "nobodys", "w", 1, lease_s=1)
-    forgetful.link = link
-    return forgetful
+def ledger(link: Link) -> LossyLedger:
+    lossy = LossyLedger.connect(link.url)
+    # load the script first, so that the answer to the lease itself is dropped
+    Ledger.lease(lossy, "unserved", "w", 1, lease_s=1)
+    lossy.link = link
+    return lossy
 
 
-def test_leases_whose_answer_was_lost_are_given_to_who_asks_again(farm: Farm, ledger: Forgetful, link: Link) -> None:
+def test_a_repeated_request_gets_the_leases_of_the_lost_answer(farm: Farm, ledger: LossyLedger, link: Link) -> None:
     farm.submit([{"prompt": "p"}] * 3, batch="b")
     with pytest.raises(UnavailableError):
         ledger.lease("mini", "w", 2, lease_s=30, request="one")
@@ -60,13 +60,13 @@ def test_leases_whose_answer_was_lost_are_given_to_who_asks_again(farm: Farm, le
     assert farm.batch("b").status().leased == 2
 
 
-def test_a_worker_renders_what_it_was_leased_by_an_answer_that_was_lost(farm: Farm, ledger: Forgetful) -> None:
+def test_a_worker_renders_the_jobs_whose_lease_answer_was_lost(farm: Farm, ledger: LossyLedger) -> None:
     row = {"prompt": "a red circle", "width": 64, "height": 64, "num_inference_steps": 1}
     batch = farm.submit([row] * 2, batch="b")
     family = load_family(MODEL_DIR, dtype=torch.float32, device=torch.device("cpu"))
-    with renderer(farm, family, ledger=ledger) as worker:
-        # the first call took all there is: who did not get it again would find nothing to do
-        assert worker.render_all() == 2
+    with render_loop(farm, family, ledger=ledger) as loop:
+        # the first call leased all jobs: without its answer there is no other job to render
+        assert loop.render_all() == 2
         assert batch.wait(timeout_s=20).done == 2
-    assert ledger.leases_asked >= 2
+    assert ledger.lease_calls >= 2
     assert [job.attempts for job in batch.jobs()] == [1, 1]

@@ -1,4 +1,4 @@
-"""Spot notices, from a real HTTP server that answers as AWS's instance metadata service does, or does not."""
+"""Spot notices from a real HTTP server that imitates AWS's instance metadata service, and its failures."""
 
 from __future__ import annotations
 
@@ -54,38 +54,36 @@ def metadata() -> Iterator[InstanceMetadata]:
     server.server_close()
 
 
-def test_no_notice_is_the_rule_and_one_token_does_for_many_questions(metadata: InstanceMetadata) -> None:
+def test_without_a_notice_one_token_serves_many_requests(metadata: InstanceMetadata) -> None:
     assert [metadata.notice() for _ in range(3)] == [None, None, None]
     assert Service.seen == [f"GET {NOTICE} 401", f"PUT {TOKEN} 200", *[f"GET {NOTICE} 404"] * 3]
 
 
-def test_a_notice_says_what_happens_and_when(metadata: InstanceMetadata) -> None:
+def test_a_notice_contains_the_action_and_its_time(metadata: InstanceMetadata) -> None:
     Service.answers[NOTICE] = (200, '{"action": "stop", "time": "2026-11-23T18:02:00Z"}')
     assert metadata.notice() == "stop at 2026-11-23T18:02:00Z"
 
 
-def test_a_token_that_ran_out_is_renewed(metadata: InstanceMetadata) -> None:
+def test_an_expired_token_is_renewed(metadata: InstanceMetadata) -> None:
     assert metadata.notice() is None
     Service.tokens.append("another")
     assert metadata.notice() is None
 
 
 @pytest.mark.parametrize("answer", [(500, ""), (200, "not JSON"), (200, "[]"), (200, '{"time": "now"}')])
-def test_nonsense_is_no_notice(metadata: InstanceMetadata, answer: tuple[int, str]) -> None:
+def test_an_invalid_answer_is_an_error(metadata: InstanceMetadata, answer: tuple[int, str]) -> None:
     Service.answers[NOTICE] = answer
     with pytest.raises(MetadataError, match="instance-action answers"):
         metadata.notice()
 
 
-def test_a_token_that_is_refused_is_told(metadata: InstanceMetadata) -> None:
+def test_a_refused_token_is_an_error(metadata: InstanceMetadata) -> None:
     Service.answers[TOKEN] = (403, "")
     with pytest.raises(MetadataError, match="token answers 403"):
         metadata.notice()
 
 
-def test_where_there_is_no_service_the_watch_goes_on(
-    metadata: InstanceMetadata, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_after_an_error_polling_continues(metadata: InstanceMetadata, caplog: pytest.LogCaptureFixture) -> None:
     Service.answers[NOTICE] = (500, "")
     noticed = Event()
     watch = SpotWatch(metadata, noticed.set, poll_s=0.02)
@@ -99,6 +97,6 @@ def test_where_there_is_no_service_the_watch_goes_on(
     assert caplog.text.count("no spot notices") == 1
 
 
-def test_a_service_that_is_not_there_is_told() -> None:
+def test_an_unreachable_service_is_an_error() -> None:
     with pytest.raises(MetadataError, match="does not answer"):
         InstanceMetadata("http://127.0.0.1:1").notice()

@@ -53,7 +53,7 @@ def work(
     model: Path,
     *,
     slots: int = 2,
-    row_counts: BatchSizes = exact_batch_sizes,
+    batch_sizes: BatchSizes = exact_batch_sizes,
     embed_metadata: bool = True,
     compiled: bool = False,
 ) -> None:
@@ -61,20 +61,20 @@ def work(
     family = load_family(model, dtype=torch.float32, device=torch.device("cpu"))
     if compiled:
         family.compile(compiled_batch_sizes(2 * slots))
-    tracer = PreviewRecorder(family)
-    renderer = RenderLoop(
+    previews = PreviewRecorder(family)
+    loop = RenderLoop(
         ledger=farm.ledger,
         bucket=farm.bucket,
-        engine=Engine(family, slots=slots, row_counts=row_counts, on_step=tracer),
-        tracer=tracer,
+        engine=Engine(family, slots=slots, batch_sizes=batch_sizes, on_step=previews),
+        previews=previews,
         model="mini",
         worker="worker-a",
-        lease_s=30,
+        lease_ttl_s=30,
         embed_metadata=embed_metadata,
     )
-    renderer.render_all()
-    renderer._delivery.wait_until(lambda: not renderer._delivery.waiting, 30)
-    renderer.close()
+    loop.render_all()
+    loop.wait_for_uploads(30)
+    loop.close()
 
 
 def rendered(farm: Farm, model: Path, rows: int = 3, **how: Any) -> Batch:
@@ -152,7 +152,7 @@ def test_images_of_a_compiled_model_have_the_same_bytes_when_it_is_compiled_agai
 def test_images_of_a_worker_that_is_not_deterministic_are_compared_within_the_tolerance(
     farm: Farm, model: Path
 ) -> None:
-    batch = rendered(farm, model, row_counts=any_batch_size)
+    batch = rendered(farm, model, batch_sizes=any_batch_size)
     assert {line["deterministic"] for line in batch.results()} == {False}
     found = results_of(batch, model)
     assert {(each.tolerance, each.differences) for each in found.values()} == {(TOLERANCE, ())}

@@ -39,7 +39,7 @@ class ImageFileEncoder:
             "dtype": str(family.dtype).removeprefix("torch."),
             **threads,
             **compiled,
-            **({} if engine.exact else {"deterministic": False}),
+            **({} if engine.deterministic else {"deterministic": False}),
         }
 
     def encode(self, image: Rendered) -> bytes:

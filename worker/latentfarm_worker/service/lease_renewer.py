@@ -1,6 +1,6 @@
-"""Keeping leases: a thread that renews them while the GPU works, and takes note of those that are lost.
+"""Renew the leases of a worker on a thread of its own, and record those that are lost.
 
-The same thread listens for cancelled batches, so that their jobs stop at the next step, not at the next renewal.
+The same thread listens for cancelled batches, so that their jobs stop at the next step and not at the next renewal.
 """
 
 from __future__ import annotations
@@ -17,112 +17,109 @@ from latentfarm_worker.service.metrics import Metrics
 
 log = logging.getLogger(__name__)
 
-#: renewals within one lease, so that a few may fail
+#: renewals within the time of one lease, so that some may fail
 _RENEWALS_PER_LEASE = 6
-#: seconds between two looks at whether to stop, and the pause after Redis did not answer
+#: seconds between two checks of the stop event, and the pause if Redis is unavailable
 _LISTEN_S = 0.25
 
 
 class LeaseRenewer:
-    """The leases that this worker holds, renewed every sixth of their length by a thread of its own."""
+    """Hold the worker's leases and renew each of them six times within ``lease_ttl_s`` seconds. Thread-safe."""
 
-    def __init__(self, ledger: Ledger, *, lease_s: float, metrics: Metrics) -> None:
+    def __init__(self, ledger: Ledger, *, lease_ttl_s: float, metrics: Metrics) -> None:
         self._ledger = ledger
         self._metrics = metrics
-        self._lease_s = lease_s
-        self._interval_s = lease_s / _RENEWALS_PER_LEASE
-        self._held: dict[str, Lease] = {}
-        self._lost: set[str] = set()
+        self._lease_ttl_s = lease_ttl_s
+        self._interval_s = lease_ttl_s / _RENEWALS_PER_LEASE
+        self._held: set[Lease] = set()
+        self._lost: set[Lease] = set()
         self._lock = Lock()
         self._stop = Event()
-        self._thread = Thread(target=self._renew_for_ever, name="leases", daemon=True)
+        self._thread = Thread(target=self._renewal_loop, name="leases", daemon=True)
         self._thread.start()
 
     def hold(self, leases: Iterable[Lease]) -> None:
-        """Begin to renew these."""
-        leases = list(leases)
+        """Renew these leases from now on.
+
+        If this worker holds an older lease on one of the jobs, that one has expired, so it is recorded as lost.
+        """
+        leases = set(leases)
+        names = {lease.name for lease in leases}
         self._metrics.leased("taken", len(leases))
         with self._lock:
-            self._held.update((lease.name, lease) for lease in leases)
-
-    def get(self, name: str) -> Lease | None:
-        """Return the lease on a job, or None once it is lost."""
-        with self._lock:
-            return self._held.get(name)
+            superseded = {lease for lease in self._held - leases if lease.name in names}
+            self._held = (self._held | leases) - superseded
+            self._lost |= superseded
 
     def holds(self, lease: Lease) -> bool:
-        """Return whether this very lease is still held: the same job may have come back under a later one."""
-        return self.get(lease.name) == lease
+        """Return whether this very lease is held; a later lease on the same job is another one."""
+        with self._lock:
+            return lease in self._held
 
     def drop(self, lease: Lease) -> None:
-        """Stop renewing: the job is committed, failed or given back."""
+        """Stop renewing the lease of a job that has ended."""
         with self._lock:
-            if self._held.get(lease.name) == lease:
-                del self._held[lease.name]
+            self._held.discard(lease)
 
-    def give_up(self, names: Iterable[str]) -> list[Lease]:
-        """Stop renewing these jobs, of which the engine hears as of lost ones; return the leases that were held."""
+    def withdraw(self, leases: Iterable[Lease]) -> set[Lease]:
+        """Stop renewing these leases and report them as lost to the render loop; return those that were held."""
         with self._lock:
-            leases = [self._held.pop(name) for name in names if name in self._held]
-            self._lost |= {lease.name for lease in leases}
-        return leases
+            withdrawn = self._held.intersection(leases)
+            self._held -= withdrawn
+            self._lost |= withdrawn
+        return withdrawn
 
-    def take_lost(self) -> set[str]:
-        """Return the jobs that went to somebody else since the last call; rendering them on would be in vain."""
+    def take_lost(self) -> set[Lease]:
+        """Return the leases that were lost since the last call; stop rendering their jobs."""
         with self._lock:
             lost, self._lost = self._lost, set()
         return lost
 
-    def held(self) -> list[Lease]:
-        """Return every lease that is still held."""
+    def held(self) -> set[Lease]:
         with self._lock:
-            return list(self._held.values())
+            return set(self._held)
 
     def close(self) -> None:
-        """Stop renewing everything."""
         self._stop.set()
         self._thread.join()
 
-    def _renew_for_ever(self) -> None:
+    def _renewal_loop(self) -> None:
         with self._ledger.cancellations() as cancellations:
             due = time.monotonic() + self._interval_s
             while not self._stop.is_set():
-                cancelled = self._listen(cancellations)
-                if time.monotonic() < due and not (cancelled and self._holds_any_of(cancelled)):
+                cancelled = self._next_cancelled(cancellations)
+                if time.monotonic() < due and not any(lease.batch == cancelled for lease in self.held()):
                     continue
                 self._renew()
                 due = time.monotonic() + self._interval_s
 
-    def _listen(self, cancellations: Cancellations) -> str | None:
-        """Return the batch that was cancelled just now, if one was."""
+    def _next_cancelled(self, cancellations: Cancellations) -> str | None:
+        """Return the name of a batch that was cancelled just now, or None."""
         try:
             return cancellations.wait(_LISTEN_S)
         except UnavailableError:
-            # renewing tells of it; a cancellation that is missed here shows there as a lost lease
+            # not logged: the next renewal reports the outage, and a missed cancellation shows there as a lost lease
             self._stop.wait(_LISTEN_S)
             return None
-
-    def _holds_any_of(self, batch: str) -> bool:
-        return any(lease.batch == batch for lease in self.held())
 
     def _renew(self) -> None:
         held = self.held()
         if not held:
             return
         try:
-            lost = self._ledger.renew(held, lease_s=self._lease_s)
+            names = self._ledger.renew(held, lease_s=self._lease_ttl_s)
         except UnavailableError as error:
-            log.warning("leases were not renewed, trying again: %s", error)
+            log.warning("leases were not renewed, retrying: %s", error)
             return
-        # a job committed a moment ago, between the question and the answer, is not lost
-        epochs = {lease.name: lease.epoch for lease in held}
         with self._lock:
-            gone = {n for n in lost if n in self._held and self._held[n].epoch == epochs[n]}
-            self._lost |= gone
-            for name in gone:
-                del self._held[name]
-        self._metrics.leased("lost", len(gone))
-        for name in gone:
+            # a job that was committed during the call is no longer held, so it is not lost
+            lost = {lease for lease in held & self._held if lease.name in names}
+            self._held -= lost
+            self._lost |= lost
+        self._metrics.leased("lost", len(lost))
+        for lease in lost:
             log.warning(
-                "the lease on %s is lost; it runs elsewhere, or its batch was cancelled", name, extra=log_fields(name)
+                "the lease on %s is lost: the job runs on another worker, or its batch was cancelled",
+                lease.name,
+                extra=log_fields(lease.name),
             )

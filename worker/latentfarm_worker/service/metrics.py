@@ -1,11 +1,12 @@
-"""What a worker tells Prometheus. Names and units by Prometheus' conventions.
+"""The Prometheus metrics of a worker, and the only place where it counts.
 
-Every series has the model's alias as a label, and none a batch, a job or a worker: their number is bounded by what is
-written here. The worker's name stands in ``latentfarm_worker_info`` alone.
+Every series has the model's alias as a label, and none has a batch, a job or a worker, so their number is bounded. The
+worker's name is a label of ``latentfarm_worker_info`` only.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Literal, TypeVar, get_args
 
@@ -20,95 +21,128 @@ if TYPE_CHECKING:
 
 Outcome = Literal["done", "failed", "retried", "lost"]
 LeaseEvent = Literal["taken", "lost", "returned"]
-Operation = Literal["lease", "put", "commit", "note", "discard", "fail", "flush", "release", "beat"]
+Operation = Literal["lease", "put", "commit", "delete", "fail", "flush", "release", "heartbeat"]
 
+T = TypeVar("T")
 Value = TypeVar("Value", Outcome, LeaseEvent, Operation)
 
 STAGES = ("queue", "wait", "text", "denoise", "decode", "encode", "upload")
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _LEASE_EVENTS: tuple[LeaseEvent, ...] = get_args(LeaseEvent)
 _OPERATIONS: tuple[Operation, ...] = get_args(Operation)
-#: from a small picture's encoding to a day in the queue
+#: bucket limits in seconds: from the encoding of a small image to a day in the queue
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1_000, 10_000, 100_000)
 
 
 class Metrics:
-    """The counters of one worker, in a registry of its own; safe to use from any thread."""
+    """The counters of one worker, in a registry of its own. Thread-safe."""
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.registry = CollectorRegistry()
-        self._images = self._counter("images", "Jobs that ended here, by what became of them.", "outcome", _OUTCOMES)
-        self._leases = self._counter("leases", "Leases by what happened to them.", "event", _LEASE_EVENTS)
-        self._retries = self._counter(
-            "store_retries", "Tries that the store or the queue did not answer, made again.", "operation", _OPERATIONS
+        self._started = time.monotonic()
+        self._reported: dict[str, float] = {}
+        self._images = self._counters("images", "Jobs that ended on this worker, by outcome.", "outcome", _OUTCOMES)
+        self._leases = self._counters("leases", "Leases, by event.", "event", _LEASE_EVENTS)
+        self._retries = self._counters(
+            "store_retries", "Retries because Redis or the bucket was unavailable.", "operation", _OPERATIONS
         )
         self._stages = Histogram(
             "latentfarm_stage_seconds",
-            "Seconds that a committed picture spent in each stage.",
+            "Seconds that a committed image spent in each stage.",
             ["model", "stage"],
             buckets=_SECONDS,
             registry=self.registry,
         )
         for stage in STAGES:
             self._stages.labels(model, stage)
-        self._busy_s = self._plain("device_busy_seconds", "Seconds in which the engine worked; its rate is the share.")
-        self._steps = self._plain("steps", "Denoising steps of the engine's batch.")
-        self._bytes = self._plain("uploaded_bytes", "Bytes of the pictures that were stored.")
+        self._busy_s = self._counter("device_busy_seconds", "Seconds in which the engine worked.")
+        self._steps = self._counter("steps", "Denoising steps of the engine's batch.")
+        self._bytes = self._counter("uploaded_bytes", "Bytes of the committed images.")
+        self._pixels = self._counter("pixels", "Pixels of the committed images.")
+        self._compute_cost = self._counter("compute_cost", "Pixels x steps x U-Net rows of the committed images.")
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
-    def image(self, outcome: Outcome) -> None:
-        """Count a job that ended here."""
+    def ended(self, outcome: Outcome) -> None:
+        """Count a job that ended without an image."""
         self._images[outcome].inc()
 
-    def stored(self, size_bytes: int, timings: Mapping[str, float]) -> None:
-        """Take down what a committed picture took."""
+    def committed(self, *, size_bytes: int, pixels: int, compute_cost: float, timings: Mapping[str, float]) -> None:
+        """Count a committed image; ``timings`` are seconds by stage."""
+        self._images["done"].inc()
         self._bytes.inc(size_bytes)
+        self._pixels.inc(pixels)
+        self._compute_cost.inc(compute_cost)
         for stage in STAGES:
             if stage in timings:
                 self._stages.labels(self.model, stage).observe(timings[stage])
 
     def step(self, seconds: float) -> None:
-        """Count a step of the engine, which took so long."""
+        """Count a step of the engine and its duration."""
         self._steps.inc()
         self._busy_s.inc(seconds)
 
     def leased(self, event: LeaseEvent, count: int) -> None:
-        """Count leases."""
+        """Count ``count`` leases."""
         self._leases[event].inc(count)
 
     def retry(self, operation: Operation) -> None:
-        """Count a try that was not answered."""
+        """Count a retry."""
         self._retries[operation].inc()
 
-    def images(self) -> dict[str, int]:
-        """Return the jobs that ended here, by what became of them."""
-        told = self.registry.get_sample_value
-        labels = [{"model": self.model, "outcome": outcome} for outcome in _OUTCOMES]
-        return {each["outcome"]: int(told("latentfarm_images_total", each) or 0) for each in labels}
+    def images(self) -> dict[Outcome, int]:
+        """Return the number of ended jobs by outcome."""
+        return {outcome: int(_value(counter)) for outcome, counter in self._images.items()}
 
-    def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]], about: Mapping[str, str]) -> None:
-        """Tell what is asked for at each scrape: gauges by name (what they mean, and how to get them), and the info."""
-        for name, (meaning, value) in gauges.items():
-            gauge = Gauge(f"latentfarm_{name}", meaning, ["model"], registry=self.registry)
-            gauge.labels(self.model).set_function(value)
-        labels = {**about, "model": self.model, "version": latentfarm.__version__}
+    def report(self, send: Callable[[dict[str, float]], T]) -> T:
+        """Call ``send`` with the increases since the last report that did not raise; return its result.
+
+        The names are those of ``latentfarm.ledger.Throughput``, and ``wall_s``. Not thread-safe.
+        """
+        totals = self._totals()
+        increases = {name: total - self._reported.get(name, 0.0) for name, total in totals.items()}
+        result = send({name: increase for name, increase in increases.items() if increase})
+        self._reported = totals
+        return result
+
+    def _totals(self) -> dict[str, float]:
+        return {
+            "images": _value(self._images["done"]),
+            "work": _value(self._compute_cost),
+            "busy_s": _value(self._busy_s),
+            "size_bytes": _value(self._bytes),
+            "pixels": _value(self._pixels),
+            "wall_s": time.monotonic() - self._started,
+        }
+
+    def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]], info: Mapping[str, str]) -> None:
+        """Register gauges, by name their help and a function that is called at each scrape, and the info labels."""
+        for name, (text, read) in gauges.items():
+            gauge = Gauge(f"latentfarm_{name}", text, ["model"], registry=self.registry)
+            gauge.labels(self.model).set_function(read)
+        labels = {**info, "model": self.model, "version": latentfarm.__version__}
         Gauge(
-            "latentfarm_worker_info", "1, with what the worker is as labels.", list(labels), registry=self.registry
+            "latentfarm_worker_info", "1, with facts about the worker as labels.", list(labels), registry=self.registry
         ).labels(**labels).set(1)
 
     def watch_memory(self, bytes_by_kind: Callable[[], Mapping[str, int]]) -> None:
-        """Tell a device's memory at each scrape."""
+        """Report a device's memory at each scrape."""
         self.registry.register(_DeviceMemory(self.model, bytes_by_kind))
 
-    def _counter(self, name: str, meaning: str, label: str, values: Iterable[Value]) -> dict[Value, Counter]:
-        made = Counter(f"latentfarm_{name}", meaning, ["model", label], registry=self.registry)
-        # from the start, so that the first of a kind is an increase
-        return {value: made.labels(self.model, value) for value in values}
+    def _counters(self, name: str, text: str, label: str, values: Iterable[Value]) -> dict[Value, Counter]:
+        counter = Counter(f"latentfarm_{name}", text, ["model", label], registry=self.registry)
+        # all start at 0, so that the first event is visible as an increase
+        return {value: counter.labels(self.model, value) for value in values}
 
-    def _plain(self, name: str, meaning: str) -> Counter:
-        return Counter(f"latentfarm_{name}", meaning, ["model"], registry=self.registry).labels(self.model)
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(f"latentfarm_{name}", text, ["model"], registry=self.registry).labels(self.model)
+
+
+def _value(counter: Counter) -> float:
+    """Return the value of a counter with its labels set."""
+    [metric] = counter.collect()
+    return next(sample.value for sample in metric.samples if sample.name.endswith("_total"))
 
 
 class _DeviceMemory(Collector):

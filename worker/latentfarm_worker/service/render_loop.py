@@ -1,7 +1,7 @@
-"""One worker's loop: lease -> engine -> delivery.
+"""The loop of a worker: lease jobs, run the engine, hand finished images to the uploader.
 
-The engine runs on the thread that calls ``render_all``; pictures are encoded, stored and committed on others while
-the next steps run; leases are renewed on a third kind. No outage keeps the engine from its next step.
+The engine runs on the thread that calls ``render_all``. Leasing, encoding, uploads, commits and renewals run on other
+threads, so an outage of Redis or the bucket never delays the engine's next step.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Iterable
-from threading import Event, Lock
+from operator import itemgetter
+from threading import Condition, Event, Lock
+from typing import cast
 
 from latentfarm.errors import JobError, UnavailableError
-from latentfarm.ledger import Ledger
+from latentfarm.ledger import Lease, Ledger
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
@@ -22,278 +24,307 @@ from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics
-from latentfarm_worker.service.prefetcher import Prefetcher
+from latentfarm_worker.service.prefetcher import Prefetcher, PrefetchState
 from latentfarm_worker.service.uploader import Uploader
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
 
 log = logging.getLogger(__name__)
 
-#: pictures that wait for the store, besides those in the engine: beyond it nothing is leased, so memory stays bounded
-_MAX_BACKLOG = 64
-_FIRST_PAUSE_S = 0.2
-#: seconds before a slot falls free in which the job that will have it is leased
+#: finished images that may wait for the bucket, besides two for each slot; beyond it no job is leased, which bounds
+#: the memory
+MAX_BACKLOG = 64
+#: seconds between two checks of what no notification announces
+_POLL_S = 0.2
+#: seconds before a slot becomes free in which its next job is leased
 _AHEAD_S = 0.5
-#: what an estimate may be wrong by, and steps that it is made of
-_CAUTION, _RECENT = 1.2, 16
+#: safety factor of an estimated time, and the number of measurements it is made of
+_SAFETY, _RECENT = 1.2, 16
 
 
 class WorkerHooks:
-    """What a renderer tells the process it runs in; this one does nothing about it."""
+    """Callbacks from the render loop to its process. The base class ignores them."""
 
-    def __init__(self, pulse: SharedState | None = None) -> None:
-        self.pulse = pulse or SharedState()
+    def __init__(self, state: SharedState | None = None) -> None:
+        self.state = state or SharedState()
 
-    def wake_others(self) -> None:
-        """Jobs were given back: let another worker know."""
+    def notify_workers(self) -> None:
+        """Handle jobs that were released: other workers can lease them."""
 
-    def broken(self) -> None:
-        """The device is lost to this process, which must end."""
+    def on_device_lost(self) -> None:
+        """Handle a device error that this process cannot recover from."""
 
 
 class RenderLoop:
-    """A resident pipeline that renders whatever the ledger leases it.
+    """Render the jobs of one model as long as the ledger has any.
 
-    ``render_all`` is for one thread, the rest for any.
+    ``render_all`` uses the engine, so calls of it wait for each other. All methods are thread-safe.
+
+    Args:
+        ledger: the ledger to lease from and commit to.
+        bucket: the bucket with the manifests and the images.
+        engine: the engine with the loaded model.
+        previews: records the intermediates; the engine's observer.
+        model: alias of the model to lease for.
+        worker: name of the worker in the ledger.
+        lease_ttl_s: seconds until a lease expires unless it is renewed.
+        embed_metadata: write the prompt and the settings into each image.
+        max_backlog: finished images that may wait for the bucket, besides two for each slot.
+        hooks: callbacks to the process [default: none].
+        metrics: the counters [default: counters of its own].
     """
 
-    def __init__(  # noqa: PLR0913 (named, and each a thing of its own)
+    def __init__(  # noqa: PLR0913 (all are collaborators or settings, passed by name)
         self,
         *,
         ledger: Ledger,
         bucket: Bucket,
         engine: Engine,
-        tracer: PreviewRecorder,
+        previews: PreviewRecorder,
         model: str,
         worker: str,
-        lease_s: float,
+        lease_ttl_s: float,
         embed_metadata: bool = True,
-        host: WorkerHooks | None = None,
+        max_backlog: int = MAX_BACKLOG,
+        hooks: WorkerHooks | None = None,
         metrics: Metrics | None = None,
     ) -> None:
-        self.model = model
-        self.worker = worker
         self._ledger = ledger
         self._engine = engine
-        self._tracer = tracer
-        self._host = host or WorkerHooks()
+        self._previews = previews
+        self._max_backlog = max_backlog
+        self._hooks = hooks or WorkerHooks()
         self.metrics = metrics or Metrics(model)
-        self._leases = LeaseRenewer(ledger, lease_s=lease_s, metrics=self.metrics)
-        self._delivery = Uploader(
+        #: notified when a round of leasing ends, the backlog shrinks, or the loop is to end
+        self._changed = Condition()
+        self._leases = LeaseRenewer(ledger, lease_ttl_s=lease_ttl_s, metrics=self.metrics)
+        self._uploader = Uploader(
             ledger=ledger,
             bucket=bucket,
             leases=self._leases,
+            changed=self._changed,
+            state=self._hooks.state,
             encoder=ImageFileEncoder(engine, model=model, embed_metadata=embed_metadata),
-            pulse=self._host.pulse,
             metrics=self.metrics,
             worker=worker,
         )
-        self._stager = Prefetcher(
+        self._prefetcher = Prefetcher(
             ledger=ledger,
             bucket=bucket,
             leases=self._leases,
             prepare=engine.prepare,
-            fail=self._delivery.fail,
+            fail=self._uploader.fail,
+            changed=self._changed,
             metrics=self.metrics,
             model=model,
             worker=worker,
-            lease_s=lease_s,
+            lease_ttl_s=lease_ttl_s,
         )
-        self.meter = self._delivery.meter
-        engine.on_call = self._host.pulse.step
-        # the engine is for one thread: a second doorbell heard at once waits, then finds nothing left to do
-        self._turn = Lock()
-        self._stop, self._draining, self._broken = Event(), Event(), Event()
-        #: time.monotonic() by which what is begun while draining must be committed
-        self._until = float("inf")
+        engine.on_forward = self._hooks.state.step
+        # only one thread may use the engine: a doorbell that rings meanwhile waits, and then finds no job left
+        self._engine_lock = Lock()
+        self._stopping, self._draining, self._device_lost = Event(), Event(), Event()
+        #: time.monotonic() by which a draining worker must have committed
+        self._deadline = float("inf")
         self._step_s: deque[float] = deque(maxlen=_RECENT)
         self._decode_s: deque[float] = deque(maxlen=_RECENT)
 
     def render_all(self) -> int:
-        """Render until the ledger has no more job of the model, or ``stop``; return how many pictures were made."""
-        made = 0
-        with self._turn:
-            while not self._stop.is_set() and not self._broken.is_set():
-                self._abandon_lost()
-                self._stager.ask(self._room())
-                for image in self._stager.take():
+        """Render until the ledger has no more jobs of the model, or ``stop``; return the number of ended jobs."""
+        ended = 0
+        with self._engine_lock:
+            while not self._stopping.is_set() and not self._device_lost.is_set():
+                for lease in self._leases.take_lost():
+                    self._engine.cancel(lease)
+                    self._previews.forget(lease)
+                self._prefetcher.request(self._capacity())
+                for image in self._prefetcher.take():
                     self._engine.admit(image)
                 if self._engine.busy:
-                    made += self._step()
+                    ended += self._step()
                 elif not self._wait_for_jobs():
                     break
-        return made
+        return ended
 
     def _step(self) -> int:
-        """Make one step; return how many jobs ended with it."""
+        """Run one step of the engine; return how many jobs ended with it."""
         began = time.perf_counter()
         outcomes: list[Rendered | Failed] = []
         try:
             outcomes = self._engine.step()
-        except Exception as error:  # noqa: BLE001 (whatever it is, the jobs in it must not be leased for ever)
-            self._after_broken_step(error)
+        except Exception as error:  # noqa: BLE001 (after any error, the leases of the jobs must end)
+            self._on_broken_step(error)
         finally:
-            self._host.pulse.enter(Phase.IDLE)
+            self._hooks.state.enter(Phase.IDLE)
         busy_s = time.perf_counter() - began
-        self.meter.add(busy_s=busy_s)
         self.metrics.step(busy_s)
         decode_s = [outcome.timings["decode"] for outcome in outcomes if isinstance(outcome, Rendered)]
         self._decode_s.extend(decode_s)
         self._step_s.append(busy_s - sum(decode_s))
         for outcome in outcomes:
-            self._hand_on(outcome)
+            self._dispatch(outcome)
         return len(outcomes)
 
-    def _after_broken_step(self, error: Exception) -> None:
-        """Give the jobs back if the device is to blame, else charge each an attempt."""
+    def _on_broken_step(self, error: Exception) -> None:
+        """Release all jobs if the device is lost. Else charge each job in the engine an attempt."""
         if device_errors.is_fatal(error):
             log.critical("the device is lost to this process: %s", error)
-            self._broken.set()
-            self._stager.stop()
-            self.give_back_late()
-            self._host.broken()
+            self._device_lost.set()
+            self._prefetcher.stop()
+            self.release_unfinishable()
+            self._hooks.on_device_lost()
             return
-        log.error("a step broke", exc_info=error)
-        for job in self._engine.clear():
-            self._tracer.forget(job.name)
-            if lease := self._leases.get(job.name):
-                self._delivery.fail(lease, JobError("render", f"{type(error).__name__}: {error}"), retry=True)
+        log.error("a step of the engine failed", exc_info=error)
+        for handle in self._engine.abort_all():
+            lease = cast("Lease", handle)
+            self._previews.forget(lease)
+            if self._leases.holds(lease):
+                self._uploader.fail(lease, JobError("engine_error", f"{type(error).__name__}: {error}"), retry=True)
 
-    def _hand_on(self, outcome: Rendered | Failed) -> None:
-        name = outcome.job.name
-        lease = self._leases.get(name)
-        if lease is not None and isinstance(outcome, Rendered):
-            self._delivery.store(lease, outcome, self._tracer.take(outcome.job, outcome.pixels))
-            return
-        self._tracer.forget(name)
-        if lease is not None and isinstance(outcome, Failed):
-            self._delivery.fail(lease, outcome.error)
+    def _dispatch(self, outcome: Rendered | Failed) -> None:
+        lease = cast("Lease", outcome.handle)
+        if not self._leases.holds(lease):
+            self._previews.forget(lease)
+        elif isinstance(outcome, Rendered):
+            self._uploader.store(lease, outcome, self._previews.take(outcome))
+        else:
+            self._previews.forget(lease)
+            self._uploader.fail(lease, outcome.error)
 
     # -- leasing ---------------------------------------------------------------------------------------------
 
-    def _abandon_lost(self) -> None:
-        for name in self._leases.take_lost():
-            self._engine.cancel(name)
-            self._tracer.forget(name)
+    def _capacity(self) -> int:
+        """Return how many more jobs to lease: as many as the engine can admit soon, within the limit of the backlog.
 
-    def _room(self) -> int:
-        """Return how many more jobs may be leased: what the engine takes soon, unless the store is far behind.
-
-        So at most the slots' number and as many again are in flight, and the engine finds the next job at its door.
-        None may be leased before half of those are gone: one Redis answers the whole farm, so it is asked for several
-        at once.
+        So about twice the slots are in flight, and the engine always finds the next job prepared. The result is 0
+        until the engine has taken half of the prefetched jobs: one Redis serves the whole farm, so jobs are leased
+        several at a time.
         """
         if self._draining.is_set():
             return 0
         soon = int(_AHEAD_S / statistics.median(self._step_s)) if self._step_s else 0
-        wanted, staged = self._engine.free_within(soon), len(self._stager.held)
-        if 2 * staged > wanted:
+        wanted, prefetched = self._engine.free_within(soon), len(self._prefetcher.leases)
+        if 2 * prefetched > wanted:
             return 0
-        backlog = _MAX_BACKLOG + 2 * self._engine.slots - self._delivery.waiting - len(self._engine.calls_left())
-        return min(wanted, backlog) - staged
+        in_flight = self._uploader.backlog + len(self._engine.remaining())
+        return min(wanted, self._max_backlog + 2 * self._engine.slots - in_flight) - prefetched
 
     def _wait_for_jobs(self) -> bool:
-        """With nothing to render, wait for what could change that; return whether anything could."""
-        if self._stager.working:
-            self._stager.wait(_FIRST_PAUSE_S)
+        """Wait until a job may be ready or leased; return False if no more will come."""
+        with self._changed:
+            self._changed.wait_for(self._is_worth_a_turn, _POLL_S)
+        state = self._prefetcher.state
+        if state in {PrefetchState.WORKING, PrefetchState.READY}:
             return True
-        if self._stager.ready:
-            # a round ended since the engine last took what there was
-            return True
-        if self._draining.is_set() or (self._stager.dry and not self._stager.held):
-            return False
-        if self._stager.held_up or self._room() <= 0:
-            self._delivery.wait_until(self._may_lease, _FIRST_PAUSE_S)
-        return True
+        return not self._draining.is_set() and state is not PrefetchState.QUEUE_EMPTY
 
-    def _may_lease(self) -> bool:
-        return self._draining.is_set() or (self._room() > 0 and not self._stager.held_up)
+    def _is_worth_a_turn(self) -> bool:
+        """Return whether the next turn of the loop can take or lease a job, or must end the loop."""
+        match self._prefetcher.state:
+            case PrefetchState.WORKING:
+                return self._stopping.is_set()
+            case PrefetchState.READY | PrefetchState.QUEUE_EMPTY:
+                return True
+            case PrefetchState.BACKING_OFF:
+                return self._is_ending
+            case PrefetchState.IDLE:
+                return self._is_ending or self._capacity() > 0
 
     # -- ending ----------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Let ``render_all`` return after the step that runs now, and wait for no store."""
-        self._stop.set()
-        self._stager.stop()
-        self._delivery.give_up()
+        """Make ``render_all`` return after the current step. Abandon requests to an unavailable Redis or bucket."""
+        self._stopping.set()
+        self._prefetcher.stop()
+        self._uploader.stop_waiting()
 
-    def drain(self, until: float) -> None:
-        """Lease no more, finish what can be committed by ``until``, of ``time.monotonic()``; give the rest back now."""
-        self._until = until
+    def drain(self, deadline: float) -> None:
+        """Lease no more, finish the jobs that can be committed by ``deadline``, and release the others now, uncharged.
+
+        ``deadline`` is a time of ``time.monotonic()``.
+        """
+        self._deadline = deadline
         self._draining.set()
-        self._stager.stop()
-        self.give_back_late()
+        self._prefetcher.stop()
+        self.release_unfinishable()
+        with self._changed:
+            self._changed.notify_all()
 
-    def give_back_late(self) -> None:
-        """Give back what cannot be committed in time, uncharged; it works while the engine's thread is blocked."""
-        self._give_back(self._late())
+    def release_unfinishable(self) -> None:
+        """Release the jobs that cannot be committed in time, uncharged. It works while the engine's thread hangs."""
+        self._release(self._past_deadline())
 
-    def give_back_all(self) -> None:
-        """Give back whatever is leased, uncharged, even pictures that wait for the store."""
+    def release_all(self) -> None:
+        """Stop, and release all leases uncharged, even of images that wait for the bucket."""
         self.stop()
-        self._give_back([lease.name for lease in self._leases.held()])
-
-    @property
-    def holds_jobs(self) -> bool:
-        """Whether anything is leased."""
-        return self.leases_held > 0
+        self._release(self._leases.held())
 
     @property
     def leases_held(self) -> int:
-        """Jobs that are leased."""
         return len(self._leases.held())
 
     @property
     def backlog(self) -> int:
-        """Finished pictures that are not committed yet."""
-        return self._delivery.waiting
+        """Number of finished images that are not committed yet."""
+        return self._uploader.backlog
 
     @property
     def draining(self) -> bool:
-        """Whether nothing more is leased."""
-        return self._draining.is_set() or self._stop.is_set() or self._broken.is_set()
+        """Whether no more jobs are leased."""
+        return self._is_ending or self._device_lost.is_set()
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._draining.is_set() or self._stopping.is_set()
 
     def close(self) -> None:
-        """Store what is finished, give back what is not, uncharged, and stop every thread."""
+        """Store what is finished, release the rest uncharged, and end all threads.
+
+        After ``drain`` it waits for the bucket until the deadline.
+        """
         if self._draining.is_set():
-            self._delivery.wait_until(lambda: not self._delivery.waiting, self._until - time.monotonic())
+            self.wait_for_uploads(max(0.0, self._deadline - time.monotonic()))
         self.stop()
-        with self._turn:
-            self._engine.clear()
-        self._stager.close()
-        # pictures first: what the store still takes need not be rendered again
-        self._delivery.close()
-        self.give_back_all()
+        with self._engine_lock:
+            self._engine.abort_all()
+        self._prefetcher.close()
+        # the uploader first: an image that is stored now need not be rendered again
+        self._uploader.close()
+        self.release_all()
         self._leases.close()
 
-    def _late(self) -> list[str]:
-        """Return the jobs that will not be committed in time, by what steps took so far.
+    def wait_for_uploads(self, timeout_s: float) -> None:
+        """Wait until every finished image is committed, or ``stop`` was called."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping.is_set() or not self._uploader.backlog, timeout_s)
 
-        Those that wait are among them: nothing is spent on them yet.
+    def _past_deadline(self) -> list[Lease]:
+        """Return the leases of jobs that will not be committed in time, estimated from recent steps.
+
+        Waiting jobs are always among them, as no work is lost with them.
         """
-        calls_left = self._engine.calls_left()
-        begun = sorted((calls, name) for name, calls in calls_left.items() if calls is not None)
-        late = [lease.name for lease in self._stager.held]
-        late += [name for name, calls in calls_left.items() if calls is None]
-        if self._broken.is_set() or not self._step_s:
-            return late + [name for _, name in begun]
-        left_s = self._until - time.monotonic() - self._delivery.typical_s
+        remaining = [(cast("Lease", handle), evaluations) for handle, evaluations in self._engine.remaining()]
+        late = [*self._prefetcher.leases, *(lease for lease, evaluations in remaining if evaluations is None)]
+        begun = [(evaluations, lease) for lease, evaluations in remaining if evaluations is not None]
+        if self._device_lost.is_set() or not self._step_s:
+            return late + [lease for _, lease in begun]
+        left_s = self._deadline - time.monotonic() - self._uploader.median_latency_s
         step_s, decode_s = statistics.median(self._step_s), statistics.median(self._decode_s or (0.0,))
-        for place, (calls, name) in enumerate(begun, 1):
-            # pictures that end together are decoded one after the other
-            if _CAUTION * (calls * step_s + place * decode_s) > left_s:
-                late.append(name)
+        for position, (evaluations, lease) in enumerate(sorted(begun, key=itemgetter(0)), 1):
+            # images that end together are decoded one after the other
+            if _SAFETY * (evaluations * step_s + position * decode_s) > left_s:
+                late.append(lease)
         return late
 
-    def _give_back(self, names: Iterable[str]) -> None:
-        leases = self._leases.give_up(names)
-        if not leases:
+    def _release(self, leases: Iterable[Lease]) -> None:
+        withdrawn = self._leases.withdraw(leases)
+        if not withdrawn:
             return
         try:
-            returned = self._ledger.release(leases)
+            released = self._ledger.release(withdrawn)
         except UnavailableError as error:
             self.metrics.retry("release")
-            log.warning("%d jobs could not be given back, their leases will run out: %s", len(leases), error)
+            log.warning("%d jobs could not be released, their leases will expire: %s", len(withdrawn), error)
             return
-        log.info("gave %d unfinished jobs back", returned)
-        self.metrics.leased("returned", returned)
-        self._host.wake_others()
+        log.info("released %d unfinished jobs", released)
+        self.metrics.leased("returned", released)
+        self._hooks.notify_workers()

@@ -1,6 +1,6 @@
-"""Notices that a spot instance is about to be taken away, as AWS gives them: two minutes before, at best.
+"""Poll AWS for spot interruption notices, which come two minutes ahead at best.
 
-Nothing depends on them but how much is finished: a worker that gets none is a worker that was killed.
+A notice only gives time to finish jobs. Without one, a lost instance is handled like any killed worker.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from urllib.parse import urlsplit
 log = logging.getLogger(__name__)
 
 _TOKEN_PATH, _NOTICE_PATH = "/latest/api/token", "/latest/meta-data/spot/instance-action"
-_TOKEN_LIFE_S = 21_600
+_TOKEN_TTL_S = 21_600
 _TIMEOUT_S = 2.0
 _POLL_S = 5.0
 
 
 class MetadataError(Exception):
-    """The metadata service does not answer as it should."""
+    """The metadata service is unavailable, or its answer is invalid."""
 
 
 class InstanceMetadata:
-    """AWS's instance metadata service, version 2, at ``url``; asked directly, never through a proxy."""
+    """AWS's instance metadata service, version 2, at ``url``. Requests never use a proxy."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -34,15 +34,15 @@ class InstanceMetadata:
         self._token = ""
 
     def notice(self) -> str | None:
-        """Return what is about to happen to this instance and when, None while nothing is.
+        """Return the announced action on this instance and its time, or None.
 
         Raises:
-            MetadataError: there is no such service, or it answers nonsense.
+            MetadataError: The service is unavailable, or its answer is invalid.
         """
-        status, body = self._ask("GET", _NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
+        status, body = self._request("GET", _NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
         if status == http.client.UNAUTHORIZED:
             self._token = self._new_token()
-            status, body = self._ask("GET", _NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
+            status, body = self._request("GET", _NOTICE_PATH, {"X-aws-ec2-metadata-token": self._token})
         if status == http.client.NOT_FOUND:
             return None
         if status != http.client.OK:
@@ -54,13 +54,13 @@ class InstanceMetadata:
             raise MetadataError(f"{_NOTICE_PATH} answers {body[:100]!r}") from error
 
     def _new_token(self) -> str:
-        life = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_LIFE_S)}
-        status, body = self._ask("PUT", _TOKEN_PATH, life)
+        ttl = {"X-aws-ec2-metadata-token-ttl-seconds": str(_TOKEN_TTL_S)}
+        status, body = self._request("PUT", _TOKEN_PATH, ttl)
         if status != http.client.OK:
             raise MetadataError(f"{_TOKEN_PATH} answers {status}")
         return body.decode("latin-1").strip()
 
-    def _ask(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
+    def _request(self, method: str, path: str, headers: dict[str, str]) -> tuple[int, bytes]:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=_TIMEOUT_S)
         try:
             connection.request(method, self._base + path, headers=headers)
@@ -73,7 +73,7 @@ class InstanceMetadata:
 
 
 class SpotWatch:
-    """Looks for a notice every five seconds, on a thread of its own; ``on_notice`` is called once."""
+    """Poll for a notice every ``poll_s`` seconds on a thread of its own, and call ``on_notice`` once."""
 
     def __init__(self, metadata: InstanceMetadata, on_notice: Callable[[], None], *, poll_s: float = _POLL_S) -> None:
         self._metadata = metadata
@@ -83,21 +83,22 @@ class SpotWatch:
         Thread(target=self._watch, name="spot", daemon=True).start()
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop polling."""
         self._stop.set()
 
     def _watch(self) -> None:
-        told = ""
+        logged = ""
         while not self._stop.is_set():
             try:
                 notice = self._metadata.notice()
             except MetadataError as error:
                 notice = None
-                if str(error) != told:
-                    told = str(error)
+                # once for each kind of error, not at each poll
+                if str(error) != logged:
+                    logged = str(error)
                     log.warning("no spot notices: %s", error)
             if notice is not None:
-                log.warning("this instance is about to go: %s", notice)
+                log.warning("this instance will be interrupted: %s", notice)
                 self._on_notice()
                 return
             self._stop.wait(self._poll_s)

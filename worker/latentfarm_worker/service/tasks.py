@@ -1,4 +1,4 @@
-"""The one Celery task: a doorbell was heard, so render until no job of the model is left."""
+"""The Celery app of a worker and its only task: a doorbell rang, so render until no job of the model is left."""
 
 from __future__ import annotations
 
@@ -22,36 +22,35 @@ log = logging.getLogger(__name__)
 settings = Settings.load()
 app = doorbell.make_app(settings.redis_url, model=settings.model)
 
-#: the worker's resident pipeline: made once, when the worker starts, on its main thread
-_resident: Any = None
+#: this process's ``Worker``, created on the main thread when Celery starts
+_worker: Any = None
 
 
 @app.task(name=doorbell.TASK_NAME)  # type: ignore[untyped-decorator]
 def render() -> None:
-    """Render until the ledger has no more job of this worker's model."""
-    made = _resident.renderer.render_all()
-    log.info("rendered %d", made)
+    """Render until the ledger has no more jobs of this worker's model."""
+    log.info("rendered %d", _worker.render_loop.render_all())
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]
-def _leave_logging(**_: Any) -> None:
-    """Keep Celery from setting logging up, by being connected: it was done when the worker began."""
+def _keep_logging(**_: Any) -> None:
+    """Do nothing: a connected receiver keeps Celery from replacing our logging configuration."""
 
 
 @worker_init.connect  # type: ignore[untyped-decorator]
 def _start(**_: Any) -> None:
-    global _resident  # noqa: PLW0603 - Celery gives a task no other way to reach what its worker holds
-    pulse, name = from_environment()
-    worker = name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
-    logs.configure(settings.log_format, worker=worker, process="worker")
-    # torch takes seconds to import, and only a worker needs it
+    global _worker  # noqa: PLW0603 - Celery offers a task no other way to reach an object of its process
+    state, supervised_name = from_environment()
+    name = supervised_name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
+    logs.configure(settings.log_format, worker=name, process="worker")
+    # imported here, because torch takes seconds to import
     from latentfarm_worker.service.worker import Worker
 
     try:
-        _resident = Worker(settings, app, pulse=pulse, worker=worker, supervised=name is not None)
+        _worker = Worker(settings, app, state=state, name=name, supervised=supervised_name is not None)
     except LatentfarmError as error:
         log.critical("the worker cannot start: %s", error)
-        # Celery turns an exception in a signal's receiver into a log line and starts all the same
+        # exit here: Celery logs an exception of a signal receiver and starts nevertheless
         os._exit(error.exit_code)
     except Exception:
         log.exception("the worker cannot start")
@@ -59,30 +58,30 @@ def _start(**_: Any) -> None:
 
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
-def _ready(**_: Any) -> None:
-    # Celery's second Ctrl-C cancels tasks, which its threads pool cannot: every way to ask means the same here
+def _handle_signals(**_: Any) -> None:
+    # on a second Ctrl-C Celery cancels its tasks, which the threads pool does not support: treat all like SIGTERM
     for number in (signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.getsignal(signal.SIGTERM))
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]
-def _drain(**_: Any) -> None:
-    # within a signal's handler, and again with each further signal
-    if _resident is not None:
-        _resident.drain.begin()
+def _begin_shutdown(**_: Any) -> None:
+    # runs in a signal handler, and again on each further signal
+    if _worker is not None:
+        _worker.shutdown.begin()
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _close(**_: Any) -> None:
-    if _resident is not None:
-        _resident.close()
+    if _worker is not None:
+        _worker.close()
 
 
 def serve() -> int:
-    """Run a worker, set up by the environment, until it is asked to end; return its exit code."""
-    # without the worker's name, which is known when it begins
+    """Run a worker with the settings of the environment until it is stopped; return its exit code."""
+    # without the worker's name, which is known when Celery starts
     logs.configure(settings.log_format, process="worker")
     options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
-    # Celery's banner is no line of JSON
+    # Celery's banner is not JSON
     quiet = ["--quiet"] if logs.use_json(settings.log_format) else []
     return int(app.start(argv=[*quiet, "worker", *options]) or 0)

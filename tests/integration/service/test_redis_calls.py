@@ -1,4 +1,4 @@
-"""How often a worker asks Redis, which answers the whole farm: for several jobs at once, and of several pictures."""
+"""A worker calls Redis rarely, because one Redis serves the farm: it leases and commits several jobs at once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import until
-from tests.support.rendering import images, renderer, submit
+from tests.support.rendering import images, render_loop, submit
 
 from latentfarm import Farm
 from latentfarm.ledger import Lease, Ledger
@@ -21,7 +21,7 @@ JOBS = 12
 
 
 class CountingLedger(Ledger):
-    """The real ledger, which takes down what it is asked; its first commit waits for ``until_stored`` pictures."""
+    """The real ledger, which records its calls; the first commit waits until ``until_stored`` images are stored."""
 
     def __init__(self, farm: Farm, *, until_stored: int = 0) -> None:
         super().__init__(farm.ledger.redis, where=farm.ledger.where)
@@ -43,23 +43,23 @@ class CountingLedger(Ledger):
         return leases
 
 
-def test_pictures_that_are_stored_while_a_commit_runs_are_committed_by_the_next(farm: Farm, family: Family) -> None:
+def test_images_stored_during_a_commit_are_committed_together_by_the_next(farm: Farm, family: Family) -> None:
     batch = submit(farm, JOBS)
     ledger = CountingLedger(farm, until_stored=JOBS)
-    with renderer(farm, family, ledger=ledger) as worker:
-        assert worker.render_all() == JOBS
+    with render_loop(farm, family, ledger=ledger) as loop:
+        assert loop.render_all() == JOBS
         assert batch.wait(timeout_s=30).done == JOBS
-    # the last may lie in the bucket and not be handed on yet
+    # the last image may be in the bucket, but not yet queued for the commit
     assert len(ledger.committed) <= 3
     assert sum(ledger.committed) == JOBS
 
 
-def test_two_commits_a_second_are_made_in_the_long_run_and_four_more_at_first(farm: Farm, family: Family) -> None:
-    # alone it draws many more a second
+def test_a_worker_makes_two_commits_a_second_and_four_more_at_first(farm: Farm, family: Family) -> None:
+    # it renders many more images a second
     batch = submit(farm, 3 * JOBS, num_inference_steps=1)
     ledger = CountingLedger(farm)
-    with renderer(farm, family, ledger=ledger, slots=6) as worker:
-        assert worker.render_all() == 3 * JOBS
+    with render_loop(farm, family, ledger=ledger, slots=6) as loop:
+        assert loop.render_all() == 3 * JOBS
         assert batch.wait(timeout_s=30).done == 3 * JOBS
     for number, at_s in enumerate(ledger.committed_s):
         assert number <= 4 + 2 * (at_s - ledger.committed_s[0])
@@ -68,9 +68,9 @@ def test_two_commits_a_second_are_made_in_the_long_run_and_four_more_at_first(fa
 def test_several_jobs_are_leased_at_once(farm: Farm, family: Family) -> None:
     submit(farm, JOBS)
     ledger = CountingLedger(farm)
-    with renderer(farm, family, ledger=ledger, slots=6) as worker:
-        assert worker.render_all() == JOBS
-    # six to render, as many ahead in halves, and the question that tells of the end
+    with render_loop(farm, family, ledger=ledger, slots=6) as loop:
+        assert loop.render_all() == JOBS
+    # six to render, as many ahead in halves, and the call that returns no job
     assert max(ledger.leased) == 6
     assert sum(ledger.leased) == JOBS
     assert sum(1 for count in ledger.leased if count) <= 4
