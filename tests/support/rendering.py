@@ -15,8 +15,8 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import images_prefix
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.previews import PreviewRecorder
+from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models import Family
-from latentfarm_worker.models.base import LatentShape
 from latentfarm_worker.service.render_loop import MAX_BACKLOG, RenderLoop, WorkerHooks
 
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 3, "scheduler": "euler"}
