@@ -11,6 +11,8 @@ from tests.conftest import REPOSITORY
 from typer.main import get_command
 
 from latentfarm.cli import app
+from latentfarm.job_state import INVALID_ROW
+from latentfarm.ledger.constants import POISON
 from latentfarm.schedulers import SHORT_NAMES
 from latentfarm.settings import Settings
 
@@ -102,3 +104,11 @@ def test_every_setting_that_is_named_exists(page: str) -> None:
 def test_every_scheduler_is_in_the_reference() -> None:
     text = text_of("docs/reference/prompt-files.md")
     assert [name for name in SHORT_NAMES if f"`{name}`" not in text] == []
+
+
+def test_every_error_code_is_in_the_reference() -> None:
+    sources = [*(REPOSITORY / "producer").rglob("*.py"), *(REPOSITORY / "worker" / "latentfarm_worker").rglob("*.py")]
+    codes = {code for file in sources for code in re.findall(r'JobError\(\s*"(\w+)"', file.read_text())}
+    text = text_of("docs/reference/states-and-errors.md")
+    assert codes
+    assert [code for code in {*codes, POISON, INVALID_ROW} if f"`{code}`" not in text] == []
