@@ -45,7 +45,7 @@
 --                                                                                          webhook_resolve
 --
 -- Fields of lf:batch:<b>:
---   digest, model              what was submitted; `digest` tells two submissions of one name apart
+--   digest, model              what was submitted; two submissions of one name differ in `digest`
 --   parts_digest, total        digest and number of the jobs stored so far; final when the state is no longer opening
 --   state                      opening, open, complete, cancelled, deleting, recovering
 --   paused_by, paused          who paused it ('' if it is not paused), and the reason as text
