@@ -42,7 +42,7 @@ def found(name: str, words: list[tuple[re.Pattern[str], str]]) -> list[str]:
 def main() -> int:
     """Print every finding."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--", *FILES]
-    names = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split()  # noqa: S603
+    names = subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True, text=True).stdout.split()
     words = banned()
     messages = [
         message
@@ -50,7 +50,7 @@ def main() -> int:
         if not name.startswith(EXCLUDED) and (REPOSITORY / name).is_file()
         for message in found(name, words)
     ]
-    print("\n".join(messages))  # noqa: T201
+    print("\n".join(messages))
     return int(bool(messages))
 
 
