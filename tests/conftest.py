@@ -45,7 +45,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def calibration_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder that every process of this run shares: each device is measured once, and the user's is untouched."""
+    """Return a cache that all processes of this run share, so that each device is measured once."""
     base = tmp_path_factory.getbasetemp()
     return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "cache"
 
