@@ -18,6 +18,8 @@ WORKER = {
     "latentfarm_store_retries_total": {"model", "operation"},
     "latentfarm_upload_backlog": {"model"},
     "latentfarm_uploaded_bytes_total": {"model"},
+    "latentfarm_pixels_total": {"model"},
+    "latentfarm_compute_cost_total": {"model"},
     "latentfarm_ready": {"model"},
     "latentfarm_worker_info": {"model", "worker", "device", "dtype", "version"},
 }

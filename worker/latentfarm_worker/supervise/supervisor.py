@@ -36,7 +36,7 @@ WORKER = (sys.executable, "-m", "latentfarm_worker")
 
 
 class SupervisedWorker:
-    """A worker on one device, whatever process it currently is."""
+    """A worker on one device, across the restarts of its process."""
 
     def __init__(self, command: Sequence[str], device: Device, timeouts: Timeouts) -> None:
         self._command = command
