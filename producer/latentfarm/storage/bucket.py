@@ -38,7 +38,8 @@ class Bucket:
     """One bucket of an S3-compatible store. Thread-safe.
 
     boto3 is imported, and the client created, at the first request: most commands only read the ledger.
-    All methods raise ``UnavailableError`` if the store does not answer, refuses the request, or lacks the bucket.
+    All methods raise ``UnavailableError`` if the store does not answer, refuses the request, or lacks the bucket, and
+    ``InputError`` if the settings name no usable store.
     """
 
     def __init__(
@@ -56,8 +57,14 @@ class Bucket:
 
     @cached_property
     def _session(self) -> tuple[S3Client, Credentials | None]:
+        from botocore.exceptions import BotoCoreError
+
         # two threads may both get here first; each then has a boto3 session of its own, and one client is dropped
-        return self._open_session()
+        try:
+            return self._open_session()
+        except (BotoCoreError, ValueError) as error:
+            cure = "correct AWS_ENDPOINT_URL, AWS_PROFILE or the AWS configuration"
+            raise InputError(f"the store ({self.where}) cannot be used: {error}; {cure}") from error
 
     @cached_property
     def client(self) -> S3Client:
