@@ -1,4 +1,4 @@
-"""The app where ``celery -A latentfarm_worker worker`` looks for it."""
+"""The Celery app, under the name that ``celery -A latentfarm_worker worker`` imports."""
 
 from latentfarm_worker.service.tasks import app
 
