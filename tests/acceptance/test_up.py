@@ -210,4 +210,4 @@ def test_the_light_install_submits_without_torch(settings: Settings, tmp_path: P
     assert "pip install 'latentfarm[worker]'" in refused.stderr
     doctor = run(str(python), "-m", "latentfarm", "doctor")
     assert doctor.returncode == 1
-    assert "no torch here" in doctor.stdout
+    assert "torch is not installed" in doctor.stdout
