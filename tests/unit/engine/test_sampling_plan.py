@@ -67,7 +67,7 @@ def test_a_plan_gives_the_loops_samples(name: str, prediction: str) -> None:
     assert compare(name, prediction, 7) < BOUND
     if prediction == "epsilon":
         # the prediction type changes the coefficients of each step in the same way
-        assert compare(name, prediction, 20) < BOUND
+        assert compare(name, prediction, 12) < BOUND
 
 
 @settings(max_examples=8, deadline=None)
