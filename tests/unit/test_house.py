@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
@@ -115,3 +118,10 @@ def test_every_setting_is_in_the_reference() -> None:
 def test_exit_codes_depend_on_the_cause() -> None:
     assert {error.exit_code for error in (InputError, ModelError, JobError, LatentfarmError)} == {2}
     assert UnavailableError.exit_code == 3
+
+
+def test_a_worker_has_mkl_round_each_row_alike() -> None:
+    code = "import os, latentfarm_worker; print(os.environ['MKL_CBWR'])"
+    environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
+    found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "AUTO,STRICT"
