@@ -14,7 +14,7 @@ from typing import Any
 
 import hypothesis
 import pytest
-from tests.support import fork_server
+from tests.support.fork_server import ForkServer, install, uninstall
 
 from latentfarm.farm import Farm
 from latentfarm.ledger import Ledger
@@ -94,21 +94,30 @@ def ledger(farm: Farm) -> Ledger:
     return farm.ledger
 
 
-@pytest.fixture(scope="session", autouse=True)
-def forked_commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Fork ``python -m latentfarm ...`` from a process that has imported torch; the first command starts it."""
-    started: list[fork_server.ForkServer] = []
+@pytest.fixture(scope="session")
+def shared_fork_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], ForkServer]]:
+    """Return a function that returns the fork server, which starts when it is first called."""
+    started: list[ForkServer] = []
 
-    def get_server() -> fork_server.ForkServer:
+    def get_server() -> ForkServer:
         if not started:
-            started.append(fork_server.ForkServer(log=tmp_path_factory.mktemp("fork-server") / "log"))
+            started.append(ForkServer(log=tmp_path_factory.mktemp("fork-server") / "log"))
         return started[0]
 
-    fork_server.install(get_server)
-    yield
-    fork_server.uninstall()
+    yield get_server
     for server in started:
         server.close()
+
+
+@pytest.fixture(autouse=True)
+def forked_commands(request: pytest.FixtureRequest, shared_fork_server: Callable[[], ForkServer]) -> Iterator[None]:
+    """Fork ``python -m latentfarm ...`` from a process that has imported torch; unit tests start few and light ones."""
+    if request.node.get_closest_marker("unit"):
+        yield
+        return
+    install(shared_fork_server)
+    yield
+    uninstall()
 
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
