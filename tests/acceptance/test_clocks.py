@@ -54,6 +54,6 @@ def test_workers_two_hours_off_either_way_render_as_any_other(farm: Farm, tmp_pa
         for worker in workers:
             worker.wait_or_kill(30)
     lines = list(batch.results())
-    # nobody's lease was taken for run out, and both had their share
+    # no lease expired early, and both workers rendered
     assert {line["attempts"] for line in lines} == {1}
     assert len({line["worker"] for line in lines}) == 2

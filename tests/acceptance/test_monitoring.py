@@ -1,4 +1,4 @@
-"""What deploy/ starts is started, a real Prometheus scrapes it, and answers what dashboard, alerts and KEDA ask."""
+"""The processes of deploy/ run, a real Prometheus scrapes them and answers the queries of dashboard, alerts and KEDA."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ pytestmark = pytest.mark.acceptance
 MONITORING = REPOSITORY / "deploy" / "monitoring"
 JOBS = 60
 ROW = {"num_inference_steps": 4, "width": 64, "height": 64}
-#: what Grafana would put in, for scrapes a second apart
-FILLED_IN = {r"\$__rate_interval": "1m", r"\$\w+": ".*"}
+#: values of Grafana's variables, for scrapes a second apart
+VARIABLES = {r"\$__rate_interval": "1m", r"\$\w+": ".*"}
 
 
 class Prometheus:
-    """Asks a running one."""
+    """Queries a running server."""
 
     def __init__(self, address: str) -> None:
         self._address = address
@@ -51,7 +51,7 @@ class Prometheus:
         return [float(series["value"][1]) for series in self.get("query", query=query)["result"]]
 
     def labels(self, job: str) -> dict[str, set[str]]:
-        """Return the labels of each metric of ours that a target tells."""
+        """Return the labels of each latentfarm metric of a target."""
         found: dict[str, set[str]] = {}
         for series in self.get("series", **{"match[]": f'{{__name__=~"latentfarm_.+",job="{job}"}}'}):
             found.setdefault(series.pop("__name__"), set()).update(set(series) - TARGET)
@@ -101,22 +101,22 @@ def queries() -> dict[str, str]:
     for panel in panels:
         for target in panel.get("targets", []):
             query = target["expr"]
-            for variable, value in FILLED_IN.items():
+            for variable, value in VARIABLES.items():
                 query = re.sub(variable, value, query)
             found[f"{panel['title']} {target['refId']}"] = query
     return found
 
 
-def unanswered(server: Prometheus, asking: dict[str, str]) -> dict[str, str]:
-    """Return the queries to which there is no number."""
-    answers = {name: server.values(query) for name, query in asking.items()}
-    return {name: asking[name] for name, found in answers.items() if not any(map(math.isfinite, found))}
+def unanswered(server: Prometheus, wanted: dict[str, str]) -> dict[str, str]:
+    """Return the queries whose answer has no finite value."""
+    answers = {name: server.values(query) for name, query in wanted.items()}
+    return {name: wanted[name] for name, found in answers.items() if not any(map(math.isfinite, found))}
 
 
 def test_a_run_answers_every_query_and_raises_no_alert(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The processes are those of the overlay cpu: its arguments, its environment but for addresses, its probes."""
+    """The processes have the arguments, probes and environment of the overlay cpu, except for addresses."""
     cluster = overlay("cpu")
     pods = {
         name: cluster.one("Deployment", f"latentfarm-{name}")["spec"]["template"]
@@ -127,8 +127,8 @@ def test_a_run_answers_every_query_and_raises_no_alert(
             if value is not None:
                 monkeypatch.setenv(name, value)
     farm = Farm.open(settings)
-    batch = farm.submit([{"prompt": f"picture {n}", **ROW} for n in range(JOBS)], batch="seen")
-    # one that will fail, so that there is a code to tell
+    batch = farm.submit([{"prompt": f"image {n}", **ROW} for n in range(JOBS)], batch="seen")
+    # one job fails, so that there is an error code to report
     lines = unpack(farm.bucket.get(manifest_key("seen", 0)))
     farm.bucket.put(manifest_key("seen", 0), pack([{**lines[0], "width": 16_384}, *lines[1:]]))
     containers = {name: template["spec"]["containers"][0] for name, template in pods.items()}
@@ -137,9 +137,9 @@ def test_a_run_answers_every_query_and_raises_no_alert(
         with prometheus(tmp_path / "prometheus", targets) as server:
             ended = batch.wait(timeout_s=120)
             assert (ended.done, ended.failed) == (JOBS - 1, 1)
-            asking = {name: query for name, query in queries().items() if not set(metrics_of(query)) & set(CUDA)}
-            assert len(asking) == len(queries()) - 1
-            until(lambda: not unanswered(server, asking), timeout_s=30)
+            wanted = {name: query for name, query in queries().items() if not set(metrics_of(query)) & set(CUDA)}
+            assert len(wanted) == len(queries()) - 1
+            until(lambda: not unanswered(server, wanted), timeout_s=30)
             until(lambda: server.values('latentfarm_images_total{outcome="done"}') == [JOBS - 1], timeout_s=30)
             assert server.values("latentfarm_batch_failures") == [1]
             assert without_created(server.labels("worker-mini")) == WORKER
@@ -149,11 +149,11 @@ def test_a_run_answers_every_query_and_raises_no_alert(
             assert {rule["health"] for rule in rules} == {"ok"}
             assert {rule["name"]: rule["state"] for rule in rules if rule["state"] != "inactive"} == {}
 
-            # what the scaler would be told, for the model that was served
+            # the scaler's queries, for the model that was served
             [thing] = [each for each in overlay("gpu-spot-autoscaled").of("ScaledObject") if "sd14" in str(each)]
-            told = [each["metadata"]["valueLocation"].replace("sd14", "mini") for each in thing["spec"]["triggers"]]
+            triggers = [each["metadata"]["valueLocation"].replace("sd14", "mini") for each in thing["spec"]["triggers"]]
             # the exporter may have been scraped last while jobs waited
-            until(lambda: [server.values(query) for query in told] == [[0]] * len(told), timeout_s=30)
+            until(lambda: [server.values(query) for query in triggers] == [[0]] * len(triggers), timeout_s=30)
 
         for name, container in containers.items():
             for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
@@ -165,7 +165,7 @@ def test_a_run_answers_every_query_and_raises_no_alert(
 
 @contextmanager
 def machines(folder: Path, settings: Settings, containers: dict[str, Any]) -> Iterator[dict[str, Machine]]:
-    """Run what containers would; whatever still runs at the end is ended."""
+    """Run the processes of containers; stop them at the end."""
     running: dict[str, Machine] = {}
     try:
         for name, container in containers.items():
@@ -179,5 +179,5 @@ def machines(folder: Path, settings: Settings, containers: dict[str, Any]) -> It
 
 
 def without_created(metrics: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Leave out when a counter began, which OpenMetrics tells beside each."""
+    """Leave out the creation times, which OpenMetrics adds to each counter."""
     return {name: labels for name, labels in metrics.items() if not name.endswith("_created")}
