@@ -46,6 +46,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: export PYTHONPATH = worker
 bench: $(VENV)/.dev  ## measurements, an hour of them; fails if a bar is missed, after all have run
 	@missed=; for name in $(BENCHMARKS); do \
 		echo "== bench_$$name"; $(BIN)/python -m tests.bench.bench_$$name --write || missed="$$missed $$name"; \

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import until
-from tests.deploy.stand import Stand
+from tests.deploy.compose_runner import ComposeRunner
 from tests.support.scraping import scraped
 
 pytestmark = pytest.mark.acceptance
@@ -17,15 +17,15 @@ SMALL = ["--num-inference-steps", "4", "--width", "64", "--height", "64"]
 
 
 def test_the_services_of_compose_render_a_batch_with_three_workers_and_stop_in_order(tmp_path: Path) -> None:
-    with Stand(tmp_path) as stand:
-        servers = [stand.start("redis"), stand.start("s3")]
-        workers = [stand.start("worker") for _ in range(3)]
-        exporter = stand.start("exporter")
-        submitted = stand.run("producer", "submit", "-", "--format", "txt", "--batch", "b", *SMALL, stdin=PROMPTS)
+    with ComposeRunner(tmp_path) as compose:
+        servers = [compose.start("redis"), compose.start("s3")]
+        workers = [compose.start("worker") for _ in range(3)]
+        exporter = compose.start("exporter")
+        submitted = compose.run("producer", "submit", "-", "--format", "txt", "--batch", "b", *SMALL, stdin=PROMPTS)
         assert (submitted.returncode, submitted.stdout) == (0, "b\n"), submitted.stderr
-        waited = stand.run("producer", "wait", "b", "--timeout", "180")
+        waited = compose.run("producer", "wait", "b", "--timeout", "180")
         assert waited.returncode == 0, waited.stderr
-        status = json.loads(stand.run("producer", "status", "b", "--json").stdout)
+        status = json.loads(compose.run("producer", "status", "b", "--json").stdout)
         assert (status["done"], status["failed"]) == (24, 0)
 
         until(lambda: all(each.ready() for each in workers))
@@ -41,18 +41,18 @@ def test_the_services_of_compose_render_a_batch_with_three_workers_and_stop_in_o
         # the images are plain files of the volume
         assert len(list((tmp_path / "data" / "latentfarm" / "batches" / "b" / "images").rglob("*.png"))) == 24
 
-        assert [stand.stop(each) for each in (exporter, *workers)] == [0] * 4
+        assert [compose.stop(each) for each in (exporter, *workers)] == [0] * 4
         for each in servers:
-            stand.stop(each)
+            compose.stop(each)
 
 
 def test_redis_and_the_store_require_the_passwords_of_the_env_file(tmp_path: Path) -> None:
-    with Stand(tmp_path) as stand:
-        for server in (stand.start("redis"), stand.start("s3")):
+    with ComposeRunner(tmp_path) as compose:
+        for server in (compose.start("redis"), compose.start("s3")):
             until(server.healthy, timeout_s=60)
 
         def exit_code(*command: str, **passwords: str) -> int:
-            return stand.run("producer", *command, stdin="a cat\n", **passwords).returncode
+            return compose.run("producer", *command, stdin="a cat\n", **passwords).returncode
 
         submit = ("submit", "-", "--format", "txt", "--batch")
         assert exit_code("status") == 0

@@ -1,10 +1,10 @@
-"""Measures what a 16-row batch suffers from a million-row batch of the same model and priority.
+"""Measure by how much a million-row batch delays a 16-row batch of the same model and priority.
 
-    python -m tests.bench.bench_fair_share            # prints the table
-    python -m tests.bench.bench_fair_share --write    # and puts it into docs/explanation/benchmarks.md
+    python -m tests.bench.bench_fair_share            # print the table
+    python -m tests.bench.bench_fair_share --write    # also write it into docs/explanation/benchmarks.md
 
-One real worker holds the bundled model: 8 slots, pictures of 64 x 64 pixels in 8 steps. In turn, the large batch is
-paused and the small one has the farm for itself, and the large one goes on and the small one comes beside it.
+One worker serves the bundled model: 64 x 64 pixels, 8 steps. The small batch runs in turn alone, with the large batch
+paused, and beside the large batch.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from tests.bench.bench_submission import prompt_of, write_text
 from tests.bench.servers import farm_servers, redis_ms, temporary_folder, until, workers
 from tests.bench.table import Conditions, Line, parse_arguments, report
+from tests.bench.workload import prompt_of, write_text
 
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
@@ -27,7 +27,7 @@ _JOB: dict[str, Any] = {"num_inference_steps": 8, "width": 64, "height": 64}
 
 
 def small_batch_s(farm: Farm, name: str) -> float:
-    """Submit a small batch; return the seconds from the call to the commit of its last job."""
+    """Submit a small batch. Return the seconds from the call to its last commit."""
     began_ms = redis_ms(farm.ledger.redis)
     batch = farm.submit([prompt_of(number) for number in range(_SMALL_ROWS)], batch=name, **_JOB)
     status = batch.wait(timeout_s=300)
@@ -36,31 +36,31 @@ def small_batch_s(farm: Farm, name: str) -> float:
     return (farm.ledger.batch(name).last_ms - began_ms) / 1000
 
 
-def run_on(large: Batch) -> None:
-    """Let the large batch go on, and wait until it is well under way."""
+def resume(large: Batch) -> None:
+    """Resume the large batch and wait until it is well under way."""
     before = large.status().done
     large.resume()
-    until(lambda: large.status().done >= before + 2 * _SMALL_ROWS, "pictures of the large batch")
+    until(lambda: large.status().done >= before + 2 * _SMALL_ROWS, "images of the large batch")
 
 
-def hold(large: Batch) -> None:
-    """Pause the large batch, and wait until nothing of it runs."""
+def pause(large: Batch) -> None:
+    """Pause the large batch and wait until none of its jobs is leased."""
     large.pause()
-    until(lambda: large.status().leased == 0, "the end of what runs")
+    until(lambda: large.status().leased == 0, "the end of the leased jobs")
 
 
 def measure(settings: Settings, folder: Path, *, rows: int, rounds: int) -> list[Line]:
-    """Run the small batch alone and beside the large one, in turn."""
+    """Run the small batch alone and beside the large one, in turn. Return the table's lines."""
     farm = Farm.open(settings)
-    large = farm.submit(write_text(folder, rows), batch="large", rules=SubmitOptions(check_first=False), **_JOB)
-    hold(large)
+    large = farm.submit(write_text(folder, rows), batch="large", options=SubmitOptions(validate_first=False), **_JOB)
+    pause(large)
     small_batch_s(farm, "warm-up")
     alone, beside = [], []
-    for turn in range(rounds):
-        alone.append(small_batch_s(farm, f"alone-{turn}"))
-        run_on(large)
-        beside.append(small_batch_s(farm, f"beside-{turn}"))
-        hold(large)
+    for number in range(rounds):
+        alone.append(small_batch_s(farm, f"alone-{number}"))
+        resume(large)
+        beside.append(small_batch_s(farm, f"beside-{number}"))
+        pause(large)
     print(alone, beside, flush=True)
     large.cancel()
     alone_s, beside_s = statistics.median(alone), statistics.median(beside)
@@ -72,7 +72,7 @@ def measure(settings: Settings, folder: Path, *, rows: int, rounds: int) -> list
 
 
 def main() -> int:
-    """Return 1 where a bar is missed."""
+    """Return 1 if a bar is missed."""
     arguments = parse_arguments(__doc__)
     with temporary_folder() as folder, farm_servers(folder / "farm") as settings:
         conditions = Conditions(Farm.open(settings).ledger.ping())

@@ -1,11 +1,11 @@
-"""Measures a fetch against what one would write without us: a loop over boto3's ``get_object``, one client.
+"""Measure ``latentfarm fetch`` against a plain loop over boto3's ``get_object`` with one client.
 
-    python -m tests.bench.bench_fetch            # prints the table
-    python -m tests.bench.bench_fetch --write    # and puts it into docs/explanation/benchmarks.md
+    python -m tests.bench.bench_fetch            # print the table
+    python -m tests.bench.bench_fetch --write    # also write it into docs/explanation/benchmarks.md
 
-Both store 2,000 objects of 30,000 bytes, mini's size, in a new folder of the same disk. The loop is given its keys; the
-fetch reads receipts and manifest, checks each sha256 and writes results.jsonl and metadata.jsonl besides. Rounds
-alternate, so that what else the machine does meets both.
+Both store 2,000 objects of 30,000 bytes, the size of mini's images, in a new folder of the same disk. The loop gets a
+list of keys. The fetch also reads receipts and manifest, checks each sha256 and writes results.jsonl and
+metadata.jsonl. Rounds alternate, so that other load affects both alike.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import boto3
 from tests.bench.servers import farm_servers, temporary_folder
@@ -34,19 +34,18 @@ _BAR = 3.0
 
 @dataclass(frozen=True)
 class Round:
-    """Wall and CPU seconds of this process for one way of fetching all pictures."""
+    """Wall and CPU seconds of this process for fetching all images once."""
 
     wall_s: float
     cpu_s: float
 
 
 def key_of(index: int) -> str:
-    """Where a picture lies."""
-    return f"pictures/{index:08d}.png"
+    return f"images/{index:08d}.png"
 
 
 def rendered_batch(farm: Farm, count: int) -> Batch:
-    """Return a complete batch of ``count`` pictures of noise."""
+    """Return a complete batch of ``count`` images of random bytes."""
     batch = farm.submit([f"a red circle on a blue background, number {n}" for n in range(count)], batch="bench")
     noise = random.Random(0)  # noqa: S311
     while leases := farm.ledger.lease("mini", "bench", 100, lease_s=60):
@@ -60,7 +59,7 @@ def rendered_batch(farm: Farm, count: int) -> Batch:
 
 
 def boto3_loop(settings: Settings, keys: list[str], folder: Path) -> None:
-    """What a user would write."""
+    """Fetch all keys as a user would without latentfarm."""
     client = boto3.client(
         "s3",
         endpoint_url=settings.s3_endpoint_url,
@@ -74,20 +73,20 @@ def boto3_loop(settings: Settings, keys: list[str], folder: Path) -> None:
         (folder / key.rpartition("/")[2]).write_bytes(body)
 
 
-def timed(work: Callable[[Path], object], folder: Path, count: int) -> Round:
-    """Run one way into a new folder and check that it has all pictures.
+def timed(fetch: Callable[[Path], object], folder: Path, count: int) -> Round:
+    """Fetch into a new folder and check that it has all images.
 
-    The folder stays until the end: ext4 passes over inodes freed in the last minutes one by one, and a file made right
-    after thousands were deleted takes 0.5 ms of CPU instead of 0.03.
+    The folder is kept until the end: ext4 skips recently freed inodes one by one, so a file created just after
+    thousands were deleted takes 0.5 ms of CPU instead of 0.03.
     """
-    # what earlier rounds left to be written is not this one's
+    # dirty pages of earlier rounds must not be written during this one
     os.sync()
     began, cpu = time.perf_counter(), time.process_time()
-    work(folder)
+    fetch(folder)
     taken = Round(time.perf_counter() - began, time.process_time() - cpu)
     found = sum(file.stat().st_size == _IMAGE_BYTES for file in folder.glob("*.png"))
     if found != count:
-        raise RuntimeError(f"{found} of {count} pictures in {folder}")
+        raise RuntimeError(f"{found} of {count} images in {folder}")
     return taken
 
 
@@ -99,10 +98,6 @@ def measure(settings: Settings, folder: Path, *, count: int, rounds: int) -> lis
     for number in range(rounds):
         loops.append(timed(lambda out: boto3_loop(settings, keys, out), folder / f"loop-{number}", count))
         fetches.append(timed(batch.fetch, folder / f"fetch-{number}", count))
-
-    def median(values: list[float]) -> float:
-        return statistics.median(values)
-
     ratios = [loop.wall_s / fetch.wall_s for loop, fetch in zip(loops, fetches, strict=True)]
     return [
         Line(f"`get_object` loop, {count:,} images", median([each.wall_s for each in loops]), "s"),
@@ -115,7 +110,7 @@ def measure(settings: Settings, folder: Path, *, count: int, rounds: int) -> lis
 
 
 def main() -> int:
-    """Return 1 where a bar is missed."""
+    """Return 1 if a bar is missed."""
     arguments = parse_arguments(__doc__)
     with temporary_folder() as folder, farm_servers(folder / "farm") as settings:
         conditions = Conditions(Farm.open(settings).ledger.ping())

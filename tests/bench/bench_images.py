@@ -1,10 +1,10 @@
-"""Measures what an image costs to encode: CPU, bytes, and whether other threads go on meanwhile.
+"""Measure the cost of encoding an image: CPU, bytes, and the delay of other threads.
 
-    python -m tests.bench.bench_images            # prints the table
-    python -m tests.bench.bench_images --write    # and puts it into docs/explanation/benchmarks.md
+    PYTHONPATH=worker python -m tests.bench.bench_images            # print the table
+    PYTHONPATH=worker python -m tests.bench.bench_images --write    # also write it into docs/explanation/benchmarks.md
 
-Images are 512 x 512 with the spectrum of photographs, and real ones of the bundled model. Encoders take turns, so
-that what else the machine does meets all of them.
+The images are 512 x 512 with the spectrum of photographs, and images of the bundled model. Encoders take turns, so
+that other load affects all of them alike.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Pixels = NDArray[np.uint8]
 Encoder = Callable[[Pixels], bytes]
 
 _SIDE = 512
-#: of a photograph's amplitude over spatial frequency; D. J. Field, J. Opt. Soc. Am. A 4 (1987), 2379, finds about 1
+#: slope of a photograph's amplitude over spatial frequency; about 1 in D. J. Field, J. Opt. Soc. Am. A 4 (1987), 2379
 _SLOPE = 1.2
 _CPU_BAR, _BYTES_BAR, _WAIT_BAR = 0.2, 1.06, 0.5
 _DEFAULT = "Pillow's PNG"
 
 
 def natural_image(side: int, seed: int) -> Pixels:
-    """Return noise of a photograph's spectrum, (side, side, 3), with plain and translucent shapes on it.
+    """Return noise with a photograph's spectrum, (side, side, 3), with plain and translucent shapes on it.
 
-    Colours follow each other as in photographs; every other seed has a sensor's noise of one level on top.
+    Channels correlate as in photographs. Odd seeds add sensor noise of one level.
     """
     rng = np.random.default_rng(seed)
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :])
@@ -66,14 +66,14 @@ def natural_image(side: int, seed: int) -> Pixels:
 
 
 def mini_images(count: int) -> list[Pixels]:
-    """Return images that the bundled model draws, of its native size."""
+    """Render images with the bundled model, in its native size."""
     pipe = measure.load_pipeline()
     prompts = measure.full_captions(measure.held_out_combinations(count))
     return [np.asarray(each) for each in measure.draw_prompts(pipe, prompts, guidance=measure.GUIDANCE).images]
 
 
 def pillow(image_format: str = "PNG", **options: int) -> Encoder:
-    """Return one of Pillow's encoders with some options."""
+    """Return an encoder of Pillow's."""
 
     def encode(pixels: Pixels) -> bytes:
         out = io.BytesIO()
@@ -83,7 +83,7 @@ def pillow(image_format: str = "PNG", **options: int) -> Encoder:
     return encode
 
 
-def ours(image_format: str) -> Encoder:
+def worker_encoder(image_format: str) -> Encoder:
     """Return the worker's encoder of a format."""
     return lambda pixels: encode_image(torch.from_numpy(pixels), image_format, metadata={})
 
@@ -91,7 +91,7 @@ def ours(image_format: str) -> Encoder:
 ENCODERS = {
     _DEFAULT: pillow(),
     "Pillow's PNG at level 1": pillow(compress_level=1),
-    **{each: ours(each) for each in IMAGE_FORMATS},
+    **{each: worker_encoder(each) for each in IMAGE_FORMATS},
 }
 
 
@@ -99,7 +99,7 @@ def checked_bytes(images: Sequence[Pixels]) -> dict[str, float]:
     """Return each encoder's mean bytes an image.
 
     Raises:
-        RuntimeError: one without loss gave other pixels.
+        RuntimeError: A lossless encoder changed pixels.
     """
     sizes = {}
     for name, encode in ENCODERS.items():
@@ -113,7 +113,7 @@ def checked_bytes(images: Sequence[Pixels]) -> dict[str, float]:
 
 
 def cpu_ms(images: Sequence[Pixels], rounds: int) -> dict[str, float]:
-    """Return each encoder's CPU milliseconds an image, the median of rounds in turn."""
+    """Return each encoder's CPU milliseconds an image, the median of alternating rounds."""
     taken: dict[str, list[float]] = {name: [] for name in ENCODERS}
     for _ in range(rounds):
         for name, encode in ENCODERS.items():
@@ -124,28 +124,28 @@ def cpu_ms(images: Sequence[Pixels], rounds: int) -> dict[str, float]:
     return {name: statistics.median(each) for name, each in taken.items()}
 
 
-def lines_of(what: str, images: Sequence[Pixels], rounds: int) -> list[Line]:
-    """Return the table's lines about some images."""
+def lines_of(kind: str, images: Sequence[Pixels], rounds: int) -> list[Line]:
+    """Return the table's lines for one kind of images."""
     sizes, taken = checked_bytes(images), cpu_ms(images, rounds)
     lines = []
     for name in ENCODERS:
-        barred = name == "png"
+        has_bar = name == "png"
         lines += [
-            Line(f"{what}, {name}: CPU", taken[name], "ms"),
-            Line(f"{what}, {name}: size", sizes[name] / 1000, "kB"),
+            Line(f"{kind}, {name}: CPU", taken[name], "ms"),
+            Line(f"{kind}, {name}: size", sizes[name] / 1000, "kB"),
         ]
         if name == _DEFAULT:
             continue
         cpu, size = taken[name] / taken[_DEFAULT], sizes[name] / sizes[_DEFAULT]
         lines += [
-            Line(f"{what}, {name}: CPU of Pillow's default", cpu, "", _CPU_BAR if barred else None),
-            Line(f"{what}, {name}: bytes of Pillow's default", size, "", _BYTES_BAR if barred else None),
+            Line(f"{kind}, {name}: CPU, share of Pillow's default", cpu, "", _CPU_BAR if has_bar else None),
+            Line(f"{kind}, {name}: bytes, share of Pillow's default", size, "", _BYTES_BAR if has_bar else None),
         ]
     return lines
 
 
 def wall_s(encode: Encoder, pixels: Pixels, count: int, threads: int) -> float:
-    """Return the seconds in which some threads encode ``count`` images each."""
+    """Return the wall seconds in which ``threads`` threads encode ``count`` images each."""
 
     def work() -> None:
         for _ in range(count):
@@ -161,9 +161,9 @@ def wall_s(encode: Encoder, pixels: Pixels, count: int, threads: int) -> float:
 
 
 def longest_wait(encode: Encoder, pixels: Pixels) -> float:
-    """Return for which share of an encoding's time another thread waits at the longest: 1 where the GIL is held.
+    """Return the longest wait of another thread for the GIL, as a share of the encoding time: 1 if the GIL is held.
 
-    No thread takes the GIL from another meanwhile; it has to be given away.
+    The switch interval is raised meanwhile, so that no thread is forced to release the GIL.
     """
     ready, done, turns = Event(), Event(), list[float]()
 
@@ -191,27 +191,27 @@ def longest_wait(encode: Encoder, pixels: Pixels) -> float:
 
 
 def thread_lines(pixels: Pixels, count: int, rounds: int) -> list[Line]:
-    """Return for how long an encoder keeps another thread waiting, and how much more two threads encode than one."""
-    # longer than what a busy machine's scheduler lets a thread wait
+    """Return the table's lines about the GIL: the longest waits, and the gain of a second thread."""
+    # large enough that encoding takes longer than a busy machine's scheduling delays
     large = np.tile(pixels, (4, 4, 1))
     lines = []
     for name, encode in {
-        **{each: ours(each) for each in IMAGE_FORMATS},
+        **{each: worker_encoder(each) for each in IMAGE_FORMATS},
         "Pillow's JPEG": pillow("JPEG", quality=95),
     }.items():
         waits = [longest_wait(encode, large) for _ in range(rounds)]
-        what = f"{name}: longest wait of another thread, of the time"
-        barred = name in IMAGE_FORMATS
-        lines.append(Line(what, statistics.median(waits), "", _WAIT_BAR if barred else None))
+        label = f"{name}: longest wait of another thread, share of the time"
+        has_bar = name in IMAGE_FORMATS
+        lines.append(Line(label, statistics.median(waits), "", _WAIT_BAR if has_bar else None))
     for name in IMAGE_FORMATS:
-        encode = ours(name)
+        encode = worker_encoder(name)
         gains = [2 * wall_s(encode, pixels, count, 1) / wall_s(encode, pixels, count, 2) for _ in range(rounds)]
         lines.append(Line(f"{name}: two threads against one, median of {rounds}", statistics.median(gains), "times"))
     return lines
 
 
 def main() -> int:
-    """Return 1 where a bar is missed."""
+    """Return 1 if a bar is missed."""
     arguments = parse_arguments(__doc__)
     conditions = Conditions()
     images, rounds = (2, 2) if arguments.quick else (6, 9)

@@ -1,9 +1,9 @@
-"""Measures the ledger alone: eight client processes lease and commit, and nothing is rendered.
+"""Measure the ledger alone: eight client processes lease and commit, and nothing is rendered.
 
-    python -m tests.bench.bench_ledger            # prints the table
-    python -m tests.bench.bench_ledger --write    # and puts it into docs/explanation/benchmarks.md
+    python -m tests.bench.bench_ledger            # print the table
+    python -m tests.bench.bench_ledger --write    # also write it into docs/explanation/benchmarks.md
 
-Each client leases 64 jobs, commits them with a receipt each, and flushes every part that it filled, as a worker does.
+Each client leases 64 jobs, commits them with a receipt each, and flushes the parts that it filled, as a worker does.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from tests.bench.servers import farm_servers, redis_cpu_s, redis_server, temporary_folder, used_memory_bytes
 from tests.bench.table import Conditions, Line, all_cpu_s, parse_arguments, report
 
+from latentfarm.batch_state import BatchState
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.constants import CHUNK_JOBS
 from latentfarm.settings import Settings
@@ -29,7 +29,7 @@ from latentfarm.storage.results import flush_part
 
 CLIENTS = 8
 JOBS_PER_LEASE = 64
-_LEASE_S = 60
+_LEASE_TTL_S = 60
 _FORK = multiprocessing.get_context("fork")
 
 _PROVENANCE = {
@@ -56,7 +56,7 @@ _PROVENANCE = {
 
 
 def receipt_of(lease: Lease) -> dict[str, Any]:
-    """Return a receipt as a worker writes it, some 800 bytes of JSON; what varies is made from the index."""
+    """Return a receipt of about 800 bytes of JSON, as a worker writes it. The index determines what varies."""
     digest = f"{lease.index:064x}"
     key = f"batches/{lease.batch}/images/{part_of(lease.index):05d}/{lease.index:08d}-{lease.epoch}.png"
     varying = {"key": key, "sha256": digest, "bytes": 20_000 + lease.index % 997}
@@ -65,7 +65,7 @@ def receipt_of(lease: Lease) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """What leasing and committing some jobs cost: wall seconds, and CPU seconds of Redis, all clients, and S3 too."""
+    """The cost of leasing and committing jobs: wall seconds, and CPU seconds of Redis, the clients, and all with S3."""
 
     jobs: int
     wall_s: float
@@ -75,23 +75,22 @@ class Run:
 
     @property
     def jobs_per_s(self) -> float:
-        """The rate on the wall."""
         return self.jobs / self.wall_s
 
     @property
     def two_cores_jobs_per_s(self) -> float:
-        """The rate at which two cores that do nothing else are full."""
+        """Return the rate at which two cores without other work would be busy all the time."""
         return 2 * self.jobs / self.all_s
 
 
 def open_batch(ledger: Ledger, batch: str, total: int, *, model: str = "") -> None:
-    """Open a batch of that size. Its model is the batch's name by default, so that only its own clients lease it."""
+    """Open a batch of ``total`` jobs. ``model``: [default: the batch's name, so that only its own clients lease it]."""
     ledger.create_batch(batch, digest="0" * 64, model=model or batch)
     ledger.append_jobs(batch, before=0, total=total, parts_digest="0" * 64, closed=True)
 
 
 def work(settings: Settings, batch: str, jobs: int, *, to_bucket: bool) -> Run:
-    """Let the clients lease and commit ``jobs`` jobs of the batch and flush their receipts."""
+    """Run clients that lease and commit ``jobs`` jobs of the batch and flush their receipts."""
     ledger = Ledger.connect(settings.redis_url)
     ready = _FORK.Barrier(CLIENTS + 1)
     shares = [jobs // CLIENTS + (client < jobs % CLIENTS) for client in range(CLIENTS)]
@@ -112,105 +111,106 @@ def work(settings: Settings, batch: str, jobs: int, *, to_bucket: bool) -> Run:
 def _client(settings: Settings, batch: str, jobs: int, ready: Any, spent: Any, to_bucket: bool) -> None:  # noqa: FBT001
     ledger, bucket = Ledger.connect(settings.redis_url), Bucket.connect(settings)
     ledger.ping()
-    flush: Callable[[int], Any] = lambda part: ledger.drop_flushed(batch, part, retries=0)  # noqa: E731
-    if to_bucket:
-        flush = lambda part: flush_part(ledger, bucket, batch, part)  # noqa: E731
     worker = f"client-{os.getpid()}"
     ready.wait()
     began_s = time.process_time()
     while jobs:
-        leases = ledger.lease(batch, worker, min(JOBS_PER_LEASE, jobs), lease_s=_LEASE_S)
+        leases = ledger.lease(batch, worker, min(JOBS_PER_LEASE, jobs), lease_s=_LEASE_TTL_S)
         outcomes = ledger.commit([(lease, receipt_of(lease)) for lease in leases])
         if not leases or set(outcomes) - {"done", "full"}:
             raise RuntimeError(f"{batch}: {len(leases)} leases, {set(outcomes)}")
         for lease, outcome in zip(leases, outcomes, strict=True):
-            if outcome == "full":
-                flush(part_of(lease.index))
+            if outcome != "full":
+                continue
+            if to_bucket:
+                flush_part(ledger, bucket, batch, part_of(lease.index))
+            else:
+                ledger.drop_flushed(batch, part_of(lease.index), retries=0)
         jobs -= len(leases)
     with spent.get_lock():
         spent.value += time.process_time() - began_s
 
 
 def throughput(settings: Settings, jobs: int, *, rounds: int) -> list[Line]:
-    """Batches from their first job to their last: the ledger alone, and with its receipts stored in the bucket."""
+    """Lease and commit whole batches, with the ledger alone and with results in the bucket."""
     ledger = Ledger.connect(settings.redis_url)
     runs: dict[str, list[Run]] = {"bucket": [], "drop": []}
-    for turn in range(rounds):
+    for number in range(rounds):
         for name, found in runs.items():
-            batch = f"whole-{name}-{turn}"
+            batch = f"whole-{name}-{number}"
             open_batch(ledger, batch, jobs)
             found.append(work(settings, batch, jobs, to_bucket=name == "bucket"))
             record = ledger.batch(batch)
-            if record.state != "complete" or record.done != jobs or ledger.full_parts():
-                raise RuntimeError(f"{record} after {jobs} jobs; waiting parts: {len(ledger.full_parts())}")
+            if record.state != BatchState.COMPLETE or record.done != jobs or ledger.full_parts():
+                raise RuntimeError(f"{record} after {jobs} jobs; full parts: {len(ledger.full_parts())}")
             print(name, found[-1], flush=True)
     # other processes can only slow a round down
     bucket, dropped = (max(found, key=lambda run: run.jobs_per_s) for found in runs.values())
     lines = []
-    for what, run, bar in (
+    for label, run, bar in (
         (f"{jobs:,} jobs, the ledger alone", dropped, 10_000),
         ("same, results in the bucket", bucket, None),
     ):
         lines += [
-            Line(f"{what}: leased and committed", run.jobs_per_s, "jobs/s", bar, at_least=True),
-            Line(f"{what}: at which two free cores would be full", run.two_cores_jobs_per_s, "jobs/s"),
-            Line(f"{what}: CPU of Redis a job", run.redis_s / jobs * 1e6, "µs"),
-            Line(f"{what}: CPU of the {CLIENTS} clients a job", run.clients_s / jobs * 1e6, "µs"),
+            Line(f"{label}: leased and committed", run.jobs_per_s, "jobs/s", bar, at_least=True),
+            Line(f"{label}: at which two free cores would be full", run.two_cores_jobs_per_s, "jobs/s"),
+            Line(f"{label}: CPU of Redis a job", run.redis_s / jobs * 1e6, "µs"),
+            Line(f"{label}: CPU of the {CLIENTS} clients a job", run.clients_s / jobs * 1e6, "µs"),
         ]
     return lines
 
 
 def flatness(settings: Settings, *, small: int, large: int, slice_jobs: int, rounds: int) -> list[Line]:
-    """Cost a job in a small batch, and at the beginning, in the middle and at the end of a large one, in turn."""
+    """Measure the cost of a job in a small batch, and at the beginning, middle and end of a large one, in turn."""
     ledger = Ledger.connect(settings.redis_url)
     open_batch(ledger, "large", large)
     places = {"beginning": 0, "middle": large // 2, "end": large - rounds * slice_jobs}
     runs: dict[str, list[Run]] = {name: [] for name in ("small", *places)}
-    for turn in range(rounds):
-        open_batch(ledger, f"small-{turn}", small)
-        runs["small"].append(work(settings, f"small-{turn}", small, to_bucket=True))
+    for number in range(rounds):
+        open_batch(ledger, f"small-{number}", small)
+        runs["small"].append(work(settings, f"small-{number}", small, to_bucket=True))
         for name, start in places.items():
-            # the jobs between were never leased: only the cursor is moved
-            ledger.redis.hset("lf:batch:large", "cursor", start + turn * slice_jobs)
+            # skip the jobs between: only the cursor moves
+            ledger.redis.hset("lf:batch:large", "cursor", start + number * slice_jobs)
             runs[name].append(work(settings, "large", slice_jobs, to_bucket=True))
         print({name: found[-1] for name, found in runs.items()}, flush=True)
-    # other processes only ever lengthen the wall time: the shortest round is the one they disturbed least
+    # other processes can only lengthen the wall time: the shortest round was disturbed least
     wall = {name: min(run.wall_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
     redis = {name: statistics.median(run.redis_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
     cpu = {name: statistics.median(run.all_s / run.jobs for run in found) * 1e6 for name, found in runs.items()}
     lines = []
-    for what, costs in (
+    for label, costs in (
         ("CPU of Redis", redis),
         ("CPU of everything", cpu),
         ("wall time, shortest of all rounds,", wall),
     ):
-        lines.append(Line(f"{what} a job, batch of {small:,}", costs["small"], "µs"))
-        lines += [Line(f"{what} a job, {name} of a batch of {large:,}", costs[name], "µs") for name in places]
+        lines.append(Line(f"{label} a job, batch of {small:,}", costs["small"], "µs"))
+        lines += [Line(f"{label} a job, {name} of a batch of {large:,}", costs[name], "µs") for name in places]
         apart = max(abs(costs[name] / costs["small"] - 1) for name in places)
-        lines.append(Line(f"{what} a job: how far apart the two batches are", 100 * apart, "%", 20))
+        lines.append(Line(f"{label} a job: how far apart the two batches are", 100 * apart, "%", 20))
     return lines
 
 
-#: writes the states of a chunk job by job, as leases do: the string grows as it would. ARGV: batch, chunk.
-_TOUCH = """
+#: writes the states of a chunk job by job, so that the string grows as with leases. ARGV: batch, chunk.
+_WRITE_STATES = """
 local key = 'lf:states:' .. ARGV[1] .. ':' .. ARGV[2]
 for at = 0, 999999 do redis.call('SETRANGE', key, at, '\\2') end
 """
 
 
 def huge(url: str, *, total: int, reads: int) -> list[Line]:
-    """A huge batch: opened, leased at both ends, then with the states of all its jobs written; its status read."""
+    """Measure a huge batch: its memory with a few leases and with all states written, and the time of its status."""
     ledger = Ledger.connect(url)
     memory = used_memory_bytes(ledger.redis)
     open_batch(ledger, "huge", total)
-    leases = ledger.lease("huge", "bench", 1_000, lease_s=_LEASE_S)
+    leases = ledger.lease("huge", "bench", 1_000, lease_s=_LEASE_TTL_S)
     ledger.redis.hset("lf:batch:huge", "cursor", total - 1_000)
-    leases += ledger.lease("huge", "bench", 1_000, lease_s=_LEASE_S)
+    leases += ledger.lease("huge", "bench", 1_000, lease_s=_LEASE_TTL_S)
     if [leases[0].index, leases[-1].index, len(leases)] != [0, total - 1, 2_000]:
         raise RuntimeError(f"leased {len(leases)} jobs, {leases[0].index} to {leases[-1].index}")
     ends = used_memory_bytes(ledger.redis) - memory
     for chunk in range(total // CHUNK_JOBS):
-        ledger.redis.eval(_TOUCH, 0, "huge", chunk)
+        ledger.redis.eval(_WRITE_STATES, 0, "huge", chunk)
     full = used_memory_bytes(ledger.redis)
     times_ms = []
     for _ in range(reads):
@@ -226,7 +226,7 @@ def huge(url: str, *, total: int, reads: int) -> list[Line]:
 
 
 def main() -> int:
-    """Return 1 where a bar is missed."""
+    """Return 1 if a bar is missed."""
     arguments = parse_arguments(__doc__)
     quick = arguments.quick
     with temporary_folder() as folder:

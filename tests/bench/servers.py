@@ -1,4 +1,4 @@
-"""What a measurement runs against: a real Redis and a real S3 server below a temporary folder, and their CPU time."""
+"""The servers and workers of a benchmark: real ones, below a temporary folder, with their CPU time and memory."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from tempfile import TemporaryDirectory
 import redis
 
 from latentfarm.ledger import Ledger
-from latentfarm.local.farm import stop_all, start_workers
+from latentfarm.local.farm import start_workers, stop_all
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
 from latentfarm.model_spec import ModelSpec
 from latentfarm.settings import Settings
 
-_WORKER_END_S = 60.0
-#: seconds between two looks at another process
-_LOOK_S = 0.02
+_WORKER_STOP_TIMEOUT_S = 60.0
+#: seconds between two polls of another process
+_POLL_S = 0.02
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """Give a folder that is removed at the end."""
+    """Yield a folder that is removed at the end."""
     with TemporaryDirectory(prefix="latentfarm-bench-") as folder:
         yield Path(folder)
 
 
 @contextmanager
 def redis_server(folder: Path) -> Iterator[str]:
-    """Run the embedded Redis, append-only file and all; give its URL."""
+    """Run the embedded Redis with its append-only file. Yield its URL."""
     child, url = start_redis(folder, log=folder / "redis.log")
     try:
         yield url
     finally:
-        _end(child)
+        _stop(child)
 
 
 @contextmanager
 def farm_servers(folder: Path) -> Iterator[Settings]:
-    """Run the embedded Redis and S3 server; give the settings that reach them."""
+    """Run the embedded Redis and S3 server. Yield the settings that connect to them."""
     with redis_server(folder / "redis") as url:
         child, settings = start_s3(folder / "s3", log=folder / "s3.log")
         try:
             yield settings.model_copy(update={"redis_url": url})
         finally:
-            _end(child)
+            _stop(child)
 
 
 @contextmanager
 def workers(settings: Settings, count: int, logs: Path) -> Iterator[list[int]]:
-    """Run real workers with the settings' model, sharing the cores, which they have loaded when this begins.
+    """Run workers that share the cores, and wait until they have loaded the settings' model.
 
-    Gives the processes of their supervisors.
+    Yields the process ids of their supervisors.
     """
     children: list[ManagedProcess] = []
     try:
@@ -69,41 +69,41 @@ def workers(settings: Settings, count: int, logs: Path) -> Iterator[list[int]]:
         until(lambda: len(ledger.workers(settings.model)) == count, "the workers", timeout_s=300)
         yield [child.pid for child in children]
     finally:
-        stop_all(children, _WORKER_END_S)
+        stop_all(children, _WORKER_STOP_TIMEOUT_S)
 
 
 def until(condition: Callable[[], bool], what: str, *, timeout_s: float = 300) -> None:
-    """Return as soon as the condition holds.
+    """Wait until the condition holds.
 
     Raises:
-        RuntimeError: ``what`` did not come in time.
+        RuntimeError: ``what`` did not happen in time.
     """
     deadline = time.monotonic() + timeout_s
     while not condition():
         if time.monotonic() > deadline:
-            raise RuntimeError(f"{what} did not come within {timeout_s:g} s")
-        time.sleep(_LOOK_S)
+            raise RuntimeError(f"timeout after {timeout_s:g} s: {what}")
+        time.sleep(_POLL_S)
 
 
-def _end(child: ManagedProcess) -> None:
+def _stop(child: ManagedProcess) -> None:
     child.terminate()
     child.wait_or_kill(20)
 
 
 @dataclass(frozen=True)
-class Used:
-    """What a command used: CPU seconds of it and its children, wall seconds, and its largest resident memory."""
+class Usage:
+    """The resources of a command: CPU seconds with its children, wall seconds, and peak resident memory."""
 
     cpu_s: float
     wall_s: float
     peak_bytes: int
 
 
-def run_command(arguments: Sequence[str], settings: Settings, *, log: Path) -> Used:
-    """Run ``latentfarm ...`` in a process of its own, its output in ``log``.
+def run_command(arguments: Sequence[str], settings: Settings, *, log: Path) -> Usage:
+    """Run ``latentfarm ...`` as a process of its own, with its output in ``log``.
 
     Raises:
-        RuntimeError: it failed.
+        RuntimeError: It failed.
     """
     began = time.monotonic()
     peak_bytes = 0
@@ -115,20 +115,20 @@ def run_command(arguments: Sequence[str], settings: Settings, *, log: Path) -> U
             stdout=out,
             stderr=subprocess.STDOUT,
         )
-    # not subprocess's own wait: this one tells the CPU time. The memory it tells would be ours where we are larger.
+    # wait4 instead of subprocess's wait: it returns the CPU time. Its peak memory would include ours before exec.
     ended = 0
     while not ended:
         peak_bytes = max(peak_bytes, _peak_bytes(process.pid))
-        time.sleep(_LOOK_S)
+        time.sleep(_POLL_S)
         ended, status, usage = os.wait4(process.pid, os.WNOHANG)
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise RuntimeError(f"latentfarm {' '.join(arguments)} failed:\n{log.read_text()[-2000:]}")
-    return Used(usage.ru_utime + usage.ru_stime, time.monotonic() - began, peak_bytes)
+    return Usage(usage.ru_utime + usage.ru_stime, time.monotonic() - began, peak_bytes)
 
 
 def _peak_bytes(pid: int) -> int:
-    """Return the largest resident memory so far of a process, 0 for one that has just ended."""
+    """Return the peak resident memory of a process, or 0 if it has just ended."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -136,17 +136,16 @@ def _peak_bytes(pid: int) -> int:
 
 
 def redis_cpu_s(client: redis.Redis) -> float:
-    """Return the CPU seconds that the server has used, user and system."""
+    """Return the CPU seconds of the server, user and system."""
     cpu = client.info("cpu")
     return float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])
 
 
 def used_memory_bytes(client: redis.Redis) -> int:
-    """Return Redis' ``used_memory``."""
     return int(client.info("memory")["used_memory"])
 
 
 def redis_ms(client: redis.Redis) -> float:
-    """Return Redis ``TIME`` in milliseconds, the clock of the ledger."""
+    """Return Redis ``TIME`` in milliseconds: the clock of the ledger."""
     seconds, micros = client.time()
     return int(seconds) * 1000 + int(micros) / 1000

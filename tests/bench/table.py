@@ -1,6 +1,6 @@
-"""A table of figures and bars: printed, and written between markers into docs/explanation/benchmarks.md.
+"""Print a table of figures and bars, and write it between markers into docs/explanation/benchmarks.md.
 
-A script gathers ``Line``s, and ends with ``return report("submission", lines, conditions, write=args.write)``.
+A script collects ``Line``s and ends with ``return report("submission", lines, conditions, write=args.write)``.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of a table; ``bar`` is None where the figure is only reported."""
+    """One line of a table. ``bar`` is None if the figure is only reported."""
 
-    what: str
+    label: str
     figure: float
     unit: str = ""
     bar: float | None = None
@@ -32,20 +32,22 @@ class Line:
 
     @property
     def met(self) -> bool:
-        """Whether the figure meets its bar, if it has one."""
+        """Return whether the figure meets its bar, if it has one."""
         if self.bar is None:
             return True
         return self.figure >= self.bar if self.at_least else self.figure <= self.bar
 
     def markdown(self) -> str:
-        """The line as a table's row."""
-        bar = "" if self.bar is None else f"{'≥' if self.at_least else '≤'} {shown(self.bar)} {self.unit}".strip()
-        met = "" if self.bar is None else ("yes" if self.met else "**no**")
-        return f"| {self.what} | {f'{shown(self.figure)} {self.unit}'.strip()} | {bar} | {met} |"
+        """Return the line as a row of a Markdown table."""
+        bar = met = ""
+        if self.bar is not None:
+            bar = f"{'≥' if self.at_least else '≤'} {format_figure(self.bar)} {self.unit}".strip()
+            met = "yes" if self.met else "**no**"
+        return f"| {self.label} | {f'{format_figure(self.figure)} {self.unit}'.strip()} | {bar} | {met} |"
 
 
 class Conditions:
-    """Under what a measurement was taken: made when it begins, asked when it ends."""
+    """The conditions of a measurement: created when it begins, rendered to text when it ends."""
 
     def __init__(self, redis_version: str = "") -> None:
         self.redis_version = redis_version
@@ -54,7 +56,7 @@ class Conditions:
         self._own_s = all_cpu_s()
 
     def markdown(self) -> str:
-        """One sentence: when, on what, with which versions, and what else the machine did meanwhile."""
+        """Return one sentence: date, machine, versions, and the load by other processes."""
         wall_s = time.monotonic() - self._began
         others = max(0.0, _machine_busy_s() - self._busy_s - (all_cpu_s() - self._own_s)) / wall_s
         redis = f"Redis {self.redis_version}, " if self.redis_version else ""
@@ -66,7 +68,6 @@ class Conditions:
 
 
 def cpu_name() -> str:
-    """Return the processor's name."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()
@@ -74,19 +75,19 @@ def cpu_name() -> str:
 
 
 def own_cpu_s() -> float:
-    """Return the CPU seconds, user and system, of this process and of its children that have ended."""
+    """Return the CPU seconds, user and system, of this process and of its ended children."""
     used = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def all_cpu_s() -> float:
-    """Return the CPU seconds of this process and of all its children, those that run, such as servers, too."""
+    """Return the CPU seconds of this process and of all its children, including running ones such as servers."""
     return own_cpu_s() + sum(process_cpu_s(pid) for pid in _children("self"))
 
 
 def process_cpu_s(pid: int) -> float:
-    """Return the CPU seconds, user and system, of a process and of all that it has started, theirs too."""
-    # of itself and of its own children that have ended; the name before may hold blanks
+    """Return the CPU seconds, user and system, of a process and of all its descendants."""
+    # its own and its ended children's times follow the name, which may contain blanks
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
     return sum(map(int, times)) / _TICKS_PER_S + sum(process_cpu_s(child) for child in _children(pid))
 
@@ -97,38 +98,44 @@ def _children(pid: int | str) -> list[int]:
 
 
 def _machine_busy_s() -> float:
-    """Return the seconds that all cores together were not idle, since the machine started."""
+    """Return the busy seconds of all cores together since boot."""
     user, nice, system, _idle, _iowait, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
     return (user + nice + system + irq + softirq) / _TICKS_PER_S
 
 
-def shown(figure: float) -> str:
-    """Return a figure with three digits that count, or as a whole number."""
+def format_figure(figure: float) -> str:
+    """Return a figure with three significant digits, or as a whole number from 100 on."""
     return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Return ``quick`` and ``write``, the options of every measurement."""
+    """Parse ``--quick`` and ``--write``, the options of every benchmark."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a small run that shows only that the script works")
+    parser.add_argument("--quick", action="store_true", help="a small run that only checks the script")
     parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/benchmarks.md")
     return parser.parse_args()
 
 
-def report(name: str, lines: Sequence[Line], conditions: Conditions, *, write: bool, note: str = "") -> int:
-    """Print a table and say which bars are missed; with ``write`` put it into the page. Returns 1 for a missed bar."""
+def report(
+    name: str, lines: Sequence[Line], conditions: Conditions, *, write: bool, note: str = "", page: Path = PAGE
+) -> int:
+    """Print a table and its missed bars, and write it into the page if ``write``. Return 1 if a bar is missed."""
     header = ["| measured | figure | bar | met |", "| --- | --- | --- | --- |"]
     text = "\n".join([*header, *(line.markdown() for line in lines), "", conditions.markdown(), *([note] * bool(note))])
     print(text, flush=True)
-    missed = [line.what for line in lines if not line.met]
+    missed = [line.label for line in lines if not line.met]
     print(f"\n{name}: " + (f"MISSED: {'; '.join(missed)}" if missed else "every bar is met"), flush=True)
     if write:
-        write_between(name, text)
+        write_between(name, text, page)
     return int(bool(missed))
 
 
 def write_between(name: str, text: str, page: Path = PAGE) -> None:
-    """Put the text between ``<!-- name -->`` and ``<!-- /name -->`` of the page; both markers must be there."""
+    """Replace the text between ``<!-- name -->`` and ``<!-- /name -->`` of a page.
+
+    Raises:
+        ValueError: The page lacks a marker.
+    """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     head, begun, rest = page.read_text(encoding="utf-8").partition(begin)
     _, ended, tail = rest.partition(end)

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Run a command in an image's root as a container runtime does: contain.sh ROOT USER WORKDIR [TARGET=SOURCE ...] -- COMMAND ...
-# The root cannot be written to but for /tmp, /dev/shm and what is mounted; the command has USER's id and no capability.
-# It has the environment that this script is given. Called by unshare, in a mount namespace and as process 1 of its own.
+# The root is read-only except for /tmp, /dev/shm and the mounts. The command has USER's id and no capability.
+# It inherits this script's environment. Call it with unshare, as process 1 of its own mount and process namespaces.
 set -eu
 root=$1 user=$2 workdir=$3
 shift 3

@@ -1,4 +1,4 @@
-"""An image's root file system as a container has it: read-only, no rights, one volume. It takes root to set that up."""
+"""Run commands in an image's root as a container does: read-only, without capabilities. This needs root."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CONTAIN = REPOSITORY / "tests" / "deploy" / "contain.sh"
 
 @dataclass(frozen=True)
 class Container:
-    """Where the processes of an image run. ``volumes`` are folders of this machine by where they are mounted."""
+    """A host whose processes run in an image. ``volumes``: folders of this machine by mount point."""
 
     root: Path
     user: str
@@ -51,7 +51,7 @@ class Container:
         )
 
     def end(self, process: subprocess.Popen[bytes]) -> None:
-        """Send the container's first process what a runtime sends it."""
+        """Send SIGTERM to the container's first process, as a runtime does."""
         [first] = children_of(process.pid)
         os.kill(first, signal.SIGTERM)
 

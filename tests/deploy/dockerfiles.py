@@ -16,7 +16,7 @@ DOCKERFILES = sorted(DEPLOY.glob("*.Dockerfile"))
 
 @dataclass
 class Image:
-    """How a container starts."""
+    """The configuration of an image, as far as it determines how a container starts."""
 
     entrypoint: list[str] = field(default_factory=list)
     command: list[str] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""The engine on a CUDA device: the same facts as on the CPU, in the dtypes that workers use there."""
+"""Test the engine on a CUDA device as on the CPU, in the dtypes that workers use there."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_the_same_bytes_alone_and_in_company(folder: Path, dtype: torch.dtype) -> None:
+def test_an_image_has_the_same_bytes_alone_and_in_a_batch(folder: Path, dtype: torch.dtype) -> None:
     family = load_family(folder, dtype=dtype, device=torch.device("cuda"))
     together = run(family, jobs())
     for job in jobs():
         assert torch.equal(run(family, [job])[job.index], together[job.index]), job
 
 
-def test_float32_is_near_the_cpus_image(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_float32_images_are_within_two_levels_of_the_cpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     on_cpu = run(load_family(folder, dtype=torch.float32, device=torch.device("cpu")), jobs())
     on_gpu = run(load_family(folder, dtype=torch.float32, device=torch.device("cuda")), jobs())

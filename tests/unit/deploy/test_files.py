@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import yaml
 from tests.conftest import REPOSITORY
-from tests.deploy.composition import COMPOSE, read, services
+from tests.deploy.compose_file import COMPOSE, read, services
+from tests.deploy.compose_runner import PASSWORDS
 from tests.deploy.dockerfiles import DEPLOY, DOCKERFILES, Image
-from tests.deploy.stand import PASSWORDS
 from tests.support import tools
 
 from latentfarm.settings import Settings

@@ -16,7 +16,7 @@ from typing import Any
 from tests.conftest import REPOSITORY
 
 BASE = "localhost/latentfarm-base"
-#: what the images require of their base
+#: packages that the images require of their base
 _PACKAGES = "ca-certificates,python3,python3-dev,python3-venv"
 _SUITE = "bookworm"
 #: kept between runs, because it takes a minute to make
@@ -24,7 +24,7 @@ _BASE_ARCHIVE = REPOSITORY / "build" / f"base-{_SUITE}.tar"
 
 
 class Builder:
-    """Buildah, with its own store in ``folder``."""
+    """Build images with buildah, with its own store in ``folder``."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -63,12 +63,11 @@ class Built:
 
     @cached_property
     def files(self) -> list[Path]:
-        """All files of the image."""
         return [Path(folder, name) for folder, _, names in os.walk(self.root) for name in names]
 
     @property
     def bytes(self) -> int:
-        """Total size of its files."""
+        """Return the total size of the files."""
         return sum(file.lstat().st_size for file in self.files)
 
 

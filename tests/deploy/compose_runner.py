@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from tests.conftest import until
-from tests.deploy.composition import Service, services
+from tests.deploy.compose_file import Service, services
 from tests.deploy.dockerfiles import DEPLOY
 from tests.support.machines import free_ports
 from tests.support.scraping import http_get
@@ -32,7 +32,7 @@ _STOP_TIMEOUT_S = 60.0
 
 
 class Host(Protocol):
-    """Where a service's processes run."""
+    """A place to run the processes of a service."""
 
     def start(self, command: list[str], environment: Mapping[str, str], *, log: Path) -> subprocess.Popen[bytes]:
         """Start a long-running process."""
@@ -118,15 +118,15 @@ class Running:
         assert code is None, f"{self.service.name} ended with {code}:\n{self.log.read_text()}"
 
     def healthy(self) -> bool:
-        """Run its health check once."""
+        """Run the service's health check once."""
         self.require_alive()
         return self.host.run(self.health, self.environment, "").returncode == 0
 
 
-class Stand:
-    """Runs services of compose.yaml. A context manager that kills what still runs.
+class ComposeRunner:
+    """Run services of compose.yaml. A context manager that kills the remaining processes.
 
-    ``hosts`` are where the processes of a service run, by the name of its image [default: this machine].
+    ``hosts``: the host of each image's processes, by the image's name [default: this machine].
     """
 
     def __init__(self, folder: Path, hosts: Mapping[str, Host] | None = None) -> None:
@@ -164,23 +164,23 @@ class Stand:
             assert how == {"condition": "service_healthy"}
             self._require_healthy(needed)
         environment = self._environment(service)
-        command = [self._translated(word) for word in service.command]
+        command = [self._translate(word) for word in service.command]
         host = self._host(service)
         log = self.folder / f"{name}-{len(self._running)}.log"
         process = host.start(command, environment, log=log)
-        health = [self._translated(word) for word in service.health]
+        health = [self._translate(word) for word in service.health]
         running = Running(service, host, process, environment, health, log)
         self._running.append(running)
         return running
 
     def run(self, name: str, *arguments: str, stdin: str = "", **passwords: str) -> subprocess.CompletedProcess[str]:
-        """Do what `docker compose run --rm NAME ARGUMENTS` does; ``passwords`` replace those of `.env`."""
+        """Run as `docker compose run --rm NAME ARGUMENTS` does. ``passwords`` replace those of `.env`."""
         service = services(self._passwords | passwords)[name]
         command = [*service.image.entrypoint, *arguments]
         return self._host(service).run(command, self._environment(service), stdin)
 
     def stop(self, running: Running) -> int:
-        """Do what `docker compose stop` does; return the exit code."""
+        """Stop as `docker compose stop` does. Return the exit code."""
         grace_s = float(running.service.config.get("stop_grace_period", "10s").removesuffix("s"))
         began = time.monotonic()
         running.host.end(running.process)
@@ -197,13 +197,13 @@ class Stand:
         until(running.healthy, timeout_s=60)
 
     def _environment(self, service: Service) -> dict[str, str]:
-        environment = {name: self._translated(str(value)) for name, value in service.environment.items()}
+        environment = {name: self._translate(str(value)) for name, value in service.environment.items()}
         if "LATENTFARM_METRICS_ADDRESS" in environment:
-            # containers of a service share a port, not an address
+            # containers of a service have the same port but different addresses
             environment["LATENTFARM_METRICS_ADDRESS"] = f"127.0.0.1:{free_ports(1)[0]}"
         return environment
 
-    def _translated(self, text: str) -> str:
+    def _translate(self, text: str) -> str:
         for there, here in self._addresses.items():
             if there in text:
                 return text.replace(there, here)

@@ -1,7 +1,7 @@
-"""diffusers' own pipeline, as all peers use it: one resident pipe, one prompt a call or static batches of them.
+"""diffusers' own pipeline, the peer of every benchmark: one prompt a call, or static batches.
 
-It is set up as diffusers' documentation advises for inference: safetensors, no safety checker, no progress bar, and
-where it is compiled, channels_last and whole graphs of the U-Net and the decoder.
+It is set up as diffusers' documentation recommends for inference: safetensors, no safety checker, no progress bar. If
+it is compiled, it also has channels_last and full graphs of the U-Net and the decoder.
 """
 
 from __future__ import annotations
@@ -22,12 +22,14 @@ from latentfarm_worker.mini import MODEL_DIR
 
 #: how jobs become static batches; see ``batches``
 Order = Literal["arrival", "split", "sorted"]
+#: one call of the pipeline: the rows' numbers, the steps and the guidance
+Call = tuple[list[int], int, float]
 
 
 def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "") -> Any:
-    """Return a pipe that is ready to draw, compiled if torch.compile's ``backend`` is named.
+    """Load a pipeline, compiled if ``backend`` names one of torch.compile's.
 
-    ``source`` is a diffusers folder, or empty for the bundled model.
+    ``source``: a diffusers folder, or empty for the bundled model.
     """
     from diffusers import StableDiffusionPipeline
     from transformers.utils import logging
@@ -52,39 +54,38 @@ def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "")
     return pipe
 
 
-def draw(pipe: Any, rows: Sequence[Row], *, steps: int, guidance: float) -> list[Image.Image]:
-    """Call the pipe once for all rows; their own steps and guidance do not matter, their seeds do."""
+def render(pipe: Any, rows: Sequence[Row], *, steps: int, guidance: float) -> list[Image.Image]:
+    """Call the pipeline once for all rows. Only their prompts, seeds and the first one's size are used."""
     settings = {name: rows[0][name] for name in ("width", "height") if name in rows[0]}
     images: list[Image.Image] = pipe(
         [row["prompt"] for row in rows],
         num_inference_steps=steps,
         guidance_scale=guidance,
-        # one generator a picture, on the CPU: so a picture does not depend on its place in the batch
+        # one generator an image, on the CPU: an image does not depend on its place in the batch
         generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
         **settings,
     ).images
     return images
 
 
-def draw_one(pipe: Any, row: Row) -> Image.Image:
-    """Return the picture of one job: ``pipe(prompt)``."""
-    return draw(pipe, [row], steps=row["num_inference_steps"], guidance=row["guidance_scale"])[0]
+def render_one(pipe: Any, row: Row) -> Image.Image:
+    """Render one job: ``pipe(prompt)``."""
+    return render(pipe, [row], steps=row["num_inference_steps"], guidance=row["guidance_scale"])[0]
 
 
 def png(image: Image.Image) -> bytes:
-    """Return the picture as PIL encodes it by default."""
+    """Encode an image with PIL's default settings."""
     out = io.BytesIO()
     image.save(out, format="PNG")
     return out.getvalue()
 
 
-def batches(rows: Sequence[Row], size: int, order: Order) -> Iterator[tuple[list[int], int, float]]:
-    """Yield the rows' numbers, the steps and the guidance of each call.
+def batches(rows: Sequence[Row], size: int, order: Order) -> Iterator[Call]:
+    """Yield the calls that render all rows in static batches of ``size``.
 
-    ``arrival``: the next ``size`` jobs, all for as long as the longest takes, guided if any is: what a batch costs that
-    no job can leave. (The pictures of the shorter ones are not what was asked for; this is the time alone.)
-    ``split``: the next ``size`` jobs, a call for each of their settings. ``sorted``: all jobs sorted by their settings,
-    a call for each ``size`` that agree.
+    ``arrival``: the next ``size`` jobs, with the steps of the longest, guided if any is. This is a lower bound of the
+    time, because the images of the shorter jobs are not the requested ones. ``split``: the next ``size`` jobs, one call
+    for each of their settings. ``sorted``: all jobs sorted by settings, one call for every ``size`` equal ones.
     """
     numbers = range(len(rows))
     if order == "sorted":
@@ -95,17 +96,15 @@ def batches(rows: Sequence[Row], size: int, order: Order) -> Iterator[tuple[list
         if order == "split":
             yield from _by_settings(rows, window, size)
         else:
-            asked = [rows[number] for number in window]
-            steps = max(row["num_inference_steps"] for row in asked)
-            yield list(window), steps, max(row["guidance_scale"] for row in asked)
+            batch = [rows[number] for number in window]
+            steps = max(row["num_inference_steps"] for row in batch)
+            yield list(window), steps, max(row["guidance_scale"] for row in batch)
 
 
-def arriving(
-    rows: Sequence[Row], size: int, order: Order, arrive: Sequence[float]
-) -> Iterator[tuple[list[int], int, float]]:
-    """Yield the same for jobs that arrive at times of the monotonic clock: what is there by now, ``size`` at most.
+def arriving_batches(rows: Sequence[Row], size: int, order: Order, arrive: Sequence[float]) -> Iterator[Call]:
+    """Yield calls for jobs that arrive at times of the monotonic clock.
 
-    Nothing waits for a batch to fill while there is a job.
+    A batch takes the jobs that have arrived, at most ``size``. It never waits to be filled.
     """
     first = 0
     while first < len(rows):
@@ -116,7 +115,7 @@ def arriving(
         first = last
 
 
-def _by_settings(rows: Sequence[Row], numbers: Sequence[int], size: int) -> Iterator[tuple[list[int], int, float]]:
+def _by_settings(rows: Sequence[Row], numbers: Sequence[int], size: int) -> Iterator[Call]:
     groups: dict[tuple[int, float], list[int]] = {}
     for number in numbers:
         row = rows[number]

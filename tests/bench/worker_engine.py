@@ -1,4 +1,4 @@
-"""Where the measurements touch ``latentfarm_worker``: its engine, fed in process, with nothing encoded or stored."""
+"""The worker's engine without a farm: fed in process, with nothing encoded or stored."""
 
 from __future__ import annotations
 
@@ -18,34 +18,34 @@ from latentfarm_worker.models import Family, load_family
 
 
 def load(source: str | Path, *, dtype: str, device: str) -> Family:
-    """Load a model as a worker does; ``source`` is a diffusers folder, or empty for the bundled model."""
+    """Load a model as a worker does. ``source``: a diffusers folder, or empty for the bundled model."""
     return load_family(source or MODEL_DIR, dtype=getattr(torch, dtype), device=torch.device(device))
 
 
 def make_engine(family: Family, *, slots: int = 0) -> Engine:
-    """Return an engine as a worker makes it, warmed up; 0 slots: as many as a worker finds best, or remembers."""
+    """Build and warm up an engine as a worker does. ``slots``: [default: chosen or cached as a worker's]."""
     engine = build.make_engine(family, Settings(slots=slots))
     engine.warm_up()
     return engine
 
 
 def render(engine: Engine, rows: Sequence[Row]) -> Iterator[tuple[int, Any]]:
-    """Yield each row's number and its pixels, uint8 (height, width, 3), as soon as they are there.
+    """Yield the number of each row and its pixels, uint8 (height, width, 3), as soon as they are rendered.
 
-    Jobs are admitted as a worker does: never more than there is room for.
+    Jobs are admitted as in a worker: never more than there are free slots.
 
     Raises:
-        RuntimeError: a job failed.
+        RuntimeError: A job failed.
     """
-    coming = iter([Job(batch="bench", index=number, **row) for number, row in enumerate(rows)])
-    left = len(rows)
-    while left:
+    waiting = iter([Job(batch="bench", index=number, **row) for number, row in enumerate(rows)])
+    remaining = len(rows)
+    while remaining:
         for _ in range(engine.free):
-            if (job := next(coming, None)) is None:
+            if (job := next(waiting, None)) is None:
                 break
             engine.admit(job)
         for outcome in engine.step():
             if not isinstance(outcome, Rendered):
                 raise RuntimeError(f"{outcome.job.name}: {outcome.error}")
-            left -= 1
+            remaining -= 1
             yield outcome.job.index, outcome.pixels.numpy()

@@ -25,18 +25,18 @@ class Service:
 
     @property
     def command(self) -> list[str]:
-        """The command of a container."""
+        """Return the command of a container."""
         return [*self.config.get("entrypoint", self.image.entrypoint), *self.config.get("command", self.image.command)]
 
     @property
     def health(self) -> list[str]:
-        """The health check of a container."""
+        """Return the command of the health check."""
         check = self.config.get("healthcheck", {}).get("test") or ["CMD", *self.image.health]
         return ["sh", "-c", *check[1:]] if check[0] == "CMD-SHELL" else check[1:]
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment of a container."""
+        """Return the environment of a container."""
         return {**self.image.environment, **self.config.get("environment", {})}
 
 
