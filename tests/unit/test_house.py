@@ -10,10 +10,12 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from graphlib import TopologicalSorter
 from importlib.metadata import requires
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
+import grimp
 import pytest
 from tests.conftest import REPOSITORY
 from typer.main import get_command
@@ -125,3 +127,9 @@ def test_a_worker_has_mkl_round_each_row_alike() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "MKL_CBWR"}
     found = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "AUTO,STRICT"
+
+
+@pytest.mark.parametrize("package", ["latentfarm", "latentfarm_worker"])
+def test_no_imports_go_in_a_circle(package: str) -> None:
+    graph = grimp.build_graph(package, cache_dir=None)
+    TopologicalSorter({name: graph.find_modules_directly_imported_by(name) for name in graph.modules}).prepare()
