@@ -20,7 +20,7 @@ from latentfarm_worker.models import load_family
 
 pytestmark = pytest.mark.unit
 
-COUNT, SLOTS = 63, 2
+COUNT, SLOTS = 42, 2
 SCHEDULERS = ["euler", "euler_a", "dpm++2m", "heun", "ddim", "unipc", "lcm"]
 SIZES = [(None, None)] * 4 + [(96, 64), (64, 128)]
 

@@ -79,7 +79,7 @@ def test_parquet_tables_have_one_schema_for_any_rows(tmp_path: Path) -> None:
 Writer = Callable[[IO[bytes], Iterable[dict[str, Any]]], None]
 
 
-@pytest.mark.parametrize(("writer", "base"), [(write_jsonl, 2_000), (write_csv, 2_000)])
+@pytest.mark.parametrize(("writer", "base"), [(write_jsonl, 300), (write_csv, 300)])
 def test_writing_a_table_takes_bounded_memory(writer: Writer, base: int, tmp_path: Path) -> None:
     def peak(count: int) -> int:
         def lines() -> Iterator[dict[str, Any]]:

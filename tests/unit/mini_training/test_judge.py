@@ -19,7 +19,7 @@ def _truth(count: int) -> list[tuple[world.Combination, world.Image]]:
     return [(c, world.draw(world.scene_of(c, rng))) for c in chosen]
 
 
-TRUTH = _truth(150)
+TRUTH = _truth(100)
 
 
 def _right(images: list[world.Image]) -> dict[str, float]:
