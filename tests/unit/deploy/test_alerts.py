@@ -63,6 +63,7 @@ def test_every_alert_has_a_case_that_fires_and_one_that_does_not(rule: dict[str,
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["alert"]))
 def test_the_cases_of_an_alert_fail_if_it_never_fires_or_does_not_wait(rule: dict[str, str], tmp_path: Path) -> None:
     text, cases = ALERTS.read_text(), cases_of(rule["alert"])
+    assert run_cases(tmp_path, text, cases).returncode == 0
     before, name, after = text.partition(f"alert: {rule['alert']}\n")
     slow = after.replace("for: ", "for: 9", 1)
     assert run_cases(tmp_path, before + name + slow, cases).returncode != 0
