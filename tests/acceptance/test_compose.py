@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import until
-from tests.deploy.compose_runner import ComposeRunner
+from tests.support.deploy.compose_runner import ComposeRunner
 from tests.support.scraping import scraped
 
 pytestmark = pytest.mark.acceptance

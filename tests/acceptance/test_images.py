@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import until
-from tests.deploy.build_images import Builder, Built
-from tests.deploy.compose_runner import ComposeRunner, Running
-from tests.deploy.containers import Container
-from tests.deploy.dockerfiles import DOCKERFILES, Image
+from tests.support.deploy.build_images import Builder, Built
+from tests.support.deploy.compose_runner import ComposeRunner, Running
+from tests.support.deploy.containers import Container
+from tests.support.deploy.dockerfiles import DOCKERFILES, Image
 from tests.support.processes import children_of
 from tests.support.scraping import scraped
 

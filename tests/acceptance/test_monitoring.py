@@ -15,10 +15,10 @@ import pytest
 import yaml
 from tests.conftest import REPOSITORY, until
 from tests.support import tools
+from tests.support.deploy.cluster import overlay
+from tests.support.deploy.metrics import CUDA, EXPORTER, TARGET, WORKER, metrics_of
 from tests.support.machines import Machine, free_ports
 from tests.support.scraping import http_get
-from tests.unit.deploy.cluster import overlay
-from tests.unit.deploy.metrics import CUDA, EXPORTER, TARGET, WORKER, metrics_of
 
 from latentfarm import Farm
 from latentfarm.local.process import ManagedProcess

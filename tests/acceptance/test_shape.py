@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import until
-from tests.deploy.dockerfiles import DEPLOY, Image
+from tests.support.deploy.dockerfiles import DEPLOY, Image
 from tests.support.leasing import holders
 from tests.support.locked_redis import locked_redis
 from tests.support.machines import LATENTFARM, Machine, free_ports

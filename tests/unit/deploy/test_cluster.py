@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 from tests.conftest import REPOSITORY
-from tests.unit.deploy.cluster import KUBERNETES, OVERLAYS, Object, Overlay, labels_of, overlay, render, selects
+from tests.support.deploy.cluster import KUBERNETES, OVERLAYS, Object, Overlay, labels_of, overlay, render, selects
 
 pytestmark = pytest.mark.unit
 

@@ -12,8 +12,8 @@ import pytest
 import yaml
 from tests.conftest import REPOSITORY
 from tests.support import tools
-from tests.unit.deploy.cluster import overlay
-from tests.unit.deploy.metrics import ALL, groupings_of, metrics_of, unknown_in
+from tests.support.deploy.cluster import overlay
+from tests.support.deploy.metrics import ALL, groupings_of, metrics_of, unknown_in
 
 pytestmark = pytest.mark.unit
 

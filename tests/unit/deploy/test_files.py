@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from tests.conftest import REPOSITORY
-from tests.deploy.compose_file import COMPOSE, read, services
-from tests.deploy.compose_runner import PASSWORDS
-from tests.deploy.dockerfiles import DEPLOY, DOCKERFILES, Image
 from tests.support import tools
+from tests.support.deploy.compose_file import COMPOSE, read, services
+from tests.support.deploy.compose_runner import PASSWORDS
+from tests.support.deploy.dockerfiles import DEPLOY, DOCKERFILES, Image
 
 from latentfarm.settings import Settings
 

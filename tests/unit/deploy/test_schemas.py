@@ -7,7 +7,7 @@ from copy import deepcopy
 import jsonschema
 import kubernetes_validate
 import pytest
-from tests.unit.deploy.cluster import OVERLAYS, Object, custom_schema, overlay
+from tests.support.deploy.cluster import OVERLAYS, Object, custom_schema, overlay
 
 pytestmark = pytest.mark.unit
 

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.conftest import REPOSITORY
-from tests.unit.deploy.cluster import OVERLAYS, Object, Overlay, labels_of, overlay
+from tests.support.deploy.cluster import OVERLAYS, Object, Overlay, labels_of, overlay
 from typer.main import get_command
 
 import latentfarm

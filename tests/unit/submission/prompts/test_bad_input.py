@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from tests.unit.submission.prompts import helpers
+from tests.support import prompt_files
 
 from latentfarm.errors import InputError
 from latentfarm.submission.prompts import RowError, lines, open_source, tables
@@ -87,15 +87,15 @@ def test_a_prompt_repeated_many_times_is_not_refused(tmp_path: Path) -> None:
 
 
 def test_the_longest_line_is_a_row_or_a_row_error(tmp_path: Path) -> None:
-    assert helpers.row_errors(tmp_path / "p.txt", "a" * MAX_LINE_BYTES) == [
+    assert prompt_files.row_errors(tmp_path / "p.txt", "a" * MAX_LINE_BYTES) == [
         ("prompt", f"p.txt line 1: prompt '{'a' * 56}... is 1,048,576 bytes long; shorten it to 4,096")
     ]
     assert (
-        len(helpers.found(tmp_path / "p.txt", "a cat\n" * (MAX_LINE_BYTES // 6) + "a" * 4096))
+        len(prompt_files.found(tmp_path / "p.txt", "a cat\n" * (MAX_LINE_BYTES // 6) + "a" * 4096))
         == MAX_LINE_BYTES // 6 + 1
     )
     with pytest.raises(InputError, match=r"p\.txt line 3 is longer"):
-        helpers.found(tmp_path / "p.txt", "a\nb\n" + "a" * (MAX_LINE_BYTES + 1) + "\nc")
+        prompt_files.found(tmp_path / "p.txt", "a\nb\n" + "a" * (MAX_LINE_BYTES + 1) + "\nc")
 
 
 def compressed(content: bytes) -> bytes:
@@ -130,7 +130,7 @@ def compressed(content: bytes) -> bytes:
 )
 def test_a_file_of_another_format_is_one_error(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        helpers.found(tmp_path / name, content)
+        prompt_files.found(tmp_path / name, content)
 
 
 def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
     ],
 )
 def test_an_invalid_line_has_a_short_reason(tmp_path: Path, line: bytes, reason: str, message: str) -> None:
-    [(counted, text)] = helpers.row_errors(tmp_path / "p.jsonl", line)
+    [(counted, text)] = prompt_files.row_errors(tmp_path / "p.jsonl", line)
     assert counted.startswith(reason)
     assert len(counted) < 100
     assert text.startswith(message)
@@ -166,7 +166,7 @@ def test_an_invalid_line_has_a_short_reason(tmp_path: Path, line: bytes, reason:
 
 def test_a_row_with_a_thousand_errors_lists_the_first_ones(tmp_path: Path) -> None:
     line = json.dumps({"prompt": "a", **{f"key {number}": 1 for number in range(1000)}})
-    [(_, text)] = helpers.row_errors(tmp_path / "p.jsonl", line)
+    [(_, text)] = prompt_files.row_errors(tmp_path / "p.jsonl", line)
     assert text.split("\n")[-1] == "... and 992 more in this row"
     assert len(text.split("\n")) == 9
 
@@ -174,12 +174,12 @@ def test_a_row_with_a_thousand_errors_lists_the_first_ones(tmp_path: Path) -> No
 def test_columns_nested_too_deeply_are_a_row_error(tmp_path: Path) -> None:
     for depth in (150, 900, 100_000):
         line = '{"prompt": "a", "tree": ' + "[" * depth + "]" * depth + "}"
-        entries = helpers.found(tmp_path / "p.jsonl", line, helpers.KEEP)
+        entries = prompt_files.found(tmp_path / "p.jsonl", line, prompt_files.KEEP)
         assert [isinstance(entry, RowError) for entry in entries] == [depth > 200]
 
 
 def test_the_second_row_with_an_id_is_invalid(tmp_path: Path) -> None:
     lines = [{"prompt": "a", "id": "x"}, {"prompt": "b"}, {"prompt": "c", "id": "x"}, {"prompt": "d", "id": "y"}]
-    assert helpers.row_errors(tmp_path / "p.jsonl", "\n".join(map(json.dumps, lines))) == [
+    assert prompt_files.row_errors(tmp_path / "p.jsonl", "\n".join(map(json.dumps, lines))) == [
         ("id is not unique", "p.jsonl line 3: id 'x' is not unique; an earlier row has it")
     ]

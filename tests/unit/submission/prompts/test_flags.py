@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.submission.prompts import helpers
+from tests.support import prompt_files
 
 from latentfarm import schedulers
 from latentfarm.submission.prompts import LocatedRow
@@ -23,7 +23,7 @@ def fields(line: str) -> dict[str, Any]:
     assert has_flags(line)
     found = check_line("line", CHECK, line)
     assert isinstance(found, LocatedRow), found
-    return helpers.given(found.row)
+    return prompt_files.given(found.row)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def fields(line: str) -> dict[str, Any]:
     ["a cat -- sleeping", "well--known cat", "a cat --", "--", "a --1 cat", "a ---cat", "a cat, -n dog", "2--n 3"],
 )
 def test_a_double_dash_that_is_no_flag_is_part_of_the_prompt(tmp_path: Path, line: str) -> None:
-    assert [row.prompt for row in helpers.rows(tmp_path / "p.txt", line)] == [line]
+    assert [row.prompt for row in prompt_files.rows(tmp_path / "p.txt", line)] == [line]
 
 
 def test_values_of_kohya_flags_end_at_the_next_flag() -> None:
@@ -106,7 +106,7 @@ def test_a_quoted_text_may_contain_a_flag() -> None:
     ],
 )
 def test_a_line_with_unreadable_flags_is_an_error(tmp_path: Path, line: str, reason: str, message: str) -> None:
-    [(counted, text)] = helpers.row_errors(tmp_path / "p.txt", f"fine\n{line}\n")
+    [(counted, text)] = prompt_files.row_errors(tmp_path / "p.txt", f"fine\n{line}\n")
     assert counted == reason
     assert text.startswith(f"p.txt line 2: {message}")
 

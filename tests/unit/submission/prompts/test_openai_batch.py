@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.unit.submission.prompts import helpers
+from tests.support import prompt_files
 
 from latentfarm.submission.prompts import ReadOptions
 
@@ -20,14 +20,16 @@ def line(body: Any, **more: Any) -> str:
 def test_a_batch_line_is_a_row(tmp_path: Path) -> None:
     body = {"model": "dall-e-2", "prompt": "a cat", "n": 2, "size": "512x768", "user": "u", "response_format": "url"}
     ours = {"negative_prompt": "blurry", "seed": 7, "num_inference_steps": 30, "scheduler": "euler"}
-    [row] = helpers.rows(tmp_path / "b.jsonl", line({**body, **ours, "output_format": "png", "guidance_scale": None}))
+    [row] = prompt_files.rows(
+        tmp_path / "b.jsonl", line({**body, **ours, "output_format": "png", "guidance_scale": None})
+    )
     expected = {"id": "request-1", "prompt": "a cat", "num_images_per_prompt": 2, "width": 512, "height": 768}
-    assert helpers.given(row) == {**expected, **ours, "image_format": "png"}
+    assert prompt_files.given(row) == {**expected, **ours, "image_format": "png"}
 
 
 def test_batch_lines_and_rows_may_be_in_one_file(tmp_path: Path) -> None:
     text = line({"prompt": "a cat", "size": "auto"}) + '\n{"prompt": "a dog"}\n'
-    assert [row.prompt for row in helpers.rows(tmp_path / "b.jsonl", text)] == ["a cat", "a dog"]
+    assert [row.prompt for row in prompt_files.rows(tmp_path / "b.jsonl", text)] == ["a cat", "a dog"]
 
 
 @pytest.mark.parametrize(
@@ -64,14 +66,14 @@ def test_batch_lines_and_rows_may_be_in_one_file(tmp_path: Path) -> None:
     ],
 )
 def test_an_invalid_batch_line_is_a_row_error(tmp_path: Path, text: str, reason: str, message: str) -> None:
-    [(counted, problem)] = helpers.row_errors(tmp_path / "b.jsonl", text)
+    [(counted, problem)] = prompt_files.row_errors(tmp_path / "b.jsonl", text)
     assert counted == reason
     assert problem.startswith(f"b.jsonl line 1: {message}")
 
 
 def test_columns_of_frame_and_body_are_kept(tmp_path: Path) -> None:
     text = line({"prompt": "a", "quality": "hd", "caption": "b"}, tags=["x"])
-    [row] = helpers.rows(tmp_path / "b.jsonl", text, helpers.KEEP)
+    [row] = prompt_files.rows(tmp_path / "b.jsonl", text, prompt_files.KEEP)
     assert row.columns == {"quality": "hd", "caption": "b", "tags": ["x"]}
-    [row] = helpers.rows(tmp_path / "b.jsonl", text, ReadOptions(prompt_column="caption", keep_columns=True))
+    [row] = prompt_files.rows(tmp_path / "b.jsonl", text, ReadOptions(prompt_column="caption", keep_columns=True))
     assert (row.prompt, row.columns) == ("b", {"quality": "hd", "prompt": "a", "tags": ["x"]})

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.submission.prompts import helpers
+from tests.support import prompt_files
 
 from latentfarm.errors import InputError
 from latentfarm.job import Row
@@ -82,7 +82,7 @@ def test_kept_columns_become_json_values(tmp_path: Path) -> None:
         "raw": [b"bytes"],
         "nothing": pa.array([None], pa.string()),
     }
-    [found] = read(tmp_path / "p.parquet", columns, helpers.KEEP)
+    [found] = read(tmp_path / "p.parquet", columns, prompt_files.KEEP)
     assert isinstance(found, LocatedRow)
     assert found.row.columns == {
         "when": "2024-01-02T12:00:00+00:00",
@@ -108,7 +108,7 @@ def test_a_file_that_is_not_parquet_or_is_truncated_is_an_error(tmp_path: Path) 
     whole = file.read_bytes()
     for content in (b"", b"a cat", whole[:-9], whole[: len(whole) // 2], whole[:4] + bytes(60) + whole[64:]):
         with pytest.raises(InputError, match=r"p\.parquet cannot be read as parquet.*write it again"):
-            helpers.found(file, content)
+            prompt_files.found(file, content)
 
 
 @pytest.mark.parametrize("repeated", [False, True])
@@ -127,7 +127,7 @@ def test_a_parquet_bomb_is_refused_before_it_is_unpacked(
 def test_without_pyarrow_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(InputError, match=r"pip install 'latentfarm\[parquet\]'"):
-        helpers.found(tmp_path / "p.parquet", b"PAR1")
+        prompt_files.found(tmp_path / "p.parquet", b"PAR1")
 
 
 PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(str.strip)
@@ -168,5 +168,5 @@ def test_a_damaged_file_gives_rows_row_errors_or_an_input_error(
         damaged[place % len(damaged)] = byte
     file = tmp_path_factory.getbasetemp() / "damaged.parquet"
     with suppress(InputError):
-        for found in helpers.found(file, bytes(damaged), helpers.KEEP):
+        for found in prompt_files.found(file, bytes(damaged), prompt_files.KEEP):
             assert isinstance(found, LocatedRow | RowError)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.submission.prompts import helpers
+from tests.support import prompt_files
 
 from latentfarm.errors import InputError
 from latentfarm.job import Row
@@ -17,12 +17,12 @@ pytestmark = pytest.mark.unit
 
 def test_txt_skips_blank_lines_and_comments(tmp_path: Path) -> None:
     text = "\ufeffa cat\n\n# no prompt\n  a dog  \r\nc'est l'été"
-    assert [row.prompt for row in helpers.rows(tmp_path / "p.txt", text)] == ["a cat", "a dog", "c'est l'été"]
+    assert [row.prompt for row in prompt_files.rows(tmp_path / "p.txt", text)] == ["a cat", "a dog", "c'est l'été"]
 
 
 def test_jsonl_has_diffusers_names_and_null_is_a_missing_field(tmp_path: Path) -> None:
     line = '{"prompt": "a", "num_inference_steps": 30, "seed": null, "id": "x", "unknown": null}\n\n'
-    [found] = helpers.found(tmp_path / "prompts.jsonl", line)
+    [found] = prompt_files.found(tmp_path / "prompts.jsonl", line)
     assert found == LocatedRow("prompts.jsonl line 1", Row(prompt="a", num_inference_steps=30, id="x"))
 
 
@@ -51,18 +51,20 @@ def test_jsonl_has_diffusers_names_and_null_is_a_missing_field(tmp_path: Path) -
     ],
 )
 def test_an_invalid_row_is_reported_with_place_field_value_and_cure(tmp_path: Path, line: str, message: str) -> None:
-    [(_, text)] = helpers.row_errors(tmp_path / "p.jsonl", line)
+    [(_, text)] = prompt_files.row_errors(tmp_path / "p.jsonl", line)
     assert text.startswith(message)
 
 
 def test_every_error_of_a_row_is_reported_and_the_first_is_its_reason(tmp_path: Path) -> None:
-    [(reason, text)] = helpers.row_errors(tmp_path / "p.jsonl", '{"prompt": "a", "width": 1, "seed": -1, "sead": 2}')
+    [(reason, text)] = prompt_files.row_errors(
+        tmp_path / "p.jsonl", '{"prompt": "a", "width": 1, "seed": -1, "sead": 2}'
+    )
     assert reason == "width"
     assert [line.split()[3] for line in text.split("\n")] == ["width", "seed", "field"]
 
 
 def test_bytes_that_are_not_utf8_are_reported_with_their_place(tmp_path: Path) -> None:
-    assert helpers.row_errors(tmp_path / "p.txt", b"fine\ncaf\xe9\n") == [
+    assert prompt_files.row_errors(tmp_path / "p.txt", b"fine\ncaf\xe9\n") == [
         ("not UTF-8", "p.txt line 2: byte 4 is 0xe9, which is not UTF-8; save the file as UTF-8")
     ]
 
@@ -78,7 +80,7 @@ PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_siz
 @given(st.lists(PROMPTS, min_size=1, max_size=5))
 def test_jsonl_keeps_every_prompt_unchanged(tmp_path_factory: pytest.TempPathFactory, prompts: list[str]) -> None:
     text = "".join(json.dumps({"prompt": prompt}, ensure_ascii=False) + "\n" for prompt in prompts)
-    read = helpers.rows(tmp_path_factory.getbasetemp() / "same.jsonl", text)
+    read = prompt_files.rows(tmp_path_factory.getbasetemp() / "same.jsonl", text)
     assert [row.prompt for row in read] == prompts
 
 
@@ -86,5 +88,7 @@ def test_jsonl_keeps_every_prompt_unchanged(tmp_path_factory: pytest.TempPathFac
 def test_txt_keeps_every_prompt_but_the_space_around_it(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
 ) -> None:
-    read = helpers.rows(tmp_path_factory.getbasetemp() / "same.txt", "\n".join(f"a {prompt}" for prompt in prompts))
+    read = prompt_files.rows(
+        tmp_path_factory.getbasetemp() / "same.txt", "\n".join(f"a {prompt}" for prompt in prompts)
+    )
     assert [row.prompt for row in read] == [f"a {prompt}".strip() for prompt in prompts]

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.submission.prompts import helpers
+from tests.support import prompt_files
 
 from latentfarm.errors import InputError
 from latentfarm.submission.prompts import LocatedRow, ReadOptions, RowError, Source, formats, open_source, sources
@@ -219,32 +219,32 @@ def test_a_dictionary_is_not_a_list_of_rows() -> None:
 
 def test_columns_of_rows_in_python_are_kept_as_json() -> None:
     row: dict[str, Any] = {"prompt": "a", "path": Path("x/y"), "tags": ("a", "b")}
-    [found] = open_source([row], helpers.KEEP).read()
+    [found] = open_source([row], prompt_files.KEEP).read()
     assert isinstance(found, LocatedRow)
     assert found.row.columns == {"path": "x/y", "tags": ["a", "b"]}
     circle: list[Any] = []
     circle.append(circle)
-    [problem] = open_source([{"prompt": "a", "circle": circle}], helpers.KEEP).read()
+    [problem] = open_source([{"prompt": "a", "circle": circle}], prompt_files.KEEP).read()
     assert problem == RowError("row 1: a value is nested too deeply; write it flatter", "nested too deeply")
 
 
 def test_json_lines_keep_columns_and_take_the_prompt_from_another(tmp_path: Path) -> None:
     line = json.dumps({"caption": "a cat", "prompt": "x", "seed": 7, "score": 0.5, "none": None})
     options = ReadOptions(prompt_column="caption", keep_columns=True)
-    [row] = helpers.rows(tmp_path / "p.jsonl", line, options)
-    assert helpers.given(row)["columns"] == {"prompt": "x", "score": 0.5, "none": None}
+    [row] = prompt_files.rows(tmp_path / "p.jsonl", line, options)
+    assert prompt_files.given(row)["columns"] == {"prompt": "x", "score": 0.5, "none": None}
     assert (row.prompt, row.seed) == ("a cat", 7)
-    assert helpers.row_errors(tmp_path / "p.jsonl", line, ReadOptions(prompt_column="caption"))[0][0] == (
+    assert prompt_files.row_errors(tmp_path / "p.jsonl", line, ReadOptions(prompt_column="caption"))[0][0] == (
         "unknown field 'prompt'"
     )
-    assert helpers.row_errors(tmp_path / "p.jsonl", '{"prompt": "x"}', options)[0][1].startswith(
+    assert prompt_files.row_errors(tmp_path / "p.jsonl", '{"prompt": "x"}', options)[0][1].startswith(
         'p.jsonl line 1: caption is missing; write "caption": "..."'
     )
 
 
 def test_text_has_no_columns(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--prompt-column 'caption': text has no columns; remove the option"):
-        helpers.found(tmp_path / "p.txt", "a", ReadOptions(prompt_column="caption"))
+        prompt_files.found(tmp_path / "p.txt", "a", ReadOptions(prompt_column="caption"))
 
 
 ROWS = st.fixed_dictionaries(
@@ -265,5 +265,5 @@ def test_both_ways_of_reading_a_json_line_give_the_same_row(
 ) -> None:
     text = "".join(json.dumps(row, ensure_ascii=escaped) + "\n" for row in written)
     file = tmp_path_factory.getbasetemp() / "same.jsonl"
-    assert [helpers.given(row) for row in helpers.rows(file, text)] == written
-    assert helpers.rows(file, text) == helpers.rows(file, text, helpers.KEEP)
+    assert [prompt_files.given(row) for row in prompt_files.rows(file, text)] == written
+    assert prompt_files.rows(file, text) == prompt_files.rows(file, text, prompt_files.KEEP)

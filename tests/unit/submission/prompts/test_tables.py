@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.submission.prompts import helpers
+from tests.support import prompt_files
 
 from latentfarm.errors import InputError
 from latentfarm.submission.prompts import LocatedRow, ReadOptions
@@ -19,25 +19,25 @@ pytestmark = pytest.mark.unit
 def test_a_table_has_a_header_and_an_empty_cell_is_a_missing_field(tmp_path: Path) -> None:
     header = "\ufeffprompt,seed, save_intermediates ,scheduler_options\r\n"
     text = header + 'a cat,7,true,"{""solver_order"": 3}"\r\n"a, dog",,,\r\n'
-    cat, dog = helpers.rows(tmp_path / "p.csv", text)
-    assert helpers.given(cat) == {
+    cat, dog = prompt_files.rows(tmp_path / "p.csv", text)
+    assert prompt_files.given(cat) == {
         "prompt": "a cat",
         "seed": 7,
         "save_intermediates": True,
         "scheduler_options": {"solver_order": 3},
     }
-    assert helpers.given(dog) == {"prompt": "a, dog"}
+    assert prompt_files.given(dog) == {"prompt": "a, dog"}
 
 
 def test_tsv_separates_by_tabs(tmp_path: Path) -> None:
-    [row] = helpers.rows(tmp_path / "p.tsv", "prompt\tseed\na cat, a dog\t7\n")
-    assert helpers.given(row) == {"prompt": "a cat, a dog", "seed": 7}
+    [row] = prompt_files.rows(tmp_path / "p.tsv", "prompt\tseed\na cat, a dog\t7\n")
+    assert prompt_files.given(row) == {"prompt": "a cat, a dog", "seed": 7}
 
 
 def test_the_place_of_a_row_is_its_first_line(tmp_path: Path) -> None:
-    entries = helpers.found(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\nthree\n"caf\né",1\n')
+    entries = prompt_files.found(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\nthree\n"caf\né",1\n')
     assert [entry.place for entry in entries if isinstance(entry, LocatedRow)] == ["p.csv line 2", "p.csv line 5"]
-    assert helpers.row_errors(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\n"a\nb",1\n') == [
+    assert prompt_files.row_errors(tmp_path / "p.csv", 'prompt\n"two\nlines"\n\n"a\nb",1\n') == [
         (
             "ragged row",
             "p.csv line 5: 2 cells, but the header has 1; put a cell that contains a delimiter in double quotes",
@@ -46,8 +46,8 @@ def test_the_place_of_a_row_is_its_first_line(tmp_path: Path) -> None:
 
 
 def test_syntax_and_clip_skip_are_columns(tmp_path: Path) -> None:
-    [row] = helpers.rows(tmp_path / "p.csv", "prompt,prompt_syntax,clip_skip\n(a cat:1.2),a1111,2\n")
-    assert helpers.given(row) == {"prompt": "(a cat:1.2)", "prompt_syntax": "a1111", "clip_skip": 2}
+    [row] = prompt_files.rows(tmp_path / "p.csv", "prompt,prompt_syntax,clip_skip\n(a cat:1.2),a1111,2\n")
+    assert prompt_files.given(row) == {"prompt": "(a cat:1.2)", "prompt_syntax": "a1111", "clip_skip": 2}
 
 
 @pytest.mark.parametrize(
@@ -71,17 +71,17 @@ def test_syntax_and_clip_skip_are_columns(tmp_path: Path) -> None:
 def test_an_invalid_row_of_a_table_is_a_row_error_and_the_next_is_read(
     tmp_path: Path, row: str, reason: str, message: str
 ) -> None:
-    entries = helpers.row_errors(tmp_path / "p.csv", f"prompt,seed,scheduler_options\nfine,1,\n{row}\n")
+    entries = prompt_files.row_errors(tmp_path / "p.csv", f"prompt,seed,scheduler_options\nfine,1,\n{row}\n")
     assert [counted for counted, _ in entries] == [reason]
     assert entries[0][1].startswith(f"p.csv line 3: {message}")
 
 
 def test_bytes_that_are_not_utf8_make_only_their_row_invalid(tmp_path: Path) -> None:
     content = b"prompt\ncaf\xe9\nfine\n"
-    assert helpers.row_errors(tmp_path / "p.csv", content) == [
+    assert prompt_files.row_errors(tmp_path / "p.csv", content) == [
         ("not UTF-8", "p.csv line 2: byte 4 is 0xe9, which is not UTF-8; save the file as UTF-8")
     ]
-    assert len(helpers.found(tmp_path / "p.csv", content)) == 2
+    assert len(prompt_files.found(tmp_path / "p.csv", content)) == 2
 
 
 @pytest.mark.parametrize(
@@ -104,29 +104,31 @@ def test_bytes_that_are_not_utf8_make_only_their_row_invalid(tmp_path: Path) -> 
 )
 def test_an_invalid_header_is_one_error_for_the_file(tmp_path: Path, header: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        helpers.found(tmp_path / "p.csv", f"{header}\n")
+        prompt_files.found(tmp_path / "p.csv", f"{header}\n")
 
 
 def test_a_header_alone_has_no_prompts(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"p\.csv has no prompts"):
-        helpers.found(tmp_path / "p.csv", "prompt,seed\n")
+        prompt_files.found(tmp_path / "p.csv", "prompt,seed\n")
 
 
 def test_the_prompt_may_be_in_another_column_and_other_columns_are_kept(tmp_path: Path) -> None:
     text = "caption,prompt,seed,score\na cat,x,7,0.5\na dog,,,\n"
     options = ReadOptions(prompt_column="caption", keep_columns=True)
-    cat, dog = helpers.rows(tmp_path / "p.csv", text, options)
-    assert helpers.given(cat) == {"prompt": "a cat", "seed": 7, "columns": {"prompt": "x", "score": "0.5"}}
-    assert helpers.given(dog) == {"prompt": "a dog", "columns": {"prompt": "", "score": ""}}
+    cat, dog = prompt_files.rows(tmp_path / "p.csv", text, options)
+    assert prompt_files.given(cat) == {"prompt": "a cat", "seed": 7, "columns": {"prompt": "x", "score": "0.5"}}
+    assert prompt_files.given(dog) == {"prompt": "a dog", "columns": {"prompt": "", "score": ""}}
     with pytest.raises(InputError, match="column 'prompt' is not known"):
-        helpers.found(tmp_path / "p.csv", text, ReadOptions(prompt_column="caption"))
+        prompt_files.found(tmp_path / "p.csv", text, ReadOptions(prompt_column="caption"))
 
 
 def test_a_record_over_a_megabyte_is_refused_at_once(tmp_path: Path) -> None:
     lines = b'prompt\n"never closed\n' + b"a line of a hundred bytes".ljust(99) + b"\n"
     with pytest.raises(InputError, match=r"p\.csv line \d+ is longer than 1,048,576 bytes.*double quote not closed"):
         # cells of over 131,072 characters are refused by the csv module, so the record is made of many
-        helpers.found(tmp_path / "p.csv", lines + b'","'.join([b"a" * 99_999 + b"\n"] * (MAX_LINE_BYTES // 99_999 + 2)))
+        prompt_files.found(
+            tmp_path / "p.csv", lines + b'","'.join([b"a" * 99_999 + b"\n"] * (MAX_LINE_BYTES // 99_999 + 2))
+        )
 
 
 PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=40).filter(str.strip)
@@ -141,5 +143,5 @@ def test_a_table_keeps_every_prompt_unchanged(
     text = io.StringIO(newline="")
     writer = csv.writer(text, delimiter={"c": ",", "t": "\t"}[kind])
     writer.writerows([("prompt", "seed"), *written])
-    read = helpers.rows(tmp_path_factory.getbasetemp() / f"same.{kind}sv", text.getvalue())
+    read = prompt_files.rows(tmp_path_factory.getbasetemp() / f"same.{kind}sv", text.getvalue())
     assert [(row.prompt, row.seed) for row in read] == written

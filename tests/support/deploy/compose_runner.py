@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Protocol, Self
 
 from tests.conftest import until
-from tests.deploy.compose_file import Service, services
-from tests.deploy.dockerfiles import DEPLOY
+from tests.support.deploy.compose_file import Service, services
+from tests.support.deploy.dockerfiles import DEPLOY
 from tests.support.machines import free_ports
 from tests.support.scraping import http_get
 

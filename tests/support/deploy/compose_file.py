@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from tests.deploy.dockerfiles import DEPLOY, Image
+from tests.support.deploy.dockerfiles import DEPLOY, Image
 
 COMPOSE = DEPLOY / "compose.yaml"
 _VARIABLE = re.compile(r"\$(?:(?P<dollar>\$)|\{(?P<name>\w+)(?::-(?P<default>[^}]*))?\})")

@@ -12,7 +12,7 @@ from pathlib import Path
 from tests.conftest import REPOSITORY, until
 from tests.support.processes import children_of
 
-_CONTAIN = REPOSITORY / "tests" / "deploy" / "contain.sh"
+_CONTAIN = REPOSITORY / "tests" / "support" / "deploy" / "contain.sh"
 
 
 @dataclass(frozen=True)
