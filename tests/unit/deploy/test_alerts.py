@@ -34,7 +34,7 @@ def cases_of(alert: str) -> str:
     found = yaml.safe_load(CASES.read_text())
     for case in found["tests"]:
         case["alert_rule_test"] = [each for each in case["alert_rule_test"] if each["alertname"] == alert]
-    return yaml.safe_dump({**found, "tests": [case for case in found["tests"] if case["alert_rule_test"]]})
+    return str(yaml.safe_dump({**found, "tests": [case for case in found["tests"] if case["alert_rule_test"]]}))
 
 
 def test_the_rules_are_valid() -> None:
