@@ -76,10 +76,15 @@ def connected(servers: Settings) -> Farm:
     return Farm.open(servers)
 
 
+def empty(farm: Farm) -> None:
+    """Remove everything from the ledger and the bucket, whichever test left it."""
+    farm.ledger.redis.flushall()
+    list(farm.bucket.delete_all(""))
+
+
 @pytest.fixture
 def settings(servers: Settings, connected: Farm) -> Settings:
-    connected.ledger.redis.flushall()
-    list(connected.bucket.delete_all(""))
+    empty(connected)
     return servers
 
 

@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import Command, until
+from tests.conftest import Command, empty, until
 
 from latentfarm import Batch, Farm
-from latentfarm.ledger import Ledger
 from latentfarm.ledger.webhook_outbox import WebhookOutbox
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
@@ -30,9 +29,9 @@ SMALL = {"width": 64, "height": 64}
 
 
 @pytest.fixture(scope="module")
-def worked(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def worked(servers: Settings, connected: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A farm with one worker, shared by the tests that need one. Each test uses its own batches."""
-    Ledger.connect(servers.redis_url).redis.flushall()
+    empty(connected)
     log = tmp_path_factory.mktemp("worker") / "log"
     env = servers.model_copy(update={"slots": 8}).environment()
     worker = ManagedProcess("worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env=env)
