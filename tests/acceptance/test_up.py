@@ -23,6 +23,7 @@ from tests.support.processes import alive, children_of, process_of
 from latentfarm import Farm
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
+from latentfarm.storage.orphans import collect_orphans
 
 pytestmark = pytest.mark.acceptance
 
@@ -64,6 +65,8 @@ def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
         assert len({line["epoch"] for line in lines}) == 200
         charged = [line["job"] for line in lines if line["attempts"] > 1]
         assert charged, "the killed worker held jobs"
+        # the killed worker may have stored images that it had not committed
+        collect_orphans(farm.ledger, farm.bucket, "b")
         keys = set(farm.bucket.keys("batches/b/images/"))
         assert keys == {line["key"] for line in lines}
         for line in lines:
