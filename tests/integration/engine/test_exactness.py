@@ -7,6 +7,7 @@ import json
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.models import load_family
 
-pytestmark = pytest.mark.unit
+pytestmark = pytest.mark.integration
 
-COUNT, SLOTS = 42, 2
+COUNT, SLOTS = 200, 2
 SCHEDULERS = ["euler", "euler_a", "dpm++2m", "heun", "ddim", "unipc", "lcm"]
 SIZES = [(None, None)] * 4 + [(96, 64), (64, 128)]
 
@@ -63,9 +64,23 @@ def render(engine: Engine, wanted: list[Job]) -> dict[int, str]:
     return done
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    # as the other process has
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("models") / "sd1")
+
+
+@pytest.fixture(scope="module")
+def sd1(folder: Path) -> Any:
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
@@ -84,24 +99,20 @@ def shuffled(seed: int) -> list[Job]:
     return wanted
 
 
-def after_restart() -> list[Job]:
-    return shuffled(3)[: COUNT // 3]
-
-
 def test_in_random_company(sd1: Any, alone: dict[int, str]) -> None:
     assert render(Engine(sd1, slots=SLOTS), shuffled(1)) == alone
 
 
 def test_after_a_restart(folder: Path, alone: dict[int, str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.unit.engine.test_exactness", str(folder)],
+        [sys.executable, "-m", "tests.integration.engine.test_exactness", str(folder)],
         capture_output=True,
         text=True,
         timeout=240,
         check=True,
     )
     found = {int(index): digest for index, digest in json.loads(done.stdout).items()}
-    assert found == {job.index: alone[job.index] for job in after_restart()}
+    assert found == {job.index: alone[job.index] for job in shuffled(3)}
 
 
 def test_after_a_retry(sd1: Any, alone: dict[int, str]) -> None:
@@ -118,4 +129,4 @@ def test_after_a_retry(sd1: Any, alone: dict[int, str]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    sys.stdout.write(json.dumps(render(Engine(load(Path(sys.argv[1])), slots=SLOTS), after_restart())))
+    sys.stdout.write(json.dumps(render(Engine(load(Path(sys.argv[1])), slots=SLOTS), shuffled(3))))
