@@ -17,20 +17,18 @@ from statistics import median
 from tests.bench.comparison import (
     BATCH_SIZES,
     CORES,
-    DTYPE,
     PROCESS_COUNTS,
     describe,
     fastest_renderer,
     fastest_static_batches,
+    run_comparison,
     start_processes,
 )
 from tests.bench.end_to_end import LatentfarmWorkers, latentfarm_workers
 from tests.bench.render_processes import RenderProcesses, Run
-from tests.bench.servers import farm_servers, temporary_folder
-from tests.bench.table import Conditions, Line, parse_arguments, report
+from tests.bench.table import Line
 from tests.bench.workload import GUIDANCE, MIXED_STEPS, UNGUIDED_SHARE, Row, arrivals, mixed, unet_rows, uniform
 
-from latentfarm.farm import Farm
 from latentfarm.settings import Settings
 
 #: static batches in arrival order
@@ -134,12 +132,7 @@ def measure(settings: Settings, folder: Path, *, quick: bool) -> tuple[list[Line
 
 def main() -> int:
     """Return 1 if a bar is missed."""
-    arguments = parse_arguments(__doc__)
-    with temporary_folder() as folder, farm_servers(folder / "farm") as servers:
-        settings = servers.model_copy(update={"dtype": DTYPE})
-        conditions = Conditions(Farm.open(settings).ledger.ping())
-        lines, note = measure(settings, folder, quick=arguments.quick)
-    return report("mixed", lines, conditions, write=arguments.write, note=note)
+    return run_comparison("mixed", __doc__, measure)
 
 
 if __name__ == "__main__":

@@ -18,21 +18,20 @@ from statistics import median
 from tests.bench.comparison import (
     BATCH_SIZES,
     CORES,
-    DTYPE,
     PROCESS_COUNTS,
     describe,
     fastest_renderer,
     fastest_static_batches,
     largest_difference,
+    run_comparison,
     start_processes,
 )
 from tests.bench.end_to_end import CeleryWorkers, LatentfarmWorkers, celery_workers, latentfarm_workers
 from tests.bench.render_processes import Run
-from tests.bench.servers import farm_servers, redis_server, temporary_folder
-from tests.bench.table import Conditions, Line, parse_arguments, report
+from tests.bench.servers import redis_server
+from tests.bench.table import Line
 from tests.bench.workload import GUIDANCE, STEPS, uniform
 
-from latentfarm.farm import Farm
 from latentfarm.settings import Settings
 
 _LABELS = {
@@ -122,12 +121,7 @@ def measure(settings: Settings, folder: Path, *, quick: bool) -> tuple[list[Line
 
 def main() -> int:
     """Return 1 if a bar is missed."""
-    arguments = parse_arguments(__doc__)
-    with temporary_folder() as folder, farm_servers(folder / "farm") as servers:
-        settings = servers.model_copy(update={"dtype": DTYPE})
-        conditions = Conditions(Farm.open(settings).ledger.ping())
-        lines, note = measure(settings, folder, quick=arguments.quick)
-    return report("throughput", lines, conditions, write=arguments.write, note=note)
+    return run_comparison("throughput", __doc__, measure)
 
 
 if __name__ == "__main__":

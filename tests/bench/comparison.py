@@ -13,7 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from tests.bench.render_processes import Kind, ModelSource, RenderProcesses, Run
+from tests.bench.servers import farm_servers, temporary_folder
+from tests.bench.table import Conditions, Line, parse_arguments, report
 from tests.bench.workload import Row
+
+from latentfarm.farm import Farm
 
 CORES = os.cpu_count() or 1
 DTYPE = "float32"
@@ -101,3 +105,13 @@ def describe(**parts: Any) -> str:
         f"The bundled model, 128 x 128 pixels, its own scheduler (DPM-Solver++ 2M), {DTYPE}, seeds from 0 on; torch "
         f"{version('torch')}, diffusers {version('diffusers')}. {text}."
     )
+
+
+def run_comparison(name: str, description: str, measure: Callable[..., tuple[list[Line], str]]) -> int:
+    """Run a benchmark against a farm of its own and report its table; return 1 if a bar is missed."""
+    arguments = parse_arguments(description)
+    with temporary_folder() as folder, farm_servers(folder / "farm") as servers:
+        settings = servers.model_copy(update={"dtype": DTYPE})
+        conditions = Conditions(Farm.open(settings).ledger.ping())
+        lines, note = measure(settings, folder, quick=arguments.quick)
+    return report(name, lines, conditions, write=arguments.write, note=note)
