@@ -14,15 +14,13 @@ from latentfarm.errors import InputError
 from latentfarm.job_state import TERMINAL_STATES, JobState
 from latentfarm.ledger import Ledger
 from latentfarm.limits import PART_JOBS
-from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.bucket import MAX_DELETE_KEYS, Bucket
 from latentfarm.storage.keys import images_prefix, intermediates_prefix, parse_image_key, part_indices
 from latentfarm.storage.results import read_range
 
 log = logging.getLogger(__name__)
 
 _ENDED = frozenset(state.word for state in TERMINAL_STATES)
-#: objects in one request
-_MAX_DELETE = 1_000
 
 
 def collect_orphans(
@@ -48,8 +46,8 @@ def collect_orphans(
     removed, parts = 0, -(-record.total // PART_JOBS)
     for part in range(parts):
         orphans = _orphans_of(ledger, bucket, batch, part)
-        for at in range(0, len(orphans), _MAX_DELETE):
-            bucket.delete(orphans[at : at + _MAX_DELETE])
+        for at in range(0, len(orphans), MAX_DELETE_KEYS):
+            bucket.delete(orphans[at : at + MAX_DELETE_KEYS])
         removed += len(orphans)
         progress(part + 1, parts)
     return removed
