@@ -1,4 +1,4 @@
-"""A worker's progress, in memory that it shares with its supervisor. Only the standard library is imported."""
+"""What a worker's process shares with its supervisor and its successor. Only the standard library is imported."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import ctypes
 import mmap
 import os
 import tempfile
+from collections.abc import Sequence
 from enum import IntEnum
 from threading import Lock
 
+from latentfarm_worker.supervise.at_risk import RECORD_BYTES, AtRisk, AtRiskRecord
+
 #: how a supervisor passes the shared memory and the worker's name to its child: "<file descriptor>:<worker>"
 SUPERVISED = "LATENTFARM_SUPERVISED"
+
+_BYTES = mmap.PAGESIZE + RECORD_BYTES
 
 
 class Phase(IntEnum):
@@ -23,26 +28,33 @@ class Phase(IntEnum):
 
 class _Numbers(ctypes.Structure):
     # aligned words: a process reads and writes each as a whole, without a lock
-    _fields_ = (("phase", ctypes.c_uint64), ("steps", ctypes.c_uint64), ("commits", ctypes.c_uint64))
+    _fields_ = (
+        ("phase", ctypes.c_uint64),
+        ("steps", ctypes.c_uint64),
+        ("commits", ctypes.c_uint64),
+        ("stopping", ctypes.c_uint64),
+    )
 
 
 class SharedState:
-    """Phase, steps begun and images committed, in an unnamed file that a child inherits open.
+    """Phase, steps begun, images committed and jobs at risk, in an unnamed file that a child inherits open.
 
-    It outlives the child, so the next child counts on from the same numbers.
+    It outlives the child, so the next child counts on from the same numbers and reads which jobs were at risk.
     """
 
     def __init__(self, descriptor: int = -1) -> None:
-        """Map an open file of one page, or private memory if there is no descriptor."""
+        """Map an open file, or private memory if there is no descriptor."""
         self.descriptor = descriptor
-        self._numbers = _Numbers.from_buffer(mmap.mmap(descriptor, mmap.PAGESIZE))
+        memory = mmap.mmap(descriptor, _BYTES)
+        self._numbers = _Numbers.from_buffer(memory)
+        self._record = AtRiskRecord(memoryview(memory)[mmap.PAGESIZE :])
         self._lock = Lock()
 
     @classmethod
     def shared(cls) -> SharedState:
         """Create a state whose ``descriptor`` a child can inherit."""
         with tempfile.TemporaryFile() as file:
-            file.truncate(mmap.PAGESIZE)
+            file.truncate(_BYTES)
             return cls(os.dup(file.fileno()))
 
     @property
@@ -57,6 +69,16 @@ class SharedState:
     def commits(self) -> int:
         return int(self._numbers.commits)
 
+    @property
+    def stopping(self) -> bool:
+        """Whether this process was requested to stop, by a signal or a spot notice."""
+        return bool(self._numbers.stopping)
+
+    def begin(self) -> None:
+        """Begin with a new process, which loads its model."""
+        self._numbers.stopping = 0
+        self.enter(Phase.LOADING)
+
     def enter(self, phase: Phase) -> None:
         """Set the phase of the engine's thread."""
         self._numbers.phase = phase
@@ -70,6 +92,27 @@ class SharedState:
         """Count a committed image. Thread-safe."""
         with self._lock:
             self._numbers.commits += 1
+
+    def stop(self) -> None:
+        """Record that the process was requested to stop. Safe in a signal handler."""
+        self._numbers.stopping = 1
+
+    # -- jobs at risk ----------------------------------------------------------------------------------------
+
+    def record_at_risk(self, leases: Sequence[tuple[str, int]], *, lone: bool) -> None:
+        """Record the jobs of the next call of the device, by name and epoch. Call it before the device is called.
+
+        ``lone`` says that one job alone takes part. Recording the same again takes no time.
+        """
+        self._record.write(AtRisk(tuple(leases), lone=lone))
+
+    def forget_at_risk(self) -> None:
+        """Record that it is unknown which jobs are at risk."""
+        self._record.write(None)
+
+    def at_risk(self) -> AtRisk | None:
+        """Return the jobs that were recorded last, by this process or the one before it; None if unknown."""
+        return self._record.read()
 
 
 def from_environment() -> tuple[SharedState, str | None]:

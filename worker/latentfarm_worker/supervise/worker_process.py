@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from logging import Logger, LoggerAdapter
 
 from latentfarm.child_process import start_child
-from latentfarm_worker.supervise.shared_state import SUPERVISED, Phase, SharedState
+from latentfarm_worker.supervise.shared_state import SUPERVISED, SharedState
 from latentfarm_worker.supervise.watchdog import Watchdog
 
 #: seconds for a worker to exit after a second stop request, and to write its traceback before it is killed
@@ -41,7 +41,7 @@ class WorkerProcess:
     ) -> None:
         self._timeouts = timeouts
         self._log = log
-        state.enter(Phase.LOADING)
+        state.begin()
         self._watchdog = Watchdog(state, timeouts.stall_s)
         self._signals_sent = 0
         self._kill_at = float("inf")
