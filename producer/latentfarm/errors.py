@@ -68,9 +68,16 @@ def format_counts(reasons: Mapping[str, int]) -> str:
 
 
 class UnavailableError(LatentfarmError):
-    """Redis or the bucket does not answer, or refuses the credentials."""
+    """Redis or the bucket does not answer, or refuses what the farm needs. It may answer later.
+
+    ``cause`` is one short word, such as ``timeout``, ``OOM`` or ``store``: a label of metrics.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, *, cause: str = "unavailable") -> None:
+        self.cause = cause
+        super().__init__(message)
 
 
 class SchemaError(LatentfarmError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,17 +13,126 @@ from latentfarm.errors import SchemaError, UnavailableError
 #: first word of the scripts' error if the ledger has another schema
 _OTHER_SCHEMA = "LFSCHEMA"
 
+#: the causes of an outage that are answers of Redis, each with what is wrong and the cure
+_ANSWERS = {
+    "OOM": (
+        "it has reached its memory limit and refuses writes",
+        "raise maxmemory, or delete batches that are no longer needed",
+    ),
+    "READONLY": (
+        "it is a read-only replica",
+        "wait for the failover to end, or correct LATENTFARM_REDIS_URL so that it leads to the primary",
+    ),
+    "MISCONF": (
+        "it cannot save its data to disk, and refuses writes meanwhile",
+        "free or repair the disk of the Redis server; its log has the reason",
+    ),
+    "NOPERM": (
+        "its user may not run a command that the farm needs",
+        "give the user the permissions in docs/security/redis-acl.txt",
+    ),
+    "AUTH": (
+        "it refuses the user or the password",
+        "correct the user and the password in LATENTFARM_REDIS_URL",
+    ),
+    "LOADING": ("it is still loading its data", "wait until it has loaded them"),
+    "BUSY": ("it has been running one script for long", "end the script with SCRIPT KILL if it is not the farm's"),
+    "MASTERDOWN": ("it is a replica without its primary", "wait for the failover to end, or repair the replication"),
+    "NOREPLICAS": (
+        "it has fewer replicas than min-replicas-to-write and refuses writes",
+        "repair the replicas, or lower min-replicas-to-write",
+    ),
+    "UNBLOCKED": ("it has become a replica", "wait for the failover to end"),
+    "CLUSTERDOWN": ("its cluster is down", "repair the cluster, or use a Redis without cluster mode"),
+    "TRYAGAIN": ("its cluster is moving data", "wait, or use a Redis without cluster mode"),
+    "CLUSTER": (
+        "it is a node of a Redis Cluster, which the farm cannot use",
+        "use a Redis or Valkey server without cluster mode",
+    ),
+    "protocol": (
+        "the server there does not speak the protocol of Redis",
+        "correct host and port in LATENTFARM_REDIS_URL; rediss:// is for TLS only",
+    ),
+    "database": (
+        "it has no database of this number",
+        "correct the number at the end of LATENTFARM_REDIS_URL, or leave it out for database 0",
+    ),
+    "command": (
+        "it does not know a command that the farm needs",
+        "use Redis 6.2 or newer, or Valkey. The port of a Sentinel, often 26379, is not that of Redis",
+    ),
+}
+#: every cause of an outage: what a label of metrics may be
+CAUSES = ("connection", "timeout", *_ANSWERS)
+
+#: errors that redis-py recognizes; subclasses first
+_CLASSES: tuple[tuple[type[Exception], str], ...] = (
+    (redis.exceptions.BusyLoadingError, "LOADING"),
+    (redis.AuthenticationError, "AUTH"),
+    (redis.exceptions.AuthorizationError, "AUTH"),
+    (redis.TimeoutError, "timeout"),
+    (redis.ConnectionError, "connection"),
+    (redis.exceptions.OutOfMemoryError, "OOM"),
+    (redis.ReadOnlyError, "READONLY"),
+    (redis.exceptions.NoPermissionError, "NOPERM"),
+    (redis.exceptions.MasterDownError, "MASTERDOWN"),
+    (redis.exceptions.ClusterDownError, "CLUSTERDOWN"),
+    (redis.exceptions.TryAgainError, "TRYAGAIN"),
+    (redis.exceptions.MovedError, "CLUSTER"),
+    (redis.exceptions.AskError, "CLUSTER"),
+    (redis.exceptions.ClusterCrossSlotError, "CLUSTER"),
+    (redis.InvalidResponse, "protocol"),
+)
+#: the code of an answer, also where Redis 6.2 wraps it: "Error running script (...): @user_script: 12: -OOM ..."
+_CODE = re.compile(r"(?:^|: -|^ERR )([A-Z]{3,}) ")
+#: answers whose first word is not their code
+_TEXTS = (
+    (re.compile(r"can't (?:run this command|access at least one of the keys)|ACL failure in script"), "NOPERM"),
+    (re.compile(r"DB index is out of range|SELECT is not allowed in cluster mode"), "database"),
+    (re.compile(r"^(?:ERR )?unknown command"), "command"),
+)
+
+
+def outage_cause(error: BaseException) -> str | None:
+    """Return the cause of the outage that an error of redis-py reports; None if it reports another fault."""
+    if isinstance(error, redis.RedisError):
+        for kind, cause in _CLASSES:
+            if isinstance(error, kind):
+                return cause
+    if not isinstance(error, redis.ResponseError):
+        return None
+    text = str(error)
+    for code in _CODE.findall(text):
+        if code in _ANSWERS:
+            return str(code)
+    return next((cause for pattern, cause in _TEXTS if pattern.search(text)), None)
+
+
+def outage(where: str, error: BaseException) -> UnavailableError | None:
+    """Return the error of latentfarm for an outage of the Redis at ``where``; None if the error is no outage."""
+    cause = outage_cause(error)
+    if cause is None:
+        return None
+    if cause not in _ANSWERS:
+        return UnavailableError(f"Redis at {where} is unavailable: {error}", cause=cause)
+    problem, cure = _ANSWERS[cause]
+    return UnavailableError(f"Redis at {where} cannot be used now: {problem}; {cure} (Redis: {error})", cause=cause)
+
 
 @contextmanager
 def translate_errors(where: str) -> Iterator[None]:
-    """Raise ``UnavailableError`` for an outage of the Redis at ``where``, ``SchemaError`` for another schema."""
+    """Raise ``UnavailableError`` for an outage of the Redis at ``where``, ``SchemaError`` for another schema.
+
+    An outage is also a server that answers and refuses what the farm needs, such as one at its memory limit.
+    """
     try:
         yield
-    except (redis.ConnectionError, redis.TimeoutError, redis.AuthenticationError) as error:
-        raise UnavailableError(f"Redis at {where} is unavailable: {error}") from error
-    except redis.ResponseError as error:
+    except redis.RedisError as error:
         name, _, versions = str(error).partition(" ")
-        if name != _OTHER_SCHEMA:
+        if name == _OTHER_SCHEMA:
+            theirs, _, ours = versions.partition(" ")
+            raise SchemaError(where, theirs=theirs, ours=ours) from None
+        unavailable = outage(where, error)
+        if unavailable is None:
             raise
-        theirs, _, ours = versions.partition(" ")
-        raise SchemaError(where, theirs=theirs, ours=ours) from None
+        raise unavailable from error

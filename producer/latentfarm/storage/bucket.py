@@ -147,7 +147,8 @@ class Bucket:
             answer = self.client.delete_objects(Bucket=self.name, Delete=wanted)
         for refused in answer.get("Errors", [])[:1]:
             raise UnavailableError(
-                f"the store ({self.where}) does not delete {refused.get('Key')}: {refused.get('Message')}"
+                f"the store ({self.where}) does not delete {refused.get('Key')}: {refused.get('Message')}",
+                cause="store",
             )
 
     def head(self) -> None:
@@ -169,10 +170,12 @@ class Bucket:
         except ClientError as error:
             code = error.response.get("Error", {}).get("Code", "")
             if code in _MISSING:
-                raise MissingObjectError(f"{key} is not in the store ({self.where})") from error
-            raise UnavailableError(f"the store ({self.where}) refuses {key or 'the bucket'}: {error}") from error
+                raise MissingObjectError(f"{key} is not in the store ({self.where})", cause="store") from error
+            raise UnavailableError(
+                f"the store ({self.where}) refuses {key or 'the bucket'}: {error}", cause="store"
+            ) from error
         except BotoCoreError as error:
-            raise UnavailableError(f"the store ({self.where}) does not answer: {error}") from error
+            raise UnavailableError(f"the store ({self.where}) does not answer: {error}", cause="store") from error
 
 
 def _open_session(settings: Settings, max_connections: int) -> tuple[S3Client, Credentials | None]:

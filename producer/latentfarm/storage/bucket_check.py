@@ -61,9 +61,9 @@ def _run(verb: str, step: Callable[[], object], request: str) -> None:
     try:
         problem = step()
     except UnavailableError as error:
-        raise UnavailableError(f"{request} failed: {error}; {_cure(verb, error)}") from error
+        raise UnavailableError(f"{request} failed: {error}; {_cure(verb, error)}", cause=error.cause) from error
     if isinstance(problem, str):
-        raise UnavailableError(f"{request} worked, but {problem}; use another store")
+        raise UnavailableError(f"{request} worked, but {problem}; use another store", cause="store")
 
 
 def _cure(verb: str, error: UnavailableError) -> str:

@@ -59,7 +59,7 @@ class ParallelReader:
         if body is None or hashlib.sha256(body).hexdigest() != sha256:
             body = self._bucket.get(key)
             if hashlib.sha256(body).hexdigest() != sha256:
-                raise UnavailableError(f"{key} does not match its receipt: its sha256 differs")
+                raise UnavailableError(f"{key} does not match its receipt: its sha256 differs", cause="store")
         return body
 
 

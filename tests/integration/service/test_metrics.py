@@ -110,7 +110,9 @@ def test_the_metrics_of_a_worker_follow_the_conventions_of_prometheus() -> None:
     metrics.committed(size_bytes=1000, pixels=64, compute_cost=128.0, timings=dict.fromkeys(STAGES, 0.5))
     metrics.ended("failed")
     metrics.step(0.25)
-    metrics.retry("put")
+    metrics.retry("put", UnavailableError("503", cause="store"))
+    metrics.retry("put", ValueError("a bug"))
+    metrics.retry("lease", UnavailableError("no", cause="a cause of its own"))
     metrics.leased("taken", 4)
     metrics.watch({"slots": ("Slots.", lambda: 8)}, {"worker": "host-1", "device": "cpu", "dtype": "float32"})
     metrics.watch_memory(lambda: {"total": 5})
@@ -124,13 +126,15 @@ def test_the_metrics_of_a_worker_follow_the_conventions_of_prometheus() -> None:
         for sample in family.samples:
             assert sample.labels["model"] == "mini", sample
             # a label has a fixed set of values
-            bounded = {"model", "outcome", "stage", "le", "event", "operation", "kind"}
+            bounded = {"model", "outcome", "stage", "le", "event", "operation", "cause", "kind"}
             assert set(sample.labels) <= bounded or family.name == "latentfarm_worker_info"
     assert metrics.images() == {"done": 1, "failed": 1, "retried": 0, "lost": 0}
     samples = samples_of(metrics.registry)
     assert samples["latentfarm_device_busy_seconds_total", "mini"] == 0.25
     assert samples["latentfarm_stage_seconds_count", "mini", "decode"] == 1
-    assert samples["latentfarm_store_retries_total", "mini", "put"] == 1
+    assert samples["latentfarm_store_retries_total", "store", "mini", "put"] == 1
+    assert samples["latentfarm_store_retries_total", "other", "mini", "put"] == 1
+    assert samples["latentfarm_store_retries_total", "other", "mini", "lease"] == 1
     assert samples["latentfarm_device_memory_bytes", "total", "mini"] == 5
 
 

@@ -15,6 +15,8 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 import latentfarm
+from latentfarm.errors import UnavailableError
+from latentfarm.ledger.redis_errors import CAUSES
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -24,12 +26,17 @@ LeaseEvent = Literal["taken", "lost", "returned"]
 Operation = Literal["lease", "put", "commit", "delete", "fail", "flush", "release", "heartbeat"]
 
 T = TypeVar("T")
-Value = TypeVar("Value", Outcome, LeaseEvent, Operation)
+Value = TypeVar("Value", Outcome, LeaseEvent)
 
 STAGES = ("queue", "wait", "text", "denoise", "decode", "encode", "upload")
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _LEASE_EVENTS: tuple[LeaseEvent, ...] = get_args(LeaseEvent)
 _OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+#: what a retry's label ``cause`` may be, so that the number of series is bounded
+_CAUSES = frozenset({*CAUSES, "store"})
+_OTHER_CAUSE = "other"
+#: operations on the bucket; the others are on Redis
+_STORE_OPERATIONS: frozenset[Operation] = frozenset({"put", "delete", "flush"})
 #: bucket limits in seconds: from the encoding of a small image to a day in the queue
 _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1_000, 10_000, 100_000)
 
@@ -44,9 +51,15 @@ class Metrics:
         self._reported: dict[str, float] = {}
         self._images = self._counters("images", "Jobs that ended on this worker, by outcome.", "outcome", _OUTCOMES)
         self._leases = self._counters("leases", "Leases, by event.", "event", _LEASE_EVENTS)
-        self._retries = self._counters(
-            "store_retries", "Retries because Redis or the bucket was unavailable.", "operation", _OPERATIONS
+        self._retries = Counter(
+            "latentfarm_store_retries",
+            "Retries because Redis or the bucket was unavailable, by cause.",
+            ["model", "operation", "cause"],
+            registry=self.registry,
         )
+        for operation in _OPERATIONS:
+            # the usual causes start at 0, so that the first event is visible; all pairs would be too many series
+            self._retries.labels(model, operation, "store" if operation in _STORE_OPERATIONS else "connection")
         self._stages = Histogram(
             "latentfarm_stage_seconds",
             "Seconds that a committed image spent in each stage.",
@@ -87,9 +100,10 @@ class Metrics:
         """Count ``count`` leases."""
         self._leases[event].inc(count)
 
-    def retry(self, operation: Operation) -> None:
-        """Count a retry."""
-        self._retries[operation].inc()
+    def retry(self, operation: Operation, error: BaseException) -> None:
+        """Count a retry after ``error``."""
+        cause = error.cause if isinstance(error, UnavailableError) else ""
+        self._retries.labels(self.model, operation, cause if cause in _CAUSES else _OTHER_CAUSE).inc()
 
     def images(self) -> dict[Outcome, int]:
         """Return the number of ended jobs by outcome."""

@@ -145,7 +145,7 @@ class Prefetcher:
             self._pause_s = _FIRST_PAUSE_S
         except (UnavailableError, SchemaError) as error:
             log.warning("cannot lease, retrying in %.1f s: %s", self._pause_s, error)
-            self._metrics.retry("lease")
+            self._metrics.retry("lease", error)
             self._retry_at = time.monotonic() + self._pause_s
             self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
         except Exception:

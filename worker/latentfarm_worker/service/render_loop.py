@@ -322,7 +322,7 @@ class RenderLoop:
         try:
             released = self._ledger.release(withdrawn)
         except UnavailableError as error:
-            self.metrics.retry("release")
+            self.metrics.retry("release", error)
             log.warning("%d jobs could not be released, their leases will expire: %s", len(withdrawn), error)
             return
         log.info("released %d unfinished jobs", released)

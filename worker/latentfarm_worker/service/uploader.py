@@ -300,7 +300,7 @@ class Uploader:
                     log.exception("could not %s", operation)
                     return Abandoned.ERROR
                 log.warning("cannot %s, retrying in %.1f s: %s", operation, pause_s, error)
-                self._metrics.retry(operation)
+                self._metrics.retry(operation, error)
             if self._stopping.wait(pause_s):
                 return Abandoned.STOPPED
             if lease is not None and not self._leases.holds(lease):

@@ -20,7 +20,7 @@ from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
 from latentfarm.storage.orphans import collect_due
-from latentfarm.storage.results import flush_full_parts
+from latentfarm.storage.results import flush_due
 from latentfarm.webhooks.deliver import deliver_due
 from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.calibration.cache import device_name
@@ -175,8 +175,8 @@ class Worker(WorkerHooks):
             return self._metrics.report(
                 lambda measured: self._ledger.heartbeat(model, self._name, measured, about=self._info)
             )
-        except UnavailableError:
-            self._metrics.retry("heartbeat")
+        except UnavailableError as error:
+            self._metrics.retry("heartbeat", error)
             raise
 
     def _housekeeping_loop(self) -> None:
@@ -200,7 +200,7 @@ class Worker(WorkerHooks):
         if expired > 0:
             log.warning("%d leases expired; their jobs run again", expired)
         doorbell.ring(self._ledger.redis, self._app, self._settings.model, pending + max(expired, 0))
-        flush_full_parts(self._ledger, self._bucket)
+        flush_due(self._ledger, self._bucket)
         collect_due(self._ledger, self._bucket, delay_s=2 * self._settings.lease_ttl_s)
 
     def _webhook_loop(self) -> None:

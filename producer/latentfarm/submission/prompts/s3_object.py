@@ -78,7 +78,7 @@ class S3Object(io.RawIOBase):
                     continue
             if len(data) == stop - start:
                 return data
-        raise UnavailableError(f"the store sends {self.url} incompletely; try again later")
+        raise UnavailableError(f"the store sends {self.url} incompletely; try again later", cause="store")
 
     def _check_version(self, etag: str) -> None:
         if etag != self.etag:
@@ -93,9 +93,9 @@ class S3Object(io.RawIOBase):
             code = error.response.get("Error", {}).get("Code", "")
             if code in _MISSING:
                 raise InputError(f"{self.url} is not in the store ({where}); check its name") from error
-            raise UnavailableError(f"the store ({where}) refuses {self.url}: {error}") from error
+            raise UnavailableError(f"the store ({where}) refuses {self.url}: {error}", cause="store") from error
         except (BotoCoreError, OSError) as error:
-            raise UnavailableError(f"the store ({where}) does not answer: {error}") from error
+            raise UnavailableError(f"the store ({where}) does not answer: {error}", cause="store") from error
 
 
 def parse_url(url: str) -> tuple[str, str]:
