@@ -174,7 +174,7 @@ class Batch:
             if progress is not None:
                 progress(status)
             if status.is_final:
-                results.flush_full_parts(self._ledger, self._bucket, batch=self.name)
+                results.flush_batch(self._ledger, self._bucket, self.name)
             if status.is_final or status.needs_attention:
                 return status
             if deadline is not None and time.monotonic() >= deadline:
@@ -211,7 +211,7 @@ class Batch:
         """End the batch for good. Running jobs stop at their next denoising step; finished images stay."""
         self._ledger.cancel(self.name)
         self._store_control()
-        results.flush_full_parts(self._ledger, self._bucket, batch=self.name)
+        results.flush_batch(self._ledger, self._bucket, self.name)
         return self.status()
 
     def retry(self, *, code: str | None = None) -> int:

@@ -26,7 +26,7 @@ from tests.bench.table import Conditions, Line, parse_arguments, report
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
 from latentfarm.settings import Settings
-from latentfarm.storage.results import flush_full_parts
+from latentfarm.storage.results import flush_due
 
 _IMAGE_BYTES = 30_000
 _BAR = 3.0
@@ -54,7 +54,7 @@ def rendered_batch(farm: Farm, count: int) -> Batch:
             farm.bucket.put(key, body)
             sha256 = hashlib.sha256(body).hexdigest()
             farm.ledger.commit([(lease, {"key": key, "sha256": sha256, "bytes": len(body), "worker": "bench"})])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     return batch
 
 

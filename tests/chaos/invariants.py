@@ -17,13 +17,13 @@ from tests.chaos.journal import FRESH, Entry
 from tests.chaos.producer import Plan
 
 from latentfarm.batch import Batch
+from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.image_formats import PNG, format_of
-from latentfarm.limits import PART_JOBS
 from latentfarm.storage.keys import batch_prefix
 from latentfarm.storage.manifest import ManifestReader, read_header
 from latentfarm.storage.parallel_get import parallel_reader
-from latentfarm.storage.results import read_part
+from latentfarm.storage.results import MissingResultsError, list_generations, read_part
 
 #: reads an object by key and sha256
 Read = Callable[[str, str], bytes]
@@ -88,7 +88,11 @@ def _check_batch(found: Findings, farm: Farm, plan: Plan, read: Read, pool: Thre
         found.failed + record.failed,
     )
     _check_manifest(found, farm, plan)
-    lines = list(batch.results())
+    try:
+        lines = list(batch.results())
+    except (MissingResultsError, InputError) as error:
+        found.require(None, "parts of results are complete", f"{plan.batch}: {error}")
+        return
     for line in lines:
         _check_line(found, plan, line)
     _check_parts(found, farm, plan, lines)
@@ -124,8 +128,8 @@ def _check_parts(found: Findings, farm: Farm, plan: Plan, lines: Sequence[dict[s
     waiting = [part for batch, part in farm.ledger.full_parts() if batch == plan.batch]
     found.require(not waiting, "every part of results is flushed", f"{plan.batch}: {waiting} wait")
     stored: list[dict[str, Any]] = []
-    for part in range(-(-plan.rows // PART_JOBS)):
-        stored += read_part(farm.bucket, plan.batch, part)
+    for part, generation in sorted(list_generations(farm.bucket, plan.batch).items()):
+        stored += read_part(farm.bucket, plan.batch, part, generation)
     indices = [line["index"] for line in stored]
     found.require(indices == list(range(plan.rows)), "parts of results are complete", f"{plan.batch}: {len(indices)}")
     for line in stored:

@@ -17,7 +17,7 @@ from tests.chaos.producer import Plan
 
 from latentfarm import Farm
 from latentfarm.storage.keys import batch_prefix, image_key, results_key
-from latentfarm.storage.results import flush_full_parts
+from latentfarm.storage.results import flush_due
 
 pytestmark = pytest.mark.integration
 
@@ -39,7 +39,7 @@ def plan(farm: Farm) -> Plan:
         key = image_key(lease.batch, lease.index, lease.epoch)
         farm.bucket.put(key, body)
         farm.ledger.commit([(lease, {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)})])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     return Plan("b", "fake", Path("prompts.jsonl"), ROWS, {})
 
 

@@ -18,7 +18,7 @@ from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import image_key, manifest_key
 from latentfarm.storage.manifest import ManifestReader
 from latentfarm.storage.part_codec import pack, unpack
-from latentfarm.storage.results import flush_full_parts, flush_part, read_part
+from latentfarm.storage.results import flush_due, flush_part, read_part
 
 pytestmark = pytest.mark.integration
 
@@ -84,7 +84,7 @@ def test_results_join_request_and_receipt_from_ledger_and_bucket(farm: Farm) -> 
     batch = farm.submit([{"prompt": "a", "id": "x", "seed": 1}, "b", "c"], batch="cats")
     work(farm, batch, fail=frozenset({1}))
     before = list(batch.results())
-    assert flush_full_parts(farm.ledger, farm.bucket) == 1
+    assert flush_due(farm.ledger, farm.bucket) == 1
     assert [line["index"] for line in read_part(farm.bucket, "cats", 0)] == [0, 1, 2]
     assert farm.ledger.redis.hlen("lf:receipts:cats") == 0
     after = list(batch.results())
@@ -96,10 +96,10 @@ def test_results_join_request_and_receipt_from_ledger_and_bucket(farm: Farm) -> 
 def test_flushing_a_part_twice_loses_no_receipt(farm: Farm) -> None:
     batch = farm.submit(["a"], batch="cats")
     work(farm, batch)
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     before = read_part(farm.bucket, "cats", 0)
-    farm.ledger.redis.sadd("lf:flush_queue", "cats/0")
-    flush_full_parts(farm.ledger, farm.bucket)
+    farm.ledger.redis.zadd("lf:flush_queue", {"cats/0": 1})
+    flush_due(farm.ledger, farm.bucket)
     assert read_part(farm.bucket, "cats", 0) == before
 
 

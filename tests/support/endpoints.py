@@ -81,12 +81,15 @@ def ended(ledger: Ledger, url: str, *, batch: str = "cats", cancel: bool = False
 
 
 def work(ledger: Ledger, *, fail: int | None = None) -> None:
-    """Commit the pending jobs as a worker does, and fail one of them."""
-    for lease in ledger.lease("mini", "test", 3, lease_s=60):
+    """Commit the pending jobs as a worker does, and fail one of them; the bucket is said to have their results."""
+    leases = ledger.lease("mini", "test", 3, lease_s=60)
+    for lease in leases:
         if lease.index == fail:
             ledger.fail(lease, {"code": "nan", "message": "not finite"})
         else:
             ledger.commit([(lease, {"key": "k"})])
+    for batch in {lease.batch for lease in leases}:
+        assert ledger.drop_flushed(batch, 0, retries=ledger.batch(batch).retries)
 
 
 def facts(ledger: Ledger, batch: str = "cats") -> tuple[str, int, str]:

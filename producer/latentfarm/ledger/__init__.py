@@ -7,7 +7,7 @@
 from latentfarm.ledger.cancellations import Cancellations
 from latentfarm.ledger.constants import MAX_JOBS_PER_CALL
 from latentfarm.ledger.ledger import Ledger
-from latentfarm.ledger.records import BatchRecord, BatchSummary, JobRecord, Lease, Reservation
+from latentfarm.ledger.records import BatchRecord, BatchSummary, JobRecord, Lease, Reservation, Snapshot
 from latentfarm.ledger.restore import Restoration
 from latentfarm.ledger.workers import Throughput, WorkerRecord
 
@@ -21,6 +21,7 @@ __all__ = [
     "Ledger",
     "Reservation",
     "Restoration",
+    "Snapshot",
     "Throughput",
     "WorkerRecord",
 ]

@@ -42,6 +42,8 @@ class Scripts:
         self.expire_leases = load("expire_leases")
         self.heartbeat = load("heartbeat")
         self.count_pending = load("count_pending")
+        self.flush_claim = load("flush_claim")
+        self.flush_postpone = load("flush_postpone")
         self.drop_flushed = load("drop_flushed")
         self.orphans_claim = load("orphans_claim")
         self.orphans_resolve = load("orphans_resolve")

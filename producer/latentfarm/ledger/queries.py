@@ -10,8 +10,17 @@ from latentfarm.errors import InputError, SchemaError
 from latentfarm.job_state import JobState
 from latentfarm.ledger.client import LedgerClient
 from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS, SCHEMA
-from latentfarm.ledger.records import BatchRecord, BatchSummary, JobRecord, batch_record, decode, job_record
+from latentfarm.ledger.records import (
+    BatchRecord,
+    BatchSummary,
+    JobRecord,
+    Snapshot,
+    batch_record,
+    decode,
+    job_record,
+)
 from latentfarm.ledger.redis_errors import translate_errors
+from latentfarm.limits import PART_JOBS
 
 
 class Queries(LedgerClient):
@@ -84,26 +93,31 @@ class Queries(LedgerClient):
 
     def jobs(self, batch: str, indices: Sequence[int]) -> list[JobRecord]:
         """Return the records of jobs of one chunk, in the order given."""
-        if not indices:
-            return []
+        return self.snapshot(batch, indices).jobs if indices else []
+
+    def snapshot(self, batch: str, indices: Sequence[int]) -> Snapshot:
+        """Return the records of jobs of one part, with those facts of their batch that result lines depend on."""
         names = [str(index) for index in indices]
         chunk, first = divmod(min(indices), CHUNK_JOBS)
         last = max(indices) - chunk * CHUNK_JOBS
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=True)
-            pipe.hget(f"lf:batch:{batch}", "state")
+            pipe.hmget(f"lf:batch:{batch}", ["state", "retries"])
+            pipe.hget(f"lf:flushed:{batch}", str(min(indices) // PART_JOBS))
             pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)
             pipe.hmget(f"lf:attempts:{batch}", names)
             pipe.hmget(f"lf:errors:{batch}", names)
             pipe.hmget(f"lf:receipts:{batch}", names)
             pipe.hmget("lf:holders", [f"{batch}/{name}" for name in names])
-            state, found, *facts = pipe.execute()
+            (state, retries), generation, found, *facts = pipe.execute()
         untouched = _untouched(state)
         states = found.ljust(last - first + 1, b"\0")
-        return [
+        records = [
             job_record(batch, index, JobState(states[index - chunk * CHUNK_JOBS - first]) or untouched, *each)
             for index, *each in zip(indices, *facts, strict=True)
         ]
+        known = BatchState(decode(state)) if state else None
+        return Snapshot(known, retries=int(retries or 0), generation=int(generation or 0), jobs=records)
 
     def _check_schema(self, schema: bytes | None) -> None:
         # as the scripts do; a ledger of schema 1 may lack the key

@@ -125,6 +125,20 @@ class JobRecord:
     receipt: dict[str, Any] | None
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """Jobs of one part and of their batch, as they were at one moment.
+
+    ``state`` is that of the batch, None if it is unknown. While ``retries`` stays, no ended job changes.
+    ``generation`` is that of the object in the bucket that has the part's lines; 0 too if none has.
+    """
+
+    state: BatchState | None
+    retries: int
+    generation: int
+    jobs: list[JobRecord]
+
+
 def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], rate: float | None) -> BatchRecord:
     """Return a record of the fields of ``lf:batch:<b>``."""
     numbers = ("total", "leased", "done", "failed", "cancelled", "invalid", "priority", "canary", "retries")

@@ -39,6 +39,7 @@ class Restoration:
         receipts: Mapping[int, dict[str, Any]],
         errors: Mapping[int, dict[str, str]],
         flushed: bool,
+        generation: int = 0,
         truncated: int = 0,
     ) -> None:
         """Write the jobs of a part.
@@ -49,17 +50,21 @@ class Restoration:
             receipts: receipts that are not in the bucket's results, by index.
             errors: errors of the failed jobs, by index.
             flushed: the bucket's results have every line of the part.
+            generation: generation of the object that has them, or some of them.
             truncated: done jobs whose prompt was too long for the model.
         """
-        args: list[Any] = [part, bytes(states), int(flushed), truncated, len(receipts)]
+        args: list[Any] = [part, bytes(states), int(flushed), truncated, generation, len(receipts)]
         for index, receipt in receipts.items():
             args += [index, receipt_text(receipt)]
         for index, error in errors.items():
             args += [index, error_text(error)]
         self._ledger.run(self._ledger.scripts.restore_part, self._batch, *args)
 
-    def end(self, *, parts_digest: str, closed: bool, cancelled: bool) -> BatchState:
-        """Let the jobs of the batch run; return its state."""
+    def end(self, *, parts_digest: str, closed: bool, cancelled: bool, highest_generation: int = 0) -> BatchState:
+        """Let the jobs of the batch run; return its state.
+
+        ``highest_generation`` is that of all results in the bucket: later results have a higher one.
+        """
         script = self._ledger.scripts.restore_end
-        args = (self._batch, parts_digest, int(closed), int(cancelled))
+        args = (self._batch, parts_digest, int(closed), int(cancelled), highest_generation)
         return known_state(self._batch, decode(self._ledger.run(script, *args)))

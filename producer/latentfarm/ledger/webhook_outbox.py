@@ -10,6 +10,9 @@ from latentfarm.ledger.ledger import Ledger
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import translate_errors
 
+#: milliseconds until a batch is looked at again whose results are not in the bucket yet
+_FLUSH_WAIT_MS = 2_000
+
 
 @dataclass(frozen=True)
 class Event:
@@ -43,8 +46,11 @@ class WebhookOutbox:
         self._ledger = ledger
 
     def claim(self, limit: int, *, hold_s: float) -> list[Event]:
-        """Claim up to ``limit`` events that are due; no other sender gets them for ``hold_s`` seconds."""
-        found = self._ledger.run(self._ledger.scripts.webhook_claim, limit, int(hold_s * 1000))
+        """Claim up to ``limit`` events that are due; no other sender gets them for ``hold_s`` seconds.
+
+        No event is due before every result of its batch is in the bucket.
+        """
+        found = self._ledger.run(self._ledger.scripts.webhook_claim, limit, int(hold_s * 1000), _FLUSH_WAIT_MS)
         return [_event(facts) for facts in found]
 
     def sent(self, event: Event) -> bool:

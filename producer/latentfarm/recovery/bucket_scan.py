@@ -58,6 +58,7 @@ class PartScan:
         errors: errors of the failed jobs, by index.
         broken: keys of images that do not decode or belong to another job.
         flushed: whether the bucket's results have every line of the part.
+        generation: generation of the object that has them, or some of them; 0 without one.
         truncated: done jobs whose prompt was too long for the model.
     """
 
@@ -68,18 +69,23 @@ class PartScan:
     errors: dict[int, dict[str, str]]
     broken: list[str]
     flushed: bool
+    generation: int
     truncated: int
 
 
-def scan_part(ledger: Ledger | None, bucket: Bucket, extent: ManifestExtent, part: int) -> PartScan:
+def scan_part(
+    ledger: Ledger | None, bucket: Bucket, extent: ManifestExtent, part: int, generation: int | None
+) -> PartScan:
     """Scan a part: its results, the images that they do not list, and the failures that only the ledger has.
 
-    ``ledger`` is None if it does not have the batch.
+    ``ledger`` is None if it does not have the batch. ``generation`` is the highest of the part's results in the bucket,
+    None without any.
     """
     indices = part_indices(part, extent.total)
     records = ledger.jobs(extent.batch, indices) if ledger else []
     images = _list_images(bucket, extent.batch, part)
-    lines = {line["index"]: line for line in read_part(bucket, extent.batch, part) if line["index"] in indices}
+    stored = [] if generation is None else read_part(bucket, extent.batch, part, generation)
+    lines = {line["index"]: line for line in stored if line["index"] in indices}
     done = {index: line for index, line in lines.items() if _is_proved(line, images.get(index, {}))}
     unlisted = {index: keys for index, keys in images.items() if index in indices and index not in done}
     receipts, broken = _read_receipts(bucket, extent.batch, unlisted)
@@ -98,6 +104,7 @@ def scan_part(ledger: Ledger | None, bucket: Bucket, extent: ManifestExtent, par
         errors={index: errors[index] for index, state in zip(indices, states, strict=True) if state is JobState.FAILED},
         broken=broken,
         flushed=JobState.PENDING not in states and not receipts and len(lines) == len(indices),
+        generation=generation or 0,
         truncated=sum(map(is_truncated, [*done.values(), *receipts.values()])),
     )
 

@@ -21,6 +21,7 @@ from latentfarm.recovery.bucket_scan import ManifestExtent, PartScan, scan_part
 from latentfarm.storage.batch_control import BatchControl, read_control
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.manifest import Header, read_header
+from latentfarm.storage.results import list_generations
 
 #: jobs listed for each kind of change
 _MAX_EXAMPLES = 5
@@ -77,9 +78,11 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
     restoration, tally = Restoration(ledger, batch), _Tally(before)
     if not dry_run:
         restoration.begin(total=extent.total, fields=_fields(header, control))
+    # now that no part of the batch is flushed any more
+    generations = list_generations(bucket, batch)
 
     def scan(part: int) -> PartScan:
-        return scan_part(ledger if before else None, bucket, extent, part)
+        return scan_part(ledger if before else None, bucket, extent, part, generations.get(part))
 
     with closing(ordered_parallel_map(range(extent.parts), scan, group=1, threads=_THREADS)) as scans:
         for part, found in scans:
@@ -91,11 +94,17 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
                     receipts=found.receipts,
                     errors=found.errors,
                     flushed=found.flushed,
+                    generation=found.generation,
                     truncated=found.truncated,
                 )
     state = _expected_state(extent, control, tally)
     if not dry_run:
-        state = restoration.end(parts_digest=extent.parts_digest, closed=extent.closed, cancelled=control.cancelled)
+        state = restoration.end(
+            parts_digest=extent.parts_digest,
+            closed=extent.closed,
+            cancelled=control.cancelled,
+            highest_generation=max(generations.values(), default=0),
+        )
     return tally.report(batch, state, extent.total)
 
 

@@ -8,6 +8,7 @@
     batches/<batch>/images/00017/00017042-<epoch>.png        image of job 17042, made under that lease; or .webp, .jpg
     batches/<batch>/intermediates/00017/00017042-<epoch>.png its strip of intermediate images, with save_intermediates
     batches/<batch>/results/part-00017.jsonl.gz              receipts of jobs 17000 to 17999
+    batches/<batch>/results/part-00017.<generation>.jsonl.gz those after a retry or a recovery; the highest counts
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from latentfarm.limits import PART_JOBS
 #: bytes of the largest object that is read; a strip of eight large images, our largest, has less than half
 MAX_OBJECT_BYTES = 256 * 1024 * 1024
 
+_RESULTS_KEY = re.compile(r"/results/part-(\d{5,})\.(?:([1-9]\d*)\.)?jsonl\.gz\Z")
 _IMAGE_KEY = re.compile(rf"/(\d{{8,}})-(\d+)\.(?:{EXTENSIONS})\Z")
 
 
@@ -53,9 +55,23 @@ def manifest_key(batch: str, part: int) -> str:
     return f"batches/{batch}/manifest/part-{part:05d}.jsonl.gz"
 
 
-def results_key(batch: str, part: int) -> str:
-    """Return the key of a part of receipts."""
-    return f"batches/{batch}/results/part-{part:05d}.jsonl.gz"
+def results_prefix(batch: str, part: int | None = None) -> str:
+    """Return the prefix of a batch's receipts, or of those of one part."""
+    return f"batches/{batch}/results/" + ("" if part is None else f"part-{part:05d}.")
+
+
+def results_key(batch: str, part: int, generation: int = 0) -> str:
+    """Return the key of a part of receipts.
+
+    The generation is part of it. Without it, a writer that was slow could overwrite the results of a later retry.
+    """
+    return f"{results_prefix(batch, part)}{f'{generation}.' if generation else ''}jsonl.gz"
+
+
+def parse_results_key(key: str) -> tuple[int, int] | None:
+    """Return the part and the generation in the key of a part of receipts, None for any other key."""
+    found = _RESULTS_KEY.search(key)
+    return (int(found[1]), int(found[2] or 0)) if found else None
 
 
 def images_prefix(batch: str, part: int) -> str:

@@ -16,7 +16,7 @@ from latentfarm.ledger import Ledger
 from latentfarm.limits import PART_JOBS
 from latentfarm.storage.bucket import MAX_DELETE_KEYS, Bucket
 from latentfarm.storage.keys import images_prefix, intermediates_prefix, parse_image_key, part_indices
-from latentfarm.storage.results import read_range
+from latentfarm.storage.results import MissingResultsError, collect_outdated, read_range
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +28,8 @@ def collect_orphans(
 ) -> int:
     """Remove images and intermediates of ended jobs that belong to no committed lease; return how many objects.
 
-    Safe while the batch runs: objects of pending and leased jobs stay, and so does every object of a lease that began
-    after this call did.
+    Result objects that newer ones have replaced are removed too. Safe while the batch runs: objects of pending and
+    leased jobs stay, and so does every object of a lease that began after this call did.
 
     Args:
         ledger: the ledger.
@@ -43,7 +43,7 @@ def collect_orphans(
     record = ledger.batch(batch)
     if record.state not in ACTIVE | FINAL:
         return 0
-    removed, parts = 0, -(-record.total // PART_JOBS)
+    removed, parts = collect_outdated(ledger, bucket, batch), -(-record.total // PART_JOBS)
     for part in range(parts):
         orphans = _orphans_of(ledger, bucket, batch, part)
         for at in range(0, len(orphans), MAX_DELETE_KEYS):
@@ -56,6 +56,8 @@ def collect_orphans(
 def _orphans_of(ledger: Ledger, bucket: Bucket, batch: str, part: int) -> list[str]:
     # before the states: a lease that begins later has a higher epoch
     now_us, record = ledger.now_us(), ledger.batch(batch)
+    if record.state not in ACTIVE | FINAL:
+        return []
     committed: dict[int, int | None] = {}
     for line in read_range(ledger, bucket, batch, part_indices(part, record.total)):
         if line["state"] != JobState.DONE.word:
@@ -83,6 +85,10 @@ def collect_due(ledger: Ledger, bucket: Bucket, *, delay_s: float = 60) -> int:
         batch, claim = claimed
         try:
             removed += collect_orphans(ledger, bucket, batch)
+        except MissingResultsError as error:
+            # due again when the claim ends
+            log.warning("orphans of %s are not collected now: %s", batch, error)
+            continue
         except InputError as error:
             log.warning("orphans of %s are not collected: %s", batch, error)
         ledger.resolve_orphans(batch, claim)

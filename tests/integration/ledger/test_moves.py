@@ -54,6 +54,8 @@ class LedgerMoves(RuleBasedStateMachine):
         #: the last request of each worker that was given leases, and its leases
         self.replies: dict[str, tuple[int, list[Lease]]] = {}
         self.closed = self.paused = self.cancelled = self.flushed = False
+        #: whether a job has ended since the part was flushed, even if all that did were retried
+        self.counted = True
 
     @property
     def ended(self) -> bool:
@@ -98,7 +100,7 @@ class LedgerMoves(RuleBasedStateMachine):
         assert self.ledger.retry("b", [(index, self.codes[index])]) == int(failed)
         if failed:
             self.move(index, JobState.PENDING)
-            self.charged[index], self.lost_by[index], self.flushed = 0, [], False
+            self.charged[index], self.lost_by[index], self.flushed, self.counted = 0, [], False, True
 
     @rule()
     def flush(self) -> None:
@@ -110,6 +112,7 @@ class LedgerMoves(RuleBasedStateMachine):
     def move(self, index: int, state: JobState) -> None:
         assert (self.states[index], state) in ALLOWED_MOVES
         self.states[index] = state
+        self.counted |= state in {JobState.DONE, JobState.FAILED}
 
     def end_pause_if_complete(self) -> None:
         self.paused &= not (self.closed and self.ended)
@@ -221,6 +224,7 @@ class LedgerMoves(RuleBasedStateMachine):
         restoration.end(parts_digest="c", closed=self.closed, cancelled=self.cancelled)
         self.charged = [0] * TOTAL
         self.lost_by = [[] for _ in range(TOTAL)]
+        self.counted = bool(proved & set(states))
 
     @invariant()
     def ties_are_broken_by_index(self) -> None:
@@ -245,8 +249,7 @@ class LedgerMoves(RuleBasedStateMachine):
         assert bool(record.paused_by) == self.paused
         failed = [index for index, state in enumerate(self.states) if state is JobState.FAILED]
         assert record.errors == Counter(self.codes[index] for index in failed)
-        some = {JobState.DONE, JobState.FAILED} & set(self.states)
-        to_flush = (self.ended or self.cancelled) and some and not self.flushed
+        to_flush = (self.ended or self.cancelled) and self.counted and not self.flushed
         assert self.ledger.full_parts() == ([("b", 0)] if to_flush else [])
         assert self.ledger.redis.zcard("lf:leases") == self.ledger.redis.hlen("lf:holders") == len(self.epochs)
 

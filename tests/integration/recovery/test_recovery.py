@@ -17,7 +17,7 @@ from latentfarm.ledger import Lease, Restoration
 from latentfarm.recovery.recover import RecoveryReport, list_batches, recover_batch
 from latentfarm.storage.keys import image_key
 from latentfarm.storage.orphans import collect_due
-from latentfarm.storage.results import flush_full_parts
+from latentfarm.storage.results import flush_due
 from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
@@ -67,7 +67,7 @@ def lines(batch: Batch) -> list[dict[str, Any]]:
 def test_after_flushall_ended_jobs_are_recovered_and_only_the_others_are_rendered(farm: Farm) -> None:
     batch = farm.submit(rows(2300), batch="cats")
     work(farm, 1000, fail=frozenset({5}))
-    assert flush_full_parts(farm.ledger, farm.bucket) == 1
+    assert flush_due(farm.ledger, farm.bucket) == 1
     work(farm, 40)
     before = lines(batch)
     assert batch.status().truncated == 1039

@@ -16,7 +16,7 @@ from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.records import CommitOutcome
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.orphans import collect_due
-from latentfarm.storage.results import flush_full_parts
+from latentfarm.storage.results import flush_due
 from latentfarm_worker.models import Family
 from latentfarm_worker.supervise.shared_state import Phase
 
@@ -203,7 +203,7 @@ class LosingLedger(Ledger):
         outcomes = super().commit(finished)
         self.outcomes += outcomes
         if len(self.outcomes) == 1:
-            assert flush_full_parts(self.farm.ledger, self.farm.bucket) == 1
+            assert flush_due(self.farm.ledger, self.farm.bucket) == 1
             raise UnavailableError("the answer was lost")
         return outcomes
 

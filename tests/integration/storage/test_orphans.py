@@ -9,7 +9,7 @@ from latentfarm import Farm
 from latentfarm.ledger import Lease, Restoration
 from latentfarm.storage.keys import image_key, images_prefix, intermediates_key, intermediates_prefix
 from latentfarm.storage.orphans import collect_due, collect_orphans
-from latentfarm.storage.results import flush_full_parts
+from latentfarm.storage.results import flush_due
 
 pytestmark = pytest.mark.integration
 
@@ -46,7 +46,7 @@ def test_an_orphan_is_removed_some_time_after_its_batch_has_completed(farm: Farm
     farm.submit(["a"], batch="cats")
     lost = lose(farm)
     kept = commit(farm, lease(farm.ledger)[0])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     late = put(farm, lost)
     assert collect_due(farm.ledger, farm.bucket, delay_s=60) == 0
     assert images(farm) == {late, kept}
@@ -91,14 +91,14 @@ def test_a_job_that_is_retried_keeps_its_images_until_it_has_ended_again(farm: F
     lost = lose(farm)
     farm.ledger.fail(lease(farm.ledger)[0], {"code": "nan", "message": "not finite"})
     kept = commit(farm, lease(farm.ledger)[0])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     batch.retry()
     [running] = lease(farm.ledger)
     begun = put(farm, running)
     assert due(farm) == 0
     assert collect_orphans(farm.ledger, farm.bucket, "cats") == 0
     farm.ledger.commit([(running, {"key": begun, "sha256": "", "bytes": 8})])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     put(farm, lost)
     assert due(farm) == 1
     assert images(farm) == {begun, kept}
@@ -110,7 +110,7 @@ def test_an_image_stays_if_the_reply_to_its_commit_was_lost_until_its_part_was_f
     farm.ledger.release([lost])
     key = commit(farm, held)
     other = commit(farm, lease(farm.ledger)[0])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     # the ledger has no receipt any more to compare with; the bucket has
     assert farm.ledger.commit([(held, {"key": key, "sha256": "", "bytes": 8})]) == ["stale"]
     assert due(farm) == 0
@@ -130,7 +130,7 @@ def test_a_stale_commit_has_its_batch_collected_again(farm: Farm, *, collected: 
     farm.submit(["a"], batch="cats")
     lost = lose(farm)
     kept = commit(farm, lease(farm.ledger)[0])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     if collected:
         due(farm)
     put(farm, lost)
@@ -184,7 +184,7 @@ def test_results_that_are_no_part_of_ours_stop_the_collection_of_their_batch_onl
         farm.ledger.release([lost])
         put(farm, lost)
         commit(farm, lease(farm.ledger)[0])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     farm.bucket.put("batches/cats/results/part-00000.jsonl.gz", b"not gzip")
     assert due(farm) == 1
     assert len(images(farm)) == 2
@@ -195,6 +195,6 @@ def test_a_deleted_batch_is_not_collected(farm: Farm) -> None:
     batch = farm.submit(["a"], batch="cats")
     lose(farm)
     commit(farm, lease(farm.ledger)[0])
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     batch.delete()
     assert farm.ledger.claim_orphans(delay_s=0) is None

@@ -17,7 +17,7 @@ from tests.support.fetching import work
 
 from latentfarm import Farm
 from latentfarm.settings import Settings
-from latentfarm.storage.results import flush_full_parts
+from latentfarm.storage.results import flush_due
 from latentfarm.submission.prompts import ReadOptions
 
 pytestmark = pytest.mark.integration
@@ -51,7 +51,7 @@ def test_results_are_the_same_lines_in_every_format(
 def test_results_read_two_objects_for_a_thousand_jobs_and_no_image(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = farm.submit(["a"] * 1500, batch="cats")
     work(farm, batch)
-    flush_full_parts(farm.ledger, farm.bucket)
+    flush_due(farm.ledger, farm.bucket)
     read: list[str] = []
     get = farm.bucket.get
 

@@ -22,7 +22,11 @@
 -- lf:error_counts:<b>  hash    error code -> failed jobs                                   delete_batch
 -- lf:receipts:<b>      hash    <i> -> receipt, until its part is stored in the bucket      drop_flushed
 -- lf:ended:<b>         hash    <p> -> how many of its jobs have ended                      drop_flushed
--- lf:flush_queue       set     "<b>/<p>": parts whose receipts are to be stored            drop_flushed, retry
+-- lf:flush_queue       zset    "<b>/<p>": parts whose receipts are to be stored, by due    drop_flushed, flush_claim,
+--                              time; a claim delays it, so that others take other parts    retry, mark_deleting
+-- lf:flush_errors:<b>  hash    <p> -> how often it could not be stored for its own fault   drop_flushed
+-- lf:flushed:<b>       hash    <p> -> generation of the object that has its lines, if      delete_batch
+--                              that is not 0
 -- lf:orphans           zset    batches that have ended and may have orphaned images in     orphans_resolve, retry,
 --                              the bucket, by the time they were queued                    mark_deleting
 -- lf:leases            zset    "<b>/<i>" of leased jobs, by expiry                         end of the lease
@@ -60,7 +64,8 @@
 --   truncated                  done jobs whose prompt was too long for the model (absent if none)
 --   budget                     share of failures that pauses the batch; 0 for none
 --   budget_done, budget_failed the counters when the budget began
---   retries                    how often jobs were retried or the batch recovered
+--   retries                    rises with each retry; a recovery sets it to the time in seconds. While it stays, ended
+--                              jobs stay as they are: it is the generation of result lines
 --   lost_leases                1 if a lease ended without a commit: the bucket may have orphaned images
 --   webhook                    URL to notify, or ''
 --   webhook_state, webhook_attempts, webhook_error   '', due, sent or failed; attempts so far; why the last one failed
@@ -199,12 +204,14 @@ local function complete_if_done(batch, now, counters)
   end
 end
 
--- Queue the flush of every part in which a job has ended. The parts of a cancelled batch never become full.
-local function flush_started_parts(batch)
+-- A part that is claimed already stays so
+local function queue_flush(batch, part, now) redis.call('ZADD', 'lf:flush_queue', 'NX', now, job_name(batch, part)) end
+
+-- Queue the flush of every part in which a job has ended: the parts of a cancelled batch never become full. A part with
+-- a count of 0 is among them: before a retry it may have been stored with jobs that failed and are cancelled now.
+local function flush_started_parts(batch, now)
   local counts = redis.call('HGETALL', 'lf:ended:' .. batch)
-  for at = 1, #counts, 2 do
-    if counts[at + 1] ~= '0' then redis.call('SADD', 'lf:flush_queue', job_name(batch, tonumber(counts[at]))) end
-  end
+  for at = 1, #counts, 2 do queue_flush(batch, tonumber(counts[at]), now) end
 end
 
 -- Count `count` jobs of a part that have ended, `released` of them under a lease that ends with them.
@@ -216,7 +223,7 @@ local function count_ended(batch, part, count, counter, released, now)
   complete_if_done(batch, now, counters)
   local ended = redis.call('HINCRBY', 'lf:ended:' .. batch, decimal(part), count)
   if ended == part_size(part, counters.total) then
-    redis.call('SADD', 'lf:flush_queue', job_name(batch, part))
+    queue_flush(batch, part, now)
     return 1
   end
   return 0

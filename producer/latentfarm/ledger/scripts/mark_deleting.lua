@@ -8,6 +8,6 @@ redis.call('SREM', 'lf:active:' .. f.model, batch)
 redis.call('ZREM', 'lf:webhooks', batch)
 redis.call('ZREM', 'lf:orphans', batch)
 for _, part in ipairs(redis.call('HKEYS', 'lf:ended:' .. batch)) do
-  redis.call('SREM', 'lf:flush_queue', job_name(batch, tonumber(part)))
+  redis.call('ZREM', 'lf:flush_queue', job_name(batch, tonumber(part)))
 end
 return f.state

@@ -15,7 +15,9 @@ redis.call('HSET', key, 'state', BATCH_RECOVERING, 'paused_by', '', 'paused', ''
   'webhook_state', before.webhook_state or '', 'created_ms', before.created_ms or now,
   -- images of lost leases may be in the bucket, or may still arrive
   'lost_leases', 1,
-  -- a flush that read a part before this must not remove what is written now
-  'retries', tonumber(before.retries or 0) + 1)
+  -- A flush that read a part before this must not remove what is written now, and what it may still store must not win
+  -- over what is stored later. The record before this may be missing or outdated, so its number does not suffice; the
+  -- time exceeds every number that was ever reached, except after recoveries within one second.
+  'retries', decimal(math.max(tonumber(before.retries or 0) + 1, math.floor(now / 1000))))
 redis.call('HSET', key, unpack(ARGV, 3))
 return 1

@@ -1,14 +1,16 @@
--- Every part of the batch is rebuilt: let its jobs run. ARGV: batch, parts_digest, closed, cancelled (0 or 1 each).
+-- Every part of the batch is rebuilt: let its jobs run.
+-- ARGV: batch, parts_digest, closed, cancelled (0 or 1 each), highest generation of results in the bucket.
 -- Returns the state after it.
 local batch = ARGV[1]
 local key, now = batch_key(batch), now_ms()
-local f = read_fields(batch, 'state', 'model', 'total', 'done', 'failed', 'invalid')
+local f = read_fields(batch, 'state', 'model', 'total', 'done', 'failed', 'invalid', 'retries')
 if f.state ~= BATCH_RECOVERING then return f.state or '' end
+if tonumber(f.retries) <= tonumber(ARGV[5]) then redis.call('HSET', key, 'retries', decimal(tonumber(ARGV[5]) + 1)) end
 redis.call('HSET', key, 'parts_digest', ARGV[2], 'budget_done', f.done, 'budget_failed', f.failed - f.invalid)
 if ARGV[4] == '1' then
-  redis.call('HSET', key, 'state', BATCH_CANCELLED, 'cancelled', f.total - f.done - f.failed)
-  flush_started_parts(batch)
-  redis.call('ZADD', 'lf:orphans', now, batch)
+  redis.call('HSET', key, 'state', BATCH_CANCELLED, 'cancelled', f.total - f.done - f.failed, 'ended_ms', now)
+  flush_started_parts(batch, now)
+  queue_after_end(batch, now)
   return BATCH_CANCELLED
 end
 redis.call('HSET', key, 'state', ARGV[3] == '1' and BATCH_OPEN or BATCH_OPENING)

@@ -11,7 +11,7 @@ local function retry(index, code)
   -- the count of a flushed part was removed: all its jobs had ended
   redis.call('HSETNX', 'lf:ended:' .. batch, part, part_size(part_of(index), tonumber(f.total)))
   redis.call('HINCRBY', 'lf:ended:' .. batch, part, -1)
-  redis.call('SREM', 'lf:flush_queue', batch .. '/' .. part)
+  redis.call('ZREM', 'lf:flush_queue', batch .. '/' .. part)
   set_state(batch, index, PENDING)
   for _, kind in ipairs({ 'attempts', 'lost_by', 'errors' }) do
     redis.call('HDEL', 'lf:' .. kind .. ':' .. batch, field)
