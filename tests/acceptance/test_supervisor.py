@@ -86,11 +86,93 @@ def test_a_worker_is_not_restarted_after_three_losses_without_an_image(tmp_path:
         assert "lost 3 times in a row without an image" in worker.log()
 
 
-@pytest.mark.parametrize("code", [0, 2])
-def test_a_worker_that_ends_in_order_or_is_misconfigured_is_not_restarted(tmp_path: Path, code: int) -> None:
-    with supervised(f"sys.exit({code})", tmp_path) as worker:
+def test_a_misconfigured_worker_is_not_restarted(tmp_path: Path) -> None:
+    with supervised("sys.exit(2)", tmp_path) as worker:
+        assert worker.process.wait(30) == 2
+        assert len(worker.starts()) == 1
+
+
+def test_a_worker_that_ends_with_0_unasked_is_lost_and_restarted(tmp_path: Path) -> None:
+    with supervised("sys.exit(0)", tmp_path) as worker:
+        assert worker.process.wait(30) == 76
+        assert len(worker.starts()) == 3
+        assert "ended with exit code 0, though nothing requested it; restarting it in 1.0 s" in worker.log()
+
+
+@pytest.mark.parametrize("code", [0, 137])
+def test_a_worker_that_was_requested_to_stop_is_not_restarted(tmp_path: Path, code: int) -> None:
+    # as for a spot notice
+    with supervised(f"state.enter(1); state.stop(); os._exit({code})", tmp_path) as worker:
         assert worker.process.wait(30) == code
         assert len(worker.starts()) == 1
+
+
+def test_a_signal_to_the_loading_worker_itself_ends_it_for_good(tmp_path: Path) -> None:
+    with supervised("open('ready', 'w'); time.sleep(600)", tmp_path) as worker:
+        until((tmp_path / "ready").exists)
+        os.kill(worker.starts()[0], signal.SIGTERM)
+        assert worker.process.wait(30) == 0
+        assert len(worker.starts()) == 1
+
+
+def test_one_of_two_workers_that_ends_unasked_is_restarted_beside_the_other(tmp_path: Path) -> None:
+    script = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); open(f'{name}-{os.getpid()}', 'w')\n"
+    script += (
+        "if os.environ['LATENTFARM_METRICS_ADDRESS'].endswith('9001'): state.commit(); sys.exit(0)\ntime.sleep(600)"
+    )
+    environment = {**os.environ, "LATENTFARM_METRICS_ADDRESS": "127.0.0.1:9000"}
+    with supervised(script, tmp_path, "--devices", "cpu:2", environment=environment) as worker:
+        until(lambda: len(worker.starts()) == 4)
+        assert worker.process.poll() is None
+        assert "the worker on cpu 1 ended with exit code 0, though nothing requested it" in worker.log()
+        assert len({path.name.rpartition("-")[0] for path in tmp_path.glob("*-*-*-*")}) == 2, "each keeps its name"
+        worker.process.terminate()
+        assert worker.process.wait(30) == 0
+
+
+DIE = "os.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.parametrize(
+    ("end", "how"),
+    [(DIE, "signal SIGKILL"), ("state.enter(1); sys.exit(75)", "exit code 75")],
+    ids=["killed", "sticky"],
+)
+def test_a_job_that_ends_its_worker_alone_is_named_and_not_counted_against_the_device(
+    tmp_path: Path, end: str, how: str
+) -> None:
+    script = f"state.enter(1); state.record_at_risk([('b/17', 3)], lone=True); state.step(); {end}"
+    with supervised(script, tmp_path) as worker:
+        until(lambda: worker.log().count(f"ended with {how} while rendering b/17 alone; restarting it in") == 3)
+        assert worker.process.poll() is None
+
+
+def test_a_death_outside_a_call_of_the_device_accuses_no_job(tmp_path: Path) -> None:
+    script = f"""
+open(f'found-{{os.getpid()}}', 'w').write(repr(state.at_risk()))
+state.enter(1); state.record_at_risk([('b/17', 3)], lone=True); state.step(); state.enter(1); {DIE}
+"""
+    with supervised(script, tmp_path) as worker:
+        assert worker.process.wait(30) == 76
+        assert [(tmp_path / f"found-{start}").read_text() for start in worker.starts()] == ["None"] * 3
+        assert "b/17" not in worker.log()
+
+
+def test_the_jobs_at_risk_are_passed_on_until_a_process_has_read_them(tmp_path: Path) -> None:
+    script = f"""
+open(f'found-{{os.getpid()}}', 'w').write(repr(state.at_risk()))
+if len(open('starts').readlines()) == 1:
+    state.enter(1); state.record_at_risk([('b/1', 3), ('b/2', 4)], lone=False); state.step()
+{DIE}
+"""
+    with supervised(script, tmp_path) as worker:
+        # the second dies while it loads
+        until(lambda: len(worker.starts()) == 3)
+        found = [tmp_path / f"found-{start}" for start in worker.starts()]
+        until(lambda: all(path.exists() and path.read_text() for path in found))
+        left = "AtRisk(leases=(('b/1', 3), ('b/2', 4)), lone=False)"
+        assert [path.read_text() for path in found] == ["None", left, left]
+        assert "ended with signal SIGKILL while rendering 2 jobs" in worker.log()
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
@@ -140,7 +222,9 @@ def test_workers_start_with_default_signals_though_a_script_runs_the_supervisor_
     tmp_path: Path,
 ) -> None:
     script = "open('signals', 'w').write(str([signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGQUIT)]))\n"
-    script += "open('ready', 'w')\ntry: time.sleep(600)\nexcept KeyboardInterrupt: open('interrupted', 'w')"
+    script += (
+        "open('ready', 'w')\ntry: time.sleep(600)\nexcept KeyboardInterrupt: open('interrupted', 'w'); state.stop()"
+    )
     with supervised(script, tmp_path, ignored="INT TERM QUIT") as worker:
         until((tmp_path / "ready").exists)
         assert (tmp_path / "signals").read_text() == str([signal.SIG_DFL] * 2)
@@ -168,6 +252,31 @@ def test_devices_that_do_not_exist_are_refused_before_a_worker_starts(tmp_path: 
         assert worker.process.wait(30) == 2
         assert "no worker was started: devices 'cpu:0'" in worker.log()
         assert worker.starts() == []
+
+
+KILL_WRITERS = """
+import os, random, signal, time
+from latentfarm_worker.supervise.shared_state import SharedState
+state = SharedState.shared()
+calls = [[(f"b/{call}-{job}", call) for job in range(64)] for call in range(5)]
+expected = [None, *map(tuple, calls)]
+for _ in range(300):
+    writer = os.fork()
+    if not writer:
+        while True:
+            for call in calls:
+                state.record_at_risk(call, lone=False)
+    time.sleep(random.uniform(0.001, 0.004))
+    os.kill(writer, signal.SIGKILL)
+    os.waitpid(writer, 0)
+    found = state.at_risk()
+    assert (found and found.leases) in expected, found
+assert state.at_risk()
+"""
+
+
+def test_no_kill_in_the_midst_of_a_write_mixes_the_jobs_at_risk() -> None:
+    subprocess.run([sys.executable, "-c", KILL_WRITERS], cwd=REPOSITORY, check=True, timeout=60)
 
 
 def test_no_worker_outlives_its_supervisor(tmp_path: Path) -> None:

@@ -87,7 +87,10 @@ def test_a_worker_stopped_while_it_loads_ends_in_order(returncode: int, code: in
     assert exit_code_of(returncode) == code
 
 
-def pauses(policy: RestartPolicy, *ends: tuple[int, float, bool]) -> list[float | None]:
+End = tuple[int, float, bool]
+
+
+def pauses(policy: RestartPolicy, *ends: End) -> list[float | None]:
     return [policy.pause_s(code, ran_s=ran_s, committed=committed) for code, ran_s, committed in ends]
 
 
@@ -106,3 +109,25 @@ def test_an_image_resets_the_count_of_losses_and_the_pause() -> None:
 def test_an_outage_is_not_counted_as_a_loss() -> None:
     lost, outage = (EXIT_RESTART, 5.0, False), (EXIT_UNAVAILABLE, 5.0, False)
     assert None not in pauses(RestartPolicy(max_losses=3), lost, outage, outage, outage, lost)
+
+
+def test_a_job_that_ends_the_process_alone_is_at_fault_and_not_the_device() -> None:
+    policy = RestartPolicy(max_losses=3)
+    lost: End = (-signal.SIGKILL, 5.0, False)
+    assert pauses(policy, lost, lost) == [1, 2]
+    for pause_s in (4, 8, 16, 32):
+        assert policy.pause_s(-signal.SIGKILL, ran_s=5, committed=False, suspect="b/17") == pause_s
+    assert policy.describe() == "2 times in a row and with 1 different jobs alone"
+    assert pauses(policy, lost) == [None]
+
+
+def test_a_device_on_which_five_different_jobs_in_a_row_end_the_process_is_at_fault() -> None:
+    policy = RestartPolicy()
+
+    def ends(*suspects: str, committed: bool = False) -> list[float | None]:
+        return [policy.pause_s(EXIT_RESTART, ran_s=5, committed=committed, suspect=suspect) for suspect in suspects]
+
+    assert None not in ends("b/1", "b/2", "b/3", "b/4", "b/4", "b/1")
+    assert None not in ends("b/5", committed=True), "an image clears the device"
+    assert None not in ends("b/1", "b/2", "b/3")
+    assert ends("b/4") == [None]

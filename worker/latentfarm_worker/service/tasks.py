@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import uuid
 from typing import Any
 
@@ -15,6 +16,7 @@ from latentfarm import doorbell
 from latentfarm.errors import LatentfarmError
 from latentfarm.monitoring import logs
 from latentfarm.settings import Settings
+from latentfarm_worker.supervise.exit_codes import EXIT_UNAVAILABLE
 from latentfarm_worker.supervise.shared_state import from_environment
 
 log = logging.getLogger(__name__)
@@ -24,6 +26,8 @@ app = doorbell.make_app(settings.redis_url, model=settings.model)
 
 #: this process's ``Worker``, created on the main thread when Celery starts
 _worker: Any = None
+#: the error that ended Celery, if one did
+_cause: BaseException | None = None
 
 
 @app.task(name=doorbell.TASK_NAME)  # type: ignore[untyped-decorator]
@@ -68,20 +72,30 @@ def _handle_signals(**_: Any) -> None:
 def _begin_shutdown(**_: Any) -> None:
     # runs in a signal handler, and again on each further signal
     if _worker is not None:
+        _worker.state.stop()
         _worker.shutdown.begin()
 
 
 @worker_shutdown.connect  # type: ignore[untyped-decorator]
 def _close(**_: Any) -> None:
+    global _cause  # noqa: PLW0603 - Celery calls this while it handles the error that ends it, and drops both then
+    _cause = sys.exc_info()[1]
     if _worker is not None:
         _worker.close()
 
 
 def serve() -> int:
-    """Run a worker with the settings of the environment until it is stopped; return its exit code."""
+    """Run a worker with the settings of the environment until it is stopped; return its exit code.
+
+    It is 0 only if a stop was requested: who finds 0 does not start the worker again.
+    """
     # without the worker's name, which is known when Celery starts
     logs.configure(settings.log_format, process="worker")
     options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     # Celery's banner is not JSON
     quiet = ["--quiet"] if logs.use_json(settings.log_format) else []
-    return int(app.start(argv=[*quiet, "worker", *options]) or 0)
+    app.start(argv=[*quiet, "worker", *options])
+    if _worker is not None and _worker.state.stopping:
+        return 0
+    log.critical("the worker ended, though nothing requested it: %r", _cause)
+    return EXIT_UNAVAILABLE

@@ -1,8 +1,9 @@
 """Exit codes of a worker and of its supervisor.
 
-0: stopped in order: on request, or by itself after a spot notice. 2: invalid configuration. 3: Redis or the bucket is
-unavailable. 75: a new process may work: the device is lost, or the engine stalled without a supervisor. 76: the
-supervisor stopped restarting the worker. 128 plus the signal's number: killed by a signal.
+0: stopped on request: by a signal to the supervisor or the worker, or by a spot notice. 2: invalid configuration. 3:
+Redis or the bucket is unavailable, or a worker without a supervisor ended though nothing requested it. 75: a new
+process may work: the device is lost, or the engine stalled without a supervisor. 76: the supervisor stopped restarting
+the worker. 128 plus the signal's number: killed by a signal.
 """
 
 from __future__ import annotations

@@ -23,14 +23,24 @@ from types import FrameType
 
 from latentfarm.errors import LatentfarmError
 from latentfarm.monitoring import logs
+from latentfarm_worker.supervise.at_risk import AtRisk
 from latentfarm_worker.supervise.devices import ANY_DEVICE, Device, parse_devices
-from latentfarm_worker.supervise.exit_codes import EXIT_CONFIGURATION, EXIT_CRASH_LOOP, describe, exit_code_of
+from latentfarm_worker.supervise.exit_codes import (
+    EXIT_CONFIGURATION,
+    EXIT_CRASH_LOOP,
+    EXIT_RESTART,
+    describe,
+    exit_code_of,
+)
 from latentfarm_worker.supervise.restart_policy import RestartPolicy
-from latentfarm_worker.supervise.shared_state import SharedState
+from latentfarm_worker.supervise.shared_state import Phase, SharedState
 from latentfarm_worker.supervise.watchdog import POLL_S
 from latentfarm_worker.supervise.worker_process import Timeouts, WorkerProcess
 
 log = logging.getLogger("supervisor")
+
+#: a worker that still loads has no handlers: a signal that requests its end ends it at once
+_STOPPED_WHILE_LOADING = frozenset({-signal.SIGTERM, -signal.SIGINT})
 
 WORKER = (sys.executable, "-m", "latentfarm_worker")
 
@@ -62,7 +72,7 @@ class SupervisedWorker:
                 self._start()
         elif (returncode := self._process.poll(stop_requests)) is not None:
             self._process = None
-            self._on_exit(returncode, stopped=stop_requests > 0)
+            self._on_exit(returncode, stop_requested=stop_requests > 0)
 
     def _start(self) -> None:
         self._started, self._commits = time.monotonic(), self._state.commits
@@ -71,21 +81,48 @@ class SupervisedWorker:
         )
         self._log.info("%s is %s, process %d", self._label, self.name, self._process.pid)
 
-    def _on_exit(self, returncode: int, *, stopped: bool) -> None:
-        how = describe(returncode)
-        if stopped or returncode in {0, EXIT_CONFIGURATION}:
+    def _on_exit(self, returncode: int, *, stop_requested: bool) -> None:
+        at_risk = self._take_at_risk(returncode)
+        how = f"{describe(returncode)}{_during(at_risk)}"
+        stopped = stop_requested or self._state.stopping or returncode in _STOPPED_WHILE_LOADING
+        if stopped or returncode == EXIT_CONFIGURATION:
             self.exit_code = exit_code_of(returncode)
             self._log.log(logging.ERROR if self.exit_code else logging.INFO, "%s ended with %s", self._label, how)
             return
+        if returncode == 0:
+            how += ", though nothing requested it"
         ran_s, committed = time.monotonic() - self._started, self._state.commits > self._commits
-        pause_s = self._policy.pause_s(returncode, ran_s=ran_s, committed=committed)
+        suspect = at_risk.suspect if at_risk else None
+        pause_s = self._policy.pause_s(returncode, ran_s=ran_s, committed=committed, suspect=suspect)
         if pause_s is None:
             self.exit_code = EXIT_CRASH_LOOP
-            message = "%s was lost %d times in a row without an image in between; it is not restarted"
-            self._log.critical(message, self._label, self._policy.losses)
+            message = "%s ended with %s; it was lost %s without an image in between and is not restarted"
+            self._log.critical(message, self._label, how, self._policy.describe())
             return
         self._log.warning("%s ended with %s; restarting it in %.1f s", self._label, how, pause_s)
         self._start_at = time.monotonic() + pause_s
+
+    def _take_at_risk(self, returncode: int) -> AtRisk | None:
+        """Return the jobs in the call of the device in which the process ended, or None if it ended elsewhere.
+
+        The next process reads the same from the state.
+        """
+        match self._state.phase:
+            case Phase.LOADING:
+                # it may not have read yet what the process before it left
+                return None
+            case Phase.IDLE if returncode != EXIT_RESTART:
+                self._state.forget_at_risk()
+        return self._state.at_risk()
+
+
+def _during(at_risk: AtRisk | None) -> str:
+    """Return which jobs were at risk in words, for a log line."""
+    if at_risk is None or not at_risk.leases:
+        return ""
+    if at_risk.suspect:
+        return f" while rendering {at_risk.suspect} alone"
+    return f" while rendering {len(at_risk.leases)} jobs"
 
 
 class Supervisor:
