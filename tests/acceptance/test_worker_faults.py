@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import pytest
-from tests.conftest import REPOSITORY, until
+from tests.conftest import until
+from tests.support.faulty_workers import SMALL, faulty
 from tests.support.processes import alive, process_of
 
 from latentfarm import Batch, Farm
@@ -23,56 +20,7 @@ from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.acceptance
 
-SMALL = {"width": 64, "height": 64, "scheduler": "euler", "num_inference_steps": 2}
 LONG = {**SMALL, "num_inference_steps": 500}
-
-
-class Worker:
-    def __init__(self, process: subprocess.Popen[bytes], log: Path) -> None:
-        self.process = process
-        self._log = log
-
-    @property
-    def log(self) -> str:
-        return self._log.read_text()
-
-    @property
-    def name(self) -> str:
-        until(lambda: "] worker " in self.log and " serves " in self.log)
-        return self.log.partition(" serves ")[0].rpartition("worker ")[2]
-
-    def met(self, fault: str) -> int:
-        """Return how many processes have met a fault."""
-        return sum(1 for path in self._log.parent.iterdir() if path.name.startswith(f"{fault}-"))
-
-
-@contextmanager
-def faulty(
-    settings: Settings, folder: Path, environment: dict[str, str], *options: str, supervised: bool = True
-) -> Iterator[Worker]:
-    """Run a real worker with a model that breaks on demand."""
-    folder.mkdir()
-    command = [sys.executable, "-m", "tests.support.faulty_worker"]
-    if supervised:
-        command = [sys.executable, "-m", "latentfarm_worker.supervise.supervisor", *options, "--", *command]
-    fixed = {"LATENTFARM_LOG_FORMAT": "text", "FAULTS_SEEN": str(folder)}
-    known = {"LATENTFARM_HOUSEKEEPING_INTERVAL_S": "1", "OMP_NUM_THREADS": "1", **fixed}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command,
-            cwd=REPOSITORY,
-            stderr=log,
-            stdout=log,
-            env={**os.environ, **settings.environment(), **known, **environment},
-        )
-    try:
-        yield Worker(process, folder / "log")
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        finally:
-            process.kill()
 
 
 def holders(farm: Farm, batch: Batch) -> dict[int, str]:
@@ -165,6 +113,16 @@ def test_a_lost_device_releases_its_jobs_uncharged_and_ends_the_process(settings
         assert "the device is lost to this process: CUDA error: an illegal memory access" in worker.log
     status = batch.status()
     assert (status.pending, status.leased, [job.attempts for job in batch.jobs()]) == (2, 0, [0, 0])
+
+
+def test_a_worker_that_ends_unasked_exits_with_3_and_names_the_cause(settings: Settings, tmp_path: Path) -> None:
+    with faulty(
+        settings, tmp_path / "w", {"BROKEN_CONSUMER": "1", "LATENTFARM_SLOTS": "1"}, supervised=False
+    ) as worker:
+        assert worker.process.wait(150) == 3, worker.log
+        assert (
+            "the worker ended, though nothing requested it: RuntimeError('a broken part of the consumer')" in worker.log
+        )
 
 
 class Metadata(BaseHTTPRequestHandler):

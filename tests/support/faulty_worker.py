@@ -1,6 +1,7 @@
 """A real worker whose model breaks on a prompt that is a fault's name: ``python -m tests.support.faulty_worker``.
 
-``FAULTS_SEEN`` names a folder. Each fault that occurs leaves a file there, named by the fault and the process.
+``FAULTS_SEEN`` names a folder. Each fault that occurs leaves a file there, named by the fault and the process. With
+``BROKEN_CONSUMER`` set, Celery's consumer ends of an error that it does not expect.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from threading import Event
 from typing import Any
 
 import torch
+from celery import bootsteps
 
 from latentfarm.settings import Settings
 from latentfarm_worker.build import load_model
 from latentfarm_worker.models.text_encoder import Prompt, Tensors
 from latentfarm_worker.service import worker
-from latentfarm_worker.service.tasks import serve
+from latentfarm_worker.service.tasks import app, serve
 
 _real_load = load_model
 
@@ -45,12 +47,23 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def exhaust() -> None:
+    """Take memory until the process is killed for it, at most 4 GB."""
+    taken = [bytearray(os.urandom(1 << 20)) * 64 for _ in range(64)]
+    raise MemoryError(f"{len(taken)} times 64 MB did not kill this process")
+
+
+def err() -> None:
+    """Raise an error that only this prompt causes."""
+    raise IndexError("the prompt 'err' breaks the model")
+
+
 def crawl() -> None:
     """Take a second for a step."""
     time.sleep(1)
 
 
-FAULTS = {fault.__name__: fault for fault in (block, hold_the_lock, stick, die, crawl)}
+FAULTS = {fault.__name__: fault for fault in (block, hold_the_lock, stick, die, exhaust, err, crawl)}
 
 
 class Faulty:
@@ -78,6 +91,15 @@ def load_faulty(settings: Settings) -> Any:
     return Faulty(_real_load(settings))
 
 
+class BrokenStep(bootsteps.StartStopStep):  # type: ignore[misc]
+    """A part of Celery's consumer that cannot start."""
+
+    def start(self, _consumer: Any) -> None:
+        raise RuntimeError("a broken part of the consumer")
+
+
 if __name__ == "__main__":
+    if "BROKEN_CONSUMER" in os.environ:
+        app.steps["consumer"].add(BrokenStep)
     worker.load_model = load_faulty  # type: ignore[attr-defined]
     sys.exit(serve())
