@@ -102,7 +102,7 @@ class SharedState:
     def record_at_risk(self, leases: Sequence[tuple[str, int]], *, lone: bool) -> None:
         """Record the jobs of the next call of the device, by name and epoch. Call it before the device is called.
 
-        ``lone`` says that one job alone takes part. Recording the same again takes no time.
+        ``lone`` is true if one job alone takes part. Recording the same again takes no time.
         """
         self._record.write(AtRisk(tuple(leases), lone=lone))
 
