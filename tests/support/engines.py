@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 import torch
+from tests.chaos.fake_worker import NoOpFamily
 
-from latentfarm.job import Job
+from latentfarm.job import Job, PromptSyntax
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.models import Family
+from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
 
 
 def make(index: int, **fields: Any) -> Job:
@@ -57,3 +60,66 @@ def render_alone(family: Family, job: Job) -> bytes:
     engine = Engine(family, slots=3)
     engine.admit(job)
     return pixels(run(engine)[0])
+
+
+def run_isolating(engine: Engine) -> dict[int, Rendered | Failed]:
+    """As ``run``, but go on after steps that raise, as the render loop does."""
+    done: dict[int, Rendered | Failed] = {}
+    while engine.busy:
+        try:
+            outcomes = engine.step()
+        except Exception as error:  # noqa: BLE001 (any)
+            outcomes = [*engine.isolate(error)]
+        for each in outcomes:
+            assert each.job.index not in done, "a job ends once"
+            done[each.job.index] = each
+        engine.check_integrity()
+    return done
+
+
+class BreakingFamily(NoOpFamily):
+    """A fake family whose calls break while certain jobs take part; the jobs are those of ``make``.
+
+    Args:
+        encode, predict: indices of the jobs that break these calls.
+        below: the timestep below which ``predict`` breaks.
+        error: makes the exception.
+
+    Attributes:
+        before_predict: called before each evaluation of the model, also of one that breaks.
+    """
+
+    def __init__(
+        self,
+        *,
+        encode: Collection[int] = (),
+        predict: Collection[int] = (),
+        below: float = 1001.0,
+        error: Callable[[str], Exception] = RuntimeError,
+    ) -> None:
+        super().__init__("breaking", torch.device("cpu"), torch.float32)
+        self._bad = {"encode": {*encode}, "predict": {*predict}}
+        self._below = below
+        self._error = error
+        self.before_predict: Callable[[], object] = lambda: None
+
+    def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
+        """Return one token, the job's index plus 1; 0 for an empty prompt."""
+        del syntax
+        return TokenizedPrompt(((int(prompt.rpartition(" ")[2]) + 1 if prompt else 0,),), count=3)
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
+        marks = [prompt.tokens.chunks[0][0] for prompt in prompts]
+        self._break("encode", (mark - 1 for mark in marks))
+        return [{"encoder_hidden_states": torch.full((77, 4), float(mark))} for mark in marks]
+
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
+        self.before_predict()
+        marks = conditioning["encoder_hidden_states"][:, 0, 0]
+        self._break("predict", (int(mark) - 1 for mark in marks[timesteps < self._below]))
+        return super().predict(latents, timesteps, conditioning)
+
+    def _break(self, call: str, indices: Iterable[int]) -> None:
+        broken = sorted(self._bad[call].intersection(indices))
+        if broken:
+            raise self._error(f"{call} of job {broken[0]} broke")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentfarm_worker.engine.admission import AdmissionQueue
+from latentfarm_worker.engine.admission import AdmissionQueue, BatchKey
 from latentfarm_worker.latent_shape import LatentShape
 
 pytestmark = pytest.mark.unit
@@ -23,6 +24,7 @@ class Image:
     name: str
     shape: LatentShape = NATIVE
     rows_needed: int = 2
+    cohort: Hashable = None
     skipped: int = 0
 
 
@@ -33,9 +35,16 @@ def queue_of(*images: Image, slots: int = 2) -> AdmissionQueue[Image]:
     return queue
 
 
-def admit(queue: AdmissionQueue[Image], *, free: int = 4, rows: int = 4, shape: LatentShape = NATIVE) -> str:
+def admit(
+    queue: AdmissionQueue[Image],
+    *,
+    free: int = 4,
+    rows: int = 4,
+    shape: LatentShape = NATIVE,
+    cohort: Hashable = None,
+) -> str:
     """Take the images that begin now out of the queue; return their names."""
-    starting = queue.next_images(shape, rows=rows, free=free)
+    starting = queue.next_images(BatchKey(shape, cohort), rows=rows, free=free)
     for image in starting:
         queue.remove(image)
     return "".join(image.name for image in starting)
@@ -64,8 +73,8 @@ def test_a_large_shape_gets_fewer_rows_and_never_less_than_two(shape: LatentShap
 def test_an_image_of_another_shape_is_overtaken_by_at_most_a_full_batch() -> None:
     queue = queue_of(Image("x", WIDE), *(Image(name) for name in "abcdef"))
     assert [admit(queue, free=2) for _ in range(5)] == ["a", "b", "c", "d", ""]
-    assert queue.next_shape(NATIVE, running=True) == NATIVE
-    assert queue.next_shape(NATIVE, running=False) == WIDE
+    assert queue.next_key(BatchKey(NATIVE)) == BatchKey(NATIVE)
+    assert queue.next_key(None) == BatchKey(WIDE)
     assert admit(queue, shape=WIDE, rows=2, free=2) == "x"
     assert admit(queue) == "ef"
 
@@ -76,10 +85,26 @@ def test_nothing_overtakes_an_image_of_the_same_shape() -> None:
     assert [image.skipped for image in queue] == [0, 0, 0]
 
 
-def test_the_first_waiting_image_sets_the_shape_of_an_empty_batch() -> None:
-    assert queue_of().next_shape(NATIVE, running=False) is None
-    assert queue_of(Image("x", WIDE)).next_shape(None, running=False) == WIDE
-    assert queue_of(Image("x", WIDE)).next_shape(NATIVE, running=True) == NATIVE
+def test_the_first_waiting_image_sets_the_shape_and_the_cohort_of_an_empty_batch() -> None:
+    assert queue_of().next_key(BatchKey(NATIVE)) is None
+    assert queue_of(Image("x", WIDE, cohort="lost")).next_key(None) == BatchKey(WIDE, "lost")
+    assert queue_of(Image("x", WIDE)).next_key(BatchKey(NATIVE)) == BatchKey(NATIVE)
+
+
+def test_images_of_different_cohorts_never_run_together() -> None:
+    queue = queue_of(Image("a"), Image("x", cohort="x"), Image("b"), Image("y", cohort="y"), Image("c"), slots=4)
+    assert admit(queue, free=8, rows=8) == "abc"
+    assert [admit(queue, free=8, rows=8, cohort=cohort) for cohort in (None, "x", "y")] == ["", "x", "y"]
+
+
+def test_a_lone_suspect_is_overtaken_by_at_most_a_full_batch_and_the_others_go_on_after_it() -> None:
+    queue = queue_of(Image("s", cohort="s"), *(Image(name) for name in "abcdef"))
+    assert [admit(queue, free=2) for _ in range(5)] == ["a", "b", "c", "d", ""]
+    # the batch is empty now
+    assert queue.next_key(None) == BatchKey(NATIVE, "s")
+    assert admit(queue, cohort="s") == "s"
+    assert queue.next_key(None) == BatchKey(NATIVE)
+    assert admit(queue) == "ef"
 
 
 def test_free_slots_are_those_of_the_native_shape_without_running_and_waiting_rows() -> None:
@@ -97,6 +122,17 @@ def test_out_of_memory_halves_the_slots_of_its_shape_only() -> None:
     assert queue.free_slots(0) == 1
 
 
+def test_a_shape_gets_its_slots_back_if_one_job_was_the_cause() -> None:
+    queue = queue_of(slots=8)
+    queue.reduce(NATIVE, 16)
+    queue.restore(NATIVE, 8)
+    assert queue.max_rows(NATIVE) == 16
+    # a job that nothing was reduced for changes nothing
+    queue.reduce(NATIVE, 16)
+    queue.restore(NATIVE, 0)
+    assert queue.max_rows(NATIVE) == 8
+
+
 def test_restarted_images_go_to_the_front_in_their_order() -> None:
     queue = queue_of(Image("c"))
     queue.prepend([Image("a"), Image("b")])
@@ -106,28 +142,31 @@ def test_restarted_images_go_to_the_front_in_their_order() -> None:
     assert len(queue) == 0
 
 
-IMAGES = st.lists(st.tuples(st.sampled_from([NATIVE, WIDE, LARGE]), st.sampled_from([1, 2])), max_size=30)
+IMAGES = st.lists(
+    st.tuples(st.sampled_from([NATIVE, WIDE, LARGE]), st.sampled_from([1, 2]), st.sampled_from([None, None, "a", "b"])),
+    max_size=30,
+)
 
 
 @given(images=IMAGES, slots=st.integers(1, 4), steps=st.lists(st.integers(1, 4), min_size=30, max_size=30))
 def test_every_image_begins_none_starves_and_rows_never_overflow(
-    images: list[tuple[LatentShape, int]], slots: int, steps: list[int]
+    images: list[tuple[LatentShape, int, Hashable]], slots: int, steps: list[int]
 ) -> None:
-    waiting = [Image(str(at), shape, rows) for at, (shape, rows) in enumerate(images)]
+    waiting = [Image(str(at), shape, rows, cohort) for at, (shape, rows, cohort) in enumerate(images)]
     queue = queue_of(*waiting, slots=slots)
     running: list[tuple[Image, int]] = []
-    shape: LatentShape | None = None
+    key: BatchKey | None = None
     begun = 0
     for _ in range(1000):
         if not queue and not running:
             break
-        shape = queue.next_shape(shape, running=bool(running)) or shape
-        assert shape is not None
-        rows = queue.max_rows(shape)
+        key = queue.next_key(key if running else None) or key
+        assert key is not None
+        rows = queue.max_rows(key.shape)
         free = rows - sum(image.rows_needed for image, _ in running)
         assert free >= 0
-        for image in queue.next_images(shape, rows=rows, free=free):
-            assert image.shape == shape
+        for image in queue.next_images(key, rows=rows, free=free):
+            assert (image.shape, image.cohort) == key
             queue.remove(image)
             running.append((image, steps[begun]))
             begun += 1

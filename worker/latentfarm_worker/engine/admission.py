@@ -1,23 +1,33 @@
 """The admission policy: which waiting images begin, and how many rows a batch has. It imports no torch.
 
-Images of one latent shape run together. An image with guidance takes two rows of the batch, one without takes one row.
-Images of another shape wait until the batch is empty. To prevent starvation, at most one full batch of later images may
-overtake an image.
+Images of one latent shape and cohort run together. An image with guidance takes two rows of the batch, one without
+takes one row. Images of another shape or cohort wait until the batch is empty. To prevent starvation, at most one full
+batch of later images may overtake an image.
+
+A cohort keeps a job that had trouble from others: an error or a crash then shows whose it is. Most images have none.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from latentfarm_worker.latent_shape import LatentShape
+
+
+class BatchKey(NamedTuple):
+    """What the images of a batch have in common."""
+
+    shape: LatentShape
+    cohort: Hashable = None
 
 
 class Admissible(Protocol):
     """A waiting image. ``skipped`` counts the later images that began before it."""
 
     shape: LatentShape
+    cohort: Hashable
     skipped: int
 
     @property
@@ -100,33 +110,43 @@ class AdmissionQueue(Generic[T]):
             self._limits[shape] = self.max_slots(shape) // 2
         return self.max_slots(shape)
 
+    def restore(self, shape: LatentShape, slots: int) -> None:
+        """Give a shape back the slots that it had before a job took its memory."""
+        if slots > self.max_slots(shape):
+            self._limits[shape] = slots
+
     # -- order -----------------------------------------------------------------------------------------------
 
-    def next_shape(self, current: LatentShape | None, *, running: bool) -> LatentShape | None:
-        """Return the shape of the next batch: the current one while images run, else that of the first image.
+    def next_key(self, running: BatchKey | None) -> BatchKey | None:
+        """Return the key of the next images to begin: that of the running ones, else that of the first image.
 
-        None if nothing waits, or if there is neither a batch nor an image.
+        None if nothing waits.
         """
         if not self._waiting:
             return None
-        return current if running and current is not None else self._waiting[0].shape
+        return running or _key_of(self._waiting[0])
 
-    def next_images(self, shape: LatentShape, *, rows: int, free: int) -> list[T]:
-        """Return the images that begin now: those of the batch's shape that fit into its ``free`` rows, in order.
+    def next_images(self, key: BatchKey, *, rows: int, free: int) -> list[T]:
+        """Return the images that begin now: those of the batch's key that fit into its ``free`` rows, in order.
 
         They stay in the queue until ``remove``. An image that ``rows`` others have overtaken keeps all later images
-        waiting, until the batch is empty and takes its shape.
+        waiting, until the batch is empty and takes its key.
         """
         starting: list[T] = []
         overtaken: list[T] = []
         for image in self._waiting:
-            if image.shape != shape and image.skipped < rows:
+            alike = _key_of(image) == key
+            if not alike and image.skipped < rows:
                 overtaken.append(image)
                 continue
-            if image.shape != shape or image.rows_needed > free or any(each.skipped >= rows for each in overtaken):
+            if not alike or image.rows_needed > free or any(each.skipped >= rows for each in overtaken):
                 break
             free -= image.rows_needed
             starting.append(image)
             for other in overtaken:
                 other.skipped += 1
         return starting
+
+
+def _key_of(image: Admissible) -> BatchKey:
+    return BatchKey(image.shape, image.cohort)

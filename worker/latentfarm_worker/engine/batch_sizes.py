@@ -16,6 +16,7 @@ from typing import Protocol
 
 import torch
 
+from latentfarm_worker import device_errors
 from latentfarm_worker.calibration.cache import CalibrationCache, cache_key
 from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
 from latentfarm_worker.latent_shape import LatentShape
@@ -66,6 +67,44 @@ def any_batch_size(family: Family, shape: LatentShape, rows: int, *, on_forward:
 def compiled_batch_sizes(rows: int) -> list[int]:
     """Return the sizes that a model is compiled for: the full batch, and a quarter for the last images of a run."""
     return sorted({max(1, rows // 4), rows})
+
+
+class KnownBatchSizes:
+    """The batch sizes of an engine's shapes, each found when the shape first begins."""
+
+    def __init__(self, family: Family, find: BatchSizes, *, on_forward: Callable[[], None]) -> None:
+        self._family = family
+        self._find = find
+        self._on_forward = on_forward
+        #: by shape and rows of a full batch
+        self._known: dict[tuple[LatentShape, int], tuple[int, ...]] = {}
+
+    @property
+    def exact(self) -> bool:
+        """Whether an image's bytes are independent of the other images in the batch."""
+        return self._find is not any_batch_size
+
+    def of(self, shape: LatentShape, rows: int) -> tuple[int, ...]:
+        """Return the batch sizes that the model may be called with; the last is the full batch."""
+        if (shape, rows) not in self._known:
+            try:
+                sizes = self._find(self._family, shape, rows, on_forward=self._on_forward)
+            except Exception as error:
+                if device_errors.is_fatal(error):
+                    raise
+                # the full batch is exact by definition; if it does not fit or breaks, the next step shows it
+                log.warning("latents of %s: only the full batch of %d rows is used", shape, rows, exc_info=error)
+                return (rows,)
+            self._known[shape, rows] = sizes
+        return self._known[shape, rows]
+
+    def call_each(self, shape: LatentShape, rows: int) -> None:
+        """Call the model with each of its batch sizes, so that later calls are as fast as they can be."""
+        sizes = self.of(shape, rows)
+        inputs = dummy_inputs(self._family, shape, sizes[-1])
+        for size in sizes:
+            self._on_forward()
+            self._family.predict(*inputs.first(size))
 
 
 class CachedBatchSizes(BatchSizes):

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
 from latentfarm.errors import JobError
-from latentfarm.job import Job
 from latentfarm_worker import device_errors
+from latentfarm_worker.engine.device_call import DeviceCall, split_in_halves
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.outcomes import Failed, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.models.base import Family
 
 log = logging.getLogger(__name__)
@@ -22,43 +23,6 @@ log = logging.getLogger(__name__)
 _GROUP = {"cuda": 8}
 #: steps that a finished image waits for others to fill its group
 _MAX_WAIT_STEPS = 8
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """A finished image.
-
-    Attributes:
-        handle: the caller's key, as given to ``Engine.prepare``.
-        pixels: uint8 (height, width, 3) on the CPU.
-        scheduler: diffusers' class name.
-        slots: the engine's slots for this shape when the image began; with the same number the bytes are the same.
-        truncated: the job's fields whose text was cut off, ``prompt`` and ``negative_prompt``.
-        tiled: whether it was decoded in tiles, for lack of memory.
-        timings: seconds of ``wait``, ``text``, ``denoise`` (wall clock, from admission to the last step) and
-            ``decode`` (its share of the group's).
-    """
-
-    job: Job
-    handle: Hashable
-    pixels: torch.Tensor
-    width: int
-    height: int
-    scheduler: str
-    slots: int
-    plan_digest: str
-    truncated: tuple[str, ...]
-    tiled: bool
-    timings: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A job that failed through its own fault. Other images are not affected."""
-
-    job: Job
-    handle: Hashable
-    error: JobError
 
 
 @dataclass(frozen=True)
@@ -73,24 +37,33 @@ class _HostTransfer:
 
 @dataclass
 class _PendingDecode:
-    """An image after its last step, with its latents (C, h, w) and the steps that it has waited."""
+    """An image after its last step, with its latents (C, h, w) and the steps that it has waited.
+
+    ``limit_before``: the size of its groups before they were halved for this image among others; 0 if they were not.
+    """
 
     image: ImageState
     latents: torch.Tensor
     waited: int = 0
+    limit_before: int = 0
     transfer: _HostTransfer | None = None
 
 
 class Decoder:
     """Decodes images in groups of a fixed size, so that an image's bytes do not depend on the others.
 
-    If memory runs out, the groups of a size are halved for good. An image that does not fit alone is decoded in tiles.
-    If that does not fit either, its job fails.
+    A group has one size and one cohort. If memory runs out, the groups of a size are halved for good. An image that
+    does not fit alone is decoded in tiles. If that does not fit either, its job fails, and the groups get the size that
+    they had before: the job was the cause.
+
+    Args:
+        family: the model.
+        call: records which images are decoded.
     """
 
-    def __init__(self, family: Family, *, on_forward: Callable[[], None]) -> None:
+    def __init__(self, family: Family, call: DeviceCall) -> None:
         self._family = family
-        self._on_forward = on_forward
+        self._call = call
         self._waiting: list[_PendingDecode] = []
         self._transfers: list[_PendingDecode] = []
         #: by (height, width) of the latents: images in a group; 0 for one, in tiles
@@ -122,6 +95,18 @@ class Decoder:
         self._waiting.clear()
         self._transfers.clear()
 
+    def isolate(self, images: Sequence[ImageState], error: Exception) -> list[Failed]:
+        """Fail a single image whose decoding broke. Of several, decode each half by itself."""
+        if len(images) == 1:
+            self.drop(images[0].handle)
+            return [Failed(images[0].job, images[0].handle, engine_error(error), retry=True)]
+        split_in_halves(images)
+        for pending in self._waiting:
+            if pending.image in images:
+                # its group cannot fill up any more
+                pending.waited = _MAX_WAIT_STEPS
+        return []
+
     def advance(self, *, flush: bool) -> list[Rendered | Failed]:
         """Decode groups that are full or have waited long enough; return the images that have reached the host.
 
@@ -135,9 +120,11 @@ class Decoder:
                 outcomes += self._decode(group)
             self._collect(outcomes, wait=flush)
         except Exception:
+            suspects = self._call.images
             with suppress(Exception):
                 self._collect(outcomes, wait=True)
             if not outcomes:
+                self._call.images = suspects
                 raise
         return outcomes
 
@@ -151,11 +138,12 @@ class Decoder:
         return max(1, _GROUP.get(self._family.device.type, 1) * native // max(native, height * width))
 
     def _next_group(self, *, flush: bool) -> list[_PendingDecode]:
-        """Return the oldest image and others of its size, if the group is full or due."""
+        """Return the oldest image and others of its size and cohort, if the group is full or due."""
         if not self._waiting:
             return []
         oldest = self._waiting[0]
-        alike = [pending for pending in self._waiting if pending.latents.shape == oldest.latents.shape]
+        shape, cohort = oldest.latents.shape, oldest.image.cohort
+        alike = [each for each in self._waiting if each.latents.shape == shape and each.image.cohort == cohort]
         size = max(1, self._group_size(oldest.latents))
         if len(alike) < size and oldest.waited < _MAX_WAIT_STEPS and not flush:
             return []
@@ -170,22 +158,28 @@ class Decoder:
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise
-            message = str(error).partition("\n")[0]
+            message = first_line(error)
         # outside the handler, whose traceback holds the decoder's tensors
         if message and latents.device.type == "cuda":
             torch.cuda.empty_cache()
         if message and size > 0:
+            for pending in group:
+                pending.limit_before = pending.limit_before or size
             self._limits[latents.shape[1], latents.shape[2]] = size // 2
             log.warning("%s: %d images in a group from now on; 0 means one, in tiles", message, size // 2)
             return []
         self._waiting = [pending for pending in self._waiting if pending not in group]
-        failed = [pending.image for pending in group if message]
-        return [Failed(image.job, image.handle, out_of_memory(message)) for image in failed]
+        if not message:
+            return []
+        # it did not fit in tiles either, so others need not be decoded in tiles because of it
+        [pending] = group
+        self._limits[latents.shape[1], latents.shape[2]] = pending.limit_before
+        return [Failed(pending.image.job, pending.image.handle, out_of_memory(message))]
 
     def _decode_async(self, group: list[_PendingDecode], size: int) -> None:
         """Decode a group, padded to its size, and begin its copy to the host."""
         timer = _DecodeTimer(self._family.device, images=len(group))
-        self._on_forward()
+        self._call.begin([pending.image for pending in group])
         latents = [pending.latents for pending in group]
         stacked = torch.stack([*latents, *[torch.zeros_like(latents[0])] * (size - len(group))])
         pixels, finite = self._family.decode(stacked, tiled=True) if size == 0 else self._family.decode(stacked)
@@ -204,6 +198,7 @@ class Decoder:
         """Append the images that have reached the host to ``outcomes``, in order."""
         while self._transfers:
             pending = self._transfers[0]
+            self._call.images = [pending.image]
             assert pending.transfer is not None  # noqa: S101 (_decode_async set it)
             if not pending.transfer.timer.arrived(wait=wait):
                 return
@@ -240,13 +235,13 @@ class Decoder:
         )
 
     def _decode_in_float32(self, latents: torch.Tensor) -> torch.Tensor:
-        self._on_forward()
+        self._call.again()
         try:
             pixels, finite = self._family.decode(latents[None], float32=True)
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise
-            raise out_of_memory(str(error).partition("\n")[0]) from None
+            raise out_of_memory(first_line(error)) from None
         _require_valid(_validity(latents[None], pixels, finite)[0].cpu(), pixels[0])
         return pixels[0].cpu()
 
@@ -317,9 +312,3 @@ def _require_valid(validity: torch.Tensor, pixels: torch.Tensor) -> None:
         raise JobError("non_finite", "the VAE decoder's output is not finite; try another seed or dtype float32")
     if not varied:
         raise JobError("blank_image", f"every pixel is {pixels[0, 0].tolist()}; try another seed, or dtype float32")
-
-
-def out_of_memory(message: str) -> JobError:
-    """Return the error of a job that does not fit alone."""
-    cure = "render it smaller, or on a device with more memory"
-    return JobError("oom", f"not enough memory for this job alone ({message}); {cure}")

@@ -66,6 +66,11 @@ class DeviceBatch:
         """Return the rows without an image."""
         return [row for row, allocated in enumerate(self._allocated) if not allocated]
 
+    def is_whole(self, images: Sequence[ImageState]) -> bool:
+        """Return whether every row is either free or owned by exactly one of the running images."""
+        owned = [row for image in images for row in image.rows]
+        return sorted([*owned, *self.free]) == list(range(self.count))
+
     def allocate(self, image: ImageState, conditioning: Sequence[Tensors], latents: torch.Tensor) -> None:
         """Give an image one row for each of its prompts.
 

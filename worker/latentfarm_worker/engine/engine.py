@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Hashable
 from contextlib import suppress
 
@@ -18,36 +17,35 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm.limits import DEFAULT_STEPS
 from latentfarm_worker import device_errors
-from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
-from latentfarm_worker.engine.admission import AdmissionQueue
-from latentfarm_worker.engine.batch_sizes import BatchSizes, any_batch_size, exact_batch_sizes
-from latentfarm_worker.engine.decoder import Decoder, Failed, Rendered, out_of_memory
+from latentfarm_worker.engine.admission import AdmissionQueue, BatchKey
+from latentfarm_worker.engine.batch_sizes import BatchSizes, KnownBatchSizes, exact_batch_sizes
+from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_batch import DeviceBatch
+from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, split_in_halves
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.outcomes import Failed, Rendered, engine_error, first_line, out_of_memory
+from latentfarm_worker.engine.preparation import prepare
 from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family, native_shape
-from latentfarm_worker.models.text_encoder import Prompt, Tensors
+from latentfarm_worker.models.text_encoder import Tensors
 
 __all__ = ["Engine", "Failed", "Observer", "Rendered"]
 
 log = logging.getLogger(__name__)
 
-#: steps that the host may be ahead of the device: enough to keep it busy, few enough to react to a cancellation
-_AHEAD = 2
-
-#: called after each step of each image, with a view of its latents, float32 (C, h, w); a JobError fails the image
+#: called after each step of each image, with a view of its latents, float32 (C, h, w); an exception fails the image
 Observer = Callable[[ImageState, torch.Tensor], None]
 
 
 class Engine:
     """Renders jobs on one device, many at once.
 
-    If memory runs out, a shape gets half its slots for the rest of the engine's life, and its running images start
-    again. So their bytes are those of one batch size, from the first step to the last.
+    If memory runs out, a shape gets half its slots for good, and its running images start again. So their bytes are
+    those of one batch size. It gets them back if the memory turns out to be one job's fault.
 
-    Only ``prepare`` and the properties and methods marked so are thread-safe; the rest belongs to one thread.
+    Only ``prepare`` and what is marked so is thread-safe; the rest belongs to one thread.
 
     Args:
         family: the loaded model.
@@ -74,22 +72,25 @@ class Engine:
         self.slots = slots
         self.on_step = on_step
         self.on_forward: Callable[[], None] = lambda: None
-        self._batch_sizes = batch_sizes
-        #: by shape and rows of a full batch
-        self._known_sizes: dict[tuple[LatentShape, int], tuple[int, ...]] = {}
+        self._call = DeviceCall(lambda: self.on_forward())  # noqa: PLW0108 (on_forward may be replaced later)
+        self._sizes = KnownBatchSizes(family, batch_sizes, on_forward=self._call.again)
         self._texts = TextCache(family.encode)
-        self._decoder = Decoder(family, on_forward=self._report_forward)
+        self._decoder = Decoder(family, self._call)
         self._queue: AdmissionQueue[ImageState] = AdmissionQueue(slots=slots, native=native_shape(family))
         self._running: list[ImageState] = []
         self._batch: DeviceBatch | None = None
-        self._steps_begun: deque[torch.cuda.Event] = deque()
+        #: of the images that began last
+        self._cohort: Hashable = None
+        self._run_ahead = RunAhead(family.device)
+        #: images that failed before their last step, and are not reported yet
+        self._failed: list[Failed] = []
 
     # -- state, thread-safe ----------------------------------------------------------------------------------
 
     @property
     def deterministic(self) -> bool:
         """Whether an image's bytes are independent of the other images in the batch."""
-        return self._batch_sizes is not any_batch_size
+        return self._sizes.exact
 
     @property
     def free(self) -> int:
@@ -109,7 +110,7 @@ class Engine:
     @property
     def busy(self) -> bool:
         """Whether any image waits, runs or is decoded."""
-        return bool(self._queue or self._running or self._decoder.images)
+        return bool(self._queue or self._running or self._decoder.images or self._failed)
 
     def remaining(self) -> list[tuple[Hashable, int | None]]:
         """Return each image's handle and the model evaluations that it still needs; None for one that waits."""
@@ -117,33 +118,22 @@ class Engine:
         decoding = [(image.handle, 0) for image in self._decoder.images]
         return [*waiting, *decoding, *((image.handle, image.evaluations_left) for image in tuple(self._running))]
 
-    def prepare(self, job: Job, handle: Hashable = None) -> ImageState:
-        """Return a job with its sampling plan and tokens, ready to be admitted. Thread-safe.
+    def at_risk(self) -> list[Hashable]:
+        """Return the handles of the images in the call of the device that runs now, or that broke.
 
-        ``handle`` is the key under which the job is cancelled and reported [default: the job's name].
-
-        Raises:
-            JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a
-                text that cannot be encoded, ``clip_skip_out_of_range`` for more layers than the text encoder has.
-
+        A GPU works behind the host, so an error may be that of an earlier call: then these are all images that began.
         """
-        family = self.family
-        if job.clip_skip > family.max_clip_skip:
-            raise JobError(
-                "clip_skip_out_of_range",
-                f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
-            )
-        plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
-        factor = family.vae_scale_factor
-        width, height = job.width or family.native_width, job.height or family.native_height
-        texts = [job.prompt, job.negative_prompt] if job.guided and not family.embeds_guidance else [job.prompt]
-        tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
-        chunks = max(len(each.chunks) for each in tokens)
-        prompts = tuple(
-            Prompt(each.padded(chunks), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
-        )
-        shape = LatentShape(height // factor, width // factor, chunks)
-        return ImageState(job, job.name if handle is None else handle, plan, shape, width, height, prompts)
+        images = self._call.images
+        if self.family.device.type == "cuda":
+            images = [*dict.fromkeys((*images, *tuple(self._running), *self._decoder.images))]
+        return [image.handle for image in images]
+
+    def prepare(self, job: Job, handle: Hashable = None, *, cohort: Hashable = None) -> ImageState:
+        """Return a job that is ready to be admitted, as ``preparation.prepare``. Thread-safe.
+
+        ``handle`` is the key under which it is cancelled and reported [default: the job's name].
+        """
+        return prepare(self.family, job, job.name if handle is None else handle, cohort)
 
     # -- control ---------------------------------------------------------------------------------------------
 
@@ -161,7 +151,8 @@ class Engine:
             self.step()
         if self.family.compiled or self.family.device.type == "cuda":
             try:
-                self._call_with_each_size(native_shape(self.family))
+                shape = native_shape(self.family)
+                self._sizes.call_each(shape, self._queue.max_rows(shape))
             except Exception as error:
                 # if a full batch does not fit, the first one reduces the slots
                 if not device_errors.is_out_of_memory(error):
@@ -194,51 +185,77 @@ class Engine:
 
     def abort_all(self) -> list[Hashable]:
         """Drop every image that waits, runs or is decoded; return their handles."""
-        handles = [image.handle for image in (*self._running, *self._queue, *self._decoder.images)]
+        handles = [image.handle for image in (*self._running, *self._queue, *self._decoder.images, *self._failed)]
+        self._failed.clear()
         self._queue.clear()
         self._running.clear()
         self._decoder.clear()
+        self._call.images = ()
         # a broken step may have left rows half allocated
         self._batch = None
         return handles
 
     @torch.inference_mode()
     def step(self) -> list[Rendered | Failed]:
-        """Admit waiting images, denoise all running ones by one step, and retire the finished ones."""
+        """Admit waiting images, denoise all running ones by one step, and retire the finished ones.
+
+        After an exception, ``isolate`` or ``abort_all`` must follow.
+        """
+        self._call.images = ()
         try:
             self._admit_waiting()
             self._denoise()
+            self._retire()
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise
-            message = str(error).partition("\n")[0]
+            message = first_line(error)
         else:
-            return self._retire()
+            outcomes = self._decode()
+            self._call.images = ()
+            return outcomes
         # outside the handler, whose traceback holds the step's tensors
-        return self._reduce_batch_after_oom(message)
+        return [*self._reduce_batch_after_oom(message)]
+
+    @torch.inference_mode()
+    def isolate(self, error: Exception) -> list[Failed]:
+        """Go on after a step that raised ``error``; return the job whose fault it was, once it is known.
+
+        Only the images in the broken call are suspects: those that began, the running ones, or one group of the
+        decoder. If there is one, its job fails. Several are split in halves, which run one after the other until the
+        cause is alone. Each other image goes on, or starts again and has the same bytes.
+        """
+        suspects = self._suspects()
+        decoding = [image for image in self._decoder.images if image in suspects]
+        if decoding and self._is_whole:
+            return self._decoder.isolate(decoding, error)
+        if any(image in self._running for image in suspects) or not self._is_whole:
+            self._restart_running()
+        return self._separate(suspects, engine_error(error), retry=True)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every row is either free or owned by exactly one running image."""
-        owned = [row for image in self._running for row in image.rows]
-        everything = sorted([*owned, *(self._batch.free if self._batch else [])])
-        if everything != list(range(self._batch.count if self._batch else 0)):
-            raise AssertionError(f"rows owned and free: {everything}")
+        if not self._is_whole:
+            raise AssertionError(f"rows owned: {[image.rows for image in self._running]}")
+
+    @property
+    def _is_whole(self) -> bool:
+        return self._batch.is_whole(self._running) if self._batch else not self._running
 
     # -- admit -----------------------------------------------------------------------------------------------
 
     def _admit_waiting(self) -> None:
         """Start the waiting images that fit, and encode their prompts together."""
-        current = self._batch.shape if self._batch else None
-        shape = self._queue.next_shape(current, running=bool(self._running))
-        if shape is None:
+        first = self._running[0] if self._running else None
+        key = self._queue.next_key(BatchKey(first.shape, first.cohort) if first else None)
+        if key is None:
             return
-        if self._batch is None or self._batch.shape != shape:
-            self._batch = DeviceBatch(self.family, shape, self._sizes_of(shape))
-        batch = self._batch
-        starting = self._queue.next_images(shape, rows=batch.count, free=len(batch.free))
+        batch = self._batch_of(key.shape)
+        starting = self._queue.next_images(key, rows=batch.count, free=len(batch.free))
         if not starting:
             return
-        self.on_forward()
+        self._cohort = key.cohort
+        self._call.begin(starting)
         began = time.perf_counter()
         texts = iter(self._texts.get([prompt for image in starting for prompt in image.prompts]))
         text_s = (time.perf_counter() - began) / len(starting)
@@ -246,8 +263,24 @@ class Engine:
             image.timings["text"] = text_s
             size = self.family.size_conditioning(image.width, image.height)
             guidance = self.family.guidance_conditioning(image.job.guidance_scale)
-            self._place(image, batch, [{**next(texts), **size, **guidance} for _ in image.prompts])
+            self._call.images = [image]
+            try:
+                self._place(image, batch, [{**next(texts), **size, **guidance} for _ in image.prompts])
+            except Exception:
+                # half of its rows are written
+                self._restart_running()
+                raise
             self._queue.remove(image)
+            self._running.append(image)
+
+    def _batch_of(self, shape: LatentShape) -> DeviceBatch:
+        """Return the batch of a shape, a new one if there is none. Images of another shape must not run."""
+        if self._batch is None or self._batch.shape != shape:
+            # first drop the other one: there may be no memory for both
+            self._batch = None
+            self._call.images = [next(iter(self._queue))]
+            self._batch = DeviceBatch(self.family, shape, self._sizes.of(shape, self._queue.max_rows(shape)))
+        return self._batch
 
     def _place(self, image: ImageState, batch: DeviceBatch, conditioning: list[Tensors]) -> None:
         """Draw an image's initial latents and allocate its rows."""
@@ -258,32 +291,6 @@ class Engine:
         shape = (1, self.family.latent_channels, batch.shape.height, batch.shape.width)
         noise = torch.randn(shape, generator=image.generator)
         batch.allocate(image, conditioning, noise[0] * image.plan.init_noise_sigma)
-        self._running.append(image)
-
-    def _sizes_of(self, shape: LatentShape) -> tuple[int, ...]:
-        """Return the batch sizes that the model may be called with; the last is the full batch."""
-        rows = self._queue.max_rows(shape)
-        if (shape, rows) not in self._known_sizes:
-            try:
-                sizes = self._batch_sizes(self.family, shape, rows, on_forward=self._report_forward)
-            except Exception as error:
-                if not device_errors.is_out_of_memory(error):
-                    raise
-                # a full batch does not fit either: the next step reduces it
-                return (rows,)
-            self._known_sizes[shape, rows] = sizes
-        return self._known_sizes[shape, rows]
-
-    def _call_with_each_size(self, shape: LatentShape) -> None:
-        sizes = self._sizes_of(shape)
-        inputs = dummy_inputs(self.family, shape, sizes[-1])
-        for size in sizes:
-            self.on_forward()
-            self.family.predict(*inputs.first(size))
-
-    def _report_forward(self) -> None:
-        # on_forward may be replaced after the decoder was built
-        self.on_forward()
 
     # -- denoise, retire -------------------------------------------------------------------------------------
 
@@ -291,70 +298,103 @@ class Engine:
         """Evaluate the model once for all running images and update their latents."""
         if self._batch is None or not self._running:
             return
-        self.on_forward()
+        self._call.begin([*self._running])
         self._batch.denoise(self._running)
         for image in self._running:
             image.step_index += 1
             if self.on_step is not None:
-                try:
-                    self.on_step(image, self._batch.latents(image))
-                except JobError as error:
-                    image.error = error
+                self._observe(image, self.on_step, self._batch.latents(image))
             if len(image.rows) > 1 and not image.finished:
                 if image.step_index >= image.guided.stop:
                     self._batch.drop_guidance_row(image)
                 elif image.step_index == image.guided.start:
                     self._batch.enable_guidance(image)
-        self._limit_run_ahead()
+        self._run_ahead.limit()
 
-    def _limit_run_ahead(self) -> None:
-        """Wait until the device is at most ``_AHEAD`` steps behind."""
-        if self.family.device.type != "cuda":
-            return
-        begun = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        begun.record()
-        self._steps_begun.append(begun)
-        if len(self._steps_begun) > _AHEAD:
-            self._steps_begun.popleft().synchronize()
+    def _observe(self, image: ImageState, on_step: Observer, latents: torch.Tensor) -> None:
+        try:
+            on_step(image, latents)
+        except JobError as error:
+            image.error = error
+        except Exception as error:
+            if device_errors.is_out_of_memory(error) or device_errors.is_fatal(error):
+                self._call.images = [image]
+                raise
+            image.error, image.retry = engine_error(error), True
 
-    def _retire(self) -> list[Rendered | Failed]:
-        """Free the rows of finished images and decode them."""
-        outcomes: list[Rendered | Failed] = []
+    def _retire(self) -> None:
+        """Free the rows of finished images and pass them to the decoder."""
         for image in [image for image in self._running if image.finished]:
+            self._call.images = [image]
             if image.error is not None:
-                outcomes.append(Failed(image.job, image.handle, image.error))
+                self._failed.append(Failed(image.job, image.handle, image.error, image.retry))
             elif self._batch is not None:
                 image.timings["denoise"] = time.perf_counter() - image.started
                 self._decoder.add(image, self._batch.latents(image))
             self._remove(image)
+
+    def _decode(self) -> list[Rendered | Failed]:
+        """Return the images that have failed, and those that are decoded by now."""
+        outcomes: list[Rendered | Failed] = [*self._failed]
+        self._failed.clear()
+        # nothing of another cohort is called while these are decoded, so an error shows whose it is
+        following = self._queue.next_key(None)
+        flush = not self._running and (following is None or following.cohort != self._cohort)
         try:
-            return outcomes + self._decoder.advance(flush=not self._running and not self._queue)
+            outcomes += self._decoder.advance(flush=flush)
         except Exception:
             # report the failed images first; the next step meets the error again
             if not outcomes:
                 raise
-            return outcomes
+        return outcomes
 
     def _remove(self, image: ImageState) -> None:
         assert self._batch is not None  # noqa: S101 (an image runs)
         self._running.remove(image)
         self._batch.release(image.rows)
 
-    def _reduce_batch_after_oom(self, message: str) -> list[Rendered | Failed]:
-        """Restart the running images with half the rows. If the batch had the fewest rows already, they fail."""
-        images, batch = [*self._running], self._batch
+    # -- trouble ---------------------------------------------------------------------------------------------
+
+    def _suspects(self) -> list[ImageState]:
+        """Return the images in the broken call. If no call broke, any image may be the cause."""
+        running, waiting, decoding = self._running, [*self._queue], self._decoder.images
+        in_call = [image for image in (*running, *waiting, *decoding) if image in self._call.images]
+        return in_call or [*running] or waiting or decoding
+
+    def _restart_running(self) -> None:
+        """Drop the batch, whose rows may be half allocated, and queue its images again at the front."""
+        images = [*self._running]
         self._running.clear()
         self._batch = None
+        for image in images:
+            image.restart()
+        self._queue.prepend(images)
+
+    def _separate(self, suspects: list[ImageState], error: JobError, *, retry: bool) -> list[Failed]:
+        """Fail a single suspect that waits. Several are split in halves and not charged."""
+        self._call.images = ()
+        if len(suspects) != 1:
+            split_in_halves(suspects)
+            return []
+        [image] = suspects
+        if not self._decoder.drop(image.handle):
+            self._queue.remove(image)
+        # the memory that was short was this image's, so others need not have fewer slots because of it
+        self._queue.restore(image.shape, image.slots_before)
+        return [Failed(image.job, image.handle, error, retry)]
+
+    def _reduce_batch_after_oom(self, message: str) -> list[Failed]:
+        """Restart the running images with half the rows. If they are the fewest already, the suspects are separated."""
+        suspects = self._suspects()
+        self._restart_running()
         if self.family.device.type == "cuda":
             torch.cuda.empty_cache()
-        if batch is None or not images:
-            # not even one image could begin
-            images = [self._queue.pop()]
-        elif batch.count > 2:
-            slots = self._queue.reduce(batch.shape, batch.count)
-            log.warning("%s: %s slots from now on for latents of %s", message, slots, batch.shape)
-            for image in images:
-                image.restart()
-            self._queue.prepend(images)
-            return []
-        return [Failed(image.job, image.handle, out_of_memory(message)) for image in images]
+        shape = suspects[0].shape
+        rows = self._queue.max_rows(shape)
+        if rows <= 2:
+            return self._separate(suspects, out_of_memory(message), retry=False)
+        for image in suspects:
+            image.slots_before = image.slots_before or self._queue.max_slots(shape)
+        slots = self._queue.reduce(shape, rows)
+        log.warning("%s: %s slots from now on for latents of %s", message, slots, shape)
+        return []

@@ -22,13 +22,16 @@ class ImageState:
 
     Attributes:
         handle: the caller's key, never read here; the worker passes its lease.
+        cohort: images run together only if theirs are equal [default: None, that of most images].
         prompts: the prompt and, for guidance with a second row, the negative prompt.
         width, height: pixels.
         rows: the image's rows in the batch, one for each prompt; empty while it waits. The first holds its latents.
         step_index: model evaluations that are done.
         slots: the engine's slots for this shape when the image began.
         skipped: later images that began before this one.
+        slots_before: the slots of this shape before they were reduced for this image among others; 0 if they were not.
         error: why the image fails before its last step.
+        retry: whether another try may succeed after ``error``.
         queued, started: ``time.perf_counter()`` at the lease and at the first step.
         timings: seconds by stage.
     """
@@ -40,11 +43,14 @@ class ImageState:
     width: int
     height: int
     prompts: tuple[Prompt, ...]
+    cohort: Hashable = None
     rows: tuple[int, ...] = ()
     step_index: int = 0
     slots: int = 0
     skipped: int = 0
+    slots_before: int = 0
     error: JobError | None = None
+    retry: bool = False
     generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
     queued: float = field(default_factory=time.perf_counter)
     started: float = 0.0

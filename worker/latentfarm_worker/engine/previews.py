@@ -6,8 +6,8 @@ from collections.abc import Hashable
 
 import torch
 
-from latentfarm_worker.engine.decoder import Rendered
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.outcomes import Rendered
 from latentfarm_worker.models.base import Family
 
 #: images in a strip, the finished one included

@@ -1,0 +1,65 @@
+"""What a job ends with: an image, or the error of a job that failed through its own fault."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import torch
+
+from latentfarm.errors import JobError
+from latentfarm.job import Job
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A finished image.
+
+    Attributes:
+        handle: the caller's key, as given to ``Engine.prepare``.
+        pixels: uint8 (height, width, 3) on the CPU.
+        scheduler: diffusers' class name.
+        slots: the engine's slots for this shape when the image began; with the same number the bytes are the same.
+        truncated: the job's fields whose text was cut off, ``prompt`` and ``negative_prompt``.
+        tiled: whether it was decoded in tiles, for lack of memory.
+        timings: seconds of ``wait``, ``text``, ``denoise`` (wall clock, from admission to the last step) and
+            ``decode`` (its share of the group's).
+    """
+
+    job: Job
+    handle: Hashable
+    pixels: torch.Tensor
+    width: int
+    height: int
+    scheduler: str
+    slots: int
+    plan_digest: str
+    truncated: tuple[str, ...]
+    tiled: bool
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A job that failed through its own fault. Other images are not affected. If ``retry``, it may run again."""
+
+    job: Job
+    handle: Hashable
+    error: JobError
+    retry: bool = False
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its type: a MemoryError has no message."""
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def out_of_memory(message: str) -> JobError:
+    """Return the error of a job that does not fit alone."""
+    cure = "render it smaller, or on a device with more memory"
+    return JobError("oom", f"not enough memory for this job alone ({message}); {cure}")
+
+
+def engine_error(error: Exception) -> JobError:
+    """Return the error of a job for an exception that nothing foresaw."""
+    return JobError("engine_error", f"{type(error).__name__}: {error}")

@@ -1,0 +1,45 @@
+"""Prepare a job for the engine: its sampling plan, its tokens and its size, without a call of the device."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from latentfarm.errors import JobError
+from latentfarm.job import Job
+from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.sampling_plan import plan_for
+from latentfarm_worker.latent_shape import LatentShape
+from latentfarm_worker.models.base import Family
+from latentfarm_worker.models.text_encoder import Prompt
+
+
+def prepare(family: Family, job: Job, handle: Hashable, cohort: Hashable) -> ImageState:
+    """Return a job with its sampling plan and tokens, ready to be admitted. Thread-safe.
+
+    Args:
+        family: the model.
+        job: the job.
+        handle: the caller's key of the image.
+        cohort: only images with an equal cohort run together.
+
+    Raises:
+        JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a text
+            that cannot be encoded, ``clip_skip_out_of_range`` for more layers than the text encoder has.
+
+    """
+    if job.clip_skip > family.max_clip_skip:
+        raise JobError(
+            "clip_skip_out_of_range",
+            f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
+        )
+    plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
+    factor = family.vae_scale_factor
+    width, height = job.width or family.native_width, job.height or family.native_height
+    texts = [job.prompt, job.negative_prompt] if job.guided and not family.embeds_guidance else [job.prompt]
+    tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
+    chunks = max(len(each.chunks) for each in tokens)
+    prompts = tuple(
+        Prompt(each.padded(chunks), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
+    )
+    shape = LatentShape(height // factor, width // factor, chunks)
+    return ImageState(job, handle, plan, shape, width, height, prompts, cohort)
