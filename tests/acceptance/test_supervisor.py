@@ -233,6 +233,14 @@ def test_workers_start_with_default_signals_though_a_script_runs_the_supervisor_
         assert worker.process.wait(30) == 0
 
 
+def test_a_worker_that_cannot_be_started_is_lost_and_ends_no_other() -> None:
+    command = [sys.executable, "-m", "latentfarm_worker.supervise.supervisor", "--", "/no/such/program"]
+    ran = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 76
+    assert ran.stderr.count("the worker cannot be started: ") == 3
+    assert "Traceback" not in ran.stderr
+
+
 def test_one_supervisor_runs_a_worker_on_each_device_and_returns_the_highest_exit_code(tmp_path: Path) -> None:
     script = "signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); open('ready-' + name, 'w')\n"
     # the second of the workers, by its port, is misconfigured

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import sys
 import tempfile
 from collections.abc import Sequence
 from enum import IntEnum
@@ -53,9 +54,7 @@ class SharedState:
     @classmethod
     def shared(cls) -> SharedState:
         """Create a state whose ``descriptor`` a child can inherit."""
-        with tempfile.TemporaryFile() as file:
-            file.truncate(_BYTES)
-            return cls(os.dup(file.fileno()))
+        return cls(_unnamed_file())
 
     @property
     def phase(self) -> Phase:
@@ -113,6 +112,19 @@ class SharedState:
     def at_risk(self) -> AtRisk | None:
         """Return the jobs that were recorded last, by this process or the one before it; None if unknown."""
         return self._record.read()
+
+
+def _unnamed_file() -> int:
+    """Return the descriptor of a file whose bytes exist already: a write must not fail because a disk is full."""
+    if sys.platform == "linux":
+        # needs no disk, which may be full or read-only
+        descriptor = os.memfd_create("latentfarm")
+        os.posix_fallocate(descriptor, 0, _BYTES)
+        return descriptor
+    with tempfile.TemporaryFile() as file:
+        file.write(bytes(_BYTES))
+        file.flush()
+        return os.dup(file.fileno())
 
 
 def from_environment() -> tuple[SharedState, str | None]:

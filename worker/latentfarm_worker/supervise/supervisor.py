@@ -15,6 +15,7 @@ import secrets
 import select
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -76,9 +77,15 @@ class SupervisedWorker:
 
     def _start(self) -> None:
         self._started, self._commits = time.monotonic(), self._state.commits
-        self._process = WorkerProcess(
-            self.name, self._command, self._device.environment, self._state, self._timeouts, self._log
-        )
+        try:
+            self._process = WorkerProcess(
+                self.name, self._command, self._device.environment, self._state, self._timeouts, self._log
+            )
+        except (OSError, subprocess.SubprocessError) as error:
+            # such as no memory for a process; the workers on other devices must go on
+            self._log.error("%s cannot be started: %s", self._label, error)
+            self._on_exit(EXIT_RESTART, stop_requested=False)
+            return
         self._log.info("%s is %s, process %d", self._label, self.name, self._process.pid)
 
     def _on_exit(self, returncode: int, *, stop_requested: bool) -> None:
