@@ -83,5 +83,5 @@ def test_the_state_of_a_killed_child_names_its_jobs() -> None:
     assert (mine.at_risk(), mine.stopping) == (AtRisk((("b/2", 1),), lone=True), True)
     mine.begin()
     assert not theirs.stopping
-    mine.forget_at_risk()
-    assert theirs.at_risk() is None
+    theirs.record_at_risk([], lone=False)
+    assert mine.at_risk() is None, "a call without jobs clears none"

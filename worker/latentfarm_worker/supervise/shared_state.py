@@ -101,9 +101,10 @@ class SharedState:
     def record_at_risk(self, leases: Sequence[tuple[str, int]], *, lone: bool) -> None:
         """Record the jobs of the next call of the device, by name and epoch. Call it before the device is called.
 
-        ``lone`` is true if one job alone takes part. Recording the same again takes no time.
+        ``lone`` is true if one job alone takes part. Recording the same again takes no time. A call without jobs may
+        be for any of them, such as a measurement of their shape: then it is unknown which are at risk.
         """
-        self._record.write(AtRisk(tuple(leases), lone=lone))
+        self._record.write(AtRisk(tuple(leases), lone=lone) if leases else None)
 
     def forget_at_risk(self) -> None:
         """Record that it is unknown which jobs are at risk."""
