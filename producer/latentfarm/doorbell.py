@@ -1,7 +1,6 @@
 """The doorbell: an empty Celery message that wakes a worker of a model.
 
-Workers lease jobs from the ledger, so a lost, duplicated or late doorbell does no harm. Nothing depends on Celery's
-redelivery, and its visibility timeout may be long.
+Workers lease jobs from the ledger, so a lost, duplicated or late doorbell does no harm. Celery redelivers none.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ from celery import Celery
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
+from latentfarm.doorbell_transport import DoorbellAMQP
 from latentfarm.errors import UnavailableError
+from latentfarm.ledger.redis_errors import outage_cause
 
 TASK_NAME = "latentfarm.render"
 #: messages in a model's queue at most, for a batch of any size
 MAX_DOORBELLS = 1_000
 #: pending jobs per message: a woken worker leases until no job is pending
 JOBS_PER_DOORBELL = 4
-#: longer than any task
-_VISIBILITY_TIMEOUT_S = 6 * 3600
 
 
 def queue_name(model: str) -> str:
@@ -32,7 +31,8 @@ def queue_name(model: str) -> str:
 
 def make_app(redis_url: str, *, model: str | None = None) -> Celery:
     """Return the Celery app on the farm's Redis. With ``model``, its worker consumes that model's queue."""
-    app = Celery("latentfarm", broker=broker_url(redis_url) if redis_url else None, set_as_current=False)
+    broker = broker_url(redis_url) if redis_url else None
+    app = Celery("latentfarm", broker=broker, amqp=DoorbellAMQP, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -44,13 +44,13 @@ def make_app(redis_url: str, *, model: str | None = None) -> Celery:
         worker_pool="threads",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
+        worker_enable_prefetch_count_reduction=False,
         worker_enable_remote_control=False,
         worker_send_task_events=False,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_transport_options={
-            "visibility_timeout": _VISIBILITY_TIMEOUT_S,
             "socket_connect_timeout": 5,
             "socket_timeout": 15,
             "health_check_interval": 10,
@@ -79,7 +79,7 @@ def ring(client: redis.Redis, app: Celery, model: str, pending_jobs: int) -> int
     """Fill the model's queue to one message per four pending jobs, at most 1,000. Return the number sent.
 
     Raises:
-        UnavailableError: the broker does not answer.
+        UnavailableError: the broker does not answer, or accepts no message.
     """
     queue = queue_name(model)
     wanted = min(ceil(pending_jobs / JOBS_PER_DOORBELL), MAX_DOORBELLS)
@@ -91,5 +91,14 @@ def ring(client: redis.Redis, app: Celery, model: str, pending_jobs: int) -> int
             for _ in range(missing):
                 app.send_task(TASK_NAME, queue=queue, producer=producer, retry=False)
     except (redis.RedisError, OperationalError) as error:
-        raise UnavailableError(f"the queue of model {model!r} does not accept messages: {error}") from error
+        text = f"the queue of model {model!r} does not accept messages: {error}"
+        raise UnavailableError(text, cause=_cause(error)) from error
     return missing
+
+
+def _cause(error: redis.RedisError | OperationalError) -> str:
+    # kombu's error has that of the transport as its cause
+    origin = error.__cause__ if isinstance(error, OperationalError) else error
+    if isinstance(origin, UnavailableError):
+        return origin.cause
+    return (outage_cause(origin) if origin is not None else None) or "connection"

@@ -65,7 +65,6 @@ class Run:
     results: list[dict[str, Any]] = field(default_factory=list)
     leftovers: list[str] = field(default_factory=list)
     webhook: str = ""
-    queue_lengths: list[int] = field(default_factory=list)
 
     def client(self, user: str) -> Any:
         password = self.passwords[user]
@@ -208,7 +207,6 @@ def run(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator
             delete_all(found)
             found.client("admin").publish("end", "end")
             watching.join(10)
-        found.queue_lengths = put_back(found)
         yield found
 
 
@@ -325,33 +323,11 @@ def test_a_connection_without_a_password_is_refused(run: Run) -> None:
         client.ping()
 
 
-def put_back(run: Run) -> list[int]:
-    """Take a doorbell and return it in both of Celery's ways; return the queue's length after each step."""
-    app = doorbell.make_app(run.settings["worker"].redis_url, model="mini")
-    admin = run.client("admin")
-    admin.delete("render.mini")
-    doorbell.ring(admin, app, "mini", 1)
-    lengths = []
-    with app.connection_for_read() as connection, connection.channel() as channel:
-        for restore in (channel.qos.restore_visible, channel.qos.restore_unacked_once):
-            channel.visibility_timeout = -1
-            channel.basic_get("render.mini")
-            lengths.append(admin.llen("render.mini"))
-            restore()
-            lengths.append(admin.llen("render.mini"))
-    return lengths
-
-
-def test_the_workers_user_can_return_an_unacknowledged_doorbell(run: Run) -> None:
-    assert run.queue_lengths == [0, 1, 0, 1]
-
-
 def test_every_permission_in_redis_is_used(run: Run) -> None:
     used = {name.removeprefix("cmdstat_").replace("|", " ") for name in run.client("admin").info("commandstats")}
     scripts = "".join(file.read_text() for file in (REPOSITORY / "producer/latentfarm/ledger/scripts").glob("*.lua"))
     for line in (DOCS / "redis-acl.txt").read_text().splitlines():
-        # unwatch ends an aborted transaction, which this run has none of
-        granted = [word[1:] for word in line.split() if word.startswith("+") and word != "+unwatch"]
+        granted = [word[1:] for word in line.split() if word.startswith("+")]
         idle = [name for name in granted if name.partition("|")[0] not in used and f"'{name.upper()}'" not in scripts]
         assert idle == [], line.split()[1]
 

@@ -8,6 +8,7 @@ from typing import Self
 
 import redis
 
+from latentfarm.errors import UnavailableError
 from latentfarm.ledger.redis_errors import translate_errors
 
 _CHANNEL = "lf:cancelled"
@@ -30,7 +31,11 @@ class Cancellations:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(redis.RedisError):
+        self.close()
+
+    def close(self) -> None:
+        """End the subscription."""
+        with suppress(redis.RedisError, OSError):
             self._pubsub.close()
 
     def wait(self, timeout_s: float) -> str | None:
@@ -39,9 +44,15 @@ class Cancellations:
         Raises:
             UnavailableError: Redis is unavailable; the next call subscribes again.
         """
-        with translate_errors(self._where):
-            if not self._subscribed:
-                self._pubsub.subscribe(_CHANNEL)
-                self._subscribed = True
-            message = self._pubsub.get_message(timeout=timeout_s)
+        try:
+            with translate_errors(self._where):
+                if not self._subscribed:
+                    self._pubsub.subscribe(_CHANNEL)
+                    self._subscribed = True
+                message = self._pubsub.get_message(timeout=timeout_s)
+        except UnavailableError:
+            # also if Redis refused to subscribe: redis-py would wait for messages all the same
+            self._subscribed = False
+            self.close()
+            raise
         return message["data"].decode() if message else None

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any, Self
 
 import redis
 
+from latentfarm.errors import SchemaError
 from latentfarm.ledger.cancellations import Cancellations
+from latentfarm.ledger.constants import SCHEMA
 from latentfarm.ledger.lua_scripts import Script, Scripts
-from latentfarm.ledger.redis_errors import translate_errors
+from latentfarm.ledger.records import decode
+from latentfarm.ledger.redis_errors import outage_cause, translate_errors
+
+#: answers of a server that is a replica now
+_REPLICA_CAUSES = frozenset({"READONLY", "MASTERDOWN", "UNBLOCKED"})
 
 
 class LedgerClient:
@@ -30,6 +37,8 @@ class LedgerClient:
         client = redis.Redis.from_url(
             url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=10, decode_responses=False
         )
+        pool = client.connection_pool
+        pool.connection_class = _outage_aware(pool.connection_class)
         return cls(client, where=_without_password(url))
 
     def run(self, script: Script, *args: Any) -> Any:
@@ -41,6 +50,25 @@ class LedgerClient:
         """Return the version of the Redis server."""
         with translate_errors(self.where):
             return str(self.redis.info("server")["redis_version"])
+
+    def check_schema(self, schema: bytes | None) -> None:
+        """Check the value of ``lf:schema`` as read together with batches, as the scripts do.
+
+        Raises:
+            SchemaError: another version wrote the ledger.
+        """
+        if schema is not None and decode(schema) == SCHEMA:
+            return
+        with translate_errors(self.where):
+            pipe = self.redis.pipeline(transaction=False)
+            pipe.get("lf:schema")
+            pipe.zcard("lf:batches")
+            pipe.get("lf:schema")
+            before, count, after = pipe.execute()
+        # it comes and goes with the batches, but ledgers of schema 1 may lack it
+        found = before or after or (b"1" if count else None)
+        if found is not None and decode(found) != SCHEMA:
+            raise SchemaError(self.where, theirs=decode(found), ours=SCHEMA)
 
     def now_us(self) -> int:
         """Return Redis ``TIME`` in microseconds. The epoch of every lease so far is lower."""
@@ -56,6 +84,27 @@ class LedgerClient:
     def cancellations(self) -> Cancellations:
         """Subscribe to batches that are cancelled from now on."""
         return Cancellations(self.redis, self.where)
+
+
+def _outage_aware(connection_class: type[Any]) -> type[Any]:
+    """Return a class of connections that know what a server answers in an outage."""
+
+    class Connection(connection_class):  # type: ignore[misc]
+        def read_response(self, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*arguments, **options)
+            except redis.ResponseError as error:
+                # after a failover the name in the URL leads to another server, which an open connection never finds
+                if outage_cause(error) in _REPLICA_CAUSES:
+                    self.disconnect()
+                raise
+
+        def check_health(self) -> None:
+            # a server that cannot save refuses PING, too, but it can be read
+            with suppress(redis.ResponseError):
+                super().check_health()
+
+    return Connection
 
 
 def _without_password(url: str) -> str:

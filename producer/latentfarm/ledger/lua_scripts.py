@@ -41,7 +41,6 @@ class Scripts:
         self.release = load("release")
         self.expire_leases = load("expire_leases")
         self.heartbeat = load("heartbeat")
-        self.count_pending = load("count_pending")
         self.flush_claim = load("flush_claim")
         self.flush_postpone = load("flush_postpone")
         self.drop_flushed = load("drop_flushed")

@@ -1,4 +1,8 @@
-"""Reads batches and jobs from the ledger; changes nothing."""
+"""Reads batches and jobs from the ledger; changes nothing.
+
+Only plain commands read here, no script and no transaction: Redis at its memory limit refuses every transaction, and a
+user who may only read may run neither. So replies may be of different moments, and each method says how it copes.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from latentfarm.batch_state import FINAL, BatchState
-from latentfarm.errors import InputError, SchemaError
+from latentfarm.errors import InputError
 from latentfarm.job_state import JobState
 from latentfarm.ledger.client import LedgerClient
-from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS, SCHEMA
+from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS
 from latentfarm.ledger.records import (
     BatchRecord,
     BatchSummary,
@@ -22,6 +26,9 @@ from latentfarm.ledger.records import (
 from latentfarm.ledger.redis_errors import translate_errors
 from latentfarm.limits import PART_JOBS
 
+#: state, retries and generation of a batch, as Redis has them
+_Facts = tuple[bytes | None, bytes | None, bytes | None]
+
 
 class Queries(LedgerClient):
     """The read-only part of the ledger."""
@@ -29,12 +36,12 @@ class Queries(LedgerClient):
     def batches(self) -> list[str]:
         """Return the name of every batch, oldest first."""
         with translate_errors(self.where):
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.get("lf:schema")
+            pipe = self.redis.pipeline(transaction=False)
             pipe.zrange("lf:batches", 0, -1)
-            schema, names = pipe.execute()
+            pipe.get("lf:schema")
+            names, schema = pipe.execute()
         if names:
-            self._check_schema(schema)
+            self.check_schema(schema)
         return [decode(name) for name in names]
 
     def batch_summaries(self) -> list[BatchSummary]:
@@ -59,15 +66,16 @@ class Queries(LedgerClient):
             InputError: the batch is unknown.
         """
         with translate_errors(self.where):
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.get("lf:schema")
+            pipe = self.redis.pipeline(transaction=False)
             pipe.hgetall(f"lf:batch:{name}")
+            # later than the number of failed jobs, so that each of them has a code
             pipe.hgetall(f"lf:error_counts:{name}")
-            schema, found, counted = pipe.execute()
+            pipe.get("lf:schema")
+            found, counted, schema = pipe.execute()
             facts = {decode(key): decode(value) for key, value in found.items()}
             if not facts:
                 raise unknown_batch(name)
-            self._check_schema(schema)
+            self.check_schema(schema)
             rate = self._images_per_s(name, facts)
         errors = {decode(code): int(count) for code, count in counted.items()}
         return batch_record(name, facts, errors, rate)
@@ -96,34 +104,57 @@ class Queries(LedgerClient):
         return self.snapshot(batch, indices).jobs if indices else []
 
     def snapshot(self, batch: str, indices: Sequence[int]) -> Snapshot:
-        """Return the records of jobs of one part, with those facts of their batch that result lines depend on."""
+        """Return the records of jobs of one part, with those facts of their batch that result lines depend on.
+
+        The state of a job and the facts are read before and after the rest of its record. While one of them changes,
+        they are read again, so every record is of one moment, and all are of one generation.
+        """
+        while True:
+            facts, records = self._read_jobs(batch, indices)
+            again = [index for index in indices if index not in records]
+            stable = facts is not None
+            while stable and again:
+                more_facts, more = self._read_jobs(batch, again)
+                records |= more
+                stable, again = more_facts == facts, [index for index in again if index not in more]
+            if facts is not None and stable:
+                state, retries, generation = facts
+                known = BatchState(decode(state)) if state else None
+                jobs = [records[index] for index in indices]
+                return Snapshot(known, retries=int(retries or 0), generation=int(generation or 0), jobs=jobs)
+
+    def _read_jobs(self, batch: str, indices: Sequence[int]) -> tuple[_Facts | None, dict[int, JobRecord]]:
+        """Return the facts and the records by index; without those that changed meanwhile."""
         names = [str(index) for index in indices]
         chunk, first = divmod(min(indices), CHUNK_JOBS)
         last = max(indices) - chunk * CHUNK_JOBS
         with translate_errors(self.where):
-            pipe = self.redis.pipeline(transaction=True)
-            pipe.hmget(f"lf:batch:{batch}", ["state", "retries"])
-            pipe.hget(f"lf:flushed:{batch}", str(min(indices) // PART_JOBS))
+            pipe = self.redis.pipeline(transaction=False)
+            self._read_facts(pipe, batch, min(indices) // PART_JOBS)
             pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)
+            # a flush removes all three: where there is a receipt or an error, the attempts were still there
             pipe.hmget(f"lf:attempts:{batch}", names)
             pipe.hmget(f"lf:errors:{batch}", names)
             pipe.hmget(f"lf:receipts:{batch}", names)
             pipe.hmget("lf:holders", [f"{batch}/{name}" for name in names])
-            (state, retries), generation, found, *facts = pipe.execute()
+            pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)
+            self._read_facts(pipe, batch, min(indices) // PART_JOBS)
+            found: list[Any] = pipe.execute()
+        (state, retries), generation, before, *fields, after, facts_after, generation_after = found
         untouched = _untouched(state)
-        states = found.ljust(last - first + 1, b"\0")
-        records = [
-            job_record(batch, index, JobState(states[index - chunk * CHUNK_JOBS - first]) or untouched, *each)
-            for index, *each in zip(indices, *facts, strict=True)
-        ]
-        known = BatchState(decode(state)) if state else None
-        return Snapshot(known, retries=int(retries or 0), generation=int(generation or 0), jobs=records)
+        before, after = (states.ljust(last - first + 1, b"\0") for states in (before, after))
+        records = {}
+        for index, *each in zip(indices, *fields, strict=True):
+            at = index - chunk * CHUNK_JOBS - first
+            if before[at] == after[at]:
+                records[index] = job_record(batch, index, JobState(before[at]) or untouched, *each)
+        changed = [state, retries] != facts_after or generation != generation_after
+        return (None if changed else (state, retries, generation)), records
 
-    def _check_schema(self, schema: bytes | None) -> None:
-        # as the scripts do; a ledger of schema 1 may lack the key
-        found = "1" if schema is None else decode(schema)
-        if found != SCHEMA:
-            raise SchemaError(self.where, theirs=found, ours=SCHEMA)
+    @staticmethod
+    def _read_facts(pipe: Any, batch: str, part: int) -> None:
+        pipe.hmget(f"lf:batch:{batch}", ["state", "retries"])
+        pipe.hget(f"lf:flushed:{batch}", str(part))
 
     def _state_bytes(self, batch: str, start: int, stop: int) -> bytes:
         found = bytearray()

@@ -84,7 +84,9 @@ _CLASSES: tuple[tuple[type[Exception], str], ...] = (
     (redis.InvalidResponse, "protocol"),
 )
 #: the code of an answer, also where Redis 6.2 wraps it: "Error running script (...): @user_script: 12: -OOM ..."
-_CODE = re.compile(r"(?:^|: -|^ERR )([A-Z]{3,}) ")
+_CODE = re.compile(r"(?:^|: -)([A-Z]{3,}) ")
+#: what Redis 6.2 puts before the error of a script's command
+_SCRIPT_PLACE = re.compile(r"^.*@user_script: ?\d+: -?")
 #: answers whose first word is not their code
 _TEXTS = (
     (re.compile(r"can't (?:run this command|access at least one of the keys)|ACL failure in script"), "NOPERM"),
@@ -116,7 +118,8 @@ def outage(where: str, error: BaseException) -> UnavailableError | None:
     if cause not in _ANSWERS:
         return UnavailableError(f"Redis at {where} is unavailable: {error}", cause=cause)
     problem, cure = _ANSWERS[cause]
-    return UnavailableError(f"Redis at {where} cannot be used now: {problem}; {cure} (Redis: {error})", cause=cause)
+    answer = _SCRIPT_PLACE.sub("", str(error))
+    return UnavailableError(f"Redis at {where} cannot be used now: {problem}; {cure} (Redis: {answer})", cause=cause)
 
 
 @contextmanager

@@ -1,0 +1,104 @@
+"""Celery's connection to Redis, which survives every outage.
+
+kombu takes an answer such as READONLY, OOM or MISCONF for a fault of the program, and Celery then ends its worker. Here
+such an answer is a lost connection: the worker connects again until Redis accepts writes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import redis
+from celery.app.amqp import AMQP
+from kombu import Connection
+from kombu.transport import redis as kombu_redis
+
+from latentfarm.errors import UnavailableError
+from latentfarm.ledger.redis_errors import translate_errors
+
+#: never exists: the probe writes no bytes to it
+_PROBE_KEY = "lf:probe"
+#: Celery connects again at once after a refusal; without a pause it would do so hundreds of times a second
+_PAUSE_S = 1.0
+#: seconds between tries to connect; Celery's own limit is 30
+_LONGEST_INTERVAL_S = 5
+
+
+class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
+    """A channel without redelivery, which writes nothing but doorbells and the binding of their queue.
+
+    A doorbell that is lost with its worker is rung again by any other worker. Redelivery would only add writes, and
+    each of them can fail in an outage.
+    """
+
+    ack_emulation = False
+    do_restore = False
+
+    def _brpop_read(self, **options: Any) -> Any:
+        with _translated(self.connection, pause_s=_PAUSE_S):
+            return super()._brpop_read(**options)
+
+    def _queue_bind(self, *arguments: Any, **options: Any) -> Any:
+        with _translated(self.connection, pause_s=_PAUSE_S):
+            return super()._queue_bind(*arguments, **options)
+
+    def require_writable(self) -> None:
+        """Write to Redis, so that it refuses now if it refuses writes.
+
+        Appending nothing to a key that does not exist is a write to Redis, but leaves no key behind.
+        """
+        self.client.setrange(_PROBE_KEY, 0, b"")
+
+
+class DoorbellTransport(kombu_redis.Transport):  # type: ignore[misc]
+    """kombu's transport, for which a refusal of Redis is a lost connection."""
+
+    Channel = DoorbellChannel
+    connection_errors = (*kombu_redis.Transport.connection_errors, redis.ResponseError, UnavailableError)
+
+    def create_channel(self, connection: Any) -> DoorbellChannel:
+        """Open a channel if Redis accepts writes; Celery tries again while it does not."""
+        with _translated(self):
+            channel: DoorbellChannel = super().create_channel(connection)
+            try:
+                channel.require_writable()
+            except Exception:
+                channel.close()
+                raise
+        return channel
+
+
+class DoorbellConnection(Connection):  # type: ignore[misc]
+    """A connection over ``DoorbellTransport``, whatever the scheme of its URL."""
+
+    def get_transport_cls(self) -> type[DoorbellTransport]:
+        """Return our transport; a name in the URL or the settings would not be used for unix sockets."""
+        return DoorbellTransport
+
+    def ensure_connection(self, *arguments: Any, **options: Any) -> Any:
+        """Connect, trying again for as long as it takes."""
+        options.setdefault("interval_start", 1)
+        options.setdefault("interval_step", 1)
+        options.setdefault("interval_max", _LONGEST_INTERVAL_S)
+        return super().ensure_connection(*arguments, **options)
+
+
+class DoorbellAMQP(AMQP):  # type: ignore[misc]
+    """Celery's messaging over ``DoorbellConnection``."""
+
+    Connection = DoorbellConnection
+
+
+@contextmanager
+def _translated(transport: DoorbellTransport, *, pause_s: float = 0) -> Iterator[None]:
+    """Raise ``UnavailableError``, whose text names the cure, after a pause if Redis answers at all."""
+    try:
+        with translate_errors(transport.client.as_uri()):
+            yield
+    except UnavailableError as error:
+        if error.cause not in {"connection", "timeout"}:
+            time.sleep(pause_s)
+        raise

@@ -1,0 +1,100 @@
+"""Real workers whose Redis refuses writes for some seconds: they end for no such answer, and render once it is over."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import pytest
+from tests.conftest import until
+from tests.support.processes import alive, process_of
+from tests.support.refusing_redis import CAUSES, RefusingRedis, refusing_redis
+
+from latentfarm import Farm
+from latentfarm.local.process import ManagedProcess
+from latentfarm.settings import Settings
+
+pytestmark = pytest.mark.acceptance
+
+SMALL = {"prompt": "p", "width": 64, "height": 64, "scheduler": "euler", "num_inference_steps": 2}
+
+
+@pytest.fixture
+def refusing(tmp_path: Path) -> Iterator[RefusingRedis]:
+    with refusing_redis(tmp_path / "redis") as server:
+        yield server
+
+
+@contextmanager
+def worker(settings: Settings, folder: Path) -> Iterator[ManagedProcess]:
+    """Run a supervised worker in a process of its own."""
+    environment = {
+        **settings.environment(),
+        "LATENTFARM_LOG_FORMAT": "text",
+        "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "latentfarm", "worker"]
+    child = ManagedProcess("worker", command, log=folder / "worker.log", env=environment)
+    try:
+        yield child
+    finally:
+        child.terminate()
+        child.wait_or_kill(20)
+
+
+def log_of(child: ManagedProcess) -> str:
+    return child.log.read_text()
+
+
+def serves(child: ManagedProcess) -> bool:
+    child.require_alive()
+    return " serves " in log_of(child)
+
+
+def process(child: ManagedProcess) -> int:
+    return process_of(log_of(child).partition(" serves ")[0].rpartition("worker ")[2])
+
+
+def render_one(farm: Farm, name: str) -> int:
+    return farm.submit([SMALL], batch=name).wait(timeout_s=60).done
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_an_idle_worker_survives_a_redis_that_refuses_writes(
+    cause: str, settings: Settings, refusing: RefusingRedis, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"redis_url": refusing.url})
+    farm = Farm.open(settings)
+    with worker(settings, tmp_path) as child:
+        until(lambda: serves(child))
+        assert render_one(farm, "before") == 1
+        pid = process(child)
+        with refusing.refusing(cause):
+            until(lambda: log_of(child).count("housekeeping is postponed") >= 4)
+        assert render_one(farm, "after") == 1
+        assert alive(pid)
+        assert process(child) == pid
+        assert "Traceback" not in log_of(child)
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_worker_that_starts_while_redis_refuses_writes_waits_and_then_renders(
+    cause: str, settings: Settings, refusing: RefusingRedis, tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"redis_url": refusing.url})
+    with ExitStack() as stack:
+        with refusing.refusing(cause):
+            child = stack.enter_context(worker(settings, tmp_path))
+            until(lambda: serves(child))
+            until(lambda: log_of(child).count("Cannot connect to redis") >= 3)
+            pid = process(child)
+        assert render_one(Farm.open(settings), "after") == 1
+        assert process(child) == pid
+    log = log_of(child)
+    assert "Traceback" not in log
+    # the log names the cure, and no connection is tried more than once a second
+    assert "cannot be used now: " in log
+    assert "Frequent restarts" not in log
