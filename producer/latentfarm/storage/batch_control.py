@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from latentfarm.batch_state import BatchState, PausedBy
+from latentfarm.errors import InputError
 from latentfarm.ledger import BatchRecord
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import control_key
@@ -43,8 +44,15 @@ def write_control(bucket: Bucket, batch: str, control: BatchControl) -> None:
 
 
 def read_control(bucket: Bucket, batch: str) -> BatchControl:
-    """Return the decisions about a batch."""
+    """Return the decisions about a batch.
+
+    Raises:
+        InputError: the object is damaged.
+    """
+    key = control_key(batch)
     try:
-        return BatchControl.model_validate_json(bucket.get(control_key(batch)))
+        return BatchControl.model_validate_json(bucket.get(key))
     except MissingObjectError:
         return BatchControl()
+    except ValidationError:
+        raise InputError(f"{key} is damaged; delete it, and pause or cancel the batch again") from None

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from base64 import b64encode
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
 
@@ -15,15 +17,28 @@ from latentfarm.storage.keys import MAX_OBJECT_BYTES
 
 if TYPE_CHECKING:
     from botocore.credentials import Credentials
+    from botocore.exceptions import ClientError
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import DeleteTypeDef
+    from mypy_boto3_s3.type_defs import DeleteTypeDef, ListObjectsV2OutputTypeDef, ListObjectsV2RequestPaginateTypeDef
 
     from latentfarm.settings import Settings
 
 _MISSING = {"404", "NoSuchKey", "NotFound"}
+#: answers to DeleteObjects of stores that lack it, or that want another digest of its body than boto3 sends
+_NO_MULTI_DELETE = {
+    *("400", "405", "501", "NotImplemented", "NotSupported", "MethodNotAllowed", "UnsupportedOperation"),
+    *("MalformedXML", "InvalidRequest", "InvalidArgument", "MissingContentMD5", "InvalidDigest", "BadDigest"),
+}
 #: connections in boto3's pool
 MAX_CONNECTIONS = 16
 _CONNECT_TIMEOUT_S, _READ_TIMEOUT_S = 5, 30
+#: tries of a request that fails before its body is read, by boto3, and of one whose body breaks, by us
+_MAX_ATTEMPTS, _BODY_TRIES = 4, 3
+#: root elements of answers. boto3 reads any other XML, such as a proxy's page, as a listing without keys, or as a
+#: deletion that was done
+_ROOTS = {"ListObjectsV2": b"ListBucketResult", "DeleteObjects": b"DeleteResult"}
+#: no object of latentfarm begins so: they are images, gzip and JSON
+_ERROR_BODY = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<Error\b")
 #: seconds that a presigned URL may be valid: SigV4's limit
 MAX_PRESIGN_S = 7 * 24 * 3600
 #: keys in one DeleteObjects request: S3's limit
@@ -32,6 +47,13 @@ MAX_DELETE_KEYS = 1_000
 
 class MissingObjectError(UnavailableError):
     """The key is not in the bucket."""
+
+
+class InvalidAnswerError(Exception):
+    """An answer of status 200 is not one of S3: an error in its body, a proxy's page, or a part of an object.
+
+    It is the cause of an ``UnavailableError``, never raised itself.
+    """
 
 
 class Bucket:
@@ -48,6 +70,7 @@ class Bucket:
         self.name = name
         self.where = where
         self._open_session = open_session
+        self._multi_delete = True
 
     @classmethod
     def connect(cls, settings: Settings, *, max_connections: int = MAX_CONNECTIONS) -> Bucket:
@@ -80,24 +103,50 @@ class Bucket:
         """Write one object, with a checksum that the store verifies if it supports that."""
         digest = b64encode(hashlib.sha256(body).digest()).decode()
         with self._translate_errors(key):
-            self.client.put_object(
+            answer = self.client.put_object(
                 Bucket=self.name, Key=key, Body=body, ContentType=content_type, ChecksumSHA256=digest
             )
+            _require("ETag" in answer, "an answer to a put without an ETag")
 
     def get(self, key: str) -> bytes:
-        """Read one object.
+        """Read one whole object.
+
+        The length is compared with the answer's, and the sha256 with the one that the store kept of the put, if it
+        did. ETags are not compared: they are no MD5 under SSE-KMS, SSE-C and on several stores. Images have a sha256
+        in their receipt and parts the CRC of gzip, which both are compared where they are used.
 
         Raises:
             MissingObjectError: the key is not in the bucket.
             InputError: the object is larger than any that latentfarm writes.
         """
-        with self._translate_errors(key):
-            answer = self.client.get_object(Bucket=self.name, Key=key)
-            if answer["ContentLength"] > MAX_OBJECT_BYTES:
-                answer["Body"].close()
-                raise InputError(f"{key} has {answer['ContentLength']:,} bytes; latentfarm writes no such object")
-            body: bytes = answer["Body"].read()
-            return body
+        for tries_left in reversed(range(_BODY_TRIES)):
+            try:
+                with self._translate_errors(key):
+                    return self._read(key)
+            except UnavailableError as error:
+                if not tries_left or not _is_broken_body(error):
+                    raise
+        raise AssertionError("the last try returns or raises")
+
+    def _read(self, key: str) -> bytes:
+        answer = self.client.get_object(Bucket=self.name, Key=key, ChecksumMode="ENABLED")
+        stream, size = answer["Body"], answer.get("ContentLength")
+        try:
+            if size is None:
+                # only the last chunk tells the end of a body without a length
+                headers = answer["ResponseMetadata"]["HTTPHeaders"]
+                _require(headers.get("transfer-encoding") == "chunked", "an object without its length")
+                body: bytes = stream.read(MAX_OBJECT_BYTES + 1)
+                size = len(body)
+            elif size <= MAX_OBJECT_BYTES:
+                body = stream.read()
+                _require(len(body) == size, f"{len(body):,} of {size:,} bytes of an object")
+            if size > MAX_OBJECT_BYTES:
+                raise InputError(f"{key} has more than {MAX_OBJECT_BYTES:,} bytes; latentfarm writes no such object")
+        finally:
+            stream.close()
+        _require(_ERROR_BODY.match(body) is None, "an error in the body of a 200")
+        return body
 
     def presign(self, key: str, *, expires_s: int) -> str:
         """Return a URL that reads an object for ``expires_s`` seconds, at most a week. No request is sent."""
@@ -118,38 +167,59 @@ class Bucket:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with a prefix, in lexical order."""
-        with self._translate_errors(prefix):
-            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
-                for entry in page.get("Contents", []):
-                    yield entry["Key"]
+        for page in self._pages(prefix):
+            yield from _keys_of(page)
 
     def folders(self, prefix: str) -> Iterator[str]:
         """Yield the common prefixes below a prefix, each up to its next slash."""
-        with self._translate_errors(prefix):
-            paginator = self.client.get_paginator("list_objects_v2")
-            for page in paginator.paginate(Bucket=self.name, Prefix=prefix, Delimiter="/"):
-                for entry in page.get("CommonPrefixes", []):
-                    yield entry["Prefix"]
+        for page in self._pages(prefix, delimiter="/"):
+            for entry in page.get("CommonPrefixes", []):
+                yield entry["Prefix"]
 
     def delete_all(self, prefix: str) -> Iterator[int]:
         """Delete every object below a prefix, up to 1,000 a request. Yield the number of each request."""
+        for page in self._pages(prefix):
+            if keys := _keys_of(page):
+                self.delete(keys)
+                yield len(keys)
+
+    def _pages(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ListObjectsV2OutputTypeDef]:
         with self._translate_errors(prefix):
-            for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=self.name, Prefix=prefix):
-                keys = [entry["Key"] for entry in page.get("Contents", [])]
-                if keys:
-                    self.delete(keys)
-                    yield len(keys)
+            paginator = self.client.get_paginator("list_objects_v2")
+            where: ListObjectsV2RequestPaginateTypeDef = {"Bucket": self.name, "Prefix": prefix}
+            if delimiter is not None:
+                where["Delimiter"] = delimiter
+            yield from paginator.paginate(**where)
 
     def delete(self, keys: list[str]) -> None:
-        """Delete up to 1,000 objects. Missing keys are ignored."""
+        """Delete up to 1,000 objects. Missing keys are ignored.
+
+        If the store has no DeleteObjects, it receives one request for each key, from then on at once.
+        """
+        if self._multi_delete:
+            try:
+                self._delete_together(keys)
+            except UnavailableError as error:
+                if error_code(error) not in _NO_MULTI_DELETE:
+                    raise
+            else:
+                return
+        with ThreadPoolExecutor(min(len(keys), MAX_CONNECTIONS), thread_name_prefix="delete") as pool:
+            list(pool.map(self._delete_one, keys))
+        self._multi_delete = False
+
+    def _delete_together(self, keys: list[str]) -> None:
         wanted: DeleteTypeDef = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         with self._translate_errors(keys[0]):
             answer = self.client.delete_objects(Bucket=self.name, Delete=wanted)
-        for refused in answer.get("Errors", [])[:1]:
-            raise UnavailableError(
-                f"the store ({self.where}) does not delete {refused.get('Key')}: {refused.get('Message')}",
-                cause="store",
-            )
+        for refused in answer.get("Errors", []):
+            if refused.get("Code") not in _MISSING:
+                message = f"the store ({self.where}) does not delete {refused.get('Key')}: {refused.get('Message')}"
+                raise UnavailableError(message, cause="store")
+
+    def _delete_one(self, key: str) -> None:
+        with suppress(MissingObjectError), self._translate_errors(key):
+            self.client.delete_object(Bucket=self.name, Key=key)
 
     def head(self) -> None:
         """Check with one HeadBucket request that the bucket exists and the credentials are accepted."""
@@ -163,19 +233,57 @@ class Bucket:
 
     @contextmanager
     def _translate_errors(self, key: str) -> Iterator[None]:
+        from http.client import HTTPException
+
         from botocore.exceptions import BotoCoreError, ClientError
+        from botocore.parsers import ResponseParserError
+        from urllib3.exceptions import HTTPError
 
         try:
             yield
         except ClientError as error:
-            code = error.response.get("Error", {}).get("Code", "")
-            if code in _MISSING:
+            if error_code_of(error) in _MISSING:
                 raise MissingObjectError(f"{key} is not in the store ({self.where})", cause="store") from error
-            raise UnavailableError(
-                f"the store ({self.where}) refuses {key or 'the bucket'}: {error}", cause="store"
-            ) from error
-        except BotoCoreError as error:
-            raise UnavailableError(f"the store ({self.where}) does not answer: {error}", cause="store") from error
+            message = f"the store ({self.where}) refuses {key or 'the bucket'}: {error}"
+            raise UnavailableError(message, cause="store") from error
+        except (BotoCoreError, HTTPError, HTTPException, OSError) as error:
+            # boto3 lets some errors of urllib3, ssl and sockets through, most of them while a body is read
+            message = f"the store ({self.where}) does not answer: {error or type(error).__name__}"
+            raise UnavailableError(message, cause="store") from error
+        except (InvalidAnswerError, ResponseParserError, ValueError, LookupError, TypeError, AttributeError) as error:
+            # the last four: boto3's parsers meet fields that S3 never sends, such as a date that is none
+            message = f"the store ({self.where}) gives an answer that is not S3's for {key or 'the bucket'}: {error!r}"
+            raise UnavailableError(message, cause="store") from error
+
+
+def error_code(error: UnavailableError) -> str:
+    """Return the cause of a bucket's error: S3's error code, or the name of the exception."""
+    from botocore.exceptions import ClientError
+
+    cause = error.__cause__
+    return error_code_of(cause) if isinstance(cause, ClientError) else type(cause).__name__
+
+
+def error_code_of(error: ClientError) -> str:
+    """Return S3's error code; the status if the answer has no body."""
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
+def _is_broken_body(error: UnavailableError) -> bool:
+    """Return whether an object came damaged or in part. A time-out is none: it took long enough."""
+    from botocore.exceptions import FlexibleChecksumError, IncompleteReadError, ResponseStreamingError
+
+    broken = (InvalidAnswerError, FlexibleChecksumError, IncompleteReadError, ResponseStreamingError)
+    return isinstance(error.__cause__, broken)
+
+
+def _keys_of(page: ListObjectsV2OutputTypeDef) -> list[str]:
+    return [entry["Key"] for entry in page.get("Contents", [])]
+
+
+def _require(condition: bool, found: str) -> None:  # noqa: FBT001 - as of assert
+    if not condition:
+        raise InvalidAnswerError(found)
 
 
 def _open_session(settings: Settings, max_connections: int) -> tuple[S3Client, Credentials | None]:
@@ -192,7 +300,7 @@ def _open_session(settings: Settings, max_connections: int) -> tuple[S3Client, C
         connect_timeout=_CONNECT_TIMEOUT_S,
         read_timeout=_READ_TIMEOUT_S,
         max_pool_connections=max_connections,
-        retries={"mode": "standard", "total_max_attempts": 4},
+        retries={"mode": "standard", "total_max_attempts": _MAX_ATTEMPTS},
         s3={"addressing_style": "path" if path_style else "auto"},
         request_checksum_calculation=checksums,
         response_checksum_validation=checksums,
@@ -201,4 +309,12 @@ def _open_session(settings: Settings, max_connections: int) -> tuple[S3Client, C
     session = boto3.session.Session(aws_access_key_id=access_key, aws_secret_access_key=secret_key)
     region = session.region_name or "us-east-1"
     client: S3Client = session.client("s3", endpoint_url=endpoint, config=config, region_name=region)
+    for operation, root in _ROOTS.items():
+        client.meta.events.register(f"before-parse.s3.{operation}", partial(_require_root, root))
     return client, session.get_credentials()
+
+
+def _require_root(root: bytes, response_dict: dict[str, Any], **_: object) -> None:
+    """Make an answer with another root element an answer of status 500, as boto3 does with errors: it tries again."""
+    if response_dict["status_code"] == 200 and root not in response_dict["body"][:1_000]:
+        response_dict["status_code"] = 500

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from latentfarm.errors import UnavailableError
-from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.bucket import Bucket, error_code
 
 #: the permission that each step needs
 _PERMISSIONS = {"put": "s3:PutObject", "head": "s3:GetObject", "get": "s3:GetObject", "delete": "s3:DeleteObject"}
@@ -31,6 +31,10 @@ _CURES = {
     **dict.fromkeys(
         ("EndpointConnectionError", "ConnectTimeoutError", "SSLError", "ConnectionClosedError", "ReadTimeoutError"),
         "the store cannot be reached; correct AWS_ENDPOINT_URL or the network",
+    ),
+    **dict.fromkeys(
+        ("InvalidAnswerError", "ResponseParserError", "FlexibleChecksumError", "IncompleteReadError"),
+        "correct AWS_ENDPOINT_URL, or remove the proxy before the store that changes its answers",
     ),
 }
 
@@ -67,10 +71,6 @@ def _run(verb: str, step: Callable[[], object], request: str) -> None:
 
 
 def _cure(verb: str, error: UnavailableError) -> str:
-    from botocore.exceptions import ClientError
-
-    cause = error.__cause__
-    code = cause.response.get("Error", {}).get("Code", "") if isinstance(cause, ClientError) else type(cause).__name__
-    if code in _CURES:
+    if (code := error_code(error)) in _CURES:
         return _CURES[code]
     return f"allow {_PERMISSIONS[verb]} on probe/* and batches/* to these credentials (docs/security has policies)"

@@ -133,11 +133,18 @@ def write_header(bucket: Bucket, header: Header) -> None:
 
 
 def read_header(bucket: Bucket, batch: str) -> Header | None:
-    """Return a batch's header, None if the bucket has no such batch."""
+    """Return a batch's header, None if the bucket has no such batch.
+
+    Raises:
+        InputError: the object is damaged.
+    """
+    key = header_key(batch)
     try:
-        return Header.model_validate_json(bucket.get(header_key(batch)))
+        return Header.model_validate_json(bucket.get(key))
     except MissingObjectError:
         return None
+    except ValidationError as error:
+        raise InputError(f"{key} is damaged: {_describe(error)}; restore it, or delete the batch") from None
 
 
 class ManifestReader:
@@ -160,7 +167,16 @@ class ManifestReader:
         try:
             return Job.model_validate({**entry, "batch": batch, "index": index})
         except ValidationError as error:
+            self._forget(batch, part_of(index))
             raise InputError(f"job {batch}/{index} is not valid in the manifest: {_describe(error)}") from None
+
+    def load(self, batch: str, index: int) -> None:
+        """Read the part that has a job.
+
+        Raises:
+            InputError: it is not a part of a manifest.
+        """
+        self._part(batch, part_of(index))
 
     def entry(self, batch: str, index: int) -> dict[str, Any]:
         """Return a job's fields as stored. An invalid row's entry has ``invalid`` instead of a prompt.
@@ -168,14 +184,24 @@ class ManifestReader:
         Raises:
             InputError: the manifest has no such job.
         """
-        lines = self._part(batch, part_of(index))
-        if index % PART_JOBS >= len(lines):
-            raise InputError(f"job {batch}/{index} is not in the manifest")
-        entry = parse(lines[index % PART_JOBS], name=manifest_key(batch, part_of(index)))
+        part = part_of(index)
+        lines = self._part(batch, part)
+        try:
+            if index % PART_JOBS >= len(lines):
+                raise InputError(f"job {batch}/{index} is not in the manifest")
+            entry = parse(lines[index % PART_JOBS], name=manifest_key(batch, part))
+        except InputError:
+            self._forget(batch, part)
+            raise
         if "trace" in entry:
             # written by latentfarm 0.1
             entry["save_intermediates"] = entry.pop("trace")
         return entry
+
+    def _forget(self, batch: str, part: int) -> None:
+        """Drop a part that is damaged or too short, so that it is read again: the store may have it whole by then."""
+        with self._lock:
+            self._parts.pop((batch, part), None)
 
     def _part(self, batch: str, part: int) -> list[bytes]:
         cached = (batch, part)
