@@ -15,6 +15,7 @@ from tests.chaos.journal import Journal, watch_ledger
 from latentfarm.job import PromptSyntax
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.models import FAMILIES
+from latentfarm_worker.models.digest_cache import DigestCache
 from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
 
 #: _class_name in model_index.json
@@ -45,8 +46,10 @@ class FakeFamily:
         self.model_digest = "0" * 64
 
     @classmethod
-    def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> FakeFamily:
-        del folder
+    def load(
+        cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device, digests: DigestCache
+    ) -> FakeFamily:
+        del folder, digests
         return cls(name, device, dtype)
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from typing import get_args
 
 import torch
@@ -11,11 +12,15 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from latentfarm.errors import InputError
 from latentfarm.settings import Dtype, Settings
+from latentfarm_worker import device_errors
+from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
 from latentfarm_worker.calibration.slots import autotune_slots
 from latentfarm_worker.engine.batch_sizes import CachedBatchSizes, any_batch_size, compiled_batch_sizes
 from latentfarm_worker.engine.engine import Engine, Observer
+from latentfarm_worker.engine.outcomes import first_line
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.models import Family, load_family
+from latentfarm_worker.models.base import native_shape
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +56,8 @@ def load_model(settings: Settings) -> Family:
         # leave one core for encoding, uploads and Redis
         torch.set_num_threads(torch.get_num_threads() - 1)
     source = settings.model_source or MODEL_DIR
-    return load_family(source, dtype=pick_dtype(settings.dtype, device), device=device)
+    dtype = pick_dtype(settings.dtype, device)
+    return load_family(source, dtype=dtype, device=device, cache=settings.cache_dir)
 
 
 def make_engine(family: Family, settings: Settings, *, on_step: Observer | None = None) -> Engine:
@@ -65,9 +71,34 @@ def make_engine(family: Family, settings: Settings, *, on_step: Observer | None 
         log.info("%d slots, %s; image steps per second by slots: %s", slots, source, rates)
     if wants_compiling(family, settings):
         keep_compiled_files(settings)
-        family.compile(compiled_batch_sizes(2 * slots))
+        compile_or_run_eagerly(family, compiled_batch_sizes(2 * slots))
     batch_sizes = CachedBatchSizes(settings.cache_dir) if settings.deterministic else any_batch_size
     return Engine(family, slots=slots, batch_sizes=batch_sizes, on_step=on_step)
+
+
+def compile_or_run_eagerly(family: Family, sizes: Collection[int]) -> None:
+    """Compile the model for these batch sizes now. If that is not possible, let it run uncompiled, with a warning.
+
+    A machine may lack a C compiler or Triton. Its worker is slower then, which is better than none. This must be known
+    before the exact batch sizes are measured, because they are those of the program that runs.
+    """
+    family.compile(sizes)
+    try:
+        inputs = dummy_inputs(family, native_shape(family), max(sizes))
+        for size in sorted(sizes):
+            family.predict(*inputs.first(size))
+    except Exception as error:
+        if device_errors.is_fatal(error):
+            raise
+        if device_errors.is_out_of_memory(error):
+            # the engine reduces its slots when it is warmed up
+            return
+        family.compile(())
+        log.warning(
+            "the model cannot be compiled and runs uncompiled, which is slower: %s; install a C compiler and Triton, "
+            "or set LATENTFARM_COMPILE=false",
+            first_line(error),
+        )
 
 
 def wants_compiling(family: Family, settings: Settings) -> bool:

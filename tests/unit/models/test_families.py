@@ -143,12 +143,29 @@ def test_the_text_cache_is_bounded_and_drops_the_least_recently_used() -> None:
         encoded.append([prompt.tokens.count for prompt in prompts])
         return [{"encoder_hidden_states": torch.tensor(prompt.tokens.count)} for prompt in prompts]
 
-    cache = TextCache(encode, size=2)
+    # a number has eight bytes
+    cache = TextCache(encode, max_bytes=2 * 8)
     for wanted in [[1], [2], [1], [3], [1], [2], [4, 1, 5, 4, 2]]:
         got = cache.get([Prompt(TokenizedPrompt(((),), count=each)) for each in wanted])
         assert [int(each["encoder_hidden_states"]) for each in got] == wanted
     assert encoded == [[1], [2], [3], [2], [4, 5]]
-    assert len(cache) == 2
+    assert (len(cache), cache.size_bytes) == (2, 16)
+
+
+def test_texts_that_are_larger_than_the_cache_are_encoded_and_not_kept() -> None:
+    cache = TextCache(lambda prompts: [{"encoder_hidden_states": torch.zeros(9)} for _ in prompts], max_bytes=4 * 9)
+    prompts = [Prompt(TokenizedPrompt(((),), count=count)) for count in range(3)]
+    assert len(cache.get(prompts)) == 3
+    assert (len(cache), cache.size_bytes) == (1, 36)
+    small = TextCache(lambda prompts: [{"encoder_hidden_states": torch.zeros(9)} for _ in prompts], max_bytes=35)
+    assert len(small.get(prompts)) == 3
+    assert (len(small), small.size_bytes) == (0, 0)
+
+
+def test_a_cached_text_counts_with_the_whole_storage_of_its_tensors() -> None:
+    cache = TextCache(lambda prompts: [{"text_embeds": torch.zeros(8, 4)[0]} for _ in prompts])
+    cache.get([Prompt(TokenizedPrompt(((),), count=1))])
+    assert cache.size_bytes == 8 * 4 * 4
 
 
 def test_facts_of_a_model(folder: Path) -> None:

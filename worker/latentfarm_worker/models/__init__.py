@@ -11,6 +11,7 @@ from latentfarm.errors import ModelError
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.models.base import Family
 from latentfarm_worker.models.checkpoint import fetch, read_json, reject_custom_code
+from latentfarm_worker.models.digest_cache import DigestCache
 from latentfarm_worker.models.sd import StableDiffusion
 from latentfarm_worker.models.sdxl import StableDiffusionXL
 
@@ -20,8 +21,10 @@ __all__ = ["Family", "load_family", "token_counter"]
 FAMILIES = {family.pipeline: family for family in (StableDiffusion, StableDiffusionXL)}
 
 
-def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device) -> Family:
+def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device, cache: Path | None = None) -> Family:
     """Load the model at ``source``, a diffusers folder or a hub id (``HF_HUB_OFFLINE`` is honoured).
+
+    The folder ``cache`` keeps the digests of the weights for the next start.
 
     Raises:
         ModelError: the model does not exist, its pipeline is not supported, it contains custom code, or its weights
@@ -37,7 +40,7 @@ def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device)
             f"{source}: model_index.json names the pipeline {kind!r}; latentfarm renders "
             f"{', '.join(FAMILIES)}: use a model saved by one of these"
         )
-    return FAMILIES[kind].load(folder, name=str(source), dtype=dtype, device=device)
+    return FAMILIES[kind].load(folder, name=str(source), dtype=dtype, device=device, digests=DigestCache(cache))
 
 
 def token_counter(source: str | Path) -> Callable[[str], int]:

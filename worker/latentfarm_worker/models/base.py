@@ -24,7 +24,7 @@ class Family(Protocol):
         scheduler_config: the model's own scheduler config with its ``_class_name``.
         model_digest: a sha256 over the weight files.
         max_clip_skip: the layers at the end of the text encoders that can be skipped.
-        compiled: whether ``compile`` was called.
+        compiled: whether some calls run compiled.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Family(Protocol):
     def compile(self, sizes: Collection[int]) -> None:
         """Compile the model for these batch sizes, at the native size and one chunk; the next such call does it.
 
-        Calls with any other size or shape run uncompiled.
+        Calls with any other size or shape run uncompiled; without sizes all do.
         """
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:

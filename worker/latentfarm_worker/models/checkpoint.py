@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from latentfarm.errors import ModelError
+from latentfarm_worker.models.digest_cache import DigestCache
 
 #: the files that from_pretrained loads without a variant, whole or in shards
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
@@ -93,7 +94,7 @@ def reject_custom_code(folder: Path, index: dict[str, Any]) -> None:
             raise ModelError(f"{path}: auto_map names custom code; {cure}")
 
 
-def weights_digest(folder: Path, parts: Iterable[str]) -> str:
+def weights_digest(folder: Path, parts: Iterable[str], digests: DigestCache) -> str:
     """Return the sha256 over the names and contents of the weights in the sub-folders ``parts``.
 
     Raises:
@@ -106,9 +107,7 @@ def weights_digest(folder: Path, parts: Iterable[str]) -> str:
         if not files:
             raise _no_safetensors(folder / part)
         for path in files:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{part}/{path.name} {content}\n".encode())
+            digest.update(f"{part}/{path.name} {digests.sha256(path)}\n".encode())
     return digest.hexdigest()
 
 

@@ -15,6 +15,7 @@ import torch
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.models.checkpoint import read_json, weights_digest
+from latentfarm_worker.models.digest_cache import DigestCache
 from latentfarm_worker.models.text_encoder import (
     ClipEncoder,
     Prompt,
@@ -73,7 +74,7 @@ class LatentDiffusion:
         self._compiled_for: frozenset[tuple[int, ...]] = frozenset()
 
     @classmethod
-    def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device) -> Self:
+    def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device, digests: DigestCache) -> Self:
         """Load a diffusers folder.
 
         Raises:
@@ -81,7 +82,7 @@ class LatentDiffusion:
 
         """
         cls.check(folder)
-        digest = weights_digest(folder, ("unet", "vae", *cls.encoders))
+        digest = weights_digest(folder, ("unet", "vae", *cls.encoders), digests)
         try:
             parts = cls._load_parts(folder, dtype, device)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
@@ -147,7 +148,7 @@ class LatentDiffusion:
     def compile(self, sizes: Collection[int]) -> None:
         """Compile the U-Net for these batch sizes. Inductor caches its files, so the next worker starts faster."""
         factor, tokens = self.vae_scale_factor, self.text_encoders[0].length
-        self.compiled = True
+        self.compiled = bool(sizes)
         self._compiled = torch.compile(self.unet, dynamic=False)
         height, width = self.native_height // factor, self.native_width // factor
         self._compiled_for = frozenset((rows, height, width, tokens) for rows in sizes)
