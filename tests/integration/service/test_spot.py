@@ -9,7 +9,9 @@ from typing import ClassVar
 
 import pytest
 
+from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.spot import InstanceMetadata, MetadataError, SpotWatch
+from latentfarm_worker.service.threads import Threads
 
 pytestmark = pytest.mark.integration
 
@@ -86,7 +88,7 @@ def test_a_refused_token_is_an_error(metadata: InstanceMetadata) -> None:
 def test_after_an_error_polling_continues(metadata: InstanceMetadata, caplog: pytest.LogCaptureFixture) -> None:
     Service.answers[NOTICE] = (500, "")
     noticed = Event()
-    watch = SpotWatch(metadata, noticed.set, poll_s=0.02)
+    watch = SpotWatch(metadata, noticed.set, threads=Threads(Metrics("mini")), poll_s=0.02)
     try:
         while len(Service.seen) < 8:
             assert not noticed.wait(0.01)

@@ -16,6 +16,7 @@ WORKER = {
     "latentfarm_leases_total": {"model", "event"},
     "latentfarm_leases_held": {"model"},
     "latentfarm_store_retries_total": {"model", "operation", "cause"},
+    "latentfarm_thread_errors_total": {"model", "thread"},
     "latentfarm_upload_backlog": {"model"},
     "latentfarm_uploaded_bytes_total": {"model"},
     "latentfarm_pixels_total": {"model"},

@@ -1,42 +1,45 @@
 """Renew the leases of a worker on a thread of its own, and record those that are lost.
 
-The same thread listens for cancelled batches, so that their jobs stop at the next step and not at the next renewal.
+A second thread listens for cancelled batches, so that their jobs stop at the next step and not at the next renewal. An
+error of one of them does not stop the other.
 """
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable
-from threading import Event, Lock, Thread
+from threading import Event, Lock
 
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger import Cancellations, Lease, Ledger
 from latentfarm.monitoring.logs import log_fields
 from latentfarm_worker.service.metrics import Metrics
+from latentfarm_worker.service.threads import Threads
 
 log = logging.getLogger(__name__)
 
 #: renewals within the time of one lease, so that some may fail
 _RENEWALS_PER_LEASE = 6
-#: seconds between two checks of the stop event, and the pause if Redis is unavailable
+#: seconds that one call waits for a cancellation, and the pause if Redis is unavailable
 _LISTEN_S = 0.25
+#: seconds to wait at the end for calls to Redis that hang
+_CLOSE_S = 1.0
 
 
 class LeaseRenewer:
     """Hold the worker's leases and renew each of them six times within ``lease_ttl_s`` seconds. Thread-safe."""
 
-    def __init__(self, ledger: Ledger, *, lease_ttl_s: float, metrics: Metrics) -> None:
+    def __init__(self, ledger: Ledger, *, lease_ttl_s: float, metrics: Metrics, threads: Threads) -> None:
         self._ledger = ledger
         self._metrics = metrics
         self._lease_ttl_s = lease_ttl_s
-        self._interval_s = lease_ttl_s / _RENEWALS_PER_LEASE
         self._held: set[Lease] = set()
         self._lost: set[Lease] = set()
         self._lock = Lock()
-        self._stop = Event()
-        self._thread = Thread(target=self._renewal_loop, name="leases", daemon=True)
-        self._thread.start()
+        self._closing = Event()
+        self._cancellations: Cancellations | None = None
+        self._renewals = threads.loop("leases", self._renew, interval_s=lease_ttl_s / _RENEWALS_PER_LEASE)
+        self._listener = threads.loop("cancellations", self._listen, interval_s=0)
 
     def hold(self, leases: Iterable[Lease]) -> None:
         """Renew these leases from now on.
@@ -80,27 +83,30 @@ class LeaseRenewer:
             return set(self._held)
 
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join()
+        """Renew no more."""
+        self._closing.set()
+        for loop in (self._listener, self._renewals):
+            loop.stop(_CLOSE_S)
+        if self._cancellations is not None:
+            self._cancellations.close()
 
-    def _renewal_loop(self) -> None:
-        with self._ledger.cancellations() as cancellations:
-            due = time.monotonic() + self._interval_s
-            while not self._stop.is_set():
-                cancelled = self._next_cancelled(cancellations)
-                if time.monotonic() < due and not any(lease.batch == cancelled for lease in self.held()):
-                    continue
-                self._renew()
-                due = time.monotonic() + self._interval_s
-
-    def _next_cancelled(self, cancellations: Cancellations) -> str | None:
-        """Return the name of a batch that was cancelled just now, or None."""
+    def _listen(self) -> None:
+        """Wait for a cancellation; let a batch of ours be renewed at once, which finds its leases lost."""
+        cancellations = self._cancellations or self._ledger.cancellations()
+        # after any error the next call begins with a new subscription; a missed message shows at the next renewal
+        self._cancellations = None
         try:
-            return cancellations.wait(_LISTEN_S)
+            cancelled = cancellations.wait(_LISTEN_S)
+            self._cancellations = cancellations
         except UnavailableError:
-            # not logged: the next renewal reports the outage, and a missed cancellation shows there as a lost lease
-            self._stop.wait(_LISTEN_S)
-            return None
+            # not logged: the next renewal reports the outage
+            self._closing.wait(_LISTEN_S)
+            return
+        finally:
+            if self._cancellations is None:
+                cancellations.close()
+        if any(lease.batch == cancelled for lease in self.held()):
+            self._renewals.wake()
 
     def _renew(self) -> None:
         held = self.held()
@@ -109,8 +115,8 @@ class LeaseRenewer:
         try:
             names = self._ledger.renew(held, lease_s=self._lease_ttl_s)
         except UnavailableError as error:
-            log.warning("leases were not renewed, retrying: %s", error)
-            return
+            self._metrics.retry("renew", error)
+            raise
         with self._lock:
             # a job that was committed during the call is no longer held, so it is not lost
             lost = {lease for lease in held & self._held if lease.name in names}

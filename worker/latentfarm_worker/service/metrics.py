@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Outcome = Literal["done", "failed", "retried", "lost"]
 LeaseEvent = Literal["taken", "lost", "returned"]
-Operation = Literal["lease", "put", "commit", "delete", "fail", "flush", "release", "heartbeat"]
+Operation = Literal["lease", "renew", "put", "commit", "delete", "fail", "flush", "release", "heartbeat"]
 
 T = TypeVar("T")
 Value = TypeVar("Value", Outcome, LeaseEvent)
@@ -69,6 +69,12 @@ class Metrics:
         )
         for stage in STAGES:
             self._stages.labels(model, stage)
+        self._thread_errors = Counter(
+            "latentfarm_thread_errors",
+            "Unexpected exceptions, by the thread that went on after them.",
+            ["model", "thread"],
+            registry=self.registry,
+        )
         self._busy_s = self._counter("device_busy_seconds", "Seconds in which the engine worked.")
         self._steps = self._counter("steps", "Denoising steps of the engine's batch.")
         self._bytes = self._counter("uploaded_bytes", "Bytes of the committed images.")
@@ -104,6 +110,14 @@ class Metrics:
         """Count a retry after ``error``."""
         cause = error.cause if isinstance(error, UnavailableError) else ""
         self._retries.labels(self.model, operation, cause if cause in _CAUSES else _OTHER_CAUSE).inc()
+
+    def thread_starts(self, thread: str) -> None:
+        """Count the exceptions of this thread from 0, so that the first one is visible as an increase."""
+        self._thread_errors.labels(self.model, thread)
+
+    def thread_error(self, thread: str) -> None:
+        """Count an unexpected exception of a thread."""
+        self._thread_errors.labels(self.model, thread).inc()
 
     def images(self) -> dict[Outcome, int]:
         """Return the number of ended jobs by outcome."""

@@ -7,24 +7,70 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from enum import Enum, auto
-from threading import Condition
+from threading import Condition, Lock
+from typing import Protocol
 
 from latentfarm.errors import InputError, JobError, SchemaError, UnavailableError
 from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
+from latentfarm.monitoring.logs import log_fields
 from latentfarm.storage.bucket import Bucket, MissingObjectError
+from latentfarm.storage.keys import part_of
 from latentfarm.storage.manifest import ManifestReader
+from latentfarm_worker import device_errors
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics
+from latentfarm_worker.service.threads import Threads
 
 log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 #: seconds without another request after the ledger had no job
 _EMPTY_PAUSE_S = 0.2
+#: seconds in which a part of a manifest is read again: a store may answer 404 just after a put, or cut an object off
+_PATIENCE_S = 30.0
+#: jobs that may wait for parts of manifests; beyond it no job is leased
+_MAX_POSTPONED = 64
+
+
+class Fail(Protocol):
+    """Records that a job failed by its own fault."""
+
+    def __call__(self, lease: Lease, error: JobError, *, retry: bool = False) -> None:
+        """Record it, off this thread."""
+
+
+class _PostponedError(Exception):
+    """A job's part of the manifest cannot be read now."""
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A leased job that is not read yet."""
+
+    lease: Lease
+    #: time.perf_counter()
+    leased_s: float
+
+    @property
+    def part(self) -> tuple[str, int]:
+        return self.lease.batch, part_of(self.lease.index)
+
+
+@dataclass
+class _Absence:
+    """A part of a manifest that cannot be read; times are of time.monotonic()."""
+
+    since: float
+    tried: float
+    pause_s: float = _FIRST_PAUSE_S
+
+    @property
+    def retry_at(self) -> float:
+        return self.tried + self.pause_s
 
 
 class PrefetchState(Enum):
@@ -52,11 +98,14 @@ class Prefetcher:
         leases: renews the leases until the jobs have ended.
         prepare: makes a job ready for the engine; it gets the lease as the handle.
         fail: records that a job cannot be rendered.
+        on_device_lost: called with a device error that this process cannot recover from.
         changed: notified after each round.
         metrics: counts retries.
+        threads: starts the thread.
         model: alias of the model to lease for.
         worker: name of the worker in the ledger.
         lease_ttl_s: seconds until a lease expires unless it is renewed.
+        patience_s: seconds until a job fails whose part of the manifest cannot be read.
     """
 
     def __init__(  # noqa: PLR0913 (all are collaborators, passed by name)
@@ -66,26 +115,34 @@ class Prefetcher:
         bucket: Bucket,
         leases: LeaseRenewer,
         prepare: Callable[[Job, Lease], ImageState],
-        fail: Callable[[Lease, JobError], None],
+        fail: Fail,
+        on_device_lost: Callable[[Exception], None],
         changed: Condition,
         metrics: Metrics,
+        threads: Threads,
         model: str,
         worker: str,
         lease_ttl_s: float,
+        patience_s: float = _PATIENCE_S,
     ) -> None:
         self._ledger = ledger
         self._manifest = ManifestReader(bucket)
         self._leases = leases
         self._prepare = prepare
         self._fail = fail
+        self._on_device_lost = on_device_lost
         self._changed = changed
         self._metrics = metrics
         self._model, self._worker, self._lease_ttl_s = model, worker, lease_ttl_s
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
+        self._patience_s = patience_s
+        self._pool = threads.pool("prefetch", 1)
         self._working = False
-        #: leased but not read yet, with the time of the lease
-        self._unread: deque[tuple[Lease, float]] = deque()
+        #: of the two collections below
+        self._lock = Lock()
+        self._unread: list[_Unread] = []
         self._ready: deque[tuple[Lease, ImageState]] = deque()
+        #: parts of manifests that cannot be read now, replaced at each change
+        self._absent: dict[tuple[str, int], _Absence] = {}
         self._pause_s, self._retry_at = _FIRST_PAUSE_S, 0.0
         self._empty_until = 0.0
         self._request_id = uuid.uuid4().hex
@@ -106,25 +163,33 @@ class Prefetcher:
     @property
     def leases(self) -> list[Lease]:
         """The leases of jobs that the engine has not taken yet."""
-        return [lease for lease, _ in (*tuple(self._unread), *tuple(self._ready))]
+        with self._lock:
+            return [*(each.lease for each in self._unread), *(lease for lease, _ in self._ready)]
 
-    def request(self, count: int) -> None:
-        """Start a round for up to ``count`` more jobs, unless one is running or a pause has not ended."""
+    @property
+    def prefetched(self) -> int:
+        """Number of jobs that the engine can soon take: all but those whose part of the manifest cannot be read."""
+        with self._lock:
+            return len(self._ready) + sum(each.part not in self._absent for each in self._unread)
+
+    def request(self, count: int, *, alone: bool = True) -> None:
+        """Start a round for up to ``count`` more jobs, unless one is running or a pause has not ended.
+
+        ``alone``: one of them may be a job that must run alone.
+        """
         now = time.monotonic()
         if self._working or self._stopped or now < self._retry_at:
             return
-        if self._unread or (count > 0 and now >= self._empty_until):
+        if self._due(now) or (count > 0 and now >= self._empty_until and len(self._unread) < _MAX_POSTPONED):
             self._working = True
-            self._pool.submit(self._round, count)
+            self._pool.submit(self._round, count, alone, on_error=lambda _: self._end_round())
 
     def take(self) -> list[ImageState]:
         """Return the prepared jobs whose lease is still held."""
-        taken = []
-        while self._ready:
-            lease, image = self._ready.popleft()
-            if self._leases.holds(lease):
-                taken.append(image)
-        return taken
+        with self._lock:
+            taken = list(self._ready)
+            self._ready.clear()
+        return [image for lease, image in taken if self._leases.holds(lease)]
 
     def stop(self) -> None:
         """Start no more rounds. Jobs that a running round still leases are released uncharged."""
@@ -133,56 +198,127 @@ class Prefetcher:
     def close(self) -> None:
         """Stop, and wait for the running round."""
         self.stop()
-        self._pool.shutdown()
+        self._pool.close()
 
     # -- on the prefetch thread ------------------------------------------------------------------------------
 
-    def _round(self, count: int) -> None:
+    def _round(self, count: int, alone: bool) -> None:  # noqa: FBT001 - called by the pool, by position
         try:
-            if not self._unread:
-                self._lease(count)
+            if not self._due(time.monotonic()) and count > 0:
+                self._lease(count, alone=alone)
             self._read()
             self._pause_s = _FIRST_PAUSE_S
+            self._pool.succeed()
         except (UnavailableError, SchemaError) as error:
             log.warning("cannot lease, retrying in %.1f s: %s", self._pause_s, error)
-            self._metrics.retry("lease", error)
-            self._retry_at = time.monotonic() + self._pause_s
-            self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
-        except Exception:
-            # unread jobs are dropped: reading them again would fail again
-            log.exception("a round of leasing failed")
-            self._unread.clear()
-            self._retry_at = time.monotonic() + _LONGEST_PAUSE_S
+            self._back_off(error)
+        except Exception as error:  # noqa: BLE001 - what was leased stays, and the next round goes on with it
+            self._pool.report(error)
+            self._back_off(error)
         finally:
-            self._working = False
-            with self._changed:
-                self._changed.notify_all()
+            self._end_round()
 
-    def _lease(self, count: int) -> None:
-        # the id stays the same until Redis has answered: a repeated request returns the leases of the lost answer
+    def _back_off(self, error: Exception) -> None:
+        self._metrics.retry("lease", error)
+        self._retry_at = time.monotonic() + self._pause_s
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+    def _end_round(self) -> None:
+        self._working = False
+        with self._changed:
+            self._changed.notify_all()
+
+    def _lease(self, count: int, *, alone: bool) -> None:  # noqa: ARG002
+        # the id stays the same until the leases are held: a repeated request returns the leases of a lost answer
         request = self._request_id
         leases = self._ledger.lease(self._model, self._worker, count, lease_s=self._lease_ttl_s, request=request)
-        self._request_id = uuid.uuid4().hex
         if not leases:
             self._empty_until = time.monotonic() + _EMPTY_PAUSE_S
         self._leases.hold(leases)
         now = time.perf_counter()
-        self._unread.extend((lease, now) for lease in leases)
+        with self._lock:
+            self._unread.extend(_Unread(lease, now) for lease in leases)
+        self._request_id = uuid.uuid4().hex
         if self._stopped:
             self._ledger.release(self._leases.withdraw(leases))
 
+    def _due(self, now: float) -> list[_Unread]:
+        """Return the jobs to read now: all but those whose part could not be read just before."""
+        absent = self._absent
+        with self._lock:
+            return [each for each in self._unread if each.part not in absent or now >= absent[each.part].retry_at]
+
     def _read(self) -> None:
-        while self._unread:
-            lease, leased_at = self._unread[0]
-            if self._leases.holds(lease):
-                try:
-                    image = self._prepare(self._manifest.job(lease.batch, lease.index), lease)
-                except JobError as error:
-                    self._fail(lease, error)
-                except (InputError, MissingObjectError) as error:
-                    self._fail(lease, JobError("manifest_unreadable", str(error)))
-                else:
-                    image.queued = leased_at
-                    # append before popping: a concurrent reader of `leases` sees the lease twice rather than never
-                    self._ready.append((lease, image))
-            self._unread.popleft()
+        for each in self._due(time.monotonic()):
+            try:
+                image = self._prepared(each) if self._leases.holds(each.lease) else None
+            except _PostponedError:
+                continue
+            with self._lock:
+                # at one moment, so that `leases` always has it
+                self._unread.remove(each)
+                if image is not None:
+                    image.queued = each.leased_s
+                    self._ready.append((each.lease, image))
+
+    def _prepared(self, each: _Unread) -> ImageState | None:
+        """Return a job's image, or None if the job fails."""
+        lease = each.lease
+        try:
+            self._load_part(each)
+            return self._prepare(self._manifest.job(lease.batch, lease.index), lease)
+        except _PostponedError:
+            raise
+        except JobError as error:
+            self._fail(lease, error)
+        except (InputError, MissingObjectError) as error:
+            self._fail(lease, JobError("manifest_unreadable", str(error)))
+        except UnavailableError:
+            raise
+        except Exception as error:
+            if device_errors.is_fatal(error):
+                # no fault of this job: the device is lost to the whole process
+                self._on_device_lost(error)
+                raise
+            log.exception("%s cannot be prepared", lease.name, extra=log_fields(lease.name))
+            self._fail(lease, JobError("prepare_error", f"{type(error).__name__}: {error}"), retry=True)
+        return None
+
+    def _load_part(self, each: _Unread) -> None:
+        """Read the part of a job's manifest.
+
+        Raises:
+            _PostponedError: it cannot be read now.
+            Exception: it could not be read for ``patience_s``.
+        """
+        absence, now = self._absent.get(each.part), time.monotonic()
+        if absence is not None and now < absence.retry_at:
+            # another job of the part was tried in this round
+            raise _PostponedError
+        try:
+            self._manifest.load(each.lease.batch, each.lease.index)
+        except Exception as error:
+            if isinstance(error, UnavailableError) and not isinstance(error, MissingObjectError):
+                raise
+            if absence is not None and absence.since + self._patience_s <= now < absence.retry_at + self._patience_s:
+                # at once for the next job of the part
+                absence.tried = now - absence.pause_s
+                raise
+            self._postpone(each, error)
+            raise _PostponedError from error
+        if absence is not None:
+            self._absent = {part: other for part, other in self._absent.items() if part != each.part}
+
+    def _postpone(self, each: _Unread, error: Exception) -> None:
+        """Note that a job's part cannot be read now."""
+        now, absence = time.monotonic(), self._absent.get(each.part)
+        if absence is None or now >= absence.retry_at + self._patience_s:
+            absence = _Absence(since=now, tried=now)
+        else:
+            absence = _Absence(absence.since, now, min(2 * absence.pause_s, _LONGEST_PAUSE_S))
+        kept = {part: other for part, other in self._absent.items() if now < other.retry_at + self._patience_s}
+        self._absent = {**kept, each.part: absence}
+        if not isinstance(error, InputError | MissingObjectError):
+            self._pool.report(error)
+        name, pause_s = each.lease.name, absence.pause_s
+        log.warning("the manifest of %s cannot be read, retrying in %.1f s: %s", name, pause_s, error)

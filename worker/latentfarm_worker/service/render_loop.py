@@ -25,7 +25,8 @@ from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.prefetcher import Prefetcher, PrefetchState
-from latentfarm_worker.service.uploader import Uploader
+from latentfarm_worker.service.threads import Threads
+from latentfarm_worker.service.uploader import Uploader, UploadHooks
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ _AHEAD_S = 0.5
 _SAFETY, _RECENT = 1.2, 16
 
 
-class WorkerHooks:
+class WorkerHooks(UploadHooks):
     """Callbacks from the render loop to its process. The base class ignores them."""
 
     def __init__(self, state: SharedState | None = None) -> None:
@@ -71,6 +72,7 @@ class RenderLoop:
         max_backlog: finished images that may wait for the bucket, besides two for each slot.
         hooks: callbacks to the process [default: none].
         metrics: the counters [default: counters of its own].
+        threads: starts the threads [default: a group of its own].
     """
 
     def __init__(  # noqa: PLR0913 (all are collaborators or settings, passed by name)
@@ -87,6 +89,7 @@ class RenderLoop:
         max_backlog: int = MAX_BACKLOG,
         hooks: WorkerHooks | None = None,
         metrics: Metrics | None = None,
+        threads: Threads | None = None,
     ) -> None:
         self._ledger = ledger
         self._engine = engine
@@ -94,17 +97,20 @@ class RenderLoop:
         self._max_backlog = max_backlog
         self._hooks = hooks or WorkerHooks()
         self.metrics = metrics or Metrics(model)
+        self.threads = threads or Threads(self.metrics)
         #: notified when a round of leasing ends, the backlog shrinks, or the loop is to end
         self._changed = Condition()
-        self._leases = LeaseRenewer(ledger, lease_ttl_s=lease_ttl_s, metrics=self.metrics)
+        self._leases = LeaseRenewer(ledger, lease_ttl_s=lease_ttl_s, metrics=self.metrics, threads=self.threads)
         self._uploader = Uploader(
             ledger=ledger,
             bucket=bucket,
             leases=self._leases,
             changed=self._changed,
             state=self._hooks.state,
+            hooks=self._hooks,
             encoder=ImageFileEncoder(engine, model=model, embed_metadata=embed_metadata),
             metrics=self.metrics,
+            threads=self.threads,
             worker=worker,
         )
         self._prefetcher = Prefetcher(
@@ -113,8 +119,10 @@ class RenderLoop:
             leases=self._leases,
             prepare=engine.prepare,
             fail=self._uploader.fail,
+            on_device_lost=self._on_device_lost,
             changed=self._changed,
             metrics=self.metrics,
+            threads=self.threads,
             model=model,
             worker=worker,
             lease_ttl_s=lease_ttl_s,
@@ -167,11 +175,7 @@ class RenderLoop:
     def _on_broken_step(self, error: Exception) -> None:
         """Release all jobs if the device is lost. Else charge each job in the engine an attempt."""
         if device_errors.is_fatal(error):
-            log.critical("the device is lost to this process: %s", error)
-            self._device_lost.set()
-            self._prefetcher.stop()
-            self.release_unfinishable()
-            self._hooks.on_device_lost()
+            self._on_device_lost(error)
             return
         log.error("a step of the engine failed", exc_info=error)
         for handle in self._engine.abort_all():
@@ -179,6 +183,13 @@ class RenderLoop:
             self._previews.forget(lease)
             if self._leases.holds(lease):
                 self._uploader.fail(lease, JobError("engine_error", f"{type(error).__name__}: {error}"), retry=True)
+
+    def _on_device_lost(self, error: Exception) -> None:
+        log.critical("the device is lost to this process: %s", error)
+        self._device_lost.set()
+        self._prefetcher.stop()
+        self.release_unfinishable()
+        self._hooks.on_device_lost()
 
     def _dispatch(self, outcome: Rendered | Failed) -> None:
         lease = cast("Lease", outcome.handle)
@@ -202,7 +213,7 @@ class RenderLoop:
         if self._draining.is_set():
             return 0
         soon = int(_AHEAD_S / statistics.median(self._step_s)) if self._step_s else 0
-        wanted, prefetched = self._engine.free_within(soon), len(self._prefetcher.leases)
+        wanted, prefetched = self._engine.free_within(soon), self._prefetcher.prefetched
         if 2 * prefetched > wanted:
             return 0
         in_flight = self._uploader.backlog + len(self._engine.remaining())

@@ -9,9 +9,10 @@ from __future__ import annotations
 import logging
 import os
 import time
-from threading import Event, Thread
+from threading import Event
 
 from latentfarm_worker.service.render_loop import RenderLoop
+from latentfarm_worker.service.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -27,15 +28,17 @@ class Shutdown:
     long, if ``begin`` is called twice, or after ``begin_failed``.
     """
 
-    def __init__(self, render_loop: RenderLoop, *, timeout_s: float) -> None:
+    def __init__(self, render_loop: RenderLoop, *, threads: Threads, timeout_s: float) -> None:
         self._render_loop = render_loop
         self._timeout_s = timeout_s
         #: seconds from the release of all leases to the exit
         self._reserve_s = min(2 * _RELEASE_S, timeout_s / 5)
         self._begun, self._hurried = Event(), Event()
         self._exit_code: int | None = None
-        Thread(target=self._drain, name="drain", daemon=True).start()
-        Thread(target=self._enforce_deadline, name="deadline", daemon=True).start()
+        #: time.monotonic() of the release of all leases, 0 before ``begin``
+        self._drain_until = 0.0
+        threads.once("drain", self._drain)
+        threads.once("deadline", self._enforce_deadline)
 
     def begin(self) -> None:
         """Begin; on the second call, exit at once. It is safe in a signal handler: no logging, no new thread."""
@@ -49,8 +52,9 @@ class Shutdown:
         self._begun.set()
 
     def _drain(self) -> None:
+        """Finish what can be finished. After an exception it is called again, with the same deadline."""
         self._begun.wait()
-        deadline = time.monotonic() + self._timeout_s - self._reserve_s
+        deadline = self._drain_until = self._drain_until or time.monotonic() + self._timeout_s - self._reserve_s
         log.info("draining: leasing nothing more; jobs that end within %.0f s are finished", self._timeout_s)
         self._render_loop.drain(deadline)
         while time.monotonic() < deadline and not self._hurried.wait(_POLL_S):

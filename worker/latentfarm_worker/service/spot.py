@@ -9,8 +9,9 @@ import http.client
 import json
 import logging
 from collections.abc import Callable
-from threading import Event, Thread
 from urllib.parse import urlsplit
+
+from latentfarm_worker.service.threads import Threads
 
 log = logging.getLogger(__name__)
 
@@ -75,30 +76,31 @@ class InstanceMetadata:
 class SpotWatch:
     """Poll for a notice every ``poll_s`` seconds on a thread of its own, and call ``on_notice`` once."""
 
-    def __init__(self, metadata: InstanceMetadata, on_notice: Callable[[], None], *, poll_s: float = _POLL_S) -> None:
+    def __init__(
+        self, metadata: InstanceMetadata, on_notice: Callable[[], None], *, threads: Threads, poll_s: float = _POLL_S
+    ) -> None:
         self._metadata = metadata
         self._on_notice = on_notice
-        self._poll_s = poll_s
-        self._stop = Event()
-        Thread(target=self._watch, name="spot", daemon=True).start()
+        self._logged = ""
+        self._noticed = False
+        self._loop = threads.loop("spot", self._poll, interval_s=poll_s)
 
     def close(self) -> None:
         """Stop polling."""
-        self._stop.set()
+        self._loop.stop()
 
-    def _watch(self) -> None:
-        logged = ""
-        while not self._stop.is_set():
-            try:
-                notice = self._metadata.notice()
-            except MetadataError as error:
-                notice = None
-                # once for each kind of error, not at each poll
-                if str(error) != logged:
-                    logged = str(error)
-                    log.warning("no spot notices: %s", error)
-            if notice is not None:
-                log.warning("this instance will be interrupted: %s", notice)
-                self._on_notice()
-                return
-            self._stop.wait(self._poll_s)
+    def _poll(self) -> None:
+        if self._noticed:
+            return
+        try:
+            notice = self._metadata.notice()
+        except MetadataError as error:
+            # once for each kind of error, not at each poll
+            if str(error) != self._logged:
+                self._logged = str(error)
+                log.warning("no spot notices: %s", error)
+            return
+        if notice is not None:
+            log.warning("this instance will be interrupted: %s", notice)
+            self._on_notice()
+            self._noticed = True

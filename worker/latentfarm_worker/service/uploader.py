@@ -11,39 +11,36 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass
-from enum import Enum
 from threading import Condition, Event
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
 
-from latentfarm.errors import JobError, UnavailableError
+from latentfarm.errors import JobError
 from latentfarm.image_formats import IMAGE_FORMATS, PNG, ImageFormat
 from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.records import CommitOutcome, FailOutcome
 from latentfarm.monitoring.logs import log_fields
-from latentfarm.storage.bucket import Bucket, MissingObjectError
-from latentfarm.storage.keys import image_key, intermediates_key, part_of
-from latentfarm.storage.results import flush_part
-from latentfarm_worker.engine.decoder import Rendered
+from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.keys import image_key, intermediates_key
+from latentfarm_worker.engine.outcomes import Rendered
 from latentfarm_worker.images.encode import encode_image
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
-from latentfarm_worker.service.metrics import Metrics, Operation, Outcome
+from latentfarm_worker.service.metrics import Metrics, Outcome
+from latentfarm_worker.service.retries import Abandoned, Broken, Done, Retries, printable
+from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.supervise.shared_state import SharedState
 
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _THREADS = 4
 #: seconds between commits in the long run, and how much earlier one commit may be (GCRA, ITU-T I.371)
 _COMMIT_EVERY_S, _COMMIT_EARLY_S = 0.5, 1.5
 _MAX_COMMITS_PER_CALL = 1000
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 10.0
 #: number of latencies that the median is taken of
 _RECENT = 16
 #: answers of the ledger for a lease that is no longer held
@@ -51,19 +48,24 @@ _LOST = frozenset({"stale", "deleting"})
 _FAILURES: dict[FailOutcome, Outcome] = {"failed": "failed", "full": "failed", "retry": "retried", "stale": "lost"}
 
 
-@dataclass(frozen=True)
-class Done(Generic[T]):
-    """The result of a request that was answered."""
+class UploadHooks:
+    """What the uploader cannot do itself. The base class ignores it."""
 
-    value: T
+    def on_full_part(self) -> None:
+        """Handle a part whose last job has ended: its results can be stored."""
+
+    def delete_objects(self, keys: list[str]) -> None:
+        """Delete images that were stored too late: their batch is deleted."""
 
 
-class Abandoned(Enum):
-    """Why a request was not repeated any more."""
+@dataclass
+class _Waiting:
+    """A finished image that is not stored yet; ``done`` once it has left the backlog of images to store."""
 
-    STOPPED = "the worker stops"
-    LEASE_LOST = "the lease is lost"
-    ERROR = "it failed"
+    lease: Lease
+    image: Rendered
+    intermediates: torch.Tensor | None
+    done: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,12 +91,14 @@ class Uploader:
         leases: the leases of the images.
         changed: notified whenever the backlog shrinks.
         state: counts the commits.
+        hooks: what follows from a commit.
         encoder: encodes the images.
         metrics: counts outcomes and retries.
+        threads: starts the threads.
         worker: name of the worker in the ledger.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 (all are collaborators, passed by name)
         self,
         *,
         ledger: Ledger,
@@ -102,8 +106,10 @@ class Uploader:
         leases: LeaseRenewer,
         changed: Condition,
         state: SharedState,
+        hooks: UploadHooks,
         encoder: ImageFileEncoder,
         metrics: Metrics,
+        threads: Threads,
         worker: str,
     ) -> None:
         self._ledger = ledger
@@ -111,13 +117,14 @@ class Uploader:
         self._leases = leases
         self._changed = changed
         self._state = state
+        self._hooks = hooks
         self._worker = worker
         self._encoder = encoder
         self._metrics = metrics
         self._stopping = Event()
-        self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="upload")
-        self._committer = ThreadPoolExecutor(1, thread_name_prefix="commit")
-        self._maintenance = ThreadPoolExecutor(1, thread_name_prefix="maintenance")
+        self._retries = Retries(self._stopping, leases, metrics)
+        self._pool = threads.pool("upload", _THREADS)
+        self._committer = threads.pool("commit", 1)
         self._stored: deque[_Stored] = deque()
         self._commit_due = 0.0
         self._backlog = 0
@@ -137,11 +144,12 @@ class Uploader:
         """Store and commit an image; ``intermediates`` is its strip of previews, uint8 (height, width, 3)."""
         with self._changed:
             self._backlog += 1
-        self._pool.submit(self._store, lease, image, intermediates)
+        stored = _Waiting(lease, image, intermediates)
+        self._pool.submit(self._store, stored, on_error=lambda error: self._on_store_error(stored, error))
 
     def fail(self, lease: Lease, error: JobError, *, retry: bool = False) -> None:
         """Record that a job failed by its own fault. If ``retry``, it may run again."""
-        self._pool.submit(self._fail, lease, error, retry=retry)
+        self._pool.submit(self._fail, lease, error, retry, on_error=lambda _: self._give_back(lease))
 
     def stop_waiting(self) -> None:
         """Abandon every request that is not answered at its next try."""
@@ -152,26 +160,30 @@ class Uploader:
     def close(self) -> None:
         """Stop waiting, and end the threads."""
         self.stop_waiting()
-        # in this order, because each pool submits to the next
-        for pool in (self._pool, self._committer, self._maintenance):
-            pool.shutdown()
+        # in this order, because uploads are followed by commits
+        self._pool.close()
+        self._committer.close()
 
     # -- images ----------------------------------------------------------------------------------------------
 
-    def _store(self, lease: Lease, image: Rendered, intermediates: torch.Tensor | None) -> None:
+    def _store(self, waiting: _Waiting) -> None:
+        lease, image = waiting.lease, waiting.image
         began = time.perf_counter()
         try:
             body, provenance = self._encoder.encode(image), self._encoder.provenance(image)
-            strip = None if intermediates is None else encode_image(intermediates, PNG.name, metadata={})
+            strip = waiting.intermediates
+            encoded = None if strip is None else encode_image(strip, PNG.name, metadata={})
         except Exception as error:
             log.exception("%s could not be encoded", lease.name, extra=log_fields(lease.name))
-            self._fail(lease, JobError("encode_error", f"{type(error).__name__}: {error}"), retry=True)
-            self._decrement_backlog(1)
+            self._drop_image(waiting, Broken(error).job_error("encode_error"))
             return
         encode_s = time.perf_counter() - began
-        outcome = self._upload(lease, image, body, strip)
+        outcome = self._upload(lease, image, body, encoded)
+        if isinstance(outcome, Broken):
+            self._drop_image(waiting, outcome.job_error("upload_error"))
+            return
         if isinstance(outcome, Abandoned):
-            self._abandon([lease], outcome, "not stored")
+            _log_abandoned([lease], outcome, "not stored")
             self._decrement_backlog(1)
             return
         timings = {
@@ -183,25 +195,42 @@ class Uploader:
         rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
         receipt = {**outcome.value, **provenance, "worker": self._worker, "timings": rounded}
         self._stored.append(_Stored(lease, receipt, image.job, image.width * image.height, began))
+        waiting.done = True
         self._committer.submit(self._commit)
+
+    def _drop_image(self, waiting: _Waiting, error: JobError) -> None:
+        """Let a job whose image cannot be stored fail or run again."""
+        waiting.done = True
+        self._decrement_backlog(1)
+        self._fail(waiting.lease, error, retry=True)
+
+    def _on_store_error(self, waiting: _Waiting, error: Exception) -> None:
+        if waiting.done:
+            self._give_back(waiting.lease)
+        else:
+            self._drop_image(waiting, Broken(error).job_error("upload_error"))
 
     def _upload(
         self, lease: Lease, image: Rendered, body: bytes, strip: bytes | None
-    ) -> Done[dict[str, Any]] | Abandoned:
+    ) -> Done[dict[str, Any]] | Abandoned | Broken:
         """Upload an image and its intermediates; return their keys and digests for the receipt."""
         image_format = IMAGE_FORMATS[image.job.image_format]
         stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch, image_format), body, image_format)
-        if strip is None or isinstance(stored, Abandoned):
+        if strip is None or not isinstance(stored, Done):
             return stored
         second = self._put(lease, intermediates_key(lease.batch, lease.index, lease.epoch), strip, PNG)
-        return second if isinstance(second, Abandoned) else Done({**stored.value, "intermediates": second.value})
+        return Done({**stored.value, "intermediates": second.value}) if isinstance(second, Done) else second
 
-    def _put(self, lease: Lease, key: str, body: bytes, image_format: ImageFormat) -> Done[dict[str, Any]] | Abandoned:
+    def _put(
+        self, lease: Lease, key: str, body: bytes, image_format: ImageFormat
+    ) -> Done[dict[str, Any]] | Abandoned | Broken:
         def put() -> dict[str, Any]:
             self._bucket.put(key, body, content_type=image_format.content_type)
             return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
 
-        return self._retry_until_available("put", put, lease=lease)
+        return self._retries.repeat("put", put, lease=lease, pool=self._pool)
+
+    # -- commits ---------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
         """Commit all images that are stored when the next commit is due. It is called once for each stored image."""
@@ -210,25 +239,44 @@ class Uploader:
         self._stopping.wait(max(0.0, self._commit_due - _COMMIT_EARLY_S - time.monotonic()))
         self._commit_due = max(self._commit_due, time.monotonic()) + _COMMIT_EVERY_S
         stored = [self._stored.popleft() for _ in range(min(len(self._stored), _MAX_COMMITS_PER_CALL))]
-        finished = [(each.lease, each.receipt) for each in stored]
-        # also images whose lease is lost: the ledger decides, and the answer to an earlier try may have been lost
-        outcome = self._retry_until_available("commit", lambda: self._ledger.commit(finished))
         try:
-            if isinstance(outcome, Abandoned):
-                self._abandon([each.lease for each in stored], outcome, "stored, but not committed")
-                return
-            for each, commit_outcome in zip(stored, outcome.value, strict=True):
-                self._on_committed(each, commit_outcome)
+            self._commit_together(stored)
+        except Exception as error:  # noqa: BLE001 - the leases must end after any
+            self._committer.report(error)
+            for each in stored:
+                self._give_back(each.lease)
         finally:
             self._decrement_backlog(len(stored))
 
+    def _commit_together(self, stored: list[_Stored]) -> None:
+        finished = [(each.lease, each.receipt) for each in stored]
+
+        def commit() -> list[tuple[_Stored, CommitOutcome]]:
+            return list(zip(stored, self._ledger.commit(finished), strict=True))
+
+        # also images whose lease is lost: the ledger decides, and the answer to an earlier try may have been lost
+        outcome = self._retries.repeat("commit", commit, pool=self._committer)
+        if isinstance(outcome, Abandoned):
+            _log_abandoned([each.lease for each in stored], outcome, "stored, but not committed")
+        elif isinstance(outcome, Done):
+            for each, commit_outcome in outcome.value:
+                self._leases.drop(each.lease)
+                with self._committer.guard():
+                    self._on_committed(each, commit_outcome)
+        elif len(stored) > 1:
+            # one image may be the cause: the others are committed without it
+            for each in stored:
+                self._commit_together([each])
+        else:
+            self._fail(stored[0].lease, outcome.job_error("commit_error"), retry=True)
+
     def _on_committed(self, stored: _Stored, outcome: CommitOutcome) -> None:
-        self._state.commit()
-        self._latencies_s.append(time.perf_counter() - stored.began)
         receipt = stored.receipt
         if outcome in _LOST:
             self._metrics.ended("lost")
         else:
+            self._state.commit()
+            self._latencies_s.append(time.perf_counter() - stored.began)
             self._metrics.committed(
                 size_bytes=receipt["bytes"],
                 pixels=stored.pixels,
@@ -238,29 +286,40 @@ class Uploader:
         self._on_outcome(stored.lease, outcome)
         if outcome == "deleting":
             # the deletion may have listed the bucket before this image was stored
-            keys = [receipt["key"], *([receipt["intermediates"]["key"]] if "intermediates" in receipt else [])]
-            self._maintain("delete", lambda: self._bucket.delete(keys))
-        self._leases.drop(stored.lease)
+            intermediates = receipt.get("intermediates")
+            self._hooks.delete_objects([receipt["key"], *([intermediates["key"]] if intermediates else [])])
 
     def _decrement_backlog(self, images: int) -> None:
         with self._changed:
             self._backlog -= images
             self._changed.notify_all()
 
-    # -- failures and maintenance ----------------------------------------------------------------------------
+    # -- failures --------------------------------------------------------------------------------------------
 
-    def _fail(self, lease: Lease, error: JobError, *, retry: bool) -> None:
-        log.warning("%s failed: %s: %s", lease.name, error.code, error, extra=log_fields(lease.name))
-        record = {"code": error.code, "message": str(error), "worker": self._worker}
-        outcome = self._retry_until_available(
-            "fail", lambda: self._ledger.fail(lease, record, retry=retry), lease=lease
+    def _fail(self, lease: Lease, error: JobError, retry: bool) -> None:  # noqa: FBT001 - the pool passes no names
+        message = printable(str(error))
+        log.warning("%s failed: %s: %s", lease.name, error.code, message, extra=log_fields(lease.name))
+        record = {"code": error.code, "message": message, "worker": self._worker}
+        outcome = self._retries.repeat(
+            "fail", lambda: self._ledger.fail(lease, record, retry=retry), lease=lease, pool=self._pool
         )
-        if isinstance(outcome, Abandoned):
-            self._abandon([lease], outcome, "failed, but not recorded")
+        if isinstance(outcome, Broken):
+            self._give_back(lease)
+        elif isinstance(outcome, Abandoned):
+            _log_abandoned([lease], outcome, "failed, but not recorded")
+        else:
+            self._leases.drop(lease)
+            self._metrics.ended(_FAILURES[outcome.value])
+            self._on_outcome(lease, outcome.value)
+
+    def _give_back(self, lease: Lease) -> None:
+        """Release a job uncharged whose end cannot be recorded."""
+        if not self._leases.holds(lease):
             return
-        self._metrics.ended(_FAILURES[outcome.value])
-        self._on_outcome(lease, outcome.value)
-        self._leases.drop(lease)
+        outcome = self._retries.repeat("release", lambda: self._ledger.release([lease]), lease=lease, pool=self._pool)
+        if outcome is not Abandoned.STOPPED:
+            # if even this failed, the lease expires
+            self._leases.drop(lease)
 
     def _on_outcome(self, lease: Lease, outcome: str) -> None:
         if outcome in _LOST:
@@ -270,39 +329,10 @@ class Uploader:
                 extra=log_fields(lease.name),
             )
         if outcome == "full":
-            part = part_of(lease.index)
-            self._maintain("flush", lambda: flush_part(self._ledger, self._bucket, lease.batch, part))
+            self._hooks.on_full_part()
 
-    def _abandon(self, leases: Iterable[Lease], reason: Abandoned, state: str) -> None:
-        """Log what is not done. After an error the leases are dropped: they expire, and the jobs run again, charged.
 
-        If the worker stops, the leases stay held until ``RenderLoop.release_all`` releases them uncharged.
-        """
-        for lease in leases:
-            log.warning("%s is %s: %s", lease.name, state, reason.value, extra=log_fields(lease.name))
-            if reason is Abandoned.ERROR:
-                self._leases.drop(lease)
-
-    def _maintain(self, operation: Operation, action: Callable[[], object]) -> None:
-        """Run an action in the background that the housekeeping of any worker repeats if this one does not finish."""
-        self._maintenance.submit(self._retry_until_available, operation, action)
-
-    def _retry_until_available(
-        self, operation: Operation, action: Callable[[], T], *, lease: Lease | None = None
-    ) -> Done[T] | Abandoned:
-        """Repeat an action while Redis or the bucket is unavailable, as long as the worker runs and holds the lease."""
-        pause_s = _FIRST_PAUSE_S
-        while True:
-            try:
-                return Done(action())
-            except Exception as error:
-                if isinstance(error, MissingObjectError) or not isinstance(error, UnavailableError):
-                    log.exception("could not %s", operation)
-                    return Abandoned.ERROR
-                log.warning("cannot %s, retrying in %.1f s: %s", operation, pause_s, error)
-                self._metrics.retry(operation, error)
-            if self._stopping.wait(pause_s):
-                return Abandoned.STOPPED
-            if lease is not None and not self._leases.holds(lease):
-                return Abandoned.LEASE_LOST
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+def _log_abandoned(leases: Iterable[Lease], reason: Abandoned, state: str) -> None:
+    """Log what is not done. If the worker stops, ``RenderLoop.release_all`` releases the leases uncharged."""
+    for lease in leases:
+        log.warning("%s is %s: %s", lease.name, state, reason.value, extra=log_fields(lease.name))

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 from contextlib import suppress
-from threading import Event, Thread
 
 import torch
 from celery import Celery
@@ -19,23 +18,26 @@ from latentfarm.monitoring.http_server import MetricsServer
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
-from latentfarm.storage.orphans import collect_due
-from latentfarm.storage.results import flush_due
 from latentfarm.webhooks.deliver import deliver_due
 from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.service.health import Health
+from latentfarm_worker.service.maintenance import Maintenance
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
 from latentfarm_worker.service.shutdown import Shutdown
 from latentfarm_worker.service.spot import InstanceMetadata, SpotWatch
+from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.supervise.exit_codes import EXIT_RESTART
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
-from latentfarm_worker.supervise.watchdog import start_self_watchdog
+from latentfarm_worker.supervise.watchdog import POLL_S, Watchdog, exit_if_stalled
 
 log = logging.getLogger(__name__)
+
+#: seconds to wait at the end for a heartbeat that hangs
+_CLOSE_S = 5.0
 
 
 def _terminate() -> None:
@@ -44,7 +46,7 @@ def _terminate() -> None:
 
 
 class Worker(WorkerHooks):
-    """The render loop, its shutdown, and the threads for housekeeping, webhooks and spot notices.
+    """The render loop, its shutdown, and the threads for heartbeats, maintenance, webhooks and spot notices.
 
     Args:
         settings: the settings of the farm and the worker.
@@ -66,21 +68,30 @@ class Worker(WorkerHooks):
         self._app = app
         self._name = name
         self._metrics = Metrics(settings.model)
-        self._health = Health(state, stall_timeout_s=settings.stall_timeout_s)
+        self.threads = Threads(self._metrics)
+        self._health = Health(state, self.threads, stall_timeout_s=settings.stall_timeout_s)
         self._metrics_server = self._start_metrics_server()
         self._ledger = Ledger.connect(settings.redis_url)
         self._bucket = Bucket.connect(settings)
         self._check_stores()
         self.render_loop = self._make_render_loop()
-        if not supervised:
-            start_self_watchdog(state, settings.stall_timeout_s)
-        self.shutdown = Shutdown(self.render_loop, timeout_s=settings.shutdown_timeout_s)
+        self._maintenance = Maintenance(
+            ledger=self._ledger,
+            bucket=self._bucket,
+            threads=self.threads,
+            metrics=self._metrics,
+            interval_s=settings.housekeeping_interval_s,
+            orphans_after_s=2 * settings.lease_ttl_s,
+        )
+        self.shutdown = Shutdown(self.render_loop, threads=self.threads, timeout_s=settings.shutdown_timeout_s)
         self._spot_watch = self._start_spot_watch()
-        self._stop = Event()
-        self._housekeeper = Thread(target=self._housekeeping_loop, name="housekeeping", daemon=True)
-        self._housekeeper.start()
+        interval_s = settings.housekeeping_interval_s
+        self._heartbeats = self.threads.loop("heartbeat", self._do_housekeeping, interval_s=interval_s)
         # a thread of its own, because a slow endpoint would delay the heartbeats
-        Thread(target=self._webhook_loop, name="webhooks", daemon=True).start()
+        self._webhooks = self.threads.loop("webhooks", self._send_webhooks, interval_s=interval_s)
+        if not supervised:
+            watchdog = Watchdog(state, settings.stall_timeout_s)
+            self.threads.loop("watchdog", lambda: exit_if_stalled(watchdog), interval_s=POLL_S)
         state.enter(Phase.IDLE)
         self._health.renderer = self.render_loop
         place = f"{self._info['device']}, {self._info['slots']} slots, process {os.getpid()}"
@@ -116,6 +127,7 @@ class Worker(WorkerHooks):
             embed_metadata=settings.embed_metadata,
             hooks=self,
             metrics=self._metrics,
+            threads=self.threads,
         )
         self._info: dict[str, str | int] = {
             "device": family.device.type,
@@ -150,7 +162,7 @@ class Worker(WorkerHooks):
     def _start_spot_watch(self) -> SpotWatch | None:
         if self._settings.spot_provider != "aws":
             return None
-        return SpotWatch(InstanceMetadata(self._settings.metadata_url), _terminate)
+        return SpotWatch(InstanceMetadata(self._settings.metadata_url), _terminate, threads=self.threads)
 
     # -- hooks -----------------------------------------------------------------------------------------------
 
@@ -161,10 +173,21 @@ class Worker(WorkerHooks):
             doorbell.ring(self._ledger.redis, self._app, model, self._ledger.count_pending(model))
         except UnavailableError as error:
             log.warning("the doorbell was not rung, the next housekeeping rings it: %s", error)
+        except Exception:
+            # the caller has jobs to release on the way out
+            log.exception("the doorbell was not rung, the next housekeeping rings it")
 
     def on_device_lost(self) -> None:
         """End the process, so that the supervisor starts another; images that wait for the bucket are stored first."""
         self.shutdown.begin_failed(EXIT_RESTART)
+
+    def on_full_part(self) -> None:
+        """Store the part's results."""
+        self._maintenance.flush()
+
+    def delete_objects(self, keys: list[str]) -> None:
+        """Delete images of a batch that is deleted."""
+        self._maintenance.delete(keys)
 
     # -- threads ---------------------------------------------------------------------------------------------
 
@@ -179,49 +202,51 @@ class Worker(WorkerHooks):
             self._metrics.retry("heartbeat", error)
             raise
 
-    def _housekeeping_loop(self) -> None:
-        while True:
-            try:
-                self._do_housekeeping()
-            except UnavailableError as error:
-                log.warning("housekeeping is postponed: %s", error)
-            except SchemaError as error:
-                log.critical("exiting: %s", error)
-                _terminate()
-            except Exception:
-                log.exception("housekeeping failed and is repeated in the next round")
-            if self._stop.wait(self._settings.housekeeping_interval_s):
-                return
-
     def _do_housekeeping(self) -> None:
-        """Report to the ledger, and do the farm's upkeep that any worker can do."""
-        pending = self._heartbeat()
-        expired = self._ledger.expire_leases()
+        """Report to the ledger, and do the farm's upkeep in Redis that any worker can do."""
+        try:
+            pending, expired = self._beat_and_sweep()
+        except SchemaError as error:
+            log.critical("exiting: %s", error)
+            self.shutdown.begin_failed(error.exit_code)
+            return
         if expired > 0:
             log.warning("%d leases expired; their jobs run again", expired)
-        doorbell.ring(self._ledger.redis, self._app, self._settings.model, pending + max(expired, 0))
-        flush_due(self._ledger, self._bucket)
-        collect_due(self._ledger, self._bucket, delay_s=2 * self._settings.lease_ttl_s)
+        doorbell.ring(self._ledger.redis, self._app, self._settings.model, self._jobs_to_announce(pending, expired))
 
-    def _webhook_loop(self) -> None:
+    def _beat_and_sweep(self) -> tuple[int, int]:
+        """Return the number of pending jobs and of expired leases, -1 if another worker sweeps now."""
+        try:
+            pending = self._heartbeat()
+        finally:
+            # also if the heartbeat failed: the leases of dead workers must not wait for it
+            expired = self._ledger.expire_leases()
+        return pending, expired
+
+    def _jobs_to_announce(self, pending: int, expired: int) -> int:
+        """Return for how many jobs to ring: for all if this worker was the one that swept, else for its own at most.
+
+        If all workers rang for all jobs, each would find the same messages missing. A worker without a job may serve
+        a model alone and seldom be the one that sweeps: it rings for itself.
+        """
+        if expired >= 0:
+            return pending + expired
+        return 0 if self.render_loop.leases_held else min(pending, 1)
+
+    def _send_webhooks(self) -> None:
         """Send the due webhooks of all batches."""
-        while not self._stop.wait(self._settings.housekeeping_interval_s):
-            try:
-                deliver_due(self._ledger, self._settings)
-            except UnavailableError as error:
-                log.warning("webhooks are postponed: %s", error)
-            except Exception:
-                log.exception("webhooks failed and are repeated in the next round")
+        deliver_due(self._ledger, self._settings)
 
     # -- end -------------------------------------------------------------------------------------------------
 
     def close(self) -> None:
         """Lease no more, release unfinished jobs, store finished images, and sign off from the ledger."""
-        self._stop.set()
         if self._spot_watch is not None:
             self._spot_watch.close()
         self.render_loop.close()
-        self._housekeeper.join()
+        self._heartbeats.stop(_CLOSE_S)
+        self._webhooks.stop()
+        self._maintenance.close()
         try:
             # report the images since the last heartbeat
             self._heartbeat()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import faulthandler
 import os
 import time
-from threading import Thread
 
 from latentfarm_worker.supervise.exit_codes import EXIT_RESTART
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
@@ -41,20 +40,15 @@ class Watchdog:
         return self.stalled_s > self._timeout_s
 
 
-def start_self_watchdog(state: SharedState, timeout_s: float) -> None:
-    """End this process if its engine stalls; for a worker without a supervisor.
+def exit_if_stalled(watchdog: Watchdog) -> None:
+    """End this process if its engine stalls; for a worker without a supervisor, which calls this every ``POLL_S``.
 
-    A thread detects that only while the interpreter's lock is free. The leases are left to expire and are charged, as
-    for a killed worker: a job may be the cause.
+    A thread detects that only while the interpreter's lock is free. The leases are left to expire, as for a killed
+    worker: a job may be the cause.
     """
-    watchdog = Watchdog(state, timeout_s)
-
-    def watch() -> None:
-        while not watchdog.is_stalled():
-            time.sleep(POLL_S)
-        # not by a logger: Celery replaces sys.stderr, and the stalled thread may hold that lock
-        os.write(2, b"the engine is stalled; ending this process\n")
-        faulthandler.dump_traceback(file=2, all_threads=True)
-        os._exit(EXIT_RESTART)
-
-    Thread(target=watch, name="watchdog", daemon=True).start()
+    if not watchdog.is_stalled():
+        return
+    # not by a logger: Celery replaces sys.stderr, and the stalled thread may hold that lock
+    os.write(2, b"the engine is stalled; ending this process\n")
+    faulthandler.dump_traceback(file=2, all_threads=True)
+    os._exit(EXIT_RESTART)

@@ -1,0 +1,98 @@
+"""The farm's upkeep in the bucket, on a thread of its own: a store that hangs delays neither heartbeats nor sweeps."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from threading import Event
+
+from latentfarm.errors import UnavailableError
+from latentfarm.ledger import Ledger
+from latentfarm.storage.bucket import MAX_DELETE_KEYS, Bucket
+from latentfarm.storage.orphans import collect_due
+from latentfarm.storage.results import flush_due
+from latentfarm_worker.service.metrics import Metrics, Operation
+from latentfarm_worker.service.threads import Threads
+
+log = logging.getLogger(__name__)
+
+#: parts stored in one turn, so that deletions wait for no more
+_FLUSH_LIMIT = 20
+#: objects that may wait for their deletion: the rest of a deleted batch is no harm
+_MAX_KEYS = 100_000
+
+
+class Maintenance:
+    """Stores results that are due, and deletes objects that nobody needs. Thread-safe.
+
+    Args:
+        ledger: the ledger.
+        bucket: the bucket.
+        threads: starts the thread.
+        metrics: counts retries.
+        interval_s: seconds between two turns.
+        orphans_after_s: seconds after a batch's end in which its workers may still store images.
+    """
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        bucket: Bucket,
+        threads: Threads,
+        metrics: Metrics,
+        interval_s: float,
+        orphans_after_s: float,
+    ) -> None:
+        self._ledger = ledger
+        self._bucket = bucket
+        self._metrics = metrics
+        self._orphans_after_s = orphans_after_s
+        self._outdated: deque[str] = deque(maxlen=_MAX_KEYS)
+        self._wake = Event()
+        self._loop = threads.loop("maintenance", self._turn, interval_s=interval_s, wake=self._wake)
+
+    def flush(self) -> None:
+        """Store results now: a part is full."""
+        self._wake.set()
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects soon. They are lost from sight if this process ends first, and only cost space."""
+        self._outdated.extend(keys)
+        self._wake.set()
+
+    def close(self) -> None:
+        """Begin no further turn. It does not wait for the store."""
+        self._loop.stop()
+
+    def _turn(self) -> None:
+        """Do all duties, also if one of them fails; then raise the first error."""
+        errors: list[Exception] = []
+        for operation, duty in self._duties():
+            try:
+                duty()
+            except Exception as error:  # noqa: BLE001 - raised below
+                self._metrics.retry(operation, error)
+                errors.append(error)
+        if errors:
+            # an unexpected one first: an outage hides none
+            raise min(errors, key=lambda error: isinstance(error, UnavailableError))
+
+    def _duties(self) -> list[tuple[Operation, Callable[[], object]]]:
+        return [("flush", self._flush_due), ("delete", self._delete_outdated), ("delete", self._collect_orphans)]
+
+    def _flush_due(self) -> None:
+        if flush_due(self._ledger, self._bucket, limit=_FLUSH_LIMIT) == _FLUSH_LIMIT:
+            # more may be due
+            self._wake.set()
+
+    def _delete_outdated(self) -> None:
+        while self._outdated:
+            keys = [self._outdated[at] for at in range(min(len(self._outdated), MAX_DELETE_KEYS))]
+            self._bucket.delete(keys)
+            for _ in keys:
+                self._outdated.popleft()
+
+    def _collect_orphans(self) -> None:
+        collect_due(self._ledger, self._bucket, delay_s=self._orphans_after_s)
