@@ -81,7 +81,7 @@ def ended(ledger: Ledger, url: str, *, batch: str = "cats", cancel: bool = False
 
 
 def work(ledger: Ledger, *, fail: int | None = None) -> None:
-    """Commit the pending jobs as a worker does, and fail one of them; the bucket is said to have their results."""
+    """Commit the pending jobs as a worker does, and fail one of them; record that their results are stored."""
     leases = ledger.lease("mini", "test", 3, lease_s=60)
     for lease in leases:
         if lease.index == fail:

@@ -1,7 +1,7 @@
 """Result lines: written from the ledger to ``results/part-*.jsonl.gz``, and read from both.
 
-Each object has a generation in its key: the batch's ``retries`` when its lines were read. All lines of one generation
-are the same, whoever writes them. The ledger has the generation that counts, so a writer that was slow changes nothing.
+Each object has a generation in its key: the batch's ``retries`` when its lines were read. All writers of a generation
+write the same lines. The ledger has the generation that counts, so a writer that was slow changes nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FLUSH_LIMIT = 100
 
 
 class MissingResultsError(UnavailableError):
-    """The bucket has no object for lines that the ledger has dropped. A store may answer so for a while after a put."""
+    """The bucket has no object for lines that the ledger has dropped. Some stores answer so just after a put."""
 
 
 # -- writing -----------------------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class PartFlush:
         return results_key(self.batch, self.part, self.generation)
 
     def put(self, bucket: Bucket) -> None:
-        """Store the lines. Nobody reads them before ``drop``."""
+        """Store the lines. They do not count before ``drop``."""
         bucket.put(self.key, self.body, content_type="application/gzip")
 
     def drop(self, ledger: Ledger) -> bool:
@@ -128,9 +128,10 @@ def flush_due(ledger: Ledger, bucket: Bucket, *, limit: int = _FLUSH_LIMIT) -> i
         except (InputError, MissingResultsError) as error:
             delay_s = ledger.postpone_flush(batch, part, damaged=True)
             log.warning("part %d of %s is not flushed, retrying in %d s: %s", part, batch, delay_s, error)
-        except UnavailableError:
+        except Exception as error:
             with suppress(UnavailableError):
-                ledger.postpone_flush(batch, part, damaged=False)
+                # an error that nothing foresaw may be of this part only: it waits longer each time
+                ledger.postpone_flush(batch, part, damaged=not isinstance(error, UnavailableError))
             raise
     return stored
 
@@ -260,7 +261,7 @@ def _missing_results(snapshot: Snapshot, reason: str) -> Exception:
     if snapshot.state in {None, BatchState.DELETING}:
         return InputError("the batch is being deleted")
     return MissingResultsError(
-        f"{reason}, but the ledger has dropped its lines; if it stays so, run `latentfarm recover`"
+        f"{reason}, but the ledger has dropped its lines; if it stays so, run `latentfarm recover`", cause="store"
     )
 
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
 from typing import Any
 
 import pytest
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
+from tests.support.tiny_images import png, store
 
 from latentfarm import Batch, Farm, InputError
 from latentfarm.job_state import JobState
@@ -23,23 +19,6 @@ from latentfarm.submission.request import SubmitOptions
 pytestmark = pytest.mark.integration
 
 
-#: in a receipt and in the one embedded in its image
-MADE = {"request": {"seed": 7}, "model_digest": "m", "prompt_truncated": True}
-
-
-def png(job: str) -> bytes:
-    info, out = PngInfo(), io.BytesIO()
-    info.add_text("latentfarm", json.dumps({"job": job, **MADE}))
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(out, format="PNG", pnginfo=info)
-    return out.getvalue()
-
-
-def put(farm: Farm, lease: Lease) -> dict[str, Any]:
-    body, key = png(lease.name), image_key(lease.batch, lease.index, lease.epoch)
-    farm.bucket.put(key, body)
-    return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body), **MADE}
-
-
 def work(farm: Farm, count: int, *, fail: frozenset[int] = frozenset()) -> list[Lease]:
     """Lease and commit up to ``count`` jobs, with tiny images."""
     found = farm.ledger.lease("mini", "w", count, lease_s=30)
@@ -47,7 +26,7 @@ def work(farm: Farm, count: int, *, fail: frozenset[int] = frozenset()) -> list[
         if lease.index in fail:
             farm.ledger.fail(lease, {"code": "nan", "message": "not finite"})
         else:
-            farm.ledger.commit([(lease, put(farm, lease))])
+            farm.ledger.commit([(lease, store(farm, lease))])
     return found
 
 
@@ -122,7 +101,7 @@ def test_a_lease_held_during_a_recovery_is_lost(farm: Farm) -> None:
     batch = farm.submit(rows(3), batch="cats")
     [held] = farm.ledger.lease("mini", "w", 1, lease_s=30)
     recover(farm)
-    receipt = put(farm, held)
+    receipt = store(farm, held)
     assert farm.ledger.commit([(held, receipt)]) == ["stale"]
     work(farm, 3)
     assert batch.wait().done == 3
@@ -148,7 +127,7 @@ def test_a_job_that_failed_as_poison_leaves_no_image(farm: Farm) -> None:
     client: Any = farm.ledger.redis
     for worker in ("a", "b", "c"):
         [lost] = farm.ledger.lease("mini", worker, 1, lease_s=30)
-        put(farm, lost)
+        store(farm, lost)
         client.zadd("lf:leases", {lost.name: 1})
         client.delete("lf:sweep_lock")
         farm.ledger.expire_leases()

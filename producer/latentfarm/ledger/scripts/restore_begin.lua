@@ -16,8 +16,8 @@ redis.call('HSET', key, 'state', BATCH_RECOVERING, 'paused_by', '', 'paused', ''
   -- images of lost leases may be in the bucket, or may still arrive
   'lost_leases', 1,
   -- A flush that read a part before this must not remove what is written now, and what it may still store must not win
-  -- over what is stored later. The record before this may be missing or outdated, so its number does not suffice; the
-  -- time exceeds every number that was ever reached, except after recoveries within one second.
-  'retries', decimal(math.max(tonumber(before.retries or 0) + 1, math.floor(now / 1000))))
+  -- over what is stored later. The record before this may be missing or outdated, so its number does not suffice: the
+  -- time is higher than any that was reached.
+  'retries', decimal(math.max(tonumber(before.retries or 0) + 1, now)))
 redis.call('HSET', key, unpack(ARGV, 3))
 return 1
