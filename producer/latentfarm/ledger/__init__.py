@@ -7,7 +7,7 @@
 from latentfarm.ledger.cancellations import Cancellations
 from latentfarm.ledger.constants import MAX_JOBS_PER_CALL
 from latentfarm.ledger.ledger import Ledger
-from latentfarm.ledger.records import BatchRecord, BatchSummary, JobRecord, Lease, Reservation, Snapshot
+from latentfarm.ledger.records import BatchRecord, BatchSummary, Company, JobRecord, Lease, Reservation, Snapshot
 from latentfarm.ledger.restore import Restoration
 from latentfarm.ledger.workers import Throughput, WorkerRecord
 
@@ -16,6 +16,7 @@ __all__ = [
     "BatchRecord",
     "BatchSummary",
     "Cancellations",
+    "Company",
     "JobRecord",
     "Lease",
     "Ledger",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Literal
 
 from latentfarm.batch_state import CLOSED, BatchState, PausedBy
@@ -20,6 +21,17 @@ CommitOutcome = Literal["done", "full", "repeated", "stale", "deleting"]
 FailOutcome = Literal["failed", "full", "retry", "stale"]
 
 
+class Company(IntEnum):
+    """With which other jobs a job may be rendered: one that had trouble is kept from others."""
+
+    #: no trouble
+    ANY = 0
+    #: lost once: only with others that were lost once
+    LOST = 1
+    #: it was in a call that ended its worker, was lost twice, or failed: with no other job
+    ALONE = 2
+
+
 @dataclass(frozen=True)
 class Lease:
     """A worker's right to render one job.
@@ -33,6 +45,7 @@ class Lease:
     epoch: int
     attempts: int
     queued_ms: int = field(default=0, compare=False)
+    company: Company = field(default=Company.ANY, compare=False)
 
     @property
     def name(self) -> str:
