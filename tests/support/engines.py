@@ -81,7 +81,7 @@ class BreakingFamily(NoOpFamily):
     """A fake family whose calls break while certain jobs take part; the jobs are those of ``make``.
 
     Args:
-        encode, predict: indices of the jobs that break these calls.
+        encode, predict: indices of the jobs that break these calls; each job has its index in its prompt.
         below: the timestep below which ``predict`` breaks.
         error: makes the exception.
 
@@ -104,9 +104,10 @@ class BreakingFamily(NoOpFamily):
         self.before_predict: Callable[[], object] = lambda: None
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
-        """Return one token, the job's index plus 1; 0 for an empty prompt."""
+        """Return one token, the number in the prompt plus 1; 0 for an empty prompt."""
         del syntax
-        return TokenizedPrompt(((int(prompt.rpartition(" ")[2]) + 1 if prompt else 0,),), count=3)
+        number = "".join(filter(str.isdigit, prompt))
+        return TokenizedPrompt(((int(number) + 1 if number else 0,),), count=3)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
         marks = [prompt.tokens.chunks[0][0] for prompt in prompts]

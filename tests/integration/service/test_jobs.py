@@ -59,39 +59,6 @@ def test_a_worker_reports_its_throughput_since_the_last_report(farm: Farm, famil
     assert loop.metrics.report(dict).keys() == {"wall_s"}
 
 
-def test_a_failed_step_costs_its_jobs_one_attempt(farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    predict, broken = family.predict, iter([True])
-
-    def predict_after_one_failure(*inputs: Any) -> torch.Tensor:
-        if next(broken, False):
-            raise RuntimeError("boom")
-        return predict(*inputs)
-
-    monkeypatch.setattr(family, "predict", predict_after_one_failure)
-    batch = submit(farm, 2)
-    with render_loop(farm, family) as loop:
-        while not batch.status().complete:
-            loop.render_all()
-    assert [(job.state, job.attempts, job.error) for job in batch.jobs()] == [("done", 2, None)] * 2
-
-
-def test_jobs_whose_step_always_fails_fail_and_the_loop_ends(
-    farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail_always(*_: torch.Tensor) -> torch.Tensor:
-        raise RuntimeError("boom")
-
-    monkeypatch.setattr(family, "predict", fail_always)
-    batch = submit(farm, 1)
-    with render_loop(farm, family) as loop:
-        while not batch.status().complete:
-            loop.render_all()
-    [job] = batch.jobs()
-    assert job.error is not None
-    assert (job.state, job.attempts, job.error["code"]) == ("failed", 3, "engine_error")
-    assert "boom" in job.error["message"]
-
-
 def test_a_job_whose_image_cannot_be_encoded_fails_with_the_message_of_the_encoder(
     farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

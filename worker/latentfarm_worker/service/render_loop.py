@@ -10,21 +10,26 @@ import logging
 import statistics
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from operator import itemgetter
 from threading import Condition, Event, Lock
-from typing import cast
+from typing import Any, cast
 
-from latentfarm.errors import JobError, UnavailableError
-from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger import Company, Lease, Ledger
+from latentfarm.monitoring.logs import log_fields
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
+from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.outcomes import engine_error
 from latentfarm_worker.engine.previews import PreviewRecorder
+from latentfarm_worker.engine.self_test import find_fault
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
+from latentfarm_worker.service.lease_returns import LeaseReturns
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.prefetcher import Prefetcher, PrefetchState
+from latentfarm_worker.service.suspects import AtRiskRecorder, cohort_of
 from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.service.uploader import Uploader, UploadHooks
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
@@ -38,6 +43,10 @@ MAX_BACKLOG = 64
 _POLL_S = 0.2
 #: seconds before a slot becomes free in which its next job is leased
 _AHEAD_S = 0.5
+#: seconds to the next turn after an unexpected error, doubled for each one in a row
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
+#: of the metric of unexpected errors
+_THREAD = "engine"
 #: safety factor of an estimated time, and the number of measurements it is made of
 _SAFETY, _RECENT = 1.2, 16
 
@@ -91,8 +100,9 @@ class RenderLoop:
         metrics: Metrics | None = None,
         threads: Threads | None = None,
     ) -> None:
-        self._ledger = ledger
         self._engine = engine
+        #: images on their way to the engine
+        self._admitting: list[ImageState] = []
         self._previews = previews
         self._max_backlog = max_backlog
         self._hooks = hooks or WorkerHooks()
@@ -101,6 +111,13 @@ class RenderLoop:
         #: notified when a round of leasing ends, the backlog shrinks, or the loop is to end
         self._changed = Condition()
         self._leases = LeaseRenewer(ledger, lease_ttl_s=lease_ttl_s, metrics=self.metrics, threads=self.threads)
+        self._returns = LeaseReturns(
+            ledger=ledger,
+            leases=self._leases,
+            metrics=self.metrics,
+            worker=worker,
+            notify_workers=self._hooks.notify_workers,
+        )
         self._uploader = Uploader(
             ledger=ledger,
             bucket=bucket,
@@ -117,7 +134,7 @@ class RenderLoop:
             ledger=ledger,
             bucket=bucket,
             leases=self._leases,
-            prepare=engine.prepare,
+            prepare=lambda job, lease: engine.prepare(job, lease, cohort=cohort_of(lease)),
             fail=self._uploader.fail,
             on_device_lost=self._on_device_lost,
             changed=self._changed,
@@ -127,7 +144,7 @@ class RenderLoop:
             worker=worker,
             lease_ttl_s=lease_ttl_s,
         )
-        engine.on_forward = self._hooks.state.step
+        engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
         # only one thread may use the engine: a doorbell that rings meanwhile waits, and then finds no job left
         self._engine_lock = Lock()
         self._stopping, self._draining, self._device_lost = Event(), Event(), Event()
@@ -137,21 +154,40 @@ class RenderLoop:
         self._decode_s: deque[float] = deque(maxlen=_RECENT)
 
     def render_all(self) -> int:
-        """Render until the ledger has no more jobs of the model, or ``stop``; return the number of ended jobs."""
-        ended = 0
+        """Render until the ledger has no more jobs of the model, or ``stop``; return the number of ended jobs.
+
+        An error that nothing foresaw releases the jobs of the engine, and the loop goes on after a pause.
+        """
+        ended, failures = 0, 0
         with self._engine_lock:
             while not self._stopping.is_set() and not self._device_lost.is_set():
-                for lease in self._leases.take_lost():
-                    self._engine.cancel(lease)
-                    self._previews.forget(lease)
-                self._prefetcher.request(self._capacity())
-                for image in self._prefetcher.take():
-                    self._engine.admit(image)
-                if self._engine.busy:
-                    ended += self._step()
-                elif not self._wait_for_jobs():
+                try:
+                    turn = self._turn()
+                except Exception as error:  # noqa: BLE001 (after any error, the leases of the jobs must end)
+                    failures += 1
+                    self._on_broken_turn(error)
+                    self._stopping.wait(min(_FIRST_PAUSE_S * 2 ** min(failures, 10), _LONGEST_PAUSE_S))
+                    continue
+                failures = 0
+                if turn is None:
                     break
+                ended += turn
         return ended
+
+    def _turn(self) -> int | None:
+        """Lease and admit jobs, and run one step; return how many jobs ended, or None if no more will come."""
+        for lease in self._leases.take_lost():
+            self._engine.cancel(lease)
+            self._previews.forget(lease)
+        capacity = self._capacity()
+        self._prefetcher.request(capacity, alone=capacity > 0 and not self._has_lone_suspect())
+        self._admitting = self._prefetcher.take()
+        for image in self._admitting:
+            self._engine.admit(image)
+        self._admitting = []
+        if self._engine.busy:
+            return self._step()
+        return 0 if self._wait_for_jobs() else None
 
     def _step(self) -> int:
         """Run one step of the engine; return how many jobs ended with it."""
@@ -159,49 +195,86 @@ class RenderLoop:
         outcomes: list[Rendered | Failed] = []
         try:
             outcomes = self._engine.step()
-        except Exception as error:  # noqa: BLE001 (after any error, the leases of the jobs must end)
-            self._on_broken_step(error)
+        except Exception as error:  # noqa: BLE001 (isolated below)
+            outcomes = [*self._isolate(error)]
         finally:
             self._hooks.state.enter(Phase.IDLE)
         busy_s = time.perf_counter() - began
+        for outcome in outcomes:
+            self._dispatch(outcome)
         self.metrics.step(busy_s)
         decode_s = [outcome.timings["decode"] for outcome in outcomes if isinstance(outcome, Rendered)]
         self._decode_s.extend(decode_s)
         self._step_s.append(busy_s - sum(decode_s))
-        for outcome in outcomes:
-            self._dispatch(outcome)
         return len(outcomes)
-
-    def _on_broken_step(self, error: Exception) -> None:
-        """Release all jobs if the device is lost. Else charge each job in the engine an attempt."""
-        if device_errors.is_fatal(error):
-            self._on_device_lost(error)
-            return
-        log.error("a step of the engine failed", exc_info=error)
-        for handle in self._engine.abort_all():
-            lease = cast("Lease", handle)
-            self._previews.forget(lease)
-            if self._leases.holds(lease):
-                self._uploader.fail(lease, JobError("engine_error", f"{type(error).__name__}: {error}"), retry=True)
-
-    def _on_device_lost(self, error: Exception) -> None:
-        log.critical("the device is lost to this process: %s", error)
-        self._device_lost.set()
-        self._prefetcher.stop()
-        self.release_unfinishable()
-        self._hooks.on_device_lost()
 
     def _dispatch(self, outcome: Rendered | Failed) -> None:
         lease = cast("Lease", outcome.handle)
-        if not self._leases.holds(lease):
-            self._previews.forget(lease)
-        elif isinstance(outcome, Rendered):
-            self._uploader.store(lease, outcome, self._previews.take(outcome))
+        try:
+            if not self._leases.holds(lease):
+                self._previews.forget(lease)
+            elif isinstance(outcome, Rendered):
+                self._uploader.store(lease, outcome, self._previews.take(outcome))
+            else:
+                self._previews.forget(lease)
+                self._uploader.fail(lease, outcome.error, retry=outcome.retry)
+        except Exception as error:
+            # the engine does not have it any more, so nothing else would end its lease
+            log.exception("%s could not be passed on", lease.name, extra=log_fields(lease.name))
+            self.metrics.thread_error(_THREAD)
+            self._uploader.fail(lease, engine_error(error), retry=True)
+
+    # -- trouble ---------------------------------------------------------------------------------------------
+
+    def _isolate(self, error: Exception) -> list[Failed]:
+        """Go on after a broken step; return the job whose fault it is, once it is known.
+
+        Before a job is charged, the device must show that it can render something else.
+        """
+        if device_errors.is_fatal(error):
+            self._on_device_lost(error)
+            return []
+        log.error("a call of the device failed with %d jobs", len(self._engine.at_risk()), exc_info=error)
+        failed = self._engine.isolate(error)
+        charged = [cast("Lease", each.handle) for each in failed if each.retry]
+        fault = find_fault(self._engine.family, on_forward=self._engine.on_forward) if charged else None
+        if fault is None:
+            return failed
+        self._hooks.state.forget_at_risk()
+        self._returns.release(charged)
+        self._on_device_lost(fault, at_risk=())
+        return []
+
+    def _on_broken_turn(self, error: Exception) -> None:
+        """Release all jobs that are not finished, after an error outside of a step."""
+        self.metrics.thread_error(_THREAD)
+        unfinished = [image.handle for image in self._admitting]
+        self._admitting = []
+        if device_errors.is_fatal(error):
+            self._on_device_lost(error)
         else:
-            self._previews.forget(lease)
-            self._uploader.fail(lease, outcome.error)
+            log.error("the render loop failed and goes on", exc_info=error)
+            unfinished += self._engine.abort_all()
+        self._returns.release([*cast("list[Lease]", unfinished), *self._prefetcher.leases])
+
+    def _on_device_lost(self, error: Exception, at_risk: Collection[Lease] | None = None) -> None:
+        """End this process: the jobs at risk, by default those in the broken call, run alone next.
+
+        All others are released.
+        """
+        log.critical("the device is lost to this process: %s", error)
+        self._device_lost.set()
+        self._prefetcher.stop()
+        self._returns.record_crash(cast("list[Lease]", self._engine.at_risk()) if at_risk is None else at_risk)
+        self.release_unfinishable()
+        self._hooks.on_device_lost()
 
     # -- leasing ---------------------------------------------------------------------------------------------
+
+    def _has_lone_suspect(self) -> bool:
+        """Return whether a job that must run alone is here: one at a time, so that the others go on."""
+        handles = (handle for handle, _ in self._engine.remaining())
+        return any(lease.company is Company.ALONE for lease in (*self._prefetcher.leases, *cast("Any", handles)))
 
     def _capacity(self) -> int:
         """Return how many more jobs to lease: as many as the engine can admit soon, within the limit of the backlog.
@@ -262,12 +335,12 @@ class RenderLoop:
 
     def release_unfinishable(self) -> None:
         """Release the jobs that cannot be committed in time, uncharged. It works while the engine's thread hangs."""
-        self._release(self._past_deadline())
+        self._returns.release(self._past_deadline())
 
     def release_all(self) -> None:
         """Stop, and release all leases uncharged, even of images that wait for the bucket."""
         self.stop()
-        self._release(self._leases.held())
+        self._returns.release(self._leases.held())
 
     @property
     def leases_held(self) -> int:
@@ -325,17 +398,3 @@ class RenderLoop:
             if _SAFETY * (evaluations * step_s + position * decode_s) > left_s:
                 late.append(lease)
         return late
-
-    def _release(self, leases: Iterable[Lease]) -> None:
-        withdrawn = self._leases.withdraw(leases)
-        if not withdrawn:
-            return
-        try:
-            released = self._ledger.release(withdrawn)
-        except UnavailableError as error:
-            self.metrics.retry("release", error)
-            log.warning("%d jobs could not be released, their leases will expire: %s", len(withdrawn), error)
-            return
-        log.info("released %d unfinished jobs", released)
-        self.metrics.leased("returned", released)
-        self._hooks.notify_workers()
