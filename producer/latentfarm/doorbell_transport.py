@@ -72,7 +72,7 @@ class DoorbellTransport(kombu_redis.Transport):  # type: ignore[misc]
 
 
 class DoorbellConnection(Connection):  # type: ignore[misc]
-    """A connection over ``DoorbellTransport``, whatever the scheme of its URL."""
+    """A connection over ``DoorbellTransport`` for a URL of any scheme."""
 
     def get_transport_cls(self) -> type[DoorbellTransport]:
         """Return our transport; a name in the URL or the settings would not be used for unix sockets."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from tests.conftest import until
+from tests.conftest import Command, until
 from tests.support.processes import alive, process_of
 from tests.support.refusing_redis import CAUSES, RefusingRedis, refusing_redis
 
@@ -28,10 +30,11 @@ def refusing(tmp_path: Path) -> Iterator[RefusingRedis]:
 
 
 @contextmanager
-def worker(settings: Settings, folder: Path) -> Iterator[ManagedProcess]:
+def worker(settings: Settings, folder: Path, **more: str) -> Iterator[ManagedProcess]:
     """Run a supervised worker in a process of its own."""
     environment = {
         **settings.environment(),
+        **more,
         "LATENTFARM_LOG_FORMAT": "text",
         "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "1",
         "OMP_NUM_THREADS": "1",
@@ -98,3 +101,34 @@ def test_a_worker_that_starts_while_redis_refuses_writes_waits_and_then_renders(
     # the log names the cure, and no connection is tried more than once a second
     assert "cannot be used now: " in log
     assert "Frequent restarts" not in log
+
+
+JOBS = 60
+LEASE_S = 3
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_batch_loses_and_charges_nothing_while_redis_refuses_writes(
+    cause: str, settings: Settings, refusing: RefusingRedis, tmp_path: Path, latentfarm: Command
+) -> None:
+    settings = settings.model_copy(update={"redis_url": refusing.url})
+    farm = Farm.open(settings)
+    limits = {"LATENTFARM_LEASE_TTL_S": str(LEASE_S), "LATENTFARM_SLOTS": "4"}
+    with worker(settings, tmp_path, **limits) as child:
+        batch = farm.submit([{**SMALL, "num_inference_steps": 10}] * JOBS, batch="b")
+        until(lambda: batch.status().done >= 5)
+        pid = process(child)
+        with refusing.refusing(cause):
+            ends = time.monotonic() + 5 * LEASE_S
+            while time.monotonic() < ends:
+                ran = latentfarm("status", "b", "--json", settings=settings)
+                assert (ran.returncode, ran.stderr) == (0, "")
+                assert 0 < json.loads(ran.stdout)["done"] < JOBS
+        status = batch.wait(timeout_s=120)
+        assert process(child) == pid
+    assert (status.done, status.failed) == (JOBS, 0)
+    # an attempt is charged for an error only, and the one that succeeded counts
+    assert {job.attempts for job in batch.jobs()} == {1}
+    log = log_of(child)
+    assert "Traceback" not in log
+    assert "cannot be used now: " in log

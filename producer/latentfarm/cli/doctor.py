@@ -9,10 +9,11 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.output import print_json
+from latentfarm.cli.output import plural, print_json
 from latentfarm.cli.shared import fail_if
 from latentfarm.errors import InputError, LatentfarmError
 from latentfarm.ledger import Ledger
+from latentfarm.ledger.server_check import check_server
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
@@ -21,18 +22,19 @@ from latentfarm.storage.bucket_check import check_bucket
 def doctor(
     as_json: options.Json = False,
     read_only: Annotated[
-        bool, typer.Option("--read-only", help="Only check that the bucket exists; write nothing to it")
+        bool, typer.Option("--read-only", help="Only check that Redis and the bucket can be read; write nothing")
     ] = False,
 ) -> None:
     """Check Redis, the bucket, the model and the device, one line each. Exit code 1: a check failed.
 
-    The check of the bucket puts, reads and deletes an object below probe/.
+    The check of Redis writes and removes the key lf:probe. The check of the bucket puts, reads and deletes an object
+    below probe/.
 
     Example: `latentfarm doctor`
     """
     settings = Settings.load()
     checks: dict[str, Callable[[Settings], str]] = {
-        "redis": _check_redis,
+        "redis": _check_redis_by_reading if read_only else _check_redis,
         "bucket": _check_bucket_exists if read_only else _check_bucket,
         "model": _check_model,
         "device": _check_device,
@@ -54,10 +56,20 @@ def _finding(name: str, check: Callable[[Settings], str], settings: Settings) ->
 
 
 def _check_redis(settings: Settings) -> str:
+    # beside the model's queue and its binding by Celery, below the same permissions
+    keys = [f"render.{settings.model}:probe", "_kombu.binding.probe"]
+    return _with_counts(settings, lambda ledger: check_server(ledger, queue_keys=keys))
+
+
+def _check_redis_by_reading(settings: Settings) -> str:
+    return _with_counts(settings, lambda ledger: f"Redis {ledger.ping()} at {ledger.where}; nothing was written")
+
+
+def _with_counts(settings: Settings, check: Callable[[Ledger], str]) -> str:
     ledger = Ledger.connect(settings.require().redis_url)
-    version = ledger.ping()
+    found = check(ledger)
     pending, workers = ledger.count_pending(settings.model), len(ledger.workers(settings.model))
-    return f"Redis {version} at {ledger.where}; {workers} workers and {pending} pending jobs for {settings.model}"
+    return f"{found}; {plural(workers, 'worker')} and {plural(pending, 'pending job')} for {settings.model}"
 
 
 def _check_bucket(settings: Settings) -> str:

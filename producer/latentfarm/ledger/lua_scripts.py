@@ -41,6 +41,7 @@ class Scripts:
         self.release = load("release")
         self.expire_leases = load("expire_leases")
         self.heartbeat = load("heartbeat")
+        self.probe = load("probe")
         self.flush_claim = load("flush_claim")
         self.flush_postpone = load("flush_postpone")
         self.drop_flushed = load("drop_flushed")

@@ -90,6 +90,7 @@ _SCRIPT_PLACE = re.compile(r"^.*@user_script: ?\d+: -?")
 #: answers whose first word is not their code
 _TEXTS = (
     (re.compile(r"can't (?:run this command|access at least one of the keys)|ACL failure in script"), "NOPERM"),
+    (re.compile(r"non local key in a cluster node"), "CLUSTER"),
     (re.compile(r"DB index is out of range|SELECT is not allowed in cluster mode"), "database"),
     (re.compile(r"^(?:ERR )?unknown command"), "command"),
 )

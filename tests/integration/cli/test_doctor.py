@@ -1,17 +1,26 @@
-"""The check of the bucket and ``doctor``, against the real store and a proxy of it that refuses requests."""
+"""``doctor``: the bucket against the real store and a proxy that refuses requests, Redis against real servers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
 
 import pytest
 from pydantic import SecretStr
-from tests.conftest import Command
+from tests.conftest import REPOSITORY, Command, until
+from tests.support.machines import free_ports
+from tests.support.refusing_redis import RefusingRedis, refusing_redis
 from tests.support.s3_front import Answer, front, s3_error
 
 from latentfarm.errors import UnavailableError
+from latentfarm.ledger import Ledger
+from latentfarm.ledger.server_check import check_server
+from latentfarm.local.process import ManagedProcess
+from latentfarm.local.redis_server import find_redis
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
@@ -91,17 +100,148 @@ def test_an_error_of_the_real_store_is_reported_with_its_cure(
     assert settings.s3_secret_key.get_secret_value() not in str(caught.value)
 
 
-def bucket_line(latentfarm: Command, settings: Settings, *options: str) -> dict[str, object]:
+def line_of(check: str, latentfarm: Command, settings: Settings, *options: str) -> dict[str, object]:
     done = latentfarm("doctor", "--json", *options, settings=settings)
-    assert done.returncode in {0, 1}, done.stderr
-    [line] = [line for line in json.loads(done.stdout) if line["check"] == "bucket"]
+    assert (done.returncode in {0, 1}, done.stderr) == (True, "")
+    [line] = [line for line in json.loads(done.stdout) if line["check"] == check]
     return dict(line)
 
 
 def test_doctor_probes_the_bucket_and_with_read_only_writes_nothing(latentfarm: Command, settings: Settings) -> None:
-    line = bucket_line(latentfarm, settings)
+    line = line_of("bucket", latentfarm, settings)
     assert (line["ok"], keys(settings)) == (True, [])
     assert "put, head, get and delete work" in str(line["text"])
     with front(settings, {"PUT": s3_error("AccessDenied")}) as refusing:
-        line = bucket_line(latentfarm, refusing, "--read-only")
+        line = line_of("bucket", latentfarm, refusing, "--read-only")
     assert (line["ok"], "nothing was written" in str(line["text"])) == (True, True)
+
+
+# -- Redis -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RefusingRedis]:
+    with refusing_redis(tmp_path_factory.mktemp("redis")) as server:
+        yield server
+
+
+@pytest.fixture
+def refusing(redis_server: RefusingRedis) -> RefusingRedis:
+    redis_server.client.flushall()
+    return redis_server
+
+
+def test_doctor_writes_to_redis_and_leaves_nothing(
+    latentfarm: Command, settings: Settings, refusing: RefusingRedis
+) -> None:
+    line = line_of("redis", latentfarm, settings.model_copy(update={"redis_url": refusing.url}))
+    assert line["ok"], line
+    assert "writes work" in str(line["text"])
+    assert "0 workers and 0 pending jobs for mini" in str(line["text"])
+    assert refusing.client.keys("*") == []
+
+
+@pytest.mark.parametrize(
+    ("cause", "parts"),
+    [
+        ("OOM", ("raise maxmemory", "MiB of memory used, the limit is 0.0 MiB")),
+        ("READONLY", ("its primary is 127.0.0.1:{peer}, and the link to it is up",)),
+        ("MISCONF", ("last snapshot: err, last write to the append-only file: ok",)),
+        ("NOPERM", ("may not run del, expire, hdel,", "zadd, zrem; give the user the permissions in")),
+    ],
+)
+def test_doctor_names_why_redis_refuses_writes_and_reads_nevertheless(
+    cause: str, parts: tuple[str, ...], latentfarm: Command, settings: Settings, refusing: RefusingRedis
+) -> None:
+    settings = settings.model_copy(update={"redis_url": refusing.url})
+    with refusing.refusing(cause):
+        line = line_of("redis", latentfarm, settings)
+        reading = line_of("redis", latentfarm, settings, "--read-only")
+    assert not line["ok"]
+    for part in parts:
+        assert part.format(peer=refusing.peer_port) in str(line["text"])
+    assert (reading["ok"], "nothing was written" in str(reading["text"])) == (True, True)
+    assert refusing.client.keys("*") == []
+
+
+def problem_of(url: str) -> str:
+    with pytest.raises(UnavailableError) as caught:
+        check_server(Ledger.connect(url), queue_keys=["render.mini:probe"])
+    return str(caught.value)
+
+
+def published_user(refusing: RefusingRedis, role: str, *changes: str) -> str:
+    """Return the URL for a user of docs/security with changed rules."""
+    acl = (REPOSITORY / "docs/security/redis-acl.txt").read_text()
+    [rules] = [line.split()[1:] for line in acl.splitlines() if line.startswith(f"user {role} ")]
+    refusing.client.execute_command("ACL", "SETUSER", *rules, *changes)
+    return f"redis://{role}:{role.upper()}_PASSWORD@127.0.0.1:{refusing.port}/0"
+
+
+def test_the_published_users_suffice_for_the_check_and_a_missing_permission_is_named(refusing: RefusingRedis) -> None:
+    for role, limit in (("producer", "may not render, as it may not run"), ("worker", "may not submit, as it may not")):
+        found = check_server(Ledger.connect(published_user(refusing, role)), queue_keys=["render.mini:probe"])
+        assert limit in found
+        problem = problem_of(published_user(refusing, role, "-hset", "-zadd"))
+        assert "its user may not run hset, zadd; give the user" in problem
+        problem = problem_of(published_user(refusing, role, "resetkeys", "~lf:*"))
+        assert problem.endswith("the key was render.mini:probe")
+    assert "may not run info" in check_server(Ledger.connect(published_user(refusing, "worker", "~render.*", "-info")))
+
+
+def test_a_policy_that_evicts_keys_is_a_problem(refusing: RefusingRedis) -> None:
+    refusing.client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        assert "its maxmemory-policy is allkeys-lru; set it to noeviction" in problem_of(refusing.url)
+    finally:
+        refusing.client.config_set("maxmemory-policy", "noeviction")
+
+
+@contextmanager
+def special_server(folder: Path, port: int, *options: str) -> Iterator[None]:
+    (folder / "redis.conf").write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
+    child = ManagedProcess("Redis", [find_redis(), str(folder / "redis.conf"), *options], log=folder / "log")
+    try:
+        until(lambda: "Running mode" in (folder / "log").read_text(), timeout_s=20)
+        yield
+    finally:
+        child.terminate()
+        child.wait_or_kill(5)
+
+
+@pytest.mark.parametrize(
+    ("options", "cure"),
+    [
+        (("--sentinel",), "is a Sentinel, which stores nothing; write host and port of the Redis that it watches"),
+        (("--cluster-enabled", "yes"), "a node of a Redis Cluster, which the farm cannot use; use a Redis or Valkey"),
+    ],
+)
+def test_a_sentinel_and_a_cluster_are_named(options: tuple[str, ...], cure: str, tmp_path: Path) -> None:
+    [port] = free_ports(1)
+    with special_server(tmp_path, port, *options):
+        assert cure in problem_of(f"redis://127.0.0.1:{port}/0")
+
+
+def test_another_server_another_database_and_a_wrong_password_are_named(refusing: RefusingRedis) -> None:
+    here = f"127.0.0.1:{refusing.port}"
+    assert "no database of this number; correct the number at the end of" in problem_of(f"redis://{here}/99")
+    assert "refuses the user or the password; correct" in problem_of(f"redis://admin:wrong@{here}/0")
+    with ExitStack() as stack:
+        server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler))
+        Thread(target=server.serve_forever, daemon=True).start()
+        stack.callback(server.shutdown)
+        problem = problem_of(f"redis://127.0.0.1:{server.server_port}/0")
+    assert "does not speak the protocol of Redis; correct host and port in LATENTFARM_REDIS_URL" in problem
+
+
+def test_submit_names_the_cause_and_prints_no_traceback(
+    latentfarm: Command, settings: Settings, refusing: RefusingRedis, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.txt").write_text("a cat\n")
+    settings = settings.model_copy(update={"redis_url": refusing.url})
+    for cause in ("OOM", "READONLY", "MISCONF", "NOPERM"):
+        with refusing.refusing(cause):
+            ran = latentfarm("submit", "rows.txt", "--batch", "cats", settings=settings)
+        assert ran.returncode == 3, ran.stderr
+        assert "Traceback" not in ran.stderr
+        assert f"Redis at {refusing.url} cannot be used now: " in ran.stderr.splitlines()[-1]

@@ -45,6 +45,7 @@
 -- lf:sweep_lock        string  held by the worker that expires leases now                  expiry, under a second
 -- lf:last_sweep        string  when leases were last checked                               never
 -- lf:grace_until       string  no lease expires before this time (set after an outage)     expiry
+-- lf:probe             any     what `doctor` writes to check that writes work              probe; expiry, a second
 -- lf:webhooks          zset    batches whose webhook is to be sent, by due time            webhook_claim,
 --                                                                                          webhook_resolve
 --
@@ -64,8 +65,8 @@
 --   truncated                  done jobs whose prompt was too long for the model (absent if none)
 --   budget                     share of failures that pauses the batch; 0 for none
 --   budget_done, budget_failed the counters when the budget began
---   retries                    rises with each retry; a recovery sets it to the time in seconds. While it stays, ended
---                              jobs stay as they are: it is the generation of result lines
+--   retries                    rises with each retry; a recovery sets it to the time. While it stays, ended jobs stay as
+--                              they are: it is the generation of result lines
 --   lost_leases                1 if a lease ended without a commit: the bucket may have orphaned images
 --   webhook                    URL to notify, or ''
 --   webhook_state, webhook_attempts, webhook_error   '', due, sent or failed; attempts so far; why the last one failed
