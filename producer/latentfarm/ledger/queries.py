@@ -1,7 +1,8 @@
 """Reads batches and jobs from the ledger; changes nothing.
 
 Only plain commands read here, no script and no transaction: Redis at its memory limit refuses every transaction, and a
-user who may only read may run neither. So the replies of one method may be of different moments, and the order of its commands matters.
+user who may only read may run neither. So the replies of one method may be of different moments, and the order of its
+commands matters.
 """
 
 from __future__ import annotations
