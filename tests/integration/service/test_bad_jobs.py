@@ -173,7 +173,7 @@ def test_an_unexpected_error_of_a_cancellation_holds_no_lease(farm: Farm, monkey
     assert ends(later) == [("done", 1)]
 
 
-def test_an_error_that_comes_again_and_again_is_met_with_growing_pauses(
+def test_an_error_that_comes_again_and_again_makes_pauses_grow_and_the_worker_not_ready(
     farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     batch, pauses = submit(farm, 2), []
@@ -194,6 +194,7 @@ def test_an_error_that_comes_again_and_again_is_met_with_growing_pauses(
         loop.render_all()
     assert pauses == sorted(pauses)
     assert (pauses[0], pauses[-1]) == (0.2, 5.0)
+    assert loop.threads.problem() == "the engine thread fails: KeyError: 'unforeseen'"
     assert ends(batch) == [("pending", 0)] * 2
 
 

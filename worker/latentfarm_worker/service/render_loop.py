@@ -16,7 +16,6 @@ from threading import Condition, Event, Lock
 from typing import Any, cast
 
 from latentfarm.ledger import Company, Lease, Ledger
-from latentfarm.monitoring.logs import log_fields
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
@@ -45,8 +44,6 @@ _POLL_S = 0.2
 _AHEAD_S = 0.5
 #: seconds to the next turn after an unexpected error, doubled for each one in a row
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-#: of the metric of unexpected errors
-_THREAD = "engine"
 #: safety factor of an estimated time, and the number of measurements it is made of
 _SAFETY, _RECENT = 1.2, 16
 
@@ -108,6 +105,8 @@ class RenderLoop:
         self._hooks = hooks or WorkerHooks()
         self.metrics = metrics or Metrics(model)
         self.threads = threads or Threads(self.metrics)
+        #: of the thread that calls `render_all`
+        self._failures = self.threads.failures("engine")
         #: notified when a round of leasing ends, the backlog shrinks, or the loop is to end
         self._changed = Condition()
         self._leases = LeaseRenewer(ledger, lease_ttl_s=lease_ttl_s, metrics=self.metrics, threads=self.threads)
@@ -158,17 +157,17 @@ class RenderLoop:
 
         An error that nothing foresaw releases the jobs of the engine, and the loop goes on after a pause.
         """
-        ended, failures = 0, 0
+        ended = 0
         with self._engine_lock:
             while not self._stopping.is_set() and not self._device_lost.is_set():
                 try:
                     turn = self._turn()
                 except Exception as error:  # noqa: BLE001 (after any error, the leases of the jobs must end)
-                    failures += 1
                     self._on_broken_turn(error)
-                    self._stopping.wait(min(_FIRST_PAUSE_S * 2 ** min(failures, 10), _LONGEST_PAUSE_S))
+                    failures = min(self._failures.in_a_row, 10)
+                    self._stopping.wait(min(_FIRST_PAUSE_S * 2**failures, _LONGEST_PAUSE_S))
                     continue
-                failures = 0
+                self._failures.succeed()
                 if turn is None:
                     break
                 ended += turn
@@ -218,10 +217,9 @@ class RenderLoop:
             else:
                 self._previews.forget(lease)
                 self._uploader.fail(lease, outcome.error, retry=outcome.retry)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 (of this image)
             # the engine does not have it any more, so nothing else would end its lease
-            log.exception("%s could not be passed on", lease.name, extra=log_fields(lease.name))
-            self.metrics.thread_error(_THREAD)
+            self._failures.add(error)
             self._uploader.fail(lease, engine_error(error), retry=True)
 
     # -- trouble ---------------------------------------------------------------------------------------------
@@ -247,13 +245,12 @@ class RenderLoop:
 
     def _on_broken_turn(self, error: Exception) -> None:
         """Release all jobs that are not finished, after an error outside of a step."""
-        self.metrics.thread_error(_THREAD)
+        self._failures.add(error)
         unfinished = [image.handle for image in self._admitting]
         self._admitting = []
         if device_errors.is_fatal(error):
             self._on_device_lost(error)
         else:
-            log.error("the render loop failed and goes on", exc_info=error)
             unfinished += self._engine.abort_all()
         self._returns.release([*cast("list[Lease]", unfinished), *self._prefetcher.leases])
 

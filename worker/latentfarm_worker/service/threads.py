@@ -178,7 +178,7 @@ class Threads:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._started: list[tuple[str, Loop | Pool]] = []
+        self._started: list[tuple[str, Loop | Pool | _Failures]] = []
 
     def loop(self, name: str, step: Callable[[], object], *, interval_s: float, wake: Event | None = None) -> Loop:
         """Call ``step`` again and again, with a pause of ``interval_s`` seconds between two calls, which ``wake`` ends.
@@ -197,6 +197,12 @@ class Threads:
         pool = Pool(_Failures(name, self._metrics), size)
         self._started.append((name, pool))
         return pool
+
+    def failures(self, name: str) -> _Failures:
+        """Return a counter of the exceptions of a thread that is not started here; its owner calls it."""
+        failures = _Failures(name, self._metrics)
+        self._started.append((name, failures))
+        return failures
 
     def problem(self) -> str:
         """Return which thread does not work and why, or an empty text."""
