@@ -10,9 +10,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from tests.chaos.network import Network
 from tests.conftest import Command, until
 from tests.support.processes import alive, process_of
-from tests.support.refusing_redis import CAUSES, RefusingRedis, refusing_redis
+from tests.support.refusing_redis import CAUSES, MovingAddress, RefusingRedis, refusing_redis
 
 from latentfarm import Farm
 from latentfarm.local.process import ManagedProcess
@@ -132,3 +133,28 @@ def test_a_batch_loses_and_charges_nothing_while_redis_refuses_writes(
     log = log_of(child)
     assert "Traceback" not in log
     assert "cannot be used now: " in log
+
+
+def test_a_batch_goes_on_at_the_new_primary_after_a_failover(
+    settings: Settings, refusing: RefusingRedis, tmp_path: Path
+) -> None:
+    refusing.replicate()
+    limits = {"LATENTFARM_LEASE_TTL_S": str(LEASE_S), "LATENTFARM_SLOTS": "4"}
+    with Network() as network:
+        address = MovingAddress(network, refusing.port)
+        settings = settings.model_copy(update={"redis_url": address.url})
+        farm = Farm.open(settings)
+        with worker(settings, tmp_path, **limits) as child:
+            batch = farm.submit([{**SMALL, "num_inference_steps": 10}] * JOBS, batch="b")
+            until(lambda: batch.status().done >= 5)
+            pid = process(child)
+            refusing.fail_over()
+            # the name is moved later than the roles are, and connections to the old primary stay open
+            until(lambda: "it is a read-only replica" in log_of(child))
+            address.target = refusing.peer_port
+            status = batch.wait(timeout_s=120)
+            assert render_one(farm, "after") == 1
+            assert process(child) == pid
+        assert {job.attempts for job in batch.jobs()} == {1}
+    assert (status.done, status.failed) == (JOBS, 0)
+    assert "Traceback" not in log_of(child)

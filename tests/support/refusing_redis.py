@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import redis
+from tests.chaos.network import Network
 from tests.conftest import until
 from tests.support.locked_redis import DOCS
 from tests.support.machines import free_ports
@@ -52,8 +54,7 @@ class RefusingRedis:
     @contextmanager
     def replica(self) -> Iterator[None]:
         """Be a read-only replica, as after a failover to the peer, and then the primary again."""
-        self.peer.replicaof("127.0.0.1", self.port)
-        until(lambda: self.peer.info("replication")["master_link_status"] == "up", timeout_s=30)
+        self.replicate()
         self.peer.replicaof("NO", "ONE")
         self.client.replicaof("127.0.0.1", self.peer_port)
         until(lambda: self.client.info("replication")["master_link_status"] == "up", timeout_s=30)
@@ -61,6 +62,18 @@ class RefusingRedis:
             yield
         finally:
             self.client.replicaof("NO", "ONE")
+
+    def replicate(self) -> None:
+        """Let the peer be a replica that keeps up."""
+        self.peer.replicaof("127.0.0.1", self.port)
+        until(lambda: self.peer.info("replication")["master_link_status"] == "up", timeout_s=30)
+
+    def fail_over(self) -> None:
+        """Exchange the roles with a peer that replicates, as an operator does who maintains the primary."""
+        # the state of the replica's connection lags behind that of the link
+        until(lambda: self.client.info("replication").get("slave0", {}).get("state") == "online", timeout_s=30)
+        self.client.execute_command("FAILOVER")
+        until(lambda: self.client.info("replication").get("master_link_status") == "up", timeout_s=30)
 
     @contextmanager
     def disk_gone(self) -> Iterator[None]:
@@ -121,3 +134,33 @@ def refusing_redis(folder: Path) -> Iterator[RefusingRedis]:
             child.terminate()
         for child in children:
             child.wait_or_kill(5)
+
+
+class MovingAddress:
+    """A port that leads to one server, and later to another: as a DNS name does, for new connections only."""
+
+    def __init__(self, network: Network, target: int) -> None:
+        self.target = target
+        self._network = network
+        self.port = network.listen(self._serve)
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._network.keep_current_task()
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+        try:
+            await asyncio.gather(_pass(reader, back), _pass(there, writer))
+        finally:
+            back.transport.abort()
+            writer.transport.abort()
+
+
+async def _pass(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with suppress(ConnectionError):
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+    sink.close()

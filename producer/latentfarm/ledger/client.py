@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import redis
 
-from latentfarm.errors import SchemaError
+from latentfarm.errors import SchemaError, UnavailableError
 from latentfarm.ledger.cancellations import Cancellations
 from latentfarm.ledger.constants import SCHEMA
 from latentfarm.ledger.lua_scripts import Script, Scripts
@@ -15,7 +15,7 @@ from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import outage_cause, translate_errors
 
 #: answers of a server that is a replica now
-_REPLICA_CAUSES = frozenset({"READONLY", "MASTERDOWN", "UNBLOCKED"})
+_REPLICA_CAUSES = frozenset({"READONLY", "MASTERDOWN"})
 
 
 class LedgerClient:
@@ -42,8 +42,19 @@ class LedgerClient:
         return cls(client, where=_without_password(url))
 
     def run(self, script: Script, *args: Any) -> Any:
-        """Run a script, with the errors of this class."""
+        """Run a script, with the errors of this class.
+
+        A replica runs no part of it. Then it runs once more on a new connection: after a failover the name in the URL
+        leads to another server, which open connections never find.
+        """
+        try:
+            with translate_errors(self.where):
+                return script(args=list(args))
+        except UnavailableError as error:
+            if error.cause not in _REPLICA_CAUSES:
+                raise
         with translate_errors(self.where):
+            self.redis.connection_pool.disconnect(inuse_connections=False)
             return script(args=list(args))
 
     def ping(self) -> str:
@@ -94,7 +105,6 @@ def _outage_aware(connection_class: type[Any]) -> type[Any]:
             try:
                 return super().read_response(*arguments, **options)
             except redis.ResponseError as error:
-                # after a failover the name in the URL leads to another server, which an open connection never finds
                 if outage_cause(error) in _REPLICA_CAUSES:
                     self.disconnect()
                 raise
