@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from tests.support.leasing import fail, lease
+from tests.support.leasing import fail, flushes_due, lease
 
 from latentfarm import Batch, Farm, InputError, UnavailableError
 from latentfarm.job_state import JobState
@@ -48,13 +48,6 @@ def finish(farm: Farm, flush: PartFlush) -> bool:
     counts = flush.drop(farm.ledger)
     flush.remove_outdated(farm.ledger, farm.bucket)
     return counts
-
-
-def all_due(farm: Farm) -> None:
-    """Let the time pass until every queued part is due."""
-    client: Any = farm.ledger.redis
-    for name in client.zrange("lf:flush_queue", 0, -1):
-        client.zadd("lf:flush_queue", {name: 1})
 
 
 def states(farm: Farm, batch: str = "cats") -> list[str]:
@@ -243,7 +236,7 @@ def test_no_part_is_flushed_while_its_batch_is_being_recovered(farm: Farm) -> No
     assert PartFlush.read(farm.ledger, farm.bucket, "cats", 0) is None
     assert flush_due(farm.ledger, farm.bucket) == 0
     assert recover_batch(farm.ledger, farm.bucket, "cats").failed == 1
-    all_due(farm)
+    flushes_due(farm.ledger)
     flush_due(farm.ledger, farm.bucket)
     assert states(farm) == ["failed"]
 
@@ -320,7 +313,7 @@ def test_each_part_is_claimed_once_and_again_if_its_claimer_dies(farm: Farm) -> 
     due_s = [due / 1000 - seconds for _, due in client.zrange("lf:flush_queue", 0, -1, withscores=True)]
     assert all(55 < each <= 61 for each in due_s)
     assert farm.ledger.full_parts() == [("a", 0), ("b", 0)]
-    all_due(farm)
+    flushes_due(farm.ledger)
     assert flush_due(farm.ledger, farm.bucket, limit=1) == 1
     assert farm.ledger.full_parts() == [("b", 0)]
     assert flush_due(farm.ledger, farm.bucket) == 1
@@ -352,7 +345,7 @@ def test_a_damaged_part_is_tried_again_later_and_blocks_no_other(farm: Farm) -> 
         assert flush_due(farm.ledger, farm.bucket) == 1
         seconds, micros = client.time()
         due_s.append(client.zscore("lf:flush_queue", "cats/0") / 1000 - seconds - micros / 1e6)
-        all_due(farm)
+        flushes_due(farm.ledger)
     assert [round(each, -1) for each in due_s] == [10, 20, 40]
     # so is one whose object is missing
     farm.bucket.delete([results_key("cats", 0)])
@@ -360,7 +353,7 @@ def test_a_damaged_part_is_tried_again_later_and_blocks_no_other(farm: Farm) -> 
     assert flush_due(farm.ledger, farm.bucket) == 1
     assert farm.ledger.full_parts() == [("cats", 0)]
     farm.bucket.put(results_key("cats", 0), whole)
-    all_due(farm)
+    flushes_due(farm.ledger)
     assert flush_due(farm.ledger, farm.bucket) == 1
     assert not client.exists("lf:flush_errors:cats")
 
@@ -382,7 +375,7 @@ def test_if_the_store_is_unavailable_parts_are_due_again_after_seconds(
     assert farm.ledger.full_parts() == [("a", 0)]
     client: Any = farm.ledger.redis
     assert client.zscore("lf:flush_queue", "a/0") / 1000 - client.time()[0] <= 6
-    all_due(farm)
+    flushes_due(farm.ledger)
     assert flush_due(farm.ledger, farm.bucket) == 1
 
 

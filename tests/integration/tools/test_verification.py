@@ -15,6 +15,7 @@ from tests.support.tiny import make_tiny
 from latentfarm import Batch, Farm, InputError, ModelError
 from latentfarm.storage.keys import results_key
 from latentfarm.storage.part_codec import pack, unpack
+from latentfarm.storage.results import flush_due
 from latentfarm_worker.engine.batch_sizes import BatchSizes, any_batch_size, compiled_batch_sizes, exact_batch_sizes
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.previews import PreviewRecorder
@@ -75,6 +76,7 @@ def work(
     loop.render_all()
     loop.wait_for_uploads(30)
     loop.close()
+    flush_due(farm.ledger, farm.bucket)
 
 
 def rendered(farm: Farm, model: Path, rows: int = 3, **how: Any) -> Batch:

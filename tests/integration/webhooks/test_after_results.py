@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.support.endpoints import Endpoint, facts, status
-from tests.support.leasing import fail, lease
+from tests.support.leasing import fail, flushes_due, lease
 from tests.support.s3_front import Answer, front, s3_error
 
 from latentfarm import Batch, Farm, UnavailableError
@@ -71,10 +71,10 @@ def work(farm: Farm, count: int, *, failing: int = 0) -> None:
 
 def due_now(farm: Farm) -> None:
     """Let the time pass until every webhook and every part is due."""
+    flushes_due(farm.ledger)
     client: Any = farm.ledger.redis
-    for queue in ("lf:webhooks", "lf:flush_queue"):
-        for name in client.zrange(queue, 0, -1):
-            client.zadd(queue, {name: 1})
+    for name in client.zrange("lf:webhooks", 0, -1):
+        client.zadd("lf:webhooks", {name: 1})
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
