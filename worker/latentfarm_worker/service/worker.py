@@ -26,6 +26,7 @@ from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.service.health import Health
 from latentfarm_worker.service.maintenance import Maintenance
 from latentfarm_worker.service.metrics import Metrics
+from latentfarm_worker.service.predecessor import end_predecessor
 from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
 from latentfarm_worker.service.shutdown import Shutdown
 from latentfarm_worker.service.spot import InstanceMetadata, SpotWatch
@@ -75,6 +76,8 @@ class Worker(WorkerHooks):
         self._bucket = Bucket.connect(settings)
         self._check_stores()
         self.render_loop = self._make_render_loop()
+        # again, in case Redis was unavailable: before anything is leased in the same name
+        end_predecessor(self._ledger, state, name, patience_s=settings.lease_ttl_s)
         self._maintenance = Maintenance(
             ledger=self._ledger,
             bucket=self._bucket,
@@ -109,6 +112,7 @@ class Worker(WorkerHooks):
         with suppress(UnavailableError):
             # if Redis is unavailable now, the render loop waits for it
             self._ledger.count_pending(self._settings.model)
+        end_predecessor(self._ledger, self.state, self._name)
 
     def _make_render_loop(self) -> RenderLoop:
         settings = self._settings
