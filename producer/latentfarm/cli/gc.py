@@ -22,7 +22,8 @@ def gc(
     """Delete the images that lost leases left in the bucket of a batch.
 
     An image is orphaned if its job has ended with another lease's image or with none. Workers collect such images
-    when a batch ends, so this command is only needed earlier. It is safe while the batch runs.
+    when a batch ends, so this command is only needed earlier. Results that newer ones have replaced are deleted too. It
+    is safe while the batch runs.
 
     Example: `latentfarm gc cats`
     """

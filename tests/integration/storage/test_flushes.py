@@ -319,7 +319,7 @@ def test_each_part_is_claimed_once_and_again_if_its_claimer_dies(farm: Farm) -> 
     assert flush_due(farm.ledger, farm.bucket) == 1
 
 
-def test_a_client_flushes_its_batch_at_once_whoever_has_claimed_it(farm: Farm) -> None:
+def test_a_client_flushes_its_batch_at_once_even_if_a_worker_has_claimed_it(farm: Farm) -> None:
     batch = ended(farm)
     ended(farm, "dogs")
     assert farm.ledger.claim_full_part() == ("cats", 0)
