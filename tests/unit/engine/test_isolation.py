@@ -97,6 +97,23 @@ def test_after_an_error_that_does_not_come_again_every_image_has_its_bytes_and_n
     assert [pixels(done[index]) for index in range(2)] == alone[:2]
 
 
+@pytest.mark.parametrize("call", ["predict", "encode", "decode"])
+def test_an_error_that_does_not_come_again_charges_not_even_an_image_that_was_alone(sd1: Any, call: str) -> None:
+    [wanted] = run(engine_of(sd1, slots=2, count=1)).values()
+    raised: list[int] = []
+
+    def break_once(*args: Any, **options: Any) -> Any:
+        if not raised:
+            raised.append(1)
+            raise ValueError("a passing fault")
+        return getattr(sd1, call)(*args, **options)
+
+    broken: dict[str, Any] = {call: break_once}
+    [done] = run_isolating(engine_of(Faulty(sd1, **broken), slots=2, count=1)).values()
+    assert raised
+    assert pixels(done) == pixels(wanted)
+
+
 def test_a_measurement_that_breaks_charges_no_job(sd1: Any, alone: list[bytes]) -> None:
     calls = iter(range(1000))
 

@@ -12,7 +12,7 @@ import torch
 
 from latentfarm.errors import JobError
 from latentfarm_worker import device_errors
-from latentfarm_worker.engine.device_call import DeviceCall, split_in_halves
+from latentfarm_worker.engine.device_call import DeviceCall, find_cause
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import Failed, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.models.base import Family
@@ -96,11 +96,10 @@ class Decoder:
         self._transfers.clear()
 
     def isolate(self, images: Sequence[ImageState], error: Exception) -> list[Failed]:
-        """Fail a single image whose decoding broke. Of several, decode each half by itself."""
-        if len(images) == 1:
-            self.drop(images[0].handle)
-            return [Failed(images[0].job, images[0].handle, engine_error(error), retry=True)]
-        split_in_halves(images)
+        """Fail the image whose fault it was, or decode each half of the images by itself."""
+        if (cause := find_cause(images)) is not None:
+            self.drop(cause.handle)
+            return [Failed(cause.job, cause.handle, engine_error(error), retry=True)]
         for pending in self._waiting:
             if pending.image in images:
                 # its group cannot fill up any more

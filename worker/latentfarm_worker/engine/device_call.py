@@ -56,8 +56,22 @@ class RunAhead:
             self._steps_begun.popleft().synchronize()
 
 
+def find_cause(images: Sequence[ImageState]) -> ImageState | None:
+    """Return the image whose fault a broken call is, once it is known; the call was for these images.
+
+    Else each half of them gets a cohort of its own, so that the halves run one after the other. An image that was alone
+    from the start has a second try: the error may not come again.
+    """
+    for image in images:
+        image.broken += 1
+    if len(images) == 1 and images[0].broken > 1:
+        return images[0]
+    split_in_halves(images)
+    return None
+
+
 def split_in_halves(images: Sequence[ImageState]) -> None:
-    """Give each half of several images a cohort of its own, so that the halves run one after the other."""
+    """Give each half of the images a cohort of its own."""
     middle = (len(images) + 1) // 2
     for half in (images[:middle], images[middle:]):
         cohort = object()

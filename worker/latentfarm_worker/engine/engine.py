@@ -21,7 +21,7 @@ from latentfarm_worker.engine.admission import AdmissionQueue, BatchKey
 from latentfarm_worker.engine.batch_sizes import BatchSizes, KnownBatchSizes, exact_batch_sizes
 from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_batch import DeviceBatch
-from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, split_in_halves
+from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import Failed, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.engine.preparation import prepare
@@ -222,8 +222,8 @@ class Engine:
         """Go on after a step that raised ``error``; return the job whose fault it was, once it is known.
 
         Only the images in the broken call are suspects: those that began, the running ones, or one group of the
-        decoder. If there is one, its job fails. Several are split in halves, which run one after the other until the
-        cause is alone. Each other image goes on, or starts again and has the same bytes.
+        decoder. They are split in halves, which run one after the other until the cause is alone. Each other image goes
+        on, or starts again and has the same bytes.
         """
         suspects = self._suspects()
         decoding = [image for image in self._decoder.images if image in suspects]
@@ -231,7 +231,9 @@ class Engine:
             return self._decoder.isolate(decoding, error)
         if any(image in self._running for image in suspects) or not self._is_whole:
             self._restart_running()
-        return self._separate(suspects, engine_error(error), retry=True)
+        self._call.images = ()
+        cause = find_cause(suspects)
+        return [] if cause is None else [self._fail(cause, engine_error(error), retry=True)]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless every row is either free or owned by exactly one running image."""
@@ -370,18 +372,10 @@ class Engine:
             image.restart()
         self._queue.prepend(images)
 
-    def _separate(self, suspects: list[ImageState], error: JobError, *, retry: bool) -> list[Failed]:
-        """Fail a single suspect that waits. Several are split in halves and not charged."""
-        self._call.images = ()
-        if len(suspects) != 1:
-            split_in_halves(suspects)
-            return []
-        [image] = suspects
+    def _fail(self, image: ImageState, error: JobError, *, retry: bool) -> Failed:
         if not self._decoder.drop(image.handle):
             self._queue.remove(image)
-        # the memory that was short was this image's, so others need not have fewer slots because of it
-        self._queue.restore(image.shape, image.slots_before)
-        return [Failed(image.job, image.handle, error, retry)]
+        return Failed(image.job, image.handle, error, retry)
 
     def _reduce_batch_after_oom(self, message: str) -> list[Failed]:
         """Restart the running images with half the rows. If they are the fewest already, the suspects are separated."""
@@ -391,8 +385,14 @@ class Engine:
             torch.cuda.empty_cache()
         shape = suspects[0].shape
         rows = self._queue.max_rows(shape)
+        self._call.images = ()
+        if rows <= 2 and len(suspects) > 1:
+            split_in_halves(suspects)
+            return []
         if rows <= 2:
-            return self._separate(suspects, out_of_memory(message), retry=False)
+            # the memory was short because of this image, so others need not have fewer slots
+            self._queue.restore(shape, suspects[0].slots_before)
+            return [self._fail(suspects[0], out_of_memory(message), retry=False)]
         for image in suspects:
             image.slots_before = image.slots_before or self._queue.max_slots(shape)
         slots = self._queue.reduce(shape, rows)
