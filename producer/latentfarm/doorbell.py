@@ -5,11 +5,13 @@ Workers lease jobs from the ledger, so a lost, duplicated or late doorbell does 
 
 from __future__ import annotations
 
+import warnings
 from math import ceil
 from urllib.parse import parse_qsl, urlencode, urlparse
 
 import redis
 from celery import Celery
+from celery.exceptions import CPendingDeprecationWarning
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
@@ -31,6 +33,8 @@ def queue_name(model: str) -> str:
 
 def make_app(redis_url: str, *, model: str | None = None) -> Celery:
     """Return the Celery app on the farm's Redis. With ``model``, its worker consumes that model's queue."""
+    # at each lost connection Celery announces a change of a later version, which concerns no doorbell
+    warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     broker = broker_url(redis_url) if redis_url else None
     app = Celery("latentfarm", broker=broker, amqp=DoorbellAMQP, set_as_current=False)
     app.conf.update(

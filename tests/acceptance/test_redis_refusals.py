@@ -77,7 +77,7 @@ def test_an_idle_worker_survives_a_redis_that_refuses_writes(
         assert render_one(farm, "before") == 1
         pid = process(child)
         with refusing.refusing(cause):
-            until(lambda: log_of(child).count("housekeeping is postponed") >= 4)
+            until(lambda: log_of(child).count("cannot be used now: ") >= 4)
         assert render_one(farm, "after") == 1
         assert alive(pid)
         assert process(child) == pid

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from latentfarm.doorbell import broker_url, make_app
+from latentfarm.doorbell_transport import DoorbellTransport
+from latentfarm.errors import UnavailableError
 
 pytestmark = pytest.mark.unit
 
@@ -30,3 +33,16 @@ def test_celery_accepts_json_only_and_keeps_no_results() -> None:
     assert conf.worker_pool == "threads"
     assert conf.worker_enable_remote_control is False
     assert [queue.name for queue in conf.task_queues] == ["render.mini"]
+
+
+@pytest.mark.parametrize("url", ["redis://localhost/1", "rediss://:secret@farm/0", "unix:///run/redis.sock"])
+def test_every_kind_of_url_uses_the_transport_that_outlasts_refusals(url: str) -> None:
+    app = make_app(url, model="mini")
+    for connection in (app.connection_for_read(), app.connection_for_write()):
+        assert connection.get_transport_cls() is DoorbellTransport
+        assert {redis.ResponseError, redis.ConnectionError, UnavailableError} <= set(connection.connection_errors)
+
+
+def test_doorbells_are_not_redelivered() -> None:
+    assert not DoorbellTransport.Channel.ack_emulation
+    assert not DoorbellTransport.Channel.do_restore

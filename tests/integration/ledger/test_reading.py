@@ -12,6 +12,7 @@ from tests.support.refusing_redis import CAUSES, RefusingRedis, refusing_redis
 
 from latentfarm import Farm
 from latentfarm.batch_state import PausedBy
+from latentfarm.doorbell import make_app, ring
 from latentfarm.errors import UnavailableError
 from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger
@@ -83,6 +84,17 @@ def test_reads_answer_while_redis_refuses_writes(cause: str, refusing: RefusingR
             ledger.heartbeat("mini", "worker-b")
         assert caught.value.cause == cause
     ledger.heartbeat("mini", "worker-b")
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_a_doorbell_that_redis_refuses_is_an_outage_with_its_cause(cause: str, refusing: RefusingRedis) -> None:
+    app = make_app(refusing.url, model="mini")
+    client = Ledger.connect(refusing.url).redis
+    with refusing.refusing(cause), pytest.raises(UnavailableError) as caught:
+        ring(client, app, "mini", 4)
+    assert caught.value.cause == cause
+    assert "the queue of model 'mini' does not accept messages" in str(caught.value)
+    assert ring(client, app, "mini", 4) == 1
 
 
 def test_a_user_who_may_only_read_can_read_everything(refusing: RefusingRedis, ledger: Ledger) -> None:
