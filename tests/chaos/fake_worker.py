@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 import time
 from collections.abc import Collection, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,6 +25,12 @@ from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedProm
 PIPELINE = "ChaosPipeline"
 #: the alias that the fake workers serve
 ALIAS = "fake"
+#: first words of prompts whose jobs harm their worker in ``predict``
+BREAKS, KILLS, LOSES_DEVICE = DEEDS = "break", "kill", "lose"
+#: seconds that the clock of a worker is off which has a wrong one
+SKEW_S = 300.0
+#: where each deed of a job is noted, as ``DEED-PID``; no job does any without
+_DEEDS_AT = "CHAOS_DEEDS"
 
 
 class FakeFamily:
@@ -53,11 +62,13 @@ class FakeFamily:
         return cls(name, device, dtype)
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
-        del prompt, syntax
-        return TokenizedPrompt(((),), count=2)
+        del syntax
+        word = prompt.partition(" ")[0]
+        return TokenizedPrompt(((DEEDS.index(word) + 1,) if word in DEEDS else (),), count=2)
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
-        return [{"encoder_hidden_states": torch.zeros(77, 4)} for _ in prompts]
+        """Return zeros, or the number of the deed of a prompt."""
+        return [{"encoder_hidden_states": torch.full((77, 4), float(sum(p.tokens.chunks[0])))} for p in prompts]
 
     def size_conditioning(self, width: int, height: int) -> Tensors:
         del width, height
@@ -71,9 +82,14 @@ class FakeFamily:
         """Compile nothing."""
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
-        """Return zeros after ``step_s``."""
-        del timesteps, conditioning
+        """Return zeros after ``step_s``, or do what the prompt of a job demands."""
+        del timesteps
         time.sleep(self.step_s)
+        if _DEEDS_AT in os.environ:
+            marks = {float(mark) for mark in conditioning["encoder_hidden_states"][:, 0, 0]}
+            for number, deed in enumerate(DEEDS, start=1):
+                if float(number) in marks:
+                    _do(deed)
         return torch.zeros_like(latents)
 
     def decode(
@@ -84,6 +100,17 @@ class FakeFamily:
         scaled = (latents[:, :3] / latents.std(dim=(1, 2, 3), keepdim=True) * 60 + 128).clamp(0, 255).to(torch.uint8)
         pixels = scaled.repeat_interleave(8, 2).repeat_interleave(8, 3).permute(0, 2, 3, 1).contiguous()
         return pixels, torch.ones(len(latents), dtype=torch.bool)
+
+
+def _do(deed: str) -> None:
+    """Break the step, die, or lose the device."""
+    with (Path(os.environ[_DEEDS_AT]) / f"{deed}-{os.getpid()}").open("a") as file:
+        file.write(f"{time.monotonic()}\n")
+    if deed == BREAKS:
+        raise IndexError(f"a prompt that begins with {BREAKS!r} breaks the step")
+    if deed == KILLS:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
 
 
 class NoOpFamily(FakeFamily):
@@ -105,11 +132,34 @@ def register(family: type[FakeFamily] = FakeFamily) -> None:
     torch.set_num_threads(1)
 
 
-def run(journal: str) -> int:
-    """Be a worker process: what ``latentfarm worker`` runs."""
+def run(journal: str, *, skewed: bool = False) -> int:
+    """Be a worker process: what ``latentfarm worker`` runs; its clock may be off."""
     register()
     watch_ledger(Journal(Path(journal)))
+    if skewed:
+        _shift_clock()
     return run_worker()
+
+
+def run_supervised(journal: str) -> int:
+    """Be a supervisor with a worker process."""
+    from latentfarm_worker.supervise.supervisor import main
+
+    sys.argv = ["supervisor", "--", sys.executable, "-m", "tests.chaos.fake_worker", journal]
+    return main()
+
+
+def _shift_clock() -> None:
+    """Set the clock of this process ahead, for what it writes down and for the signatures of its requests."""
+    import botocore.auth
+
+    now, now_for_signatures = time.time, botocore.auth.get_current_datetime
+    time.time = lambda: now() + SKEW_S
+
+    def ahead(*args: Any, **options: Any) -> Any:
+        return now_for_signatures(*args, **options) + timedelta(seconds=SKEW_S)
+
+    botocore.auth.get_current_datetime = ahead
 
 
 def run_no_op() -> int:
@@ -146,3 +196,7 @@ def run_mini(journal: str) -> int:
     torch.set_num_threads(1)
     watch_ledger(Journal(Path(journal)))
     return run_worker()
+
+
+if __name__ == "__main__":
+    sys.exit(run(sys.argv[1]))

@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlparse
 
 import redis
 from tests.chaos.fake_worker import ALIAS, write_model
-from tests.chaos.fault_injector import FaultInjector, FaultLog, RedisHost, Replica
-from tests.chaos.faults import LEASE_S, schedule
-from tests.chaos.invariants import Findings, Recovery, check_farm, forgotten, recovery, resumption
+from tests.chaos.fault_injector import FaultInjector
+from tests.chaos.fault_log import FaultLog, Replica
+from tests.chaos.faults import KINDS, LEASE_S, schedule
+from tests.chaos.invariants import Findings, Losses, check_farm, forgotten
 from tests.chaos.journal import FRESH, Entry, read_journals
-from tests.chaos.network import Network, S3Front
+from tests.chaos.network import Network
 from tests.chaos.producer import Producer
+from tests.chaos.recovery import Recovery, recovery, resumption, work_again
+from tests.chaos.redis_host import RedisHost
+from tests.chaos.s3_front import S3Front
 from tests.chaos.stores import StoreKind, start_store
 from tests.support.fork_server import PRELOAD, ForkServer
+from tests.support.machines import free_ports
+from tests.support.scraping import http_get
 
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm import Farm
@@ -29,6 +37,8 @@ from latentfarm.storage.orphans import collect_orphans
 
 CHAOS_PRELOAD = (*PRELOAD, "tests.chaos.warm")
 FAKE_WORKERS = 4
+#: the worker that has a supervisor, and the one whose clock is off
+_SUPERVISED, _SKEWED = 0, 1
 HOUSEKEEPING_S = 0.5
 SLOTS = 4
 #: a recovery is calm if neither Redis nor the store had a fault for this long after the kill
@@ -36,6 +46,8 @@ CALM_S = LEASE_S + 2
 _MINI_JOBS = 24
 #: another batch is submitted when fewer jobs than this wait
 _LOW_WATER = 500
+#: a worker is ready so long after the farm has finished
+_READY_S = 30.0
 #: time to finish after the faults: seconds, plus a share of the run
 _SETTLE_S, _SETTLE_SHARE = 90.0, 1.0
 #: how far back a kill -9 of Redis might reach: more than appendfsync everysec promises
@@ -51,6 +63,8 @@ class Outcome:
     recovery: Recovery
     calm_recovery: Recovery
     resumption: Recovery
+    #: by kind of fault: from its end to the first commit of each worker
+    work_again: Mapping[str, Recovery]
     entries: list[Entry]
     duration_s: float
     settled_s: float
@@ -62,21 +76,23 @@ class Outcome:
     violations: list[str] = field(default_factory=list)
 
 
-def run_farm(folder: Path, *, seed: int, duration_s: float, store: StoreKind) -> Outcome:
-    """Run the farm; its files stay in the folder."""
+def run_farm(
+    folder: Path, *, seed: int, duration_s: float, store: StoreKind, kinds: Collection[str] = frozenset(KINDS)
+) -> Outcome:
+    """Run the farm under faults of these kinds; its files stay in the folder."""
     with ExitStack() as stack:
         (folder / "logs").mkdir(parents=True)
         (folder / "journal").mkdir()
         host = RedisHost(folder / "redis")
-        stack.callback(host.end, kill=True)
+        stack.callback(host.end_all)
         server, settings = start_store(store, folder / "s3", log=folder / "s3.log")
         stack.callback(server.wait_or_kill, 0)
         network = stack.enter_context(Network())
         fork_server = stack.enter_context(ForkServer(CHAOS_PRELOAD, log=folder / "fork_server.log"))
-        injector = FaultInjector(folder, network, fork_server, host)
+        injector = FaultInjector(folder, network, fork_server, host, seed=seed)
         stack.callback(injector.close)
         run = _FarmRun(injector, settings.model_copy(update={"redis_url": host.url}), seed=seed)
-        return run.run(duration_s)
+        return run.run(duration_s, kinds)
 
 
 class _FarmRun:
@@ -114,39 +130,47 @@ class _FarmRun:
         )
         return {
             **mine.environment(),
+            "LATENTFARM_METRICS_ADDRESS": f"127.0.0.1:{free_ports(1)[0]}",
+            "CHAOS_DEEDS": str(self.injector.deeds),
             "LATENTFARM_LEASE_TTL_S": str(LEASE_S),
             "LATENTFARM_HOUSEKEEPING_INTERVAL_S": str(HOUSEKEEPING_S),
         }
 
     def _make_replicas(self) -> None:
         source = str(write_model(self.injector.folder / "model"))
-        journal = {"journal": str(self.journal)}
+        journal: dict[str, object] = {"journal": str(self.journal)}
         for number in range(FAKE_WORKERS + 1):
             link = self.injector.link(seed=self.seed + number)
             entry, env = "tests.chaos.fake_worker:run", self._env(link.url, ALIAS, source)
-            name = f"worker-{number}"
+            name, arguments = f"worker-{number}", journal
+            if number == _SUPERVISED:
+                entry = "tests.chaos.fake_worker:run_supervised"
+            elif number == _SKEWED:
+                arguments = {**journal, "skewed": True}
             if number == FAKE_WORKERS:
                 entry, env, name = "tests.chaos.fake_worker:run_mini", self._env(link.url, "mini"), "worker-mini"
-            self.injector.replicas.append(Replica(name, entry, journal, env, link))
+            self.injector.replicas.append(Replica(name, entry, arguments, env, link, supervised=number == _SUPERVISED))
 
     # -- the run ---------------------------------------------------------------------------------------------
 
-    def run(self, duration_s: float) -> Outcome:
-        faults = schedule(self.seed, duration_s, len(self.injector.replicas))
+    def run(self, duration_s: float, kinds: Collection[str]) -> Outcome:
+        faults = schedule(self.seed, duration_s, len(self.injector.replicas), kinds=kinds)
         self.producer.add("mini", rows=_MINI_JOBS)
         self.producer.add(ALIAS)
         for replica in self.injector.replicas:
             self.injector.fill(replica)
         self.injector.run(faults, duration_s, self._tick_and_feed)
         settled_s = self._settle(_SETTLE_S + _SETTLE_SHARE * duration_s)
+        self._check_readiness()
         self.injector.end_all()
         entries = read_journals(self.journal)
         # an object that was stored after its batch was collected
         known = set(self.farm.ledger.batches()) & {plan.batch for plan in self.producer.plans}
         late = sum(collect_orphans(self.farm.ledger, self.farm.bucket, batch) for batch in known)
         self.injector.note("checking", batches=len(self.producer.plans), late_orphans=late)
-        found = check_farm(self.farm, self.producer.plans, entries)
         faults_seen = self.injector.faults_seen
+        lost = Losses(frozenset(self.forgotten), faults_seen.failovers_s)
+        found = check_farm(self.farm, self.producer.plans, entries, lost)
         violations = [*self.violations, *faults_seen.violations, *found.lines()]
         return Outcome(
             faults_seen=faults_seen,
@@ -154,6 +178,7 @@ class _FarmRun:
             recovery=recovery(entries, faults_seen.kills),
             calm_recovery=recovery(entries, self.injector.calm_kills(CALM_S)),
             resumption=resumption(entries, faults_seen.returns),
+            work_again=work_again(entries, faults_seen),
             entries=entries,
             duration_s=duration_s,
             settled_s=settled_s,
@@ -211,6 +236,23 @@ class _FarmRun:
         self.violations.append(f"the farm had not finished {limit_s:g} s after the faults: {self._left()}")
         return took
 
+    def _check_readiness(self) -> None:
+        """Check that no worker is without one of its threads: one that was just restarted may need a while."""
+        deadline = time.monotonic() + _READY_S
+        problems = dict[str, str]()
+        for replica in self.injector.replicas:
+            address = replica.env["LATENTFARM_METRICS_ADDRESS"]
+            while True:
+                self.injector.mend()
+                problem = _problem_at(address)
+                if not problem or time.monotonic() > deadline:
+                    break
+                time.sleep(0.1)
+            if problem:
+                problems[replica.name] = problem
+        if problems:
+            self.violations.append(f"workers are not ready {_READY_S:g} s after the end: {problems}")
+
     def _finished(self) -> bool:
         try:
             records = [self.observer.batch(plan.batch) for plan in self.producer.plans]
@@ -239,3 +281,12 @@ class _FarmRun:
         lost = forgotten(self.farm, self.acknowledged)
         self.injector.note("Redis is back", acknowledged=len(self.acknowledged), forgotten=len(lost))
         self.forgotten += lost
+
+
+def _problem_at(address: str) -> str:
+    """Return why a worker is not ready, or an empty text."""
+    try:
+        status, text = http_get(address, "/readyz")
+    except OSError as error:
+        return str(error)
+    return "" if status == HTTPStatus.OK else text or str(status)

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.chaos.faults import Fault
-from tests.chaos.network import Link, Network, S3Front
-from tests.support.fork_server import ForkedProcess, ForkServer
+from tests.chaos.fake_worker import KILLS, LOSES_DEVICE
+from tests.chaos.fault_log import FaultLog, Kill, Replica, Return, Spell
+from tests.chaos.faults import WORKER_KINDS, Fault, seeded
+from tests.chaos.network import Link, Network
+from tests.chaos.redis_host import PASSWORD, USER, RedisHost
+from tests.chaos.s3_front import MISSING_S, SHARE, S3Front
+from tests.support.fork_server import ForkServer
 
-from latentfarm.local.process import ManagedProcess
-from latentfarm.local.redis_server import socket_path, start_redis
+from latentfarm_worker.supervise.exit_codes import EXIT_RESTART, EXIT_UNAVAILABLE
 
 #: a worker has ended this long after SIGTERM: the promised 25 s, and a margin for a busy machine
 END_S = 32.0
@@ -25,83 +26,20 @@ _RESTART_S = 0.3
 #: after a fault of Redis or the store, connections take this long to be restored
 _AFTERMATH_S = 3.0
 _TICK_S = 0.05
-
-
-@dataclass
-class Replica:
-    """How one worker is started, and its current process."""
-
-    name: str
-    entry: str
-    arguments: Mapping[str, Any]
-    env: Mapping[str, str]
-    link: Link
-    process: ForkedProcess | None = None
-    stopped: bool = False
-    held: bool = False
-    #: when it was sent SIGTERM or killed, in seconds of CLOCK_MONOTONIC
-    signalled_s: float | None = None
-    killed: bool = False
-    gone_s: float | None = None
-
-    @property
-    def healthy(self) -> bool:
-        """Whether no fault is injected into it now."""
-        return self.process is not None and not (self.stopped or self.held or self.killed) and self.signalled_s is None
-
-
-@dataclass(frozen=True)
-class Kill:
-    """A process that was killed with what it held."""
-
-    at_s: float
-    pid: int
-
-
-@dataclass(frozen=True)
-class Return:
-    """Redis is available again to these workers, which have no other fault."""
-
-    at_s: float
-    pids: tuple[int, ...]
-
-
-@dataclass
-class FaultLog:
-    """The faults of a run, and what figures are computed from."""
-
-    faults: list[str] = field(default_factory=list)
-    #: start and end of each fault of Redis or the store
-    disturbances: list[tuple[float, float]] = field(default_factory=list)
-    kills: list[Kill] = field(default_factory=list)
-    returns: list[Return] = field(default_factory=list)
-    ends_s: list[float] = field(default_factory=list)
-    violations: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-
-
-class RedisHost:
-    """The embedded Redis, which may be ended and started again on its data."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.socket = str(socket_path(folder))
-        self._child: ManagedProcess
-        self.start()
-
-    def start(self) -> None:
-        """Start it on what it has; return when it answers."""
-        self._child, self.url = start_redis(self.folder, log=self.folder.parent / "redis.log")
-
-    def end(self, *, kill: bool = False) -> None:
-        """End it, by SIGTERM or kill -9."""
-        if not kill:
-            self._child.terminate()
-        self._child.wait_or_kill(0 if kill else 20)
-
-    def freeze(self, *, on: bool) -> None:
-        """Stop it, or let it go on."""
-        os.kill(self._child.pid, signal.SIGSTOP if on else signal.SIGCONT)
+#: kinds without an end after which a worker works again: it does not, or at once
+_ENDLESS = frozenset({"kill -9 a worker", "SIGTERM a worker", "kill -9 the producer"})
+#: a fault of the store: its attribute of the front, and its value
+_STORE_FAULTS: dict[str, tuple[str, Any]] = {
+    "S3: 30% 503": ("refuse_share", SHARE),
+    "S3: 10% resets": ("reset_share", 0.1),
+    "S3: slow": ("slow_s", 0.5),
+    "S3: down": ("down", True),
+    "S3: frozen": ("frozen", True),
+    "S3: truncated bodies": ("truncate_share", SHARE),
+    "S3: errors within 200": ("error_share", SHARE),
+    "S3: 404 after a put": ("missing_s", MISSING_S),
+    "S3: clock five minutes off": ("skew_s", 300.0),
+}
 
 
 class FaultInjector:
@@ -111,11 +49,14 @@ class FaultInjector:
     reaches it.
     """
 
-    def __init__(self, folder: Path, network: Network, fork_server: ForkServer, redis: RedisHost) -> None:
+    def __init__(self, folder: Path, network: Network, fork_server: ForkServer, redis: RedisHost, *, seed: int) -> None:
         self.folder = folder
         self.network = network
         self.fork_server = fork_server
         self.redis = redis
+        self.deeds = folder / "deeds"
+        self.deeds.mkdir()
+        self._random = seeded(seed)
         self.replicas: list[Replica] = []
         self.links: list[Link] = []
         self.front: S3Front | None = None
@@ -139,7 +80,7 @@ class FaultInjector:
 
     def link(self, *, seed: int) -> Link:
         """Return a new proxy in front of Redis."""
-        made = Link(self.network, self.redis.socket, seed=seed)
+        made = Link(self.network, self.redis.socket, seed=seed, user=f"{USER}:{PASSWORD}")
         self.links.append(made)
         return made
 
@@ -173,28 +114,37 @@ class FaultInjector:
         if replica.signalled_s is not None and now > replica.signalled_s + END_S and not replica.killed:
             self.faults_seen.violations.append(f"{replica.name} had not ended {END_S:g} s after SIGTERM")
             self.kill(replica)
+            replica.killed = True
+            assert replica.process is not None
+            replica.process.send(signal.SIGKILL)
 
     def _note_end(self, replica: Replica, code: int, now: float) -> None:
         if replica.signalled_s is not None and not replica.killed:
             self.faults_seen.ends_s.append(now - replica.signalled_s)
             self.note("ended", worker=replica.name, code=code, after_s=round(now - replica.signalled_s, 1))
         elif not replica.killed:
-            self.faults_seen.unexpected.append(f"{replica.name} ended unexpectedly with exit code {code}")
             self.note("ended unexpectedly", worker=replica.name, code=code)
+            problem = f"{replica.name} ended unexpectedly with exit code {code}"
+            self.faults_seen.unexpected.append(problem)
+            pid = replica.process.pid if replica.process else 0
+            deed = {-signal.SIGKILL: KILLS, EXIT_RESTART: LOSES_DEVICE}.get(code)
+            if code != EXIT_UNAVAILABLE and not (deed and (self.deeds / f"{deed}-{pid}").exists()):
+                self.faults_seen.violations.append(problem)
 
     def kill(self, replica: Replica) -> None:
         """Send SIGKILL to a worker and its children."""
         assert replica.process is not None
-        replica.killed = True
-        self.faults_seen.kills.append(Kill(time.monotonic(), replica.process.pid))
-        replica.process.send(signal.SIGKILL)
+        # a supervisor restarts its worker
+        replica.killed = not replica.supervised
+        self.faults_seen.kills += [Kill(time.monotonic(), pid) for pid in replica.worker_pids()]
+        replica.send(signal.SIGKILL)
 
     def end_all(self) -> None:
         """Send SIGTERM to all workers and wait for their end."""
         for replica in self.replicas:
             if replica.process is not None and replica.process.exit_code() is None and replica.signalled_s is None:
                 replica.signalled_s = time.monotonic()
-                replica.process.send(signal.SIGTERM)
+                replica.send(signal.SIGTERM)
         deadline = time.monotonic() + END_S + 5
         while time.monotonic() < deadline:
             living = [
@@ -230,13 +180,27 @@ class FaultInjector:
             fault.kind, **({"worker": replica.name} if replica and "worker" in fault.kind else {}), s=fault.lasts_s
         )
         self.faults_seen.faults.append(fault.kind)
-        if "worker" in fault.kind:
-            return self._fault_worker(fault.kind, replica) if replica else None
-        now = time.monotonic()
-        self.faults_seen.disturbances.append((now, now + fault.lasts_s + _AFTERMATH_S))
-        if fault.kind.startswith("S3"):
-            return self._fault_store(fault.kind)
-        return self._fault_redis(fault.kind)
+        began_s, of_worker = time.monotonic(), fault.kind in WORKER_KINDS
+        if of_worker:
+            ends = self._fault_worker(fault.kind, replica) if replica else None
+        else:
+            self.faults_seen.disturbances.append((began_s, began_s + fault.lasts_s + _AFTERMATH_S))
+            ends = self._fault_shared(fault.kind)
+
+        def end() -> None:
+            if ends is not None:
+                ends()
+            if fault.kind not in _ENDLESS:
+                affected = [replica] if of_worker and replica else self.replicas
+                pids = [pid for each in affected if each.healthy for pid in each.worker_pids()]
+                self.faults_seen.spells.append(
+                    Spell(fault.kind, began_s, time.monotonic(), tuple(pids), shared=not of_worker)
+                )
+
+        if ends is None:
+            end()
+            return None
+        return end
 
     def _healthy_replica(self, first: int) -> Replica | None:
         order = [self.replicas[(first + offset) % len(self.replicas)] for offset in range(len(self.replicas))]
@@ -244,47 +208,61 @@ class FaultInjector:
 
     def _fault_worker(self, kind: str, replica: Replica) -> Callable[[], None] | None:
         assert replica.process is not None
-        process, link = replica.process, replica.link
+        link = replica.link
         match kind:
             case "kill -9 a worker":
                 self.kill(replica)
             case "SIGTERM a worker":
                 replica.signalled_s = time.monotonic()
-                process.send(signal.SIGTERM)
+                replica.send(signal.SIGTERM)
             case "stop a worker past its lease":
                 replica.stopped = True
-                process.send(signal.SIGSTOP)
-                return lambda: self._wake(replica, process)
+                replica.send(signal.SIGSTOP)
+                return lambda: self._wake(replica)
             case "black hole for a worker":
                 replica.held = True
                 link.hold(back=True)
-                return lambda: self._release_link(replica, process)
+                return lambda: self._release_link(replica)
             case _:
                 link.eat_share = 0.1
                 return lambda: setattr(link, "eat_share", 0.0)
         return None
 
-    def _wake(self, replica: Replica, process: ForkedProcess) -> None:
+    def _wake(self, replica: Replica) -> None:
         replica.stopped = False
-        process.send(signal.SIGCONT)
+        replica.send(signal.SIGCONT)
 
-    def _release_link(self, replica: Replica, process: ForkedProcess) -> None:
+    def _release_link(self, replica: Replica) -> None:
         replica.held = False
         replica.link.hold(back=False)
-        self.faults_seen.returns.append(Return(time.monotonic(), (process.pid,)))
+        self.faults_seen.returns.append(Return(time.monotonic(), tuple(replica.worker_pids())))
 
-    def _fault_store(self, kind: str) -> Callable[[], None] | None:
+    def _fault_shared(self, kind: str) -> Callable[[], None] | None:
+        if kind in _STORE_FAULTS:
+            return self._fault_store(kind)
+        if kind.startswith("Redis: ") or "replica" in kind:
+            return self._fault_redis_answers(kind)
+        return self._fault_redis(kind)
+
+    def _fault_store(self, kind: str) -> Callable[[], None]:
         front = self.front
-        if front is None:
-            return None
-        name, value = {
-            "S3: 30% 503": ("refuse_share", 0.3),
-            "S3: 10% resets": ("reset_share", 0.1),
-            "S3: slow": ("slow_s", 0.5),
-            "S3: down": ("down", True),
-        }[kind]
+        assert front is not None
+        name, value = _STORE_FAULTS[kind]
         setattr(front, name, value)
         return lambda: setattr(front, name, type(value)(0))
+
+    def _fault_redis_answers(self, kind: str) -> Callable[[], None]:
+        """Have Redis refuse what changes it, or have its replica take over."""
+        match kind:
+            case "Redis: READONLY" | "switch over to the replica":
+                self.redis.hand_over()
+                return self._hand_back if kind == "Redis: READONLY" else self._switch
+            case "fail over to the replica":
+                self.redis.lose_primary()
+                return self._promote
+            case _:
+                self.redis.refuse(kind.removeprefix("Redis: "), self._random)
+                return self._allow
 
     def _fault_redis(self, kind: str) -> Callable[[], None] | None:
         match kind:
@@ -313,10 +291,31 @@ class FaultInjector:
         self.redis.freeze(on=False)
         self._note_return()
 
+    def _allow(self) -> None:
+        self.redis.allow()
+        self._note_return()
+
+    def _hand_back(self) -> None:
+        self.redis.hand_over()
+        self._note_return()
+
+    def _switch(self) -> None:
+        """Have the proxies lead to the new primary; what is connected to the old one is cut."""
+        self.redis.lead_to_primary()
+        for link in self.links:
+            link.cut()
+        self._note_return()
+
+    def _promote(self) -> None:
+        self.before_redis_dies()
+        self.faults_seen.failovers_s.append(time.monotonic())
+        self.redis.promote()
+        self._note_return()
+        self.after_redis_returns()
+        self.redis.restore_replica()
+
     def _note_return(self) -> None:
-        pids = tuple(
-            replica.process.pid for replica in self.replicas if replica.healthy and replica.process is not None
-        )
+        pids = tuple(pid for replica in self.replicas if replica.healthy for pid in replica.worker_pids())
         self.faults_seen.returns.append(Return(time.monotonic(), pids))
 
     def _end_delays(self) -> None:
@@ -342,8 +341,7 @@ class FaultInjector:
             self.front.heal()
         for replica in self.replicas:
             replica.held = replica.stopped = False
-            if replica.process is not None:
-                replica.process.send(signal.SIGCONT)
+            replica.send(signal.SIGCONT)
 
     def run(self, faults: list[Fault], duration_s: float, tick: Callable[[], None]) -> None:
         """Inject the faults at their times for ``duration_s`` and call ``tick`` often; then end every fault."""

@@ -46,14 +46,47 @@ KINDS = {
     "freeze Redis": _Kind(1, 15, 15),
     "cut every connection to Redis": _Kind(2),
     "delay Redis by 0.2 s": _Kind(1, 3, 6),
+    "Redis: OOM": _Kind(1, 4, 8),
+    "Redis: NOPERM": _Kind(1, 4, 8),
+    "Redis: MISCONF": _Kind(1, 4, 8),
+    "Redis: READONLY": _Kind(1, 3, 6),
+    "switch over to the replica": _Kind(1, 1, 4),
+    "fail over to the replica": _Kind(1, 1, 4),
+    "S3: frozen": _Kind(1, 10, 40),
+    "S3: truncated bodies": _Kind(2, 6, 12),
+    "S3: errors within 200": _Kind(2, 6, 12),
+    "S3: 404 after a put": _Kind(2, 6, 12),
+    "S3: clock five minutes off": _Kind(1, 6, 12),
     "S3: 30% 503": _Kind(2, 6, 12),
     "S3: 10% resets": _Kind(1, 6, 12),
     "S3: slow": _Kind(1, 6, 12),
     "S3: down": _Kind(1, 4, 10),
     "kill -9 the producer": _Kind(3),
 }
-#: those that a farm without our store and our producer meets too
-STOCK_KINDS = frozenset(kind for kind in KINDS if not kind.startswith("S3") and "producer" not in kind)
+#: those of which a minute is too short to have them all, but which a minute has
+QUICK_KINDS = frozenset(kind for kind in KINDS if kind.startswith(("Redis:", "S3: e", "S3: f", "S3: t", "S3: 4"))) | {
+    _KILL,
+    "SIGTERM a worker",
+    "fail over to the replica",
+    "switch over to the replica",
+}
+#: those in which nothing else begins: they stop everything, or change what Redis is
+_ALONE = frozenset(
+    {
+        "freeze Redis",
+        "Redis: READONLY",
+        "switch over to the replica",
+        "fail over to the replica",
+    }
+)
+#: seconds after one of those until the next fault
+_REST_S = 1.0
+#: those that a farm without our store and our producer meets too; the control has no replica
+STOCK_KINDS = frozenset(
+    kind for kind in KINDS if not kind.startswith(("S3", "Redis:")) and "producer" not in kind and "replica" not in kind
+)
+#: of one worker only
+WORKER_KINDS = frozenset(kind for kind in KINDS if kind.endswith(" worker") or "a worker" in kind)
 
 
 def seeded(seed: int) -> random.Random:
@@ -73,8 +106,7 @@ def schedule(seed: int, duration_s: float, workers: int, *, kinds: Collection[st
         kind = KINDS[name]
         lasts_s = round(chance.uniform(kind.shortest_s, kind.longest_s), 3)
         faults.append(Fault(round(at_s, 3), name, chance.randrange(workers), lasts_s))
-        # a frozen Redis stops everything; another fault meanwhile would prove little
-        at_s += chance.uniform(*_GAP_S) + (lasts_s if name == "freeze Redis" else 0)
+        at_s += chance.uniform(*_GAP_S) + (lasts_s + _REST_S if name in _ALONE else 0)
     while at_s < duration_s:
         faults.append(Fault(round(at_s, 3), _KILL, chance.randrange(workers)))
         at_s += chance.uniform(*_CALM_GAP_S)

@@ -1,13 +1,12 @@
 """The connections between workers, Redis and the store, and their faults: one thread with an event loop.
 
 A ``Link`` is a TCP proxy in front of Redis, one for each worker; it can cut, delay, hold back and eat replies.
-``S3Front`` is an HTTP proxy in front of the store; it can refuse, reset, be slow and be down.
+The faults of the store are those of ``s3_front``.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from threading import Thread
@@ -17,12 +16,9 @@ from tests.chaos.faults import seeded
 
 T = TypeVar("T")
 
-_PIECE = 65536
+PIECE = 65536
 _LONGEST_HEAD = 2**20
 _CALL_S = 10.0
-_SLOW_DOWN = (
-    b"<?xml version='1.0'?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
-)
 
 
 class Network:
@@ -75,14 +71,15 @@ class Network:
 
 
 class Link:
-    """A TCP port that leads to the unix socket of Redis."""
+    """A TCP port that leads to the unix socket of Redis, for a user and a password if ``user`` has them."""
 
-    def __init__(self, network: Network, socket: str, *, seed: int) -> None:
+    def __init__(self, network: Network, socket: str, *, seed: int, user: str = "") -> None:
         self.delay_s = 0.0
         self.eat_share = 0.0
         self.eaten = 0
         self._network = network
         self._socket = socket
+        self._user = f"{user}@" if user else ""
         self._random = seeded(seed)
         self._holds = 0
         self._writers: set[asyncio.StreamWriter] = set()
@@ -93,7 +90,7 @@ class Link:
     @property
     def url(self) -> str:
         """The way to Redis through this link."""
-        return f"redis://127.0.0.1:{self.port}/0"
+        return f"redis://{self._user}127.0.0.1:{self.port}/0"
 
     def cut(self) -> None:
         """Break every connection."""
@@ -145,7 +142,7 @@ class Link:
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, replies: bool) -> None:
         with suppress(OSError):
-            while piece := await reader.read(_PIECE):
+            while piece := await reader.read(PIECE):
                 if self.delay_s:
                     await asyncio.sleep(self.delay_s)
                 await self._passes.wait()
@@ -154,94 +151,3 @@ class Link:
                     return
                 writer.write(piece)
                 await writer.drain()
-
-
-class S3Front:
-    """An HTTP port that leads to the store; ``counts`` has the requests by outcome."""
-
-    def __init__(self, network: Network, port: int, *, seed: int) -> None:
-        self.refuse_share = 0.0
-        self.reset_share = 0.0
-        self.slow_s = 0.0
-        self.down = False
-        self.counts: Counter[str] = Counter()
-        self._network = network
-        self._upstream = port
-        self._random = seeded(seed)
-        self.port = network.listen(self._serve)
-
-    def heal(self) -> None:
-        """End every fault of the store."""
-        self.refuse_share = self.reset_share = self.slow_s = 0.0
-        self.down = False
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._network.keep_current_task()
-        with suppress(OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-            await self._answer(reader, writer)
-        writer.transport.abort() if self.down else writer.close()
-
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.down:
-            self.counts["down"] += 1
-            return
-        head, body = await _read_request(reader, writer)
-        if self.slow_s:
-            await asyncio.sleep(self._random.uniform(0, 2 * self.slow_s))
-        if self._random.random() < self.refuse_share:
-            self.counts["503"] += 1
-            fields = f"HTTP/1.1 503 Slow Down\r\nContent-Length: {len(_SLOW_DOWN)}\r\nConnection: close\r\n\r\n"
-            writer.write(fields.encode() + _SLOW_DOWN)
-            await writer.drain()
-            return
-        resets = self._random.random() < self.reset_share
-        if resets and self._random.random() < 0.5:
-            self.counts["reset before"] += 1
-            writer.transport.abort()
-            return
-        up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
-        try:
-            up_writer.write(head + body)
-            await up_writer.drain()
-            while piece := await up_reader.read(_PIECE):
-                if resets:
-                    self.counts["reset after"] += 1
-                    writer.transport.abort()
-                    return
-                writer.write(piece)
-                await writer.drain()
-            self.counts["passed"] += 1
-        finally:
-            up_writer.close()
-
-
-async def _read_request(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> tuple[bytes, bytes]:
-    """Return the head, made to end its connection, and the body of a request."""
-    head = await reader.readuntil(b"\r\n\r\n")
-    kept, length, chunked = [], 0, False
-    for field in head[:-4].split(b"\r\n"):
-        name, _, value = field.partition(b":")
-        match name.lower():
-            case b"expect":
-                writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-                await writer.drain()
-                continue
-            case b"connection":
-                continue
-            case b"content-length":
-                length = int(value)
-            case b"transfer-encoding":
-                chunked = True
-        kept.append(field)
-    body = await _read_chunks(reader) if chunked else await reader.readexactly(length)
-    return b"\r\n".join([*kept, b"Connection: close", b"", b""]), body
-
-
-async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
-    body = b""
-    while True:
-        size = await reader.readuntil(b"\r\n")
-        chunk = await reader.readexactly(int(size.split(b";")[0], 16) + 2)
-        body += size + chunk
-        if len(chunk) == 2:
-            return body

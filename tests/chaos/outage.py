@@ -17,10 +17,11 @@ from urllib.parse import urlparse
 from tests.bench.table import cpu_name, write_between
 from tests.chaos.fake_worker import ALIAS, write_model
 from tests.chaos.farm_run import CHAOS_PRELOAD
-from tests.chaos.fault_injector import RedisHost
 from tests.chaos.journal import FRESH, read_journals
-from tests.chaos.network import Network, S3Front
+from tests.chaos.network import Network
+from tests.chaos.redis_host import RedisHost
 from tests.chaos.report import PAGE
+from tests.chaos.s3_front import S3Front
 from tests.chaos.soak import resident_bytes
 from tests.chaos.stores import start_store
 from tests.support.fork_server import ForkedProcess, ForkServer
@@ -66,8 +67,8 @@ def run(folder: Path, seconds: float) -> Outage:
     """Let workers render, make the store unavailable for ``seconds``, and wait until all jobs are done."""
     with ExitStack() as stack:
         (folder / "journal").mkdir(parents=True)
-        host = RedisHost(folder / "redis")
-        stack.callback(host.end, kill=True)
+        host = RedisHost(folder / "redis", replicated=False)
+        stack.callback(host.end_all)
         server, settings = start_store("rclone", folder / "s3", log=folder / "s3.log")
         stack.callback(server.wait_or_kill, 0)
         network = stack.enter_context(Network())

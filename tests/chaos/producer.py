@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.chaos.fake_worker import BREAKS, KILLS, LOSES_DEVICE
 from tests.chaos.faults import seeded
 from tests.support.fork_server import ForkedProcess, ForkServer
 
@@ -24,6 +25,15 @@ _RETRY_S = 0.5
 _SMALLEST, _LARGEST = 150, 1500
 #: one row in this many is invalid, or fails in the worker
 _INVALID_EVERY, _FAILING_EVERY = 211, 173
+#: first word of a prompt that does harm -> the error code of its job, and its rows of a batch: each costs some starts
+#: of a worker
+_HARMFUL = {
+    BREAKS: ("engine_error", (40, 41, 340)),
+    KILLS: ("poison", (75,)),
+    LOSES_DEVICE: ("poison", (110,)),
+}
+#: batches with rows that end workers, of all
+_DEADLY_EVERY = 2
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,8 @@ class Producer:
                     row["width"], fails[index] = 1030, INVALID_ROW
                 elif model != "mini" and index % _FAILING_EVERY == _FAILING_EVERY - 1:
                     row["scheduler_options"], fails[index] = {"no_such_option": 1}, "scheduler"
+                elif model != "mini" and (word := _harm_at(number, index)):
+                    row["prompt"], fails[index] = f"{word} {number} {index}", _HARMFUL[word][0]
                 out.write(json.dumps(row) + "\n")
         plan = Plan(f"batch-{number}", model, file, count, fails)
         self.plans.append(plan)
@@ -113,3 +125,10 @@ class Producer:
             "producer", "tests.chaos.fake_worker:run_command", {"arguments": command}, env=self._env, log=log
         )
         self._kill_s = max(self._kill_s, now + self._random.uniform(0.05, 0.6))
+
+
+def _harm_at(batch: int, index: int) -> str:
+    """Return the first word of the prompt of a row that does harm."""
+    deadly = batch % _DEADLY_EVERY == 1
+    words = [word for word, (_, rows) in _HARMFUL.items() if index in rows and (deadly or word == BREAKS)]
+    return words[0] if words else ""

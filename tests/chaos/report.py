@@ -10,8 +10,8 @@ from pathlib import Path
 from tests.bench.table import cpu_name, write_between
 from tests.chaos.farm_run import FAKE_WORKERS, Outcome
 from tests.chaos.faults import LEASE_S
-from tests.chaos.invariants import Recovery
 from tests.chaos.journal import FRESH
+from tests.chaos.recovery import Recovery
 from tests.chaos.stock_run import VISIBILITY_TIMEOUT_S, StockOutcome
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "reliability.md"
@@ -39,7 +39,8 @@ def _figures(farm: Outcome, stock: StockOutcome | None) -> list[str]:
         ("jobs run more than once", sum(1 for n in leases.values() if n > 1), stock.run_twice if stock else ""),
         ("most runs of one job", max(leases.values(), default=0), stock.most_runs if stock else ""),
         ("late commits of presumed-dead workers, refused", outcomes["stale"], "none can be"),
-        ("jobs without fault that failed as `poison`", len(found.poisoned), ""),
+        ("jobs without fault that failed or were charged", len(found.harmed), ""),
+        ("ends of workers that a job caused, or an outage at the start", len(farm.faults_seen.unexpected), ""),
         ("objects beside those that receipts name", found.orphans, ""),
         ("commits that a killed Redis had acknowledged and forgot", len(farm.forgotten), ""),
         ("invariants that did not hold", len(farm.violations), ""),
@@ -53,23 +54,27 @@ def _figures(farm: Outcome, stock: StockOutcome | None) -> list[str]:
     return [*head, *(f"| {what} | {ours} | {theirs} |" for what, ours, theirs in rows)]
 
 
-def _times(recovery: Recovery) -> str:
+def _times(recovery: Recovery, none: str = "none") -> str:
     """Return p50, p99 and the longest, and of how many."""
     times = ", ".join(f"{recovery.at(share):.1f}" for share in (0.5, 0.99, 1))
-    return f"{times} s of {len(recovery.seconds):,}" if recovery.seconds else "none"
+    return f"{times} s of {len(recovery.seconds):,}" if recovery.seconds else none
 
 
 def _faults(farm: Outcome, stock: StockOutcome | None) -> list[str]:
     ours = Counter(farm.faults_seen.faults)
     theirs = Counter(stock.faults_seen.faults if stock else [])
     ours["kill -9 the producer"] = farm.producer_kills
-    lines = [f"| {kind} | {ours[kind]} | {theirs[kind] or ''} |" for kind in sorted(ours)]
+    nothing = Recovery(())
+    lines = [
+        f"| {kind} | {ours[kind]} | {_times(farm.work_again.get(kind, nothing), none='')} | {theirs[kind] or ''} |"
+        for kind in sorted(ours)
+    ]
     store = ", ".join(f"{count:,} {what}" for what, count in sorted(farm.store_counts.items()))
     return [
-        "| fault | latentfarm | stock Celery |",
-        "| --- | --- | --- |",
+        "| fault | times | from its end to the first commit of each worker: p50, p99, longest | times, stock Celery |",
+        "| --- | --- | --- | --- |",
         *lines,
-        f"| replies of Redis eaten | {farm.eaten} | |",
+        f"| replies of Redis eaten | {farm.eaten} | | |",
         "",
         f"Requests to the store by what befell them: {store}.",
     ]

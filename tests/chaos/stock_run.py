@@ -18,9 +18,11 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 from tests.chaos.farm_run import CHAOS_PRELOAD, FAKE_WORKERS
-from tests.chaos.fault_injector import FaultInjector, FaultLog, RedisHost, Replica
+from tests.chaos.fault_injector import FaultInjector
+from tests.chaos.fault_log import FaultLog, Replica
 from tests.chaos.faults import STOCK_KINDS, schedule
 from tests.chaos.network import Network
+from tests.chaos.redis_host import RedisHost
 from tests.support.fork_server import ForkServer
 
 from latentfarm.doorbell import broker_url
@@ -100,13 +102,13 @@ def run_stock(folder: Path, *, seed: int, duration_s: float, jobs: int) -> Stock
     with ExitStack() as stack:
         for each in (folder / "logs", objects, runs):
             each.mkdir(parents=True)
-        host = RedisHost(folder / "redis")
-        stack.callback(host.end, kill=True)
+        host = RedisHost(folder / "redis", replicated=False)
+        stack.callback(host.end_all)
         network = stack.enter_context(Network())
         fork_server = stack.enter_context(
             ForkServer((*CHAOS_PRELOAD, "tests.chaos.stock_run"), log=folder / "fork_server.log")
         )
-        injector = FaultInjector(folder, network, fork_server, host)
+        injector = FaultInjector(folder, network, fork_server, host, seed=seed)
         stack.callback(injector.close)
         for number in range(FAKE_WORKERS):
             link = injector.link(seed=seed + number)

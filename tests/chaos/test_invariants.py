@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.chaos.fault_injector import Kill, Return
+from tests.chaos.fault_log import FaultLog, Kill, Return, Spell
 from tests.chaos.faults import KINDS, schedule
-from tests.chaos.invariants import Recovery, check_farm, recovery, resumption
+from tests.chaos.invariants import Losses, check_farm
 from tests.chaos.journal import Entry
 from tests.chaos.producer import Plan
+from tests.chaos.recovery import Recovery, recovery, resumption, work_again
 
 from latentfarm import Farm
 from latentfarm.storage.keys import batch_prefix, image_key, results_key
@@ -125,6 +126,20 @@ def test_a_worker_carries_on_with_the_first_answer_after_redis_is_back() -> None
     assert resumption(entries, [Return(2.0, (1, 2))]) == Recovery([4.0, 5.0])
     # Redis became unavailable again to one worker, and one had not started before
     assert resumption(entries, [Return(0.5, (1,)), Return(2.0, (1, 2)), Return(6.5, (2,))]) == Recovery([4.0, 0.5])
+
+
+def test_work_again_is_measured_where_no_other_fault_of_redis_or_the_store_overlaps() -> None:
+    entries = [lease(1, 5), lease(1, 6, pid=2), commit(6, 5), commit(8, 6, pid=2)]
+    ended = Spell("S3: down", 1.0, 4.0, (1, 2))
+    assert work_again(entries, FaultLog(spells=[ended])) == {"S3: down": Recovery([2.0, 4.0])}
+    other = Spell("freeze Redis", 6.5, 7.0, ())
+    assert work_again(entries, FaultLog(spells=[ended, other]))["S3: down"] == Recovery([2.0])
+
+
+def test_a_commit_that_a_failover_forgot_may_happen_again(farm: Farm, plan: Plan) -> None:
+    entries = [lease(1, 5), commit(2, 5), lease(4, 6, pid=2), commit(5, 6, pid=2)]
+    assert "no job is committed twice" in check_farm(farm, [plan], entries).violations
+    assert list(check_farm(farm, [plan], entries, Losses(frozenset({"b/0"}), [2.5])).lines()) == []
 
 
 def test_a_seed_gives_the_same_faults_again_and_every_kind() -> None:
