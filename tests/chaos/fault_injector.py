@@ -255,8 +255,8 @@ class FaultInjector:
         """Have Redis refuse what changes it, or have its replica take over."""
         match kind:
             case "Redis: READONLY" | "switch over to the replica":
-                self.redis.hand_over()
-                return self._hand_back if kind == "Redis: READONLY" else self._switch
+                self.redis.exchange()
+                return self._exchange_back if kind == "Redis: READONLY" else self._switch
             case "fail over to the replica":
                 self.redis.lose_primary()
                 return self._promote
@@ -295,8 +295,8 @@ class FaultInjector:
         self.redis.allow()
         self._note_return()
 
-    def _hand_back(self) -> None:
-        self.redis.hand_over()
+    def _exchange_back(self) -> None:
+        self.redis.exchange()
         self._note_return()
 
     def _switch(self) -> None:

@@ -174,7 +174,7 @@ class RedisHost:
 
     # -- failovers -------------------------------------------------------------------------------------------
 
-    def hand_over(self) -> None:
+    def exchange(self) -> None:
         """Make the replica the primary, and the primary its replica, and lose nothing. The address stays as it is."""
         old, new = self._pair()
         new.wait_for_sync()
