@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from math import ceil
-from urllib.parse import parse_qsl, urlencode, urlparse
+from urllib.parse import parse_qsl, quote, urlencode, urlparse
 
 import redis
 from celery import Celery
@@ -66,15 +66,18 @@ def make_app(redis_url: str, *, model: str | None = None) -> Celery:
 def broker_url(redis_url: str) -> str:
     """Return a Redis URL in kombu's form.
 
-    kombu has its own scheme for unix sockets. Over TLS it verifies no certificate unless the URL requires it.
+    kombu has its own scheme for unix sockets. Over TLS it verifies no certificate unless the URL requires it. It reads
+    no password in the query, as redis-py does.
     """
     parsed = urlparse(redis_url)
     options = dict(parse_qsl(parsed.query))
+    named = [quote(options.pop(name, ""), safe="") for name in ("username", "password")]
+    if any(named):
+        parsed = parsed._replace(netloc=f"{':'.join(named)}@{parsed.netloc.rpartition('@')[2]}")
     if parsed.scheme == "rediss":
         options.setdefault("ssl_cert_reqs", "required")
-        return parsed._replace(query=urlencode(options)).geturl()
     if parsed.scheme != "unix":
-        return redis_url
+        return parsed._replace(query=urlencode(options)).geturl()
     options["virtual_host"] = options.pop("db", "0")
     return f"redis+socket://{parsed.netloc}{parsed.path}?{urlencode(options)}"
 

@@ -17,6 +17,8 @@ pytestmark = pytest.mark.unit
         ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
         ("unix://user:secret@/run/redis.sock", "redis+socket://user:secret@/run/redis.sock?virtual_host=0"),
         ("redis://:secret@host:6380/1", "redis://:secret@host:6380/1"),
+        ("redis://host/1?username=me&password=a%2Fb", "redis://me:a%2Fb@host/1"),
+        ("unix:///run/redis.sock?password=secret", "redis+socket://:secret@/run/redis.sock?virtual_host=0"),
         ("rediss://:secret@host:6380/1", "rediss://:secret@host:6380/1?ssl_cert_reqs=required"),
         ("rediss://host/1?ssl_ca_certs=a.pem", "rediss://host/1?ssl_ca_certs=a.pem&ssl_cert_reqs=required"),
         ("rediss://host?ssl_cert_reqs=none", "rediss://host?ssl_cert_reqs=none"),
