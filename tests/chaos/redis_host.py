@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 from tests.support.machines import free_ports
 
 from latentfarm.errors import UnavailableError
@@ -33,7 +35,10 @@ class RedisServer:
         self.folder.mkdir(parents=True)
         self.socket = str(socket_path(self.folder))
         self.port = port
-        self.client: Any = redis.Redis(unix_socket_path=self.socket, socket_timeout=_SYNC_S)
+        self.client: Any = redis.Redis(
+            unix_socket_path=self.socket, socket_timeout=_SYNC_S, retry=Retry(NoBackoff(), 1)
+        )
+        self._frozen = False
         self._log = folder.parent / f"{name}.log"
         self._child: ManagedProcess
         self.start()
@@ -45,6 +50,7 @@ class RedisServer:
 
     def start(self, primary: RedisServer | None = None) -> None:
         """Start it on what it has, as a replica of ``primary`` if there is one; return when it answers."""
+        self._frozen = False
         Path(self.socket).unlink(missing_ok=True)
         options = {
             "port": self.port,
@@ -73,8 +79,11 @@ class RedisServer:
         self._child.wait_or_kill(0 if kill else 20)
 
     def freeze(self, *, on: bool) -> None:
-        """Stop it, or let it go on."""
+        """Stop it, or let it go on, and then refuse nothing."""
+        self._frozen = on
         os.kill(self._child.pid, signal.SIGSTOP if on else signal.SIGCONT)
+        if not on:
+            self.allow()
 
     def follow(self, primary: RedisServer) -> None:
         """Be a replica of ``primary``; return when it has all that the primary has."""
@@ -105,7 +114,9 @@ class RedisServer:
                 self.client.bgsave()
 
     def allow(self) -> None:
-        """Refuse nothing."""
+        """Refuse nothing; one that is frozen is changed once it goes on."""
+        if self._frozen:
+            return
         self.client.config_set("maxmemory", 0)
         self.client.config_set("save", "")
         self.client.config_set("dbfilename", "dump.rdb")
