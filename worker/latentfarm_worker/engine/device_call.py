@@ -59,15 +59,15 @@ class RunAhead:
 def find_cause(images: Sequence[ImageState]) -> ImageState | None:
     """Return the image whose fault a broken call is, once it is known; the call was for these images.
 
-    Else each half of them gets a cohort of its own, so that the halves run one after the other. An image that was alone
-    from the start has a second try: the error may not come again.
+    Else each half of them gets a cohort of its own, so that the halves run one after the other. An image that is alone
+    has a second try: the error may not come again.
     """
-    for image in images:
-        image.broken += 1
-    if len(images) == 1 and images[0].broken > 1:
-        return images[0]
     split_in_halves(images)
-    return None
+    if len(images) > 1:
+        return None
+    [image] = images
+    image.broken += 1
+    return image if image.broken > 1 else None
 
 
 def split_in_halves(images: Sequence[ImageState]) -> None:

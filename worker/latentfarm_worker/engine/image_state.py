@@ -29,7 +29,7 @@ class ImageState:
         step_index: model evaluations that are done.
         slots: the engine's slots for this shape when the image began.
         skipped: later images that began before this one.
-        broken: calls of the device that broke with this image.
+        broken: calls of the device that broke with this image alone.
         slots_before: the slots of this shape before they were reduced for this image among others; 0 if they were not.
         error: why the image fails before its last step.
         retry: whether another try may succeed after ``error``.
