@@ -237,7 +237,7 @@ class _FarmRun:
         return took
 
     def _check_readiness(self) -> None:
-        """Check that no worker is without one of its threads: one that was just restarted may need a while."""
+        """Check that no worker is without one of its threads: one that was just restarted needs some seconds."""
         deadline = time.monotonic() + _READY_S
         problems = dict[str, str]()
         for replica in self.injector.replicas:

@@ -188,6 +188,7 @@ class RedisHost:
     def exchange(self) -> None:
         """Make the replica the primary, and the primary its replica, and lose nothing. The address stays as it is."""
         old, new = self._pair()
+        self.allow()
         new.wait_for_sync()
         old.client.execute_command("FAILOVER", "TO", "127.0.0.1", new.port, "TIMEOUT", 5000)
         old._wait(lambda: old.client.info("replication")["role"] == "slave", _SYNC_S, "is no replica")
@@ -200,6 +201,7 @@ class RedisHost:
 
     def lose_primary(self) -> None:
         """Kill the primary; what its replica has not received is lost."""
+        self.allow()
         self._pair()[1].wait_for_sync()
         self.primary.end(kill=True)
 
