@@ -282,3 +282,13 @@ def test_a_job_is_leased_beside_ten_thousand_open_batches(ledger: Ledger) -> Non
         pipe.sadd("lf:active:mini", f"b{number}")
     pipe.execute()
     assert [each.batch for each in lease(ledger)] == ["first"]
+
+
+def test_a_late_commit_clears_a_job_of_the_losses_before_it(ledger: Ledger) -> None:
+    opened(ledger, total=1)
+    for _ in range(2):
+        for worker in ("a", "b"):
+            [held] = lease(ledger, worker=worker)
+            assert expire(ledger) == 1
+        assert ledger.commit([(held, {})]) == ["stale"]
+    assert ledger.batch("cats").state == "open"

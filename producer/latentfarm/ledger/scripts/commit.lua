@@ -28,7 +28,9 @@ local function part_for(batch, index)
   return parts[name]
 end
 
-local function refuse(batch)
+-- Its worker outlived the job and made an image of it: what lost the lease was not the job.
+local function refuse(batch, index)
+  redis.call('HDEL', 'lf:lost_by:' .. batch, decimal(index))
   local f = read_fields(batch, 'state')
   if f.state == BATCH_DELETING then return 'deleting' end
   if f.state then
@@ -44,7 +46,7 @@ local function commit(at, epoch, receipt, truncated)
   -- a name may occur twice in one call; the first one ends the lease
   if ended[name] then return 'repeated' end
   if parse_holder(holders[at]) ~= epoch then
-    return was_committed(batch, index, epoch) and 'repeated' or refuse(batch)
+    return was_committed(batch, index, epoch) and 'repeated' or refuse(batch, index)
   end
   ended[name], ended[#ended + 1] = true, name
   set_state(batch, index, DONE)
