@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.job_state import INVALID_ROW, JobState
+from latentfarm.ledger.records import Company
 from latentfarm.limits import PART_JOBS
 
 #: version of the data model; it rises with every change that older scripts would misread
-SCHEMA = "2"
+SCHEMA = "3"
 #: jobs in one string of state bytes
 CHUNK_JOBS = 1_000_000
 #: charged attempts after which a job's own error is final
@@ -22,6 +23,9 @@ RATE_SLOT_MS, RATE_SLOTS = 10_000, 12
 #: a worker's rate is counted in windows; milliseconds, and how many make the rate
 WINDOW_MS, WINDOWS = 30_000, 4
 
+#: seconds until a job runs again after its first error or crash; they double with each
+RETRY_DELAY_S = 1.0
+
 #: error code of a job that was lost with its workers again and again
 POISON = "poison"
 
@@ -33,7 +37,10 @@ LUA_CONSTANTS: dict[str, str | int] = {
     "MAX_ATTEMPTS": MAX_ATTEMPTS,
     "INVALID_ROW": INVALID_ROW,
     "POISON": POISON,
-    "POISON_LOSSES": 3,
+    "RETRY_DELAY_MS": int(RETRY_DELAY_S * 1000),
+    # a crash names the job; a loss may have any cause, so more of them are needed
+    "POISON_CRASHES": 3,
+    "POISON_LOSSES": 4,
     "POISON_WORKERS": 2,
     "POISON_MAX_LOSSES": 6,
     # the budget is spent after so many failures without a success, or checked once so many jobs have ended
@@ -43,6 +50,7 @@ LUA_CONSTANTS: dict[str, str | int] = {
     "RATE_KEEP_S": (RATE_SLOTS + 6) * RATE_SLOT_MS // 1000,
     "WINDOW_MS": WINDOW_MS,
     "WINDOWS": WINDOWS,
+    **{f"COMPANY_{company.name}": int(company) for company in Company},
     **{state.name: int(state) for state in JobState},
     **{f"BATCH_{state.name}": state.value for state in BatchState},
     **{f"PAUSED_BY_{by.name}": by.value for by in PausedBy},

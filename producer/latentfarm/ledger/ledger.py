@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from itertools import chain
 from typing import Any, Literal, cast
 
 from latentfarm.batch_state import BatchState, PausedBy
@@ -13,6 +14,8 @@ from latentfarm.ledger.lua_scripts import Script
 from latentfarm.ledger.queries import Queries, known_state
 from latentfarm.ledger.records import (
     CommitOutcome,
+    Company,
+    CrashOutcome,
     FailOutcome,
     Lease,
     Reservation,
@@ -21,9 +24,12 @@ from latentfarm.ledger.records import (
     is_truncated,
     receipt_text,
 )
+from latentfarm.ledger.redis_errors import translate_errors
 from latentfarm.ledger.workers import WorkerRegistry
 
 _EXPIRE_LIMIT = 1_000
+#: leases in one step of a scan
+_SCAN_COUNT = 1_000
 #: milliseconds during which no other worker expires leases
 _SWEEP_LOCK_MS = 250
 
@@ -140,7 +146,9 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    def lease(self, model: str, worker: str, k: int, *, lease_s: float, request: str = "") -> list[Lease]:
+    def lease(
+        self, model: str, worker: str, k: int, *, lease_s: float, request: str = "", alone: bool = True
+    ) -> list[Lease]:
         """Lease up to ``k`` jobs of a model, at most 1,000.
 
         Args:
@@ -151,10 +159,11 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
             request: an id without a newline, unique among all calls of this worker. If the reply of a call was lost,
                 call again with its id: the leases of the first call that are still held are returned, for any ``k``.
                 Empty: every call leases other jobs.
+            alone: whether one of the jobs may be one that runs alone.
         """
         k = min(k, MAX_JOBS_PER_CALL)
-        found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request)
-        return [Lease(decode(batch), *numbers) for batch, *numbers in found]
+        found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, int(alone))
+        return [Lease(decode(batch), *numbers, Company(company)) for batch, *numbers, company in found]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:
         """Extend leases to ``lease_s`` seconds from now; return the job names of the leases that are lost."""
@@ -171,12 +180,16 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
             args += [lease.name, lease.epoch, stored, int(is_truncated(receipt))]
         return [cast("CommitOutcome", decode(outcome)) for outcome in self.run(self.scripts.commit, *args)]
 
-    def fail(self, lease: Lease, error: dict[str, str], *, retry: bool = False, delay_s: float = 0) -> FailOutcome:
+    def fail(
+        self, lease: Lease, error: dict[str, str], *, retry: bool = False, delay_s: float | None = None
+    ) -> FailOutcome:
         """Charge the job an attempt for its own error.
 
-        With ``retry``, the job runs again after ``delay_s`` seconds, up to ``MAX_ATTEMPTS``.
+        With ``retry``, the job runs again, alone, after ``delay_s`` seconds [default: 1, and twice as many each time],
+        up to ``MAX_ATTEMPTS``.
         """
-        args = (lease.name, lease.epoch, error_text(error), int(retry), int(delay_s * 1000))
+        delay_ms = "" if delay_s is None else int(delay_s * 1000)
+        args = (lease.name, lease.epoch, error_text(error), int(retry), delay_ms)
         return cast("FailOutcome", decode(self.run(self.scripts.fail, *args)))
 
     def release(self, leases: Iterable[Lease]) -> int:
@@ -184,8 +197,48 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         args = _names(leases)
         return int(self.run(self.scripts.release, *args)) if args else 0
 
+    def record_crash(self, leases: Iterable[Lease]) -> list[CrashOutcome]:
+        """Record that a worker lost its device in a call for these jobs; return an outcome for each.
+
+        Nothing is charged. Each job runs alone next, and fails at its third crash.
+        """
+        args = _names(leases)
+        return [cast("CrashOutcome", decode(found)) for found in self.run(self.scripts.crash, *args)] if args else []
+
+    def end_worker(self, worker: str, at_risk: Collection[tuple[str, int]]) -> tuple[int, int]:
+        """End every lease of a worker whose process died; return how many jobs were released, and how many crashed.
+
+        Args:
+            worker: name of the worker.
+            at_risk: name and epoch of the jobs in the call of the device in which it died. They count as crashed; the
+                others are released uncharged.
+        """
+        crashed, released = set(at_risk), 0
+        held = self._held_by(worker)
+        lost = [each for each in held if each in crashed]
+        if lost:
+            self.run(self.scripts.crash, *chain.from_iterable(lost))
+        others = [each for each in held if each not in crashed]
+        if others:
+            released = int(self.run(self.scripts.release, *chain.from_iterable(others)))
+        return released, len(lost)
+
+    def _held_by(self, worker: str) -> list[tuple[str, int]]:
+        """Return name and epoch of each lease of a worker that leases nothing meanwhile.
+
+        All leases of the farm are scanned, a few at a time: one script over 100,000 leases blocks Redis for 0.8 s.
+        """
+        suffix = f" {worker}".encode()
+        with translate_errors(self.where):
+            found = [
+                (decode(name), int(holder.partition(b" ")[0]))
+                for name, holder in self.redis.hscan_iter("lf:holders", count=_SCAN_COUNT)
+                if holder.endswith(suffix)
+            ]
+        return sorted(set(found))
+
     def expire_leases(self, *, patience_s: float = 10) -> int:
-        """End the leases that were not renewed in time, each job charged an attempt; return how many.
+        """End the leases that were not renewed in time, and record the loss of each job; return how many.
 
         Return -1 if another worker is at it. If no worker called this for ``patience_s`` seconds, Redis or the whole
         farm was down and no lease could be renewed: then no lease expires for as long again.

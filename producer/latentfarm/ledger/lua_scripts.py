@@ -39,6 +39,7 @@ class Scripts:
         self.commit = load("commit")
         self.fail = load("fail")
         self.release = load("release")
+        self.crash = load("crash")
         self.expire_leases = load("expire_leases")
         self.heartbeat = load("heartbeat")
         self.probe = load("probe")

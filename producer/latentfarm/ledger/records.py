@@ -19,6 +19,7 @@ _MESSAGE_CHARACTERS = 2_000
 
 CommitOutcome = Literal["done", "full", "repeated", "stale", "deleting"]
 FailOutcome = Literal["failed", "full", "retry", "stale"]
+CrashOutcome = Literal["requeued", "poison", "stale"]
 
 
 class Company(IntEnum):

@@ -98,9 +98,10 @@ class WorkerRegistry(LedgerClient):
             for batch in batches:
                 pipe.hmget(f"lf:batch:{batch}", _COUNTED_FIELDS)
                 pipe.zcard(f"lf:requeued:{batch}")
+                pipe.zcard(f"lf:suspects:{batch}")
             replies: list[Any] = pipe.execute() if batches else []
         self.check_schema(schema)
-        return sum(map(_pending, replies[::2], replies[1::2]))
+        return sum(map(_pending, replies[::3], replies[1::3], replies[2::3]))
 
     def throughput(self, model: str) -> Throughput | None:
         """Return the sums over the workers of a model; None before the first measurement."""
@@ -143,7 +144,7 @@ class WorkerRegistry(LedgerClient):
         ]
 
 
-def _pending(fields: list[bytes | None], requeued: int) -> int:
+def _pending(fields: list[bytes | None], requeued: int, suspects: int) -> int:
     """Return how many jobs of a batch wait for a lease; the scripts have the same function."""
     state, paused_by, *texts = (decode(field or "") for field in fields)
     if state not in ACTIVE or paused_by:
@@ -151,7 +152,7 @@ def _pending(fields: list[bytes | None], requeued: int) -> int:
         return 0
     total, canary, cursor, leased, done, failed = (int(text) for text in texts)
     if canary:
-        return max(0, min(total, canary) - cursor) + requeued
+        return max(0, min(total, canary) - cursor) + requeued + suspects
     return total - leased - done - failed
 
 

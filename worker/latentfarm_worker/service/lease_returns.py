@@ -22,7 +22,6 @@ class LeaseReturns:
         ledger: the ledger.
         leases: the leases of the worker.
         metrics: counts the jobs.
-        worker: name of the worker in the ledger.
         notify_workers: called when other workers can lease the jobs.
     """
 
@@ -32,13 +31,11 @@ class LeaseReturns:
         ledger: Ledger,
         leases: LeaseRenewer,
         metrics: Metrics,
-        worker: str,
         notify_workers: Callable[[], None],
     ) -> None:
         self._ledger = ledger
         self._leases = leases
         self._metrics = metrics
-        self._worker = worker
         self._notify_workers = notify_workers
 
     def release(self, leases: Iterable[Lease]) -> None:
@@ -49,7 +46,7 @@ class LeaseReturns:
         """Record that the device was lost in a call for these jobs: each runs alone next."""
 
         def record(withdrawn: set[Lease]) -> int:
-            return len(self._ledger.record_crash(withdrawn, worker=self._worker))
+            return len(self._ledger.record_crash(withdrawn))
 
         self._end(leases, record, "the device was lost in a call for %d jobs, which run alone next")
 

@@ -228,10 +228,12 @@ class Prefetcher:
         with self._changed:
             self._changed.notify_all()
 
-    def _lease(self, count: int, *, alone: bool) -> None:  # noqa: ARG002
+    def _lease(self, count: int, *, alone: bool) -> None:
         # the id stays the same until the leases are held: a repeated request returns the leases of a lost answer
         request = self._request_id
-        leases = self._ledger.lease(self._model, self._worker, count, lease_s=self._lease_ttl_s, request=request)
+        leases = self._ledger.lease(
+            self._model, self._worker, count, lease_s=self._lease_ttl_s, request=request, alone=alone
+        )
         if not leases:
             self._empty_until = time.monotonic() + _EMPTY_PAUSE_S
         self._leases.hold(leases)

@@ -16,8 +16,10 @@
 --                              A byte that was never written means pending, or cancelled
 --                              in a cancelled batch: an untouched job costs no memory
 -- lf:requeued:<b>      zset    <i> of jobs that run again, by the earliest start time      lease, cancel
--- lf:attempts:<b>      hash    <i> -> charged attempts, of jobs that had trouble           drop_flushed, retry
--- lf:lost_by:<b>       hash    <i> -> names of the workers that lost it, one a loss        drop_flushed, retry
+-- lf:suspects:<b>      zset    the same for jobs that run alone                            lease, cancel
+-- lf:attempts:<b>      hash    <i> -> charged attempts: errors of the job itself           drop_flushed, retry
+-- lf:lost_by:<b>       hash    <i> -> names of the workers that lost it, one a loss;       drop_flushed, retry, stale commit
+--                              "crash:<w>" if the worker died in a call for the job
 -- lf:errors:<b>        hash    <i> -> {code, message, worker} of its last failure          drop_flushed, retry
 -- lf:error_counts:<b>  hash    error code -> failed jobs                                   delete_batch
 -- lf:receipts:<b>      hash    <i> -> receipt, until its part is stored in the bucket      drop_flushed
@@ -32,7 +34,7 @@
 -- lf:leases            zset    "<b>/<i>" of leased jobs, by expiry                         end of the lease
 -- lf:holders           hash    "<b>/<i>" -> "<epoch> <worker>" of each lease               end of the lease
 -- lf:lease_reply:<w>   string  the worker's last lease request: its id, then a line        expiry, an hour
---                              "<b>/<i> <epoch> <attempts>" for each lease it got
+--                              "<b>/<i> <epoch> <attempts> <company>" for each lease
 -- lf:rate:<b>:<slot>   string  jobs done in one slot of RATE_SLOT_MS                       expiry, RATE_KEEP_S
 -- lf:models            zset    models that have workers, by their last heartbeat           heartbeat
 -- lf:workers:<m>       zset    workers of a model, by their last heartbeat                 heartbeat, sign-off
@@ -166,13 +168,44 @@ end
 -- Record that a lease ended without a commit: its worker may have stored an image, or may still store one
 local function mark_lost_lease(batch) redis.call('HSET', batch_key(batch), 'lost_leases', 1) end
 
+-- Return how often a job was lost, how often in a call for it, and with how many different workers
+local function read_losses(batch, index)
+  local losses, crashes, seen, workers = 0, 0, {}, 0
+  for entry in string.gmatch(redis.call('HGET', 'lf:lost_by:' .. batch, decimal(index)) or '', '%S+') do
+    local worker = string.match(entry, '^crash:(.*)$')
+    losses = losses + 1
+    if worker then crashes = crashes + 1 end
+    worker = worker or entry
+    if not seen[worker] then seen[worker], workers = true, workers + 1 end
+  end
+  return losses, crashes, workers
+end
+
+-- Return with which other jobs a job may be rendered
+local function company_of(batch, index)
+  local losses, crashes = read_losses(batch, index)
+  if losses > 1 or crashes > 0 or redis.call('HGET', 'lf:attempts:' .. batch, decimal(index)) then
+    return COMPANY_ALONE
+  end
+  return losses == 1 and COMPANY_LOST or COMPANY_ANY
+end
+
 -- Put a leased job back in the queue, to run at `from_ms` or later
 local function requeue(batch, index, name, from_ms)
   drop_lease(batch, name)
   set_state(batch, index, PENDING)
-  redis.call('ZADD', 'lf:requeued:' .. batch, from_ms, decimal(index))
+  local queue = company_of(batch, index) == COMPANY_ALONE and 'lf:suspects:' or 'lf:requeued:'
+  redis.call('ZADD', queue .. batch, from_ms, decimal(index))
   mark_lost_lease(batch)
 end
+
+-- Return how many jobs of a batch run again
+local function count_requeued(batch)
+  return redis.call('ZCARD', 'lf:requeued:' .. batch) + redis.call('ZCARD', 'lf:suspects:' .. batch)
+end
+
+-- Return the delay after a job's trouble. Meanwhile its worker renders another job, which clears the device.
+local function retry_delay_ms(times) return RETRY_DELAY_MS * 2 ^ (times - 1) end
 
 -- The batch has ended: queue its webhook and the collection of its orphaned images, where it has any
 local function queue_after_end(batch, now)
@@ -199,7 +232,7 @@ local function complete_if_done(batch, now, counters)
     redis.call('SREM', 'lf:active:' .. counters.model, batch)
     queue_after_end(batch, now)
   elseif counters.canary ~= 0 and counters.cursor >= counters.canary and counters.leased == 0
-    and redis.call('ZCARD', 'lf:requeued:' .. batch) == 0 then
+    and count_requeued(batch) == 0 then
     redis.call('HSET', key, 'paused_by', PAUSED_BY_CANARY,
       'paused', 'the first ' .. decimal(counters.canary) .. ' jobs have ended')
   end
@@ -256,6 +289,26 @@ local function record_failure(batch, index, error, now)
   return full
 end
 
+-- Record that a leased job was lost with its worker, `crashed` if in a call for it. It runs again, or fails if that
+-- happened too often: then it is the job that ends its workers. Return 'requeued' or 'poison'.
+local function lose(batch, index, name, crashed, now)
+  local _, worker = holder_of(name)
+  local field, entry = decimal(index), (crashed and 'crash:' or '') .. worker
+  local before = redis.call('HGET', 'lf:lost_by:' .. batch, field)
+  redis.call('HSET', 'lf:lost_by:' .. batch, field, before and before .. ' ' .. entry or entry)
+  local losses, crashes, workers = read_losses(batch, index)
+  if crashes < POISON_CRASHES and losses < POISON_MAX_LOSSES and (losses < POISON_LOSSES or workers < POISON_WORKERS) then
+    requeue(batch, index, name, crashed and now + retry_delay_ms(crashes) or now)
+    return 'requeued'
+  end
+  drop_lease(batch, name)
+  mark_lost_lease(batch)
+  local message = 'lost ' .. losses .. (losses == 1 and ' time' or ' times') .. ' with ' .. workers
+    .. (workers == 1 and ' worker' or ' workers') .. ', ' .. crashes .. ' of them in a call for this job'
+  record_failure(batch, index, cjson.encode({ code = POISON, message = message, worker = worker }), now)
+  return 'poison'
+end
+
 local function is_active(state) return state == BATCH_OPEN or state == BATCH_OPENING end
 
 local function is_final(state) return state == BATCH_COMPLETE or state == BATCH_CANCELLED end
@@ -276,7 +329,7 @@ local function raise_virtual_time(batch, model)
       local state, paused_by, total, canary, cursor, virtual_time = unpack(redis.call('HMGET', batch_key(peer), 'state',
         'paused_by', 'total', 'canary', 'cursor', 'virtual_time'))
       local limit = lease_limit(state, paused_by, total, canary)
-      local runnable = limit and (tonumber(cursor) < limit or redis.call('ZCARD', 'lf:requeued:' .. peer) > 0)
+      local runnable = limit and (tonumber(cursor) < limit or count_requeued(peer) > 0)
       if runnable and (not lowest or tonumber(virtual_time) < lowest) then lowest = tonumber(virtual_time) end
     end
   end
@@ -295,7 +348,7 @@ local function count_pending(model)
     if limit and canary == '0' then
       pending = pending + limit - leased - done - failed
     elseif limit then
-      pending = pending + math.max(0, limit - cursor) + redis.call('ZCARD', 'lf:requeued:' .. batch)
+      pending = pending + math.max(0, limit - cursor) + count_requeued(batch)
     end
   end
   return pending

@@ -9,7 +9,7 @@ for _, index in ipairs(drop_all_leases(batch)) do
   set_state(batch, index, CANCELLED)
   mark_lost_lease(batch)
 end
-redis.call('DEL', 'lf:requeued:' .. batch)
+redis.call('DEL', 'lf:requeued:' .. batch, 'lf:suspects:' .. batch)
 redis.call('SREM', 'lf:active:' .. f.model, batch)
 redis.call('HSET', batch_key(batch), 'state', BATCH_CANCELLED, 'paused_by', '', 'paused', '', 'leased', 0,
   'last_ms', now, 'ended_ms', now, 'cancelled', f.total - f.done - f.failed)

@@ -1,5 +1,5 @@
 -- Charge a job an attempt for an error that is its own fault. It runs again if `retry` is 1 and attempts are left.
--- ARGV: name, epoch, error, retry (0 or 1), delay_ms before it runs again.
+-- ARGV: name, epoch, error, retry (0 or 1), delay_ms before it runs again ('' for one that doubles with each attempt).
 -- Returns 'failed', 'full' (failed, and its part is full now), 'retry', or 'stale' if the lease was lost.
 local name, epoch, error = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local batch, index = parse_name(name)
@@ -8,7 +8,7 @@ local now = now_ms()
 local attempts = redis.call('HINCRBY', 'lf:attempts:' .. batch, decimal(index), 1)
 if ARGV[4] == '1' and attempts < MAX_ATTEMPTS then
   redis.call('HSET', 'lf:errors:' .. batch, decimal(index), error)
-  requeue(batch, index, name, now + tonumber(ARGV[5]))
+  requeue(batch, index, name, now + (tonumber(ARGV[5]) or retry_delay_ms(attempts)))
   return 'retry'
 end
 drop_lease(batch, name)

@@ -1,10 +1,12 @@
 -- Lease up to k jobs of a model: from the batch of the highest priority, among equals from the one of the lowest
--- virtual time. In a batch, requeued jobs come first, then the jobs at the cursor.
--- ARGV: model, worker, k, lease_ms, request ('' or an id that no other request of the worker has).
+-- virtual time. In a batch, a job that runs alone comes first, then requeued jobs, then the jobs at the cursor.
+-- ARGV: model, worker, k, lease_ms, request ('' or an id that no other request of the worker has), alone (1 if one of
+-- the jobs may be one that runs alone: so a worker that dies has at most one such job, and the others are not suspected).
 -- If a request has the id of the one before, the reply to that one may have been lost: its leases that are still held
 -- are returned again, with their full time, for any k.
--- Returns [batch, index, epoch, charged attempts, ms since the batch was created] for each job.
+-- Returns [batch, index, epoch, charged attempts, ms since the batch was created, company] for each job.
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
+local may_run_alone = ARGV[6] == '1'
 local started_us = now_us()
 local now = math.floor(started_us / 1000)
 local REPLY_KEY, REPLY_KEEP_S = 'lf:lease_reply:' .. worker, 3600
@@ -16,11 +18,11 @@ local leased, expiries, holders = {}, {}, {}
 local function repeat_reply()
   local held, reply = {}, request ~= '' and redis.call('GET', REPLY_KEY)
   if not reply or string.match(reply, '^[^\n]*') ~= request then return held end
-  for name, epoch, attempts in string.gmatch(reply, '\n(%S+) (%d+) (%d+)') do
+  for name, epoch, attempts, company in string.gmatch(reply, '\n(%S+) (%d+) (%d+) (%d+)') do
     if holder_of(name) == tonumber(epoch) then
       local batch, index = parse_name(name)
       redis.call('ZADD', 'lf:leases', 'XX', now + lease_ms, name)
-      held[#held + 1] = { batch, index, tonumber(epoch), tonumber(attempts) }
+      held[#held + 1] = { batch, index, tonumber(epoch), tonumber(attempts), 0, tonumber(company) }
     end
   end
   return held
@@ -29,7 +31,7 @@ end
 local function store_reply()
   local lines = { request }
   for _, job in ipairs(leased) do
-    lines[#lines + 1] = job_name(job[1], job[2]) .. ' ' .. decimal(job[3]) .. ' ' .. decimal(job[4])
+    lines[#lines + 1] = table.concat({ job_name(job[1], job[2]), decimal(job[3]), job[4], job[6] }, ' ')
   end
   redis.call('SET', REPLY_KEY, table.concat(lines, '\n'), 'EX', REPLY_KEEP_S)
 end
@@ -86,25 +88,52 @@ local function skip_to_pending(batch)
   return false
 end
 
--- Return the next index of the batch and its charged attempts; nil if the batch has no more
-local function next_index(batch)
+-- Return the next job at the cursor that does not wait for its time in a queue. Only a recovered batch has such jobs.
+local function next_at_cursor(batch)
+  while true do
+    if batch.sparse and not skip_to_pending(batch) then return nil end
+    if batch.cursor >= batch.limit then return nil end
+    batch.cursor = batch.cursor + 1
+    local index = decimal(batch.cursor - 1)
+    if not batch.sparse or not (redis.call('ZSCORE', 'lf:requeued:' .. batch.name, index)
+      or redis.call('ZSCORE', 'lf:suspects:' .. batch.name, index)) then
+      return batch.cursor - 1
+    end
+  end
+end
+
+-- Return the next job that runs alone; nil if none is due or the worker may have no more
+local function next_alone(batch)
+  local key = 'lf:suspects:' .. batch.name
+  local index = may_run_alone and redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 1)[1]
+  if not index then return nil end
+  may_run_alone = false
+  redis.call('ZREM', key, index)
+  return index
+end
+
+local function next_requeued(batch)
   local key = 'lf:requeued:' .. batch.name
   if not batch.requeued then
     batch.requeued, batch.requeued_at = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, wanted), 0
   end
-  if batch.requeued_at < #batch.requeued then
-    batch.requeued_at = batch.requeued_at + 1
-    local index = batch.requeued[batch.requeued_at]
-    redis.call('ZREM', key, index)
-    return tonumber(index), tonumber(redis.call('HGET', 'lf:attempts:' .. batch.name, index) or 0)
-  end
-  if batch.sparse and not skip_to_pending(batch) then return nil end
-  if batch.cursor >= batch.limit then return nil end
-  batch.cursor = batch.cursor + 1
-  return batch.cursor - 1, 0
+  batch.requeued_at = batch.requeued_at + 1
+  local index = batch.requeued[batch.requeued_at]
+  if index then redis.call('ZREM', key, index) end
+  return index
 end
 
-local function record(batch, index, attempts)
+-- Return the next index of the batch, its charged attempts and its company; nil if the batch has no more
+local function next_index(batch)
+  local again = next_alone(batch) or next_requeued(batch)
+  if again then
+    local attempts = redis.call('HGET', 'lf:attempts:' .. batch.name, again) or 0
+    return tonumber(again), tonumber(attempts), company_of(batch.name, tonumber(again))
+  end
+  return next_at_cursor(batch), 0, COMPANY_ANY
+end
+
+local function record(batch, index, attempts, company)
   local name = job_name(batch.name, index)
   batch.taken = batch.taken + 1
   batch.virtual_time = batch.virtual_time + 1 / batch.weight
@@ -112,7 +141,7 @@ local function record(batch, index, attempts)
   local epoch = batch.epoch + batch.taken
   expiries[#expiries + 1], expiries[#expiries + 2] = now + lease_ms, name
   holders[#holders + 1], holders[#holders + 2] = name, decimal(epoch) .. ' ' .. worker
-  leased[#leased + 1] = { batch.name, index, epoch, attempts, batch.age_ms }
+  leased[#leased + 1] = { batch.name, index, epoch, attempts, batch.age_ms, company }
 end
 
 local function save(batches)
@@ -138,9 +167,9 @@ local batches, left = runnable_batches(), {}
 for at, batch in ipairs(batches) do left[at] = batch end
 while #leased < wanted and #left > 0 do
   local at = first_place(left)
-  local index, attempts = next_index(left[at])
+  local index, attempts, company = next_index(left[at])
   if index then
-    record(left[at], index, attempts)
+    record(left[at], index, attempts, company)
   else
     -- the order in `left` does not matter
     left[at] = left[#left]

@@ -6,7 +6,7 @@ write_schema()
 drop_all_leases(batch)
 local before = read_fields(batch, 'retries', 'created_ms', 'epoch', 'webhook_state')
 -- errors stay until their part is written: they may be the only record of a failure
-redis.call('UNLINK', 'lf:requeued:' .. batch, 'lf:error_counts:' .. batch)
+redis.call('UNLINK', 'lf:requeued:' .. batch, 'lf:suspects:' .. batch, 'lf:error_counts:' .. batch)
 redis.call('DEL', key)
 redis.call('ZADD', 'lf:batches', 'NX', before.created_ms or now, batch)
 redis.call('HSET', key, 'state', BATCH_RECOVERING, 'paused_by', '', 'paused', '', 'total', total, 'parts_digest', '',
