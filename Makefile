@@ -14,7 +14,7 @@ BUILDERS := buildah debootstrap debian-archive-keyring
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory images
 
-.PHONY: demo test test-chaos test-images unit check format bench docs chaos clean
+.PHONY: demo test test-chaos test-images test-s3 unit check format bench docs chaos clean
 
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
@@ -28,6 +28,10 @@ unit: $(VENV)/.tools  ## the tests that need no server and no process of ours
 
 test-chaos: $(VENV)/.tools  ## three and a half minutes of chaos, as CI runs them
 	$(BIN)/python -m pytest -k "210" tests/chaos/test_chaos.py
+
+test-s3: $(VENV)/.chaos  ## every S3 server that can be installed here; with WRITE=1, the table of docs/reference/s3-stores.md
+	nice $(BIN)/python -m tests.s3.servers
+	WRITE=$(WRITE) $(BIN)/python -m pytest tests/s3
 
 test-images: $(VENV)/.images  ## build the images of deploy/ and render with them; needs Debian or Ubuntu and root
 	dpkg --status $(BUILDERS) >/dev/null 2>&1 || { $(SUDO) apt-get update --quiet && \

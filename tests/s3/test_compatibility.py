@@ -1,0 +1,154 @@
+"""Every S3 server that can be installed here: what it does with the farm's requests, and a batch from end to end.
+
+``make test`` takes the two stores of the other tests; ``make test-s3`` all, and WRITE=1 writes the table.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import torch
+from tests.s3.checks import CHECKS, wrong_secret
+from tests.s3.servers import HOME, SERVERS, Running, Server, release_of
+from tests.support.rendering import render_loop, submit
+from tests.support.tiny import make_tiny
+
+from latentfarm.errors import LatentfarmError
+from latentfarm.farm import Farm
+from latentfarm.recovery.recover import recover_batch
+from latentfarm.settings import Settings
+from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.results import flush_batch
+from latentfarm_worker.models import Family, load_family
+
+pytestmark = pytest.mark.integration
+
+PAGE = Path(__file__).parents[2] / "docs" / "reference" / "s3-stores.md"
+BEGIN, END = "<!-- written by make test-s3 -->", "<!-- end -->"
+#: rows of the table, kept for runs of other servers
+MEASURED = HOME / "measured"
+#: columns that are no checks of one request
+CREDENTIALS, WHOLE_BATCH = "a wrong secret key", "a batch from submit to delete"
+COLUMNS = [*CHECKS, CREDENTIALS, WHOLE_BATCH]
+
+
+class Table:
+    """What each server did, by its name and the column."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, str]] = {}
+        self.problems: dict[str, str] = {}
+
+    def run(self, server: Server, column: str, check: Callable[[], str], *, needed: bool) -> None:
+        """Run a check and note its words; fail if the farm needs it, unless the server is known to lack it."""
+        row = self.found.setdefault(server.name, {})
+        try:
+            row[column] = check()
+        except (AssertionError, LatentfarmError, OSError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            row[column] = f"**no**: {server.lacks.get(column, reason[:80])}"
+            if column in server.lacks or not needed:
+                pytest.xfail(reason)
+            raise
+        finally:
+            MEASURED.mkdir(parents=True, exist_ok=True)
+            (MEASURED / f"{server.name}.json").write_text(json.dumps(row))
+
+    def write(self) -> None:
+        """Write the table into the page; columns are rows there, since there are more of them."""
+        # rows of other runs stay: a run may take one server only, by -k
+        for file in MEASURED.glob("*.json"):
+            self.found.setdefault(file.stem, json.loads(file.read_text()))
+        names = [each.name for each in SERVERS if each.name in self.found]
+        lines = [f"Measured on {datetime.now(UTC):%Y-%m-%d} by `make test-s3 WRITE=1`.", ""]
+        lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        releases = {server.name: release_of(server) for server in SERVERS}
+        lines.append("| version | " + " | ".join(releases[name] for name in names) + " |")
+        for column in COLUMNS:
+            cells = (self.found[name].get(column, "").replace("|", "/") for name in names)
+            lines.append(f"| {column} | " + " | ".join(cells) + " |")
+        lines += [""] + [f"- {name} did not run: {problem}." for name, problem in self.problems.items()]
+        before, _, rest = PAGE.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        PAGE.write_text(before + "\n".join([BEGIN, "", *lines]).rstrip() + f"\n\n{END}" + after)
+
+
+@pytest.fixture(scope="module")
+def table() -> Iterator[Table]:
+    found = Table()
+    yield found
+    if os.environ.get("WRITE"):
+        found.write()
+
+
+def parameters() -> list[object]:
+    slow = [pytest.mark.slow]
+    return [pytest.param(each, id=each.name, marks=[] if each.registry == "ours" else slow) for each in SERVERS]
+
+
+@pytest.fixture(scope="module", params=parameters())
+def server(request: pytest.FixtureRequest) -> Server:
+    found: Server = request.param
+    return found
+
+
+@pytest.fixture(scope="module")
+def running(server: Server, table: Table, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    if problem := server.problem():
+        table.problems[server.name] = problem
+        pytest.skip(problem)
+    started = server.start(server, tmp_path_factory.mktemp("store"))
+    yield started
+    started.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(running: Running) -> Bucket:
+    return Bucket.connect(running.settings)
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    model = make_tiny(tmp_path_factory.mktemp("model") / "tiny")
+    return load_family(model, dtype=torch.float32, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("column", CHECKS)
+def test_the_store_does_what_the_farm_needs(table: Table, server: Server, bucket: Bucket, column: str) -> None:
+    check, needed = CHECKS[column]
+    list(bucket.delete_all(""))
+    table.run(server, column, lambda: check(bucket), needed=needed)
+
+
+def test_a_wrong_secret_key_is_noticed_or_the_table_says_so(table: Table, server: Server, running: Running) -> None:
+    table.run(server, CREDENTIALS, lambda: wrong_secret(running.settings), needed=False)
+
+
+def test_a_batch_is_rendered_fetched_recovered_and_deleted(
+    table: Table, server: Server, running: Running, settings: Settings, family: Family, tmp_path: Path
+) -> None:
+    farm = Farm.open(running.settings.model_copy(update={"redis_url": settings.redis_url}))
+    list(farm.bucket.delete_all(""))
+
+    def whole() -> str:
+        batch = submit(farm, 5)
+        with render_loop(farm, family) as loop:
+            while not batch.status().complete:
+                loop.render_all()
+        flush_batch(farm.ledger, farm.bucket, "b")
+        assert [line["state"] for line in batch.results()] == ["done"] * 5
+        batch.fetch(tmp_path / "out")
+        assert len(list((tmp_path / "out").rglob("*.png"))) == 5, "not all images are fetched"
+        farm.ledger.redis.flushall()
+        recover_batch(farm.ledger, farm.bucket, "b")
+        assert [line["state"] for line in batch.results()] == ["done"] * 5, "recovery finds other results"
+        batch.delete()
+        assert list(farm.bucket.keys("")) == [], "objects stay"
+        return "yes"
+
+    table.run(server, WHOLE_BATCH, whole, needed=True)
