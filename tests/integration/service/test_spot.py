@@ -99,6 +99,25 @@ def test_after_an_error_polling_continues(metadata: InstanceMetadata, caplog: py
     assert caplog.text.count("no spot notices") == 1
 
 
+def test_after_an_unexpected_exception_polling_continues(
+    metadata: InstanceMetadata, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Service.answers[NOTICE] = (200, '{"action": "stop", "time": "2026-11-23T18:02:00Z"}')
+    notice, left = metadata.notice, iter(range(2))
+
+    def raise_twice() -> str | None:
+        if next(left, None) is not None:
+            raise RuntimeError("nobody expected this")
+        return notice()
+
+    monkeypatch.setattr(metadata, "notice", raise_twice)
+    noticed, threads = Event(), Threads(Metrics("mini"))
+    watch = SpotWatch(metadata, noticed.set, threads=threads, poll_s=0.02)
+    assert noticed.wait(10)
+    watch.close()
+    assert threads.problem() == ""
+
+
 def test_an_unreachable_service_is_an_error() -> None:
     with pytest.raises(MetadataError, match="does not answer"):
         InstanceMetadata("http://127.0.0.1:1").notice()

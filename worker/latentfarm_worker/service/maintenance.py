@@ -75,9 +75,12 @@ class Maintenance:
             except Exception as error:  # noqa: BLE001 - raised below
                 self._metrics.retry(operation, error)
                 errors.append(error)
+        # an unexpected one is raised: an outage hides none
+        errors.sort(key=lambda error: isinstance(error, UnavailableError))
+        for error in errors[1:]:
+            log.warning("maintenance failed otherwise too: %s: %s", type(error).__name__, error)
         if errors:
-            # an unexpected one first: an outage hides none
-            raise min(errors, key=lambda error: isinstance(error, UnavailableError))
+            raise errors[0]
 
     def _duties(self) -> list[tuple[Operation, Callable[[], object]]]:
         return [("flush", self._flush_due), ("delete", self._delete_outdated), ("delete", self._collect_orphans)]

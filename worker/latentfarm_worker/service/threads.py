@@ -25,7 +25,7 @@ _FAILURES = 3
 _ENDED = "has ended"
 
 
-class _Failures:
+class Failures:
     """Counts a thread's unexpected exceptions and logs them. Thread-safe."""
 
     def __init__(self, name: str, metrics: Metrics) -> None:
@@ -60,7 +60,7 @@ class Loop:
     """Calls ``step`` on a thread of its own until ``stop``; create it with ``Threads.loop`` or ``Threads.once``."""
 
     def __init__(
-        self, failures: _Failures, step: Callable[[], object], *, interval_s: float, wake: Event | None, once: bool
+        self, failures: Failures, step: Callable[[], object], *, interval_s: float, wake: Event | None, once: bool
     ) -> None:
         self._failures = failures
         self._step = step
@@ -117,7 +117,7 @@ class Loop:
 class Pool:
     """Runs tasks on threads of its own; create it with ``Threads.pool``."""
 
-    def __init__(self, failures: _Failures, size: int) -> None:
+    def __init__(self, failures: Failures, size: int) -> None:
         self._failures = failures
         self._executor = ThreadPoolExecutor(size, thread_name_prefix=failures.name)
 
@@ -178,7 +178,7 @@ class Threads:
 
     def __init__(self, metrics: Metrics) -> None:
         self._metrics = metrics
-        self._started: list[tuple[str, Loop | Pool | _Failures]] = []
+        self._started: list[tuple[str, Loop | Pool | Failures]] = []
 
     def loop(self, name: str, step: Callable[[], object], *, interval_s: float, wake: Event | None = None) -> Loop:
         """Call ``step`` again and again, with a pause of ``interval_s`` seconds between two calls, which ``wake`` ends.
@@ -186,21 +186,21 @@ class Threads:
         After an unexpected exception the pause is short at first and doubles up to the interval; without an interval
         up to five seconds. ``UnavailableError`` is an outage and no failure of the thread.
         """
-        return self._add(name, Loop(_Failures(name, self._metrics), step, interval_s=interval_s, wake=wake, once=False))
+        return self._add(name, Loop(Failures(name, self._metrics), step, interval_s=interval_s, wake=wake, once=False))
 
     def once(self, name: str, action: Callable[[], object]) -> Loop:
         """Call ``action`` until it returns without an exception."""
-        return self._add(name, Loop(_Failures(name, self._metrics), action, interval_s=0, wake=None, once=True))
+        return self._add(name, Loop(Failures(name, self._metrics), action, interval_s=0, wake=None, once=True))
 
     def pool(self, name: str, size: int) -> Pool:
         """Return a pool of ``size`` threads."""
-        pool = Pool(_Failures(name, self._metrics), size)
+        pool = Pool(Failures(name, self._metrics), size)
         self._started.append((name, pool))
         return pool
 
-    def failures(self, name: str) -> _Failures:
+    def failures(self, name: str) -> Failures:
         """Return a counter of the exceptions of a thread that is not started here; its owner calls it."""
-        failures = _Failures(name, self._metrics)
+        failures = Failures(name, self._metrics)
         self._started.append((name, failures))
         return failures
 
