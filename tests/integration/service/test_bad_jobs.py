@@ -7,10 +7,12 @@ from typing import Any, cast
 
 import pytest
 import torch
+from tests.conftest import until
 from tests.support.engines import BreakingFamily
 from tests.support.rendering import SMALL, render_loop, submit
 
 from latentfarm import Batch, Farm
+from latentfarm.ledger import Company, Lease
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.models import Family
@@ -100,6 +102,62 @@ def test_the_jobs_of_each_call_are_recorded_before_it(farm: Farm) -> None:
     assert all(epoch > 0 for each in seen if each is not None for _, epoch in each.leases)
 
 
+# -- jobs that had trouble -----------------------------------------------------------------------------------
+
+
+def test_jobs_that_were_charged_run_alone_and_one_after_the_other(farm: Farm) -> None:
+    batch, family = submit(farm, 8), BreakingFamily()
+    leases = farm.ledger.lease("mini", "other", 8, lease_s=30)
+    for lease in leases[:3]:
+        farm.ledger.fail(lease, {"code": "engine_error", "message": "m"}, retry=True, delay_s=0)
+    farm.ledger.release(leases[3:])
+    with render_loop(farm, of(family), slots=8) as loop:
+        calls: list[set[str]] = []
+        here: list[int] = []
+
+        def record() -> None:
+            calls.append({lease.name for lease in cast("list[Lease]", loop._engine.at_risk())})
+            here.append(sum(lease.company is Company.ALONE for lease in loop._leases.held()))
+
+        family.before_predict = record
+        render(loop, batch)
+    assert ends(batch) == [("done", 2)] * 3 + [("done", 1)] * 5
+    alone = {"b/0", "b/1", "b/2"}
+    assert {name for call in calls if len(call) == 1 for name in call} >= alone
+    assert all(len(call) == 1 or not call & alone for call in calls)
+    # a job of which the image is stored is held too
+    assert max(here) <= 2
+
+
+def test_a_job_that_loses_the_device_is_poison_at_the_third_time_and_its_neighbours_are_done_uncharged(
+    farm: Farm,
+) -> None:
+    batch = submit(farm, 8)
+    lost = []
+    calls: list[list[str]] = []
+    while not batch.status().complete:
+        family, hooks = BreakingFamily(predict=[5], error=illegal_access), RecordingHooks()
+        with render_loop(farm, of(family), slots=8, hooks=hooks) as loop:
+            family.before_predict = lambda loop=loop: calls.append(  # type: ignore[misc]
+                [lease.name for lease in cast("list[Lease]", loop._engine.at_risk())]
+            )
+            while not (batch.status().complete or hooks.device_lost.is_set()):
+                loop.render_all()
+                loop.wait_for_uploads(10)
+        if hooks.device_lost.is_set():
+            lost.append(calls[-1])
+    assert ends(batch)[:5] + ends(batch)[6:] == [("done", 1)] * 7
+    error = batch.job(5).error
+    assert error is not None
+    assert error["code"] == "poison"
+    assert len(lost) == 3
+    assert lost[1:] == [["b/5"]] * 2
+
+
+def illegal_access(message: str) -> Exception:
+    return torch.AcceleratorError(f"CUDA error: an illegal memory access was encountered ({message})")
+
+
 # -- errors that nothing foresaw -------------------------------------------------------------------------------
 
 
@@ -140,7 +198,7 @@ def test_an_unexpected_error_of_any_call_holds_no_lease_and_the_loop_goes_on(
     with render_loop(farm, of(BreakingFamily(predict=bad)), slots=4) as loop:
         render(loop, batch)
         assert raised
-        assert not loop.leases_held
+        until(lambda: not loop.leases_held)
         counted = loop.metrics.registry.get_sample_value(
             "latentfarm_thread_errors_total", {"model": "mini", "thread": "engine"}
         )

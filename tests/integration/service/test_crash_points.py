@@ -16,6 +16,7 @@ from tests.chaos.fake_worker import ALIAS, write_model
 from tests.chaos.farm_run import CHAOS_PRELOAD
 from tests.conftest import until
 from tests.support.fork_server import ForkedProcess, ForkServer
+from tests.support.leasing import flushes_due
 
 from latentfarm import Farm
 from latentfarm.storage.keys import batch_prefix
@@ -26,8 +27,6 @@ from latentfarm.storage.results import read_part
 pytestmark = pytest.mark.integration
 
 MOMENTS = ("before", "after")
-#: attempts of the job: 2 if the worker died with its lease, else as listed here
-ATTEMPTS = {"before lease": 1, "after commit": 1, **{f"{m} {act}": 1 for m in MOMENTS for act in ("flush", "forget")}}
 #: two parts
 ROWS = 1_300
 #: a model without workers, so that no job is leased while a producer's remains are counted
@@ -78,12 +77,15 @@ def test_a_worker_that_dies_at_any_point_loses_no_job_and_no_job_is_committed_tw
     row = {"prompt": "a red circle", "num_inference_steps": 1, "guidance_scale": 1.0}
     batch = farm.submit([row], batch="b", model=ALIAS)
     assert processes.work(point).wait(60) == KILLED
+    # the second worker does not have to wait until the claim of the first one ends
+    flushes_due(farm.ledger)
     second = processes.work()
     until(lambda: batch.status().complete and not farm.ledger.full_parts())
     second.send(signal.SIGKILL)
     second.wait(60)
     [line] = read_part(farm.bucket, "b", 0)
-    assert (line["state"], line["attempts"]) == ("done", ATTEMPTS.get(point, 2))
+    # the death of a worker is not the job's fault
+    assert (line["state"], line["attempts"]) == ("done", 1)
     collect_due(farm.ledger, farm.bucket, delay_s=0)
     assert [key for key in farm.bucket.keys(batch_prefix("b")) if "/images/" in key] == [line["key"]]
     body = farm.bucket.get(line["key"])

@@ -12,6 +12,7 @@ from tests.conftest import until
 from tests.support.rendering import SMALL, FaultyBucket, Paced, render_loop, submit
 
 from latentfarm import Farm
+from latentfarm.ledger import Company, Lease
 from latentfarm_worker.models import Family
 from latentfarm_worker.service.render_loop import WorkerHooks
 
@@ -125,7 +126,7 @@ def test_a_drain_waits_for_the_bucket_until_its_deadline(farm: Farm, family: Fam
     assert batch.status().done == 2
 
 
-def test_after_a_lost_device_all_jobs_are_released_uncharged_and_it_is_not_used_again(
+def test_after_a_lost_device_the_jobs_of_the_call_run_alone_next_the_others_are_released_and_it_is_not_used_again(
     farm: Farm, family: Family
 ) -> None:
     batch = submit(farm, 5)
@@ -143,3 +144,12 @@ def test_after_a_lost_device_all_jobs_are_released_uncharged_and_it_is_not_used_
         assert loop.render_all() == 0
     assert calls == [1]
     assert {job.attempts for job in batch.jobs()} == {0}
+    again: list[Lease] = []
+
+    def all_leased() -> bool:
+        again.extend(farm.ledger.lease("mini", "w", 5, lease_s=30))
+        return len(again) == 5
+
+    until(all_leased)
+    companies = {lease.index: lease.company for lease in again}
+    assert companies == {0: Company.ALONE, 1: Company.ALONE, 2: Company.ANY, 3: Company.ANY, 4: Company.ANY}

@@ -114,7 +114,6 @@ class RenderLoop:
             ledger=ledger,
             leases=self._leases,
             metrics=self.metrics,
-            worker=worker,
             notify_workers=self._hooks.notify_workers,
         )
         self._uploader = Uploader(
