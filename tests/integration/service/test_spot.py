@@ -107,7 +107,7 @@ def test_after_an_unexpected_exception_polling_continues(
 
     def raise_twice() -> str | None:
         if next(left, None) is not None:
-            raise RuntimeError("nobody expected this")
+            raise RuntimeError("unexpected")
         return notice()
 
     monkeypatch.setattr(metadata, "notice", raise_twice)

@@ -31,8 +31,8 @@ from latentfarm.storage.keys import image_key, manifest_key, parse_image_key
 pytestmark = pytest.mark.integration
 
 KINDS: list[Exception] = [
-    RuntimeError("nobody expected this"),
-    redis.ResponseError("ERR a kind that nobody knows"),
+    RuntimeError("unexpected"),
+    redis.ResponseError("ERR an unknown kind"),
     KeyError("missing"),
     MemoryError(),
 ]
@@ -137,7 +137,7 @@ def test_calls_that_each_raise_once_charge_no_job(subject: Subject) -> None:
 
 
 @pytest.mark.parametrize("call", [*COMMON, *ORPHANS])
-def test_a_call_that_raises_for_a_while_charges_no_job(subject: Subject, call: str) -> None:
+def test_a_call_that_raises_three_times_charges_no_job(subject: Subject, call: str) -> None:
     batches = [subject.submit(save_intermediates=True)]
     if call in ORPHANS:
         lose_a_lease(subject, batches[0])

@@ -24,7 +24,7 @@ _MAX_KEYS = 100_000
 
 
 class Maintenance:
-    """Stores results that are due, and deletes objects that nobody needs. Thread-safe.
+    """Stores results that are due, and deletes objects that are not needed. Thread-safe.
 
     Args:
         ledger: the ledger.
@@ -77,8 +77,8 @@ class Maintenance:
                 errors.append(error)
         # an unexpected one is raised: an outage hides none
         errors.sort(key=lambda error: isinstance(error, UnavailableError))
-        for error in errors[1:]:
-            log.warning("maintenance failed otherwise too: %s: %s", type(error).__name__, error)
+        for other in errors[1:]:
+            log.warning("maintenance also failed with %s: %s", type(other).__name__, other)
         if errors:
             raise errors[0]
 

@@ -37,7 +37,7 @@ class Failures:
         metrics.thread_starts(name)
 
     def succeed(self) -> None:
-        """Begin to count anew."""
+        """Begin to count again from 0."""
         self.in_a_row = 0
 
     def add(self, error: BaseException) -> None:
