@@ -70,7 +70,7 @@ class Table:
         releases = {server.name: release_of(server) for server in SERVERS}
         lines.append("| version | " + " | ".join(releases[name] for name in names) + " |")
         for column in COLUMNS:
-            cells = (self.found[name].get(column, "").replace("|", "/") for name in names)
+            cells = (self.found[name].get(column, "not measured").replace("|", "/") for name in names)
             lines.append(f"| {column} | " + " | ".join(cells) + " |")
         lines += [""] + [f"- {name} did not run: {problem}." for name, problem in self.problems.items()]
         before, _, rest = PAGE.read_text().partition(BEGIN)
@@ -125,7 +125,7 @@ def test_the_store_does_what_the_farm_needs(table: Table, server: Server, bucket
     table.run(server, column, lambda: check(bucket), needed=needed)
 
 
-def test_a_wrong_secret_key_is_noticed_or_the_table_says_so(table: Table, server: Server, running: Running) -> None:
+def test_a_wrong_secret_key_is_noticed_or_listed(table: Table, server: Server, running: Running) -> None:
     table.run(server, CREDENTIALS, lambda: wrong_secret(running.settings), needed=False)
 
 

@@ -133,7 +133,7 @@ class Bucket:
         stream, size = answer["Body"], answer.get("ContentLength")
         try:
             if size is None:
-                # only the last chunk tells the end of a body without a length
+                # only the last chunk marks the end of a body without a length
                 headers = answer["ResponseMetadata"]["HTTPHeaders"]
                 _require(headers.get("transfer-encoding") == "chunked", "an object without its length")
                 body: bytes = stream.read(MAX_OBJECT_BYTES + 1)
