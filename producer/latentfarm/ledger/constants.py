@@ -38,11 +38,9 @@ LUA_CONSTANTS: dict[str, str | int] = {
     "INVALID_ROW": INVALID_ROW,
     "POISON": POISON,
     "RETRY_DELAY_MS": int(RETRY_DELAY_S * 1000),
-    # a crash names the job; a loss may have any cause, so more of them are needed
+    # a crash names the job; a loss may have any cause, and the job may only have waited, so more of them are needed
     "POISON_CRASHES": 3,
-    "POISON_LOSSES": 4,
-    "POISON_WORKERS": 2,
-    "POISON_MAX_LOSSES": 6,
+    "POISON_LOSSES": 6,
     # the budget is spent after so many failures without a success, or checked once so many jobs have ended
     "BUDGET_FIRST_FAILURES": 50,
     "BUDGET_MIN_JOBS": 500,

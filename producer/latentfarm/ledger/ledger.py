@@ -228,12 +228,12 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
 
         All leases of the farm are scanned, a few at a time: one script over 100,000 leases blocks Redis for 0.8 s.
         """
-        suffix = f" {worker}".encode()
+        wanted = worker.encode()
         with translate_errors(self.where):
             found = [
                 (decode(name), int(holder.partition(b" ")[0]))
                 for name, holder in self.redis.hscan_iter("lf:holders", count=_SCAN_COUNT)
-                if holder.endswith(suffix)
+                if holder.partition(b" ")[2] == wanted
             ]
         return sorted(set(found))
 

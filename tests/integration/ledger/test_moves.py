@@ -17,11 +17,12 @@ from hypothesis.stateful import (
     multiple,
     rule,
 )
+from tests.support.leasing import make_due
 
 from latentfarm.batch_state import PausedBy
 from latentfarm.errors import InputError
 from latentfarm.job_state import ALLOWED_MOVES, TERMINAL_STATES, JobState
-from latentfarm.ledger import Lease, Ledger, Restoration
+from latentfarm.ledger import Company, Lease, Ledger, Restoration
 from latentfarm.ledger.constants import MAX_ATTEMPTS
 
 pytestmark = pytest.mark.integration
@@ -120,10 +121,10 @@ class LedgerMoves(RuleBasedStateMachine):
     def holds(self, lease: Lease) -> bool:
         return self.epochs.get(lease.index) == lease.epoch
 
-    @rule(target=leases, k=st.integers(1, 4), worker=st.sampled_from("wwwv"))
-    def lease(self, k: int, worker: str) -> Any:
+    @rule(target=leases, k=st.integers(1, 4), worker=st.sampled_from("wwwv"), alone=st.booleans())
+    def lease(self, k: int, worker: str, *, alone: bool) -> Any:
         self.request += 1
-        return self.request_leases(worker, k, self.request)
+        return self.request_leases(worker, k, self.request, alone=alone)
 
     @rule(target=leases, k=st.integers(1, 4), worker=st.sampled_from("wv"))
     def repeat_request(self, k: int, worker: str) -> Any:
@@ -133,16 +134,28 @@ class LedgerMoves(RuleBasedStateMachine):
             return multiple()
         held = [each for each in leases if self.holds(each)]
         if not held:
-            return self.request_leases(worker, k, request)
+            return self.request_leases(worker, k, request, alone=True)
         assert self.ledger.lease("m", worker, k, lease_s=1000, request=str(request)) == held
         return multiple(*held)
 
-    def request_leases(self, worker: str, k: int, request: int) -> Any:
-        found = self.ledger.lease("m", worker, k, lease_s=1000, request=str(request))
+    def company(self, index: int) -> Company:
+        lost_by = self.lost_by[index]
+        if self.charged[index] or len(lost_by) > 1 or any(entry.startswith("crash:") for entry in lost_by):
+            return Company.ALONE
+        return Company.LOST if lost_by else Company.ANY
+
+    def request_leases(self, worker: str, k: int, request: int, *, alone: bool) -> Any:
+        found = self.ledger.lease("m", worker, k, lease_s=1000, request=str(request), alone=alone)
         if found:
             self.replies[worker] = request, found
-        assert len(found) == (0 if self.paused else min(k, self.states.count(JobState.PENDING)))
+        companies = [self.company(index) for index, state in enumerate(self.states) if state is JobState.PENDING]
+        suspects = companies.count(Company.ALONE)
+        available = len(companies) - suspects + min(suspects, int(alone))
+        assert len(found) == (0 if self.paused else min(k, available))
+        # one worker has one job at a time that runs alone
+        assert [each.company for each in found].count(Company.ALONE) <= int(alone)
         for each in found:
+            assert each.company is self.company(each.index)
             assert each.epoch > self.highest
             assert each.attempts == self.charged[each.index]
             self.highest = each.epoch
@@ -162,6 +175,9 @@ class LedgerMoves(RuleBasedStateMachine):
             assert outcome == ("full" if self.ended else "done")
         else:
             assert outcome == ("repeated" if self.receipts.get(lease.index) == lease.epoch else "stale")
+            if outcome == "stale":
+                # its worker outlived the job
+                self.lost_by[lease.index] = []
 
     @rule(lease=leases, retry=st.booleans())
     def fail(self, lease: Lease, *, retry: bool) -> None:
@@ -196,14 +212,41 @@ class LedgerMoves(RuleBasedStateMachine):
         held = lease.index in self.epochs
         assert self.ledger.expire_leases() == int(held)
         if held:
-            del self.epochs[lease.index]
-            self.charged[lease.index] += 1
-            self.codes[lease.index] = "poison"
-            lost_by = self.lost_by[lease.index]
-            lost_by.append(self.workers[lease.index])
-            lost = (len(lost_by) >= 3 and len(set(lost_by)) > 1) or len(lost_by) >= 6
-            self.move(lease.index, JobState.FAILED if lost else JobState.PENDING)
-            self.end_pause_if_complete()
+            self.lose(lease.index, self.workers[lease.index])
+
+    @rule(lease=leases)
+    def crash(self, lease: Lease) -> None:
+        held = self.holds(lease)
+        [outcome] = self.ledger.record_crash([lease])
+        assert (outcome == "stale") == (not held)
+        if held:
+            self.lose(lease.index, f"crash:{self.workers[lease.index]}")
+            assert (outcome == "poison") == (self.states[lease.index] is JobState.FAILED)
+
+    @rule(worker=st.sampled_from("wv"), dice=st.integers(0, 3))
+    def end_worker(self, worker: str, dice: int) -> None:
+        """The worker's process dies in a call for those of its jobs whose index is a multiple of a number."""
+        held = [index for index in self.epochs if self.workers[index] == worker]
+        crashed = [index for index in held if dice and index % dice == 0]
+        at_risk = [(f"b/{index}", self.epochs[index]) for index in crashed]
+        assert self.ledger.end_worker(worker, at_risk) == (len(held) - len(crashed), len(crashed))
+        for index in held:
+            if index in crashed:
+                self.lose(index, f"crash:{worker}")
+            else:
+                del self.epochs[index]
+                self.move(index, JobState.PENDING)
+
+    def lose(self, index: int, entry: str) -> None:
+        del self.epochs[index]
+        lost_by = self.lost_by[index]
+        lost_by.append(entry)
+        crashes = sum(1 for each in lost_by if each.startswith("crash:"))
+        poisoned = crashes >= 3 or len(lost_by) >= 6
+        if poisoned:
+            self.codes[index] = "poison"
+        self.move(index, JobState.FAILED if poisoned else JobState.PENDING)
+        self.end_pause_if_complete()
 
     @rule()
     def recover(self) -> None:
@@ -229,9 +272,8 @@ class LedgerMoves(RuleBasedStateMachine):
     @invariant()
     def ties_are_broken_by_index(self) -> None:
         # jobs that came back within one millisecond and within two would be leased in another order
-        client: Any = self.ledger.redis
-        for index in client.zrange("lf:requeued:b", 0, -1):
-            client.zadd("lf:requeued:b", {index: 1})
+        # and a delay would have to pass
+        make_due(self.ledger, "b")
 
     def open_state(self) -> str:
         return "open" if self.closed else "opening"
@@ -252,6 +294,10 @@ class LedgerMoves(RuleBasedStateMachine):
         to_flush = (self.ended or self.cancelled) and self.counted and not self.flushed
         assert self.ledger.full_parts() == ([("b", 0)] if to_flush else [])
         assert self.ledger.redis.zcard("lf:leases") == self.ledger.redis.hlen("lf:holders") == len(self.epochs)
+        client: Any = self.ledger.redis
+        requeued, suspects = ({*map(int, client.zrange(f"lf:{queue}:b", 0, -1))} for queue in ("requeued", "suspects"))
+        assert not requeued & suspects
+        assert all(self.states[index] is JobState.PENDING for index in requeued | suspects)
 
 
 def test_every_history_agrees_with_the_model(ledger: Ledger) -> None:

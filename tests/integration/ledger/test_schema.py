@@ -12,7 +12,7 @@ from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.integration
 
-REFUSED = r"has schema 1, and this version of latentfarm needs schema 2\. .*run `latentfarm recover`"
+REFUSED = r"has schema 1, and this version of latentfarm needs schema 3\. .*run `latentfarm recover`"
 
 
 @pytest.fixture(params=["written", "from before the schema was written"])
@@ -20,7 +20,7 @@ def old(request: pytest.FixtureRequest, farm: Farm) -> Farm:
     """A farm whose ledger has schema 1."""
     assert SCHEMA == "3"
     farm.submit([{"prompt": "a"}] * 3, batch="cats")
-    assert farm.ledger.redis.get("lf:schema") == b"2"
+    assert farm.ledger.redis.get("lf:schema") == b"3"
     if request.param == "written":
         farm.ledger.redis.set("lf:schema", "1")
     else:
@@ -54,7 +54,7 @@ def test_commands_report_the_schema_and_the_cure(
 ) -> None:
     ran = latentfarm(*command, settings=settings)
     assert ran.returncode == 2, ran.stderr
-    assert "has schema 1, and this version of latentfarm needs schema 2" in ran.stderr
+    assert "has schema 1, and this version of latentfarm needs schema 3" in ran.stderr
     assert old.ledger.redis.exists("lf:batch:cats")
 
 
@@ -71,4 +71,4 @@ def test_a_batch_of_another_schema_runs_on_after_recover(old: Farm, settings: Se
     ran = latentfarm("recover", settings=settings)
     assert ran.returncode == 0, ran.stderr
     assert len(old.ledger.lease("mini", "w", 5, lease_s=30)) == 3
-    assert old.ledger.redis.get("lf:schema") == b"2"
+    assert old.ledger.redis.get("lf:schema") == b"3"

@@ -297,7 +297,7 @@ local function lose(batch, index, name, crashed, now)
   local before = redis.call('HGET', 'lf:lost_by:' .. batch, field)
   redis.call('HSET', 'lf:lost_by:' .. batch, field, before and before .. ' ' .. entry or entry)
   local losses, crashes, workers = read_losses(batch, index)
-  if crashes < POISON_CRASHES and losses < POISON_MAX_LOSSES and (losses < POISON_LOSSES or workers < POISON_WORKERS) then
+  if crashes < POISON_CRASHES and losses < POISON_LOSSES then
     requeue(batch, index, name, crashed and now + retry_delay_ms(crashes) or now)
     return 'requeued'
   end
