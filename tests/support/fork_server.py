@@ -253,6 +253,8 @@ def _become(request: Mapping[str, Any], descriptors: list[int]) -> NoReturn:
         for number in (signal.SIGTERM, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        # a fork keeps the parent's, whose number another file has here
+        signal.set_wakeup_fd(-1)
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         _take_files(descriptors, request.get("pass_fds", []))
         os.environ.clear()
