@@ -163,7 +163,10 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         """
         k = min(k, MAX_JOBS_PER_CALL)
         found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, int(alone))
-        return [Lease(decode(batch), *numbers, Company(company)) for batch, *numbers, company in found]
+        return [
+            Lease(decode(batch), index, epoch, attempts, queued_ms, Company(company))
+            for batch, index, epoch, attempts, queued_ms, company in found
+        ]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:
         """Extend leases to ``lease_s`` seconds from now; return the job names of the leases that are lost."""

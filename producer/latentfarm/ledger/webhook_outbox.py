@@ -10,7 +10,7 @@ from latentfarm.ledger.ledger import Ledger
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import translate_errors
 
-#: milliseconds until a batch is looked at again whose results are not in the bucket yet
+#: milliseconds until a batch is checked again whose results are not in the bucket yet
 _FLUSH_WAIT_MS = 2_000
 
 
