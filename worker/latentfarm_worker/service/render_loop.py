@@ -111,10 +111,7 @@ class RenderLoop:
         self._changed = Condition()
         self._leases = LeaseRenewer(ledger, lease_ttl_s=lease_ttl_s, metrics=self.metrics, threads=self.threads)
         self._returns = LeaseReturns(
-            ledger=ledger,
-            leases=self._leases,
-            metrics=self.metrics,
-            notify_workers=self._hooks.notify_workers,
+            ledger=ledger, leases=self._leases, metrics=self.metrics, notify_workers=self._hooks.notify_workers
         )
         self._uploader = Uploader(
             ledger=ledger,
@@ -128,11 +125,24 @@ class RenderLoop:
             threads=self.threads,
             worker=worker,
         )
-        self._prefetcher = Prefetcher(
+        self._prefetcher = self._make_prefetcher(ledger, bucket, model=model, worker=worker, lease_ttl_s=lease_ttl_s)
+        engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
+        # only one thread may use the engine: a doorbell that rings meanwhile waits, and then finds no job left
+        self._engine_lock = Lock()
+        self._stopping, self._draining, self._device_lost = Event(), Event(), Event()
+        #: time.monotonic() by which a draining worker must have committed
+        self._deadline = float("inf")
+        self._step_s: deque[float] = deque(maxlen=_RECENT)
+        self._decode_s: deque[float] = deque(maxlen=_RECENT)
+
+    def _make_prefetcher(
+        self, ledger: Ledger, bucket: Bucket, *, model: str, worker: str, lease_ttl_s: float
+    ) -> Prefetcher:
+        return Prefetcher(
             ledger=ledger,
             bucket=bucket,
             leases=self._leases,
-            prepare=lambda job, lease: engine.prepare(job, lease, cohort=cohort_of(lease)),
+            prepare=lambda job, lease: self._engine.prepare(job, lease, cohort=cohort_of(lease)),
             fail=self._uploader.fail,
             on_device_lost=self._on_device_lost,
             changed=self._changed,
@@ -142,14 +152,6 @@ class RenderLoop:
             worker=worker,
             lease_ttl_s=lease_ttl_s,
         )
-        engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
-        # only one thread may use the engine: a doorbell that rings meanwhile waits, and then finds no job left
-        self._engine_lock = Lock()
-        self._stopping, self._draining, self._device_lost = Event(), Event(), Event()
-        #: time.monotonic() by which a draining worker must have committed
-        self._deadline = float("inf")
-        self._step_s: deque[float] = deque(maxlen=_RECENT)
-        self._decode_s: deque[float] = deque(maxlen=_RECENT)
 
     def render_all(self) -> int:
         """Render until the ledger has no more jobs of the model, or ``stop``; return the number of ended jobs.
