@@ -43,7 +43,10 @@ def end_predecessor(ledger: Ledger, state: SharedState, name: str, *, patience_s
             return
         else:
             state.forget_at_risk()
-            log.info("the process before this one died: %d jobs run alone next, %d were released", crashed, released)
+            if released or crashed:
+                log.info(
+                    "the process before this one died with %d jobs at risk; %d more were released", crashed, released
+                )
             return
         if time.monotonic() + _PAUSE_S > deadline:
             return
