@@ -91,7 +91,8 @@ def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worke
         assert not alive(process)
         assert "the engine has made no step for 2 s" in worker.log
         assert "in hold_the_lock" in worker.log
-    assert stuck.status().leased == 1
+        assert "while rendering stuck/0 alone" in worker.log
+    assert stuck.status().done == 0
 
 
 def test_without_a_supervisor_a_hanging_engine_ends_its_process(settings: Settings, tmp_path: Path) -> None:
@@ -101,7 +102,7 @@ def test_without_a_supervisor_a_hanging_engine_ends_its_process(settings: Settin
     with faulty(settings, tmp_path / "w", limits, supervised=False) as worker:
         assert worker.process.wait(150) == 75, worker.log
         assert "in block" in worker.log
-    # charged when its lease expires, as for any killed worker: the job may be the cause
+    # lost when its lease expires, as for any killed worker: the job may be the cause
     assert batch.status().leased == 1
 
 
