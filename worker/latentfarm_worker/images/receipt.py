@@ -9,8 +9,8 @@ import torch
 
 from latentfarm import schedulers
 from latentfarm.job import Job
-from latentfarm_worker.engine.outcomes import Rendered
 from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.engine.outcomes import Rendered
 from latentfarm_worker.images.a1111_parameters import parameters_text
 from latentfarm_worker.images.encode import encode_image
 

@@ -18,8 +18,8 @@ import torch
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm.storage.bucket import Bucket
-from latentfarm_worker.engine.outcomes import Failed, Rendered
 from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.engine.outcomes import Failed, Rendered
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.models.base import Family
 
