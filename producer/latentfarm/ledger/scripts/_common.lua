@@ -18,8 +18,8 @@
 -- lf:requeued:<b>      zset    <i> of jobs that run again, by the earliest start time      lease, cancel
 -- lf:suspects:<b>      zset    the same for jobs that run alone                            lease, cancel
 -- lf:attempts:<b>      hash    <i> -> charged attempts: errors of the job itself           drop_flushed, retry
--- lf:lost_by:<b>       hash    <i> -> names of the workers that lost it, one a loss;       drop_flushed, retry, stale commit
---                              "crash:<w>" if the worker died in a call for the job
+-- lf:lost_by:<b>       hash    <i> -> names of the workers that lost it, one a loss;       drop_flushed, retry,
+--                              "crash:<w>" if the worker died in a call for the job        commit (stale)
 -- lf:errors:<b>        hash    <i> -> {code, message, worker} of its last failure          drop_flushed, retry
 -- lf:error_counts:<b>  hash    error code -> failed jobs                                   delete_batch
 -- lf:receipts:<b>      hash    <i> -> receipt, until its part is stored in the bucket      drop_flushed
@@ -67,8 +67,8 @@
 --   truncated                  done jobs whose prompt was too long for the model (absent if none)
 --   budget                     share of failures that pauses the batch; 0 for none
 --   budget_done, budget_failed the counters when the budget began
---   retries                    rises with each retry; a recovery sets it to the time. While it stays, ended jobs stay as
---                              they are: it is the generation of result lines
+--   retries                    rises with each retry; a recovery sets it to the time. While it stays, ended jobs stay
+--                              as they are: it is the generation of result lines
 --   lost_leases                1 if a lease ended without a commit: the bucket may have orphaned images
 --   webhook                    URL to notify, or ''
 --   webhook_state, webhook_attempts, webhook_error   '', due, sent or failed; attempts so far; why the last one failed

@@ -2,8 +2,8 @@
 local batch = ARGV[1]
 local f = read_fields(batch, 'total', 'model')
 for first = 0, tonumber(f.total or 0), CHUNK do redis.call('UNLINK', chunk_key(batch, first)) end
-for _, kind in ipairs({ 'requeued', 'suspects', 'attempts', 'lost_by', 'errors', 'error_counts', 'receipts', 'ended', 'flushed',
-  'flush_errors' }) do
+for _, kind in ipairs({ 'requeued', 'suspects', 'attempts', 'lost_by', 'errors', 'error_counts', 'receipts', 'ended',
+  'flushed', 'flush_errors' }) do
   redis.call('UNLINK', 'lf:' .. kind .. ':' .. batch)
 end
 redis.call('ZREM', 'lf:orphans', batch)

@@ -1,5 +1,5 @@
--- End the leases that were not renewed in time. Their workers may be dead, cut off or stopped: no job is charged, but the
--- loss is recorded, see `lose`.
+-- End the leases that were not renewed in time. Their workers may be dead, cut off or stopped: no job is charged, but
+-- the loss is recorded, see `lose`.
 -- ARGV: limit, lock_ms, patience_ms. If this did not run for patience_ms, Redis or the whole farm was down and no lease
 -- could be renewed: then no lease expires for another patience_ms.
 -- Returns the number of expired leases, or -1 if another worker is at it.

@@ -1,7 +1,7 @@
 -- Lease up to k jobs of a model: from the batch of the highest priority, among equals from the one of the lowest
 -- virtual time. In a batch, a job that runs alone comes first, then requeued jobs, then the jobs at the cursor.
 -- ARGV: model, worker, k, lease_ms, request ('' or an id that no other request of the worker has), alone (1 if one of
--- the jobs may be one that runs alone: so a worker that dies has at most one such job, and the others are not suspected).
+-- the jobs may be one that runs alone: a worker that dies has at most one of them, so the others are not suspected).
 -- If a request has the id of the one before, the reply to that one may have been lost: its leases that are still held
 -- are returned again, with their full time, for any k.
 -- Returns [batch, index, epoch, charged attempts, ms since the batch was created, company] for each job.
