@@ -63,8 +63,8 @@ def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
         lines = list(batch.results())
         # 200 commits for 200 jobs, each under its own epoch
         assert len({line["epoch"] for line in lines}) == 200
-        charged = [line["job"] for line in lines if line["attempts"] > 1]
-        assert charged, "the killed worker held jobs"
+        # its jobs ran again, and none is charged
+        assert {line["attempts"] for line in lines} == {1}
         # the killed worker may have stored images that it had not committed
         collect_orphans(farm.ledger, farm.bucket, "b")
         keys = set(farm.bucket.keys("batches/b/images/"))

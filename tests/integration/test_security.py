@@ -32,6 +32,7 @@ from tests.support.s3_front import Right, front
 
 from latentfarm import doorbell
 from latentfarm.farm import Farm
+from latentfarm.ledger import Ledger
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
@@ -121,11 +122,12 @@ def submit(run: Run) -> None:
     batch = farm.submit(rows, batch="cats", options=rules, reading=ReadOptions(keep_columns=True))
     forge(farm.bucket, 5, prompt=CANARY * 500)
     # a worker that was lost after its put: the collection of orphans removes what it stored
-    [lost] = farm.ledger.lease("mini", "lost", 1, lease_s=30)
+    ledger = Ledger.connect(run.settings["worker"].redis_url)
+    [lost] = ledger.lease("mini", "lost", 1, lease_s=30)
     run.leftovers = [image_key("cats", lost.index, lost.epoch), intermediates_key("cats", lost.index, lost.epoch)]
     for key in run.leftovers:
         farm.bucket.put(key, b"half an image")
-    farm.ledger.release([lost])
+    ledger.release([lost])
     run.messages = [str(message) for message in run.client("admin").lrange("render.mini", 0, -1)]
     assert run.messages
     assert batch.status().total == 6

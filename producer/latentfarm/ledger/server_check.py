@@ -13,7 +13,7 @@ from latentfarm.ledger.redis_errors import translate_errors
 
 _OLDEST = (6, 2)
 #: commands of the probe that only one role needs, as in docs/security/redis-acl.txt
-WORKER_COMMANDS = frozenset({"brpop", "exists", "hincrbyfloat", "zremrangebyscore", "zscore"})
+WORKER_COMMANDS = frozenset({"brpop", "exists", "hincrbyfloat", "hscan", "zremrangebyscore", "zscore"})
 PRODUCER_COMMANDS = frozenset({"hkeys"})
 
 

@@ -60,7 +60,7 @@ def test_every_field_of_a_batch_is_in_the_data_model() -> None:
 
 
 def test_each_role_may_run_every_command_of_its_scripts() -> None:
-    worker = {"lease", "renew", "commit", "fail", "release", "expire_leases", "heartbeat"}
+    worker = {"lease", "renew", "commit", "fail", "release", "crash", "expire_leases", "heartbeat"}
     worker |= {"flush_claim", "flush_postpone", "drop_flushed", "orphans_claim", "orphans_resolve"}
     worker |= {"webhook_claim", "webhook_resolve"}
     scripts = {"worker": worker, "producer": {*SCRIPTS} - worker | {"drop_flushed", "_common"}}
