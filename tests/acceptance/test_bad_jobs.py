@@ -9,6 +9,7 @@ import pytest
 from tests.conftest import until
 from tests.support.faulty_workers import SMALL, Worker, faulty
 from tests.support.memory_limit import limited_memory
+from tests.support.slow_cases import quick
 
 from latentfarm import Batch, Farm
 from latentfarm.settings import Settings
@@ -48,7 +49,7 @@ def check_it_renders_on(farm: Farm, worker: Worker) -> None:
     assert {job.attempts for job in further.jobs()} == {1}
 
 
-@pytest.mark.parametrize("fault", CODES)
+@pytest.mark.parametrize("fault", quick(CODES, but={"hold_the_lock"}))
 def test_one_bad_job_of_eight_harms_no_other(settings: Settings, tmp_path: Path, fault: str) -> None:
     farm, bad = Farm.open(settings), [3]
     with faulty(settings, tmp_path / "w", LIMITS, *OPTIONS) as worker:
@@ -59,9 +60,7 @@ def test_one_bad_job_of_eight_harms_no_other(settings: Settings, tmp_path: Path,
         check_it_renders_on(farm, worker)
 
 
-@pytest.mark.parametrize(
-    "fault", [pytest.param(each, marks=[] if each in {"err", "die"} else pytest.mark.slow) for each in CODES]
-)
+@pytest.mark.parametrize("fault", quick(CODES, but={*CODES} - {"die"}))
 def test_two_bad_jobs_of_thirty_harm_no_other(settings: Settings, tmp_path: Path, fault: str) -> None:
     farm, bad = Farm.open(settings), [7, 20]
     with faulty(settings, tmp_path / "w", LIMITS, *OPTIONS) as worker:
@@ -83,7 +82,7 @@ def test_a_job_that_the_out_of_memory_killer_ends_harms_no_other(settings: Setti
         check_it_renders_on(farm, worker)
 
 
-@pytest.mark.parametrize("fault", ["stick", "die"])
+@pytest.mark.parametrize("fault", quick(["stick", "die"], but={"die"}))
 def test_a_device_that_breaks_with_every_job_ends_its_worker_and_fails_none(
     settings: Settings, tmp_path: Path, fault: str
 ) -> None:

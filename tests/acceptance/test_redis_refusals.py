@@ -14,6 +14,7 @@ from tests.chaos.network import Network
 from tests.conftest import Command, until
 from tests.support.processes import alive, process_of
 from tests.support.refusing_redis import CAUSES, MovingAddress, RefusingRedis, refusing_redis
+from tests.support.slow_cases import quick
 
 from latentfarm import Farm
 from latentfarm.local.process import ManagedProcess
@@ -66,7 +67,7 @@ def render_one(farm: Farm, name: str) -> int:
     return farm.submit([SMALL], batch=name).wait(timeout_s=60).done
 
 
-@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("cause", quick(CAUSES, but={"OOM", "NOPERM"}))
 def test_an_idle_worker_survives_a_redis_that_refuses_writes(
     cause: str, settings: Settings, refusing: RefusingRedis, tmp_path: Path
 ) -> None:
@@ -84,7 +85,7 @@ def test_an_idle_worker_survives_a_redis_that_refuses_writes(
         assert "Traceback" not in log_of(child)
 
 
-@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("cause", quick(CAUSES, but={"OOM", "MISCONF", "NOPERM"}))
 def test_a_worker_that_starts_while_redis_refuses_writes_waits_and_then_renders(
     cause: str, settings: Settings, refusing: RefusingRedis, tmp_path: Path
 ) -> None:
@@ -108,7 +109,7 @@ JOBS = 60
 LEASE_S = 3
 
 
-@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("cause", quick(CAUSES, but={"READONLY", "MISCONF"}))
 def test_a_batch_loses_and_charges_nothing_while_redis_refuses_writes(
     cause: str, settings: Settings, refusing: RefusingRedis, tmp_path: Path, latentfarm: Command
 ) -> None:

@@ -110,8 +110,9 @@ def running(server: Server, table: Table, tmp_path_factory: pytest.TempPathFacto
     started.stop()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def bucket(running: Running) -> Bucket:
+    """Connect anew for each check: nanio leaves the body of a refused put in the connection."""
     return Bucket.connect(running.settings)
 
 
