@@ -205,7 +205,12 @@ SERVERS = [
         "ministack",
         "PyPI",
         "1.5.33",
-        _command("ministack", environment={"GATEWAY_PORT": "PORT", "SERVICES": "s3", "MINISTACK_HOST": "127.0.0.1"}),
+        _command(
+            "ministack",
+            environment={"GATEWAY_PORT": "PORT", "SERVICES": "s3", "MINISTACK_HOST": "127.0.0.1"},
+            # it checks the keys of presigned URLs only, and answers 403 to any but its own
+            keys=("test", "test"),
+        ),
     ),
     Server(
         "nanio",
