@@ -221,6 +221,7 @@ SERVERS = [
             *("nanio", "serve", "--data-dir", "DATA", "--host", "127.0.0.1", "--port", "PORT", "--no-access-log"),
             environment={"NANIO_ACCESS_KEY": ACCESS_KEY, "NANIO_SECRET_KEY": SECRET_KEY},
         ),
+        {"spaces and Unicode in keys": "SignatureDoesNotMatch for `plus+and&per%20cent`"},
     ),
     Server(
         "LocalBucket",

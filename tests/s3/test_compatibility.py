@@ -68,7 +68,7 @@ class Table:
         for file in MEASURED.glob("*.json"):
             self.found.setdefault(file.stem, json.loads(file.read_text()))
         names = [each.name for each in SERVERS if each.name in self.found]
-        lines = [f"Measured on {datetime.now(UTC):%Y-%m-%d} by `make test-s3 WRITE=1`.", ""]
+        lines = [f"Measured on {datetime.now(UTC):%Y-%m-%d} by the suite of `make test-s3`.", ""]
         lines += ["| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         releases = {server.name: release_of(server) for server in SERVERS}
         lines.append("| version | " + " | ".join(releases[name] for name in names) + " |")
@@ -76,6 +76,7 @@ class Table:
             cells = (self.found[name].get(column, "not measured").replace("|", "/") for name in names)
             lines.append(f"| {column} | " + " | ".join(cells) + " |")
         lines += [""] + [f"- {name} did not run: {problem}." for name, problem in self.problems.items()]
+        lines += [f"- {name} was not measured." for name in releases if name not in {*names, *self.problems}]
         before, _, rest = PAGE.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
         PAGE.write_text(before + "\n".join([BEGIN, "", *lines]).rstrip() + f"\n\n{END}" + after)
