@@ -113,7 +113,7 @@ def running(server: Server, table: Table, tmp_path_factory: pytest.TempPathFacto
 
 @pytest.fixture
 def bucket(running: Running) -> Bucket:
-    """Connect anew for each check: nanio leaves the body of a refused put in the connection."""
+    """Open a connection for each check: nanio leaves the body of a refused put in the connection."""
     return Bucket.connect(running.settings)
 
 
