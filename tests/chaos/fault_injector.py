@@ -19,7 +19,7 @@ from tests.chaos.s3_front import MISSING_S, SHARE, S3Front
 from tests.support.fork_server import ForkServer
 
 from latentfarm.errors import UnavailableError
-from latentfarm_worker.supervise.exit_codes import EXIT_RESTART, EXIT_UNAVAILABLE
+from latentfarm_worker.supervise.exit_codes import EXIT_CRASH_LOOP, EXIT_RESTART, EXIT_UNAVAILABLE
 
 #: a worker has ended this long after SIGTERM: the promised 25 s, and a margin for a busy machine
 END_S = 32.0
@@ -41,6 +41,10 @@ _STORE_FAULTS: dict[str, tuple[str, Any]] = {
     "S3: 404 after a put": ("missing_s", MISSING_S),
     "S3: clock five minutes off": ("skew_s", 300.0),
 }
+
+
+#: seconds in which a supervisor ends that does not restart its worker
+_GIVING_UP_S = 2.0
 
 
 class FaultInjector:
@@ -129,7 +133,9 @@ class FaultInjector:
             self.faults_seen.unexpected.append(problem)
             pid = replica.process.pid if replica.process else 0
             deed = {-signal.SIGKILL: KILLS, EXIT_RESTART: LOSES_DEVICE}.get(code)
-            if code != EXIT_UNAVAILABLE and not (deed and (self.deeds / f"{deed}-{pid}").exists()):
+            # scheduled kills without an image in between are like a broken device
+            given_up = code == EXIT_CRASH_LOOP and now < replica.child_killed_s + _GIVING_UP_S
+            if code != EXIT_UNAVAILABLE and not given_up and not (deed and (self.deeds / f"{deed}-{pid}").exists()):
                 self.faults_seen.violations.append(problem)
 
     def kill(self, replica: Replica) -> None:
@@ -137,6 +143,7 @@ class FaultInjector:
         assert replica.process is not None
         # a supervisor restarts its worker
         replica.killed = not replica.supervised
+        replica.child_killed_s = time.monotonic()
         self.faults_seen.kills += [Kill(time.monotonic(), pid) for pid in replica.worker_pids()]
         replica.send(signal.SIGKILL)
 

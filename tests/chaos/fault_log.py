@@ -31,6 +31,8 @@ class Replica:
     #: when it was sent SIGTERM or killed, in seconds of CLOCK_MONOTONIC
     signalled_s: float | None = None
     killed: bool = False
+    #: when the child of a supervisor was killed last
+    child_killed_s: float = 0.0
     gone_s: float | None = None
 
     @property

@@ -33,13 +33,18 @@ def recovery(entries: Iterable[Entry], kills: Iterable[Kill]) -> Recovery:
         if entry.what == "commit" and entry.outcome in FRESH:
             committed[entry.job] = entry.at_s
     seconds = []
-    for kill in kills:
+    died: dict[int, float] = defaultdict(float)
+    for kill in sorted(kills, key=lambda kill: kill.at_s):
         held: dict[str, int] = {}
+        # a long run uses the number of a process again
         for entry in by_pid.get(kill.pid, []):
+            if not died[kill.pid] < entry.at_s <= kill.at_s:
+                continue
             if entry.what == "lease":
                 held[entry.job] = entry.epoch
             else:
                 held.pop(entry.job, None)
+        died[kill.pid] = kill.at_s
         seconds += [committed[job] - kill.at_s for job in held if committed.get(job, 0.0) > kill.at_s]
     return Recovery(seconds)
 

@@ -176,8 +176,7 @@ class LedgerMoves(RuleBasedStateMachine):
         else:
             assert outcome == ("repeated" if self.receipts.get(lease.index) == lease.epoch else "stale")
             if outcome == "stale":
-                # its worker outlived the job
-                self.lost_by[lease.index] = []
+                self.clear_losses(lease.index)
 
     @rule(lease=leases, retry=st.booleans())
     def fail(self, lease: Lease, *, retry: bool) -> None:
@@ -203,6 +202,12 @@ class LedgerMoves(RuleBasedStateMachine):
     @rule(lease=leases)
     def renew(self, lease: Lease) -> None:
         assert (self.ledger.renew([lease], lease_s=1000) == set()) == self.holds(lease)
+        if not self.holds(lease):
+            self.clear_losses(lease.index)
+
+    def clear_losses(self, index: int) -> None:
+        """A worker that lost the job lives."""
+        self.lost_by[index] = [entry for entry in self.lost_by[index] if entry.startswith("crash:")]
 
     @rule(lease=leases)
     def expire(self, lease: Lease) -> None:

@@ -165,6 +165,17 @@ def test_an_image_under_a_lost_lease_clears_its_job(ledger: Ledger) -> None:
     assert next_companies(ledger, 1) == [(0, Company.ANY)]
 
 
+def test_a_worker_that_lives_clears_the_jobs_that_it_lost_but_not_of_crashes(ledger: Ledger) -> None:
+    opened(ledger, total=2)
+    lost = lease(ledger, 2)
+    expire(ledger)
+    ledger.record_crash([each for each in lease(ledger, 2) if each.index == 1])
+    assert ledger.renew(lost, lease_s=30) == {"cats/0", "cats/1"}
+    expire(ledger)
+    # one loss each since then
+    assert next_companies(ledger, 2) == [(1, Company.ALONE), (0, Company.LOST)]
+
+
 def test_every_key_of_a_batch_with_suspects_goes_with_it(ledger: Ledger) -> None:
     opened(ledger, total=PART_JOBS)
     ledger.record_crash(lease(ledger, 3))

@@ -19,7 +19,7 @@
 -- lf:suspects:<b>      zset    the same for jobs that run alone                            lease, cancel
 -- lf:attempts:<b>      hash    <i> -> charged attempts: errors of the job itself           drop_flushed, retry
 -- lf:lost_by:<b>       hash    <i> -> names of the workers that lost it, one a loss;       drop_flushed, retry,
---                              "crash:<w>" if the worker died in a call for the job        commit (stale)
+--                              "crash:<w>" if the worker died in a call for the job        commit, renew
 -- lf:errors:<b>        hash    <i> -> {code, message, worker} of its last failure          drop_flushed, retry
 -- lf:error_counts:<b>  hash    error code -> failed jobs                                   delete_batch
 -- lf:receipts:<b>      hash    <i> -> receipt, until its part is stored in the bucket      drop_flushed
@@ -188,6 +188,17 @@ local function company_of(batch, index)
     return COMPANY_ALONE
   end
   return losses == 1 and COMPANY_LOST or COMPANY_ANY
+end
+
+-- A worker that lost the job lives, so what lost the lease was not the job. Crashes stay: they name it.
+local function clear_losses(batch, index)
+  local key, field, crashes = 'lf:lost_by:' .. batch, decimal(index), {}
+  for entry in string.gmatch(redis.call('HGET', key, field) or '', 'crash:%S+') do crashes[#crashes + 1] = entry end
+  if #crashes > 0 then
+    redis.call('HSET', key, field, table.concat(crashes, ' '))
+  else
+    redis.call('HDEL', key, field)
+  end
 end
 
 -- Put a leased job back in the queue, to run at `from_ms` or later

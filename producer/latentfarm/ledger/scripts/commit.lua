@@ -28,9 +28,8 @@ local function part_for(batch, index)
   return parts[name]
 end
 
--- Its worker outlived the job and made an image of it: what lost the lease was not the job.
 local function refuse(batch, index)
-  redis.call('HDEL', 'lf:lost_by:' .. batch, decimal(index))
+  clear_losses(batch, index)
   local f = read_fields(batch, 'state')
   if f.state == BATCH_DELETING then return 'deleting' end
   if f.state then

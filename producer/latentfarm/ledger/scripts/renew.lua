@@ -7,6 +7,7 @@ for at = 2, #ARGV, 2 do
     redis.call('ZADD', 'lf:leases', 'XX', until_ms, name)
   else
     lost[#lost + 1] = name
+    clear_losses(parse_name(name))
   end
 end
 return lost
