@@ -134,8 +134,8 @@ class FaultInjector:
             pid = replica.process.pid if replica.process else 0
             deed = {-signal.SIGKILL: KILLS, EXIT_RESTART: LOSES_DEVICE}.get(code)
             # scheduled kills without an image in between are like a broken device
-            given_up = code == EXIT_CRASH_LOOP and now < replica.child_killed_s + _GIVING_UP_S
-            if code != EXIT_UNAVAILABLE and not given_up and not (deed and (self.deeds / f"{deed}-{pid}").exists()):
+            abandoned = code == EXIT_CRASH_LOOP and now < replica.child_killed_s + _GIVING_UP_S
+            if code != EXIT_UNAVAILABLE and not abandoned and not (deed and (self.deeds / f"{deed}-{pid}").exists()):
                 self.faults_seen.violations.append(problem)
 
     def kill(self, replica: Replica) -> None:
