@@ -19,14 +19,14 @@ BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mix
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
 
-test: $(VENV)/.tools  ## every test that needs no GPU and no model of full size, a minute of chaos among them
+test: $(VENV)/.tools  ## every test that needs no GPU and no model of full size, 105 s of chaos among them
 	$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL)
 
 unit: PROCESSES = auto
 unit: $(VENV)/.tools  ## the tests that need no server and no process of ours
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
 
-test-chaos: $(VENV)/.tools  ## three and a half minutes of chaos, as CI runs them
+test-chaos: $(VENV)/.tools  ## three and a half minutes of chaos
 	$(BIN)/python -m pytest -k "210" tests/chaos/test_chaos.py
 
 test-s3: $(VENV)/.chaos  ## every S3 server that can be installed here; with WRITE=1, the table of docs/reference/s3-stores.md

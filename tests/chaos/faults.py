@@ -63,13 +63,6 @@ KINDS = {
     "S3: down": _Kind(1, 4, 10),
     "kill -9 the producer": _Kind(3),
 }
-#: those of which a minute is too short to have them all, but which a minute has
-QUICK_KINDS = frozenset(kind for kind in KINDS if kind.startswith(("Redis:", "S3: e", "S3: f", "S3: t", "S3: 4"))) | {
-    _KILL,
-    "SIGTERM a worker",
-    "fail over to the replica",
-    "switch over to the replica",
-}
 #: those in which nothing else begins: they stop everything, or change what Redis is
 _ALONE = frozenset(
     {
