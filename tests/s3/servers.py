@@ -57,6 +57,7 @@ class Server:
         release: the version that is installed.
         start: starts it in a folder.
         lacks: what it is known not to do, by the name of the check, with what it does in its place.
+        unusable: why no farm can use it; empty if one can.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Server:
     release: str
     start: Callable[[Server, Path], Running]
     lacks: Mapping[str, str] = field(default_factory=dict)
+    unusable: str = ""
 
     @property
     def bin(self) -> Path:
@@ -239,6 +241,7 @@ SERVERS = [
             *("pys3local", "serve", "--path", "DATA", "--listen", "127.0.0.1:PORT", "--allow-bucket-creation"),
             *("--access-key-id", ACCESS_KEY, "--secret-access-key", SECRET_KEY),
         ),
+        lacks={"1,005 keys listed after put": "only the first 1,000", "presigned GET": "403"},
     ),
     Server(
         "local-s3-server",
@@ -246,6 +249,7 @@ SERVERS = [
         "PyPI",
         "0.2.2",
         _command("local-s3-server", "--hostname", "127.0.0.1", "--port", "PORT", "--root-dir", "DATA"),
+        unusable="some puts, and listings after them, are answered 500",
     ),
     Server(
         "S3rver",
@@ -256,6 +260,7 @@ SERVERS = [
             *("s3rver", "--directory", "DATA", "--address", "127.0.0.1", "--port", "PORT", "--no-vhost-buckets"),
             keys=("S3RVER", "S3RVER"),
         ),
+        unusable="listings are answered 500 once 1,005 keys were put",
     ),
     Server(
         "fauxqs",
@@ -263,6 +268,7 @@ SERVERS = [
         "npm",
         "1.9.2",
         _command("fauxqs", environment={"FAUXQS_PORT": "PORT", "FAUXQS_HOST": "127.0.0.1", "FAUXQS_LOGGER": "false"}),
+        lacks={"64 MB object": "413"},
     ),
 ]
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from botocore.exceptions import ClientError
 from tests.s3.checks import CHECKS, wrong_secret
 from tests.s3.servers import HOME, SERVERS, Running, Server, release_of
 from tests.support.rendering import render_loop, submit
@@ -53,9 +54,9 @@ class Table:
         try:
             row[column] = check()
         except (AssertionError, LatentfarmError, OSError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            row[column] = f"**no**: {server.lacks.get(column, reason[:80])}"
-            if column in server.lacks or not needed:
+            reason = _reason(error)
+            row[column] = f"**no**: {server.lacks.get(column, reason)}"
+            if column in server.lacks or server.unusable or not needed:
                 pytest.xfail(reason)
             raise
         finally:
@@ -75,11 +76,21 @@ class Table:
         for column in COLUMNS:
             cells = (self.found[name].get(column, "not measured").replace("|", "/") for name in names)
             lines.append(f"| {column} | " + " | ".join(cells) + " |")
-        lines += [""] + [f"- {name} did not run: {problem}." for name, problem in self.problems.items()]
+        unusable = [each for each in SERVERS if each.unusable and each.name in self.found]
+        lines += [""] + [f"- No farm can use {each.name}: {each.unusable}." for each in unusable]
+        lines += [f"- {name} did not run: {problem}." for name, problem in self.problems.items()]
         lines += [f"- {name} was not measured." for name in releases if name not in {*names, *self.problems}]
         before, _, rest = PAGE.read_text().partition(BEGIN)
         after = rest.partition(END)[2]
         PAGE.write_text(before + "\n".join([BEGIN, "", *lines]).rstrip() + f"\n\n{END}" + after)
+
+
+def _reason(error: Exception) -> str:
+    """Return an error in a few words: the code that the server answered, if that is the cause."""
+    cause = error.__cause__
+    if isinstance(cause, ClientError):
+        return f"{cause.operation_name} answers {cause.response.get('Error', {}).get('Code', '')}"
+    return (str(error).splitlines() or [type(error).__name__])[0][:80]
 
 
 @pytest.fixture(scope="module")
@@ -126,8 +137,12 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Family:
 @pytest.mark.parametrize("column", CHECKS)
 def test_the_store_does_what_the_farm_needs(table: Table, server: Server, bucket: Bucket, column: str) -> None:
     check, needed = CHECKS[column]
-    list(bucket.delete_all(""))
-    table.run(server, column, lambda: check(bucket), needed=needed)
+
+    def run() -> str:
+        list(bucket.delete_all(""))
+        return check(bucket)
+
+    table.run(server, column, run, needed=needed)
 
 
 def test_a_wrong_secret_key_is_noticed_or_listed(table: Table, server: Server, running: Running) -> None:
@@ -138,9 +153,9 @@ def test_a_batch_is_rendered_fetched_recovered_and_deleted(
     table: Table, server: Server, running: Running, settings: Settings, family: Family, tmp_path: Path
 ) -> None:
     farm = Farm.open(running.settings.model_copy(update={"redis_url": settings.redis_url}))
-    list(farm.bucket.delete_all(""))
 
     def whole() -> str:
+        list(farm.bucket.delete_all(""))
         batch = submit(farm, 5)
         with render_loop(farm, family) as loop:
             deadline = time.monotonic() + BATCH_S
