@@ -13,7 +13,7 @@ import pytest
 from pydantic import SecretStr
 from tests.conftest import REPOSITORY, Command, until
 from tests.support.machines import free_ports
-from tests.support.refusing_redis import RefusingRedis, refusing_redis
+from tests.support.refusing_redis import RefusingRedis
 from tests.support.s3_front import Answer, front, s3_error
 
 from latentfarm.errors import UnavailableError
@@ -117,18 +117,6 @@ def test_doctor_probes_the_bucket_and_with_read_only_writes_nothing(latentfarm: 
 
 
 # -- Redis -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RefusingRedis]:
-    with refusing_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def refusing(redis_server: RefusingRedis) -> RefusingRedis:
-    redis_server.client.flushall()
-    return redis_server
 
 
 def test_doctor_writes_to_redis_and_leaves_nothing(

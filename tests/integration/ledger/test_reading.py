@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from threading import Event, Thread
 
 import pytest
 from tests.conftest import Command
-from tests.support.refusing_redis import CAUSES, RefusingRedis, refusing_redis
+from tests.support.refusing_redis import CAUSES, RefusingRedis
 
 from latentfarm import Farm
 from latentfarm.batch_state import PausedBy
@@ -22,18 +21,6 @@ from latentfarm.settings import Settings
 pytestmark = pytest.mark.integration
 
 JOBS = 6
-
-
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RefusingRedis]:
-    with refusing_redis(tmp_path_factory.mktemp("redis")) as server:
-        yield server
-
-
-@pytest.fixture
-def refusing(redis_server: RefusingRedis) -> RefusingRedis:
-    redis_server.client.flushall()
-    return redis_server
 
 
 @pytest.fixture
