@@ -14,6 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Self
 
 #: reasons that are listed one by one
 _MAX_REASONS = 10
@@ -54,6 +55,11 @@ class InvalidRowsError(InputError):
             lines.append(f"... and {total - len(problems)} more")
         noun = "problem" if total == 1 else "problems"
         super().__init__("\n".join([*lines, f"{total} {noun}{format_counts(self.reasons)}; {outcome}"]))
+
+
+def describe(error: BaseException) -> str:
+    """Return the type and the message of an exception that nothing foresaw."""
+    return f"{type(error).__name__}: {error}"
 
 
 def format_counts(reasons: Mapping[str, int]) -> str:
@@ -100,6 +106,11 @@ class JobError(LatentfarmError):
     def __init__(self, code: str, message: str) -> None:
         self.code = code
         super().__init__(message)
+
+    @classmethod
+    def unexpected(cls, code: str, error: Exception) -> Self:
+        """Return the error of a job for an exception that nothing foresaw."""
+        return cls(code, describe(error))
 
 
 class ModelError(LatentfarmError):

@@ -13,7 +13,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from latentfarm.errors import InputError
 from latentfarm.settings import Dtype, Settings
 from latentfarm_worker import device_errors
-from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
+from latentfarm_worker.calibration.dummy_inputs import call_with_each_size
 from latentfarm_worker.calibration.slots import autotune_slots
 from latentfarm_worker.engine.batch_sizes import CachedBatchSizes, any_batch_size, compiled_batch_sizes
 from latentfarm_worker.engine.engine import Engine, Observer
@@ -84,9 +84,7 @@ def compile_or_run_eagerly(family: Family, sizes: Collection[int]) -> None:
     """
     family.compile(sizes)
     try:
-        inputs = dummy_inputs(family, native_shape(family), max(sizes))
-        for size in sorted(sizes):
-            family.predict(*inputs.first(size))
+        call_with_each_size(family, native_shape(family), sizes)
     except Exception as error:
         if device_errors.is_fatal(error):
             raise

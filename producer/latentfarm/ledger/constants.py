@@ -23,9 +23,6 @@ RATE_SLOT_MS, RATE_SLOTS = 10_000, 12
 #: a worker's rate is counted in windows; milliseconds, and how many make the rate
 WINDOW_MS, WINDOWS = 30_000, 4
 
-#: seconds until a job runs again after its first error or crash; they double with each
-RETRY_DELAY_S = 1.0
-
 #: error code of a job that was lost with its workers again and again
 POISON = "poison"
 
@@ -37,7 +34,8 @@ LUA_CONSTANTS: dict[str, str | int] = {
     "MAX_ATTEMPTS": MAX_ATTEMPTS,
     "INVALID_ROW": INVALID_ROW,
     "POISON": POISON,
-    "RETRY_DELAY_MS": int(RETRY_DELAY_S * 1000),
+    # until a job runs again after its first error or crash; doubled with each
+    "RETRY_DELAY_MS": 1_000,
     # a crash names the job; a loss may have any cause, and the job may only have waited, so more of them are needed
     "POISON_CRASHES": 3,
     "POISON_LOSSES": 6,

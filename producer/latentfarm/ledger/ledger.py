@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from itertools import chain
 from typing import Any, Literal, cast
 
 from latentfarm.batch_state import BatchState, PausedBy
@@ -216,29 +215,25 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
             at_risk: name and epoch of the jobs in the call of the device in which it died. They count as crashed; the
                 others are released uncharged.
         """
-        crashed, released = set(at_risk), 0
         held = self._held_by(worker)
-        lost = [each for each in held if each in crashed]
-        if lost:
-            self.run(self.scripts.crash, *chain.from_iterable(lost))
-        others = [each for each in held if each not in crashed]
-        if others:
-            released = int(self.run(self.scripts.release, *chain.from_iterable(others)))
-        return released, len(lost)
+        crashed = {lease for lease in held if (lease.name, lease.epoch) in at_risk}
+        self.record_crash(crashed)
+        return self.release(held - crashed), len(crashed)
 
-    def _held_by(self, worker: str) -> list[tuple[str, int]]:
-        """Return name and epoch of each lease of a worker that leases nothing meanwhile.
+    def _held_by(self, worker: str) -> set[Lease]:
+        """Return the leases of a worker that leases nothing meanwhile; their attempts are not read.
 
         All leases of the farm are scanned, a few at a time: one script over 100,000 leases blocks Redis for 0.8 s.
         """
         wanted = worker.encode()
         with translate_errors(self.where):
             found = [
-                (decode(name), int(holder.partition(b" ")[0]))
+                (decode(name).rpartition("/"), int(epoch))
                 for name, holder in self.redis.hscan_iter("lf:holders", count=_SCAN_COUNT)
-                if holder.partition(b" ")[2] == wanted
+                for epoch, _, holder_name in [holder.partition(b" ")]
+                if holder_name == wanted
             ]
-        return sorted(set(found))
+        return {Lease(batch, int(index), epoch, attempts=0) for (batch, _, index), epoch in found}
 
     def expire_leases(self, *, patience_s: float = 10) -> int:
         """End the leases that were not renewed in time, and record the loss of each job; return how many.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import cached_property, partial
@@ -191,8 +191,13 @@ class Bucket:
                 where["Delimiter"] = delimiter
             yield from paginator.paginate(**where)
 
-    def delete(self, keys: list[str]) -> None:
-        """Delete up to 1,000 objects. Missing keys are ignored.
+    def delete(self, keys: Sequence[str]) -> None:
+        """Delete objects, up to 1,000 a request. Missing keys are ignored."""
+        for at in range(0, len(keys), MAX_DELETE_KEYS):
+            self._delete_some(keys[at : at + MAX_DELETE_KEYS])
+
+    def _delete_some(self, keys: Sequence[str]) -> None:
+        """Delete up to 1,000 objects.
 
         If the store has no DeleteObjects, it receives one request for each key, from then on at once.
         """
@@ -208,7 +213,7 @@ class Bucket:
             list(pool.map(self._delete_one, keys))
         self._multi_delete = False
 
-    def _delete_together(self, keys: list[str]) -> None:
+    def _delete_together(self, keys: Sequence[str]) -> None:
         wanted: DeleteTypeDef = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
         with self._translate_errors(keys[0]):
             answer = self.client.delete_objects(Bucket=self.name, Delete=wanted)

@@ -14,7 +14,7 @@ from latentfarm.errors import InputError
 from latentfarm.job_state import TERMINAL_STATES, JobState
 from latentfarm.ledger import Ledger
 from latentfarm.limits import PART_JOBS
-from latentfarm.storage.bucket import MAX_DELETE_KEYS, Bucket
+from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import images_prefix, intermediates_prefix, parse_image_key, part_indices
 from latentfarm.storage.results import MissingResultsError, collect_outdated, read_range
 
@@ -46,8 +46,7 @@ def collect_orphans(
     removed, parts = collect_outdated(ledger, bucket, batch), -(-record.total // PART_JOBS)
     for part in range(parts):
         orphans = _orphans_of(ledger, bucket, batch, part)
-        for at in range(0, len(orphans), MAX_DELETE_KEYS):
-            bucket.delete(orphans[at : at + MAX_DELETE_KEYS])
+        bucket.delete(orphans)
         removed += len(orphans)
         progress(part + 1, parts)
     return removed

@@ -18,7 +18,7 @@ from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job_state import TERMINAL_STATES, JobState
 from latentfarm.ledger import JobRecord, Ledger, Snapshot
 from latentfarm.limits import PART_JOBS
-from latentfarm.storage.bucket import MAX_DELETE_KEYS, Bucket, MissingObjectError
+from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import (
     header_key,
     parse_results_key,
@@ -175,8 +175,7 @@ def collect_outdated(ledger: Ledger, bucket: Bucket, batch: str) -> int:
 def _delete_outdated(bucket: Bucket, current: Mapping[int, int], keys: Iterable[str]) -> int:
     """Delete those of one batch's result objects whose generation is below the current one of their part."""
     outdated = [key for key in keys if (parsed := parse_results_key(key)) and parsed[1] < current.get(parsed[0], 0)]
-    for at in range(0, len(outdated), MAX_DELETE_KEYS):
-        bucket.delete(outdated[at : at + MAX_DELETE_KEYS])
+    bucket.delete(outdated)
     return len(outdated)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
-from pydantic import TypeAdapter
 
+from latentfarm_worker.json_cache import JsonCache
 from latentfarm_worker.models.base import Family
 
 T = TypeVar("T")
@@ -24,8 +23,7 @@ class CalibrationCache(Generic[T]):
     """A JSON file ``name`` in the folder ``cache``: values of type ``kind`` by key."""
 
     def __init__(self, cache: Path, name: str, kind: type[T]) -> None:
-        self._cache, self._name = cache, name
-        self._record = TypeAdapter(dict[str, kind])  # type: ignore[valid-type]
+        self._cache, self._name, self._kind = cache, name, kind
 
     def find(self, key: str, measure: Callable[[], T]) -> tuple[T, bool]:
         """Return the cached value, or measure it; and whether it was cached.
@@ -33,15 +31,16 @@ class CalibrationCache(Generic[T]):
         A file lock lets one process measure at a time. The others wait for its result.
         """
         with self._locked() as file:
-            known = self._read(file)
+            known = file.read() if file is not None else {}
             if key in known:
                 return known[key], True
             found = measure()
-            self._write(file, {**known, key: found})
+            if file is not None:
+                file.replace({**known, key: found})
         return found, False
 
     @contextmanager
-    def _locked(self) -> Iterator[Path | None]:
+    def _locked(self) -> Iterator[JsonCache[T] | None]:
         """Yield the locked file; None if the folder is not writable."""
         try:
             self._cache.mkdir(parents=True, exist_ok=True)
@@ -52,20 +51,7 @@ class CalibrationCache(Generic[T]):
             return
         with lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield self._cache / self._name
-
-    def _read(self, file: Path | None) -> dict[str, T]:
-        try:
-            return self._record.validate_json(file.read_bytes()) if file is not None else {}
-        except (OSError, ValueError):
-            # missing or invalid: it is written again
-            return {}
-
-    def _write(self, file: Path | None, known: dict[str, T]) -> None:
-        if file is not None:
-            fresh = file.with_suffix(f".{os.getpid()}")
-            fresh.write_bytes(self._record.dump_json(known, indent=1))
-            fresh.replace(file)
+            yield JsonCache(self._cache / self._name, self._kind)
 
 
 def device_name(device: torch.device) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -39,3 +40,17 @@ def dummy_inputs(family: Family, shape: LatentShape, rows: int) -> DummyInputs:
         timesteps.to(family.device),
         {name: tensor.expand(rows, *tensor.shape).contiguous() for name, tensor in conditioning.items()},
     )
+
+
+def call_with_each_size(
+    family: Family, shape: LatentShape, sizes: Iterable[int], *, on_forward: Callable[[], None] = lambda: None
+) -> None:
+    """Evaluate the model once with each batch size, so that later calls are as fast as they can be.
+
+    The first call with a size may compile it. ``on_forward`` is called before each.
+    """
+    ordered = sorted(sizes)
+    inputs = dummy_inputs(family, shape, ordered[-1])
+    for size in ordered:
+        on_forward()
+        family.predict(*inputs.first(size))

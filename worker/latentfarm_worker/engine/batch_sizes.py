@@ -18,7 +18,7 @@ import torch
 
 from latentfarm_worker import device_errors
 from latentfarm_worker.calibration.cache import CalibrationCache, cache_key
-from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
+from latentfarm_worker.calibration.dummy_inputs import call_with_each_size, dummy_inputs
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family
 
@@ -99,12 +99,8 @@ class KnownBatchSizes:
         return self._known[shape, rows]
 
     def call_each(self, shape: LatentShape, rows: int) -> None:
-        """Call the model with each of its batch sizes, so that later calls are as fast as they can be."""
-        sizes = self.of(shape, rows)
-        inputs = dummy_inputs(self._family, shape, sizes[-1])
-        for size in sizes:
-            self._on_forward()
-            self._family.predict(*inputs.first(size))
+        """Call the model with each of its batch sizes."""
+        call_with_each_size(self._family, shape, self.of(shape, rows), on_forward=self._on_forward)
 
 
 class CachedBatchSizes(BatchSizes):

@@ -62,4 +62,4 @@ def out_of_memory(message: str) -> JobError:
 
 def engine_error(error: Exception) -> JobError:
     """Return the error of a job for an exception that nothing foresaw."""
-    return JobError("engine_error", f"{type(error).__name__}: {error}")
+    return JobError.unexpected("engine_error", error)

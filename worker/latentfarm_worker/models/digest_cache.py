@@ -7,18 +7,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
-from pydantic import TypeAdapter
+from latentfarm_worker.json_cache import JsonCache
 
 log = logging.getLogger(__name__)
 
 FILE = "digests.json"
-#: by path: size, mtime_ns, sha256
-_Known = dict[str, tuple[int, int, str]]
-_RECORD: TypeAdapter[_Known] = TypeAdapter(_Known)
+#: size, mtime_ns, sha256
+_Entry = tuple[int, int, str]
 
 
 class DigestCache:
@@ -28,7 +25,7 @@ class DigestCache:
     """
 
     def __init__(self, cache: Path | None = None) -> None:
-        self._file = cache / FILE if cache is not None else None
+        self._file = JsonCache(cache / FILE, tuple[int, int, str]) if cache is not None else None
 
     def sha256(self, path: Path) -> str:
         """Return the sha256 of a file as hex digits."""
@@ -43,22 +40,15 @@ class DigestCache:
             self._write(key, (after.st_size, after.st_mtime_ns, digest))
         return digest
 
-    def _read(self) -> _Known:
-        try:
-            return _RECORD.validate_json(self._file.read_bytes()) if self._file is not None else {}
-        except (OSError, ValueError):
-            # missing or invalid: it is written again
-            return {}
+    def _read(self) -> dict[str, _Entry]:
+        return self._file.read() if self._file is not None else {}
 
-    def _write(self, key: str, entry: tuple[int, int, str]) -> None:
+    def _write(self, key: str, entry: _Entry) -> None:
         """Add an entry, and drop those of files that are gone. Of two processes at once, one entry may be lost."""
         if self._file is None:
             return
-        known = {path: found for path, found in self._read().items() if Path(path).exists()} | {key: entry}
+        known = {path: found for path, found in self._read().items() if Path(path).exists()}
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile(dir=self._file.parent, prefix=f"{FILE}.", delete=False) as fresh:
-                fresh.write(_RECORD.dump_json(known, indent=1))
-            os.replace(fresh.name, self._file)  # noqa: PTH105 (a name, not a Path)
+            self._file.replace(known | {key: entry})
         except OSError as error:
             log.warning("the digest of the weights is not cached: %s", error)

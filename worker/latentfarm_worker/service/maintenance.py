@@ -9,7 +9,7 @@ from threading import Event
 
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger import Ledger
-from latentfarm.storage.bucket import MAX_DELETE_KEYS, Bucket
+from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.orphans import collect_due
 from latentfarm.storage.results import flush_due
 from latentfarm_worker.service.metrics import Metrics, Operation
@@ -91,11 +91,11 @@ class Maintenance:
             self._wake.set()
 
     def _delete_outdated(self) -> None:
-        while self._outdated:
-            keys = [self._outdated[at] for at in range(min(len(self._outdated), MAX_DELETE_KEYS))]
-            self._bucket.delete(keys)
-            for _ in keys:
-                self._outdated.popleft()
+        # by index: another thread may append meanwhile
+        keys = [self._outdated[at] for at in range(len(self._outdated))]
+        self._bucket.delete(keys)
+        for _ in keys:
+            self._outdated.popleft()
 
     def _collect_orphans(self) -> None:
         collect_due(self._ledger, self._bucket, delay_s=self._orphans_after_s)

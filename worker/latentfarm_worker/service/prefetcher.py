@@ -283,7 +283,7 @@ class Prefetcher:
                 self._on_device_lost(error)
                 raise
             log.exception("%s cannot be prepared", lease.name, extra=log_fields(lease.name))
-            self._fail(lease, JobError("prepare_error", f"{type(error).__name__}: {error}"), retry=True)
+            self._fail(lease, JobError.unexpected("prepare_error", error), retry=True)
         return None
 
     def _load_part(self, each: _Unread) -> None:

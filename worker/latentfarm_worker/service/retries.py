@@ -9,7 +9,7 @@ from enum import Enum
 from threading import Event
 from typing import Generic, TypeVar
 
-from latentfarm.errors import JobError, SchemaError, UnavailableError
+from latentfarm.errors import SchemaError, UnavailableError
 from latentfarm.ledger import Lease
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics, Operation
@@ -37,10 +37,6 @@ class Broken:
     """An unexpected exception of a request, which came again at each further try."""
 
     error: Exception
-
-    def job_error(self, code: str) -> JobError:
-        """Return the error of the job whose request it was."""
-        return JobError(code, f"{type(self.error).__name__}: {self.error}")
 
 
 class Abandoned(Enum):

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from threading import Event, Lock, Thread
 from typing import Any
 
-from latentfarm.errors import UnavailableError
+from latentfarm.errors import UnavailableError, describe
 from latentfarm_worker.service.metrics import Metrics
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class Failures:
         """Count an exception. Its traceback is logged once, not at each repetition."""
         # memory may have run out: then even this fails, and the thread must go on nevertheless
         with suppress(Exception):
-            text = f"{type(error).__name__}: {error}"
+            text = describe(error)
             with self._lock:
                 self.in_a_row += 1
                 repeated, self._last = text == self._last and self.in_a_row > 1, text

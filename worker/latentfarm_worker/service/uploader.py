@@ -175,12 +175,12 @@ class Uploader:
             encoded = None if strip is None else encode_image(strip, PNG.name, metadata={})
         except Exception as error:
             log.exception("%s could not be encoded", lease.name, extra=log_fields(lease.name))
-            self._drop_image(waiting, Broken(error).job_error("encode_error"))
+            self._drop_image(waiting, JobError.unexpected("encode_error", error))
             return
         encode_s = time.perf_counter() - began
         outcome = self._upload(lease, image, body, encoded)
         if isinstance(outcome, Broken):
-            self._drop_image(waiting, outcome.job_error("upload_error"))
+            self._drop_image(waiting, JobError.unexpected("upload_error", outcome.error))
             return
         if isinstance(outcome, Abandoned):
             _log_abandoned([lease], outcome, "not stored")
@@ -208,7 +208,7 @@ class Uploader:
         if waiting.done:
             self._give_back(waiting.lease)
         else:
-            self._drop_image(waiting, Broken(error).job_error("upload_error"))
+            self._drop_image(waiting, JobError.unexpected("upload_error", error))
 
     def _upload(
         self, lease: Lease, image: Rendered, body: bytes, strip: bytes | None
@@ -268,7 +268,7 @@ class Uploader:
             for each in stored:
                 self._commit_together([each])
         else:
-            self._fail(stored[0].lease, outcome.job_error("commit_error"), retry=True)
+            self._fail(stored[0].lease, JobError.unexpected("commit_error", outcome.error), retry=True)
 
     def _on_committed(self, stored: _Stored, outcome: CommitOutcome) -> None:
         receipt = stored.receipt

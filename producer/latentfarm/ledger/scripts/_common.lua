@@ -181,13 +181,12 @@ local function read_losses(batch, index)
   return losses, crashes, workers
 end
 
--- Return with which other jobs a job may be rendered
+-- Return with which other jobs a job may be rendered, and its charged attempts
 local function company_of(batch, index)
   local losses, crashes = read_losses(batch, index)
-  if losses > 1 or crashes > 0 or redis.call('HGET', 'lf:attempts:' .. batch, decimal(index)) then
-    return COMPANY_ALONE
-  end
-  return losses == 1 and COMPANY_LOST or COMPANY_ANY
+  local attempts = tonumber(redis.call('HGET', 'lf:attempts:' .. batch, decimal(index)) or 0)
+  if losses > 1 or crashes > 0 or attempts > 0 then return COMPANY_ALONE, attempts end
+  return losses == 1 and COMPANY_LOST or COMPANY_ANY, attempts
 end
 
 -- A worker that lost the job lives, so what lost the lease was not the job. Crashes stay: they name it.

@@ -127,8 +127,8 @@ end
 local function next_index(batch)
   local again = next_alone(batch) or next_requeued(batch)
   if again then
-    local attempts = redis.call('HGET', 'lf:attempts:' .. batch.name, again) or 0
-    return tonumber(again), tonumber(attempts), company_of(batch.name, tonumber(again))
+    local company, attempts = company_of(batch.name, tonumber(again))
+    return tonumber(again), attempts, company
   end
   return next_at_cursor(batch), 0, COMPANY_ANY
 end
