@@ -79,6 +79,9 @@ class Maintenance:
         errors.sort(key=lambda error: isinstance(error, UnavailableError))
         for other in errors[1:]:
             log.warning("maintenance also failed with %s: %s", type(other).__name__, other)
+            if not isinstance(other, UnavailableError):
+                # the thread counts only the one that is raised
+                self._metrics.thread_error("maintenance")
         if errors:
             raise errors[0]
 
