@@ -1,14 +1,16 @@
-"""Flatten a job's result for ``results.jsonl``, ``latentfarm results`` and ``metadata.jsonl``."""
+"""Flatten a job's result for ``results.jsonl``, ``latentfarm results`` and the files that data loaders read."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
+from latentfarm.job import Job
+
 # created once: json.dumps creates an encoder at each call
 _encode = json.JSONEncoder(ensure_ascii=False).encode
 
-#: the columns of a CSV or Parquet table of results, and the Arrow type of each
+#: the columns of every table of results and images, and the Arrow type of each
 TABLE_COLUMNS = {
     "job": "string",
     "index": "int64",
@@ -31,11 +33,25 @@ TABLE_COLUMNS = {
     "scheduler_options": "string",
     "prompt_syntax": "string",
     "clip_skip": "int64",
+    "image_format": "string",
     "intermediates": "string",
     "error_code": "string",
     "error_message": "string",
     "columns": "string",
 }
+
+
+#: columns of objects and lists: JSON text in a table, and the text for a missing one
+_JSON_COLUMNS = {"columns": "{}", "guidance_interval": "[]", "scheduler_options": "{}"}
+_EMPTY = {"string": "", "int64": 0, "float64": 0.0}
+#: the columns of an image: those of a job, less its outcome
+IMAGE_COLUMNS = {
+    name: kind
+    for name, kind in TABLE_COLUMNS.items()
+    if name not in {"state", "attempts", "error_code", "error_message"}
+}
+#: a request lists these only if they differ from their defaults; a result always has them
+_DEFAULTS = {name: Job.model_fields[name].default for name in ("prompt_syntax", "clip_skip", "image_format")}
 
 
 def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
@@ -44,6 +60,7 @@ def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
     ``intermediates`` is the key of the strip of intermediate images. ``columns`` are other columns of the row, if kept.
     ``error`` has a failed job's ``code`` and ``message``. An invalid row has no prompt.
     """
+    request = result.get("request", {})
     line = {
         "job": result["job"],
         "index": result["index"],
@@ -54,8 +71,10 @@ def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
         "key": result.get("key"),
         "sha256": result.get("sha256"),
         "bytes": result.get("bytes"),
-        **result.get("request", {}),
+        **request,
     }
+    if request:
+        line |= {name: value for name, value in _DEFAULTS.items() if name not in request}
     if "intermediates" in result:
         line["intermediates"] = result["intermediates"]["key"]
     return line | {name: result[name] for name in ("columns", "error") if name in result}
@@ -69,32 +88,30 @@ def table_row(result: dict[str, Any]) -> dict[str, Any]:
     line = flatten_result(result)
     error = line.pop("error", None) or {}
     line |= {"error_code": error.get("code"), "error_message": error.get("message")}
-    for name in ("columns", "guidance_interval", "scheduler_options"):
+    for name in _JSON_COLUMNS:
         line[name] = to_json(line[name]) if line.get(name) else None
     return {name: line.get(name) for name in TABLE_COLUMNS}
+
+
+def image_entry(result: dict[str, Any]) -> dict[str, Any]:
+    """Return an image's values of ``IMAGE_COLUMNS``: all of them, each of one type and none null.
+
+    Loaders infer a column's type from their first rows: ``datasets`` from five samples of a webdataset, and from the
+    first 10 MB of an ImageFolder's metadata. A later row with another key or type is an error to them. So a missing
+    value is an empty text or 0.
+    """
+    row = {name: value for name, value in table_row(result).items() if value is not None}
+    entry = {name: row.get(name, _JSON_COLUMNS.get(name, _EMPTY[kind])) for name, kind in IMAGE_COLUMNS.items()}
+    return {**entry, "guidance_scale": float(entry["guidance_scale"])}
 
 
 def metadata_entry(result: dict[str, Any], file_name: str) -> dict[str, Any]:
     """Return an image's line of ``metadata.jsonl`` for Hugging Face's ImageFolder.
 
-    ``file_name`` is the path relative to the metadata file; every other key becomes a column. ImageFolder infers a
-    column's type from the first 10 MB (datasets, folder_based_builder.py). So every line has all keys, each of one type
-    and never null: a missing value is an empty text or 0.
+    ``file_name`` is the path relative to the metadata file, ``text`` the prompt.
     """
-    request = result.get("request", {})
-    texts = {name: request.get(name) or "" for name in ("negative_prompt", "scheduler")}
-    numbers = {name: request.get(name) or 0 for name in ("seed", "width", "height", "num_inference_steps")}
-    return {
-        "file_name": file_name,
-        "text": request.get("prompt", ""),
-        "job": result["job"],
-        "id": result.get("id") or "",
-        **texts,
-        **numbers,
-        "guidance_scale": float(request.get("guidance_scale") or 0),
-        "sha256": result["sha256"],
-        "columns": to_json(result.get("columns", {})),
-    }
+    entry = image_entry(result)
+    return {"file_name": file_name, "text": entry.pop("prompt"), **entry}
 
 
 def to_json(value: object) -> str:

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from tests.support.fetching import result
 
-from latentfarm.fetch.serialize import TABLE_COLUMNS, flatten_result, metadata_entry, table_row
+from latentfarm.fetch.serialize import IMAGE_COLUMNS, TABLE_COLUMNS, flatten_result, metadata_entry, table_row
 from latentfarm.fetch.tables import write_csv, write_jsonl, write_parquet
 from latentfarm.job import Job
 from latentfarm.limits import MAX_SEED
@@ -21,11 +21,20 @@ from latentfarm.limits import MAX_SEED
 pytestmark = pytest.mark.unit
 
 
-def test_every_field_of_a_request_has_a_column_in_tables() -> None:
-    rare: dict[str, Any] = {"guidance_interval": (0.2, 0.8), "prompt_syntax": "a1111", "clip_skip": 1}
-    job = Job(batch="cats", index=0, prompt="a", seed=1, **rare)
-    assert job.request().keys() >= rare.keys()
-    assert job.request().keys() <= TABLE_COLUMNS.keys()
+def test_every_field_of_a_job_has_a_column_in_tables() -> None:
+    # a job's name has its batch, and its strip is stored as `intermediates`
+    assert Job.model_fields.keys() - TABLE_COLUMNS.keys() == {"batch", "save_intermediates"}
+    assert IMAGE_COLUMNS.keys() >= Job.model_fields.keys() - {"batch", "save_intermediates"}
+
+
+def test_every_format_has_the_same_values_of_rare_fields() -> None:
+    job = Job(batch="cats", index=1, prompt="a", seed=1, prompt_syntax="a1111", clip_skip=1, image_format="webp")
+    found = [result(), result(1, request=job.request())]
+    names = ("image_format", "prompt_syntax", "clip_skip")
+    expected = [("png", "plain", 0), ("webp", "a1111", 1)]
+    assert [tuple(flatten_result(each)[name] for name in names) for each in found] == expected
+    assert [tuple(table_row(each)[name] for name in names) for each in found] == expected
+    assert [tuple(metadata_entry(each, "a.png")[name] for name in names) for each in found] == expected
 
 
 def test_an_invalid_row_without_a_request_has_a_line_in_every_format() -> None:
