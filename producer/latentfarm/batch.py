@@ -23,7 +23,7 @@ from latentfarm.storage.bucket import MAX_PRESIGN_S
 from latentfarm.storage.keys import batch_prefix, part_indices
 
 if TYPE_CHECKING:
-    from latentfarm.fetch import FetchReport, Layout
+    from latentfarm.fetch import FetchReport, Layout, Owner
     from latentfarm.storage.manifest import ManifestReader
 
 #: seconds between two polls of ``Batch.wait``
@@ -112,11 +112,20 @@ class PresignedUrl(BaseModel):
 class Batch:
     """A submitted batch. Methods raise ``UnavailableError`` if Redis or the store does not answer."""
 
-    def __init__(self, connection: Connection, name: str, *, rejected: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        name: str,
+        *,
+        rejected: Mapping[str, int] | None = None,
+        notes: Mapping[str, int] | None = None,
+    ) -> None:
         self.connection = connection
         self.name = name
         #: invalid rows by reason, if this object was returned by ``submit``; their jobs have failed
         self.rejected = dict(rejected or {})
+        #: numbers of rows by sentence, if this object was returned by ``submit``: what was mapped, dropped or chosen
+        self.notes = dict(notes or {})
         self._ledger, self._bucket = connection.ledger, connection.bucket
 
     def __repr__(self) -> str:
@@ -320,6 +329,8 @@ class Batch:
         name_template: str | None = None,
         skip_fetched: bool = False,
         states: Collection[JobState] = (),
+        image_format: str | None = None,
+        force: bool = False,
         progress: Callable[[FetchReport], None] = lambda _: None,
     ) -> FetchReport:
         """Download finished images and write ``results.jsonl``. Files that exist already are kept.
@@ -327,29 +338,39 @@ class Batch:
         Args:
             directory: created if it does not exist.
             layout: ``files`` adds a ``metadata.jsonl`` for Hugging Face's ImageFolder; ``webdataset`` writes tar
-                shards of 1,000 jobs with an ``index.parquet``.
+                shards of 1,000 jobs, and ``results.jsonl`` with an ``index.parquet`` into ``__tables__``.
             name_template: names of image files, such as ``{id}-{seed}`` [default: ``{index:06d}``].
             skip_fetched: skip images that an earlier fetch into the directory has fetched, even if their files were
                 removed since.
             states: only jobs in these states [default: all]. Only done jobs have images.
+            image_format: only jobs of this format [default: all]. A webdataset has one format.
+            force: write into the directory of another batch, whose images are removed, and over files of others.
             progress: called after each job with the counts so far.
 
         Raises:
-            InputError: names are unsafe or not unique, or the directory cannot be written.
+            InputError: names are unsafe or not unique, a webdataset would have several formats, or the directory cannot
+                be written or belongs to another batch.
         """
         # imported here: Pillow and the writers of tables are slow to import
-        from latentfarm.fetch import DEFAULT_TEMPLATE, fetch_batch
+        from latentfarm.fetch import DEFAULT_TEMPLATE, FetchOptions, fetch_batch
 
-        return fetch_batch(
-            self._bucket,
-            self.results,
-            Path(directory),
+        options = FetchOptions(
             layout=layout,
             name_template=name_template or DEFAULT_TEMPLATE,
             skip_fetched=skip_fetched,
             states={state.word for state in states},
-            progress=progress,
+            image_format=image_format,
+            force=force,
         )
+        return fetch_batch(
+            self._bucket, self.results, Path(directory), self.owner(), options=options, progress=progress
+        )
+
+    def owner(self) -> Owner:
+        """Return what identifies the batch in the folder that it is fetched into."""
+        from latentfarm.fetch import Owner
+
+        return Owner(self.name, self._ledger.batch(self.name).digest)
 
     def presigned(self, *, expires_s: int = 3600) -> Iterator[PresignedUrl]:
         """Yield a URL for each finished image, in order.

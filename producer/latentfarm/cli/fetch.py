@@ -13,6 +13,7 @@ from latentfarm.cli.shared import fail_if, fetch_into, parse_job_states, wait_fo
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.fetch import DEFAULT_TEMPLATE, LAYOUTS, FetchReport, Layout
+from latentfarm.image_formats import IMAGE_FORMATS
 
 
 def wait(
@@ -53,6 +54,10 @@ def fetch(
     skip_fetched: Annotated[
         bool, typer.Option("--skip-fetched", help="Skip images of an earlier fetch, even if the files were moved")
     ] = False,
+    image_format: Annotated[
+        str | None, typer.Option("--image-format", metavar="FORMAT", help="Only images that are png, webp or jpeg")
+    ] = None,
+    force: options.Force = False,
     presign: Annotated[
         bool, typer.Option("--presign", help="Download nothing; print a URL for each finished image, one per line")
     ] = False,
@@ -67,7 +72,7 @@ def fetch(
     Exit code 1: a job in the selected states has failed.
 
     The format `files` adds the metadata.jsonl of Hugging Face's ImageFolder. In `webdataset` a sample is an image, a
-    .txt and a .json; index.parquet lists all samples.
+    .txt and a .json, and all images have one format; __tables__/index.parquet lists all samples.
 
     The fields of --name-template are id, index, batch, seed, row, width, height, num_inference_steps, guidance_scale
     and scheduler; the extension is added. Duplicate names, and names that are unsafe on any system, are an error
@@ -77,6 +82,8 @@ def fetch(
     """
     chosen = _parse_layout(layout)
     states = parse_job_states(state)
+    if image_format is not None:
+        options.require_choice("--image-format", image_format, list(IMAGE_FORMATS))
     if output is None and not presign:
         raise InputError("fetch: write -o DIR, or --presign to print URLs")
     found = Farm.from_env().batch(batch)
@@ -92,6 +99,8 @@ def fetch(
         name_template=name_template,
         skip_fetched=skip_fetched,
         states=states,
+        image_format=image_format,
+        force=force,
     )
     if as_json:
         print_json(_summary(batch, fetched))

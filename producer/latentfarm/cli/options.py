@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 PromptFile = Annotated[str, typer.Argument(metavar="FILE", help="Prompt file, `-` for stdin, or s3://BUCKET/KEY")]
 BatchName = Annotated[str, typer.Argument(metavar="BATCH", help="Name of the batch")]
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the images")]
+Force = Annotated[
+    bool,
+    typer.Option("--force", help="Use DIR even if it has images of another batch, which are removed, or other files"),
+]
 NewBatch = Annotated[
     str | None,
     typer.Option("--batch", metavar="NAME", help="Name of the batch [default: from the file's name and content]"),

@@ -22,9 +22,9 @@ from latentfarm.job_state import JobState
 from latentfarm.ledger import WorkerRecord
 
 if TYPE_CHECKING:
-    from latentfarm.fetch import FetchReport, Layout
+    from latentfarm.fetch import FetchReport
+    from latentfarm.submission.request import Request
 
-CONTACT_SHEET = "contact-sheet.png"
 #: seconds without a worker, longer than one needs to start, until a wait warns about it
 _NO_WORKER_S = 20.0
 
@@ -107,16 +107,24 @@ def parse_job_states(words: list[str] | None) -> frozenset[JobState]:
     return frozenset(known[require_choice("--state", word, list(known))] for word in found)
 
 
+def check_folder(directory: Path, batch: str, request: Request, *, force: bool) -> None:
+    """Check that a batch that is not submitted yet may be fetched into a folder.
+
+    Raises:
+        InputError: it may not.
+    """
+    from latentfarm.fetch import FetchOptions, OutputFolder, Owner
+
+    OutputFolder(directory, Owner(batch, request.digest), FetchOptions(force=force)).check()
+
+
 def fetch_into(
-    batch: Batch,
-    directory: Path,
-    *,
-    layout: Layout = "files",
-    name_template: str | None = None,
-    skip_fetched: bool = False,
-    states: frozenset[JobState] = frozenset(),
+    batch: Batch, directory: Path, *, states: frozenset[JobState] = frozenset(), **options: Any
 ) -> FetchReport:
-    """Download the images of a batch with a progress bar, and report the counts on stderr."""
+    """Download the images of a batch with a progress bar, and report the counts on stderr.
+
+    ``options`` are those of ``Batch.fetch``.
+    """
     from rich.filesize import decimal
 
     from latentfarm.cli.progress import CountProgress
@@ -130,18 +138,11 @@ def fetch_into(
             progress.show(report.jobs, decimal(report.size_bytes), f"{decimal(int(rate))}/s")
 
         try:
-            fetched = batch.fetch(
-                directory,
-                layout=layout,
-                name_template=name_template,
-                skip_fetched=skip_fetched,
-                states=states,
-                progress=show,
-            )
+            fetched = batch.fetch(directory, states=states, progress=show, **options)
         except KeyboardInterrupt:
             echo_err("interrupted; run the same command again to continue")
             raise
-    files = plural(fetched.downloaded, "file" if layout == "files" else "shard")
+    files = plural(fetched.downloaded, "shard" if options.get("layout") == "webdataset" else "file")
     text = f"{files} fetched into {directory}, {fetched.present} already present"
     text += f", {fetched.skipped} fetched before and skipped" if fetched.skipped else ""
     not_done = fetched.jobs - fetched.states[JobState.DONE.word]
@@ -153,7 +154,10 @@ def write_contact_sheet(fetched: FetchReport) -> None:
     """Save an overview of the first images of a fetch beside them."""
     if not fetched.images:
         return
+    from latentfarm.fetch.atomic_files import atomic_write
     from latentfarm.fetch.contact_sheet import contact_sheet
+    from latentfarm.fetch.report import CONTACT_SHEET
 
-    contact_sheet(fetched.images).save(fetched.directory / CONTACT_SHEET)
+    with atomic_write(fetched.directory / CONTACT_SHEET) as opened:
+        contact_sheet(fetched.images).save(opened, "PNG")
     echo_err(f"contact sheet: {fetched.directory / CONTACT_SHEET}")

@@ -48,16 +48,18 @@ class _Counts:
     size_bytes: int = 0
 
 
-def check_names(results: Iterable[dict[str, Any]], template: NameTemplate) -> None:
+def check_names(results: Iterable[dict[str, Any]], template: NameTemplate, require_free: Callable[[str], None]) -> None:
     """Check the file name of every done job.
 
     Raises:
-        InputError: a name is unsafe, or two jobs have the same.
+        InputError: a name is unsafe, two jobs have the same, or ``require_free`` raises it.
     """
     with UniqueNames() as names:
         for result in results:
             if result["state"] == "done":
-                add_file_name(names, template.name(result), result["job"])
+                name = template.name(result)
+                add_file_name(names, name, result["job"])
+                require_free(name)
 
 
 def fetch_images(

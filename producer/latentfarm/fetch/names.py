@@ -8,7 +8,7 @@ import unicodedata
 from typing import Any, NamedTuple
 
 from latentfarm.errors import InputError
-from latentfarm.image_formats import IMAGE_FORMATS, extension_for, format_of, stem
+from latentfarm.image_formats import EXTENSIONS, IMAGE_FORMATS, extension_for, format_of, stem
 from latentfarm.names import parse_job_name
 from latentfarm.unique_names import UniqueNames
 
@@ -78,6 +78,15 @@ class NameTemplate:
         """Whether no name needs a check: each has the index, no text of the user's and no required extension."""
         fields = {piece.field for piece in self._pieces}
         return "index" in fields and "id" not in fields and self._extension is None
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The pattern of the names, with any value of each field."""
+        values = {_INTEGER: r"\d+", _REAL: r"\d+(\.\d+)?", _TEXT: ".+"}
+        name = "".join(
+            re.escape(piece.literal) + (values[_FIELDS[piece.field]] if piece.field else "") for piece in self._pieces
+        )
+        return re.compile(rf"{name}\.({EXTENSIONS})")
 
     def name(self, result: dict[str, Any]) -> str:
         """Return the file name of a job's image, with the extension of its key.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 RESULTS_FILE = "results.jsonl"
+CONTACT_SHEET = "contact-sheet.png"
 #: images on one contact sheet
 MAX_SHEET_IMAGES = 48
 
@@ -23,6 +24,7 @@ class FetchReport:
         size_bytes: bytes downloaded.
         states: jobs in ``results.jsonl`` by state.
         images: the first files with their prompts, as many as a contact sheet has.
+        tables: the folder of ``results.jsonl``; None is ``directory``.
     """
 
     directory: Path
@@ -32,11 +34,12 @@ class FetchReport:
     size_bytes: int = 0
     states: Counter[str] = field(default_factory=Counter)
     images: list[tuple[Path, str]] = field(default_factory=list)
+    tables: Path | None = None
 
     @property
     def results(self) -> Path:
         """The file with one line per job."""
-        return self.directory / RESULTS_FILE
+        return (self.tables or self.directory) / RESULTS_FILE
 
     @property
     def jobs(self) -> int:

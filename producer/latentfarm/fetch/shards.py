@@ -1,8 +1,11 @@
 """``--format webdataset``: tar shards of 1,000 jobs, and a Parquet index of all samples.
 
-A shard has the done jobs of one part. A sample is ``00017042.json`` (its line of ``results.jsonl``), its image
-(``.png``, ``.webp`` or ``.jpg``), ``.txt`` (its prompt) and, with ``save_intermediates``, ``.intermediates.png``.
-A shard's bytes depend on its images and lines only.
+A shard has the done jobs of one part. A sample is ``00017042.json``, its image (``.png``, ``.webp`` or ``.jpg``) and
+``.txt`` (its prompt). A shard's bytes depend on its images and their JSON only.
+
+Hugging Face's ``datasets`` takes the fields of all samples, and their types, from the first five. So every JSON has the
+same keys and types, and all images have one format. Strips of intermediate images, which only some jobs may have, are
+in shards of their own.
 """
 
 from __future__ import annotations
@@ -11,14 +14,14 @@ import io
 import tarfile
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from latentfarm.fetch.atomic_files import atomic_write
-from latentfarm.fetch.report import RESULTS_FILE, FetchReport
-from latentfarm.fetch.serialize import flatten_result, to_json
+from latentfarm.errors import InputError
+from latentfarm.fetch.atomic_files import atomic_write, make_folder
+from latentfarm.fetch.report import FetchReport
+from latentfarm.fetch.serialize import IMAGE_COLUMNS, flatten_result, image_entry, to_json
 from latentfarm.fetch.state_file import FetchState
 from latentfarm.fetch.tables import ParquetTable, require_parquet
 from latentfarm.image_formats import extension_for
@@ -26,47 +29,38 @@ from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.keys import part_of
 from latentfarm.storage.parallel_get import ParallelReader
 
+#: `datasets` ignores folders whose names begin with two underscores: of a folder with one shard and one table, it would
+#: load the table
+TABLES_FOLDER = "__tables__"
+STRIPS_FOLDER = "__intermediates__"
 INDEX_FILE = "index.parquet"
 #: images per task: downloaded images are held until their turn in the tar, two tasks per thread
 _GROUP = 2
-_INDEX_COLUMNS = {
-    "key": "string",
-    "shard": "string",
-    "job": "string",
-    "id": "string",
-    "prompt": "string",
-    "negative_prompt": "string",
-    "seed": "int64",
-    "width": "int64",
-    "height": "int64",
-    "num_inference_steps": "int64",
-    "guidance_scale": "float64",
-    "scheduler": "string",
-    "sha256": "string",
-    "bytes": "int64",
-}
+#: ``key`` is that of the sample
+_INDEX_COLUMNS = {"key": "string", "shard": "string", **{k: v for k, v in IMAGE_COLUMNS.items() if k != "key"}}
 
-#: a file in a shard: its name, and its body unless that is downloaded
-_Member = tuple[str, bytes | None]
+#: a file of a sample: its name, and its body or the receipt of the object that is downloaded
+_Member = tuple[str, bytes | dict[str, Any]]
 
 
-@dataclass(frozen=True)
-class _Sample:
-    """A done job: its result, and its line of ``results.jsonl``."""
+def common_format(results: Iterable[dict[str, Any]]) -> str:
+    """Return the extension of all images, without its dot; empty if there is none.
 
-    result: dict[str, Any]
-    line: dict[str, Any]
-
-    def receipts(self) -> list[dict[str, Any]]:
-        """Return the receipts of the objects to download, in the order of their members."""
-        return [self.result, *([self.result["intermediates"]] if "intermediates" in self.result else [])]
-
-    def members(self) -> list[_Member]:
-        """Return the sample's files, in the order of the shard."""
-        key, prompt = _key(self.result), self.result.get("request", {}).get("prompt", "")
-        strip: list[_Member] = [(_strip_file(self.result), None)] if "intermediates" in self.result else []
-        line = to_json(self.line).encode()
-        return [(f"{key}.json", line), (_image_file(self.result), None), *strip, (f"{key}.txt", prompt.encode())]
+    Raises:
+        InputError: two images have different ones. The text names them.
+    """
+    first, common = "", ""
+    for result in results:
+        if result["state"] != "done":
+            continue
+        extension = extension_for(result["key"]).removeprefix(".")
+        if common not in {"", extension}:
+            raise InputError(
+                f"jobs {first} ({common}) and {result['job']} ({extension}) have images of different formats, and a "
+                "webdataset has one; fetch each format into a folder of its own with --image-format"
+            )
+        first, common = first or result["job"], extension
+    return common
 
 
 def fetch_shards(
@@ -86,33 +80,30 @@ def fetch_shards(
         InputError: pyarrow is missing, or the disk cannot be written to.
     """
     require_parquet("--format webdataset writes index.parquet")
-    report = FetchReport(directory)
+    tables = directory / TABLES_FOLDER
+    make_folder(tables)
+    report = FetchReport(directory, tables=tables)
     with (
         FetchState(directory / ".fetched-webdataset") as state,
-        atomic_write(directory / RESULTS_FILE) as lines,
-        atomic_write(directory / INDEX_FILE) as index,
+        atomic_write(report.results) as lines,
+        atomic_write(tables / INDEX_FILE) as index,
         ParquetTable(index, _INDEX_COLUMNS) as table,
     ):
         for part, group in groupby(results, key=lambda result: part_of(result["index"])):
-            shard = f"shard-{part:05d}.tar"
-            jobs = [_Sample(result, _result_line(result, shard)) for result in group]
-            samples = [job for job in jobs if job.result["state"] == "done"]
-            if skip_fetched and all(state.has(each.result["index"], each.result["sha256"]) for each in samples):
-                report.skipped += len(samples)
-            elif _is_complete(directory / shard, samples):
-                report.present += 1
-            elif samples:
-                with closing(_write_shard(read, directory / shard, samples)) as sizes:
-                    for size_bytes in sizes:
-                        report.size_bytes += size_bytes
-                        progress(report)
-                report.downloaded += 1
+            shard, jobs = f"shard-{part:05d}.tar", list(group)
+            done = [job for job in jobs if job["state"] == "done"]
+            if skip_fetched and all(state.has(each["index"], each["sha256"]) for each in done):
+                report.skipped += len(done)
+            else:
+                _store_shard(read, directory / shard, [_sample(job, job) for job in done], report, progress)
+                strips = [_sample(job, job["intermediates"]) for job in done if "intermediates" in job]
+                _store_shard(read, directory / STRIPS_FOLDER / shard, strips, report, progress)
             for job in jobs:
-                lines.write(f"{to_json(job.line)}\n".encode())
-                report.states[job.result["state"]] += 1
-            for sample in samples:
-                table.add({**sample.line, "key": _key(sample.result)})
-                state.add(sample.result["index"], sample.result["sha256"])
+                lines.write(f"{to_json(_result_line(job, shard))}\n".encode())
+                report.states[job["state"]] += 1
+            for job in done:
+                table.add({**image_entry(job), "key": _key(job), "shard": shard})
+                state.add(job["index"], job["sha256"])
             progress(report)
     return report
 
@@ -121,25 +112,45 @@ def _key(result: dict[str, Any]) -> str:
     return f"{result['index']:08d}"
 
 
-def _image_file(result: dict[str, Any]) -> str:
-    return _key(result) + extension_for(result["key"])
-
-
-def _strip_file(result: dict[str, Any]) -> str:
-    return f"{_key(result)}.intermediates{extension_for(result['intermediates']['key'])}"
+def _sample(result: dict[str, Any], receipt: dict[str, Any]) -> list[_Member]:
+    """Return the files of a done job with the image of ``receipt``, in the order of the shard."""
+    key, entry = _key(result), image_entry(result)
+    prompt: str = entry["prompt"]
+    image = key + extension_for(receipt["key"])
+    return [(f"{key}.json", to_json(entry).encode()), (image, receipt), (f"{key}.txt", prompt.encode())]
 
 
 def _result_line(result: dict[str, Any], shard: str) -> dict[str, Any]:
-    line, done = flatten_result(result), result["state"] == "done"
-    line |= {"shard": shard if done else None, "file": _image_file(result) if done else None}
-    return {**line, "intermediates": _strip_file(result)} if "intermediates" in line else line
+    done = result["state"] == "done"
+    file = _key(result) + extension_for(result["key"]) if done else None
+    line = flatten_result(result) | {"shard": shard if done else None, "file": file}
+    return {**line, "intermediates": f"{STRIPS_FOLDER}/{shard}"} if "intermediates" in line else line
 
 
-def _write_shard(read: ParallelReader, file: Path, samples: list[_Sample]) -> Generator[int, None, None]:
+def _store_shard(
+    read: ParallelReader,
+    file: Path,
+    samples: list[list[_Member]],
+    report: FetchReport,
+    progress: Callable[[FetchReport], None],
+) -> None:
+    """Write a shard and count it, unless it has no samples or is complete."""
+    if _is_complete(file, samples):
+        report.present += 1
+    elif samples:
+        make_folder(file.parent)
+        with closing(_write_shard(read, file, samples)) as sizes:
+            for size_bytes in sizes:
+                report.size_bytes += size_bytes
+                progress(report)
+        report.downloaded += 1
+
+
+def _write_shard(read: ParallelReader, file: Path, samples: list[list[_Member]]) -> Generator[int, None, None]:
     """Write a shard. Yield each sample's downloaded bytes."""
 
-    def download(sample: _Sample) -> list[bytes]:
-        return [read(receipt["key"], receipt["sha256"]) for receipt in sample.receipts()]
+    def download(sample: list[_Member]) -> list[bytes]:
+        return [body if isinstance(body, bytes) else read(body["key"], body["sha256"]) for _, body in sample]
 
     with (
         atomic_write(file) as opened,
@@ -147,10 +158,9 @@ def _write_shard(read: ParallelReader, file: Path, samples: list[_Sample]) -> Ge
         closing(ordered_parallel_map(samples, download, threads=read.threads, group=_GROUP)) as downloads,
     ):
         for sample, bodies in downloads:
-            downloaded = iter(bodies)
-            for name, body in sample.members():
-                _append(tar, name, next(downloaded) if body is None else body)
-            yield sum(map(len, bodies))
+            for (name, _), body in zip(sample, bodies, strict=True):
+                _append(tar, name, body)
+            yield sum(len(body) for (_, source), body in zip(sample, bodies, strict=True) if source is not body)
 
 
 @contextmanager
@@ -167,16 +177,16 @@ def _append(tar: tarfile.TarFile, name: str, body: bytes) -> None:
     tar.addfile(member, io.BytesIO(body))
 
 
-def _is_complete(file: Path, samples: list[_Sample]) -> bool:
+def _is_complete(file: Path, samples: list[list[_Member]]) -> bool:
     """Return whether a shard has exactly these samples: the same members in order, with the same lines and sha256s."""
-    expected = (member for sample in samples for member in sample.members())
+    expected = (member for sample in samples for member in sample)
     try:
         with tarfile.open(file, "r:") as tar:
             for member in tar:
                 name, body = next(expected, (None, None))
                 if member.name != name:
                     return False
-                opened = tar.extractfile(member) if body is not None else None
+                opened = tar.extractfile(member) if isinstance(body, bytes) else None
                 if opened is not None and opened.read() != body:
                     return False
         return next(expected, None) is None

@@ -22,23 +22,22 @@ def test_webdataset_shards_have_each_image_with_its_prompt_and_line(farm: Farm, 
     batch = farm.submit([{"prompt": f"prompt {n}", "id": f"i{n}"} for n in range(1010)], batch="cats")
     work(farm, batch, fail=frozenset({1}), intermediates=True)
     fetched = batch.fetch(tmp_path, layout="webdataset")
-    assert (fetched.downloaded, fetched.states) == (2, {"done": 1009, "failed": 1})
-    assert names_in(tmp_path) == {"shard-00000.tar", "shard-00001.tar", "index.parquet", "results.jsonl"}
-    with tarfile.open(tmp_path / "shard-00001.tar") as tar:
-        members = tar.getmembers()
-        assert [m.name for m in members[:4]] == [
-            "00001000.json",
-            "00001000.png",
-            "00001000.intermediates.png",
-            "00001000.txt",
-        ]
-        assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
-        bodies = [opened.read() for m in members[:4] if (opened := tar.extractfile(m)) is not None]
-    assert bodies[1:] == [image_bytes(1000), image_bytes(1007), b"prompt 1000"]
-    line = json.loads(bodies[0])
-    assert line == read_lines(tmp_path / "results.jsonl")[1000]
+    assert (fetched.downloaded, fetched.states) == (4, {"done": 1009, "failed": 1})
+    assert names_in(tmp_path) == {"shard-00000.tar", "shard-00001.tar", "__intermediates__", "__tables__"}
+    assert names_in(tmp_path / "__intermediates__") == {"shard-00000.tar", "shard-00001.tar"}
+    assert names_in(tmp_path / "__tables__") == {"index.parquet", "results.jsonl"}
+    for folder, image in ((tmp_path, image_bytes(1000)), (tmp_path / "__intermediates__", image_bytes(1007))):
+        with tarfile.open(folder / "shard-00001.tar") as tar:
+            members = tar.getmembers()
+            assert [m.name for m in members[:3]] == ["00001000.json", "00001000.png", "00001000.txt"]
+            assert {(m.mtime, m.uid, m.gid, m.uname, m.mode) for m in members} == {(0, 0, 0, "", 0o644)}
+            bodies = [opened.read() for m in members[:3] if (opened := tar.extractfile(m)) is not None]
+        assert bodies[1:] == [image, b"prompt 1000"]
+        assert json.loads(bodies[0])["id"] == "i1000"
+    line = read_lines(fetched.results)[1000]
     assert (line["file"], line["shard"]) == ("00001000.png", "shard-00001.tar")
-    index = parquet.read_table(tmp_path / "index.parquet").to_pylist()
+    assert line["intermediates"] == "__intermediates__/shard-00001.tar"
+    index = parquet.read_table(tmp_path / "__tables__" / "index.parquet").to_pylist()
     assert len(index) == 1009
     assert (index[1]["key"], index[1]["shard"], index[1]["prompt"]) == ("00000002", "shard-00000.tar", "prompt 2")
     assert index[1]["sha256"] == hashlib.sha256(image_bytes(2)).hexdigest()
@@ -76,7 +75,7 @@ def test_an_interrupted_shard_is_absent_and_complete_ones_before_it_stay(farm: F
 
     with pytest.raises(KeyboardInterrupt):
         batch.fetch(tmp_path, layout="webdataset", progress=interrupt)
-    assert names_in(tmp_path) == {"shard-00000.tar"}
+    assert names_in(tmp_path) == {"shard-00000.tar", "__tables__"}
     again = batch.fetch(tmp_path, layout="webdataset")
     assert (again.downloaded, again.present) == (1, 1)
 

@@ -88,12 +88,15 @@ def test_a_template_with_a_file_extension_is_refused_before_the_first_download(b
 
 
 def test_webdataset_members_have_the_extension_of_their_format(batch: Batch, tmp_path: Path) -> None:
-    batch.fetch(tmp_path, layout="webdataset")
-    with tarfile.open(tmp_path / "shard-00000.tar") as tar:
-        names = [name for name in tar.getnames() if name.count(".") == 1 and not name.endswith((".json", ".txt"))]
-    assert names == ["00000000.png", "00000001.webp", "00000002.jpg"]
-    again = batch.fetch(tmp_path, layout="webdataset")
-    assert (again.downloaded, again.present) == (0, 1)
+    with pytest.raises(InputError, match=r"jobs b/0 \(png\) and b/1 \(webp\) have .* with --image-format"):
+        batch.fetch(tmp_path / "all", layout="webdataset")
+    assert not (tmp_path / "all").exists()
+    for number, made in enumerate(IMAGE_FORMATS.values()):
+        for counts in ((2, 0), (0, 2)):
+            fetched = batch.fetch(tmp_path / made.name, layout="webdataset", image_format=made.name)
+            assert (fetched.downloaded, fetched.present) == counts, "its shard and that of its strip"
+        with tarfile.open(tmp_path / made.name / "shard-00000.tar") as tar:
+            assert tar.getnames()[1] == f"{number:08d}{made.extension}"
 
 
 @pytest.mark.parametrize("left", ["images", "results too"])
