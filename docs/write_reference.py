@@ -1,4 +1,7 @@
-"""Write the commands' part of docs/reference/cli.md from the commands themselves: ``make docs``."""
+"""Write the generated parts of docs/reference from the code: ``make docs``.
+
+They are the commands of cli.md and the names of other tools in prompt-files.md.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,12 @@ from typer.main import get_command
 
 from latentfarm.cli import app
 from latentfarm.cli.command_group import parameter_help, parameter_names
+from latentfarm.submission.prompts.aliases import FIELD_ALIASES, PASSED_ALIASES, Alias, Dialect
 
 REFERENCE = Path(__file__).parent / "reference" / "cli.md"
+PROMPT_FILES = REFERENCE.with_name("prompt-files.md")
 BEGIN, END = "<!-- commands: written by make docs -->", "<!-- /commands -->"
+NAMES_BEGIN, NAMES_END = "<!-- names: written by make docs -->", "<!-- /names -->"
 #: commands that read prompts: their common options are listed once
 PROMPT_COMMANDS = ("render", "submit", "estimate")
 
@@ -26,10 +32,43 @@ def commands_text() -> str:
     return "\n".join([*head, *(_section(name, command) for name, command in commands.items())])
 
 
+def names_text() -> str:
+    """Return the tables of other tools' names for fields, and of names without effect."""
+    lines = ["| name | field | written by | |", "|---|---|---|---|"]
+    for alias in FIELD_ALIASES:
+        where = "" if alias.dialect is Dialect.LONG else f"only in {alias.dialect}"
+        rule = "only if the row has no other prompt" if alias.weak else ""
+        remarks = "; ".join(filter(None, [where, alias.remark, rule]))
+        lines.append(f"| {_names(alias)} | {_fields(alias)} | {alias.tools} | {remarks} |")
+    lines += ["", "Passed over, with a note:", "", "| name | written by | because |", "|---|---|---|"]
+    lines += [f"| {_names(alias)} | {alias.tools} | {alias.remark} |" for alias in PASSED_ALIASES if not alias.changes]
+    lines += ["", "Passed over if off, refused otherwise:", "", "| name | written by |", "|---|---|"]
+    lines += [f"| {_names(alias)} | {alias.tools} |" for alias in PASSED_ALIASES if alias.changes]
+    return "\n".join(lines)
+
+
 def reference_text() -> str:
     """Return the expected text of docs/reference/cli.md."""
-    before, _, rest = REFERENCE.read_text().partition(BEGIN)
-    return f"{before}{BEGIN}\n\n{commands_text()}\n{END}{rest.partition(END)[2]}"
+    return _filled(REFERENCE, BEGIN, END, commands_text())
+
+
+def prompt_files_text() -> str:
+    """Return the expected text of docs/reference/prompt-files.md."""
+    return _filled(PROMPT_FILES, NAMES_BEGIN, NAMES_END, names_text() + "\n")
+
+
+def _filled(path: Path, begin: str, end: str, text: str) -> str:
+    before, _, rest = path.read_text().partition(begin)
+    return f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
+
+
+def _names(alias: Alias) -> str:
+    dashes = "--" if alias.dialect is Dialect.KOHYA else ""
+    return ", ".join(f"`{dashes}{name}`" for name in alias.names)
+
+
+def _fields(alias: Alias) -> str:
+    return ", ".join(f"`{field}`" for field in alias.field.split(", "))
 
 
 def _section(name: str, command: Any) -> str:
@@ -48,3 +87,4 @@ def _entry(parameter: Any) -> str:
 
 if __name__ == "__main__":
     REFERENCE.write_text(reference_text())
+    PROMPT_FILES.write_text(prompt_files_text())

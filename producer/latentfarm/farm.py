@@ -132,7 +132,7 @@ class Farm:
                 if progress is not None:
                     progress(jobs)
         self.connection.ring(request.model)
-        return Batch(self.connection, submission.batch, rejected=submission.report.reasons)
+        return Batch(self.connection, submission.batch, rejected=submission.report.reasons, notes=request.notes)
 
     def workers(self, model: str | None = None) -> list[WorkerRecord]:
         """Return the workers, of one model or of all, that sent a heartbeat in the last 15 seconds."""

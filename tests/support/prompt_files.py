@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from latentfarm.job import Row
-from latentfarm.submission.prompts import LocatedRow, ReadOptions, RowError, open_source
+from latentfarm.submission.prompts import LocatedRow, ReadOptions, RowError, Source, open_source
 
 KEEP = ReadOptions(keep_columns=True)
 
@@ -19,9 +19,20 @@ def found(file: Path, content: str | bytes, options: ReadOptions | None = None) 
 
 def rows(file: Path, content: str | bytes, options: ReadOptions | None = None) -> list[Row]:
     """Return the rows of a file without row errors."""
-    entries = found(file, content, options)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return rows_of(open_source(file, options or ReadOptions()))
+
+
+def rows_of(source: Source) -> list[Row]:
+    """Return the rows of a source without row errors."""
+    entries = list(source.read())
     assert [entry.text for entry in entries if isinstance(entry, RowError)] == []
     return [entry.row for entry in entries if isinstance(entry, LocatedRow)]
+
+
+def errors_of(source: Source) -> list[RowError]:
+    """Return every row error of a source."""
+    return [entry for entry in source.read() if isinstance(entry, RowError)]
 
 
 def row_errors(file: Path, content: str | bytes, options: ReadOptions | None = None) -> list[tuple[str, str]]:

@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+#: the value of --keep-columns if none is given
+ALL_COLUMNS = "*"
+#: options whose value may be left out, and the value that this means
+_OPTIONAL_VALUES = {"--keep-columns": ALL_COLUMNS}
 _HEADING_ORDER = {"Arguments": 0, "Options": 1}
 
 
@@ -76,6 +80,18 @@ def make_group(commands: dict[str, dict[str, CommandEntry]]) -> type[TyperGroup]
 class Command(TyperCommand):
     """A command whose usage and options are printed as by uv and ruff."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words after the command's name."""
+        given = _with_values(args, greedy=True)
+        try:
+            return super().parse_args(ctx, list(given))
+        except typer.BadParameter:
+            # the word after the option was an argument, not the option's value
+            spared = _with_values(args, greedy=False)
+            if spared == given:
+                raise
+            return super().parse_args(ctx, spared)
+
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """Return the words after the command's name in its usage."""
         arguments = (each for each in self.get_params(ctx) if each.param_type_name == "argument")
@@ -105,6 +121,18 @@ def parameter_help(parameter: Any) -> str:
         return f"{text} [required]"
     no_default = parameter.is_flag or parameter.default in {None, ""} or not parameter.show_default
     return text if no_default else f"{text} [default: {_plain(parameter.default)}]"
+
+
+def _with_values(args: list[str], *, greedy: bool) -> list[str]:
+    """Return the words with the value of each option that has none; ``greedy`` takes the word after it as its value."""
+    found: list[str] = []
+    for at, word in enumerate(args):
+        found.append(word)
+        if word in _OPTIONAL_VALUES:
+            following = args[at + 1 :]
+            if not (greedy and following and (following[0] == "-" or not following[0].startswith("-"))):
+                found.append(_OPTIONAL_VALUES[word])
+    return found
 
 
 def _plain(value: object) -> str:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.output import echo_err, format_duration, print_json
+from latentfarm.cli.output import echo_err, echo_notes, format_duration, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
 from latentfarm.cli.shared import fail_if
 from latentfarm.errors import LatentfarmError, format_counts
@@ -85,6 +85,7 @@ def _print(found: Estimate, workers: int) -> None:
     }
     for name, text in lines.items():
         typer.echo(f"{name:<15} {text}")
+    echo_notes(found.notes)
     for problem in found.problems:
         echo_err(problem)
     if found.invalid > len(found.problems):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import IO
 
@@ -40,6 +40,12 @@ def binary_stdout() -> Iterator[IO[bytes]]:
         # Python flushes stdout at exit, and would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
+
+
+def echo_notes(notes: Mapping[str, int]) -> None:
+    """Print on stderr what was mapped, dropped or chosen, and in how many rows."""
+    for sentence, rows in notes.items():
+        echo_err(f"note: {sentence} ({plural(rows, 'row')})")
 
 
 def plural(count: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 from collections.abc import Callable
 from copy import copy
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from latentfarm.cli import options
+from latentfarm.cli.command_group import ALL_COLUMNS
+from latentfarm.errors import InputError
 from latentfarm.image_formats import IMAGE_FORMATS, PNG
 from latentfarm.limits import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from latentfarm.settings import Settings
@@ -75,7 +78,14 @@ ImageFormat = Annotated[
 ]
 PromptColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column with the prompt [default: prompt]")]
 KeepColumns = Annotated[
-    bool, typer.Option("--keep-columns", help="Copy unknown columns to the results instead of rejecting them")
+    str | None,
+    typer.Option(
+        "--keep-columns", metavar="[NAMES]", help="Copy unknown columns to the results: all, or those of a list a,b"
+    ),
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option("--column", metavar="FIELD=NAME", help="Read a field from the column NAME (repeatable)"),
 ]
 Format = Annotated[
     str | None,
@@ -116,7 +126,8 @@ class Rows:
 
 def _rows(
     prompt_column: PromptColumn = None,
-    keep_columns: KeepColumns = False,
+    keep_columns: KeepColumns = None,
+    column: Columns = None,
     format_: Format = None,
     sweep: Sweeps = None,
     dynamic_prompts: Dynamic = False,
@@ -137,7 +148,12 @@ def _rows(
     image_format: ImageFormat = None,
 ) -> Rows:
     return Rows(
-        reading=ReadOptions(prompt_column=prompt_column, keep_columns=keep_columns, format=format_),
+        reading=ReadOptions(
+            prompt_column=prompt_column,
+            keep_columns=_kept(keep_columns),
+            format=format_,
+            columns=tuple(map(_mapped, column or ())),
+        ),
         expansion=Expansion.parse(
             sweep or (),
             wildcards=wildcards,
@@ -160,6 +176,27 @@ def _rows(
             "image_format": image_format,
         },
     )
+
+
+def _kept(names: str | None) -> bool | tuple[str, ...]:
+    """Return which unknown columns are kept, from the value of --keep-columns."""
+    if names in {None, ALL_COLUMNS}:
+        return names is not None
+    try:
+        [found] = csv.reader([str(names)], skipinitialspace=True, strict=True)
+    except (csv.Error, ValueError):
+        found = []
+    if not all(found) or not found:
+        raise InputError(f"--keep-columns {names!r} is not a list of columns; write a,b, or nothing for all of them")
+    return tuple(found)
+
+
+def _mapped(option: str) -> tuple[str, str]:
+    """Return field and column of ``FIELD=NAME``."""
+    field, equals, column = option.partition("=")
+    if not equals:
+        raise InputError(f"--column {option!r} names no column; write FIELD=NAME, such as seed=image_seed")
+    return field.strip(), column.strip()
 
 
 def prompt_options(command: Callable[..., None]) -> Callable[..., None]:

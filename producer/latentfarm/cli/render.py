@@ -9,14 +9,15 @@ from typing import Any
 from latentfarm.batch import Batch
 from latentfarm.cli import options
 from latentfarm.cli.options import check_dtype
-from latentfarm.cli.output import echo_err, print_json
+from latentfarm.cli.output import echo_err, echo_notes, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
-from latentfarm.cli.shared import fail_if, fetch_into, wait_for, write_contact_sheet
+from latentfarm.cli.shared import check_folder, fail_if, fetch_into, wait_for, write_contact_sheet
 from latentfarm.farm import Farm
 from latentfarm.fetch import FetchReport
 from latentfarm.local.farm import LocalFarm, require_worker_packages, start_workers, stop_all, worker_exit_s
 from latentfarm.local.process import ManagedProcess
 from latentfarm.model_spec import ModelSpec, parse_model
+from latentfarm.names import check_batch_name
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 from latentfarm.submission.request import SubmitOptions
 from latentfarm.submission.validation import make_valid_request
@@ -33,6 +34,7 @@ def render(
     slots: options.Slots = None,
     workers: options.Workers = 1,
     priority: options.Priority = 0,
+    force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
     """Render a prompt file into a folder: submit, wait and fetch.
@@ -54,12 +56,15 @@ def render(
         expansion=rows.expansion,
         **rows.defaults,
     )
+    name = request.name if batch is None else check_batch_name(batch)
+    check_folder(output, name, request, force=force)
     with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (farm, pool):
-        found = farm.enqueue(request, rules, batch=batch)
+        found = farm.enqueue(request, rules, batch=name)
         if not found.status().is_final:
             pool.start()
         status = wait_for(found, meanwhile=pool.require_alive)
-        fetched = fetch_into(found, output)
+        fetched = fetch_into(found, output, force=force)
+    echo_notes(found.notes)
     write_contact_sheet(fetched)
     if as_json:
         print_json(_summary(found, fetched))

@@ -10,15 +10,16 @@ import typer
 
 from latentfarm.batch import Batch
 from latentfarm.cli import options
-from latentfarm.cli.output import echo_err, plural, print_json
+from latentfarm.cli.output import echo_err, echo_notes, plural, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options
-from latentfarm.cli.shared import fail_if, fetch_into, wait_for, write_contact_sheet
+from latentfarm.cli.shared import check_folder, fail_if, fetch_into, wait_for, write_contact_sheet
 from latentfarm.errors import InputError, format_counts
 from latentfarm.farm import Farm
 from latentfarm.ledger.constants import DEFAULT_BUDGET
+from latentfarm.names import check_batch_name
 from latentfarm.settings import DEFAULT_MODEL
 from latentfarm.submission.request import DEFAULT_MAX_INVALID, SubmitOptions
-from latentfarm.submission.validation import VALIDATE_FIRST_ROWS
+from latentfarm.submission.validation import VALIDATE_FIRST_ROWS, make_valid_request
 
 Alias = Annotated[str, typer.Option("--model", metavar="ALIAS", help="Alias of the model, as its workers serve it")]
 Canary = Annotated[
@@ -59,6 +60,7 @@ def submit(
     priority: options.Priority = 0,
     canary: Canary = 0,
     output: CanaryFolder = None,
+    force: options.Force = False,
     failure_budget: Budget = 100 * DEFAULT_BUDGET,
     validate_first: ValidateFirst = None,
     max_invalid: MaxInvalid = 100 * DEFAULT_MAX_INVALID,
@@ -83,35 +85,40 @@ def submit(
         max_invalid=max_invalid / 100,
     )
     farm = Farm.from_env()
-    submitted = farm.submit(
+    request = make_valid_request(
         file,
-        batch=batch,
-        model=model,
-        options=rules,
+        rules,
         reading=rows.reading,
+        client=farm.bucket.client,
+        model=model,
         expansion=rows.expansion,
-        progress=_Progress(),
         **rows.defaults,
     )
+    name = request.name if batch is None else check_batch_name(batch)
+    folder = output or Path(f"{name}-canary")
+    if canary:
+        check_folder(folder, name, request, force=force)
+    submitted = farm.enqueue(request, rules, batch=name, progress=_Progress())
     if as_json:
         summary = {"batch": submitted.name, "model": model, "total": submitted.status().total}
-        print_json({**summary, "rejected": submitted.rejected})
+        print_json({**summary, "rejected": submitted.rejected, "notes": submitted.notes})
     else:
         typer.echo(submitted.name)
+    echo_notes(submitted.notes)
     if submitted.rejected:
         count = plural(sum(submitted.rejected.values()), "invalid row")
         echo_err(f"{count} became failed jobs{format_counts(submitted.rejected)}")
     if canary:
-        _show_canary(submitted, output or Path(f"{submitted.name}-canary"))
+        _show_canary(submitted, folder, force=force)
     if wait:
         status = wait_for(submitted)
         fail_if(status.failed or not status.complete)
     fail_if(submitted.rejected)
 
 
-def _show_canary(batch: Batch, directory: Path) -> None:
+def _show_canary(batch: Batch, directory: Path, *, force: bool) -> None:
     status = wait_for(batch)
-    write_contact_sheet(fetch_into(batch, directory))
+    write_contact_sheet(fetch_into(batch, directory, force=force))
     if not status.is_final:
         echo_err(f"the other jobs are paused: `latentfarm resume {batch.name}`, or `latentfarm cancel {batch.name}`")
 

@@ -32,6 +32,7 @@ class Estimate(BaseModel):
     a1111 are not cut.
     ``size_bytes`` and ``gpu_hours`` come from measurements of the model's workers; None without any.
     ``problems`` are the messages of the first 20 invalid rows.
+    ``notes`` are numbers of rows by sentence: what was mapped, dropped or chosen.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -47,6 +48,7 @@ class Estimate(BaseModel):
     size_bytes: int | None
     gpu_hours: float | None
     problems: list[str]
+    notes: dict[str, int]
 
 
 _Size = tuple[int | None, int | None]
@@ -96,6 +98,7 @@ def make_estimate(
         size_bytes=size_bytes,
         gpu_hours=gpu_hours,
         problems=report.problems,
+        notes=request.notes,
     )
 
 

@@ -7,7 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,15 @@ from latentfarm.job import Defaults, Row
 from latentfarm.ledger.constants import DEFAULT_BUDGET
 from latentfarm.names import check_model_alias
 from latentfarm.submission.expansion import Expansion
-from latentfarm.submission.prompts import ReadOptions, RowError, Source, SourceLike, check_defaults, open_source
+from latentfarm.submission.prompts import (
+    Notes,
+    ReadOptions,
+    RowError,
+    Source,
+    SourceLike,
+    check_defaults,
+    open_source,
+)
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -56,6 +64,13 @@ class Request:
     defaults: Defaults
     expansion: Expansion
     reading: ReadOptions
+    #: what was mapped in the options
+    option_notes: Notes = field(default_factory=Notes)
+
+    @property
+    def notes(self) -> dict[str, int]:
+        """Numbers of rows by sentence: what was mapped, dropped or chosen. Complete once all rows have been read."""
+        return dict(self.option_notes) | dict(self.source.notes)
 
     @property
     def digest(self) -> str:
@@ -63,7 +78,7 @@ class Request:
 
         A stream can be read only once, so its digest covers the options only. Its parts have digests of their own.
         """
-        options = [self.model, self.defaults.given(), self.expansion.key, repr(self.reading)]
+        options = [self.model, self.defaults.given(), self.expansion.key, self.reading.key]
         content = self.source.digest or "stream"
         return hashlib.sha256(json.dumps([*options, content], sort_keys=True).encode()).hexdigest()
 
@@ -121,5 +136,6 @@ def make_request(
     """
     check_model_alias(model)
     reading = reading or ReadOptions()
-    opened = open_source(source, reading, client=client)
-    return Request(opened, model, check_defaults(defaults), expansion or Expansion.parse(), reading)
+    opened, notes = open_source(source, reading, client=client), Notes()
+    checked = check_defaults(defaults, notes)
+    return Request(opened, model, checked, expansion or Expansion.parse(), reading, notes)

@@ -1,179 +1,118 @@
 """Inline flags of a text line, as A1111's "Prompts from file or textbox" and kohya's sd-scripts write them.
 
 A *flag* is ``--`` and an ASCII letter, at the start of the line or after white space. Its name ends at the next white
-space. So ``a cat -- sleeping`` and ``well--known`` are prompts, and ``a cat --sleeping`` is an error.
+space. So ``a cat -- sleeping`` and ``well--known`` are prompts, and ``a cat --sleeping`` is an error. ``aliases`` has
+the fields that flags set.
 
-The first flag of a line decides its dialect:
+The first flag of a line decides how values end:
 
-- *kohya*: the first flag is one of ``--n --w --h --d --s --l``, in either case. The prompt is the text before it. A
-  value ends at the next flag and has no quotes: ``a cat --n blurry, low quality --w 512 --h 768 --d 7 --s 30 --l 7.5``.
+- *kohya*: the first flag is one of kohya's, in either case. The prompt is the text before it. A value ends at the next
+  flag and has no quotes: ``a cat --n blurry, low quality --w 512 --h 768 --d 7 --s 30 --l 7.5``.
 - *A1111*: any other flag. The line from this flag on is split into words like a POSIX shell does. The prompt is either
   the text before the flag or the value of ``--prompt``. A value is one word; those of ``--prompt`` and
   ``--negative_prompt`` end at the next flag:
   ``--prompt "a cat" --negative_prompt blurry, dark --steps 20 --sampler_name "Euler a"``.
   A word that contains white space was quoted, so it is not a flag.
 
-Both dialects accept all flags, each once. A line with unreadable flags is an error, never a prompt. ``--seed -1`` is
-A1111's random seed: the seed is not set.
+Both accept all flags, each once. A line with unreadable flags is an error, never a prompt. So is a line with a single
+dash, a letter and perhaps a number, such as ``a cat -n4 -H512``: other tools read flags there.
 """
 
 from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Callable
+from collections.abc import Iterator
 from difflib import get_close_matches
-from types import MappingProxyType
-from typing import Any, NamedTuple
 
-from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, abbreviate
-
-_IMAGES = "num_images_per_prompt"
-
-#: short names of schedulers by A1111's sampler names in lower case
-_SAMPLERS = MappingProxyType(
-    {
-        "ddim": "ddim",
-        "deis": "deis",
-        "dpm++ 2m": "dpm++2m",
-        "dpm++ 2m karras": "dpm++2m-karras",
-        "dpm++ 2m sde": "dpm++2m-sde",
-        "dpm++ 2m sde karras": "dpm++2m-sde-karras",
-        "dpm2": "kdpm2",
-        "dpm2 a": "kdpm2_a",
-        "euler": "euler",
-        "euler karras": "euler-karras",
-        "euler a": "euler_a",
-        "heun": "heun",
-        "lcm": "lcm",
-        "lms": "lms",
-        "plms": "pndm",
-        "unipc": "unipc",
-    }
+from latentfarm.submission.prompts.aliases import ALIASES, Dialect
+from latentfarm.submission.prompts.columns import FIELDS
+from latentfarm.submission.prompts.rows import (
+    FieldError,
+    Fields,
+    ParsedRow,
+    RowCheck,
+    RowError,
+    abbreviate,
+    value_error,
 )
+
+_KOHYA = frozenset(name for name, alias in ALIASES[Dialect.KOHYA].items() if alias.dialect is Dialect.KOHYA)
+#: the flags that an error proposes
+_FLAGS = sorted({name for name, alias in ALIASES[Dialect.KOHYA].items() if alias.field} | FIELDS)
+#: the flags that an error lists
+_LISTED = ("n", "w", "h", "d", "s", "l", "prompt", "negative_prompt", "seed", "steps", "cfg_scale", "width", "height")
+_LONG_TEXTS = frozenset({"prompt", "negative_prompt"})
+
+_WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
+_FLAG = re.compile(r"(?:^|(?<=\s))--([A-Za-z]\S*)")
+_FLAG_WORD = re.compile(r"--([A-Za-z]\S*)")
+_SHORT_FLAG = re.compile(r"(?:^|(?<=\s))-[A-Za-z](?:\d+(?:\.\d+)?)?(?=\s|$)")
 
 
 class _FlagError(Exception):
     """A line's flags are unreadable: (problem and cure, reason)."""
 
 
-def _seed(value: str) -> str | None:
-    return None if value == "-1" else value
-
-
-def _count(value: str) -> int:
-    if not (value.isascii() and value.isdecimal() and len(value) < 8):
-        raise ValueError("is invalid; write a whole number")
-    return int(value)
-
-
-def _scheduler(sampler: str) -> str:
-    name = _SAMPLERS.get(sampler.lower())
-    if name is None:
-        close = get_close_matches(sampler.lower(), _SAMPLERS, n=1) if len(sampler) < 60 else []
-        cure = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(_SAMPLERS)}"
-        raise ValueError(f"is not supported; {cure}")
-    return name
-
-
-class _Flag(NamedTuple):
-    """The field that a flag sets.
-
-    ``parse`` returns its value, or None if the field stays unset. It raises a ValueError with problem and cure.
-    """
-
-    field: str
-    parse: Callable[[str], object] = str
-
-
-_KOHYA = {
-    "n": _Flag("negative_prompt"),
-    "w": _Flag("width"),
-    "h": _Flag("height"),
-    "d": _Flag("seed"),
-    "s": _Flag("num_inference_steps"),
-    "l": _Flag("guidance_scale"),
-}
-_A1111 = {
-    "prompt": _Flag("prompt"),
-    "negative_prompt": _Flag("negative_prompt"),
-    "seed": _Flag("seed", _seed),
-    "steps": _Flag("num_inference_steps"),
-    "cfg_scale": _Flag("guidance_scale"),
-    "width": _Flag("width"),
-    "height": _Flag("height"),
-    "sampler_name": _Flag("scheduler", _scheduler),
-    "n_iter": _Flag(_IMAGES, _count),
-    "batch_size": _Flag(_IMAGES, _count),
-}
-_FLAGS = MappingProxyType(_KOHYA | _A1111)
-_LONG_TEXTS = frozenset({"prompt", "negative_prompt"})
-
-_WHITE_SPACE = "".join(filter(str.isspace, map(chr, range(0x3001))))
-_FLAG = re.compile(r"(?:^|(?<=\s))--([A-Za-z]\S*)")
-_FLAG_WORD = re.compile(r"--([A-Za-z]\S*)")
-
-
 def has_flags(line: str) -> bool:
     """Return whether a stripped line contains a flag."""
-    return _FLAG.search(line) is not None
+    return _FLAG.search(line) is not None or _SHORT_FLAG.search(line) is not None
 
 
 def check_line(place: str, check: RowCheck, line: str) -> ParsedRow:
     """Return the row of a line with flags, or its error."""
     try:
-        own, labels = _fields(line)
+        return check.check(place, _fields(line, check))
     except _FlagError as error:
         text, reason = error.args
         return RowError(f"{place}: {text}", reason)
-    return check.fields(place, own, {}, labels=labels)
+    except FieldError as error:
+        return value_error(place, error)
 
 
-def _fields(line: str) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a line's fields, and the flag that set each."""
+def _fields(line: str, check: RowCheck) -> Fields:
+    """Return a line's fields."""
     first = _FLAG.search(line)
+    prompt = line if first is None else line[: first.start()].rstrip()
+    if short := _SHORT_FLAG.search(prompt):
+        problem = f"{abbreviate(short[0])} looks like a flag; write flags as --steps 30, or a space after the dash"
+        raise _FlagError(problem, "single dash")
     assert first is not None  # noqa: S101 - the caller has checked has_flags
-    prompt = line[: first.start()].rstrip()
     pairs = _kohya_pairs(line) if first[1].lower() in _KOHYA else _a1111_pairs(line[first.start() :])
-    own: dict[str, Any] = {"prompt": prompt} if prompt else {}
-    labels: dict[str, str] = {}
+    found = check.collect(_known_pairs(pairs, check), dialect=Dialect.KOHYA, dashes="--")
+    if prompt and "prompt" in found.own:
+        text = abbreviate(found.own["prompt"])
+        raise _FlagError(f"flag --prompt {text} sets prompt a second time; write it once", "flag --prompt")
+    if prompt:
+        found.own["prompt"] = prompt
+    if not found.own.get("prompt"):
+        raise _FlagError("prompt is missing; write it before the flags", "prompt is missing")
+    return found
+
+
+def _known_pairs(pairs: list[tuple[str, str]], check: RowCheck) -> Iterator[tuple[str, str]]:
+    """Yield the flags in lower case and their values. A flag without effect needs no value."""
     seen: set[str] = set()
     for written, text in pairs:
-        name, flag = _known(written)
-        if name in seen or (flag.field in own and flag.field != _IMAGES):
-            problem = f"flag --{name} {abbreviate(text)} sets {flag.field} a second time; write it once"
-            raise _FlagError(problem, f"flag --{name}")
-        value = _value(name, flag, text)
-        if isinstance(value, int):
-            # the numbers of images of --n_iter and --batch_size multiply
-            value *= own.get(flag.field, 1)
+        name = written.lower()
+        meaning = check.names.meaning(name, Dialect.KOHYA)
+        if meaning is None:
+            raise _unknown_flag(name)
+        if name in seen:
+            raise _FlagError(f"flag --{name} {abbreviate(text)} is there twice; write it once", f"flag --{name}")
+        if not text and meaning.field:
+            raise _FlagError(f"flag --{name} has no value; write one after it", f"flag --{name}")
         seen.add(name)
-        labels[flag.field] = f"--{name}"
-        if value is not None:
-            own[flag.field] = value
-    if not own.get("prompt"):
-        raise _FlagError("prompt is missing; write it before the flags", "prompt is missing")
-    return own, labels
+        yield name, text or "true"
 
 
-def _known(written: str) -> tuple[str, _Flag]:
-    name = written.lower()
-    if name in _FLAGS:
-        return name, _FLAGS[name]
+def _unknown_flag(name: str) -> _FlagError:
     known = [f"--{flag}" for flag in _FLAGS]
     close = get_close_matches(f"--{name}", known, n=1) if 1 < len(name) < 40 else []
-    cure = f"did you mean {close[0]}?" if close else f"write one of {', '.join(known)}, or a space after the dashes"
+    listed = ", ".join(f"--{flag}" for flag in _LISTED)
+    cure = f"did you mean {close[0]}?" if close else f"write one of {listed}, or a space after the dashes"
     quoted = abbreviate(f"--{name}")
-    raise _FlagError(f"flag {quoted} is not known; {cure}", f"flag {quoted[1:-1]}")
-
-
-def _value(name: str, flag: _Flag, text: str) -> object:
-    if not text:
-        raise _FlagError(f"flag --{name} has no value; write one after it", f"flag --{name}")
-    try:
-        return flag.parse(text)
-    except ValueError as error:
-        raise _FlagError(f"flag --{name} {abbreviate(text)} {error}", f"flag --{name}") from None
+    return _FlagError(f"flag {quoted} is not known; {cure}", f"flag {quoted[1:-1]}")
 
 
 def _kohya_pairs(line: str) -> list[tuple[str, str]]:

@@ -9,10 +9,12 @@ from types import MappingProxyType
 from typing import IO, BinaryIO, cast
 
 from latentfarm.errors import InputError
+from latentfarm.submission.prompts.columns import ReadOptions
 from latentfarm.submission.prompts.jsonl import read_jsonl
 from latentfarm.submission.prompts.lines import decompress, read_blocks
+from latentfarm.submission.prompts.notes import Notes
 from latentfarm.submission.prompts.parquet import read_parquet
-from latentfarm.submission.prompts.rows import ParsedRow, ReadOptions, RowCheck
+from latentfarm.submission.prompts.rows import ParsedRow, RowCheck
 from latentfarm.submission.prompts.tables import read_table
 from latentfarm.submission.prompts.txt import read_txt
 
@@ -47,8 +49,10 @@ def format_of(name: str, options: ReadOptions) -> str:
         found = options.format
     else:
         raise InputError(f"format {options.format!r} is not known; write one of {', '.join(FORMATS)}")
-    if options.prompt_column is not None and found.removesuffix(_GZIP) == "txt":
-        raise InputError(f"{name}: --prompt-column {options.prompt_column!r}: text has no columns; remove the option")
+    if options.mapped and found.removesuffix(_GZIP) == "txt":
+        [column, *_] = options.mapped.values()
+        option = "--column" if options.prompt_column is None else "--prompt-column"
+        raise InputError(f"{name}: {option} {column!r}: text has no columns; remove the option")
     return found
 
 
@@ -63,7 +67,9 @@ def _format_of_name(name: str) -> str:
     raise InputError(f"{name}: {known}; rename it, or use --format")
 
 
-def read_stream(stream: BinaryIO, name: str, format_name: str, options: ReadOptions) -> Iterator[ParsedRow]:
+def read_stream(
+    stream: BinaryIO, name: str, format_name: str, options: ReadOptions, notes: Notes
+) -> Iterator[ParsedRow]:
     """Yield the rows of a stream.
 
     Args:
@@ -71,13 +77,14 @@ def read_stream(stream: BinaryIO, name: str, format_name: str, options: ReadOpti
         name: the source's name, for messages.
         format_name: one of ``FORMATS``.
         options: how rows are read.
+        notes: counts what is mapped, dropped or chosen.
 
     Raises:
         InputError: the stream is not in this format.
     """
     content = decompress(stream) if format_name.endswith(_GZIP) else stream
     plain = format_name.removesuffix(_GZIP)
-    read, check = _READERS[plain], RowCheck(options)
+    read, check = _READERS[plain], RowCheck(options, notes)
     if plain == "parquet" and not (content is stream and stream.seekable()):
         with SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as whole:
             _spool(content, name, whole)

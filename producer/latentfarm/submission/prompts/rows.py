@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -11,15 +11,17 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from latentfarm import schedulers
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
+from latentfarm.samplers import resolve_sampler
+from latentfarm.submission.prompts.aliases import IMAGES, SAMPLER, SCHEDULE, Dialect, is_any_seed
+from latentfarm.submission.prompts.columns import ColumnNames, Meaning, ReadOptions
+from latentfarm.submission.prompts.notes import Notes
 
 #: errors listed for one row; a row of 1 MiB could have 100,000
 _MAX_ERRORS = 8
 _MAX_VALUE_CHARACTERS = 60
-
-#: fields that a row may set; ``columns`` is filled by ``ReadOptions.keep_columns`` only
-FIELDS = frozenset(Row.model_fields) - {"columns"}
 
 _validate = Row.__pydantic_validator__.validate_python
 
@@ -46,64 +48,81 @@ class RowError:
 ParsedRow = LocatedRow | RowError
 
 
-@dataclass(frozen=True)
-class ReadOptions:
-    """How a source is read.
+class FieldError(Exception):
+    """A value of a row is invalid: (its name, its value, problem and cure)."""
 
-    ``prompt_column``: the column, or JSON field, of the prompt [default: prompt].
-    ``keep_columns``: copy unknown columns to the results. By default they are errors.
-    ``format``: txt, jsonl, csv, tsv or parquet, each also with .gz [default: from the source's name].
-    """
 
-    prompt_column: str | None = None
-    keep_columns: bool = False
-    format: str | None = None
+class Fields(NamedTuple):
+    """The values of a row: by field, by unknown column, and the user's name of each field."""
+
+    own: dict[str, Any]
+    foreign: dict[str, Any]
+    labels: dict[str, str]
 
 
 class RowCheck:
     """Checks the rows of one source."""
 
-    def __init__(self, options: ReadOptions) -> None:
-        self.keep_columns = options.keep_columns
-        self.prompt_column = options.prompt_column or "prompt"
+    def __init__(self, options: ReadOptions, notes: Notes) -> None:
+        self.notes = notes
+        self.names = ColumnNames(options)
+        self.prompt_column = options.prompt_column or options.mapped.get("prompt", "prompt")
+        #: whether unknown columns are copied to the results
+        self.keep = bool(options.keep_columns)
         #: whether columns are named like fields, and unknown ones are errors
-        self.direct = not options.keep_columns and self.prompt_column == "prompt"
-        self._field_of = {name: name for name in FIELDS if name != "prompt"} | {self.prompt_column: "prompt"}
+        self.direct = not options.keep_columns and not options.mapped
 
     def field(self, column: str) -> str | None:
-        """Return the field of a column, or None for an unknown column."""
-        return self._field_of.get(column)
+        """Return the field of a column, an empty text if it is passed over, or None for an unknown column."""
+        meaning = self.names.meaning(column)
+        return None if meaning is None else meaning.field
 
-    def row(self, place: str, fields: Mapping[str, Any]) -> ParsedRow:
+    def row(self, place: str, fields: Mapping[str, Any], *, dialect: Dialect = Dialect.LONG) -> ParsedRow:
         """Check a row by its columns. A known column with None is ignored."""
-        own: dict[str, Any] = {}
-        foreign: dict[str, Any] = {}
-        for column, value in fields.items():
-            field = self._field_of.get(column)
-            if field is None:
-                foreign[column] = value
-            elif value is not None:
-                own[field] = value
-        return self.fields(place, own, foreign, labels={"prompt": self.prompt_column})
+        try:
+            return self.check(place, self.collect(fields.items(), dialect=dialect))
+        except FieldError as error:
+            return value_error(place, error)
 
-    def fields(
-        self, place: str, own: dict[str, Any], foreign: Mapping[str, Any], *, labels: Mapping[str, str]
-    ) -> ParsedRow:
-        """Check a row's fields.
+    def collect(self, pairs: Iterable[tuple[str, Any]], *, dialect: Dialect = Dialect.LONG, dashes: str = "") -> Fields:
+        """Return the values of a row by field; note which names were mapped or passed over.
 
         Args:
-            place: the row's place, for messages.
-            own: values by field.
-            foreign: values by unknown column; kept or refused.
-            labels: the user's names of fields, where they differ.
+            pairs: columns, keys or flags, and their values.
+            dialect: the tool whose names they are.
+            dashes: what precedes a name in messages.
+
+        Raises:
+            FieldError: a value of an alias is invalid, or a field is set twice.
         """
-        unknown: list[tuple[str, str]] = []
-        if foreign and self.keep_columns:
-            own["columns"] = {str(column): value for column, value in foreign.items()}
-        elif foreign:
-            unknown = [
-                self._unknown(place, str(column), value) for column, value in foreign.items() if value is not None
-            ]
+        found = Fields({}, {}, {"prompt": self.prompt_column})
+        weak: list[tuple[str, Any, Meaning]] = []
+        for name, value in pairs:
+            meaning = self.names.meaning(name, dialect)
+            if meaning is None:
+                found.foreign[name] = value
+            elif meaning.weak:
+                weak.append((name, value, meaning))
+            elif value is not None:
+                self._set(found, name, value, meaning, dashes)
+        for name, value, meaning in weak:
+            if value is not None and "prompt" not in found.own:
+                self._set(found, name, value, meaning, dashes)
+            else:
+                found.foreign[name] = value
+        set_scheduler(found.own, self.notes)
+        return found
+
+    def check(self, place: str, fields: Fields) -> ParsedRow:
+        """Validate a row's fields; keep or refuse its unknown columns."""
+        own, labels = fields.own, fields.labels
+        unknown = [
+            self._unknown(place, str(column), value)
+            for column, value in fields.foreign.items()
+            if value is not None and not self.keep
+        ]
+        if fields.foreign and self.keep:
+            own["columns"] = self._kept(fields.foreign)
         try:
             row = _validate(own)
         except ValidationError as error:
@@ -117,28 +136,105 @@ class RowCheck:
             return RowError(f"{place}: {label} '' is empty; describe the image", "prompt is empty")
         return LocatedRow(place, row)
 
+    def _set(self, found: Fields, name: str, value: Any, meaning: Meaning, dashes: str) -> None:
+        """Set the fields of one name."""
+        label = f"{dashes}{name}"
+        try:
+            values = {meaning.field: value} if meaning.alias is None else meaning.alias.parse(value)
+        except ValueError as error:
+            raise FieldError(label, value, str(error)) from None
+        for field, parsed in values.items():
+            if field == "seed" and is_any_seed(parsed):
+                self.notes.add(f"{label} {abbreviate(parsed)} means any seed: it is derived from batch and index")
+                continue
+            before = found.own.get(field)
+            if field == IMAGES and type(before) is type(parsed) is int:
+                found.own[field] = before * parsed
+            elif before is not None and str(before) != str(parsed):
+                raise FieldError(label, value, f"sets {field} a second time; write it once")
+            else:
+                found.own[field] = parsed
+            if len(values) == 1:
+                found.labels[field] = label
+        if meaning.note:
+            self.notes.add(f"{label if dashes else abbreviate(name)} {meaning.note}")
+
+    def _kept(self, foreign: Mapping[str, Any]) -> dict[str, Any]:
+        kept: dict[str, Any] = {}
+        for column, value in foreign.items():
+            if not self.names.keeps(column):
+                self.notes.add(f"{abbreviate(column)} is not kept: --keep-columns does not name it")
+                continue
+            kept[str(column)] = value
+            if near := self.names.near_miss(str(column)):
+                self.notes.add(f"{abbreviate(column)} is kept unread; to read it, use --column {near}={column}")
+        return kept
+
     def _unknown(self, place: str, column: str, value: object) -> tuple[str, str]:
         return (
             f"unknown field {abbreviate(column)}",
-            f"{place}: field {abbreviate(column)} ({abbreviate(value)}) {self.cure(column)}",
+            f"{place}: field {abbreviate(column)} ({abbreviate(value)}) {self.names.cure(column)}",
         )
 
-    def cure(self, column: str) -> str:
-        """Return the cure for an unknown column."""
-        known = sorted(self._field_of)
-        close = get_close_matches(column, known, n=1) if len(column) <= _MAX_VALUE_CHARACTERS else []
-        other = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(known)}."
-        return f"is not known; {other} Or use --keep-columns to copy it to the results"
+
+def value_error(place: str, error: FieldError) -> RowError:
+    """Return the error of a row with an invalid value."""
+    name, value, cure = error.args
+    return RowError(f"{place}: {name} {abbreviate(value)} {cure}", name)
 
 
-def check_defaults(fields: dict[str, Any]) -> Defaults:
-    """Return a batch's defaults. Fields with None are not set.
+def set_scheduler(fields: dict[str, Any], notes: Notes) -> None:
+    """Replace a sampler of another tool, and its schedule, by the scheduler's short name.
+
+    Raises:
+        FieldError: the sampler is not supported.
+    """
+    sampler, schedule, scheduler = fields.pop(SAMPLER, None), fields.pop(SCHEDULE, None), fields.get("scheduler")
+    if sampler is None:
+        if schedule is not None and scheduler is None:
+            raise FieldError("schedule", schedule, "has no sampler; name the sampler too")
+        if not isinstance(scheduler, str) or _is_scheduler(scheduler):
+            return
+        sampler = scheduler
+    elif scheduler is not None:
+        # AUTOMATIC1111's API and ComfyUI call the schedule of noise levels "scheduler"
+        if _is_scheduler(str(scheduler)):
+            raise FieldError("sampler", sampler, f"contradicts scheduler {abbreviate(scheduler)}; write one of them")
+        schedule = str(scheduler)
+    text = sampler if schedule is None else f"{sampler} {schedule}"
+    try:
+        fields["scheduler"] = resolve_sampler(sampler, schedule)
+    except ValueError as error:
+        if sampler == scheduler:
+            # validation names the nearest scheduler
+            return
+        raise FieldError("sampler", text, str(error)) from None
+    if fields["scheduler"] != sampler:
+        notes.add(f"sampler {abbreviate(text)} is read as scheduler {fields['scheduler']}")
+
+
+def _is_scheduler(name: str) -> bool:
+    try:
+        schedulers.resolve(name)
+    except InputError:
+        return False
+    return True
+
+
+def check_defaults(fields: dict[str, Any], notes: Notes) -> Defaults:
+    """Return a batch's defaults. Fields with None are not set, nor is a seed of -1.
 
     Raises:
         InputError: a value is invalid.
     """
+    given = {name: value for name, value in fields.items() if value is not None}
+    if is_any_seed(given.get("seed")):
+        del given["seed"]
     try:
-        return Defaults(**{name: value for name, value in fields.items() if value is not None})
+        set_scheduler(given, notes)
+        return Defaults(**given)
+    except FieldError as error:
+        raise InputError(value_error("options", error).text) from None
     except ValidationError as error:
         raise InputError("\n".join(text for _, text in _field_errors(error, "options", Defaults, {}))) from None
 

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from latentfarm.errors import InputError
+from latentfarm.submission.prompts.columns import ReadOptions
 from latentfarm.submission.prompts.formats import format_of, read_stream
+from latentfarm.submission.prompts.notes import Notes
 from latentfarm.submission.prompts.parquet import to_jsonable
-from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, ReadOptions, RowCheck, RowError, abbreviate
+from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck, RowError, abbreviate
 from latentfarm.submission.prompts.s3_object import RANGE_BYTES, S3Object, parse_url
 from latentfarm.unique_names import UniqueNames
 
@@ -42,6 +44,10 @@ class Source(Protocol):
     @property
     def digest(self) -> str | None:
         """Sha256 of the content, in hex; None if the source can be read only once."""
+
+    @property
+    def notes(self) -> Notes:
+        """What was mapped, dropped or chosen in the rows that the last ``read`` has yielded."""
 
     def read(self) -> Iterator[ParsedRow]:
         """Yield the rows from the beginning. A source without a digest can be read once.
@@ -113,6 +119,7 @@ class FileSource:
         self.path = path
         self.name = path.name
         self._options = options
+        self.notes = Notes()
         self._format = format_of(path.name, options)
 
     @cached_property
@@ -126,12 +133,13 @@ class FileSource:
 
     def read(self) -> Iterator[ParsedRow]:
         """Yield the rows from the beginning."""
+        self.notes.clear()
         try:
             stream = self.path.open("rb")
         except OSError as error:
             raise _unreadable(self.path, error) from None
         with stream:
-            yield from _checked(self.name, read_stream(stream, self.name, self._format, self._options))
+            yield from _checked(self.name, read_stream(stream, self.name, self._format, self._options, self.notes))
 
 
 class StreamSource:
@@ -144,6 +152,7 @@ class StreamSource:
         self.name = name
         self._start = start
         self._options = options
+        self.notes = Notes()
         self._format = format_of(name, options)
         self._read = False
 
@@ -177,6 +186,7 @@ class StreamSource:
 
     def read(self) -> Iterator[ParsedRow]:
         """Yield the rows from the beginning."""
+        self.notes.clear()
         blocks, rest = self._ahead
         if rest is None:
             # a reader removes the blocks that it has read, so each gets its own list
@@ -187,7 +197,7 @@ class StreamSource:
             content = io.BufferedReader(_Chained(blocks, rest))
         self._read = True
         with content:
-            yield from _checked(self.name, read_stream(content, self.name, self._format, self._options))
+            yield from _checked(self.name, read_stream(content, self.name, self._format, self._options, self.notes))
 
 
 class S3Source:
@@ -198,6 +208,7 @@ class S3Source:
         self._client = client
         self._url = url
         self._options = options
+        self.notes = Notes()
         self._format = format_of(self.name, options)
 
     @cached_property
@@ -211,9 +222,10 @@ class S3Source:
 
     def read(self) -> Iterator[ParsedRow]:
         """Yield the rows from the beginning."""
+        self.notes.clear()
         content = io.BufferedReader(S3Object(self._client, self._url, etag=self._version.etag), RANGE_BYTES)
         with content:
-            yield from _checked(self.name, read_stream(content, self.name, self._format, self._options))
+            yield from _checked(self.name, read_stream(content, self.name, self._format, self._options, self.notes))
 
 
 class RowsSource:
@@ -224,6 +236,7 @@ class RowsSource:
     def __init__(self, rows: Iterable[PromptRow], options: ReadOptions) -> None:
         self._rows = rows
         self._options = options
+        self.notes = Notes()
         self._repeatable = isinstance(rows, list | tuple)
         self._read = False
 
@@ -239,10 +252,11 @@ class RowsSource:
 
     def read(self) -> Iterator[ParsedRow]:
         """Yield the rows from the beginning."""
+        self.notes.clear()
         if not self._repeatable and self._read:
             raise InputError("rows can be read only once; pass a list")
         self._read = True
-        check = RowCheck(self._options)
+        check = RowCheck(self._options, self.notes)
         rows = (_check_row(f"row {number}", row, check) for number, row in enumerate(self._rows, start=1))
         yield from _checked(self.name, rows)
 
@@ -260,7 +274,8 @@ def _check_row(place: str, row: object, check: RowCheck) -> ParsedRow:
     if isinstance(row, Mapping):
         try:
             return check.row(
-                place, {name: to_jsonable(v) if check.field(name) is None else v for name, v in row.items()}
+                place,
+                {str(name): to_jsonable(v) if check.field(str(name)) is None else v for name, v in row.items()},
             )
         except RecursionError:
             return RowError(f"{place}: a value is nested too deeply; write it flatter", "nested too deeply")

@@ -70,16 +70,15 @@ def check_header(columns: list[str], name: str, check: RowCheck, *, delimiter: s
             raise InputError(f"{name}: column {number} of the header has no name; name it")
         if column in columns[: number - 1]:
             raise InputError(f"{name}: the header has column {abbreviate(column)} twice; rename one")
-    if check.prompt_column not in columns:
+    if check.names.prompt_name(columns) is None:
         known = ", ".join(abbreviate(column) for column in columns[:20])
         cure = "name the column of prompts with --prompt-column"
         if delimiter and len(columns) == 1 and any(other in columns[0] for other in ";,\t|"):
             cure = f"separate columns with {'commas' if delimiter == ',' else 'tabs'}"
         raise InputError(f"{name}: the header has no column {check.prompt_column!r}, only {known}; {cure}")
-    if not check.keep_columns:
-        for column in columns:
-            if check.field(column) is None:
-                raise InputError(f"{name}: column {abbreviate(column)} {check.cure(column)}")
+    for column in check.names.unknown(columns):
+        if not check.keep:
+            raise InputError(f"{name}: column {abbreviate(column)} {check.names.cure(column)}")
     return columns
 
 

@@ -37,7 +37,7 @@ def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Ite
             continue
         if not line or line[0] == "#":
             continue
-        if "--" in line and flags.has_flags(line):
+        if "-" in line and flags.has_flags(line):
             yield flags.check_line(f"{prefix}{number}", check, line)
             continue
         try:

@@ -46,16 +46,16 @@ def test_batch_lines_and_rows_may_be_in_one_file(tmp_path: Path) -> None:
         (line({"prompt": "a", "size": "512"}), "size", "size '512' is invalid; write \"512x512\", width first"),
         (line({"prompt": "a", "size": [512, 512]}), "size", "size [512, 512] is invalid; write"),
         (line({"prompt": "a", "size": "1030x64"}), "width", "width 1030 is not a multiple of 8; write 1024 or 1032"),
-        (line({"prompt": "a", "size": "64x64", "width": 64}), "width", "width 64 sets width a second time; write it"),
+        (line({"prompt": "a", "size": "64x64", "width": 128}), "width", "width 128 sets width a second time; write it"),
         (
             line({"prompt": "a", "output_format": "gif"}),
             "image_format",
             "output_format 'gif' is not supported; write one of png, webp, jpeg",
         ),
         (
-            line({"prompt": "a", "quality": "hd"}),
-            "unknown field 'quality'",
-            "field 'quality' ('hd') is not known; write",
+            line({"prompt": "a", "stream": True}),
+            "stream",
+            "stream true is not supported; a batch cannot be streamed; remove it",
         ),
         (line({"prompt": "a", "id": "x"}), "unknown field 'id'", "field 'id' ('x') is not known"),
         (

@@ -10,7 +10,7 @@ from tests.support import prompt_files
 
 from latentfarm.errors import InputError
 from latentfarm.job import Row
-from latentfarm.submission.prompts import LocatedRow, check_defaults
+from latentfarm.submission.prompts import LocatedRow, Notes, check_defaults
 
 pytestmark = pytest.mark.unit
 
@@ -57,7 +57,7 @@ def test_an_invalid_row_is_reported_with_place_field_value_and_cure(tmp_path: Pa
 
 def test_every_error_of_a_row_is_reported_and_the_first_is_its_reason(tmp_path: Path) -> None:
     [(reason, text)] = prompt_files.row_errors(
-        tmp_path / "p.jsonl", '{"prompt": "a", "width": 1, "seed": -1, "sead": 2}'
+        tmp_path / "p.jsonl", '{"prompt": "a", "width": 1, "seed": -2, "sead": 2}'
     )
     assert reason == "width"
     assert [line.split()[3] for line in text.split("\n")] == ["width", "seed", "field"]
@@ -71,7 +71,7 @@ def test_bytes_that_are_not_utf8_are_reported_with_their_place(tmp_path: Path) -
 
 def test_invalid_defaults_are_refused_like_rows() -> None:
     with pytest.raises(InputError, match="options: height 100 is not a multiple of 8; write 96 or 104"):
-        check_defaults({"height": 100})
+        check_defaults({"height": 100}, Notes())
 
 
 PROMPTS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(str.strip)

@@ -90,8 +90,8 @@ def test_bytes_that_are_not_utf8_make_only_their_row_invalid(tmp_path: Path) -> 
         ("prompt,seed,prompt", "the header has column 'prompt' twice; rename one"),
         ("prompt,,seed", "column 2 of the header has no name; name it"),
         (
-            "text,seed",
-            "the header has no column 'prompt', only 'text', 'seed'; name the column of prompts with --prompt-column",
+            "title,seed,kind",
+            "the header has no column 'prompt', only 'title', 'seed', 'kind'; name the column of prompts with",
         ),
         ("prompt;seed", "the header has no column 'prompt', only 'prompt;seed'; separate columns with commas"),
         (

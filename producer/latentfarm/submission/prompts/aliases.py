@@ -1,0 +1,312 @@
+"""The names that other tools use for fields: one table for every format of prompt files.
+
+``docs/reference/prompt-files.md`` is generated from it. A name is compared without case, and ``cfgScale``,
+``cfg-scale`` and ``CFG scale`` are ``cfg_scale``.
+
+Sources: AUTOMATIC1111 (``modules/api/models.py``, ``scripts/prompts_from_file.py``), kohya's sd-scripts
+(``library/train_util.py``, ``gen_img.py``), ComfyUI (``nodes.py``), OpenAI's API reference, DiffusionDB's data card.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final
+
+from latentfarm.image_formats import IMAGE_FORMATS
+
+#: names of a row that are not fields: a sampler of another tool, and its schedule of noise levels
+SAMPLER, SCHEDULE = "sampler", "schedule"
+IMAGES: Final = "num_images_per_prompt"
+
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_SEPARATORS = re.compile(r"[\s_-]+")
+_SIZE = re.compile(r"\s*(\d{1,6})\s*[xX*\u00d7]\s*(\d{1,6})\s*")
+_WHOLE = re.compile(r"\s*\d{1,7}\s*")
+#: values, without case, of an option that is off
+_OFF = frozenset({"", "false", "no", "off", "none", "null", "0", "0.0", "-1", "[]", "{}", "()"})
+_ANY_SEED = frozenset({"-1", "-1.0", "random", "auto"})
+
+
+class Dialect(StrEnum):
+    """Where a name is used. The short names of a dialect mean something else elsewhere."""
+
+    #: columns of tables, keys of JSON, bodies of OpenAI's requests, and AUTOMATIC1111's flags
+    LONG = "columns and flags"
+    KOHYA = "kohya's flags"
+    DIFFUSIONDB = "DiffusionDB's JSON"
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """Names with the same meaning.
+
+    Attributes:
+        names: the names, as ``normalize`` returns them.
+        field: the fields that they set; empty if they are passed over.
+        tools: the tools that write them.
+        parse: returns values by field; raises a ValueError with problem and cure.
+        remark: what a reader must know; for a name without a field, why it is passed over.
+        dialect: where the names are used.
+        weak: used only if the row has no other name for the field.
+        changes: whether it would change the image unless it is off.
+    """
+
+    names: tuple[str, ...]
+    field: str
+    tools: str
+    parse: Callable[[Any], Mapping[str, Any]]
+    remark: str = ""
+    dialect: Dialect = Dialect.LONG
+    weak: bool = False
+    changes: bool = False
+
+
+def normalize(name: str) -> str:
+    """Return a name in lower case, its words separated by underscores."""
+    return _SEPARATORS.sub("_", _CAMEL.sub("_", name.strip().lstrip("\ufeff"))).lower()
+
+
+def is_any_seed(value: object) -> bool:
+    """Return whether a seed is -1 or ``random``, which means any seed in AUTOMATIC1111, ComfyUI and kohya's scripts."""
+    return not isinstance(value, bool) and isinstance(value, int | float | str) and str(value).strip() in _ANY_SEED
+
+
+def _to(field: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], dict[str, Any]]:
+    return lambda value: {field: convert(value)}
+
+
+def _images(value: Any) -> Any:
+    if isinstance(value, str) and not _WHOLE.fullmatch(value):
+        raise ValueError("is invalid; write a whole number")
+    return int(value) if isinstance(value, str) else value
+
+
+def _size(value: Any) -> dict[str, int]:
+    if isinstance(value, str) and value.strip().lower() == "auto":
+        return {}
+    found = _SIZE.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
+        raise ValueError('is invalid; write "512x512", width first')
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def _image_format(value: Any) -> dict[str, Any]:
+    return {} if value == "auto" else {"image_format": value.lower() if isinstance(value, str) else value}
+
+
+def _clip_skip(value: Any) -> Any:
+    layers = _images(value)
+    if isinstance(layers, bool) or not isinstance(layers, int):
+        raise ValueError("is invalid; write a whole number")
+    # the last layer used, counted from 1; 0 has the same effect in AUTOMATIC1111
+    return max(layers, 1) - 1
+
+
+def _sampler(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, str | int) or not str(value).strip():
+        raise ValueError("is invalid; write the sampler's name")
+    return str(value).strip()
+
+
+def _sampler_of_index(value: Any) -> str:
+    if str(value).strip().isdecimal():
+        raise ValueError("is a number; write the sampler's name, such as Euler a, as sampler_name")
+    return _sampler(value)
+
+
+def _override_settings(value: Any) -> dict[str, Any]:
+    if _is_off(value):
+        return {}
+    if not isinstance(value, Mapping):
+        raise ValueError("is not an object; remove it")
+    fields: dict[str, Any] = {}
+    for name, setting in value.items():
+        if normalize(str(name)) == "clip_stop_at_last_layers":
+            fields["clip_skip"] = _clip_skip(setting)
+        elif normalize(str(name)) not in {"sd_model_checkpoint", "sd_vae", "samples_format"}:
+            raise ValueError(f"has the setting {name!r}, which is not supported; remove it")
+    return fields
+
+
+def _is_off(value: object) -> bool:
+    return str(value).strip().lower() in _OFF
+
+
+def _off(cure: str) -> Callable[[Any], dict[str, Any]]:
+    """Pass over an option that is off; refuse it otherwise, because it changes the image."""
+
+    def parse(value: Any) -> dict[str, Any]:
+        if not _is_off(value):
+            raise ValueError(f"is not supported; {cure}")
+        return {}
+
+    return parse
+
+
+def _nothing(_value: Any) -> dict[str, Any]:
+    return {}
+
+
+_A1111, _COMFY, _KOHYA, _OPENAI, _DIFFUSIONDB = "AUTOMATIC1111", "ComfyUI", "kohya", "OpenAI", "DiffusionDB"
+_NO_EFFECT = "it has no effect on the image here"
+_REMOVE = "remove it, or set it to 0 or false"
+
+#: names that set fields
+FIELD_ALIASES: tuple[Alias, ...] = (
+    Alias(
+        ("prompts", "text", "caption", "positive", "positive_prompt"), "prompt", "datasets", _to("prompt"), weak=True
+    ),
+    Alias(("negative", "neg", "neg_prompt"), "negative_prompt", _COMFY, _to("negative_prompt")),
+    Alias(
+        ("steps", "step", "num_steps", "sample_steps", "sampling_steps", "inference_steps", "ddim_steps"),
+        "num_inference_steps",
+        f"{_A1111}, {_COMFY}, {_DIFFUSIONDB}",
+        _to("num_inference_steps"),
+    ),
+    Alias(
+        ("cfg_scale", "cfg", "guidance", "scale"),
+        "guidance_scale",
+        f"{_A1111}, {_COMFY}, {_DIFFUSIONDB}",
+        _to("guidance_scale"),
+    ),
+    Alias(("noise_seed",), "seed", _COMFY, _to("seed")),
+    Alias(("w",), "width", "", _to("width")),
+    Alias(("h",), "height", "", _to("height")),
+    Alias(("size", "resolution"), "width, height", _OPENAI, _size, "`512x768`: width first; `auto` sets neither"),
+    Alias(
+        ("sampler", "sampler_name", "sample_sampler"),
+        "scheduler",
+        f"{_A1111}, {_COMFY}",
+        _to(SAMPLER, _sampler),
+        "the sampler's name",
+    ),
+    Alias(("sampler_index",), "scheduler", _A1111, _to(SAMPLER, _sampler_of_index), "a name, not a number"),
+    Alias(("schedule_type", "schedule"), "scheduler", _A1111, _to(SCHEDULE, _sampler), "together with the sampler"),
+    Alias(
+        ("n", "n_iter", "batch_size", "batch_count", "num_images", "num_outputs", "samples"),
+        IMAGES,
+        f"{_OPENAI}, {_A1111}",
+        _to(IMAGES, _images),
+        "two of them are multiplied",
+    ),
+    Alias(
+        ("output_format",), "image_format", _OPENAI, _image_format, f"{', '.join(IMAGE_FORMATS)}; `auto` sets nothing"
+    ),
+    Alias(
+        ("clip_stop_at_last_layers",), "clip_skip", _A1111, _to("clip_skip", _clip_skip), "one less: 2 is clip_skip 1"
+    ),
+    Alias(
+        ("override_settings",),
+        "clip_skip",
+        _A1111,
+        _override_settings,
+        "CLIP_stop_at_last_layers; models are passed over",
+    ),
+    Alias(("custom_id",), "id", _OPENAI, _to("id")),
+    Alias(("n",), "negative_prompt", _KOHYA, _to("negative_prompt"), dialect=Dialect.KOHYA),
+    Alias(("w",), "width", _KOHYA, _to("width"), dialect=Dialect.KOHYA),
+    Alias(("h",), "height", _KOHYA, _to("height"), dialect=Dialect.KOHYA),
+    Alias(("d",), "seed", _KOHYA, _to("seed"), dialect=Dialect.KOHYA),
+    Alias(("s",), "num_inference_steps", _KOHYA, _to("num_inference_steps"), dialect=Dialect.KOHYA),
+    Alias(("l",), "guidance_scale", _KOHYA, _to("guidance_scale"), dialect=Dialect.KOHYA),
+    Alias(("ss",), "scheduler", _KOHYA, _to(SAMPLER, _sampler), "the sampler's name", Dialect.KOHYA),
+    Alias(("p",), "prompt", _DIFFUSIONDB, _to("prompt"), dialect=Dialect.DIFFUSIONDB),
+    Alias(("se",), "seed", _DIFFUSIONDB, _to("seed"), dialect=Dialect.DIFFUSIONDB),
+    Alias(("c",), "guidance_scale", _DIFFUSIONDB, _to("guidance_scale"), dialect=Dialect.DIFFUSIONDB),
+    Alias(("st",), "num_inference_steps", _DIFFUSIONDB, _to("num_inference_steps"), dialect=Dialect.DIFFUSIONDB),
+    Alias(("sa",), "scheduler", _DIFFUSIONDB, _to(SAMPLER, _sampler), "the sampler's name", Dialect.DIFFUSIONDB),
+)
+
+#: names without effect here
+PASSED_ALIASES: tuple[Alias, ...] = (
+    Alias(
+        ("model", "sd_model", "sd_model_checkpoint", "sd_model_name", "sd_model_hash", "sd_vae"),
+        "",
+        f"{_OPENAI}, {_A1111}",
+        _nothing,
+        "a batch has one model",
+    ),
+    Alias(
+        (
+            "background",
+            "moderation",
+            "output_compression",
+            "partial_images",
+            "quality",
+            "response_format",
+            "safety_identifier",
+            "style",
+            "user",
+        ),
+        "",
+        _OPENAI,
+        _nothing,
+        _NO_EFFECT,
+    ),
+    Alias(
+        (
+            "denoising_strength",
+            "do_not_save_grid",
+            "do_not_save_samples",
+            "hr_resize_x",
+            "hr_resize_y",
+            "hr_scale",
+            "hr_second_pass_steps",
+            "hr_upscaler",
+            "outpath_grids",
+            "outpath_samples",
+            "override_settings_restore_afterwards",
+            "prompt_for_display",
+            "save_images",
+            "send_images",
+        ),
+        "",
+        _A1111,
+        _nothing,
+        _NO_EFFECT,
+    ),
+    Alias(("stream",), "", _OPENAI, _off("a batch cannot be streamed; remove it"), "it is off", changes=True),
+    Alias(("styles",), "", _A1111, _off("write the style's words into the prompt"), "it is off", changes=True),
+    Alias(
+        (
+            "alwayson_scripts",
+            "enable_hr",
+            "eta",
+            "restore_faces",
+            "s_churn",
+            "s_tmin",
+            "script_args",
+            "script_name",
+            "seed_resize_from_h",
+            "seed_resize_from_w",
+            "subseed_strength",
+            "tiling",
+        ),
+        "",
+        _A1111,
+        _off(_REMOVE),
+        "it is off",
+        changes=True,
+    ),
+    # without subseed_strength, which is refused, it has no effect
+    Alias(("subseed",), "", _A1111, _nothing, _NO_EFFECT),
+    Alias(("g",), "", _KOHYA, _nothing, "it is FLUX's embedded guidance; this model has none", Dialect.KOHYA),
+    Alias(("am",), "", _KOHYA, _nothing, "it weights a LoRA; a batch has none", Dialect.KOHYA),
+)
+
+
+def _by_name() -> dict[Dialect, Mapping[str, Alias]]:
+    found: dict[Dialect, dict[str, Alias]] = {dialect: {} for dialect in Dialect}
+    for alias in (*FIELD_ALIASES, *PASSED_ALIASES):
+        for name in alias.names:
+            found[alias.dialect][name] = alias
+    # a short name of a dialect hides the long one
+    return {dialect: MappingProxyType(found[Dialect.LONG] | names) for dialect, names in found.items()}
+
+
+#: aliases by dialect and normalized name
+ALIASES: Mapping[Dialect, Mapping[str, Alias]] = MappingProxyType(_by_name())
