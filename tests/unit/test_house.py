@@ -100,13 +100,14 @@ def test_every_command_has_an_example_in_its_help_and_a_section_in_the_reference
     assert f"## latentfarm {name}" in (REPOSITORY / "docs" / "reference" / "cli.md").read_text()
 
 
-def test_the_reference_lists_the_commands_as_they_are() -> None:
+def test_the_reference_lists_the_commands_and_names_as_they_are() -> None:
     spec = spec_from_file_location("write_reference", REPOSITORY / "docs" / "write_reference.py")
     assert spec is not None
     assert spec.loader is not None
     writer = module_from_spec(spec)
     spec.loader.exec_module(writer)
     assert writer.REFERENCE.read_text() == writer.reference_text(), "run make docs"
+    assert writer.PROMPT_FILES.read_text() == writer.prompt_files_text(), "run make docs"
 
 
 def test_every_setting_is_in_the_reference() -> None:
