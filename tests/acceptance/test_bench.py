@@ -27,7 +27,7 @@ def test_bench_reports_throughput_and_stage_times_and_leaves_no_object(
     assert (report["model"], report["width"], report["num_inference_steps"], report["compiled"]) == ("t", 64, 2, False)
     assert [line["slots"] for line in report["slots"]] == [1, 2]
     for line in report["slots"]:
-        assert line["images"] == 2 * line["slots"]
+        assert (line["warm_up_images"], line["images"]) == (line["slots"], 2 * line["slots"])
         assert min(line[f"{stage}_s"] for stage in ("text", "denoise", "decode", "encode", "upload")) > 0
         assert 0 < line["busy_share"] <= 1
     assert report["best_slots"] == max(report["slots"], key=lambda line: line["images_per_s"])["slots"]
@@ -39,6 +39,9 @@ def test_bench_needs_no_farm_and_rejects_invalid_numbers_before_it_loads(latentf
     done = latentfarm("bench", "--model", str(model), "--slots", "1", *QUICK)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[1].split()[:3] == ["slots", "images/s", "busy"]
+    assert "\n1 slot: " in done.stderr
+    assert ", timed over 2 images after " in done.stderr
+    assert "\nfastest with 1 slot: " in done.stdout
     for invalid, cure in ((("--slots", "1,x"), "1 to 256"), (("--width", "100"), "write 96 or 104")):
         refused = latentfarm("bench", *invalid)
         assert (refused.returncode, refused.stdout) == (2, "")

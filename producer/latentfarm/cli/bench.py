@@ -9,13 +9,14 @@ import typer
 
 from latentfarm.cli import options
 from latentfarm.cli.options import check_dtype, with_model
-from latentfarm.cli.output import echo_err, print_columns, print_json
+from latentfarm.cli.output import echo_err, plural, print_columns, print_json
 from latentfarm.errors import InputError
 from latentfarm.job import Job
 from latentfarm.limits import DEFAULT_GUIDANCE
 from latentfarm.local.farm import require_worker_packages
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
+from latentfarm.submission.prompts.notes import Notes
 from latentfarm.submission.prompts.rows import check_defaults
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def bench(
 ) -> None:
     """Measure the throughput of a model on this machine by slots, and the time of each stage of an image.
 
+    For each number of slots it renders a full batch of short images that are not timed, then two images per slot.
     It uses the worker's engine and encoder in this process and needs no farm. If the settings name a store, the
     upload is measured with objects below probe/, which are deleted again.
 
@@ -57,7 +59,8 @@ def bench(
     counts = _parse_slots(slots) if slots is not None else ()
     settings = with_model(Settings.load(), model).model_copy(update={"dtype": check_dtype(dtype or "auto")})
     # an invalid size is reported before the model is loaded
-    fields = check_defaults({"num_inference_steps": num_inference_steps, "width": width, "height": height})
+    sizes = {"num_inference_steps": num_inference_steps, "width": width, "height": height}
+    fields = check_defaults(sizes, Notes())
     job = Job(batch="bench", index=0, prompt="this and that", seed=0, scheduler="euler", **fields.given())
     require_worker_packages()
     from latentfarm_worker.build import keep_compiled_files, load_model, wants_compiling
@@ -72,7 +75,7 @@ def bench(
     bucket = Bucket.connect(settings) if settings.configured else None
     found = []
     for measured in benchmark.measure(family, counts, job=job, compiled=compiled_here, bucket=bucket):
-        echo_err(f"{measured.slots} slots: {measured.images_per_s:.3g} images/s")
+        echo_err(_timed(measured))
         found.append(measured)
     conditions = {
         "model": settings.model,
@@ -90,7 +93,7 @@ def bench(
         return
     typer.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in conditions.items()))
     _print_table(found)
-    typer.echo(f"fastest with {best.slots} slots: {best.images_per_s * 86_400:,.0f} images per day")
+    typer.echo(f"fastest with {plural(best.slots, 'slot')}: {best.images_per_s * 86_400:,.0f} images per day")
 
 
 def _parse_slots(text: str) -> tuple[int, ...]:
@@ -100,7 +103,16 @@ def _parse_slots(text: str) -> tuple[int, ...]:
         numbers = ()
     if not numbers or not all(1 <= number <= 256 for number in numbers):
         raise InputError(f"--slots {text!r}: write numbers from 1 to 256 separated by commas, such as 4,8,16")
-    return numbers
+    # ascending, as the first number that does not fit into memory ends the measurement
+    return tuple(sorted(set(numbers)))
+
+
+def _timed(measured: Measurement) -> str:
+    """Return what was measured in one line."""
+    return (
+        f"{plural(measured.slots, 'slot')}: {measured.images_per_s:.3g} images/s, timed over "
+        f"{plural(measured.images, 'image')} after {measured.warm_up_s:.1f} s of warm-up"
+    )
 
 
 def _print_table(found: list[Measurement]) -> None:

@@ -20,12 +20,15 @@ from latentfarm.job import Job
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.outcomes import Failed, Rendered
+from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.models.base import Family
 
 _THREADS = 4
 #: how often each slot is used in one measurement
 _ROUNDS = 2
+#: of an image of the warm-up: a first step may differ from later ones
+_WARM_UP_STEPS = 2
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,9 @@ class Measurement:
 
     Attributes:
         slots: guided images denoised at once.
-        images: images rendered.
+        warm_up_images: images rendered before the timing began, of the same size and as many at once.
+        warm_up_s: seconds of that warm-up.
+        images: images rendered and timed.
         images_per_s: images per second of wall time.
         text_s: seconds of text encoding for each image, on the device.
         denoise_s: seconds of denoising for each image, on the device.
@@ -46,6 +51,8 @@ class Measurement:
     """
 
     slots: int
+    warm_up_images: int
+    warm_up_s: float
     images: int
     images_per_s: float
     text_s: float
@@ -58,7 +65,12 @@ class Measurement:
 
 
 def measure(
-    family: Family, slots_tried: Sequence[int], *, job: Job, compiled: bool, bucket: Bucket | None = None
+    family: Family,
+    slots_tried: Sequence[int],
+    *,
+    job: Job,
+    compiled: bool,
+    bucket: Bucket | None = None,
 ) -> Iterator[Measurement]:
     """Yield a measurement for each number of slots, up to the first that does not fit into memory.
 
@@ -116,13 +128,13 @@ class _Sink:
 
 
 def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
-    engine.warm_up()
+    began = time.perf_counter()
+    _warm_up(engine, job, bucket)
+    warm_up_s = time.perf_counter() - began
     device, images = engine.family.device, _ROUNDS * engine.slots
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    for number in range(images):
-        own = {"index": number, "seed": job.seed + number, "prompt": f"{job.prompt}, number {number}"}
-        engine.admit(job.model_copy(update=own))
+    _admit(engine, job, images)
     with closing(_Sink(engine, bucket)) as sink:
         began = time.perf_counter()
         engine_s, rendered = _run(engine, sink)
@@ -134,6 +146,8 @@ def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
 
     return Measurement(
         slots=engine.slots,
+        warm_up_images=engine.slots,
+        warm_up_s=warm_up_s,
         images=images,
         images_per_s=images / wall_s,
         text_s=mean("text"),
@@ -144,6 +158,29 @@ def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
         busy_share=engine_s / wall_s,
         memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
+
+
+def _warm_up(engine: Engine, job: Job, bucket: Bucket | None) -> None:
+    """Render a full batch of short jobs on the path that is timed.
+
+    A device chooses its kernels at the first call with each shape, libraries are loaded at their first use, and a
+    bucket's connections are opened at the first upload.
+    """
+    engine.warm_up()
+    # of as many steps as the timed jobs
+    plan_for(engine.family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
+    # prompts of its own: a text that was encoded once is not encoded again
+    short = {"num_inference_steps": _WARM_UP_STEPS, "prompt": f"{job.prompt} to warm up"}
+    _admit(engine, job.model_copy(update=short), engine.slots)
+    with closing(_Sink(engine, bucket)) as sink:
+        _run(engine, sink)
+        sink.seconds()
+
+
+def _admit(engine: Engine, job: Job, count: int) -> None:
+    for number in range(count):
+        own = {"index": number, "seed": job.seed + number, "prompt": f"{job.prompt}, number {number}"}
+        engine.admit(job.model_copy(update=own))
 
 
 def _run(engine: Engine, sink: _Sink) -> tuple[float, list[Rendered]]:
