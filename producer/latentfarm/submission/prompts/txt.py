@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import partial
 from typing import BinaryIO
@@ -11,8 +12,10 @@ from pydantic import ValidationError
 from latentfarm.job import Row
 from latentfarm.submission.prompts import flags
 from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines
-from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck
+from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck, RowError, abbreviate
 
+#: the second and third lines of the text that AUTOMATIC1111 writes into an image
+_INFOTEXT = re.compile(r"(?i:negative prompt): |Steps: \d+, Sampler: ")
 _validate = Row.__pydantic_validator__.validate_python
 
 
@@ -36,6 +39,13 @@ def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Ite
             yield not_utf8_error(f"{prefix}{number}", error)
             continue
         if not line or line[0] == "#":
+            continue
+        if _INFOTEXT.match(line):
+            yield RowError(
+                f"{prefix}{number}: {abbreviate(line)} is a line of AUTOMATIC1111's image parameters, not a prompt; write "
+                "flags after the prompt, such as --steps 20, or save the prompts alone",
+                "image parameters",
+            )
             continue
         if "-" in line and flags.has_flags(line):
             yield flags.check_line(f"{prefix}{number}", check, line)

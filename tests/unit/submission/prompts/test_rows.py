@@ -20,6 +20,13 @@ def test_txt_skips_blank_lines_and_comments(tmp_path: Path) -> None:
     assert [row.prompt for row in prompt_files.rows(tmp_path / "p.txt", text)] == ["a cat", "a dog", "c'est l'été"]
 
 
+@pytest.mark.parametrize("line", ["Negative prompt: blurry", "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1"])
+def test_a_line_of_a1111s_image_parameters_is_no_prompt(tmp_path: Path, line: str) -> None:
+    [(reason, text)] = prompt_files.row_errors(tmp_path / "p.txt", f"a cat\n{line}\n")
+    assert reason == "image parameters"
+    assert text.startswith(f"p.txt line 2: '{line}' is a line of AUTOMATIC1111's image parameters, not a prompt;")
+
+
 def test_jsonl_has_diffusers_names_and_null_is_a_missing_field(tmp_path: Path) -> None:
     line = '{"prompt": "a", "num_inference_steps": 30, "seed": null, "id": "x", "unknown": null}\n\n'
     [found] = prompt_files.found(tmp_path / "prompts.jsonl", line)
