@@ -42,8 +42,8 @@ def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Ite
             continue
         if _INFOTEXT.match(line):
             yield RowError(
-                f"{prefix}{number}: {abbreviate(line)} is a line of AUTOMATIC1111's image parameters, not a prompt; write "
-                "flags after the prompt, such as --steps 20, or save the prompts alone",
+                f"{prefix}{number}: {abbreviate(line)} is a line of AUTOMATIC1111's image parameters, not a prompt; "
+                "write flags after the prompt, such as --steps 20, or save the prompts alone",
                 "image parameters",
             )
             continue
