@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from math import ceil
-from urllib.parse import parse_qsl, quote, urlencode, urlparse
+from urllib.parse import quote, urlencode
 
 import redis
 from celery import Celery
@@ -15,15 +15,18 @@ from celery.exceptions import CPendingDeprecationWarning
 from kombu import Queue
 from kombu.exceptions import OperationalError
 
-from latentfarm.doorbell_transport import DoorbellAMQP
+from latentfarm.doorbell_transport import make_amqp
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger.redis_errors import outage_cause
+from latentfarm.redis_address import RedisAddress
 
 TASK_NAME = "latentfarm.render"
 #: messages in a model's queue at most, for a batch of any size
 MAX_DOORBELLS = 1_000
 #: pending jobs per message: a woken worker leases until no job is pending
 JOBS_PER_DOORBELL = 4
+#: options for TLS that kombu reads in a URL
+_KOMBU_TLS = frozenset({"ssl_ca_certs", "ssl_cert_reqs", "ssl_certfile", "ssl_keyfile"})
 
 
 def queue_name(model: str) -> str:
@@ -32,11 +35,16 @@ def queue_name(model: str) -> str:
 
 
 def make_app(redis_url: str, *, model: str | None = None) -> Celery:
-    """Return the Celery app on the farm's Redis. With ``model``, its worker consumes that model's queue."""
+    """Return the Celery app on the farm's Redis. With ``model``, its worker consumes that model's queue.
+
+    Raises:
+        InputError: the URL is malformed.
+    """
     # at each lost connection Celery announces a change of a later version, which concerns no doorbell
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
-    broker = broker_url(redis_url) if redis_url else None
-    app = Celery("latentfarm", broker=broker, amqp=DoorbellAMQP, set_as_current=False)
+    address = RedisAddress.parse(redis_url) if redis_url else None
+    broker = _broker_of(address) if address else None
+    app = Celery("latentfarm", broker=broker, amqp=make_amqp(address), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",
@@ -58,28 +66,33 @@ def make_app(redis_url: str, *, model: str | None = None) -> Celery:
             "socket_connect_timeout": 5,
             "socket_timeout": 15,
             "health_check_interval": 10,
+            # for Celery's tools, which read it beside the URL
+            **({"master_name": address.service} if address and address.service else {}),
         },
     )
     return app
 
 
 def broker_url(redis_url: str) -> str:
-    """Return a Redis URL in kombu's form.
+    """Return a Redis URL in kombu's form, for what connects to Redis without ``doorbell_transport``."""
+    return _broker_of(RedisAddress.parse(redis_url))
 
-    kombu has its own scheme for unix sockets. Over TLS it verifies no certificate unless the URL requires it. It reads
-    no password in the query, as redis-py does.
+
+def _broker_of(address: RedisAddress) -> str:
+    """Return the URL in kombu's form.
+
+    kombu has its own scheme for unix sockets, and one URL for each Sentinel. Over TLS it verifies no certificate unless
+    the URL requires it.
     """
-    parsed = urlparse(redis_url)
-    options = dict(parse_qsl(parsed.query))
-    named = [quote(options.pop(name, ""), safe="") for name in ("username", "password")]
-    if any(named):
-        parsed = parsed._replace(netloc=f"{':'.join(named)}@{parsed.netloc.rpartition('@')[2]}")
-    if parsed.scheme == "rediss":
-        options.setdefault("ssl_cert_reqs", "required")
-    if parsed.scheme != "unix":
-        return parsed._replace(query=urlencode(options)).geturl()
-    options["virtual_host"] = options.pop("db", "0")
-    return f"redis+socket://{parsed.netloc}{parsed.path}?{urlencode(options)}"
+    user, password = (quote(str(address.options.get(name, "")), safe="") for name in ("username", "password"))
+    credentials = f"{user}:{password}@" if password else f"{user}@" if user else ""
+    if not address.hosts:
+        return f"redis+socket://{credentials}{quote(address.options['path'])}?virtual_host={address.db}"
+    tls = {"ssl_cert_reqs": "required"} | {k: v for k, v in address.options.items() if k in _KOMBU_TLS}
+    query = f"?{urlencode(tls)}" if address.tls else ""
+    scheme = "sentinel" if address.service else "rediss" if address.tls else "redis"
+    hosts = (f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in address.hosts)
+    return ";".join(f"{scheme}://{credentials}{host}/{address.db}{query}" for host in hosts)
 
 
 def ring(client: redis.Redis, app: Celery, model: str, pending_jobs: int) -> int:

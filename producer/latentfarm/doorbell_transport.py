@@ -18,6 +18,7 @@ from kombu.transport import redis as kombu_redis
 
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger.redis_errors import translate_errors
+from latentfarm.redis_address import RedisAddress, sentinels_of
 
 #: never exists: the probe writes no bytes to it
 _PROBE_KEY = "lf:probe"
@@ -36,6 +37,34 @@ class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
 
     ack_emulation = False
     do_restore = False
+
+    def _get_pool(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's method
+        """Connect as the ledger does: kombu reads fewer URLs than redis-py, and queries Sentinels in its own way."""
+        address = self.connection.client.address
+        if address is None:
+            return super()._get_pool(asynchronous)
+        self.keyprefix_fanout: str = self.keyprefix_fanout.format(db=address.db)
+        timeouts = {
+            "socket_timeout": self.socket_timeout,
+            "socket_connect_timeout": self.socket_connect_timeout,
+            "health_check_interval": self.health_check_interval,
+        }
+        pool = address.pool(self._polled if asynchronous else lambda connection: connection, **timeouts)
+        # kombu closes the connections to Sentinels together with the channel
+        setattr(self, "_async_sentinel_manager" if asynchronous else "_sentinel_manager", sentinels_of(pool))
+        return pool
+
+    def _polled(self, connection_class: type[Any]) -> type[Any]:
+        """Return a class of connections that the event loop forgets when they are closed."""
+        channel = self
+
+        class Connection(connection_class):  # type: ignore[misc]
+            def disconnect(self, *arguments: Any, **options: Any) -> None:
+                super().disconnect(*arguments, **options)
+                if channel._registered:
+                    channel._on_connection_disconnect(self)
+
+        return Connection
 
     def _brpop_read(self, **options: Any) -> Any:
         with _translated(self.connection, pause_s=_PAUSE_S):
@@ -74,6 +103,15 @@ class DoorbellTransport(kombu_redis.Transport):  # type: ignore[misc]
 class DoorbellConnection(Connection):  # type: ignore[misc]
     """A connection over ``DoorbellTransport`` for a URL of any scheme."""
 
+    #: where to connect; None: as kombu reads the broker's URL
+    address: RedisAddress | None = None
+
+    def as_uri(self, *arguments: Any, **options: Any) -> str:
+        """Return the farm's URL without its password, for logs; in kombu's form for who needs the password."""
+        if self.address is None or options.get("include_password"):
+            return str(super().as_uri(*arguments, **options))
+        return self.address.where
+
     def get_transport_cls(self) -> type[DoorbellTransport]:
         """Return our transport; a name in the URL or the settings would not be used for unix sockets."""
         return DoorbellTransport
@@ -86,10 +124,10 @@ class DoorbellConnection(Connection):  # type: ignore[misc]
         return super().ensure_connection(*arguments, **options)
 
 
-class DoorbellAMQP(AMQP):  # type: ignore[misc]
-    """Celery's messaging over ``DoorbellConnection``."""
-
-    Connection = DoorbellConnection
+def make_amqp(address: RedisAddress | None) -> type[AMQP]:
+    """Return Celery's messaging over ``DoorbellConnection`` to an address."""
+    connection = type("DoorbellConnection", (DoorbellConnection,), {"address": address})
+    return type("DoorbellAMQP", (AMQP,), {"Connection": connection})
 
 
 @contextmanager

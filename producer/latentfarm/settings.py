@@ -38,7 +38,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
     redis_url: Annotated[str, Field(repr=False)] = ""
-    """Redis of the ledger and of the doorbells: ``redis://``, ``rediss://`` or ``unix://``. It may hold a password."""
+    """Redis of the ledger and of the doorbells, as ``RedisAddress`` reads it. It may hold a password."""
     allow_insecure_redis: bool = False
     """Allow a remote Redis with neither password nor TLS [default: false]."""
     bucket: str = ""
@@ -164,33 +164,27 @@ def redis_problem(url: str) -> RedisProblem | None:
     Raises:
         InputError: It is not a URL of a Redis.
     """
-    from redis.connection import parse_url  # slow to import, and not needed for the settings' values
+    from latentfarm.redis_address import RedisAddress  # slow to import, and not needed for the settings' values
 
-    try:
-        # parsed as the ledger's client parses it, its query included
-        parts = parse_url(url)  # type: ignore[no-untyped-call]
-        port = int(parts.get("port", 6379))
-    except ValueError:
-        raise InputError(
-            "LATENTFARM_REDIS_URL is no URL of a Redis (it is not shown: it may contain a password); write "
-            "redis://HOST:PORT, rediss://HOST:PORT or unix:///PATH, the password percent-encoded"
-        ) from None
-    host = str(parts.get("host", "localhost"))
-    if url.startswith("unix://") or _is_loopback(host):
+    address = RedisAddress.parse(url)
+    remote = [f"{host} port {port}" for host, port in address.hosts if not _is_loopback(host)]
+    if not remote:
         return None
-    checked = parts.get("ssl_cert_reqs", "required") == "required" and parts.get("ssl_check_hostname", True)
-    tls, password = url.startswith("rediss://") and checked, parts.get("password")
-    place = f"LATENTFARM_REDIS_URL leads to {host} port {port}"
+    options = address.options
+    checked = options.get("ssl_cert_reqs", "required") == "required" and options.get("ssl_check_hostname", True)
+    tls, password = address.tls and checked, options.get("password")
+    place = f"LATENTFARM_REDIS_URL leads to {', '.join(remote)}"
+    scheme = "rediss+sentinel" if address.service else "rediss"
     if not tls and not password:
         return RedisProblem(
             f"{place} with neither password nor verified TLS: any client can read and change every "
-            "batch. Write rediss://USER:PASSWORD@HOST:PORT. If the network itself is private, set "
+            f"batch. Write {scheme}://USER:PASSWORD@HOST:PORT. If the network itself is private, set "
             "LATENTFARM_ALLOW_INSECURE_REDIS=true",
             fatal=True,
         )
     if not tls:
         return RedisProblem(
-            f"{place} without verified TLS: the password and all data travel unencrypted. Write rediss://. If the "
+            f"{place} without verified TLS: the password and all data travel unencrypted. Write {scheme}://. If the "
             "network itself is private, set LATENTFARM_ALLOW_INSECURE_REDIS=true",
             fatal=False,
         )

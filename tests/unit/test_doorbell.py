@@ -16,12 +16,14 @@ pytestmark = pytest.mark.unit
         ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
         ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
         ("unix://user:secret@/run/redis.sock", "redis+socket://user:secret@/run/redis.sock?virtual_host=0"),
+        ("redis://[::1]?socket_timeout=3&client_name=me", "redis://[::1]:6379/0"),
+        ("sentinel://:secret@a,b:1/farm/2", "sentinel://:secret@a:26379/2;sentinel://:secret@b:1/2"),
         ("redis://:secret@host:6380/1", "redis://:secret@host:6380/1"),
-        ("redis://host/1?username=me&password=a%2Fb", "redis://me:a%2Fb@host/1"),
+        ("redis://host/1?username=me&password=a%2Fb", "redis://me:a%2Fb@host:6379/1"),
         ("unix:///run/redis.sock?password=secret", "redis+socket://:secret@/run/redis.sock?virtual_host=0"),
         ("rediss://:secret@host:6380/1", "rediss://:secret@host:6380/1?ssl_cert_reqs=required"),
-        ("rediss://host/1?ssl_ca_certs=a.pem", "rediss://host/1?ssl_ca_certs=a.pem&ssl_cert_reqs=required"),
-        ("rediss://host?ssl_cert_reqs=none", "rediss://host?ssl_cert_reqs=none"),
+        ("rediss://host/1?ssl_ca_certs=a.pem", "rediss://host:6379/1?ssl_cert_reqs=required&ssl_ca_certs=a.pem"),
+        ("rediss://host?ssl_cert_reqs=none", "rediss://host:6379/0?ssl_cert_reqs=none"),
     ],
 )
 def test_a_redis_url_becomes_the_one_that_kombu_reads(redis_url: str, broker: str) -> None:

@@ -13,6 +13,7 @@ from latentfarm.ledger.constants import SCHEMA
 from latentfarm.ledger.lua_scripts import Script, Scripts
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import outage_cause, translate_errors
+from latentfarm.redis_address import RedisAddress
 
 #: answers of a server that is a replica now
 _REPLICA_CAUSES = frozenset({"READONLY", "MASTERDOWN"})
@@ -33,13 +34,14 @@ class LedgerClient:
 
     @classmethod
     def connect(cls, url: str) -> Self:
-        """Return a ledger on a ``redis://``, ``rediss://`` or ``unix://`` URL. Nothing is sent yet."""
-        client = redis.Redis.from_url(
-            url, socket_timeout=10, socket_connect_timeout=5, health_check_interval=10, decode_responses=False
-        )
-        pool = client.connection_pool
-        pool.connection_class = _outage_aware(pool.connection_class)
-        return cls(client, where=_without_password(url))
+        """Return a ledger on a URL of ``RedisAddress``. Nothing is sent yet.
+
+        Raises:
+            InputError: the URL is malformed.
+        """
+        address = RedisAddress.parse(url)
+        timeouts = {"socket_timeout": 10, "socket_connect_timeout": 5, "health_check_interval": 10}
+        return cls(redis.Redis(connection_pool=address.pool(_outage_aware, **timeouts)), where=address.where)
 
     def run(self, script: Script, *args: Any) -> Any:
         """Run a script, with the errors of this class.
@@ -115,9 +117,3 @@ def _outage_aware(connection_class: type[Any]) -> type[Any]:
                 super().check_health()
 
     return Connection
-
-
-def _without_password(url: str) -> str:
-    # a password is before the host, or in the query
-    scheme, separator, rest = url.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2].partition('?')[0]}"

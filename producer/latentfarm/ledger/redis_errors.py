@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import redis
 
 from latentfarm.errors import SchemaError, UnavailableError
+from latentfarm.sentinel import PrimaryNotFoundError
 
 #: first word of the scripts' error if the ledger has another schema
 _OTHER_SCHEMA = "LFSCHEMA"
@@ -63,7 +64,7 @@ _ANSWERS = {
     ),
 }
 #: every cause of an outage: what a label of metrics may be
-CAUSES = ("connection", "timeout", *_ANSWERS)
+CAUSES = ("connection", "timeout", "sentinel", *_ANSWERS)
 
 #: errors that redis-py recognizes; subclasses first
 _CLASSES: tuple[tuple[type[Exception], str], ...] = (
@@ -71,6 +72,7 @@ _CLASSES: tuple[tuple[type[Exception], str], ...] = (
     (redis.AuthenticationError, "AUTH"),
     (redis.exceptions.AuthorizationError, "AUTH"),
     (redis.TimeoutError, "timeout"),
+    (PrimaryNotFoundError, "sentinel"),
     (redis.ConnectionError, "connection"),
     (redis.exceptions.OutOfMemoryError, "OOM"),
     (redis.ReadOnlyError, "READONLY"),
@@ -99,6 +101,9 @@ _TEXTS = (
 def outage_cause(error: BaseException) -> str | None:
     """Return the cause of the outage that an error of redis-py reports; None if it reports another fault."""
     if isinstance(error, redis.RedisError):
+        if type(error) is redis.ConnectionError and isinstance(error.__context__, redis.ReadOnlyError):
+            # redis-py's word for the answer of a former primary that a Sentinel named
+            return "READONLY"
         for kind, cause in _CLASSES:
             if isinstance(error, kind):
                 return cause
