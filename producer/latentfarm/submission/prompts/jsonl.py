@@ -1,4 +1,4 @@
-"""JSON lines: objects with diffusers' parameter names, or lines of an OpenAI batch file."""
+"""JSON lines: prompts, objects with diffusers' parameter names, or lines of an OpenAI batch file."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ from pydantic_core import from_json
 
 from latentfarm.job import Row
 from latentfarm.submission.prompts import openai_batch
-from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines
-from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck, RowError, abbreviate
+from latentfarm.submission.prompts.aliases import Dialect
+from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines, stray_line_end
+from latentfarm.submission.prompts.rows import (
+    FieldError,
+    LocatedRow,
+    ParsedRow,
+    RowCheck,
+    RowError,
+    abbreviate,
+    value_error,
+)
 
 _SHORTEST_ROW = len('{"prompt":"a"}')
 _COLUMN = re.compile(r"column (\d+)$")
+#: how a JSON document begins that is laid out over several lines
+_FIRST_LINES = frozenset({"[", "{", "[{"})
 _validate_line = Row.__pydantic_validator__.validate_json
 
 
@@ -66,18 +77,52 @@ def parse_line(place: str, check: RowCheck, raw: bytes) -> ParsedRow | None:
     if not line:
         return None
     try:
-        fields = from_json(line, allow_inf_nan=False)
+        value = from_json(line, allow_inf_nan=False)
     except ValueError as error:
-        message = str(error)
-        at = _COLUMN.search(message)
-        column = at[1] if at and "recursion" not in message else "1"
-        return RowError(
-            f'{place} column {column}: {abbreviate(line)} is not JSON; write an object such as {{"prompt": "a cat"}}',
-            "not JSON",
-        )
-    if not isinstance(fields, dict):
-        text = f'{place}: {abbreviate(line)} is not an object; write one such as {{"prompt": "a cat"}}'
+        return _not_json(place, line, str(error))
+    if isinstance(value, list):
+        cure = "write each entry on a line of its own, or read the file with --format json"
+        return RowError(f"{place}: {abbreviate(line)} is a list; {cure}", "a list")
+    return check_value(place, check, value)
+
+
+def check_value(place: str, check: RowCheck, value: object, *, key: str | None = None) -> ParsedRow:
+    """Return the row of a JSON value, or its error.
+
+    Args:
+        place: the value's place, for messages.
+        check: checks the row.
+        value: a prompt, an object with fields, or a line of an OpenAI batch file.
+        key: the row's id, unless the value has one.
+    """
+    if isinstance(value, str):
+        value = {check.prompt_column: value}
+    if not isinstance(value, dict):
+        text = f'{place}: {abbreviate(value)} is not an object; write one such as {{"prompt": "a cat"}}'
         return RowError(text, "not an object")
-    if openai_batch.is_request(fields):
-        return openai_batch.check_request(place, check, fields)
-    return check.row(place, fields)
+    if openai_batch.is_request(value):
+        return openai_batch.check_request(place, check, value)
+    if {"class_type", "inputs"} <= value.keys():
+        text = (
+            f"{place}: {abbreviate(value)} is a node of a ComfyUI workflow; write its prompt, steps and seed as fields"
+        )
+        return RowError(text, "ComfyUI node")
+    dialect = Dialect.DIFFUSIONDB if "p" in value and check.prompt_column not in value else Dialect.LONG
+    try:
+        fields = check.collect(value.items(), dialect=dialect)
+    except FieldError as error:
+        return value_error(place, error)
+    if key is not None and fields.own.setdefault("id", key) is key:
+        fields.labels["id"] = "key"
+    return check.check(place, fields)
+
+
+def _not_json(place: str, line: str, message: str) -> RowError:
+    at = _COLUMN.search(message)
+    column = at[1] if at and "recursion" not in message else "1"
+    cure = 'write an object such as {"prompt": "a cat"}'
+    if line in _FIRST_LINES:
+        cure = "write each entry on a line of its own, or read the file with --format json"
+    elif stray := stray_line_end(line):
+        cure = stray
+    return RowError(f"{place} column {column}: {abbreviate(line)} is not JSON; {cure}", "not JSON")

@@ -2,11 +2,14 @@
 
 The input is not trusted. A line of a gigabyte, a gzip bomb of zeros or of newlines, and text in another encoding are
 refused within the first megabytes.
+
+A line ends with LF or CRLF. In a file of an old Mac, which has no LF, it ends with CR.
 """
 
 from __future__ import annotations
 
 import gzip
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
@@ -29,6 +32,18 @@ _OTHER_BOMS = (
 )
 #: which of the first four bytes are not NUL, if ASCII text is encoded as UTF-16 without a byte-order mark
 _UTF16_STARTS = (b"\0\1\0\1", b"\1\0\1\0")
+#: what some programs end a line with, but not this one; by the name for messages
+_STRAY_ENDS = {
+    "\r": "a lone CR",
+    "\n": "an LF among lone CRs",
+    "\v": "a vertical tab",
+    "\f": "a form feed",
+    "\x85": "NEL",
+    "\u2028": "U+2028",
+    "\u2029": "U+2029",
+}
+_LONE_CR = re.compile(rb"\r++(?!\n)")
+_STRAY_END = re.compile(f"[{''.join(_STRAY_ENDS)}]")
 _GZIP_MAGIC = b"\x1f\x8b"
 _PARQUET_MAGIC = b"PAR1"
 
@@ -56,30 +71,67 @@ def read_blocks(stream: BinaryIO, name: str) -> Iterator[bytes]:
         raise InputError(f"{name} cannot be read: {error.strerror or error}") from None
 
 
-def read_lines(stream: BinaryIO, name: str) -> Iterator[tuple[int, list[bytes]]]:
-    """Yield, for each block, the number of lines before it and its lines without newlines.
+class Lines:
+    """The lines of a stream: for each block, the number of lines before it and its lines without their ends.
 
-    Raises:
-        InputError: a line is longer than 1 MiB, or the first bytes are not those of UTF-8 text.
+    Attributes:
+        end: what ends a line, once the first block is read: LF, which may follow a CR, or a lone CR.
     """
-    before, tail, first = 0, b"", True
-    for content in read_blocks(stream, name):
-        block = content
-        if first:
-            first = False
-            block = _checked_start(block, name)
-        lines = (tail + block).split(b"\n")
-        tail = lines.pop()
-        # only the first line and the tail can be longer than a block
-        if lines and len(lines[0]) > MAX_LINE_BYTES:
-            raise line_too_long_error(f"{name} line {before + 1}")
-        if len(tail) > MAX_LINE_BYTES:
-            raise line_too_long_error(f"{name} line {before + len(lines) + 1}")
-        if lines:
-            yield before, lines
-            before += len(lines)
-    if tail:
-        yield before, [tail]
+
+    def __init__(self, stream: BinaryIO, name: str, *, quoted: bool = False) -> None:
+        """Take a stream, its name for messages, and whether lines after the first may have line ends in quotes."""
+        self._blocks = read_blocks(stream, name)
+        self._name = name
+        self._quoted = quoted
+        self.end = b"\n"
+
+    def __iter__(self) -> Iterator[tuple[int, list[bytes]]]:
+        """Yield the lines of each block.
+
+        Raises:
+            InputError: a line is longer than 1 MiB, or the first bytes are not those of UTF-8 text.
+        """
+        before, tail = 0, b""
+        for number, content in enumerate(self._blocks):
+            block = content
+            if number == 0:
+                block = checked_start(block, self._name)
+                self.end = _line_end(block, quoted=self._quoted)
+            lines = (tail + block).split(self.end)
+            tail = lines.pop()
+            # only the first line and the tail can be longer than a block
+            if lines and len(lines[0]) > MAX_LINE_BYTES:
+                raise line_too_long_error(f"{self._name} line {before + 1}")
+            if len(tail) > MAX_LINE_BYTES:
+                raise line_too_long_error(f"{self._name} line {before + len(lines) + 1}")
+            if lines:
+                yield before, lines
+                before += len(lines)
+        if tail:
+            yield before, [tail]
+
+
+def _line_end(block: bytes, *, quoted: bool) -> bytes:
+    """Return what ends the lines of a stream that starts with this block."""
+    cr = _LONE_CR.search(block)
+    # the LF of a block's last CR may be in the next block
+    if cr is None or (cr.end() == len(block) >= _BLOCK_BYTES):
+        return b"\n"
+    lf = block.find(b"\n")
+    # a CR of an old Mac's table ends its header; an LF is then a line end inside a cell
+    return b"\r" if lf == -1 or (quoted and cr.start() < lf) else b"\n"
+
+
+def stray_line_end(line: str) -> str | None:
+    """Return what is wrong with a line that another program would read as two lines, or None.
+
+    A line end at either side of the line is none inside it.
+    """
+    found = _STRAY_END.search(line.strip())
+    if found is None:
+        return None
+    what = f"{_STRAY_ENDS[found[0]]} (character {found.start() + 1}) ends a line in some programs"
+    return f"{what}; end lines with LF or CRLF, or write a space"
 
 
 def line_too_long_error(place: str, hint: str = "is each row on a line of its own?") -> InputError:
@@ -93,10 +145,10 @@ def rows_of_lines(
     """Yield the rows of all lines. ``parse`` gets the number of lines before a block, and the block's lines.
 
     Raises:
-        InputError: see ``read_lines``; or 2 MiB of lines in a row have no row.
+        InputError: see ``Lines``; or 2 MiB of lines in a row have no row.
     """
     skipped = 0
-    for before, lines in read_lines(stream, name):
+    for before, lines in Lines(stream, name):
         nothing = True
         for found in parse(before, lines):
             nothing = False
@@ -115,18 +167,26 @@ def no_rows_error(place: str) -> InputError:
 
 def not_utf8_error(place: str, error: UnicodeDecodeError) -> RowError:
     """Return the error for a line with a byte that is not UTF-8."""
-    byte = error.object[error.start]
-    return RowError(
-        f"{place}: byte {error.start + 1} is 0x{byte:02x}, which is not UTF-8; save the file as UTF-8", "not UTF-8"
-    )
+    byte = error.object[error.start : error.start + 1]
+    try:
+        guess = f" (in Windows-1252 it is {byte.decode('cp1252')!r})"
+    except UnicodeDecodeError:
+        guess = ""
+    what = f"byte {error.start + 1} is 0x{byte.hex()}, which is not UTF-8{guess}"
+    return RowError(f"{place}: {what}; save the file as UTF-8", "not UTF-8")
 
 
-def _checked_start(block: bytes, name: str) -> bytes:
+def checked_start(block: bytes, name: str) -> bytes:
+    """Return the first block of a text without its byte-order mark.
+
+    Raises:
+        InputError: it is not the start of UTF-8 text.
+    """
     if block.startswith(_UTF8_BOM):
         return block[len(_UTF8_BOM) :]
     for mark, encoding in _OTHER_BOMS:
         if block.startswith(mark):
-            raise InputError(f"{name} is {encoding}; save it as UTF-8")
+            raise InputError(f"{name} is {encoding}; save it as UTF-8, such as with iconv -f {encoding} -t UTF-8")
     if bytes(map(bool, block[:4])) in _UTF16_STARTS:
         raise InputError(f"{name} looks like UTF-16; save it as UTF-8")
     if block.startswith(_GZIP_MAGIC):

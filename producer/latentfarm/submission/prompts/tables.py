@@ -12,10 +12,10 @@ from latentfarm.errors import InputError
 from latentfarm.submission.prompts.lines import (
     MAX_LINE_BYTES,
     MAX_SKIPPED_BYTES,
+    Lines,
     line_too_long_error,
     no_rows_error,
     not_utf8_error,
-    read_lines,
 )
 from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, abbreviate
 
@@ -26,7 +26,7 @@ def read_table(stream: BinaryIO, name: str, check: RowCheck, *, delimiter: str) 
     Raises:
         InputError: the stream is not text, or the header is invalid.
     """
-    lines = _LineReader(read_lines(stream, name), name)
+    lines = _LineReader(iter(Lines(stream, name)), name)
     records = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
     while True:

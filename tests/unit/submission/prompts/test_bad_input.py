@@ -153,7 +153,7 @@ def test_rows_before_the_damage_are_read(tmp_path: Path) -> None:
         (b'{"prompt": "a", "columns": {"a": 1}}', "unknown field 'columns'", "p.jsonl line 1: field 'columns'"),
         (b'{"prompt": "a", "' + b"k" * 9999 + b'": 1}', "unknown field 'kkkkk", "p.jsonl line 1: field 'kkkkk"),
         (b'{"seed": 1}', "prompt is missing", 'p.jsonl line 1: prompt is missing; write "prompt": "..."'),
-        (b"null", "not an object", "p.jsonl line 1: 'null' is not an object; write one such as"),
+        (b"null", "not an object", "p.jsonl line 1: null is not an object; write one such as"),
     ],
 )
 def test_an_invalid_line_has_a_short_reason(tmp_path: Path, line: bytes, reason: str, message: str) -> None:

@@ -79,7 +79,10 @@ def test_an_invalid_row_of_a_table_is_a_row_error_and_the_next_is_read(
 def test_bytes_that_are_not_utf8_make_only_their_row_invalid(tmp_path: Path) -> None:
     content = b"prompt\ncaf\xe9\nfine\n"
     assert prompt_files.row_errors(tmp_path / "p.csv", content) == [
-        ("not UTF-8", "p.csv line 2: byte 4 is 0xe9, which is not UTF-8; save the file as UTF-8")
+        (
+            "not UTF-8",
+            "p.csv line 2: byte 4 is 0xe9, which is not UTF-8 (in Windows-1252 it is 'é'); save the file as UTF-8",
+        )
     ]
     assert len(prompt_files.found(tmp_path / "p.csv", content)) == 2
 
