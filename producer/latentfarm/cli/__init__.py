@@ -6,11 +6,14 @@ Data goes to stdout, progress and errors to stderr. Exit codes: 0 success, 1 a j
 
 from __future__ import annotations
 
+import platform
 import signal
 import sys
+from typing import Annotated
 
 import typer
 
+from latentfarm import __version__
 from latentfarm.cli.command_group import CommandEntry, make_group
 from latentfarm.errors import LatentfarmError
 
@@ -67,8 +70,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:  # noqa: FBT001 (typer calls it)
+    if wanted:
+        typer.echo(f"latentfarm {__version__} (Python {platform.python_version()})")
+        raise typer.Exit
+
+
 @app.callback()
-def _latentfarm() -> None:
+def _latentfarm(
+    _version: Annotated[
+        bool,
+        typer.Option("-V", "--version", callback=_print_version, is_eager=True, help="Print the version and exit"),
+    ] = False,
+) -> None:
     """Render farm for latent diffusion: a prompt file in, images and a manifest in your own bucket out."""
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, MutableMapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, NamedTuple
 
 import typer
 from typer.core import TyperCommand, TyperGroup
+
+from latentfarm.cli.command_line import problem_of
 
 #: the value of --keep-columns if none is given
 ALL_COLUMNS = "*"
@@ -68,6 +71,13 @@ def make_group(commands: dict[str, dict[str, CommandEntry]]) -> type[TyperGroup]
         def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002 (typer passes it)
             return list(entries)
 
+        def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+            if args[:1] == ["help"]:
+                args = [*args[1:2], "--help"]
+            if args and not ctx.resilient_parsing and (problem := _problem_before_command(self, ctx, args[0])):
+                ctx.fail(problem)
+            return super().parse_args(ctx, args)
+
         def format_options(self, ctx: Any, formatter: Any) -> None:
             for heading, group in commands.items():
                 with formatter.section(heading):
@@ -82,6 +92,10 @@ class Command(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words after the command's name."""
+        if not ctx.resilient_parsing and (
+            problem := problem_of(self.get_params(ctx), args, optional_values=_OPTIONAL_VALUES)
+        ):
+            ctx.fail(problem)
         given = _with_values(args, greedy=True)
         try:
             return super().parse_args(ctx, list(given))
@@ -121,6 +135,18 @@ def parameter_help(parameter: Any) -> str:
         return f"{text} [required]"
     no_default = parameter.is_flag or parameter.default in {None, ""} or not parameter.show_default
     return text if no_default else f"{text} [default: {_plain(parameter.default)}]"
+
+
+def _problem_before_command(group: Any, ctx: Any, word: str) -> str | None:
+    """Return what is wrong with an option that is written before the command; None if nothing is."""
+    names = {name for each in group.get_params(ctx) for name in each.opts}
+    if not word.startswith("-") or word in {*names, "-", "--"}:
+        return None
+    if word.lower() in {"-v", "-version"}:
+        return f"No such option: {word}; did you mean --version?"
+    if close := get_close_matches(word, [each for each in names if each.startswith("--")], cutoff=0.8):
+        return f"No such option: {word}; did you mean {close[0]}?"
+    return f"No such option: {word}; the options of a command follow its name, as in `latentfarm status --json`"
 
 
 def _with_values(args: list[str], *, greedy: bool) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+import latentfarm
 from latentfarm.batch_state import BatchState
 from latentfarm.cli import COMMANDS, app
 from latentfarm.job_state import JobState
@@ -94,3 +96,22 @@ def test_a_misspelled_command_or_option_gets_a_suggestion() -> None:
         )
         assert ended.returncode == 2
         assert hint in ended.stderr
+
+
+def test_the_version_is_that_of_the_package_and_of_python() -> None:
+    for name in ("--version", "-V"):
+        ended = CliRunner().invoke(app, [name])
+        assert (ended.exit_code, ended.stderr) == (0, "")
+        assert ended.stdout == f"latentfarm {latentfarm.__version__} (Python {platform.python_version()})\n"
+
+
+@pytest.mark.parametrize("name", [(), ("submit",)])
+def test_help_is_also_a_command(name: tuple[str, ...]) -> None:
+    ended = CliRunner().invoke(app, ["help", *name])
+    assert (ended.exit_code, ended.stdout) == (0, CliRunner().invoke(app, [*name, "-h"]).stdout)
+
+
+def test_without_a_command_the_commands_are_listed_as_an_error() -> None:
+    ended = CliRunner().invoke(app, [])
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    assert all(f"\n{heading}:\n" in ended.stderr for heading in COMMANDS)

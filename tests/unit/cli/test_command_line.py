@@ -1,0 +1,96 @@
+"""A word that would be read with another meaning, or not at all, is an error that names what to write."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from latentfarm.cli import app
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a cat\n")
+    return tmp_path
+
+
+def refusal(*words: str) -> str:
+    ended = CliRunner().invoke(app, list(words))
+    assert (ended.exit_code, ended.stdout) == (2, "")
+    return ended.stderr.splitlines()[-1].removeprefix("Error: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        # the parser's own reading: -o utput, a folder =x, a folder --json, the last value
+        (("render", "p.txt", "-output", "x"), "-output is not an option; write --output, with two dashes"),
+        (("render", "p.txt", "-out", "x"), "-out is not an option; write --output, with two dashes"),
+        (("render", "p.txt", "-o=x"), "write -o x or --output=x"),
+        (("fetch", "cats", "-o", "--json"), "'--json' is an option; if it is the value, write --output=--json"),
+        (("submit", "p.txt", "--negative-prompt", "--seed", "1"), "write --negative-prompt=--seed"),
+        (("results", "cats", "-o", "-h"), "-o has no value"),
+        (("submit", "p.txt", "--seed", "1", "--seed=2"), "--seed has two values, '1' and '2'; write it once"),
+        (("render", "p.txt", "-oa", "--output", "b"), "--output has two values, 'a' and 'b'; write it once"),
+        (("worker", "--compile", "--no-compile"), "--compile and --no-compile contradict each other"),
+        # of another tool
+        (("submit", "-n4", "p.txt"), "did you mean --num-images-per-prompt"),
+        (("render", "p.txt", "-H512"), "did you mean --height?"),
+        (("render", "p.txt", "-W", "512"), "did you mean --width or"),
+        (("estimate", "p.txt", "-s7"), "--seed"),
+        (("submit", "p.txt", "--steps", "4"), "did you mean --num-inference-steps?"),
+        (("submit", "p.txt", "--cfg_scale=4"), "did you mean --guidance-scale?"),
+        (("render", "p.txt", "--size", "512x512"), "did you mean --width or --height?"),
+        (("submit", "p.txt", "--sampler", "Euler a"), "did you mean --scheduler?"),
+        # misspelled, or only a part of the name
+        (("status", "--jsn"), "did you mean --json?"),
+        (("submit", "p.txt", "--num_inference_steps", "4"), "did you mean --num-inference-steps"),
+        (("render", "p.txt", "--intermediates"), "did you mean --save-intermediates?"),
+        (("wait", "cats", "--xyzzy"), "-h lists the options"),
+        (("wait", "cats", "-V"), "write latentfarm --version"),
+        (("set-priority", "cats", "--prio", "5"), "No such option: --prio"),
+        # dashes of web pages
+        (("status", "\u2014json"), "write --json"),
+        (("fetch", "cats", "\u2013o", "x"), "write -o"),
+        (("status", "\u2013\u2013json"), "write --json"),
+        # words that have no place
+        (("render", "p.txt", "q.txt", "-o", "x"), "'q.txt' is one word too many: the command takes FILE"),
+        (("status", "my", "cats"), "quote a name that contains spaces"),
+        (("bench", "mini"), "the command takes options only"),
+        # before the command
+        (("--json", "status"), "follow its name, as in `latentfarm status --json`"),
+        (("-v",), "did you mean --version?"),
+        (("--versoin",), "did you mean --version?"),
+    ],
+)
+def test_a_word_with_another_meaning_is_refused_with_its_cure(words: tuple[str, ...], cure: str) -> None:
+    assert cure in refusal(*words)
+
+
+def test_a_file_whose_name_begins_with_a_dash_is_written_with_its_folder(folder: Path) -> None:
+    (folder / "-p.txt").write_text("a cat\n")
+    assert refusal("submit", "-p.txt").endswith("if it is a file or folder, write ./-p.txt")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("submit", "p.txt", "--negative-prompt", "-blurry"),
+        ("submit", "p.txt", "--negative-prompt=--blurry, --ugly"),
+        ("submit", "p.txt", "--negative-prompt", "\u2014 blurry"),
+        ("submit", "p.txt", "--sweep", "seed=1..2", "--sweep", "guidance_scale=5,6"),
+        ("submit", "p.txt", "--seed", "3", "--seed", "3", "--json", "--json"),
+        ("submit", "--", "p.txt"),
+        ("results", "cats", "-ox.csv"),
+        ("set-priority", "cats", "-5"),
+    ],
+)
+def test_words_with_one_meaning_are_read(words: tuple[str, ...]) -> None:
+    ended = CliRunner().invoke(app, list(words))
+    # it comes as far as the missing farm
+    assert str(ended.exception).startswith("no farm")
