@@ -140,6 +140,7 @@ def _describe(found: Owner, own: Owner) -> str:
 
 def _taken_names(directory: Path, options: FetchOptions) -> Iterator[Path]:
     """Yield the files of a folder that a fetch would overwrite."""
+    folders: tuple[Path, ...]
     if options.layout == "webdataset":
         fixed = [directory / TABLES_FOLDER / name for name in (RESULTS_FILE, INDEX_FILE)]
         folders, pattern = (directory, directory / STRIPS_FOLDER), _SHARD

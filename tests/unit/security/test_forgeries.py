@@ -23,7 +23,7 @@ from tests.conftest import REPOSITORY
 from latentfarm.errors import InputError
 from latentfarm.fetch.contact_sheet import contact_sheet
 from latentfarm.fetch.names import NameTemplate
-from latentfarm.fetch.shards import _Sample
+from latentfarm.fetch.shards import _sample
 from latentfarm.job import Defaults, Job, Row
 from latentfarm.limits import (
     MAX_COLUMNS_BYTES,
@@ -224,7 +224,7 @@ def test_only_valid_job_names_are_parsed(name: str) -> None:
 
 @given(HOSTILE, HOSTILE, HOSTILE, st.integers(0, 10**8 - 1))
 def test_the_members_of_a_shard_are_named_by_index_for_any_row(id_: str, prompt: str, column: str, index: int) -> None:
-    result = {
+    result: dict[str, Any] = {
         "job": f"cats/{index}",
         "index": index,
         "id": id_,
@@ -235,8 +235,9 @@ def test_the_members_of_a_shard_are_named_by_index_for_any_row(id_: str, prompt:
         "columns": {column: id_},
         "intermediates": {"key": id_, "sha256": "0" * 64},
     }
-    names = [name for name, _ in _Sample(result, {}).members()]
-    assert names == [f"{index:08d}{end}" for end in (".json", ".png", ".intermediates.png", ".txt")]
+    for receipt in (result, result["intermediates"]):
+        names = [name for name, _ in _sample(result, receipt)]
+        assert names == [f"{index:08d}{end}" for end in (".json", ".png", ".txt")]
 
 
 @given(st.sampled_from(["id", "seed", "width", "scheduler", "row", "batch"]), HOSTILE)
