@@ -72,13 +72,13 @@ def test_datasets_loads_every_sample_of_a_webdataset(
     out = tmp_path / "out"
     fetched([*rows, {"state": "failed"}], "webdataset")
     name = str(out) if how == "folder" else "webdataset"
-    options: dict[str, Any] = {
+    options: dict[str, dict[str, Any]] = {
         "folder": {},
         "data_dir": {"data_dir": str(out)},
         "data_files": {"data_files": f"{out}/*.tar"},
         "streaming": {"data_dir": str(out), "streaming": True},
-    }[how]
-    found = list(load_dataset(name, split="train", **options))
+    }
+    found = list(load_dataset(name, split="train", **options[how]))
     assert [sample["__key__"] for sample in found] == [f"{250 * n:08d}" for n in range(len(rows))]
     assert [sample["png"].size for sample in found] == [(8, 8)] * len(rows)
     assert [sample["txt"] for sample in found] == [sample["json"]["prompt"] for sample in found]
