@@ -10,6 +10,7 @@ from typing import IO, BinaryIO, cast
 
 from latentfarm.errors import InputError
 from latentfarm.submission.prompts.columns import ReadOptions
+from latentfarm.submission.prompts.json_file import read_json
 from latentfarm.submission.prompts.jsonl import read_jsonl
 from latentfarm.submission.prompts.lines import decompress, read_blocks
 from latentfarm.submission.prompts.notes import Notes
@@ -24,6 +25,7 @@ _READERS: MappingProxyType[str, Reader] = MappingProxyType(
     {
         "txt": read_txt,
         "jsonl": read_jsonl,
+        "json": read_json,
         "csv": partial(read_table, delimiter=","),
         "tsv": partial(read_table, delimiter="\t"),
         "parquet": read_parquet,

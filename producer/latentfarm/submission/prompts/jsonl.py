@@ -102,11 +102,6 @@ def check_value(place: str, check: RowCheck, value: object, *, key: str | None =
         return RowError(text, "not an object")
     if openai_batch.is_request(value):
         return openai_batch.check_request(place, check, value)
-    if {"class_type", "inputs"} <= value.keys():
-        text = (
-            f"{place}: {abbreviate(value)} is a node of a ComfyUI workflow; write its prompt, steps and seed as fields"
-        )
-        return RowError(text, "ComfyUI node")
     dialect = Dialect.DIFFUSIONDB if "p" in value and check.prompt_column not in value else Dialect.LONG
     try:
         fields = check.collect(value.items(), dialect=dialect)

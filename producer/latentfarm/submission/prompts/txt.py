@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from latentfarm.job import Row
 from latentfarm.submission.prompts import flags
-from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines
+from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines, stray_line_end
 from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck, RowError, abbreviate
 
 #: the second and third lines of the text that AUTOMATIC1111 writes into an image
@@ -37,6 +37,10 @@ def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Ite
             line = raw.decode().strip()
         except UnicodeDecodeError as error:
             yield not_utf8_error(f"{prefix}{number}", error)
+            continue
+        # printable text has none of the characters that end a line
+        if not line.isprintable() and (stray := stray_line_end(line)):
+            yield RowError(f"{prefix}{number}: {stray}", "line ends")
             continue
         if not line or line[0] == "#":
             continue

@@ -123,7 +123,7 @@ def compressed(content: bytes) -> bytes:
         ("p.jsonl", b"\n \n", "p.jsonl has no prompts"),
         ("p.csv", b"", "p.csv has no prompts"),
         ("p.txt.gz", b"", "p.txt.gz has no prompts"),
-        ("p.docx", b"a", r"p.docx: a prompt file ends in .txt, .jsonl, .csv, .tsv, .parquet \(each also"),
+        ("p.docx", b"a", r"p.docx: a prompt file ends in .txt, .jsonl, .json, .csv, .tsv, .parquet \(each also"),
         ("prompts", b"a", r"prompts: the name has no ending; use --format \(txt, jsonl"),
         ("p.parquet.gz", compressed(b"a"), "p.parquet.gz is not a parquet file"),
     ],

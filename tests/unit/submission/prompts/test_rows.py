@@ -53,7 +53,7 @@ def test_jsonl_has_diffusers_names_and_null_is_a_missing_field(tmp_path: Path) -
         ),
         ('{"prompt": " "}', "p.jsonl line 1: prompt '' is empty; describe the image"),
         ('{"prompt": "a",}', "p.jsonl line 1 column 1"),
-        ('["a"]', "p.jsonl line 1: '[\"a\"]' is not an object"),
+        ('["a"]', "p.jsonl line 1: '[\"a\"]' is a list"),
         ("[" * 100_000, "p.jsonl line 1 column 1"),
     ],
 )
@@ -72,7 +72,10 @@ def test_every_error_of_a_row_is_reported_and_the_first_is_its_reason(tmp_path: 
 
 def test_bytes_that_are_not_utf8_are_reported_with_their_place(tmp_path: Path) -> None:
     assert prompt_files.row_errors(tmp_path / "p.txt", b"fine\ncaf\xe9\n") == [
-        ("not UTF-8", "p.txt line 2: byte 4 is 0xe9, which is not UTF-8; save the file as UTF-8")
+        (
+            "not UTF-8",
+            "p.txt line 2: byte 4 is 0xe9, which is not UTF-8 (in Windows-1252 it is 'é'); save the file as UTF-8",
+        )
     ]
 
 
@@ -91,7 +94,11 @@ def test_jsonl_keeps_every_prompt_unchanged(tmp_path_factory: pytest.TempPathFac
     assert [row.prompt for row in read] == prompts
 
 
-@given(st.lists(PROMPTS.filter(lambda text: "\n" not in text and "--" not in text), min_size=1, max_size=5))
+@given(
+    st.lists(
+        PROMPTS.filter(lambda text: len(f"a {text}".splitlines()) == 1 and "-" not in text), min_size=1, max_size=5
+    )
+)
 def test_txt_keeps_every_prompt_but_the_space_around_it(
     tmp_path_factory: pytest.TempPathFactory, prompts: list[str]
 ) -> None:

@@ -57,8 +57,8 @@ def test_a_path_may_be_a_string_and_its_suffix_in_capitals(tmp_path: Path) -> No
 def test_the_format_option_overrides_the_name(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text('{"prompt": "a cat"}')
     assert prompts(open_source(tmp_path / "p.txt", ReadOptions(format="jsonl"))) == ["a cat"]
-    with pytest.raises(InputError, match="format 'json' is not known; write one of txt, jsonl"):
-        open_source(tmp_path / "p.txt", ReadOptions(format="json"))
+    with pytest.raises(InputError, match="format 'xml' is not known; write one of txt, jsonl"):
+        open_source(tmp_path / "p.txt", ReadOptions(format="xml"))
 
 
 def test_a_short_stream_can_be_read_again(stdin: Callable[[bytes], None]) -> None:
