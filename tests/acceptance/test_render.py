@@ -50,6 +50,13 @@ def test_prompts_become_images_once(latentfarm: Command, tmp_path: Path) -> None
     assert not log.exists(), "no worker was needed"
     assert not (tmp_path / ".latentfarm" / "farm.json").exists(), "everything that was started is stopped"
 
+    (tmp_path / "p.txt").write_text("a green star\n")
+    other = latentfarm("render", "p.txt", "-o", "out", *FEW_STEPS, "--scheduler", "euler")
+    assert other.returncode == 2
+    assert f"out has the images of batch {summary['batch']}; choose another folder" in other.stderr
+    assert not log.exists(), "nothing was started"
+    assert len(read_lines(out / "results.jsonl")) == 2
+
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_render_continues(latentfarm: Command, tmp_path: Path, how: signal.Signals) -> None:
@@ -86,12 +93,16 @@ def test_an_interrupted_render_continues(latentfarm: Command, tmp_path: Path, ho
         (("status",), "start one here with `latentfarm up`"),
         (("job", "cats"), "write BATCH/INDEX"),
         (("render", "p.txt"), "Missing option"),
+        (("render", "p.txt", "-o", "p.txt"), "p.txt cannot be written: it is not a folder"),
+        (("render", "p.txt", "-o", "p.txt/out"), "p.txt/out cannot be written"),
+        (("render", "p.txt", "-o", "."), "contact-sheet.png is there already"),
     ],
 )
 def test_an_invalid_command_is_rejected_with_its_cure_and_starts_nothing(
     latentfarm: Command, tmp_path: Path, arguments: tuple[str, ...], expected: str
 ) -> None:
     (tmp_path / "p.txt").write_text("a cat\n")
+    (tmp_path / "contact-sheet.png").write_text("mine")
     (tmp_path / "bad.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "width": 1030}\n')
     result = latentfarm(*arguments)
     assert result.returncode == 2, result.stderr

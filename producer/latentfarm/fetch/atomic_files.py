@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,19 +17,46 @@ from latentfarm.errors import InputError
 def atomic_write(file: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file for writing. It becomes ``file`` at the end, and is removed on an error.
 
+    A device or a pipe, such as ``/dev/stdout``, is written to directly.
+
     Raises:
         InputError: the disk or the folder cannot be written to.
     """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    temporary = file.parent / f".{file.name}.{os.getpid()}"
     try:
+        if _is_special(file):
+            with file.open("wb") as opened:
+                yield opened
+            return
         with temporary.open("wb") as opened:
             yield opened
         temporary.replace(file)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
         if isinstance(error, OSError) and not isinstance(error, BrokenPipeError):
             raise write_error(file, error) from error
         raise
+
+
+def _is_special(file: Path) -> bool:
+    """Return whether a path must not be replaced by a file.
+
+    Raises:
+        OSError: it is a folder, or its name is too long.
+    """
+    try:
+        mode = file.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return not stat.S_ISREG(mode)
+
+
+def _remove(temporary: Path) -> None:
+    # the folder itself may be missing, or no folder
+    with suppress(OSError):
+        temporary.unlink()
 
 
 def atomic_write_bytes(file: str, body: bytes) -> None:
@@ -43,7 +72,7 @@ def atomic_write_bytes(file: str, body: bytes) -> None:
             opened.write(body)
         os.replace(temporary, file)  # noqa: PTH105
     except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
+        _remove(Path(temporary))
         raise write_error(Path(file), error) from error
 
 

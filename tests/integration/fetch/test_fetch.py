@@ -24,7 +24,7 @@ from tests.conftest import Command, read_lines, until
 from tests.support.fetching import image_bytes, key_of, names_in, stored, work
 
 from latentfarm import Farm, InputError, JobState, UnavailableError
-from latentfarm.fetch import FetchOptions, FetchReport, Layout, Owner, fetch_batch
+from latentfarm.fetch import FetchOptions, FetchReport, Layout, OutputFolder, Owner, fetch_batch
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.s3_server import find_rclone
 from latentfarm.settings import Settings
@@ -299,6 +299,11 @@ def test_the_command_fetches_and_lists_urls(farm: Farm, settings: Settings, late
         (("results", "cats", "--format", "xml"), "--format 'xml': write one of jsonl, csv, parquet"),
         (("results", "cats", "--format", "parquet"), "write -o FILE"),
         (("results", "cats", "-o", "no/where.csv"), "where.csv cannot be written"),
+        (("results", "cats", "-o", "."), ". cannot be written: Is a directory"),
+        (("fetch", "cats", "-o", "folder"), "folder has the images of batch dogs"),
+        (("fetch", "cats", "-o", "folder", "--image-format", "gif"), "write one of png, webp, jpeg"),
+        (("submit", "p.txt", "--canary", "1", "-o", "file"), "file cannot be written"),
+        (("submit", "p.txt", "--canary", "1", "-o", "folder"), "folder has the images of batch dogs"),
         (("results", "dogs"), "dogs"),
     ],
 )
@@ -307,8 +312,12 @@ def test_an_invalid_command_fails_with_its_cure_and_writes_nothing(
 ) -> None:
     work(farm, farm.submit(["a"], batch="cats"))
     (tmp_path / "file").write_text("mine")
+    (tmp_path / "p.txt").write_text("a cat")
+    OutputFolder(tmp_path / "folder", Owner("dogs", ""), FetchOptions()).claim()
     result = latentfarm(*arguments, settings=settings)
     assert result.returncode == 2, result.stderr
     assert error in result.stderr
     assert "Traceback" not in result.stderr
-    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == ["file"]
+    assert names_in(tmp_path) == {"file", "folder", "p.txt"}
+    assert names_in(tmp_path / "folder") == set()
+    assert farm.ledger.batches() == ["cats"]
