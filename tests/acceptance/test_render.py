@@ -38,7 +38,7 @@ def test_prompts_become_images_once(latentfarm: Command, tmp_path: Path) -> None
     with Image.open(out / "000000.png") as image:
         image.load()
         assert image.size == (64, 64)
-        assert image.info["parameters"].startswith("a red circle\nSteps: 4, Sampler: euler")
+        assert image.info["parameters"].startswith("a red circle\nSteps: 4, Sampler: Euler, ")
         receipt = json.loads(image.info["latentfarm"])
         assert (receipt["job"], receipt["request"]["seed"]) == (lines[0]["job"], lines[0]["seed"])
 

@@ -160,8 +160,8 @@ def test_the_text_chunks_of_a_png_precede_its_pixels_where_other_programs_read_t
         # without load: a chunk after the pixels would not be read yet
         assert image.info["latentfarm"] == "{}"
         assert image.info["parameters"] == (
-            "a cat: \N{SNOWMAN}\nNegative prompt: a dog\nSteps: 25, Sampler: EulerDiscreteScheduler, CFG scale: 7, "
-            'Seed: 7, Size: 8x4, Model hash: 0123456789, Model: "m,x"'
+            "a cat: \N{SNOWMAN}\nNegative prompt: a dog\nSteps: 25, Sampler: Euler, Schedule type: Uniform, "
+            'CFG scale: 7, Seed: 7, Size: 8x4, Model hash: 0123456789, Model: "m,x", RNG: CPU, Job: b/0'
         )
 
 
@@ -211,10 +211,3 @@ def test_another_thread_runs_while_an_image_is_encoded(image_format: str) -> Non
 
 def test_the_measurement_detects_a_held_gil() -> None:
     assert longest_wait(lambda _: sum(range(10**6)).to_bytes(8), PLAIN) > 0.9
-
-
-def test_clip_skip_is_written_in_the_count_of_the_web_ui() -> None:
-    for skipped, written in [(0, ""), (1, ", Clip skip: 2")]:
-        job = Job(batch="b", index=0, prompt="a", seed=7, clip_skip=skipped)
-        text = parameters_text(job, width=8, height=8, scheduler="s", model="m", model_digest="0")
-        assert text.endswith(f"Model: m{written}")
