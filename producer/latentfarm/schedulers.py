@@ -1,19 +1,18 @@
 """Short names of diffusers' noise schedulers.
 
-Imports no torch: the producer refuses unknown names at submission.
+A short name is a solver, such as ``dpm++2m``, or a solver with a schedule of noise levels, such as
+``dpm++2m-karras``. ``samplers`` has the names of other tools. Imports no torch: the producer refuses unknown names at
+submission.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from latentfarm.errors import InputError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 @dataclass(frozen=True)
@@ -24,44 +23,83 @@ class SchedulerSpec:
     options: Mapping[str, object] = field(default_factory=dict)
 
 
-def _short_names() -> dict[str, SchedulerSpec]:
-    karras = {"use_karras_sigmas": True}
-    dpm = "DPMSolverMultistepScheduler"
-    sde = {"algorithm_type": "sde-dpmsolver++"}
-    return {
-        "ddim": SchedulerSpec("DDIMScheduler"),
-        "ddpm": SchedulerSpec("DDPMScheduler"),
-        "deis": SchedulerSpec("DEISMultistepScheduler"),
-        "dpm++2m": SchedulerSpec(dpm),
-        "dpm++2m-karras": SchedulerSpec(dpm, karras),
-        "dpm++2m-sde": SchedulerSpec(dpm, sde),
-        "dpm++2m-sde-karras": SchedulerSpec(dpm, {**sde, **karras}),
-        "dpm++3m": SchedulerSpec(dpm, {"solver_order": 3}),
-        "dpm++2s": SchedulerSpec("DPMSolverSinglestepScheduler"),
-        "euler": SchedulerSpec("EulerDiscreteScheduler"),
-        "euler-karras": SchedulerSpec("EulerDiscreteScheduler", karras),
-        "euler_a": SchedulerSpec("EulerAncestralDiscreteScheduler"),
-        "heun": SchedulerSpec("HeunDiscreteScheduler"),
-        "ipndm": SchedulerSpec("IPNDMScheduler"),
-        "kdpm2": SchedulerSpec("KDPM2DiscreteScheduler"),
-        "kdpm2_a": SchedulerSpec("KDPM2AncestralDiscreteScheduler"),
-        "lcm": SchedulerSpec("LCMScheduler"),
-        "lms": SchedulerSpec("LMSDiscreteScheduler"),
-        # without this option, PNDM's Runge-Kutta start needs more history than a sampling plan has
-        "pndm": SchedulerSpec("PNDMScheduler", {"skip_prk_steps": True}),
-        "sa_solver": SchedulerSpec("SASolverScheduler"),
-        "tcd": SchedulerSpec("TCDScheduler"),
-        "unipc": SchedulerSpec("UniPCMultistepScheduler"),
-        "edm_euler": SchedulerSpec("EDMEulerScheduler"),
-        "flow_euler": SchedulerSpec("FlowMatchEulerDiscreteScheduler"),
+_MULTISTEP, _SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
+_SDE = {"algorithm_type": "sde-dpmsolver++"}
+# with an odd number of steps, or with the last noise level 0, diffusers sets it too, and logs a warning each time
+_LOWER_ORDER = {"lower_order_final": True}
+
+#: the options of a schedule, by the end of a short name
+SCHEDULES: Mapping[str, Mapping[str, object]] = MappingProxyType(
+    {
+        "karras": {"use_karras_sigmas": True},
+        "exponential": {"use_exponential_sigmas": True},
+        "beta": {"use_beta_sigmas": True},
+        "trailing": {"timestep_spacing": "trailing"},
+        "leading": {"timestep_spacing": "leading"},
     }
+)
+_SIGMAS = ("karras", "exponential", "beta")
+_SPACINGS = ("trailing", "leading")
+_ALL = (*_SIGMAS, *_SPACINGS)
+
+#: solvers and the schedules that diffusers has for them
+_SOLVERS: Mapping[str, tuple[SchedulerSpec, tuple[str, ...]]] = MappingProxyType(
+    {
+        "ddim": (SchedulerSpec("DDIMScheduler"), ("trailing",)),
+        "ddpm": (SchedulerSpec("DDPMScheduler"), _SPACINGS),
+        "deis": (SchedulerSpec("DEISMultistepScheduler"), _ALL),
+        "dpm++2m": (SchedulerSpec(_MULTISTEP), _ALL),
+        "dpm++2m-sde": (SchedulerSpec(_MULTISTEP, _SDE), _ALL),
+        "dpm++2m-sde-heun": (SchedulerSpec(_MULTISTEP, {**_SDE, "solver_type": "heun"}), _ALL),
+        "dpm++3m": (SchedulerSpec(_MULTISTEP, {"solver_order": 3}), _ALL),
+        "dpm++3m-sde": (SchedulerSpec(_MULTISTEP, {**_SDE, "solver_order": 3}), _ALL),
+        "dpm++2s": (SchedulerSpec(_SINGLESTEP, _LOWER_ORDER), _SIGMAS),
+        "dpm++sde": (SchedulerSpec(_SINGLESTEP, {**_SDE, **_LOWER_ORDER}), _SIGMAS),
+        # diffusers refuses the last noise level 0 for this algorithm
+        "dpmsolver": (
+            SchedulerSpec(_MULTISTEP, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+            _ALL,
+        ),
+        "euler": (SchedulerSpec("EulerDiscreteScheduler"), _ALL),
+        "euler_a": (SchedulerSpec("EulerAncestralDiscreteScheduler"), _SPACINGS),
+        "heun": (SchedulerSpec("HeunDiscreteScheduler"), _ALL),
+        "ipndm": (SchedulerSpec("IPNDMScheduler"), ()),
+        "kdpm2": (SchedulerSpec("KDPM2DiscreteScheduler"), _ALL),
+        "kdpm2_a": (SchedulerSpec("KDPM2AncestralDiscreteScheduler"), _ALL),
+        "lcm": (SchedulerSpec("LCMScheduler"), ()),
+        "lms": (SchedulerSpec("LMSDiscreteScheduler"), _ALL),
+        # without this option, PNDM's Runge-Kutta start needs more history than a sampling plan has
+        "pndm": (SchedulerSpec("PNDMScheduler", {"skip_prk_steps": True}), ()),
+        "sa_solver": (SchedulerSpec("SASolverScheduler"), _ALL),
+        "tcd": (SchedulerSpec("TCDScheduler"), ()),
+        "unipc": (SchedulerSpec("UniPCMultistepScheduler"), _ALL),
+        "edm_euler": (SchedulerSpec("EDMEulerScheduler"), ()),
+        "flow_euler": (SchedulerSpec("FlowMatchEulerDiscreteScheduler"), ()),
+    }
+)
 
 
-#: schedulers by short name; ``--help`` lists the keys
-SHORT_NAMES: Mapping[str, SchedulerSpec] = MappingProxyType(_short_names())
+def _short_names() -> Iterator[tuple[str, SchedulerSpec]]:
+    for solver, (spec, schedules) in _SOLVERS.items():
+        yield solver, spec
+        for schedule in schedules:
+            options = {**spec.options, **SCHEDULES[schedule]}
+            yield f"{solver}-{schedule}", SchedulerSpec(spec.class_name, options)
+
+
+#: short names without a schedule
+SOLVERS = tuple(_SOLVERS)
+
+#: schedulers by short name
+SHORT_NAMES: Mapping[str, SchedulerSpec] = MappingProxyType(dict(_short_names()))
 
 #: diffusers classes with a tested sampling plan
 CLASS_NAMES = frozenset(name.class_name for name in SHORT_NAMES.values())
+
+
+def list_names() -> str:
+    """Return the short names for a message."""
+    return f"{', '.join(SOLVERS)}; most of them may end in -{', -'.join(SCHEDULES)}"
 
 
 def resolve(name: str) -> SchedulerSpec:
@@ -75,6 +113,6 @@ def resolve(name: str) -> SchedulerSpec:
     if name in CLASS_NAMES:
         return SchedulerSpec(name)
     known = [*SHORT_NAMES, *sorted(CLASS_NAMES)]
-    close = get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(SHORT_NAMES)}"
+    close = get_close_matches(name, known, n=1) if len(name) < 60 else []
+    hint = f"did you mean {close[0]!r}?" if close else f"write one of {list_names()}"
     raise InputError(f"scheduler {name!r} is not known; {hint}")

@@ -13,7 +13,7 @@ from typer.main import get_command
 from latentfarm.cli import app
 from latentfarm.job_state import INVALID_ROW
 from latentfarm.ledger.constants import POISON
-from latentfarm.schedulers import SHORT_NAMES
+from latentfarm.schedulers import SCHEDULES, SOLVERS
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -103,7 +103,7 @@ def test_every_setting_that_is_named_exists(page: str) -> None:
 
 def test_every_scheduler_is_in_the_reference() -> None:
     text = text_of("docs/reference/prompt-files.md")
-    assert [name for name in SHORT_NAMES if f"`{name}`" not in text] == []
+    assert [name for name in (*SOLVERS, *(f"-{end}" for end in SCHEDULES)) if f"`{name}`" not in text] == []
 
 
 def test_every_error_code_is_in_the_reference() -> None:

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.unit
 BOUND = 1  # of 255, per channel
 PRK = {"skip_prk_steps": True}  # without it PNDM begins with Runge-Kutta steps, for which there is no plan
 # the pipelines themselves cannot run flow matching: the scheduler has no init_noise_sigma
-NAMES = [None, *(name for name in schedulers.SHORT_NAMES if name != "flow_euler")]
+NAMES = [None, *(name for name in schedulers.SOLVERS if name != "flow_euler"), "dpm++sde-karras", "euler-beta"]
 
 
 def job(index: int, name: str | None, **fields: Any) -> Job:

@@ -123,7 +123,7 @@ def plan_for(
         raise JobError(
             "scheduler",
             f"the model's own scheduler {class_name} has no tested sampling plan; "
-            f"name one in the field scheduler: {', '.join(schedulers.SHORT_NAMES)}",
+            f"name one in the field scheduler: {schedulers.list_names()}",
         )
     key = json.dumps([dict(model_config), {**own, **options}], sort_keys=True, default=str)
     return _cached_plan(class_name, key, num_inference_steps)
@@ -190,6 +190,17 @@ def make_plan(new_scheduler: Any, num_inference_steps: int) -> SamplingPlan:
     return plan
 
 
+def set_steps(scheduler: Any, num_inference_steps: int) -> None:
+    """Set the steps of a whole run.
+
+    Where two steps round to one timestep, as at the start of beta schedules, a scheduler that searches for its first
+    step begins with the second.
+    """
+    scheduler.set_timesteps(num_inference_steps, device="cpu")
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)
+
+
 def step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
     """Return the keyword arguments that StableDiffusionPipeline passes to ``step``: eta 0 and the generator."""
     accepted = inspect.signature(scheduler.step).parameters
@@ -217,7 +228,7 @@ class _Probe:
     """Runs one scheduler over unit vectors; samples, outputs and noise are float64 (space,)."""
 
     def __init__(self, scheduler: Any, num_inference_steps: int) -> None:
-        scheduler.set_timesteps(num_inference_steps, device="cpu")
+        set_steps(scheduler, num_inference_steps)
         self.scheduler = scheduler
         self.num_evaluations = len(scheduler.timesteps)
         self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
@@ -345,7 +356,7 @@ def replay(plan: SamplingPlan, start: torch.Tensor, model: Any, generator: torch
 
 def _verify(plan: SamplingPlan, scheduler: Any, num_inference_steps: int) -> None:
     """Compare the plan with ``scheduler`` over dense numbers so large (100 sigma) that any clipping shows."""
-    scheduler.set_timesteps(num_inference_steps, device="cpu")
+    set_steps(scheduler, num_inference_steps)
     source = torch.Generator("cpu").manual_seed(1)
     start = 100 * plan.init_noise_sigma * torch.randn((1, 2, 4, 4), generator=source)
     outputs = 100 * torch.randn((plan.num_evaluations, *start.shape), generator=source)
