@@ -10,11 +10,11 @@ from pathlib import Path
 
 from latentfarm.errors import InputError
 from latentfarm.job import Row
-from latentfarm.submission.expansion.dynamic import DynamicPrompts
+from latentfarm.submission.expansion.dynamic import DynamicPrompts, has_choices
 from latentfarm.submission.expansion.sweeps import MAX_FACTOR, Sweep, factor_of, parse_sweeps
 from latentfarm.submission.expansion.wildcards import Wildcards
 
-__all__ = ["MAX_FACTOR", "Expansion"]
+__all__ = ["MAX_FACTOR", "Expansion", "has_choices"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Expansion:
 
         Args:
             sweeps: ``FIELD=VALUES`` each; see ``parse_sweeps``.
-            wildcards: the folder with a file ``name.txt`` for each ``__name__``.
+            wildcards: the folder with a file ``name.txt`` for each ``__name__``, or with yaml or json files.
             dynamic: whether ``{a|b}`` and ``__name__`` in prompts and negative prompts are choices.
             seed: choices depend on it, on the row's number and on the position in the product.
 
@@ -77,7 +77,7 @@ class Expansion:
         """
         for position in range(self.factor):
             swept = self._sweep(row, position) if self.sweeps else row
-            yield swept if self.dynamic is None else self.dynamic.choose(swept, number, position)
+            yield swept if self.dynamic is None else self.dynamic.choose(swept, number, position, self.factor)
 
     def _sweep(self, row: Row, position: int) -> Row:
         changes = {}
