@@ -19,7 +19,7 @@ from latentfarm.job_state import INVALID_ROW, JobState
 from latentfarm.ledger import MAX_JOBS_PER_CALL
 from latentfarm.limits import PART_JOBS
 from latentfarm.storage import results
-from latentfarm.storage.bucket import MAX_PRESIGN_S
+from latentfarm.storage.bucket import check_expiry
 from latentfarm.storage.keys import batch_prefix, part_indices
 
 if TYPE_CHECKING:
@@ -381,8 +381,7 @@ class Batch:
         Raises:
             InputError: ``expires_s`` is out of range.
         """
-        if not 1 <= expires_s <= MAX_PRESIGN_S:
-            raise InputError(f"a URL cannot expire in {expires_s} s; write 1 to {MAX_PRESIGN_S} seconds")
+        check_expiry(expires_s)
         for result in self.results():
             if result["state"] == JobState.DONE.word:
                 expires = datetime.now(UTC) + timedelta(seconds=expires_s)

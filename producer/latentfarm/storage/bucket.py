@@ -45,6 +45,17 @@ MAX_PRESIGN_S = 7 * 24 * 3600
 MAX_DELETE_KEYS = 1_000
 
 
+def check_expiry(expires_s: int) -> int:
+    """Return the seconds that a presigned URL is to be valid.
+
+    Raises:
+        InputError: they are out of range.
+    """
+    if not 1 <= expires_s <= MAX_PRESIGN_S:
+        raise InputError(f"a URL cannot expire in {expires_s} s; write 1 to {MAX_PRESIGN_S} seconds")
+    return expires_s
+
+
 class MissingObjectError(UnavailableError):
     """The key is not in the bucket."""
 
