@@ -16,6 +16,7 @@ from latentfarm.job import Defaults, Row
 from latentfarm.ledger.constants import DEFAULT_BUDGET
 from latentfarm.names import check_model_alias
 from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.prompt_weights import check_default_weights, check_weights
 from latentfarm.submission.prompts import (
     Notes,
     ReadOptions,
@@ -95,14 +96,14 @@ class Request:
         for number, found in enumerate(self.source.read()):
             if isinstance(found, RowError):
                 yield number, found
-            elif plain:
-                yield number, found.row
-            else:
-                try:
-                    for row in self.expansion.rows(self._with_negative(found.row), number):
-                        yield number, row
-                except InputError as error:
-                    yield number, RowError(f"{found.place}: {error}", "expansion")
+                continue
+            expanded = (found.row,) if plain else self.expansion.rows(self._with_negative(found.row), number)
+            try:
+                for row in expanded:
+                    check_weights(row, self.defaults)
+                    yield number, row
+            except InputError as error:
+                yield number, RowError(f"{found.place}: {error}", "prompt" if plain else "expansion")
 
     def _with_negative(self, row: Row) -> Row:
         """Fill in the batch's negative prompt before the expansion: it may have dynamic prompts too."""
@@ -138,4 +139,5 @@ def make_request(
     reading = reading or ReadOptions()
     opened, notes = open_source(source, reading, client=client), Notes()
     checked = check_defaults(defaults, notes)
+    check_default_weights(checked)
     return Request(opened, model, checked, expansion or Expansion.parse(), reading, notes)
