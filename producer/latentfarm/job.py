@@ -29,6 +29,7 @@ from latentfarm.limits import (
     MIN_SIDE,
     SIDE_MULTIPLE,
 )
+from latentfarm.samplers import resolve_sampler
 
 #: fields that a request lists only if they differ from their defaults
 _RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format")
@@ -70,8 +71,8 @@ def _check_side(side: int) -> int:
 def _check_scheduler(name: str) -> str:
     try:
         schedulers.resolve(name)
-    except InputError as error:
-        raise ValueError(str(error).removeprefix(f"scheduler {name!r} ")) from None
+    except InputError:
+        raise ValueError(f"is a name of another tool; write {resolve_sampler(name)}") from None
     return name
 
 

@@ -215,7 +215,7 @@ def find_sampler(name: str, schedule: str | None = None) -> Sampler:
     given = _words(schedule or "")
     solver = _SOLVERS.get(compact)
     if solver is None:
-        raise ValueError(f"is not supported; {_nearest(compact, end or given)}")
+        raise ValueError(_nearest(compact, end or given))
     wanted = _schedule(solver, end, given)
     if wanted and _with(solver, wanted) == solver:
         raise ValueError(f"is not supported: diffusers has no {solver} with this schedule; write {solver}")
@@ -301,14 +301,15 @@ def _with(solver: str, schedule: str) -> str:
 
 
 def _nearest(compact: str, schedule: str) -> str:
-    """Return the cure for a sampler that diffusers lacks."""
+    """Return problem and cure for a sampler that diffusers lacks."""
     base, end = compact.removesuffix("cfgpp"), _SCHEDULE_NAMES.get(schedule) or ""
     if base in _REFUSED:
-        return f"write {_with(_REFUSED[base], end)}, the nearest"
+        return f"is not supported; write {_with(_REFUSED[base], end)}, the nearest"
     if base in _SOLVERS:
-        return f"write {_with(_SOLVERS[base], end)}, the nearest"
+        return f"is not supported; write {_with(_SOLVERS[base], end)}, the nearest"
     known = {_compact(_words(name)): name for name in schedulers.SHORT_NAMES}
     known |= {f"{name}{end}": _with(solver, end) for name, solver in _SOLVERS.items() for end in schedulers.SCHEDULES}
     known |= _SOLVERS
     close = get_close_matches(compact, known, n=1) if len(compact) < _MAX_CHARACTERS else []
-    return f"did you mean {known[close[0]]}?" if close else f"write one of {schedulers.list_names()}"
+    cure = f"did you mean {known[close[0]]!r}?" if close else f"write one of {schedulers.list_names()}"
+    return f"is not known; {cure}"

@@ -74,7 +74,7 @@ def test_a_field_beyond_its_limit_is_refused_in_rows_and_in_jobs(invalid: dict[s
 
 def test_the_error_for_an_unknown_scheduler_does_not_depend_on_spaces_in_its_name() -> None:
     with pytest.raises(ValidationError, match=r"Value error, is not known; did you mean 'dpm\+\+2m-karras'\?"):
-        Row(prompt="a", scheduler="dpm++ 2m karras")
+        Row(prompt="a", scheduler="dpm++ 2m karas")
 
 
 def test_a_request_has_rare_fields_only_if_they_differ_from_their_defaults() -> None:

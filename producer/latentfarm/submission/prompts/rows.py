@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from latentfarm import schedulers
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
-from latentfarm.samplers import resolve_sampler
+from latentfarm.samplers import find_sampler
 from latentfarm.submission.prompts.aliases import IMAGES, SAMPLER, SCHEDULE, Dialect, is_any_seed
 from latentfarm.submission.prompts.columns import ColumnNames, Meaning, ReadOptions
 from latentfarm.submission.prompts.notes import Notes
@@ -193,7 +193,7 @@ def set_scheduler(fields: dict[str, Any], notes: Notes) -> None:
     if sampler is None:
         if schedule is not None and scheduler is None:
             raise FieldError("schedule", schedule, "has no sampler; name the sampler too")
-        if not isinstance(scheduler, str) or _is_scheduler(scheduler):
+        if not isinstance(scheduler, str) or (schedule is None and _is_scheduler(scheduler)):
             return
         sampler = scheduler
     elif scheduler is not None:
@@ -203,14 +203,16 @@ def set_scheduler(fields: dict[str, Any], notes: Notes) -> None:
         schedule = str(scheduler)
     text = sampler if schedule is None else f"{sampler} {schedule}"
     try:
-        fields["scheduler"] = resolve_sampler(sampler, schedule)
+        found = find_sampler(sampler, schedule)
     except ValueError as error:
-        if sampler == scheduler:
+        if sampler == scheduler and schedule is None:
             # validation names the nearest scheduler
             return
         raise FieldError("sampler", text, str(error)) from None
-    if fields["scheduler"] != sampler:
-        notes.add(f"sampler {abbreviate(text)} is read as scheduler {fields['scheduler']}")
+    fields["scheduler"] = found.scheduler
+    if found.scheduler != sampler or found.near:
+        differs = f", which differs: {found.near}" if found.near else ""
+        notes.add(f"sampler {abbreviate(text)} is read as scheduler {found.scheduler}{differs}")
 
 
 def _is_scheduler(name: str) -> bool:

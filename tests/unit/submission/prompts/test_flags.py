@@ -105,12 +105,12 @@ def test_a_quoted_text_may_contain_a_flag() -> None:
         (
             "--prompt a --sampler_name Euller",
             "sampler",
-            "sampler 'Euller' is not supported; did",
+            "sampler 'Euller' is not known; did",
         ),
         (
             "--prompt a --sampler_name DPM --steps 3",
             "sampler",
-            "sampler 'DPM' is not supported;",
+            "sampler 'DPM' is not known;",
         ),
         ("a cat -n4 -H512", "single dash", "'-n4' looks like a flag; write flags as --steps 30, or a space after"),
         ("a cat -s 30", "single dash", "'-s' looks like a flag; write"),
