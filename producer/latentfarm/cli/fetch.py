@@ -10,6 +10,7 @@ import typer
 from latentfarm.cli import options
 from latentfarm.cli.output import binary_stdout, print_json
 from latentfarm.cli.shared import fail_if, fetch_into, parse_job_states, wait_for
+from latentfarm.cli.waiting import warnings_of
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.fetch import DEFAULT_TEMPLATE, LAYOUTS, FetchReport, Layout
@@ -23,9 +24,9 @@ def wait(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Wait until every job of a batch has ended.
+    """Wait until every job of a batch has ended. Warnings report why it waits.
 
-    Exit code 1: a job failed, or the batch was cancelled or paused itself.
+    Exit code 1: a job failed or was cancelled, or the batch paused itself.
 
     Example: `latentfarm wait cats && latentfarm fetch cats -o cats`
     """
@@ -35,7 +36,8 @@ def wait(
         fail_if(status.failed or not status.complete)
     finally:
         if as_json:
-            print_json(found.status().model_dump())
+            status = found.status()
+            print_json({**status.model_dump(), "warnings": warnings_of(found.connection.ledger, status)})
 
 
 def fetch(

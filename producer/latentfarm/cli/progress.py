@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -99,8 +99,8 @@ class Display(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def __call__(self, statuses: Sequence[BatchStatus]) -> None:
-        """Show these statuses."""
+    def __call__(self, statuses: Sequence[BatchStatus], warnings: Mapping[str, Sequence[str]]) -> None:
+        """Show these statuses; warnings are by batch."""
 
 
 def make_display(*, as_json: bool) -> Display:
@@ -124,7 +124,8 @@ class _LiveTable:
     ) -> None:
         self._live.stop()
 
-    def __call__(self, statuses: Sequence[BatchStatus]) -> None:
+    def __call__(self, statuses: Sequence[BatchStatus], warnings: Mapping[str, Sequence[str]]) -> None:
+        del warnings  # they are printed above the table
         self._live.update(_table(statuses), refresh=True)
 
 
@@ -144,16 +145,17 @@ class _Lines:
     ) -> None:
         pass
 
-    def __call__(self, statuses: Sequence[BatchStatus]) -> None:
+    def __call__(self, statuses: Sequence[BatchStatus], warnings: Mapping[str, Sequence[str]]) -> None:
         for status in statuses:
             now = time.monotonic()
             printed, at = self._printed.get(status.batch, (None, 0.0))
             if _same(status, printed) or (printed is not None and not status.is_final and now - at < self.interval_s):
                 continue
             self._printed[status.batch] = (status, now)
-            self._print(status)
+            self._print(status, warnings.get(status.batch, ()))
 
-    def _print(self, status: BatchStatus) -> None:
+    def _print(self, status: BatchStatus, warnings: Sequence[str]) -> None:
+        del warnings  # stderr has them
         typer.echo(f"{status.batch}: {status.state}  {format_progress(status)}")
 
 
@@ -162,8 +164,8 @@ class _JsonLines(_Lines):
 
     interval_s = 0.0
 
-    def _print(self, status: BatchStatus) -> None:
-        typer.echo(json.dumps(status.model_dump(), ensure_ascii=False))
+    def _print(self, status: BatchStatus, warnings: Sequence[str]) -> None:
+        typer.echo(json.dumps({**status.model_dump(), "warnings": list(warnings)}, ensure_ascii=False))
 
 
 def _same(status: BatchStatus, printed: BatchStatus | None) -> bool:
@@ -173,11 +175,12 @@ def _same(status: BatchStatus, printed: BatchStatus | None) -> bool:
 
 
 def _table(statuses: Sequence[BatchStatus]) -> Table:
-    table = Table("batch", "state", "", "ended", "images/s", "ETA", "failed", "", box=None, padding=(0, 2, 0, 0))
+    table = Table("batch", "state", "", "done", "images/s", "ETA", "failed", "", box=None, padding=(0, 2, 0, 0))
     for status in statuses:
         bar = ProgressBar(total=max(status.total, 1), completed=status.ended, width=_BAR_CHARACTERS)
-        count = f"{status.ended}/{status.total}"
-        texts = (count, format_rate(status), format_eta(status), format_failures(status), status.paused)
+        count = f"{status.done}/{status.total}"
+        remark = f"{status.cancelled} cancelled" if status.cancelled else status.paused
+        texts = (count, format_rate(status), format_eta(status), format_failures(status), remark)
         # names and reasons are user input: Text keeps rich from reading markup in them
         table.add_row(Text(status.batch), status.state, bar, *(Text(text) for text in texts))
     return table

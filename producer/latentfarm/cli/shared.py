@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,8 @@ from latentfarm.batch import Batch, BatchStatus
 from latentfarm.batch_state import BatchState
 from latentfarm.cli.options import require_choice
 from latentfarm.cli.output import echo_err, plural
-from latentfarm.cli.status_text import format_truncations
+from latentfarm.cli.status_text import format_ends, format_truncations
+from latentfarm.cli.waiting import WaitWarnings
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.job_state import JobState
@@ -25,25 +26,34 @@ if TYPE_CHECKING:
     from latentfarm.fetch import FetchReport
     from latentfarm.submission.request import Request
 
-#: seconds without a worker, longer than one needs to start, until a wait warns about it
-_NO_WORKER_S = 20.0
-
 
 def wait_for(
-    batch: Batch, *, timeout_s: float | None = None, meanwhile: Callable[[], None] | None = None
+    batch: Batch,
+    *,
+    timeout_s: float | None = None,
+    meanwhile: Callable[[], None] | None = None,
+    starting: Callable[[], bool] = lambda: False,
+    known: Sequence[str] = (),
 ) -> BatchStatus:
-    """Wait with a progress bar until a batch has ended, then report its problems. ``meanwhile`` runs at each poll."""
+    """Wait with a progress bar until a batch has ended, then report its problems.
+
+    Args:
+        batch: the batch.
+        timeout_s: seconds [default: no limit].
+        meanwhile: called at each poll.
+        starting: returns whether the command has started workers, which may not serve yet.
+        known: warnings that were printed already.
+    """
     from latentfarm.cli.progress import BatchProgress
 
-    began, warned = time.monotonic(), False
+    warn = WaitWarnings(batch.connection.ledger, starting=starting, known={batch.name: known} if known else {})
     with BatchProgress() as progress:
 
         def show(status: BatchStatus) -> None:
-            nonlocal warned
             progress(status)
-            if not warned and not status.is_final and time.monotonic() - began > _NO_WORKER_S:
-                warned = True
-                _warn_without_worker(batch, status.model)
+            # what needs attention ends the wait, with a message of its own
+            if not (status.is_final or status.needs_attention):
+                warn([status])
             if meanwhile is not None:
                 meanwhile()
 
@@ -55,17 +65,12 @@ def wait_for(
     if status.failed:
         echo_err(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
     if status.state is BatchState.CANCELLED:
-        echo_err(f"the batch was cancelled; {status.done} of {status.total} jobs were done")
+        echo_err(f"the batch was cancelled: {format_ends(status)}")
     if status.truncated:
         echo_err(format_truncations(status))
     if status.needs_attention:
         echo_err(f"the batch is paused ({status.paused}): `latentfarm resume {batch.name}`")
     return status
-
-
-def _warn_without_worker(batch: Batch, model: str) -> None:
-    if not batch.connection.ledger.workers(model):
-        echo_err(f"no worker serves {model!r} now; start one with `latentfarm worker` or `latentfarm up`")
 
 
 def fail_if(problem: object) -> None:
@@ -155,9 +160,13 @@ def write_contact_sheet(fetched: FetchReport) -> None:
     if not fetched.images:
         return
     from latentfarm.fetch.atomic_files import atomic_write
+    from latentfarm.fetch.caption_fonts import CaptionFonts
     from latentfarm.fetch.contact_sheet import contact_sheet
     from latentfarm.fetch.report import CONTACT_SHEET
 
+    fonts = CaptionFonts()
     with atomic_write(fetched.directory / CONTACT_SHEET) as opened:
-        contact_sheet(fetched.images).save(opened, "PNG")
+        contact_sheet(fetched.images, fonts).save(opened, "PNG")
+    if cure := fonts.cure():
+        echo_err(f"contact sheet: {cure}")
     echo_err(f"contact sheet: {fetched.directory / CONTACT_SHEET}")

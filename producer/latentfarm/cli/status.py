@@ -13,9 +13,11 @@ from latentfarm.cli import options
 from latentfarm.cli.output import print_columns, print_json
 from latentfarm.cli.shared import statuses_of, worker_data
 from latentfarm.cli.status_text import format_eta, format_failures, format_rate, format_truncations
+from latentfarm.cli.waiting import echo_warnings
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.ledger.webhook_outbox import WebhookOutbox
+from latentfarm.waiting import wait_reasons
 
 _COLUMNS = ("batch", "model", "state", "priority", "total", "pending", "leased", "done", "failed", "cancelled")
 
@@ -29,8 +31,8 @@ def status(
 ) -> None:
     """Show the progress of one batch or all, oldest first.
 
-    For one batch it also shows why it is paused, its errors by code, truncated prompts and its webhook. With --json
-    each batch includes the workers of its model.
+    For one batch it also shows why it is paused, its errors by code, truncated prompts and its webhook. Warnings report
+    why jobs wait. With --json each batch includes them, and the workers of its model.
 
     The states are opening, open, paused, complete, cancelled, deleting and recovering.
 
@@ -44,13 +46,15 @@ def status(
     else:
         wanted = options.require_choice("--state", state, list(BatchState)) if state is not None else None
         found = [each for each in statuses_of(farm) if wanted in {None, each.state}]
+    warnings = wait_reasons(farm.ledger, found)
     if as_json:
-        data = [_with_workers(farm, each) for each in found]
+        data = [{**_with_workers(farm, each), "warnings": warnings.get(each.batch, [])} for each in found]
         print_json(data if batch is None else data[0])
         return
     _print_table(found)
     if batch is not None:
         _print_details(farm, found[0])
+    echo_warnings(warnings)
 
 
 def _with_workers(farm: Farm, found: BatchStatus) -> dict[str, Any]:

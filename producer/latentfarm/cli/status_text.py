@@ -10,7 +10,9 @@ from latentfarm.limits import MAX_TOKENS
 def format_progress(status: BatchStatus) -> str:
     """Return the progress of a batch in one line."""
     found = [f"{status.ended}/{status.total}"]
-    if status.failed:
+    if status.cancelled:
+        found.append(format_ends(status))
+    elif status.failed:
         found.append(format_failures(status))
     if status.images_per_s is not None:
         found.append(f"{status.images_per_s:.2f} images/s")
@@ -19,6 +21,16 @@ def format_progress(status: BatchStatus) -> str:
     if status.paused:
         found.append(f"paused: {status.paused}")
     return "  ".join(found)
+
+
+def format_ends(status: BatchStatus) -> str:
+    """Return how the jobs have ended, such as ``4 of 10 jobs done, 1 failed, 5 cancelled``."""
+    ends = [f"{status.done} of {status.total} jobs done"]
+    if status.failed:
+        ends.append(format_failures(status))
+    if status.cancelled:
+        ends.append(f"{status.cancelled} cancelled")
+    return ", ".join(ends)
 
 
 def format_failures(status: BatchStatus) -> str:

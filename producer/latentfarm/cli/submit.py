@@ -13,6 +13,7 @@ from latentfarm.cli import options
 from latentfarm.cli.output import echo_err, echo_notes, plural, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options
 from latentfarm.cli.shared import check_folder, fail_if, fetch_into, wait_for, write_contact_sheet
+from latentfarm.cli.waiting import echo_warnings, warnings_of
 from latentfarm.errors import InputError, format_counts
 from latentfarm.farm import Farm
 from latentfarm.ledger.constants import DEFAULT_BUDGET
@@ -99,25 +100,34 @@ def submit(
     if canary:
         check_folder(folder, name, request, force=force)
     submitted = farm.enqueue(request, rules, batch=name, progress=_Progress())
+    warnings = _report(submitted, as_json=as_json)
+    if canary:
+        _show_canary(submitted, folder, force=force, known=warnings)
+    if wait:
+        status = wait_for(submitted, known=warnings)
+        fail_if(status.failed or not status.complete)
+    fail_if(submitted.rejected)
+
+
+def _report(submitted: Batch, *, as_json: bool) -> list[str]:
+    """Print the name, the notes and why jobs wait; return the latter."""
+    status = submitted.status()
+    warnings = warnings_of(submitted.connection.ledger, status)
     if as_json:
-        summary = {"batch": submitted.name, "model": model, "total": submitted.status().total}
-        print_json({**summary, "rejected": submitted.rejected, "notes": submitted.notes})
+        summary = {"batch": submitted.name, "model": status.model, "total": status.total}
+        print_json({**summary, "rejected": submitted.rejected, "notes": submitted.notes, "warnings": warnings})
     else:
         typer.echo(submitted.name)
     echo_notes(submitted.notes)
     if submitted.rejected:
         count = plural(sum(submitted.rejected.values()), "invalid row")
         echo_err(f"{count} became failed jobs{format_counts(submitted.rejected)}")
-    if canary:
-        _show_canary(submitted, folder, force=force)
-    if wait:
-        status = wait_for(submitted)
-        fail_if(status.failed or not status.complete)
-    fail_if(submitted.rejected)
+    echo_warnings({submitted.name: warnings})
+    return warnings
 
 
-def _show_canary(batch: Batch, directory: Path, *, force: bool) -> None:
-    status = wait_for(batch)
+def _show_canary(batch: Batch, directory: Path, *, force: bool, known: list[str]) -> None:
+    status = wait_for(batch, known=known)
     write_contact_sheet(fetch_into(batch, directory, force=force))
     if not status.is_final:
         echo_err(f"the other jobs are paused: `latentfarm resume {batch.name}`, or `latentfarm cancel {batch.name}`")

@@ -12,6 +12,7 @@ from latentfarm.cli.output import echo_err
 from latentfarm.cli.progress import make_display
 from latentfarm.cli.shared import statuses_of
 from latentfarm.cli.status_text import format_truncations
+from latentfarm.cli.waiting import WaitWarnings
 from latentfarm.farm import Farm
 
 _REFRESH_S = 1.0
@@ -24,11 +25,14 @@ def watch(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per change")] = False,
 ) -> None:
-    """Show the progress of batches every second, until all have ended or Ctrl-C.
+    """Show the progress of batches every second, until all have ended or Ctrl-C. Warnings report why jobs wait.
+
+    The exit code is 0 whatever has become of the jobs; that of `wait` reports it.
 
     Example: `latentfarm watch cats`
     """
     farm = Farm.from_env()
+    warn = WaitWarnings(farm.ledger)
     named = [farm.batch(name).name for name in dict.fromkeys(batches or [])]
     shown: list[BatchStatus] = []
     ended: set[str] = set()
@@ -36,7 +40,7 @@ def watch(
         with make_display(as_json=as_json) as display:
             while True:
                 shown = statuses_of(farm, named) if named else _running(farm, shown, ended)
-                display(shown)
+                display(shown, warn(shown))
                 if all(each.is_final for each in shown):
                     break
                 time.sleep(_REFRESH_S)

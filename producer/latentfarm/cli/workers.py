@@ -23,8 +23,8 @@ def workers(
 ) -> None:
     """List the live workers with their throughput over the last two minutes.
 
-    `busy` is the share of the time that the engine spent in denoising steps. `up` and `images` count from the first
-    start; a restart by the supervisor does not reset them.
+    `busy` is the share of the time that the engine spent in denoising steps; a worker that is `draining` takes no more
+    jobs. `up` and `images` count from the first start; a restart by the supervisor does not reset them.
 
     Example: `latentfarm workers`
     """
@@ -48,5 +48,5 @@ def _row(worker: WorkerRecord) -> tuple[str, ...]:
         format_duration((worker.seen_ms - worker.since_ms) / 1000),
         str(worker.images),
         "-" if worker.images_per_s is None else f"{worker.images_per_s:.2f}",
-        "-" if worker.busy_share is None else f"{worker.busy_share:.0%}",
+        "draining" if worker.draining else "-" if worker.busy_share is None else f"{worker.busy_share:.0%}",
     )

@@ -23,7 +23,7 @@ class WorkerRecord:
 
     ``since_ms`` is its first heartbeat under this name; restarts do not change it. ``images`` were committed since
     then. ``images_per_s`` and ``busy_share`` (engine seconds / seconds, 0 to 1) cover the last 90 to 120 seconds; None
-    before the first measurement. A denoising step counts when it ends.
+    before the first measurement. A denoising step counts when it ends. While it is ``draining``, it takes no more jobs.
     """
 
     name: str
@@ -37,6 +37,7 @@ class WorkerRecord:
     images: int
     images_per_s: float | None
     busy_share: float | None
+    draining: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class WorkerRegistry(LedgerClient):
             model: alias of the model.
             worker: name of the worker.
             measured: fields of ``Throughput`` and ``wall_s``, each since the last heartbeat.
-            about: device, device_name, dtype and slots of ``WorkerRecord``.
+            about: device, device_name, dtype, slots and draining of ``WorkerRecord``.
         """
         facts = dict(about or {})
         args: list[Any] = [model, worker, _FORGOTTEN_S, len(facts)]
@@ -112,6 +113,11 @@ class WorkerRegistry(LedgerClient):
             return None
         # steps are reported before the first image is
         return Throughput(**{each.name: figures.get(each.name, 0.0) for each in fields(Throughput)})
+
+    def active_batches(self, model: str) -> list[str]:
+        """Return the names of the batches of a model whose jobs may be leased, paused ones included."""
+        with translate_errors(self.where):
+            return sorted(map(decode, self.redis.smembers(f"lf:active:{model}")))
 
     def workers(self, model: str) -> list[str]:
         """Return the names of the workers of a model that are alive."""
@@ -171,6 +177,7 @@ def _record(name: str, model: str, seen_ms: int, facts: Mapping[str, str]) -> Wo
         images_per_s=images / wall_s if wall_s else None,
         # a step that began before the oldest window counts in full
         busy_share=min(1.0, busy_s / wall_s) if wall_s else None,
+        draining=facts.get("draining") == "1",
     )
 
 

@@ -198,9 +198,10 @@ class Worker(WorkerHooks):
     def _heartbeat(self) -> int:
         """Report that the worker lives, and its new measurements; return the number of pending jobs."""
         model = self._settings.model
+        about = {**self._info, "draining": int(self.render_loop.draining)}
         try:
             return self._metrics.report(
-                lambda measured: self._ledger.heartbeat(model, self._name, measured, about=self._info)
+                lambda measured: self._ledger.heartbeat(model, self._name, measured, about=about)
             )
         except UnavailableError as error:
             self._metrics.retry("heartbeat", error)

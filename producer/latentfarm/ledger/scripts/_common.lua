@@ -38,10 +38,10 @@
 -- lf:rate:<b>:<slot>   string  jobs done in one slot of RATE_SLOT_MS                       expiry, RATE_KEEP_S
 -- lf:models            zset    models that have workers, by their last heartbeat           heartbeat
 -- lf:workers:<m>       zset    workers of a model, by their last heartbeat                 heartbeat, sign-off
--- lf:worker:<w>        hash    model, device, device_name, dtype, slots, since (its first  sign-off; expiry, a minute
---                              heartbeat), images (committed), and for the last WINDOWS    after its last heartbeat
---                              windows, n = window % WINDOWS: window:<n>, images:<n>,
---                              busy_s:<n>, wall_s:<n>
+-- lf:worker:<w>        hash    model, device, device_name, dtype, slots, draining (1: it   sign-off; expiry, a minute
+--                              takes no more jobs), since (its first heartbeat), images    after its last heartbeat
+--                              (committed), and for the last WINDOWS windows, n = window %
+--                              WINDOWS: window:<n>, images:<n>, busy_s:<n>, wall_s:<n>
 -- lf:throughput:<m>    hash    sums over all workers of a model: images, work, busy_s,     never (one key a model)
 --                              size_bytes, pixels
 -- lf:sweep_lock        string  held by the worker that expires leases now                  expiry, under a second
