@@ -155,6 +155,10 @@ _SCHEDULE_NAMES: Mapping[str, str | None] = MappingProxyType(
 #: the longest first, because "sgm uniform" ends in "uniform"
 _ENDS = sorted((name for name in _SCHEDULE_NAMES if name not in {"ddim", "none"}), key=len, reverse=True)
 
+#: schedules that make no difference: the solver has these timesteps itself; AUTOMATIC1111's PLMS uses no schedule
+_OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {"ddim": ("leading",), "lcm": ("trailing",), "tcd": ("trailing",), "pndm": tuple(_A1111_SCHEDULES)}
+)
 #: values of a schedule's field that choose none
 _UNSET = frozenset({"", "automatic", "default", "none"})
 
@@ -285,8 +289,7 @@ def _schedule(solver: str, end: str, given: str) -> str:
     if given == "automatic" and not end:
         return _AUTOMATIC.get(solver, "")
     found = first or second
-    # its timesteps are those of DDIM
-    return "" if (solver, found) == ("ddim", "leading") else found
+    return "" if found in _OWN.get(solver, ()) else found
 
 
 def _names(solver: str) -> list[str]:

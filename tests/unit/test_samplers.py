@@ -98,6 +98,8 @@ def refusal(name: str, schedule: str | None = None) -> str:
         ("uni_pc_bh2", "simple", "unipc-trailing"),
         ("ddim", "ddim_uniform", "ddim"),
         ("euler", "ddim_uniform", "euler-leading"),
+        ("lcm", "sgm_uniform", "lcm"),
+        ("PLMS", "Karras", "pndm"),
         ("k_lms", None, "lms"),
         ("k_dpm_2_ancestral", None, "kdpm2_a"),
         ("4", None, "euler_a"),
@@ -156,7 +158,7 @@ def test_an_unknown_sampler_is_refused_with_the_solvers() -> None:
     assert "write one of" in refusal("x" * 100_000)
 
 
-def test_a_sampler_that_differs_says_how() -> None:
+def test_how_a_sampler_differs_is_known() -> None:
     assert find_sampler("DPM++ 2M Karras").near is None
     assert find_sampler("dpm++2s").near is None
     assert find_sampler("DPM++ 2S a").near == (
