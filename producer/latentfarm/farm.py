@@ -35,12 +35,14 @@ class Farm:
 
     @classmethod
     def from_env(cls) -> Farm:
-        """Return the farm that the environment configures, else the one of ``latentfarm up`` in this folder.
+        """Return the farm that the environment configures, else the one that runs in this folder.
+
+        A farm in the folder runs at least until this process ends, unless it is stopped.
 
         Raises:
             InputError: there is neither.
         """
-        return cls.open(Settings.load())
+        return cls.open(Settings.load(use=True))
 
     @classmethod
     def open(cls, settings: Settings) -> Farm:

@@ -6,7 +6,6 @@ Redis and the bucket are not set, the farm that ``latentfarm up`` runs in the wo
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from functools import cache
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from latentfarm.errors import InputError
+from latentfarm.farm_folder import FarmFolder
 from latentfarm.monitoring import logs
 from latentfarm.names import check_model_alias
 
@@ -24,9 +24,6 @@ log = logging.getLogger(__name__)
 
 #: where ``latentfarm up`` keeps its Redis data, its bucket and its logs, below the working directory
 LOCAL_FOLDER = Path(".latentfarm")
-#: inside it: how to reach the farm that runs there; readable by its owner only
-FARM_FILE = "farm.json"
-
 DEFAULT_MODEL = "mini"
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
@@ -105,11 +102,15 @@ class Settings(BaseModel):
         return bool(self.redis_url and self.bucket)
 
     @classmethod
-    def load(cls, folder: Path = LOCAL_FOLDER) -> Self:
-        """Return the settings of the environment, else those of the farm that ``latentfarm up`` runs in ``folder``.
+    def load(cls, folder: Path = LOCAL_FOLDER, *, use: bool = False) -> Self:
+        """Return the settings of the environment, else those of the farm that runs in ``folder``.
+
+        Args:
+            folder: The folder of a local farm.
+            use: Keep that farm until this process ends: the ``render`` that started it waits.
 
         Raises:
-            InputError: A value is invalid, or only one of Redis and bucket is set.
+            InputError: A value is invalid, only one of Redis and bucket is set, or the folder cannot be read.
         """
         try:
             settings = cls()
@@ -120,10 +121,16 @@ class Settings(BaseModel):
         if settings.redis_url or settings.bucket:
             missing = "LATENTFARM_BUCKET" if settings.redis_url else "LATENTFARM_REDIS_URL"
             raise InputError(f"{missing} is not set; a farm needs LATENTFARM_REDIS_URL and LATENTFARM_BUCKET")
-        file = folder / FARM_FILE
-        if not file.exists():
+        local = FarmFolder(folder)
+        fields = local.use() if use else local.read()
+        if fields is None:
             return settings
-        return settings.model_copy(update=_local_fields(file))
+        return settings.model_copy(update={**fields, "s3_secret_key": SecretStr(fields["s3_secret_key"])})
+
+    def local_fields(self) -> dict[str, Any]:
+        """Return how to reach a local farm, for the other commands in its folder."""
+        fields = self.model_dump(include={"redis_url", "bucket", "s3_endpoint_url", "s3_access_key"})
+        return {**fields, "s3_secret_key": self.s3_secret_key.get_secret_value()}
 
     def environment(self) -> dict[str, str]:
         """Return the variables that give another process the same settings: those of all fields that were set."""
@@ -137,6 +144,10 @@ class Settings(BaseModel):
             InputError: No farm is set and none runs here, or its Redis is open to a network.
         """
         if not self.configured:
+            if FarmFolder(LOCAL_FOLDER).has_data():
+                raise InputError(
+                    f"no farm runs in {LOCAL_FOLDER}, which has the batches of an earlier one: `latentfarm up` continues"
+                )
             raise InputError(
                 "no farm: set LATENTFARM_REDIS_URL and LATENTFARM_BUCKET, or start one here with `latentfarm up`"
             )
@@ -204,21 +215,6 @@ def _is_loopback(host: str) -> bool:
 def _warn(text: str) -> None:
     # once a process: a command reads its settings more than once
     log.warning("%s", text)
-
-
-def _local_fields(file: Path) -> dict[str, object]:
-    fields = json.loads(file.read_text())
-    return {**fields, "s3_secret_key": SecretStr(fields["s3_secret_key"])}
-
-
-def write_farm_file(file: Path, settings: Settings) -> None:
-    """Write how to reach a local farm, for other commands in the same folder."""
-    fields = settings.model_dump(include={"redis_url", "bucket", "s3_endpoint_url", "s3_access_key"})
-    fields["s3_secret_key"] = settings.s3_secret_key.get_secret_value()
-    fresh = file.with_suffix(f".{os.getpid()}")
-    with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
-        json.dump(fields, out)
-    fresh.replace(file)
 
 
 @cache

@@ -11,7 +11,7 @@ import pytest
 from pydantic import SecretStr
 
 from latentfarm.errors import InputError
-from latentfarm.settings import Settings, write_farm_file
+from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.unit
 
@@ -94,11 +94,3 @@ def test_the_error_for_an_invalid_setting_has_its_name_and_value(
     monkeypatch.setenv("LATENTFARM_LEASE_TTL_S", "soon")
     with pytest.raises(InputError, match="LATENTFARM_LEASE_TTL_S is 'soon'"):
         Settings.load(tmp_path)
-
-
-def test_a_local_farm_is_found_and_only_its_owner_can_read_its_keys(tmp_path: Path) -> None:
-    file = tmp_path / "farm.json"
-    write_farm_file(file, Settings().model_copy(update={"redis_url": "unix:///s", "bucket": "b"}))
-    assert file.stat().st_mode & 0o777 == 0o600
-    found = Settings.load(tmp_path)
-    assert (found.redis_url, found.bucket) == ("unix:///s", "b")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import platform
 import signal
 import sys
-from typing import Annotated
+from contextlib import suppress
+from typing import Annotated, NoReturn
 
 import typer
 
 from latentfarm import __version__
 from latentfarm.cli.command_group import CommandEntry, make_group
+from latentfarm.cli.output import describe_file_error, discard_stdout, echo_err
 from latentfarm.errors import LatentfarmError
 
 #: by heading: name, ``module:function``, and the summary that `latentfarm --help` prints without an import
@@ -87,18 +89,41 @@ def _latentfarm(
 
 
 def main() -> None:
-    """Run the command. An error of latentfarm becomes one line and an exit code; others keep their traceback."""
-    # SIGTERM acts as Ctrl-C does: started processes stop in order, and unfinished jobs are released
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run the command. An error of latentfarm, or of a file, becomes one line and an exit code.
+
+    Other errors keep their traceback.
+    """
+    # SIGTERM and a closed terminal act as Ctrl-C does: started processes stop in order, unfinished jobs are released
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
-        app()
+        try:
+            app()
+        finally:
+            # at exit, Python would print a traceback if this failed
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except LatentfarmError as error:
-        sys.stderr.write(f"latentfarm: {error}\n")
-        sys.exit(error.exit_code)
+        _fail(str(error), error.exit_code)
     except TimeoutError as error:
-        sys.stderr.write(f"latentfarm: {error}\n")
-        sys.exit(1)
-    except BrokenPipeError:
-        # the reader of stdout has closed it, as `head` does
-        sys.stderr.close()
-        sys.exit(0)
+        _fail(str(error), 1)
+    except OSError as error:
+        discard_stdout()
+        if isinstance(error, BrokenPipeError):
+            # the reader of stdout has closed it, as `head` does
+            sys.exit(0)
+        if (text := describe_file_error(error)) is None:
+            raise
+        _fail(text, 2)
+    finally:
+        # a second interrupt ends the exit itself without a traceback
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def _fail(text: str, code: int) -> NoReturn:
+    # a full disk may be behind stderr too
+    with suppress(OSError):
+        echo_err(f"latentfarm: {text}")
+    sys.exit(code)

@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from latentfarm.cli.command_line import problem_of
+from latentfarm.cli.output import discard_stdout
 
 #: the value of --keep-columns if none is given
 ALL_COLUMNS = "*"
@@ -77,6 +78,14 @@ def make_group(commands: dict[str, dict[str, CommandEntry]]) -> type[TyperGroup]
             if args and not ctx.resilient_parsing and (problem := _problem_before_command(self, ctx, args[0])):
                 ctx.fail(problem)
             return super().parse_args(ctx, args)
+
+        def invoke(self, ctx: Any) -> Any:
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:
+                # typer would exit with 1, which means that a job failed
+                discard_stdout()
+                raise SystemExit(0) from None
 
         def format_options(self, ctx: Any, formatter: Any) -> None:
             for heading, group in commands.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import sys
@@ -10,6 +11,14 @@ from contextlib import contextmanager
 from typing import IO
 
 import typer
+
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
+_FILE_CURES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "free some space, or write to another disk"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "name a file or folder that you may write"),
+    errno.ENAMETOOLONG: "shorten the name",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+}
 
 
 def echo_err(text: str) -> None:
@@ -37,9 +46,23 @@ def binary_stdout() -> Iterator[IO[bytes]]:
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        # Python flushes stdout at exit, and would fail again
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        discard_stdout()
         raise typer.Exit(0) from None
+
+
+def discard_stdout() -> None:
+    """Discard what stdout still holds: Python flushes it at exit, and would fail again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def describe_file_error(error: OSError) -> str | None:
+    """Return what a file's error means and how it is cured, or None for an error of another kind."""
+    number, file = error.errno, error.filename
+    if number is None or (file is None and number not in _DISK_ERRORS):
+        return None
+    place = "the output" if file is None else repr(os.fsdecode(file))
+    cure = _FILE_CURES.get(number)
+    return f"{place}: {error.strerror}{f'; {cure}' if cure else ''}"
 
 
 def echo_notes(notes: Mapping[str, int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -13,6 +15,7 @@ from latentfarm.cli.output import echo_err, echo_notes, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
 from latentfarm.cli.shared import check_folder, fail_if, fetch_into, wait_for, write_contact_sheet
 from latentfarm.farm import Farm
+from latentfarm.farm_folder import FarmRunsError
 from latentfarm.fetch import FetchReport
 from latentfarm.local.farm import LocalFarm, require_worker_packages, start_workers, stop_all, worker_exit_s
 from latentfarm.local.process import ManagedProcess
@@ -62,13 +65,17 @@ def render(
         found = farm.enqueue(request, rules, batch=name)
         if not found.status().is_final:
             pool.start()
-        status = wait_for(found, meanwhile=pool.require_alive)
+        status = wait_for(found, meanwhile=pool.require_alive, starting=pool.has_started)
         fetched = fetch_into(found, output, force=force)
-    echo_notes(found.notes)
-    write_contact_sheet(fetched)
-    if as_json:
-        print_json(_summary(found, fetched))
+        echo_notes(found.notes)
+        write_contact_sheet(fetched)
+        if as_json:
+            print_json(_summary(found, fetched))
     fail_if(status.failed or not status.complete)
+
+
+#: seconds in which another command starts its servers, or stops its workers
+_START_S = 60.0
 
 
 class _WorkerPool:
@@ -85,6 +92,10 @@ class _WorkerPool:
             echo_err("loading the model ...")
             self._workers = self._start()
 
+    def has_started(self) -> bool:
+        """Return whether this command has started workers."""
+        return bool(self._workers)
+
     def require_alive(self) -> None:
         """Raise UnavailableError if a worker has exited: its own supervisor has stopped restarting it."""
         for worker in self._workers:
@@ -93,14 +104,17 @@ class _WorkerPool:
 
 @contextmanager
 def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -> Iterator[tuple[Farm, _WorkerPool]]:
-    """Yield the farm of the settings, else a local one. At the end, stop every process that was started."""
-    settings = Settings.load()
+    """Yield the farm of the settings, else a local one. At the end, stop every process that was started.
+
+    A local farm that other commands use by then is stopped after them.
+    """
+    settings, local = Settings.load(use=True), None
     children: list[ManagedProcess] = []
     arguments: dict[str, Any] = {"dtype": dtype, "slots": slots}
     with ExitStack() as cleanup:
         if not settings.configured:
             require_worker_packages()
-            settings = cleanup.enter_context(LocalFarm(LOCAL_FOLDER)).settings
+            settings, local = _local_farm(cleanup)
         farm = Farm.open(settings)
 
         def start() -> list[ManagedProcess]:
@@ -109,7 +123,34 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
             start_workers(settings, count, spec, folder=LOCAL_FOLDER / "logs", into=children, **arguments)
             return children
 
-        yield farm, _WorkerPool(start, others_serve=lambda: bool(farm.ledger.workers(spec.alias)))
+        try:
+            yield farm, _WorkerPool(start, others_serve=lambda: bool(farm.ledger.workers(spec.alias)))
+        finally:
+            if local is not None:
+                # also after Ctrl-C, which ends this command's batch; the second one ends the farm
+                local.wait_for_users(_report_users)
+
+
+def _local_farm(cleanup: ExitStack) -> tuple[Settings, LocalFarm | None]:
+    """Start a local farm, or find the one that another command starts at this moment."""
+    deadline = time.monotonic() + _START_S
+    while True:
+        try:
+            # for up to a second, it waits for the other to end
+            local = cleanup.enter_context(LocalFarm(LOCAL_FOLDER))
+        except FarmRunsError:
+            settings = Settings.load(use=True)
+            if settings.configured:
+                return settings, None
+            if time.monotonic() > deadline:
+                raise
+        else:
+            return local.settings, local
+
+
+def _report_users() -> None:
+    sys.stdout.flush()
+    echo_err("other commands use this farm; it runs until they have ended (Ctrl-C stops it)")
 
 
 def _summary(batch: Batch, fetched: FetchReport) -> dict[str, Any]:
@@ -119,6 +160,7 @@ def _summary(batch: Batch, fetched: FetchReport) -> dict[str, Any]:
         "total": fetched.jobs,
         "done": fetched.states["done"],
         "failed": fetched.states["failed"],
+        "cancelled": fetched.states["cancelled"],
         "downloaded": fetched.downloaded,
         "results": str(fetched.results),
     }

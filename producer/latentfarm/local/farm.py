@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,16 +14,19 @@ from types import FrameType
 from typing import Self
 
 from latentfarm.errors import InputError
+from latentfarm.farm_folder import FarmFolder
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
 from latentfarm.model_spec import ModelSpec
 from latentfarm.monitoring import listen_address
-from latentfarm.settings import FARM_FILE, Settings, write_farm_file
+from latentfarm.settings import Settings
 
 #: seconds that a supervisor needs beyond the shutdown timeout of its worker
 _SUPERVISOR_EXIT_S = 5.0
 _SERVER_EXIT_S = 10.0
+#: Ctrl-C, a stop request, and a terminal that was closed
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: of the extra `worker`
 _WORKER_PACKAGES = ("torch", "diffusers", "transformers")
 
@@ -46,7 +48,7 @@ class LocalFarm:
     ``servers`` and ``workers`` are the processes.
 
     Raises:
-        InputError: Another farm runs in the folder.
+        InputError: Another farm runs in the folder, or the folder cannot be written.
         UnavailableError: A server does not start.
     """
 
@@ -54,18 +56,9 @@ class LocalFarm:
         self.folder = folder
         self.servers: list[ManagedProcess] = []
         self.workers: list[ManagedProcess] = []
-        folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (folder / "lock").open("a+")
+        self._claim = FarmFolder(folder).claim()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._lock.seek(0)
-            holder = self._lock.read().strip()
-            raise InputError(f"a farm already runs in {folder} (process {holder}); use it, or stop it first") from None
-        self._lock.truncate(0)
-        self._lock.write(str(os.getpid()))
-        self._lock.flush()
-        try:
+            self._claim.wait_for_servers(_SERVER_EXIT_S)
             self.settings = self._start_servers()
         except BaseException:
             self.close()
@@ -78,13 +71,20 @@ class LocalFarm:
         self.close()
 
     def _start_servers(self) -> Settings:
-        redis, url = start_redis(self.folder / "redis", log=self.folder / "logs" / "redis.log")
+        lock = self._claim.servers
+        redis, url = start_redis(self.folder / "redis", log=self.folder / "logs" / "redis.log", lock=lock)
         self.servers.append(redis)
-        s3, settings = start_s3(self.folder / "s3", log=self.folder / "logs" / "s3.log")
+        s3, settings = start_s3(self.folder / "s3", log=self.folder / "logs" / "s3.log", lock=lock)
         self.servers.append(s3)
         settings = settings.model_copy(update={"redis_url": url})
-        write_farm_file(self.folder / FARM_FILE, settings)
+        self._claim.publish(settings.local_fields())
         return settings
+
+    def wait_for_users(self, report: Callable[[], None]) -> None:
+        """Wait until no other command uses the farm. If one does, call ``report`` first."""
+        if self._claim.in_use():
+            report()
+            self._claim.wait_for_users()
 
     def start_workers(self, count: int, model: ModelSpec, *, dtype: str, slots: int) -> None:
         """Start workers for a model. They share the CPU cores."""
@@ -103,10 +103,10 @@ class LocalFarm:
         if self.workers:
             # there are settings only once both servers run
             stop_all(self.workers, worker_exit_s(self.settings))
-        (self.folder / FARM_FILE).unlink(missing_ok=True)
+        self._claim.retract()
         # Redis last: the others write to it until they exit
         stop_all(self.servers, _SERVER_EXIT_S)
-        self._lock.close()
+        self._claim.release()
 
 
 def start_workers(
@@ -130,7 +130,8 @@ def start_workers(
         folder: Folder of their log files.
         into: Each worker is appended here once it is started, so that an interrupt between two starts loses none.
     """
-    require_worker_packages()
+    if count:
+        require_worker_packages()
     chosen: dict[str, object] = {"model": model.alias, "model_source": model.source, "dtype": dtype, "slots": slots}
     if settings.log_format == "auto":
         # people read these log files
@@ -173,9 +174,9 @@ def stop_all(children: list[ManagedProcess], timeout_s: float) -> None:
 
 @contextmanager
 def stop_on_signals() -> Iterator[Event]:
-    """Return an event that the first Ctrl-C or SIGTERM sets; the second one raises KeyboardInterrupt.
+    """Return an event that the first Ctrl-C, SIGTERM or SIGHUP sets; the second one raises KeyboardInterrupt.
 
-    An exception at the first signal could be raised at any line, between the start of a process and its registration.
+    SIGHUP, of a closed terminal, is left alone if it is ignored, as under ``nohup``. An exception at the first signal could be raised at any line, between the start of a process and its registration.
     """
     event = Event()
 
@@ -184,7 +185,8 @@ def stop_on_signals() -> Iterator[Event]:
             raise KeyboardInterrupt
         event.set()
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield event
     finally:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from latentfarm.child_process import start_child
 from latentfarm.errors import UnavailableError
@@ -15,14 +16,32 @@ _TAIL_LINES = 8
 
 
 class ManagedProcess:
-    """One child process. Its output is appended to the file ``log``; ``env`` is added to this process's environment."""
+    """One child process.
 
-    def __init__(self, name: str, command: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None) -> None:
+    Args:
+        name: Its name in messages.
+        command: Program and arguments.
+        log: The file to which its output is appended.
+        env: Variables that are added to those of this process.
+        lock: A locked file; the lock lasts until the child ends too.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        command: Sequence[str],
+        *,
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        lock: IO[str] | None = None,
+    ) -> None:
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as output:
-            self._process = start_child(command, env={**os.environ, **(env or {})}, output=output)
+            inherited = () if lock is None else (lock.fileno(),)
+            environment = {**os.environ, **(env or {})}
+            self._process = start_child(command, env=environment, output=output, pass_fds=inherited)
 
     @property
     def pid(self) -> int:

@@ -9,6 +9,7 @@ import tempfile
 import time
 from importlib.util import find_spec
 from pathlib import Path
+from typing import IO
 
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.ledger import Ledger
@@ -50,8 +51,10 @@ def socket_path(folder: Path) -> Path:
     return private / f"{short}.sock"
 
 
-def start_redis(folder: Path, *, log: Path) -> tuple[ManagedProcess, str]:
+def start_redis(folder: Path, *, log: Path, lock: IO[str] | None = None) -> tuple[ManagedProcess, str]:
     """Start Redis with its data in ``folder``; return the process and the URL once it answers.
+
+    The process inherits ``lock``.
 
     Raises:
         UnavailableError: It ended or does not answer.
@@ -71,7 +74,7 @@ def start_redis(folder: Path, *, log: Path) -> tuple[ManagedProcess, str]:
         "daemonize": "no",
     }
     arguments = [text for key, value in options.items() for text in (f"--{key}", value)]
-    child = ManagedProcess("Redis", [find_redis(), *arguments], log=log)
+    child = ManagedProcess("Redis", [find_redis(), *arguments], log=log, lock=lock)
     url = f"unix://{socket}"
     ledger = Ledger.connect(url)
     deadline = time.monotonic() + _START_TIMEOUT_S

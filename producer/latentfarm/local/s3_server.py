@@ -8,6 +8,7 @@ import shutil
 import sysconfig
 import time
 from pathlib import Path
+from typing import IO
 
 from pydantic import SecretStr
 
@@ -33,8 +34,10 @@ def find_rclone() -> str:
     return found
 
 
-def start_s3(folder: Path, *, log: Path) -> tuple[ManagedProcess, Settings]:
+def start_s3(folder: Path, *, log: Path, lock: IO[str] | None = None) -> tuple[ManagedProcess, Settings]:
     """Serve the buckets in ``folder``; return the process, and settings with its address and random keys.
+
+    The process inherits ``lock``.
 
     Raises:
         UnavailableError: It ended or does not answer.
@@ -45,7 +48,7 @@ def start_s3(folder: Path, *, log: Path) -> tuple[ManagedProcess, Settings]:
     command = [find_rclone(), "serve", "s3", str(folder.resolve()), "--addr", "127.0.0.1:0"]
     # other users may read the command line, so the keys go through the environment
     environment = {"RCLONE_AUTH_KEY": f'"{access_key},{secret_key}"', "RCLONE_CONFIG": "/dev/null"}
-    child = ManagedProcess("the S3 server", command, log=log, env=environment)
+    child = ManagedProcess("the S3 server", command, log=log, env=environment, lock=lock)
     deadline = time.monotonic() + _START_TIMEOUT_S
     while True:
         child.require_alive()
