@@ -10,13 +10,26 @@ from typing import Any, BinaryIO
 
 from latentfarm.errors import InputError
 from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, abbreviate
-from latentfarm.submission.prompts.tables import check_header
+from latentfarm.submission.prompts.table_header import CellError, Header, check_header
 
 #: rows unpacked at once, few because a text of a dictionary is copied for each row that refers to it
 _BATCH_ROWS = 64
 _BUFFER_BYTES = 2**20
 #: a row group that unpacks to more bytes than this, and to more than this multiple of the file's size, is refused
 _BOMB_BYTES, _BOMB_RATIO = 2**22, 200
+
+#: samplers by their codes in DiffusionDB's metadata.parquet
+_SAMPLER_CODES = {
+    1: "ddim",
+    2: "plms",
+    3: "k_euler",
+    4: "k_euler_ancestral",
+    5: "k_heun",
+    6: "k_dpm_2",
+    7: "k_dpm_2_ancestral",
+    8: "k_lms",
+    9: "others",
+}
 
 
 def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRow]:
@@ -33,12 +46,13 @@ def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Parse
     number = 0
     try:
         file = ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
-        columns = check_header(list(file.schema_arrow.names), name, check)
+        header = check_header(file.schema_arrow.names, name, check, text=False)
+        coded = _has_sampler_codes(file.schema_arrow)
         _refuse_bombs(file.metadata, name, stream.seek(0, SEEK_END))
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
-            for fields in _rows(batch, columns):
+            for cells in _rows(batch):
                 number += 1
-                yield _checked(f"{name} row {number}", fields, check)
+                yield _row(f"{name} row {number}", header, cells, check, coded=coded)
     except (pa.ArrowException, OSError, ValueError) as error:
         after = f" after row {number}" if number else ""
         reason = str(error).split("\n", 1)[0][:200].rstrip(".")
@@ -60,11 +74,18 @@ def _refuse_bombs(metadata: Any, name: str, size_bytes: int) -> None:
             raise InputError(f"{name}: {what}; write smaller row groups, or with dictionaries")
 
 
-def _rows(batch: Any, columns: list[str]) -> Iterator[dict[str, Any]]:
+def _has_sampler_codes(schema: Any) -> bool:
+    """Return whether a file has DiffusionDB's columns, with numbers for samplers."""
+    import pyarrow as pa
+
+    return {"prompt", "step", "cfg", "sampler"} <= set(schema.names) and pa.types.is_integer(
+        schema.field("sampler").type
+    )
+
+
+def _rows(batch: Any) -> Iterator[tuple[Any, ...]]:
     """Yield the rows of a batch as Python values. A value that cannot be converted is an exception in its place."""
-    values = [_values(column) for column in batch.columns]
-    for row in zip(*values, strict=True):
-        yield dict(zip(columns, row, strict=True))
+    return zip(*(_values(column) for column in batch.columns), strict=True)
 
 
 def _values(column: Any) -> list[Any]:
@@ -89,7 +110,15 @@ def _value(scalar: Any) -> Any:
         return error
 
 
-def _checked(place: str, fields: dict[str, Any], check: RowCheck) -> ParsedRow:
+def _row(place: str, header: Header, cells: tuple[Any, ...], check: RowCheck, *, coded: bool) -> ParsedRow:
+    try:
+        fields = header.fields(cells, check)
+    except CellError as error:
+        text, reason = error.args
+        return RowError(f"{place}: {text}", reason)
+    if coded and isinstance(fields["sampler"], int):
+        fields["sampler"] = _SAMPLER_CODES.get(fields["sampler"], fields["sampler"])
+        check.notes.add("a number in column 'sampler' is read as DiffusionDB's code of a sampler")
     for column, value in fields.items():
         if isinstance(value, Exception):
             if isinstance(value, UnicodeDecodeError):

@@ -15,7 +15,7 @@ import pytest
 from tests.support import prompt_files
 
 from latentfarm.errors import InputError
-from latentfarm.submission.prompts import RowError, lines, open_source, tables
+from latentfarm.submission.prompts import RowError, lines, open_source, table_records
 from latentfarm.submission.prompts.lines import MAX_LINE_BYTES
 
 pytestmark = pytest.mark.unit
@@ -72,7 +72,7 @@ def test_a_gzip_bomb_is_refused_before_it_is_unpacked(
     if suffix != "txt.gz":
         # a million short lines take seconds; those of txt.gz reach the real limit. With every line of this limit kept,
         # a table would still take over 8 MiB.
-        for module in (lines, tables):
+        for module in (lines, table_records):
             monkeypatch.setattr(module, "MAX_SKIPPED_BYTES", 2**19)
     file = tmp_path / f"bomb.{suffix}"
     file.write_bytes(packed(unit, 2**26))
