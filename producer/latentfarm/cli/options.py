@@ -18,7 +18,7 @@ BatchName = Annotated[str, typer.Argument(metavar="BATCH", help="Name of the bat
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the images")]
 Force = Annotated[
     bool,
-    typer.Option("--force", help="Use DIR even if it has images of another batch, which are removed, or other files"),
+    typer.Option("--force", help="Remove images of another batch from DIR, and overwrite other files"),
 ]
 NewBatch = Annotated[
     str | None,

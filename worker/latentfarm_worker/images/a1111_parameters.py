@@ -19,7 +19,7 @@ _NAMED_SCHEDULES = frozenset({"Karras", "Exponential"})
 _BRACKETS = re.compile(r"[\\()\[\]]")
 #: ``AND`` joins two prompts, ``BREAK`` ends a chunk, ``<lora:`` loads a network, and the number of a last ``16:9`` is
 #: the prompt's weight. A backslash that escapes nothing is dropped by the web UI, and hides these from it.
-_HIDDEN = re.compile(r"(?<=\bA)(?=ND\b)|(?<=\bB)(?=REAK\b)|(?<=<)(?=\w+:[^>]+>)|(?<=:)(?=[-+]?(\d+\.?|\d*\.\d+)\s*\Z)")
+_HIDDEN = re.compile(r"\bAND\b|\bBREAK\b|<(?=\w+:[^>]+>)|:(?=[-+]?(\d+\.?|\d*\.\d+)\s*\Z)")
 #: where the negative prompt begins, to readers
 _NEGATIVE = "Negative prompt:"
 
@@ -63,7 +63,7 @@ def _sampler(job: Job, default: str) -> dict[str, str]:
 def _prompt(job: Job, text: str) -> str:
     """Return a prompt in the web UI's syntax, such that it means there what it means here."""
     if job.prompt_syntax == "plain":
-        text = _HIDDEN.sub(r"\\", _BRACKETS.sub(r"\\\g<0>", text))
+        text = _HIDDEN.sub(lambda found: f"{found[0][0]}\\{found[0][1:]}", _BRACKETS.sub(r"\\\g<0>", text))
     return text.replace(_NEGATIVE, _NEGATIVE.replace(":", "\\:"))
 
 
