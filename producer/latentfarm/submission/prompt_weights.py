@@ -57,10 +57,10 @@ def check_weights(row: Row, defaults: Defaults) -> None:
 
 
 def check_default_weights(defaults: Defaults) -> None:
-    """Refuse compel's weights in a batch's negative prompt, whatever the syntax of its rows.
+    """Refuse compel's weights in the negative prompt of a batch that is read in AUTOMATIC1111's syntax.
 
     Raises:
-        InputError: it has them and is read in AUTOMATIC1111's syntax.
+        InputError: it has them.
     """
     text = defaults.negative_prompt
     if text and defaults.prompt_syntax == "a1111" and (problem := _compel_weight(text)):

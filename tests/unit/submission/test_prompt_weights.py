@@ -61,7 +61,7 @@ def test_text_is_no_weight_of_compel(prompt: str) -> None:
     check_weights(Row(prompt=prompt), A1111)
 
 
-def test_nothing_is_enqueued_whatever_sets_the_syntax() -> None:
+def test_rows_and_defaults_that_set_the_syntax_are_checked() -> None:
     by_default = make_request(["a red++ ball", "C++"], ReadOptions(), model="mini", prompt_syntax="a1111")
     assert [str(getattr(row, "text", "valid"))[:40] for _, row in by_default.rows()] == [
         "row 1: prompt 'a red++ ball': red++ is a",

@@ -54,7 +54,7 @@ class SeededDraws:
         return (int.from_bytes(digest) * limit) >> 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Scope:
     """What a tree's choices depend on, besides the draws.
 
@@ -71,7 +71,7 @@ class _Scope:
     def inner(self, levels: int = 1) -> _Scope:
         if self.depth + levels > MAX_DEPTH:
             raise ChoiceError(f"choices are nested over {MAX_DEPTH} deep; does a wildcard contain itself?")
-        return replace(self, depth=self.depth + levels)
+        return _Scope(self.variables, self.sampler, self.turn, self.depth + levels, self.open)
 
 
 class Chooser:
@@ -146,6 +146,8 @@ class Chooser:
             case (Template(parts=(Wildcard() as wildcard,)),) if choice.most != 1 and choice.weights.positive:
                 # {2$$__x__} takes two different lines
                 return self._lines(choice, wildcard, scope)
+            case (_,) if choice.most == 1:
+                self._notes.add("braces around one alternative are left out")
         places, inner = self._places(choice, choice.weights, scope)
         return choice.joiner.join([self._text(choice.options[place], inner) for place in places])
 
@@ -154,7 +156,7 @@ class Chooser:
         lines = self._found(name).distinct()
         choice = replace(choice, sampler=choice.sampler or wildcard.sampler)
         places, inner = self._places(choice, lines.weights, scope.inner())
-        inner = replace(inner, variables={**scope.variables, **dict(wildcard.variables)})
+        inner.variables = {**scope.variables, **dict(wildcard.variables)}
         return choice.joiner.join([self._line(name, lines.texts[place], inner) for place in places])
 
     def _wildcard(self, wildcard: Wildcard, scope: _Scope) -> str:
@@ -162,7 +164,8 @@ class Chooser:
         lines = self._found(name)
         one = Choice((), lines.weights, wildcard.sampler)
         [place], inner = self._places(one, lines.weights, scope)
-        inner = replace(inner, variables={**scope.variables, **dict(wildcard.variables)})
+        if wildcard.variables:
+            inner.variables = {**scope.variables, **dict(wildcard.variables)}
         return self._line(name, lines.texts[place], inner)
 
     def _found(self, name: str) -> Lines:
@@ -216,7 +219,8 @@ class Chooser:
             sampler = scope.sampler
         if sampler in {"", RANDOM}:
             count = least + (self._draws.below(most - least + 1) if most > least else 0)
-            return self._drawn(weights, count), replace(inner, sampler=sampler)
+            inner.sampler = sampler
+            return self._drawn(weights, count), inner
         if weights.vary:
             self._notes.add("weights have no effect in {@...} and {!...}")
         ways = _count_ways(possible, least, most)

@@ -32,7 +32,7 @@ _FIELDS = ("prompt", "negative_prompt")
 _validate = Row.__pydantic_validator__.validate_python
 
 #: what a text without choices and comments does not have
-_SPECIAL = re.compile(r"[{#]|__|^\s*/[/*]", re.MULTILINE)
+_SPECIAL = re.compile(r"[{#]|__|^[^\S\n]*/[/*]", re.MULTILINE)
 #: what is hardly ever meant as text
 _CHOICE = re.compile(
     r"""(?<!\\) (?:

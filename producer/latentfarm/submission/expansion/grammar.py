@@ -26,7 +26,8 @@ RANDOM, CYCLICAL, COMBINATORIAL = "~", "@", "!"
 
 _ESCAPED = re.compile(r"\\([{}|_$%#@!~/])")
 #: text without special characters
-_PLAIN = re.compile(r"[^\\{}|_$%(),]+")
+_PLAIN = re.compile(r"[^\\{}|_$%]+")
+_PLAIN_IN_WILDCARD = re.compile(r"[^\\{}|_$%(),]+")
 _HEAD = re.compile(r"\s*(?P<sampler>[@~!])?\s*(?:(?P<least>\d{1,9})?(?P<dash>-)?(?P<most>\d{1,9})?(?P<bound>\$\$))?")
 _JOINER = re.compile(r"((?:\\[{}$|]|[^{}$\\]|\\(?![{}$|]))*)\$\$")
 _NAME = re.compile(r"\s*([A-Za-z_-][A-Za-z0-9_-]*)\s*")
@@ -139,17 +140,18 @@ class _Parser:
 
     def _parts(self, ends: str, depth: int) -> Iterator[Part | Assignment]:
         text, brackets = self._text, 0
+        run = _PLAIN_IN_WILDCARD if "(" in ends or ")" in ends else _PLAIN
         while self._at < len(text):
             at = self._at
-            if plain := _PLAIN.match(text, at):
+            if plain := run.match(text, at):
                 self._at = plain.end()
                 yield plain[0]
                 continue
-            if escaped := _ESCAPED.match(text, at):
+            character, pair = text[at], text[at : at + 2]
+            if character == "\\" and (escaped := _ESCAPED.match(text, at)):
                 self._at = escaped.end()
                 yield escaped[1]
                 continue
-            character, pair = text[at], text[at : at + 2]
             if self._is_end(character, pair, ends, brackets):
                 return
             if pair == "${":
@@ -213,7 +215,7 @@ class _Parser:
         return Choice(tuple(options), Weights.of(weights), sampler, *bounds, joiner)
 
     def _variable(self, depth: int, *, assignable: bool) -> Variable | Assignment:
-        unclear = r"${ begins a variable: write ${name}, ${name:default} or ${name=value}, or \${ for the text itself"
+        unclear = r"${ begins a variable; write ${name}, ${name:default} or ${name=value}, or \$ for the dollar sign"
         name = _NAME.match(self._text, self._at + 2)
         if name is None:
             raise ChoiceError(unclear)
@@ -238,7 +240,7 @@ class _Parser:
         return _stripped(self._sequence(ends, depth + 1))
 
     def _wrapping(self, depth: int) -> Wrapping:
-        unclear = r"%{ wraps a text: write %{before ... after$$text}, or \%{ for the text itself"
+        unclear = r"%{ wraps a text; write %{before ... after$$text}, or \% for the percent sign"
         self._at += 2
         self._skip_space()
         wrapper = self._sequence("$}", depth + 1)

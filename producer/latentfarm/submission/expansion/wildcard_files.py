@@ -17,7 +17,7 @@ from latentfarm.submission.prompts.rows import abbreviate
 TREE_ENDINGS = (".yaml", ".yml", ".json")
 _MAX_DEPTH = 20
 #: values of a yaml file: with aliases, a short file could have any number of them
-_MAX_VALUES = 1_000_000
+_MAX_VALUES = 500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,11 @@ def _entry(place: str, name: str, item: Any) -> tuple[str, int] | None:
     if isinstance(item, Mapping):
         text, weight = item.get("text") or item.get("content"), item.get("weight", 1)
         if isinstance(text, str) and isinstance(weight, str | int | float):
-            return text, _weighted(f"{place}, {name}", f"{weight}::")[1]
+            # the same numbers as before "::"
+            rest, value = _weighted(f"{place}, {name}", f"{weight}::")
+            if rest:
+                raise InputError(f"{place}, {name}: weight {abbreviate(weight)} is invalid; write 0 to 999999")
+            return text, value
     return None
 
 
