@@ -17,7 +17,7 @@ from kombu.exceptions import OperationalError
 
 from latentfarm.doorbell_transport import make_amqp
 from latentfarm.errors import UnavailableError
-from latentfarm.ledger.redis_errors import outage_cause
+from latentfarm.ledger.redis_errors import outage
 from latentfarm.redis_address import RedisAddress
 
 TASK_NAME = "latentfarm.render"
@@ -111,14 +111,10 @@ def ring(client: redis.Redis, app: Celery, model: str, pending_jobs: int) -> int
             for _ in range(missing):
                 app.send_task(TASK_NAME, queue=queue, producer=producer, retry=False)
     except (redis.RedisError, OperationalError) as error:
-        text = f"the queue of model {model!r} does not accept messages: {error}"
-        raise UnavailableError(text, cause=_cause(error)) from error
+        # kombu's error has that of the transport as its cause
+        origin = error.__cause__ if isinstance(error, OperationalError) else error
+        where = app.connection_for_write().as_uri()
+        problem = origin if isinstance(origin, UnavailableError) else outage(where, origin or error)
+        text = f"the queue of model {model!r} does not accept messages: {problem or error}"
+        raise UnavailableError(text, cause=problem.cause if problem else "connection") from error
     return missing
-
-
-def _cause(error: redis.RedisError | OperationalError) -> str:
-    # kombu's error has that of the transport as its cause
-    origin = error.__cause__ if isinstance(error, OperationalError) else error
-    if isinstance(origin, UnavailableError):
-        return origin.cause
-    return (outage_cause(origin) if origin is not None else None) or "connection"

@@ -13,7 +13,7 @@ from latentfarm.cli.output import plural, print_json
 from latentfarm.cli.shared import fail_if
 from latentfarm.errors import InputError, LatentfarmError
 from latentfarm.ledger import Ledger
-from latentfarm.ledger.server_check import check_server
+from latentfarm.ledger.server_check import check_reading, check_server
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
@@ -62,7 +62,7 @@ def _check_redis(settings: Settings) -> str:
 
 
 def _check_redis_by_reading(settings: Settings) -> str:
-    return _with_counts(settings, lambda ledger: f"Redis {ledger.ping()} at {ledger.where}; nothing was written")
+    return _with_counts(settings, check_reading)
 
 
 def _with_counts(settings: Settings, check: Callable[[Ledger], str]) -> str:

@@ -10,6 +10,7 @@ import typer
 from latentfarm.batch_state import ACTIVE
 from latentfarm.cli.output import echo_err
 from latentfarm.farm import Farm
+from latentfarm.ledger.server_check import check_server
 from latentfarm.names import check_batch_name
 from latentfarm.recovery.recover import RecoveryReport, list_batches, recover_batch
 
@@ -29,6 +30,11 @@ def recover(
     Example: `latentfarm recover --dry-run`
     """
     farm = Farm.from_env()
+    # an empty bucket would hide a Redis that cannot be used
+    if dry_run:
+        farm.ledger.batches()
+    else:
+        check_server(farm.ledger)
     changed = 0
     names = [check_batch_name(name) for name in batches] if batches else list(list_batches(farm.bucket))
     for name in names:

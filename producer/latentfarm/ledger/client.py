@@ -103,13 +103,22 @@ def _outage_aware(connection_class: type[Any]) -> type[Any]:
     """Return a class of connections that know what a server answers in an outage."""
 
     class Connection(connection_class):  # type: ignore[misc]
+        leads_to_replica = False
+
         def read_response(self, *arguments: Any, **options: Any) -> Any:
             try:
                 return super().read_response(*arguments, **options)
             except redis.ResponseError as error:
                 if outage_cause(error) in _REPLICA_CAUSES:
-                    self.disconnect()
+                    # the other answers of a pipeline are still to be read
+                    self.leads_to_replica = True
                 raise
+
+        def send_packed_command(self, *arguments: Any, **options: Any) -> None:
+            if self.leads_to_replica:
+                self.leads_to_replica = False
+                self.disconnect()
+            super().send_packed_command(*arguments, **options)
 
         def check_health(self) -> None:
             # a server that cannot save refuses PING, too, but it can be read

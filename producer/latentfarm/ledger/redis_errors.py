@@ -30,11 +30,12 @@ _ANSWERS = {
     ),
     "NOPERM": (
         "its user may not run a command that the farm needs",
-        "give the user the permissions in docs/security/redis-acl.txt",
+        "use the user of the right role, such as a producer to cancel and delete, or give the user the permissions in "
+        "docs/security/redis-acl.txt",
     ),
     "AUTH": (
         "it refuses the user or the password",
-        "correct the user and the password in LATENTFARM_REDIS_URL",
+        "correct the user and the password in LATENTFARM_REDIS_URL, each of : / ? # @ % [ ] percent-encoded",
     ),
     "LOADING": ("it is still loading its data", "wait until it has loaded them"),
     "BUSY": ("it has been running one script for long", "end the script with SCRIPT KILL if it is not the farm's"),
@@ -52,7 +53,7 @@ _ANSWERS = {
     ),
     "protocol": (
         "the server there does not speak the protocol of Redis",
-        "correct host and port in LATENTFARM_REDIS_URL; rediss:// is for TLS only",
+        "correct host and port in LATENTFARM_REDIS_URL; a port with TLS needs rediss://",
     ),
     "database": (
         "it has no database of this number",
@@ -60,7 +61,30 @@ _ANSWERS = {
     ),
     "command": (
         "it does not know a command that the farm needs",
-        "use Redis 6.2 or newer, or Valkey. The port of a Sentinel, often 26379, is not that of Redis",
+        "use Redis 6.2 or newer, or Valkey. For the port of a Sentinel, often 26379, write sentinel://HOST:PORT/SERVICE",
+    ),
+}
+#: parts of an error without an answer, and the cure; the first that fits
+_CURES = (
+    ("AF_UNIX path too long", "move the socket to a shorter path"),
+    ("CERTIFICATE_VERIFY_FAILED", "name its CA with ?ssl_ca_certs=/path/ca.pem, and the host as the certificate does"),
+    ("[X509", "the file that ssl_ca_certs names contains no certificate"),
+    ("[SSL: WRONG_VERSION", "the port does not speak TLS; write redis:// instead of rediss://"),
+    ("[SSL", "correct the options for TLS in LATENTFARM_REDIS_URL"),
+    ("max number of clients", "raise maxclients of the Redis server, or end other clients"),
+    ("Permission denied", "give this user access to the socket"),
+)
+_CURES_BY_SCHEME = {
+    "unix": (("", "start it, or correct the path in LATENTFARM_REDIS_URL"),),
+    "rediss": (
+        ("No such file", "correct the paths of the files for TLS in LATENTFARM_REDIS_URL"),
+        ("Timeout connecting", "correct host and port in LATENTFARM_REDIS_URL; a port without TLS needs redis://"),
+    ),
+    "redis": (
+        ("refused", "start it, or correct host and port in LATENTFARM_REDIS_URL"),
+        ("reset by peer", "correct host and port in LATENTFARM_REDIS_URL; a port with TLS needs rediss://"),
+        ("closed by server", "correct host and port in LATENTFARM_REDIS_URL; a port with TLS needs rediss://"),
+        ("", "correct host and port in LATENTFARM_REDIS_URL, or repair the network"),
     ),
 }
 #: every cause of an outage: what a label of metrics may be
@@ -85,16 +109,22 @@ _CLASSES: tuple[tuple[type[Exception], str], ...] = (
     (redis.exceptions.ClusterCrossSlotError, "CLUSTER"),
     (redis.InvalidResponse, "protocol"),
 )
-#: the code of an answer, also where Redis 6.2 wraps it: "Error running script (...): @user_script: 12: -OOM ..."
-_CODE = re.compile(r"(?:^|: -)([A-Z]{3,}) ")
+#: the code of an answer, also where Redis 6.2 wraps it: "Error running script (...): @user_script: 12: -OOM ...", and
+#: where redis-py does: "Command # 1 (...) of pipeline caused error: BUSY ..."
+_CODE = re.compile(r"(?:^|: -?)([A-Z]{3,}) ")
 #: what Redis 6.2 puts before the error of a script's command
 _SCRIPT_PLACE = re.compile(r"^.*@user_script: ?\d+: -?")
 #: answers whose first word is not their code
 _TEXTS = (
-    (re.compile(r"can't (?:run this command|access at least one of the keys)|ACL failure in script"), "NOPERM"),
-    (re.compile(r"non local key in a cluster node"), "CLUSTER"),
-    (re.compile(r"DB index is out of range|SELECT is not allowed in cluster mode"), "database"),
-    (re.compile(r"^(?:ERR )?unknown command"), "command"),
+    (
+        re.compile(
+            r"can't (?:run this command|access at least one of the keys|publish to the channel)|ACL failure in script"
+        ),
+        "NOPERM",
+    ),
+    (re.compile(r"non local key in a cluster node|SELECT is not allowed in cluster mode"), "CLUSTER"),
+    (re.compile(r"DB index is out of range"), "database"),
+    (re.compile(r"(?:^|: )(?:ERR )?unknown command"), "command"),
 )
 
 
@@ -122,10 +152,20 @@ def outage(where: str, error: BaseException) -> UnavailableError | None:
     if cause is None:
         return None
     if cause not in _ANSWERS:
-        return UnavailableError(f"Redis at {where} is unavailable: {error}", cause=cause)
+        text = str(error).rstrip(".")
+        # the text of a search for the primary has cures
+        cure = "" if cause == "sentinel" else f"; {_cure_of(where, text)}"
+        return UnavailableError(f"Redis at {where} is unavailable: {text}{cure}", cause=cause)
     problem, cure = _ANSWERS[cause]
     answer = _SCRIPT_PLACE.sub("", str(error))
     return UnavailableError(f"Redis at {where} cannot be used now: {problem}; {cure} (Redis: {answer})", cause=cause)
+
+
+def _cure_of(where: str, text: str) -> str:
+    """Return how to repair a connection that failed without an answer."""
+    scheme = where.partition("://")[0]
+    cures = (*_CURES, *_CURES_BY_SCHEME.get(scheme, ()), *_CURES_BY_SCHEME["redis"])
+    return next(cure for part, cure in cures if part in text)
 
 
 @contextmanager

@@ -40,10 +40,23 @@ def check_server(ledger: LedgerClient, *, queue_keys: Iterable[str] = ()) -> str
     _check_eviction(ledger.where, info)
     limits = "".join(
         f"; the user may not {verb}, as it may not run {_listed(refused & commands)}"
-        for verb, commands in (("render", WORKER_COMMANDS), ("submit", PRODUCER_COMMANDS))
+        for verb, commands in (("render", WORKER_COMMANDS), ("delete", PRODUCER_COMMANDS))
         if refused & commands
     )
     return f"{_version(info)} at {ledger.where}; writes work; {_memory(info)}{limits}"
+
+
+def check_reading(ledger: LedgerClient) -> str:
+    """Check what the server reports about itself; write nothing. Return a summary.
+
+    Raises:
+        UnavailableError: the server cannot be used. The text names the cause and the cure.
+    """
+    info = _read_info(ledger)
+    _check_kind(ledger.where, info)
+    _check_eviction(ledger.where, info)
+    replica = "; it is a replica, and only reading works" if info.get("role") == "slave" else ""
+    return f"{_version(info)} at {ledger.where}; nothing was written{replica}"
 
 
 def _read_info(ledger: LedgerClient) -> dict[str, Any]:
@@ -61,8 +74,8 @@ def _check_kind(where: str, info: dict[str, Any]) -> None:
     mode = info.get("redis_mode") or info.get("server_mode")
     if mode == "sentinel":
         raise UnavailableError(
-            f"Redis at {where} is a Sentinel, which stores nothing; write host and port of the Redis that it watches "
-            "into LATENTFARM_REDIS_URL",
+            f"Redis at {where} is a Sentinel, which stores nothing; write sentinel://HOST:PORT/SERVICE into "
+            "LATENTFARM_REDIS_URL, with all Sentinels and the name of the service that they watch",
             cause="command",
         )
     if mode == "cluster":

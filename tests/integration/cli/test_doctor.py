@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
 from pydantic import SecretStr
-from tests.conftest import REPOSITORY, Command, until
-from tests.support.machines import free_ports
+from tests.conftest import REPOSITORY, Command
 from tests.support.refusing_redis import RefusingRedis
 from tests.support.s3_front import Answer, front, s3_error
 
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger import Ledger
 from latentfarm.ledger.server_check import check_server
-from latentfarm.local.process import ManagedProcess
-from latentfarm.local.redis_server import find_redis
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
@@ -167,7 +162,7 @@ def published_user(refusing: RefusingRedis, role: str, *changes: str) -> str:
 
 
 def test_the_published_users_suffice_for_the_check_and_a_missing_permission_is_named(refusing: RefusingRedis) -> None:
-    for role, limit in (("producer", "may not render, as it may not run"), ("worker", "may not submit, as it may not")):
+    for role, limit in (("producer", "may not render, as it may not run"), ("worker", "may not delete, as it may not")):
         found = check_server(Ledger.connect(published_user(refusing, role)), queue_keys=["render.mini:probe"])
         assert limit in found
         problem = problem_of(published_user(refusing, role, "-hset", "-zadd"))
@@ -175,51 +170,6 @@ def test_the_published_users_suffice_for_the_check_and_a_missing_permission_is_n
         problem = problem_of(published_user(refusing, role, "resetkeys", "~lf:*"))
         assert problem.endswith("the key was render.mini:probe")
     assert "may not run info" in check_server(Ledger.connect(published_user(refusing, "worker", "~render.*", "-info")))
-
-
-def test_a_policy_that_evicts_keys_is_a_problem(refusing: RefusingRedis) -> None:
-    refusing.client.config_set("maxmemory-policy", "allkeys-lru")
-    try:
-        assert "its maxmemory-policy is allkeys-lru; set it to noeviction" in problem_of(refusing.url)
-    finally:
-        refusing.client.config_set("maxmemory-policy", "noeviction")
-
-
-@contextmanager
-def special_server(folder: Path, port: int, *options: str) -> Iterator[None]:
-    (folder / "redis.conf").write_text(f"port {port}\nbind 127.0.0.1\ndir {folder}\n")
-    child = ManagedProcess("Redis", [find_redis(), str(folder / "redis.conf"), *options], log=folder / "log")
-    try:
-        until(lambda: "Running mode" in (folder / "log").read_text(), timeout_s=20)
-        yield
-    finally:
-        child.terminate()
-        child.wait_or_kill(5)
-
-
-@pytest.mark.parametrize(
-    ("options", "cure"),
-    [
-        (("--sentinel",), "is a Sentinel, which stores nothing; write host and port of the Redis that it watches"),
-        (("--cluster-enabled", "yes"), "a node of a Redis Cluster, which the farm cannot use; use a Redis or Valkey"),
-    ],
-)
-def test_a_sentinel_and_a_cluster_are_named(options: tuple[str, ...], cure: str, tmp_path: Path) -> None:
-    [port] = free_ports(1)
-    with special_server(tmp_path, port, *options):
-        assert cure in problem_of(f"redis://127.0.0.1:{port}/0")
-
-
-def test_another_server_another_database_and_a_wrong_password_are_named(refusing: RefusingRedis) -> None:
-    here = f"127.0.0.1:{refusing.port}"
-    assert "no database of this number; correct the number at the end of" in problem_of(f"redis://{here}/99")
-    assert "refuses the user or the password; correct" in problem_of(f"redis://admin:wrong@{here}/0")
-    with ExitStack() as stack:
-        server = stack.enter_context(ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler))
-        Thread(target=server.serve_forever, daemon=True).start()
-        stack.callback(server.shutdown)
-        problem = problem_of(f"redis://127.0.0.1:{server.server_port}/0")
-    assert "does not speak the protocol of Redis; correct host and port in LATENTFARM_REDIS_URL" in problem
 
 
 def test_submit_names_the_cause_and_prints_no_traceback(

@@ -47,7 +47,7 @@ ANSWERS = [
     ("MOVED 3999 127.0.0.1:6381", "CLUSTER"),
     ("CROSSSLOT Keys in request don't hash to the same slot", "CLUSTER"),
     ("ERR DB index is out of range", "database"),
-    ("ERR SELECT is not allowed in cluster mode", "database"),
+    ("ERR SELECT is not allowed in cluster mode", "CLUSTER"),
     ("ERR unknown command `EVALSHA`, with args beginning with: `979c`, ", "command"),
     ("ERR unknown command 'EVALSHA', with args beginning with: '979c' ", "command"),
     ("ERR max number of clients reached", "connection"),
@@ -78,6 +78,14 @@ def test_an_answer_that_redis_cannot_help_is_an_outage_with_its_cause_and_cure(a
     # a user can do nothing with the place within a script
     assert "user_script" not in text
     assert cause == "connection" or "; " in text
+
+
+@pytest.mark.parametrize(("answer", "cause"), [case for case in ANSWERS if case[1] != "connection"])
+def test_an_answer_to_a_pipeline_has_the_same_cause(answer: str, cause: str) -> None:
+    error = error_of(answer)
+    # as redis-py does
+    error.args = (f"Command # 1 (HGETALL lf:batch:cats) of pipeline caused error: {error.args[0]}", *error.args[1:])
+    assert outage_cause(error) == cause
 
 
 @pytest.mark.parametrize("answer", OTHER_FAULTS)

@@ -5,6 +5,8 @@ local now = now_ms()
 local f = read_fields(batch, 'state', 'model', 'total', 'done', 'failed')
 if not f.state then return '' end
 if not is_active(f.state) then return f.state end
+-- first, because a user without this permission must change nothing; the message leaves when the script ends
+redis.call('PUBLISH', 'lf:cancelled', batch)
 for _, index in ipairs(drop_all_leases(batch)) do
   set_state(batch, index, CANCELLED)
   mark_lost_lease(batch)
@@ -15,5 +17,4 @@ redis.call('HSET', batch_key(batch), 'state', BATCH_CANCELLED, 'paused_by', '', 
   'last_ms', now, 'ended_ms', now, 'cancelled', f.total - f.done - f.failed)
 flush_started_parts(batch, now)
 queue_after_end(batch, now)
-redis.call('PUBLISH', 'lf:cancelled', batch)
 return f.state
