@@ -68,7 +68,7 @@ def prompts_of(text: str) -> tuple[str, str]:
     lines = [line.strip() for line in text.strip().split("\n")][:-1]
     at = next((n for n, line in enumerate(lines) if line.startswith("Negative prompt:")), len(lines))
     negative = [line.removeprefix("Negative prompt:") for line in lines[at:]]
-    return "\n".join(lines[:at]), "\n".join(negative).strip()
+    return "\n".join(lines[:at]).strip(), "\n".join(negative).strip()
 
 
 def means_in_web_ui(prompt: str) -> str:
