@@ -108,7 +108,9 @@ Dynamic = Annotated[
 ]
 Wildcards = Annotated[
     Path | None,
-    typer.Option(metavar="DIR", help="Folder with NAME.txt for `__NAME__`; implies --dynamic-prompts"),
+    typer.Option(
+        metavar="DIR", help="Folder with NAME.txt, or yaml or json, for `__NAME__`; implies --dynamic-prompts"
+    ),
 ]
 DynamicSeed = Annotated[
     int, typer.Option("--dynamic-prompts-seed", metavar="SEED", help="Seed of the choices of --dynamic-prompts")
