@@ -18,19 +18,6 @@ _BUFFER_BYTES = 2**20
 #: a row group that unpacks to more bytes than this, and to more than this multiple of the file's size, is refused
 _BOMB_BYTES, _BOMB_RATIO = 2**22, 200
 
-#: samplers by their codes in DiffusionDB's metadata.parquet
-_SAMPLER_CODES = {
-    1: "ddim",
-    2: "plms",
-    3: "k_euler",
-    4: "k_euler_ancestral",
-    5: "k_heun",
-    6: "k_dpm_2",
-    7: "k_dpm_2_ancestral",
-    8: "k_lms",
-    9: "others",
-}
-
 
 def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRow]:
     """Yield the rows of a parquet file. Places count rows from 1.
@@ -47,12 +34,11 @@ def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Parse
     try:
         file = ParquetFile(stream, buffer_size=_BUFFER_BYTES, pre_buffer=False)
         header = check_header(file.schema_arrow.names, name, check, text=False)
-        coded = _has_sampler_codes(file.schema_arrow)
         _refuse_bombs(file.metadata, name, stream.seek(0, SEEK_END))
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
             for cells in _rows(batch):
                 number += 1
-                yield _row(f"{name} row {number}", header, cells, check, coded=coded)
+                yield _row(f"{name} row {number}", header, cells, check)
     except (pa.ArrowException, OSError, ValueError) as error:
         after = f" after row {number}" if number else ""
         reason = str(error).split("\n", 1)[0][:200].rstrip(".")
@@ -72,15 +58,6 @@ def _refuse_bombs(metadata: Any, name: str, size_bytes: int) -> None:
         if unpacked > _BOMB_BYTES and unpacked > _BOMB_RATIO * size_bytes:
             what = f"row group {number} unpacks to {unpacked:,} bytes, the whole file has {size_bytes:,}"
             raise InputError(f"{name}: {what}; write smaller row groups, or with dictionaries")
-
-
-def _has_sampler_codes(schema: Any) -> bool:
-    """Return whether a file has DiffusionDB's columns, with numbers for samplers."""
-    import pyarrow as pa
-
-    return {"prompt", "step", "cfg", "sampler"} <= set(schema.names) and pa.types.is_integer(
-        schema.field("sampler").type
-    )
 
 
 def _rows(batch: Any) -> Iterator[tuple[Any, ...]]:
@@ -110,15 +87,12 @@ def _value(scalar: Any) -> Any:
         return error
 
 
-def _row(place: str, header: Header, cells: tuple[Any, ...], check: RowCheck, *, coded: bool) -> ParsedRow:
+def _row(place: str, header: Header, cells: tuple[Any, ...], check: RowCheck) -> ParsedRow:
     try:
         fields = header.fields(cells, check)
     except CellError as error:
         text, reason = error.args
         return RowError(f"{place}: {text}", reason)
-    if coded and isinstance(fields["sampler"], int):
-        fields["sampler"] = _SAMPLER_CODES.get(fields["sampler"], fields["sampler"])
-        check.notes.add("a number in column 'sampler' is read as DiffusionDB's code of a sampler")
     for column, value in fields.items():
         if isinstance(value, Exception):
             if isinstance(value, UnicodeDecodeError):

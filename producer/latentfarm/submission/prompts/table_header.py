@@ -146,7 +146,7 @@ def _no_prompt(columns: Sequence[str], name: str, check: RowCheck) -> InputError
     known = ", ".join(abbreviate(column) for column in columns[:_LISTED_COLUMNS])
     cure = "name the column of prompts with --prompt-column, or write a header as the first line"
     if len(columns) == 1 and any(delimiter in columns[0] for delimiter in ",;|\t"):
-        cure = f"separate columns with commas or tabs, as the file's name says, or {cure}"
+        cure = f"separate columns with commas or tabs, as the file's name ends, or {cure}"
     return InputError(f"{name}: the header has no column {check.prompt_column!r}, only {known}; {cure}")
 
 

@@ -45,6 +45,7 @@ def test_a_whole_float_is_an_integer_because_pandas_writes_it(tmp_path: Path) ->
     [
         ({"prompt": [1]}, "prompt", "prompt 1 is invalid; write a valid string"),
         ({"prompt": [["a"]]}, "prompt", 'prompt ["a"] is invalid; write a valid string'),
+        ({"prompt": [{"en": "a"}]}, "prompt", 'prompt {"en": "a"} is invalid; write a valid string'),
         ({"prompt": ["a"], "width": ["wide"]}, "width", "width 'wide' is invalid; write a valid integer"),
         ({"prompt": ["a"], "seed": [1.5]}, "seed", "seed 1.5 is invalid; write a valid integer"),
         ({"prompt": ["a"], "seed": [date(2024, 1, 2)]}, "seed", 'seed "2024-01-02" is invalid; write a valid integer'),
@@ -100,6 +101,62 @@ def test_kept_columns_become_json_values(tmp_path: Path) -> None:
 def test_an_unknown_column_is_one_error_for_the_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"p\.parquet: column 'widht' is not known; did you mean 'width'"):
         read(tmp_path / "p.parquet", {"prompt": ["a"], "widht": [1]})
+
+
+def test_diffusiondbs_metadata_is_read_with_its_codes_of_samplers(tmp_path: Path) -> None:
+    columns = {
+        "image_name": ["a.png", "b.png", "c.png"],
+        "prompt": ["a cat", "a dog", "a bird"],
+        "part_id": pa.array([1, 1, 1], pa.uint16()),
+        "seed": pa.array([5, 6, 7], pa.uint32()),
+        "step": pa.array([50, 20, 20], pa.uint16()),
+        "cfg": pa.array([7.0, 12.5, 7.0], pa.float32()),
+        "sampler": pa.array([8, 1, 9], pa.uint8()),
+        "timestamp": pa.array([datetime(2022, 8, 7, tzinfo=UTC)] * 3, pa.timestamp("us", "UTC")),
+    }
+    file = tmp_path / "metadata.parquet"
+    with pytest.raises(InputError, match=r"column 'image_name' is not known.*--keep-columns"):
+        read(file, columns)
+    source = open_source(file, prompt_files.KEEP)
+    cat, dog, bird = source.read()
+    assert isinstance(cat, LocatedRow)
+    assert isinstance(dog, LocatedRow)
+    assert isinstance(bird, RowError)
+    assert prompt_files.given(cat.row) == {
+        "prompt": "a cat",
+        "seed": 5,
+        "num_inference_steps": 50,
+        "guidance_scale": 7.0,
+        "scheduler": "lms",
+        "columns": {"image_name": "a.png", "part_id": 1, "timestamp": "2022-08-07T00:00:00+00:00"},
+    }
+    assert dog.row.scheduler == "ddim"
+    assert bird.text.startswith("metadata.parquet row 3: sampler '9' is not supported")
+    assert source.notes["sampler '8' is read as scheduler lms"] == 1
+
+
+def test_the_index_of_pandas_is_passed_over_and_the_only_text_column_is_the_prompts(tmp_path: Path) -> None:
+    columns = {"description": ["a cat", "a dog"], "seed": [1, 2], "__index_level_0__": [3, 9]}
+    first, second = read(tmp_path / "p.parquet", columns)
+    assert first == LocatedRow("p.parquet row 1", Row(prompt="a cat", seed=1))
+    assert second == LocatedRow("p.parquet row 2", Row(prompt="a dog", seed=2))
+    [problem] = read(tmp_path / "p.parquet", {"row": [7], "seed": [1]})
+    assert isinstance(problem, RowError)
+    assert problem.text.startswith("p.parquet row 1: column 'row' has 7, not a text; name the column of prompts with")
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        pa.array(["a cat"]).dictionary_encode(),
+        pa.array(["a cat"], pa.large_string()),
+        pa.array([b"a cat"]),
+        pa.array([b"a cat"], pa.large_binary()),
+        pa.array([b"a cat"], pa.binary(5)),
+    ],
+)
+def test_a_prompt_may_be_stored_as_any_kind_of_text(tmp_path: Path, prompts: Any) -> None:
+    assert read(tmp_path / "p.parquet", {"prompt": prompts}) == [LocatedRow("p.parquet row 1", Row(prompt="a cat"))]
 
 
 def test_a_file_that_is_not_parquet_or_is_truncated_is_an_error(tmp_path: Path) -> None:

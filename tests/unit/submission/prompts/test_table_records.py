@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support import prompt_files
 
-from latentfarm.submission.prompts import LocatedRow, ReadOptions, RowError, open_source
+from latentfarm.submission.prompts import LocatedRow, ReadOptions, RowError, open_source, table_records
 
 pytestmark = pytest.mark.unit
 
@@ -31,16 +31,16 @@ def read(file: Path, content: str) -> tuple[list[str], dict[str, int]]:
 @pytest.mark.parametrize(
     ("cell", "prompt", "notes"),
     [
-        ('"Hello" said "Bob"', '"Hello" said "Bob"', {AS_WRITTEN: 1}),
-        ('"Hello" said Bob', '"Hello" said Bob', {AS_WRITTEN: 1}),
+        ('"Hello" cries "Bob"', '"Hello" cries "Bob"', {AS_WRITTEN: 1}),
+        ('"Hello" cries Bob', '"Hello" cries Bob', {AS_WRITTEN: 1}),
         ('"never closed', '"never closed', {AS_WRITTEN: 1}),
         ('"', '"', {AS_WRITTEN: 1}),
         ('"""', '"""', {AS_WRITTEN: 1}),
         ('"a ""b" c"', '"a ""b" c"', {AS_WRITTEN: 1}),
-        ('a sign that says "stop"', 'a sign that says "stop"', {}),
+        ('a sign that reads "stop"', 'a sign that reads "stop"', {}),
         ('a 5" pipe', 'a 5" pipe', {}),
         ('"a ""b"" c"', 'a "b" c', {}),
-        ('"""Hello"" said Bob"', '"Hello" said Bob', {}),
+        ('"""Hello"" cries Bob"', '"Hello" cries Bob', {}),
         ('"a cat"', "a cat", {WITHOUT: 1}),
         ('"a\ttab"', "a\ttab", {}),
         ('"two\nlines"', "two\nlines", {}),
@@ -71,23 +71,27 @@ def test_a_quoted_cell_over_lines_that_might_be_records_is_an_error(tmp_path: Pa
 
 
 def test_a_file_whose_tool_does_not_quote_is_read_line_by_line(tmp_path: Path) -> None:
-    prompts, notes = read(tmp_path / "p.tsv", 'prompt\tseed\nsays "x"\t0\n"a 12\t1\nb\t2\na 12"\t3\n')
-    assert prompts == ['says "x"', '"a 12', "b", 'a 12"']
+    prompts, notes = read(tmp_path / "p.tsv", 'prompt\tseed\nreads "x"\t0\n"a 12\t1\nb\t2\na 12"\t3\n')
+    assert prompts == ['reads "x"', '"a 12', "b", 'a 12"']
     assert notes == {AS_WRITTEN: 1}
 
 
 def test_a_table_of_one_column_has_quoted_cells_over_lines(tmp_path: Path) -> None:
     assert read(tmp_path / "p.tsv", 'prompt\n"two\nlines"\nnext\n') == (["two\nlines", "next"], {OVER_LINES: 1})
-    assert read(tmp_path / "p.tsv", 'prompt\nsays "x"\n"Hello\nnext\n')[0] == ['says "x"', '"Hello', "next"]
+    assert read(tmp_path / "p.tsv", 'prompt\nreads "x"\n"Hello\nnext\n')[0] == ['reads "x"', '"Hello', "next"]
 
 
-def test_a_quote_that_is_never_closed_takes_no_line_with_it(tmp_path: Path) -> None:
-    prompts, _ = read(tmp_path / "p.tsv", 'prompt\tseed\n"open\t1\n' + "next\t2\n" * 200_000)
-    assert prompts == ['"open', *["next"] * 200_000]
+@pytest.mark.parametrize("limit", [500, 2**20])
+def test_a_quote_that_is_never_closed_takes_no_line_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    monkeypatch.setattr(table_records, "MAX_LINE_BYTES", limit)
+    prompts, _ = read(tmp_path / "p.tsv", 'prompt\tseed\n"open\t1\n' + "next\t2\n" * 500)
+    assert prompts == ['"open', *["next"] * 500]
 
 
 def test_csv_keeps_its_quotes_strict(tmp_path: Path) -> None:
-    prompts, notes = read(tmp_path / "p.csv", 'prompt,seed\n"Hello" said Bob,5\nnext,6\n')
+    prompts, notes = read(tmp_path / "p.csv", 'prompt,seed\n"Hello" cries Bob,5\nnext,6\n')
     assert prompts == ["ERROR not CSV", "next"]
     assert notes == {}
 

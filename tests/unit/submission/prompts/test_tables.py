@@ -96,7 +96,7 @@ def test_bytes_that_are_not_utf8_make_only_their_row_invalid(tmp_path: Path) -> 
             "title,seed,kind",
             "the header has no column 'prompt', only 'title', 'seed', 'kind'; name the column of prompts with",
         ),
-        ("title;seed", "only 'title;seed'; separate columns with commas or tabs, as the file's name says, or name"),
+        ("title;seed", "only 'title;seed'; separate columns with commas or tabs, as the file's name ends, or name"),
         ("a cat in a hat", "only 'a cat in a hat'; name the column of prompts with --prompt-column, or write a header"),
         (
             "prompt,widht",
