@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 from latentfarm.errors import InputError
 
@@ -18,7 +19,7 @@ def check_batch_name(name: str) -> str:
     """
     if not _BATCH_NAME.fullmatch(name):
         raise InputError(
-            f"batch name {name!r}: write 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit"
+            f"batch name {_quoted(name)}: write 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or digit"
         )
     return name
 
@@ -31,9 +32,18 @@ def check_model_alias(alias: str) -> str:
     """
     if not _MODEL_ALIAS.fullmatch(alias):
         raise InputError(
-            f"model alias {alias!r}: write 1 to 64 of a-z, 0-9, '-', '_' and '.', beginning with a letter or digit"
+            f"model alias {_quoted(alias)}: write 1 to 64 of a-z, 0-9, '-', '_' and '.', "
+            "beginning with a letter or digit"
         )
     return alias
+
+
+def _quoted(name: str) -> str:
+    """Return the name in quotes, with the first character that only looks like one of ASCII, or cannot be seen."""
+    strange = next((character for character in name if not character.isascii()), None)
+    if strange is None:
+        return repr(name)
+    return f"{name!r}, which contains {strange!r} ({unicodedata.name(strange, f'U+{ord(strange):04X}')})"
 
 
 def parse_job_name(name: str) -> tuple[str, int]:

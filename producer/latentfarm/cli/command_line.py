@@ -13,6 +13,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+from latentfarm.cli.value_check import problem_of_value
+
 #: what word processors and web pages make of a dash
 _DASHES = "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"
 _NUMBER = re.compile(r"-[\d.]+(e[+-]?\d+)?", re.IGNORECASE)
@@ -40,7 +42,12 @@ def problem_of(parameters: Sequence[Any], words: Sequence[str], *, optional_valu
     options = {name: each for each in parameters for name in (*each.opts, *each.secondary_opts) if name.startswith("-")}
     arguments = [each for each in parameters if each.param_type_name == "argument"]
     read = _Words(options, optional_values)
-    return next(_problems(read, words), None) or _repeated(read) or _too_many(read, arguments)
+    return (
+        next(_problems(read, words), None)
+        or _repeated(read)
+        or _too_many(read, arguments)
+        or next(_problems_of_arguments(read, arguments), None)
+    )
 
 
 def _problems(read: _Words, words: Sequence[str]) -> Iterator[str]:
@@ -78,7 +85,7 @@ def _problem_of_option(read: _Words, word: str, left: list[str]) -> str | None:
             long = max(option.opts, key=len)
             return f"{name} has no value: {value!r} is an option; if it is the value, write {long}={value}"
     read.values.setdefault(option.name, []).append((name, value))
-    return None
+    return None if option.is_flag or name in read.optional_values else problem_of_value(option, name, value)
 
 
 def _is_argument(read: _Words, word: str) -> bool:
@@ -158,6 +165,14 @@ def _too_many(read: _Words, arguments: Sequence[Any]) -> str | None:
         return f"{extra!r} is one word too many: the command takes options only"
     takes = " ".join(str(each.metavar) for each in arguments)
     return f"{extra!r} is one word too many: the command takes {takes}; quote a name that contains spaces"
+
+
+def _problems_of_arguments(read: _Words, arguments: Sequence[Any]) -> Iterator[str]:
+    if all(each.nargs == 1 for each in arguments):
+        # fewer words than arguments: the parser reports which is missing
+        for argument, word in zip(arguments, read.positional, strict=False):
+            if problem := problem_of_value(argument, str(argument.metavar), word):
+                yield problem
 
 
 def _with_hyphens(word: str) -> str:

@@ -12,6 +12,7 @@ from latentfarm.local.farm import stop_on_signals
 from latentfarm.monitoring import logs
 from latentfarm.monitoring.exporter import DEFAULT_ADDRESS, make_registry
 from latentfarm.monitoring.http_server import MetricsServer
+from latentfarm.monitoring.listen_address import parse_address
 from latentfarm.names import check_model_alias
 from latentfarm.settings import Settings
 
@@ -35,6 +36,8 @@ def exporter(
 
     Example: `latentfarm exporter --listen 0.0.0.0:9465 --model mini`
     """
+    if listen is not None:
+        parse_address(listen, name="--listen")
     settings = Settings.load().require()
     logs.configure(settings.log_format, process="exporter")
     models = [check_model_alias(alias) for alias in model or []]

@@ -20,7 +20,8 @@ from latentfarm.image_formats import IMAGE_FORMATS
 def wait(
     batch: options.BatchName,
     timeout: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Stop after this time, with exit code 1 [default: none]")
+        float | None,
+        typer.Option(min=0, metavar="SECONDS", help="Stop after this time, with exit code 1 [default: none]"),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

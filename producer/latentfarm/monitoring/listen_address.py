@@ -8,8 +8,8 @@ from latentfarm.errors import InputError
 VARIABLE = "LATENTFARM_METRICS_ADDRESS"
 
 
-def parse_address(text: str) -> tuple[str, int]:
-    """Parse ``HOST:PORT``. An empty host is every interface, port 0 any free port.
+def parse_address(text: str, *, name: str = VARIABLE) -> tuple[str, int]:
+    """Parse ``HOST:PORT``, the value of ``name``. An empty host is every interface, port 0 any free port.
 
     Raises:
         InputError: the text has another form.
@@ -19,7 +19,7 @@ def parse_address(text: str) -> tuple[str, int]:
         host = host[1:-1]
     valid = colon and not {"[", "]"} & set(host)
     if not (valid and port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise InputError(f"{VARIABLE} is {text!r}; write HOST:PORT, such as 127.0.0.1:9464")
+        raise InputError(f"{name} is {text!r}; write HOST:PORT, such as 127.0.0.1:9464")
     return host, int(port)
 
 

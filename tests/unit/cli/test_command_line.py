@@ -8,6 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from latentfarm.cli import app
+from latentfarm.errors import InputError
+from latentfarm.names import check_batch_name, check_model_alias
 
 pytestmark = pytest.mark.unit
 
@@ -94,3 +96,36 @@ def test_words_with_one_meaning_are_read(words: tuple[str, ...]) -> None:
     ended = CliRunner().invoke(app, list(words))
     # it comes as far as the missing farm
     assert str(ended.exception).startswith("no farm")
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (("wait", "cats", "--timeout", "nan"), "--timeout 'nan' is not a number; write 0 or more"),
+        (("wait", "cats", "--timeout", "-1"), "--timeout -1 is out of range; write 0 or more"),
+        (("submit", "p.txt", "--failure-budget", "nan"), "--failure-budget 'nan' is not a number; write 0 to 100"),
+        (("submit", "p.txt", "--max-invalid=inf"), "--max-invalid 'inf' is not a number; write 0 to 100"),
+        (("submit", "p.txt", "--priority", "9" * 30), "is out of range; write -1000 to 1000"),
+        (
+            ("render", "p.txt", "--guidance-scale", "7,5"),
+            "'7,5' is not a number; write one such as 7.5",
+        ),
+        (("render", "p.txt", "--width", "\uff11\uff12\uff18"), "is not a whole number; write one such as 512"),
+        (("render", "p.txt", "--seed", ""), "--seed '' is not a whole number"),
+        (("set-priority", "cats", "high"), "N 'high' is not a whole number; write -1000 to 1000"),
+        (("set-priority", "cats", "-5000"), "N -5000 is out of range; write -1000 to 1000"),
+        (("verify", "cats", "--sample", "0"), "--sample 0 is out of range; write 1 or more"),
+        # Path("") is the current folder
+        (("fetch", "cats", "-o", ""), "-o is empty; write a name, or . for the current folder"),
+        (("results", "cats", "--output="), "--output is empty"),
+        (("render", "p.txt", "-o", "out", "--wildcards", ""), "--wildcards is empty"),
+    ],
+)
+def test_a_value_that_cannot_be_meant_is_refused_with_the_values_that_can(words: tuple[str, ...], cure: str) -> None:
+    assert cure in refusal(*words)
+
+
+def test_a_letter_that_only_looks_like_one_of_ascii_is_named() -> None:
+    for check in (check_batch_name, check_model_alias):
+        with pytest.raises(InputError, match=r"which contains '\u0441' \(CYRILLIC SMALL LETTER ES\)"):
+            check("\u0441ats")
