@@ -6,9 +6,11 @@ has left means nothing. Only the standard library is imported, because every com
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import shutil
 import socket
 import time
 from contextlib import suppress
@@ -20,8 +22,20 @@ from latentfarm.errors import InputError
 #: seconds in which another command may ask whether the owner lives, which needs its lock for an instant
 _ASKED_S = 1.0
 _POLL_S = 0.05
+#: seconds in which an owner stops its workers and servers, at most
+_STOP_S = 45.0
+#: bytes that the servers need on the disk: a store refuses an image that does not fit
+_MIN_FREE = 1 << 20
+_DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO})
 #: locks of the farms that this process uses
-_used: list[IO[str]] = []
+_users: list[IO[str]] = []
+#: the folders of those that it uses or runs
+_folders: list[FarmFolder] = []
+
+
+def explain_outage() -> str | None:
+    """Return why a farm that this process uses or runs does not work, with the cure; None if it should."""
+    return next((text for folder in _folders if (text := folder.outage())), None)
 
 
 class FarmRunsError(InputError):
@@ -72,7 +86,7 @@ class FarmFolder:
         return fields
 
     def has_data(self) -> bool:
-        """Return whether a farm has run here."""
+        """Return whether a farm has run here before."""
         return (self.path / "redis").is_dir()
 
     def runs(self) -> bool:
@@ -85,6 +99,28 @@ class FarmFolder:
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror}; use another folder") from None
 
+    def outage(self) -> str | None:
+        """Return why the servers of a farm here do not work, with the cure; None if they should."""
+        if not self.runs():
+            return f"the farm in {self.path} has stopped; run `latentfarm up`, or `render` again: it continues"
+        return self.disk_problem()
+
+    def disk_problem(self) -> str | None:
+        """Return why nothing can be stored here, with the cure, or None if it can."""
+        probe, text = self.path / f"probe.{os.getpid()}", None
+        try:
+            if shutil.disk_usage(self.path).free < _MIN_FREE:
+                text = os.strerror(errno.ENOSPC)
+            else:
+                # a quota is no limit of the disk
+                probe.write_bytes(bytes(_MIN_FREE // 4))
+        except OSError as error:
+            text = error.strerror if error.errno in _DISK_ERRORS else None
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+        return text and f"{self.path.resolve()} cannot be written: {text}; {_cure(text)}"
+
     def claim(self) -> Claim:
         """Become the owner.
 
@@ -96,8 +132,7 @@ class FarmFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("a+")
         except OSError as error:
-            cure = "run the command in a folder of yours" if error.errno != 28 else "free some space"
-            raise InputError(f"{self.path.resolve()} cannot be written: {error.strerror}; {cure}") from None
+            raise self._unwritable(error) from None
         deadline = time.monotonic() + _ASKED_S
         while not _try_lock(lock, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
@@ -106,25 +141,41 @@ class FarmFolder:
                     f"a farm already runs in {self.path} (process {self._owner()}); use it, or stop it first"
                 )
             time.sleep(_POLL_S)
-        return Claim(self, lock)
+        try:
+            return Claim(self, lock)
+        except OSError as error:
+            lock.close()
+            raise self._unwritable(error) from None
 
     def use(self) -> dict[str, Any] | None:
         """Keep the farm that runs here until this process ends; return how to reach it, or None if none runs.
 
+        A farm that stops is waited for.
+
         Raises:
-            InputError: the farm stops at this moment; or see ``read``.
+            InputError: see ``read``; or the farm does not stop.
         """
-        if self.read() is None:
-            return None
-        with suppress(FileNotFoundError):
-            # a farm of an earlier version has no such file
-            users = (self.path / "users.lock").open()
-            if not _try_lock(users, fcntl.LOCK_SH):
-                users.close()
-                raise InputError(f"the farm in {self.path} stops now; run the command again")
-            _used.append(users)
-        # the owner may have ended before the lock was taken
-        return self.read()
+        deadline = time.monotonic() + _STOP_S
+        while (found := self.read()) is not None:
+            try:
+                users = (self.path / "users.lock").open()
+            except FileNotFoundError:
+                # a farm of an earlier version has no such file
+                return found
+            if _try_lock(users, fcntl.LOCK_SH):
+                _users.append(users)
+                _folders.append(self)
+                # the owner may have ended before the lock was taken
+                return self.read()
+            users.close()
+            if time.monotonic() > deadline:
+                raise InputError(f"the farm in {self.path} has been stopping for long; end process {self._owner()}")
+            time.sleep(_POLL_S)
+        return None
+
+    def _unwritable(self, error: OSError) -> InputError:
+        text = error.strerror or str(error)
+        return InputError(f"{self.path.resolve()} cannot be written: {text}; {_cure(text)}")
 
     def _owner(self) -> str:
         with suppress(OSError):
@@ -145,6 +196,7 @@ class Claim:
         self._users = (folder.path / "users.lock").open("a")
         #: for the servers to inherit
         self.servers = (folder.path / "servers.lock").open("a")
+        _folders.append(folder)
 
     def wait_for_servers(self, timeout_s: float) -> None:
         """Wait for the servers of an earlier owner that was killed: two must not write the same files.
@@ -171,18 +223,20 @@ class Claim:
         """Return whether other commands use the farm. From False on, no further command can."""
         return not _try_lock(self._users, fcntl.LOCK_EX)
 
-    def wait_for_users(self) -> None:
-        """Wait until no other command uses the farm."""
-        fcntl.flock(self._users, fcntl.LOCK_EX)
-
     def retract(self) -> None:
         """Tell no further command how to reach the farm."""
         (self._folder.path / "farm.json").unlink(missing_ok=True)
 
     def release(self) -> None:
         """Let another process become the owner."""
+        _folders.remove(self._folder)
         for file in (self.servers, self._users, self._lock):
             file.close()
+
+
+def _cure(problem: str) -> str:
+    full = problem in {os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)}
+    return "free some space on its disk" if full else "run the command in a folder of yours"
 
 
 def _try_lock(file: IO[str], kind: int) -> bool:
@@ -190,4 +244,7 @@ def _try_lock(file: IO[str], kind: int) -> bool:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError as error:
+        # such as a network file system without locks
+        raise InputError(f"{file.name} cannot be locked: {error.strerror}; run the command on a local disk") from None
     return True

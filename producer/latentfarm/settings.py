@@ -144,9 +144,12 @@ class Settings(BaseModel):
             InputError: No farm is set and none runs here, or its Redis is open to a network.
         """
         if not self.configured:
-            if FarmFolder(LOCAL_FOLDER).has_data():
+            local = FarmFolder(LOCAL_FOLDER)
+            if local.runs():
+                raise InputError(f"the farm in {LOCAL_FOLDER} is starting or stopping; run the command again")
+            if local.has_data():
                 raise InputError(
-                    f"no farm runs in {LOCAL_FOLDER}, which has the batches of an earlier one: `latentfarm up` continues"
+                    f"no farm runs in {LOCAL_FOLDER}, which has the data of an earlier one: `latentfarm up` continues"
                 )
             raise InputError(
                 "no farm: set LATENTFARM_REDIS_URL and LATENTFARM_BUCKET, or start one here with `latentfarm up`"

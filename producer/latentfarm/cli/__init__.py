@@ -17,7 +17,8 @@ import typer
 from latentfarm import __version__
 from latentfarm.cli.command_group import CommandEntry, make_group
 from latentfarm.cli.output import describe_file_error, discard_stdout, echo_err
-from latentfarm.errors import LatentfarmError
+from latentfarm.errors import LatentfarmError, UnavailableError
+from latentfarm.farm_folder import explain_outage
 
 #: by heading: name, ``module:function``, and the summary that `latentfarm --help` prints without an import
 COMMANDS = {
@@ -105,6 +106,9 @@ def main() -> None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except UnavailableError as error:
+        # a farm in a folder knows why
+        _fail(explain_outage() or str(error), error.exit_code)
     except LatentfarmError as error:
         _fail(str(error), error.exit_code)
     except TimeoutError as error:

@@ -14,8 +14,9 @@ from latentfarm.cli.options import check_dtype
 from latentfarm.cli.output import echo_err, echo_notes, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
 from latentfarm.cli.shared import check_folder, fail_if, fetch_into, wait_for, write_contact_sheet
+from latentfarm.errors import UnavailableError
 from latentfarm.farm import Farm
-from latentfarm.farm_folder import FarmRunsError
+from latentfarm.farm_folder import FarmRunsError, explain_outage
 from latentfarm.fetch import FetchReport
 from latentfarm.local.farm import LocalFarm, require_worker_packages, start_workers, stop_all, worker_exit_s
 from latentfarm.local.process import ManagedProcess
@@ -76,13 +77,23 @@ def render(
 
 #: seconds in which another command starts its servers, or stops its workers
 _START_S = 60.0
+#: seconds between looks at the disk
+_CHECK_S = 2.0
 
 
 class _WorkerPool:
     """The workers that this command starts if no other worker serves the model."""
 
-    def __init__(self, start: Callable[[], list[ManagedProcess]], *, others_serve: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        start: Callable[[], list[ManagedProcess]],
+        *,
+        others_serve: Callable[[], bool],
+        require_servers: Callable[[], None],
+    ) -> None:
         self._start = start
+        self._require_servers = require_servers
+        self._checked = time.monotonic()
         self._others_serve = others_serve
         self._workers: list[ManagedProcess] = []
 
@@ -97,9 +108,19 @@ class _WorkerPool:
         return bool(self._workers)
 
     def require_alive(self) -> None:
-        """Raise UnavailableError if a worker has exited: its own supervisor has stopped restarting it."""
+        """Check the farm while its jobs run.
+
+        Raises:
+            UnavailableError: a worker has exited, whose supervisor has stopped restarting it; or so has a server of
+                this folder, or its disk is full.
+        """
         for worker in self._workers:
             worker.require_alive()
+        self._require_servers()
+        if time.monotonic() - self._checked > _CHECK_S:
+            self._checked = time.monotonic()
+            if outage := explain_outage():
+                raise UnavailableError(outage)
 
 
 @contextmanager
@@ -124,7 +145,17 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
             return children
 
         try:
-            yield farm, _WorkerPool(start, others_serve=lambda: bool(farm.ledger.workers(spec.alias)))
+            yield (
+                farm,
+                _WorkerPool(
+                    start,
+                    others_serve=lambda: bool(farm.ledger.workers(spec.alias)),
+                    require_servers=local.require_servers if local else lambda: None,
+                ),
+            )
+        except UnavailableError as error:
+            # asked now, because nothing runs after the clean-up
+            raise UnavailableError(explain_outage() or str(error)) from error
         finally:
             if local is not None:
                 # also after Ctrl-C, which ends this command's batch; the second one ends the farm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from typing import Annotated
 
@@ -12,11 +13,13 @@ from latentfarm.cli import options
 from latentfarm.cli.options import check_dtype, with_model
 from latentfarm.cli.output import echo_err
 from latentfarm.errors import InputError, UnavailableError
+from latentfarm.farm_folder import explain_outage
 from latentfarm.local.farm import LocalFarm, require_worker_packages, stop_on_signals, worker_command
 from latentfarm.model_spec import parse_model
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 
 _POLL_S = 0.5
+_DISK_POLL_S = 5.0
 
 
 def up(
@@ -47,6 +50,8 @@ def up(
 def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
     """Report workers that end, until a stop is requested. If a server or the last worker ends, raise an error."""
     ended: set[int] = set()
+    reported: str | None = None
+    look_at = 0.0
     while not stopped(_POLL_S):
         for child in farm.workers:
             if child.pid not in ended and child.exit_code() is not None:
@@ -55,8 +60,12 @@ def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
         if farm.workers and len(ended) == len(farm.workers):
             last = farm.workers[-1]
             raise UnavailableError(f"no worker is left; {last.log} ends with:\n{last.log_tail()}")
-        for server in farm.servers:
-            server.require_alive()
+        farm.require_servers()
+        if time.monotonic() > look_at:
+            outage, look_at = explain_outage(), time.monotonic() + _DISK_POLL_S
+            if outage != reported:
+                reported = outage
+                echo_err(outage or "the farm can store its data again")
 
 
 def worker(

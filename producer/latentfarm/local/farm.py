@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -13,7 +14,7 @@ from threading import Event
 from types import FrameType
 from typing import Self
 
-from latentfarm.errors import InputError
+from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm_folder import FarmFolder
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import start_redis
@@ -25,6 +26,7 @@ from latentfarm.settings import Settings
 #: seconds that a supervisor needs beyond the shutdown timeout of its worker
 _SUPERVISOR_EXIT_S = 5.0
 _SERVER_EXIT_S = 10.0
+_POLL_S = 0.2
 #: Ctrl-C, a stop request, and a terminal that was closed
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: of the extra `worker`
@@ -56,8 +58,11 @@ class LocalFarm:
         self.folder = folder
         self.servers: list[ManagedProcess] = []
         self.workers: list[ManagedProcess] = []
-        self._claim = FarmFolder(folder).claim()
+        place = FarmFolder(folder)
+        self._claim = place.claim()
         try:
+            if problem := place.disk_problem():
+                raise UnavailableError(problem)
             self._claim.wait_for_servers(_SERVER_EXIT_S)
             self.settings = self._start_servers()
         except BaseException:
@@ -80,11 +85,22 @@ class LocalFarm:
         self._claim.publish(settings.local_fields())
         return settings
 
+    def require_servers(self) -> None:
+        """Check that the servers run.
+
+        Raises:
+            UnavailableError: One has ended.
+        """
+        for server in self.servers:
+            server.require_alive()
+
     def wait_for_users(self, report: Callable[[], None]) -> None:
-        """Wait until no other command uses the farm. If one does, call ``report`` first."""
+        """Wait until no other command uses the farm, or a server ends. If one does, call ``report`` first."""
         if self._claim.in_use():
             report()
-            self._claim.wait_for_users()
+            while self._claim.in_use():
+                self.require_servers()
+                time.sleep(_POLL_S)
 
     def start_workers(self, count: int, model: ModelSpec, *, dtype: str, slots: int) -> None:
         """Start workers for a model. They share the CPU cores."""
@@ -176,7 +192,8 @@ def stop_all(children: list[ManagedProcess], timeout_s: float) -> None:
 def stop_on_signals() -> Iterator[Event]:
     """Return an event that the first Ctrl-C, SIGTERM or SIGHUP sets; the second one raises KeyboardInterrupt.
 
-    SIGHUP, of a closed terminal, is left alone if it is ignored, as under ``nohup``. An exception at the first signal could be raised at any line, between the start of a process and its registration.
+    SIGHUP, of a closed terminal, is left alone if it is ignored, as under ``nohup``. An exception at the first signal
+    could be raised at any line, between the start of a process and its registration.
     """
     event = Event()
 

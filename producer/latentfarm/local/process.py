@@ -58,7 +58,8 @@ class ManagedProcess:
             UnavailableError: It has ended. The message contains the end of its log.
         """
         if (code := self.exit_code()) is not None:
-            raise UnavailableError(f"{self.name} ended with exit code {code}; {self.log} ends with:\n{self.log_tail()}")
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            raise UnavailableError(f"{self.name} {how}; {self.log} ends with:\n{self.log_tail()}")
 
     def log_tail(self) -> str:
         """Return the last lines of the log."""

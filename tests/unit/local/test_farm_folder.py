@@ -95,10 +95,12 @@ def test_an_owner_waits_for_those_who_use_the_farm(tmp_path: Path) -> None:
     assert claim.in_use()
     user.communicate("")
     until(lambda: not claim.in_use())
-    # from here on, nobody else can use it
-    late = subprocess.run([sys.executable, "-c", USER, str(tmp_path)], capture_output=True, text=True, check=False)
-    assert "stops now; run the command again" in late.stderr
+    # from here on, nobody else can use it: a command that comes now waits for the end
+    late = subprocess.Popen([sys.executable, "-c", LATE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert late.stdout is not None
+    assert late.stdout.readline() == "waits\n"
     claim.release()
+    assert late.communicate(timeout=30)[0] == "None\n"
 
 
 USER = """
@@ -107,6 +109,13 @@ from pathlib import Path
 from latentfarm.farm_folder import FarmFolder
 print(FarmFolder(Path(sys.argv[1])).use()["redis_url"], flush=True)
 sys.stdin.read()
+"""
+LATE = """
+import sys
+from pathlib import Path
+from latentfarm.farm_folder import FarmFolder
+print("waits", flush=True)
+print(FarmFolder(Path(sys.argv[1])).use())
 """
 
 

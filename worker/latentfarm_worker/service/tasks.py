@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 settings = Settings.load()
 app = doorbell.make_app(settings.redis_url, model=settings.model)
 
+#: as under ``nohup``; Celery handles it later
+_HANGUP_IS_IGNORED = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 #: this process's ``Worker``, created on the main thread when Celery starts
 _worker: Any = None
 #: the error that ended Celery, if one did
@@ -63,9 +65,11 @@ def _start(**_: Any) -> None:
 
 @worker_ready.connect  # type: ignore[untyped-decorator]
 def _handle_signals(**_: Any) -> None:
-    # on a second Ctrl-C Celery cancels its tasks, which the threads pool does not support: treat all like SIGTERM
-    for number in (signal.SIGINT, signal.SIGQUIT):
-        signal.signal(number, signal.getsignal(signal.SIGTERM))
+    # on a second Ctrl-C Celery cancels its tasks, which the threads pool does not support: treat all like SIGTERM. On
+    # SIGHUP, that of a closed terminal, it restarts the process
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        ignored = number == signal.SIGHUP and _HANGUP_IS_IGNORED
+        signal.signal(number, signal.SIG_IGN if ignored else signal.getsignal(signal.SIGTERM))
 
 
 @worker_shutting_down.connect  # type: ignore[untyped-decorator]

@@ -141,8 +141,10 @@ class Supervisor:
 
     def run(self) -> int:
         """Return the highest exit code once all workers have ended for good."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            # `nohup` ignores SIGHUP, that of a closed terminal
+            if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._on_signal)
         # a pipe, not an Event: the code that a signal interrupts may hold the Event's lock
         woken, wake = os.pipe()
         for end in (woken, wake):
