@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -69,9 +68,10 @@ def results(
     with atomic_write(output) if output is not None else binary_stdout() as opened:
         if chosen == _OPENAI:
             bucket = found.connection.bucket
+            created = found.connection.ledger.batch(batch).last_ms // 1000
             with parallel_reader(bucket) as read:
                 entry = inline_entry(read) if answer == "b64_json" else url_entry(bucket, expires_s=expires_s)
-                write_openai(opened, found.results(), entry, created=int(time.time()), states=states)
+                write_openai(opened, found.results(), entry, created=created, states=states)
         else:
             _WRITERS[chosen](opened, (line for line in found.results() if not states or line["state"] in states))
 

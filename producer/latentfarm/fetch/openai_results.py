@@ -55,7 +55,7 @@ def write_openai(
         opened: the file.
         results: the results of all jobs, in index order.
         entry: see ``url_entry`` and ``inline_entry``.
-        created: the images' time, in seconds since 1970.
+        created: when the last image was committed, in seconds since 1970.
         states: write only the lines of jobs in these states. Empty: all.
     """
     for jobs in _rows(results):

@@ -60,10 +60,9 @@ def bodies(line: dict[str, Any]) -> list[bytes]:
     return found
 
 
-@pytest.mark.usefixtures("batch")
 @pytest.mark.parametrize("form", ["url", "b64_json"])
 def test_every_row_that_has_ended_has_a_line_with_all_its_images(
-    settings: Settings, latentfarm: Command, form: str
+    batch: Batch, settings: Settings, latentfarm: Command, form: str
 ) -> None:
     command = ("results", "cats", "--format", "openai", "--response-format", form)
     run = latentfarm(*command, settings=settings)
@@ -79,6 +78,8 @@ def test_every_row_that_has_ended_has_a_line_with_all_its_images(
     expected = [[0], [1, 2, 3], [4]]
     assert [bodies(line) for line in lines[:3]] == [[image_bytes(n) for n in found] for found in expected]
     assert [line["error"] for line in lines[3:]] == [{"code": "nan", "message": "not finite"}] * 2
+    times = {line["response"]["body"]["created"] for line in lines[:3]}
+    assert times == {batch.connection.ledger.batch("cats").last_ms // 1000} != {0}
     assert all(line["id"].startswith("batch_req_") for line in lines)
     assert len({line["id"] for line in lines}) == 4, "the lines of one request have one id"
 
