@@ -26,6 +26,7 @@ from latentfarm.submission.prompts import (
     check_defaults,
     open_source,
 )
+from latentfarm.submission.syntax_notes import note_syntax
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -71,7 +72,8 @@ class Request:
     @property
     def notes(self) -> dict[str, int]:
         """Numbers of rows by sentence: what was mapped, dropped or chosen. Complete once all rows have been read."""
-        return dict(self.option_notes) | dict(self.source.notes)
+        dynamic = {} if self.expansion.dynamic is None else self.expansion.dynamic.notes
+        return {**self.option_notes, **self.source.notes, **dynamic}
 
     @property
     def digest(self) -> str:
@@ -92,11 +94,12 @@ class Request:
 
     def rows(self) -> Iterator[tuple[int, Row | RowError]]:
         """Yield each expanded row, or its error, with the number of its row in the source, from 0."""
-        plain = self.expansion.is_plain
+        plain, dynamic = self.expansion.is_plain, self.expansion.dynamic is not None
         for number, found in enumerate(self.source.read()):
             if isinstance(found, RowError):
                 yield number, found
                 continue
+            note_syntax(found.row, self.defaults, self.source.notes, dynamic=dynamic)
             expanded = (found.row,) if plain else self.expansion.rows(self._with_negative(found.row), number)
             try:
                 for row in expanded:

@@ -1,0 +1,47 @@
+"""Notice what looks like syntax in prompts and is rendered as written."""
+
+from __future__ import annotations
+
+from latentfarm.job import Defaults, Row
+from latentfarm.submission.expansion import has_choices
+from latentfarm.submission.prompt_weights import looks_weighted
+from latentfarm.submission.prompts import Notes
+from latentfarm.submission.prompts.flags import has_flags
+
+_CHOICES = "choices such as {a|b} and __name__ are rendered as written; add --dynamic-prompts"
+_FLAGS = "flags such as --steps 20 in a prompt are rendered as written; only lines of a txt have flags"
+_LORA = "<lora:name:weight> is rendered as written; LoRAs are not supported"
+_TEMPLATE = "{prompt} is rendered as written; a style is a template, not a prompt"
+#: characters without which no weight is written
+_WEIGHTED = ("(", "[", "++", "--")
+
+
+def note_syntax(row: Row, defaults: Defaults, notes: Notes, *, dynamic: bool) -> None:
+    """Note the syntax in a row's texts that its options do not read.
+
+    Args:
+        row: a valid row.
+        defaults: the batch's defaults.
+        notes: counts the sentences, each once for the row.
+        dynamic: whether dynamic prompts are on.
+    """
+    plain = (row.prompt_syntax or defaults.prompt_syntax) != "a1111"
+    texts = (row.prompt, row.negative_prompt or "")
+    found = {sentence for text in texts for sentence in _sentences(text, plain=plain, dynamic=dynamic)}
+    for sentence in sorted(found):
+        notes.add(sentence)
+
+
+def _sentences(text: str, *, plain: bool, dynamic: bool) -> list[str]:
+    found = []
+    if not dynamic and has_choices(text):
+        found.append(_CHOICES)
+    if "{prompt}" in text:
+        found.append(_TEMPLATE)
+    if "<lora:" in text:
+        found.append(_LORA)
+    if " -" in text and has_flags(text):
+        found.append(_FLAGS)
+    if plain and any(mark in text for mark in _WEIGHTED) and (weighted := looks_weighted(text)):
+        found.append(weighted)
+    return found
