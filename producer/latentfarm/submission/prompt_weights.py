@@ -14,7 +14,6 @@ from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 from latentfarm.submission.prompts.rows import abbreviate
 
-_FIELDS = ("prompt", "negative_prompt")
 #: what follows a weight
 _END = r"(?=[\s,.;:!?)\]\"']|$)"
 _COMPEL = re.compile(
@@ -50,8 +49,8 @@ def check_weights(row: Row, defaults: Defaults) -> None:
     """
     if (row.prompt_syntax or defaults.prompt_syntax) != "a1111":
         return
-    for field in _FIELDS:
-        text = getattr(row, field) or ""
+    negative = defaults.negative_prompt if row.negative_prompt is None else row.negative_prompt
+    for field, text in (("prompt", row.prompt), ("negative_prompt", negative or "")):
         if problem := _compel_weight(text):
             raise InputError(f"{field} {abbreviate(text)}: {problem}")
 

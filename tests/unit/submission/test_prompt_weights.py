@@ -69,6 +69,10 @@ def test_rows_and_defaults_that_set_the_syntax_are_checked() -> None:
     ]
     by_row = make_request([{"prompt": "(red)1.3", "prompt_syntax": "a1111"}], ReadOptions(), model="mini")
     assert "write (red:1.3)" in next(str(row) for _, row in by_row.rows())
+    both = make_request(
+        [{"prompt": "a", "prompt_syntax": "a1111"}], ReadOptions(), model="mini", negative_prompt="red++"
+    )
+    assert "negative_prompt 'red++': red++ is a weight" in next(str(row) for _, row in both.rows())
     with pytest.raises(InputError, match=r"options: negative_prompt 'dark\+\+': dark\+\+ is a weight of compel"):
         make_request(["a"], ReadOptions(), model="mini", prompt_syntax="a1111", negative_prompt="dark++")
 
