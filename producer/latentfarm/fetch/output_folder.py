@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from latentfarm.errors import InputError
 from latentfarm.fetch.atomic_files import atomic_write_bytes, write_error
 from latentfarm.fetch.image_files import INTERMEDIATES_FOLDER, METADATA_FILE
 from latentfarm.fetch.names import NameTemplate, name_problem
-from latentfarm.fetch.options import FetchOptions
+from latentfarm.fetch.options import LAYOUTS, FetchOptions
 from latentfarm.fetch.report import CONTACT_SHEET, RESULTS_FILE
 from latentfarm.fetch.shards import INDEX_FILE, STRIPS_FOLDER, TABLES_FOLDER
 
@@ -40,6 +40,10 @@ class Owner:
     digest: str
     #: format of the images in its shards; empty if it has none
     webdataset: str = ""
+
+    def is_batch_of(self, other: Owner) -> bool:
+        """Return whether both are the same batch. An empty digest is unknown."""
+        return self.batch == other.batch and (self.digest == other.digest or "" in {self.digest, other.digest})
 
 
 class OutputFolder:
@@ -63,7 +67,7 @@ class OutputFolder:
             taken = next(_taken_names(self._directory, self._options), None)
             if taken is not None:
                 raise _taken_error(taken)
-        elif (found.batch, found.digest) != (self._owner.batch, self._owner.digest):
+        elif not found.is_batch_of(self._owner):
             raise InputError(
                 f"{self._directory} has the images of {_describe(found, self._owner)}; {_CURE} to replace its images"
             )
@@ -84,10 +88,10 @@ class OutputFolder:
         self.check()
         found = read_owner(self._directory)
         claimed = self._owner
-        if found is not None and (found.batch, found.digest) != (claimed.batch, claimed.digest):
+        if found is not None and not found.is_batch_of(claimed):
             _remove_images(self._directory)
         elif found is not None and not claimed.webdataset:
-            claimed = found
+            claimed = replace(claimed, webdataset=found.webdataset)
         if claimed != found:
             body = json.dumps(asdict(claimed)).encode()
             atomic_write_bytes(f"{self._directory}{os.sep}{OWNER_FILE}", body)
@@ -122,10 +126,18 @@ def read_owner(directory: Path) -> Owner | None:
         return Owner(**{name: str(value) for name, value in fields.items()})
     except OSError as error:
         if error.errno in {errno.ENOENT, errno.ENOTDIR}:
-            return None
+            return _owner_by_results(directory)
         raise InputError(f"{file} cannot be read: {error.strerror}; choose another folder with -o") from None
     except (ValueError, TypeError, AttributeError):
         raise InputError(f"{file} is damaged; delete it if the folder's images may be overwritten") from None
+
+
+def _owner_by_results(directory: Path) -> Owner | None:
+    """Return the batch of a folder that latentfarm 0.1 has written: it has a state file and results, but no record."""
+    if any((directory / f".fetched-{layout}").exists() for layout in LAYOUTS):
+        for line in _lines(directory / RESULTS_FILE):
+            return Owner(str(line.get("job", "")).partition("/")[0], "")
+    return None
 
 
 def _taken_error(file: Path) -> InputError:
@@ -165,7 +177,7 @@ def _remove_images(directory: Path) -> None:
                 file.unlink(missing_ok=True)
     # the tables come last: until then, a second run can continue
     tables = (directory / TABLES_FOLDER / INDEX_FILE, directory / METADATA_FILE, directory / CONTACT_SHEET)
-    states = (directory / f".fetched-{layout}" for layout in ("files", "webdataset"))
+    states = (directory / f".fetched-{layout}" for layout in LAYOUTS)
     for file in (*tables, *states, directory / TABLES_FOLDER / RESULTS_FILE, directory / RESULTS_FILE):
         file.unlink(missing_ok=True)
 

@@ -167,6 +167,16 @@ def test_force_removes_the_shards_of_the_other_batch(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {OWNER_FILE, "shard-00009.tar"}
 
 
+def test_a_folder_of_an_earlier_version_belongs_to_the_batch_of_its_results(tmp_path: Path) -> None:
+    written(tmp_path, ".fetched-files")
+    write_results(tmp_path, {**written(tmp_path, "000000.png"), "job": "cats/0"})
+    with pytest.raises(InputError, match="has the images of batch cats"):
+        claim(tmp_path, Owner("dogs", "2"))
+    claim(tmp_path)
+    assert read_owner(tmp_path) == CATS
+    assert (tmp_path / "000000.png").exists()
+
+
 @pytest.mark.parametrize("body", ["", "[]", "{", '{"batch": "a"}', '{"batch": "a", "digest": "b", "c": 1}'])
 def test_a_damaged_record_is_an_error_with_its_cure(tmp_path: Path, body: str) -> None:
     (tmp_path / OWNER_FILE).write_text(body)
