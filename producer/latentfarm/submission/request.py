@@ -95,6 +95,9 @@ class Request:
     def rows(self) -> Iterator[tuple[int, Row | RowError]]:
         """Yield each expanded row, or its error, with the number of its row in the source, from 0."""
         plain, dynamic = self.expansion.is_plain, self.expansion.dynamic is not None
+        if self.expansion.dynamic is not None:
+            # as the source's notes, they are of one reading
+            self.expansion.dynamic.notes.clear()
         for number, found in enumerate(self.source.read()):
             if isinstance(found, RowError):
                 yield number, found

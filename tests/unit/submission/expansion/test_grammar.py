@@ -12,6 +12,8 @@ from latentfarm.job import Row
 from latentfarm.submission.expansion import Expansion, has_choices
 from latentfarm.submission.expansion.grammar import parse
 from latentfarm.submission.expansion.weights import ChoiceError
+from latentfarm.submission.prompts import ReadOptions
+from latentfarm.submission.request import make_request
 
 pytestmark = pytest.mark.unit
 
@@ -111,3 +113,11 @@ def test_the_choices_of_new_syntax_are_the_same_everywhere() -> None:
         "a & c red y, x small dog here p r",
         "c & b & a green z, y small dog here q s",
     ]
+
+
+def test_notes_are_of_one_reading() -> None:
+    request = make_request(["{a} # b"] * 3, ReadOptions(), model="mini", expansion=Expansion.parse(dynamic=True))
+    for _ in range(2):
+        assert len(list(request.rows())) == 3
+        assert set(request.notes.values()) == {3}
+    assert "comments in dynamic prompts are left out" in request.notes
