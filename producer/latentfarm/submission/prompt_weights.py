@@ -25,6 +25,8 @@ _COMPEL = re.compile(
     """,
     re.VERBOSE,
 )
+#: what each of them has; a search for it is much faster
+_MARK = re.compile(r"\+\+|--|\)[-+.\d]|\.(?:and|blend|swap)\(")
 #: words that end with ++ and are no weights; also all that end with -c, such as Dev-C++
 _NAMES = frozenset({"notepad", "clang", "libstdc", "libc"})
 _A1111 = re.compile(
@@ -77,6 +79,8 @@ def looks_weighted(text: str) -> str | None:
 
 def _compel_weight(text: str) -> str | None:
     """Return the problem of compel's first weight in a text, and its cure."""
+    if _MARK.search(text) is None:
+        return None
     for found in _COMPEL.finditer(text):
         word, number, signs = found["word"], found["number"], found["signs"] or found["word_signs"]
         if call := found["call"]:

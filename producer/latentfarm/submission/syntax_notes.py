@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from latentfarm.job import Defaults, Row
 from latentfarm.submission.expansion import has_choices
 from latentfarm.submission.prompt_weights import looks_weighted
@@ -12,8 +14,8 @@ _CHOICES = "choices such as {a|b} and __name__ are rendered as written; add --dy
 _FLAGS = "flags such as --steps 20 in a prompt are rendered as written; only lines of a txt have flags"
 _LORA = "<lora:name:weight> is rendered as written; LoRAs are not supported"
 _TEMPLATE = "{prompt} is rendered as written; a style is a template, not a prompt"
-#: characters without which no weight is written
-_WEIGHTED = ("(", "[", "++", "--")
+#: what all of these have, so that most prompts are searched once
+_MARK = re.compile(r"[{(\[]|__| -|\+\+|--|<lora:")
 
 
 def note_syntax(row: Row, defaults: Defaults, notes: Notes, *, dynamic: bool) -> None:
@@ -25,8 +27,10 @@ def note_syntax(row: Row, defaults: Defaults, notes: Notes, *, dynamic: bool) ->
         notes: counts the sentences, each once for the row.
         dynamic: whether dynamic prompts are on.
     """
+    texts = [text for text in (row.prompt, row.negative_prompt) if text and _MARK.search(text)]
+    if not texts:
+        return
     plain = (row.prompt_syntax or defaults.prompt_syntax) != "a1111"
-    texts = (row.prompt, row.negative_prompt or "")
     found = {sentence for text in texts for sentence in _sentences(text, plain=plain, dynamic=dynamic)}
     for sentence in sorted(found):
         notes.add(sentence)
@@ -42,6 +46,6 @@ def _sentences(text: str, *, plain: bool, dynamic: bool) -> list[str]:
         found.append(_LORA)
     if " -" in text and has_flags(text):
         found.append(_FLAGS)
-    if plain and any(mark in text for mark in _WEIGHTED) and (weighted := looks_weighted(text)):
+    if plain and (weighted := looks_weighted(text)):
         found.append(weighted)
     return found
