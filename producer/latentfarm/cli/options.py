@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from latentfarm.cli.value_check import check_prompt_file
 from latentfarm.errors import InputError
 
 if TYPE_CHECKING:
     from latentfarm.settings import Settings
 
-PromptFile = Annotated[str, typer.Argument(metavar="FILE", help="Prompt file, `-` for stdin, or s3://BUCKET/KEY")]
+PromptFile = Annotated[
+    str,
+    typer.Argument(metavar="FILE", callback=check_prompt_file, help="Prompt file, `-` for stdin, or s3://BUCKET/KEY"),
+]
 BatchName = Annotated[str, typer.Argument(metavar="BATCH", help="Name of the batch")]
 OutputFolder = Annotated[Path, typer.Option("-o", "--output", metavar="DIR", help="Folder for the images")]
 Force = Annotated[

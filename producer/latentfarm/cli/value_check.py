@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import math
+import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
+
+from latentfarm.errors import InputError
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def problem_of_value(parameter: Any, name: str, value: str) -> str | None:
@@ -19,6 +26,9 @@ def problem_of_value(parameter: Any, name: str, value: str) -> str | None:
     if kind is Path and not value:
         # Path("") is the current folder, which an unset variable does not mean
         return f"{name} is empty; write a name, or . for the current folder"
+    if kind is Path and _URL.match(value):
+        # a folder "http:" would be made
+        return f"{name} {value!r} is a URL; write a path of this machine"
     if kind not in {int, float}:
         return None
     number = _parse(kind, value)
@@ -29,6 +39,26 @@ def problem_of_value(parameter: Any, name: str, value: str) -> str | None:
     if (low is not None and number < low) or (high is not None and number > high):
         return f"{name} {value} is out of range; write {_example(parameter, kind)}"
     return None
+
+
+def check_prompt_file(file: str) -> str:
+    """Return the name of a prompt file.
+
+    Raises:
+        InputError: it is empty, a URL other than s3://, or the text of a prompt.
+    """
+    if not file:
+        raise InputError("FILE is empty; write the name of a prompt file, or - for stdin")
+    if file == "-" or file.startswith("s3://") or os.path.lexists(file):
+        return file
+    if _URL.match(file):
+        raise InputError(f"{file} is a URL; download the file, or write - and pipe it: `curl -fL {file} | ...`")
+    if " " in file and not Path(file).suffix:
+        raise InputError(
+            f"there is no file {file!r}; a prompt is read from a file, or from stdin: "
+            f"`echo {shlex.quote(file)} | latentfarm ... - --format txt`"
+        )
+    return file
 
 
 def _parse(kind: type[int | float], value: str) -> int | float | None:

@@ -119,6 +119,9 @@ def test_words_with_one_meaning_are_read(words: tuple[str, ...]) -> None:
         (("fetch", "cats", "-o", ""), "-o is empty; write a name, or . for the current folder"),
         (("results", "cats", "--output="), "--output is empty"),
         (("render", "p.txt", "-o", "out", "--wildcards", ""), "--wildcards is empty"),
+        # a folder "http:"
+        (("fetch", "cats", "-o", "http://host/x"), "is a URL; write a path of this machine"),
+        (("results", "cats", "-o", "s3://bucket/x.csv"), "is a URL"),
     ],
 )
 def test_a_value_that_cannot_be_meant_is_refused_with_the_values_that_can(words: tuple[str, ...], cure: str) -> None:
@@ -129,3 +132,17 @@ def test_a_letter_that_only_looks_like_one_of_ascii_is_named() -> None:
     for check in (check_batch_name, check_model_alias):
         with pytest.raises(InputError, match=r"which contains '\u0441' \(CYRILLIC SMALL LETTER ES\)"):
             check("\u0441ats")
+
+
+@pytest.mark.parametrize(
+    ("words", "cure"),
+    [
+        (("submit", ""), "write the name of a prompt file, or - for stdin"),
+        (("estimate", "https://host/p.jsonl"), "https://host/p.jsonl is a URL; download the file"),
+        (("render", "a red cat", "-o", "out"), "`echo 'a red cat' | latentfarm ... - --format txt`"),
+    ],
+)
+def test_what_is_no_prompt_file_is_refused_with_the_way_to_read_it(words: tuple[str, ...], cure: str) -> None:
+    ended = CliRunner().invoke(app, list(words))
+    assert isinstance(ended.exception, InputError)
+    assert cure in str(ended.exception)
