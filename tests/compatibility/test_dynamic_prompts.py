@@ -232,6 +232,9 @@ def test_outcomes_beyond_the_librarys_list(template: str, expected: set[str], wi
         ("# only this", r"there is only a comment; write \# for the character itself"),
         ("/* open {a|b}", "a /* is not closed; write */"),
         ("{% for c in cs %}{{ c }}{% endfor %}", r"{% is Jinja, which is not supported"),
+        ("a {{ colour }} rose", r"{{ colour }} is Jinja, which is not supported; write \{ for the brace itself"),
+        ("a {{ choice('red', 'blue') }} rose", "{{ choice( is Jinja"),
+        ("a {# note #} rose", "a { is not closed"),
     ],
 )
 def test_what_is_not_supported_is_an_error(template: str, problem: str, wildcards: Path) -> None:

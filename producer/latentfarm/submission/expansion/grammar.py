@@ -32,6 +32,8 @@ _HEAD = re.compile(r"\s*(?P<sampler>[@~!])?\s*(?:(?P<least>\d{1,9})?(?P<dash>-)?
 _JOINER = re.compile(r"((?:\\[{}$|]|[^{}$\\]|\\(?![{}$|]))*)\$\$")
 _NAME = re.compile(r"\s*([A-Za-z_-][A-Za-z0-9_-]*)\s*")
 _ASSIGNED = re.compile(r"(?P<keep>\?)?\s*=\s*(?P<immediate>!)?")
+#: {% for, {{ name }} and {{ choice(; {{a}} is a choice of one choice
+_JINJA = re.compile(r"\{%|\{\{\s*[A-Za-z_]\w{0,30}\(|\{\{\s+[A-Za-z_]\w{0,30}\s+\}\}")
 _PARAMETER = re.compile(r"\s*([A-Za-z_-][A-Za-z0-9_-]*)\s*=")
 
 
@@ -190,8 +192,8 @@ class _Parser:
             self._at += 1
 
     def _choice(self, depth: int) -> Choice:
-        if self._text.startswith("{%", self._at):
-            raise ChoiceError(r"{% is Jinja, which is not supported; write \{ for the brace itself")
+        if jinja := _JINJA.match(self._text, self._at):
+            raise ChoiceError(rf"{jinja[0]} is Jinja, which is not supported; write \{{ for the brace itself")
         head = _HEAD.match(self._text, self._at + 1)
         sampler = head["sampler"] or "" if head else ""
         bounds: tuple[int, int | None] = (1, 1)

@@ -17,6 +17,7 @@ from pydantic_core import from_json
 
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
+from latentfarm.submission.prompts.aliases import ALIASES, Dialect, normalize
 from latentfarm.submission.prompts.rows import abbreviate, describe_invalid
 
 #: rows that one row may expand to
@@ -87,7 +88,9 @@ def _parse(option: str) -> Sweep:
     if not equals:
         raise InputError(f"--sweep {abbreviate(option)} has no values; write FIELD=VALUES, such as seed=1..4")
     if field not in Defaults.model_fields:
-        close = get_close_matches(field, Defaults.model_fields, n=1) if len(field) < 60 else []
+        alias = ALIASES[Dialect.LONG].get(normalize(field))
+        close = [alias.field] if alias and alias.field in Defaults.model_fields else []
+        close = close or (get_close_matches(field, Defaults.model_fields, n=1) if len(field) < 60 else [])
         cure = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(sorted(Defaults.model_fields))}"
         raise InputError(f"--sweep {abbreviate(option)}: field {abbreviate(field)} cannot be swept; {cure}")
     try:

@@ -73,6 +73,7 @@ def read_tree(place: str, path: PurePosixPath, content: bytes) -> dict[str, Line
     """
     text = decode(place, content)
     tree = _parse_json(place, text) if path.suffix == ".json" else _parse_yaml(place, text)
+    folder = "".join(f"{part}/" for part in path.parent.parts)
     found: dict[str, Lines] = {}
     passed: list[str] = []
     named = tree if isinstance(tree, Mapping) else {path.stem: tree}
@@ -85,7 +86,7 @@ def read_tree(place: str, path: PurePosixPath, content: bytes) -> dict[str, Line
                 texts.append(entry[0])
                 weights.append(entry[1])
         if texts:
-            found[(path.parent / name).as_posix()] = Lines(texts, Weights.of(weights))
+            found[folder + name.strip("/")] = Lines(texts, Weights.of(weights))
     if passed:
         note = f"{place}: {len(passed)} values that are no texts are passed over, such as in {abbreviate(passed[0])}"
         found = {name: Lines(lines.texts, lines.weights, (note,)) for name, lines in found.items()}
