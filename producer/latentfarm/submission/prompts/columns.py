@@ -158,13 +158,14 @@ class ColumnNames:
         plain = normalize(name)
         alias = ALIASES[dialect].get(plain)
         if alias is not None and alias.field not in self._options.mapped:
-            return self._of_alias(alias)
+            return self._of_alias(alias, dialect)
         if plain in self._field_of and plain not in self._mapped:
             return Meaning(plain, note="" if plain == name else f"is read as {plain}")
         return None
 
-    def _of_alias(self, alias: Alias) -> Meaning | None:
+    def _of_alias(self, alias: Alias, dialect: Dialect) -> Meaning | None:
         if alias.field:
             return Meaning(alias.field, alias, f"is read as {alias.field}")
-        # with --keep-columns, a name without effect is data of the user
-        return None if self._options.keep_columns else Meaning("", alias, f"is passed over: {alias.remark}")
+        # with --keep-columns, a name without effect is data of the user, unless it is a flag
+        kept = self._options.keep_columns and dialect is not Dialect.KOHYA
+        return None if kept else Meaning("", alias, f"is passed over: {alias.remark}")

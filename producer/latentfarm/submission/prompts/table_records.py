@@ -181,7 +181,7 @@ class Records:
                     self._check_lines(widths)
                 return quoted
             self._lines.unread()
-        return [self._as_written(cell) for cell in cells] if fits else cells
+        return self._as_written(cells) if fits else cells
 
     def _check_lines(self, widths: range) -> None:
         """Note a record of several lines, each of which might be a record.
@@ -225,16 +225,15 @@ class Records:
                 raise line_too_long_error(self._lines.place, "is a double quote not closed?")
             yield line
 
-    def _as_written(self, cell: str) -> str:
-        """Return the text of a cell: without its quotes if it is a quoted cell."""
-        if '"' not in cell:
-            return cell
-        quoted = _QUOTED.fullmatch(cell)
-        if quoted is None:
-            self._unquoted = True
-            if cell.startswith('"'):
-                self._notes.add("a cell that begins with a double quote, but is no quoted cell, is kept as written")
-            return cell
-        if quoted[1] and '"' not in quoted[1]:
+    def _as_written(self, cells: list[str]) -> list[str]:
+        """Return the texts of cells: without the quotes of those that are quoted cells."""
+        quoted = [_QUOTED.fullmatch(cell) for cell in cells]
+        literal = [cell for cell, found in zip(cells, quoted, strict=True) if '"' in cell and found is None]
+        self._unquoted = self._unquoted or bool(literal)
+        if any(cell.startswith('"') for cell in literal):
+            self._notes.add("a cell that begins with a double quote, but is no quoted cell, is kept as written")
+        if any(found and found[1] and '"' not in found[1] for found in quoted):
             self._notes.add("a cell that is wholly in double quotes is read without them")
-        return quoted[1].replace('""', '"')
+        return [
+            cell if found is None else found[1].replace('""', '"') for cell, found in zip(cells, quoted, strict=True)
+        ]
