@@ -3,10 +3,14 @@
 Exported names are imported at first use, so that a process that needs few of them stays small.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
+
+# `typing` takes long to import: an interrupt during that is before the command line handles one
+TYPE_CHECKING = False
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from latentfarm.batch import Batch, BatchStatus, JobStatus
     from latentfarm.batch_state import BatchState, PausedBy
     from latentfarm.errors import (
@@ -62,5 +66,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     for module, names in _HOMES.items():
         if name in names:
+            from importlib import import_module
+
             return getattr(import_module(f"latentfarm.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,6 +6,7 @@ Data goes to stdout, progress and errors to stderr. Exit codes: 0 success, 1 a j
 
 from __future__ import annotations
 
+import os
 import platform
 import signal
 import sys
@@ -122,8 +123,8 @@ def main() -> None:
             raise
         _fail(text, 2)
     finally:
-        # a second interrupt ends the exit itself without a traceback
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        # a further interrupt ends the exit itself without a traceback
+        signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 
 
 def _fail(text: str, code: int) -> NoReturn:
