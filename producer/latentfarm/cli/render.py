@@ -62,13 +62,13 @@ def render(
     )
     name = request.name if batch is None else check_batch_name(batch)
     check_folder(output, name, request, force=force)
-    with _farm_with_workers(spec, workers, dtype=check_dtype(dtype or "auto"), slots=slots or 0) as (farm, pool):
+    with _farm_with_workers(spec, workers, dtype=check_dtype(dtype), slots=slots or 0) as (farm, pool):
         found = farm.enqueue(request, rules, batch=name)
+        echo_notes(found.notes)
         if not found.status().is_final:
             pool.start()
         status = wait_for(found, meanwhile=pool.require_alive, starting=pool.has_started)
         fetched = fetch_into(found, output, force=force)
-        echo_notes(found.notes)
         write_contact_sheet(fetched)
         if as_json:
             print_json(_summary(found, fetched))

@@ -84,6 +84,7 @@ def test_a_sweep_lists_values_and_ranges(option: str, values: list[object]) -> N
         (["seed"], "--sweep 'seed' has no values; write FIELD=VALUES, such as seed=1..4"),
         (["seed="], "--sweep 'seed=': there are no values; write FIELD=VALUES"),
         (["seed=1,,2"], "--sweep 'seed=1,,2': seed has an empty value; remove the comma, or write a value"),
+        (["steps=10,20"], "--sweep 'steps=10,20': field 'steps' cannot be swept; did you mean 'num_inference_steps'?"),
         (["sead=1"], "--sweep 'sead=1': field 'sead' cannot be swept; did you mean 'seed'?"),
         (["prompt=a,b"], "--sweep 'prompt=a,b': field 'prompt' cannot be swept; "),
         (["id=a"], "--sweep 'id=a': field 'id' cannot be swept; write one of clip_skip, guidance_interval"),
