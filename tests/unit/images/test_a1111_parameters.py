@@ -44,8 +44,8 @@ HOSTILE = (
 
 def text_of(prompt: str = "a cat", **fields: Any) -> str:
     job = Job.model_validate({"batch": "b", "index": 3, "prompt": prompt, "seed": 7, **fields})
-    names = {"scheduler": "EulerDiscreteScheduler", "model": "m", "model_digest": "0123456789abc"}
-    return parameters_text(job, width=512, height=768, **names)
+    euler = "EulerDiscreteScheduler"
+    return parameters_text(job, width=512, height=768, scheduler=euler, model="m", model_digest="0123456789abc")
 
 
 def read(text: str, image_format: str = "png") -> Sampler:
@@ -141,6 +141,25 @@ def test_a_sampler_has_the_name_that_the_web_ui_knows(
 ) -> None:
     text = text_of(scheduler=scheduler, scheduler_options=options)
     assert f"Steps: 25, {written}, CFG scale: 7.5" in text
+
+
+@pytest.mark.parametrize(
+    ("config", "fields", "written"),
+    [
+        ({"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}, {}, "DPM++ 2M SDE Karras"),
+        ({"use_karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"}, {"scheduler": "euler"}, "Euler Karras"),
+        ({"use_karras_sigmas": True}, {"scheduler_options": {"use_karras_sigmas": False}}, "DPM++ 2M"),
+        ({"use_karras_sigmas": True}, {"scheduler": "dpm++2m-exponential"}, "DPM++ 2M Exponential"),
+        ({"timestep_spacing": "leading", "steps_offset": 1}, {}, "DPM++ 2M"),
+    ],
+)
+def test_the_models_own_config_holds_where_the_job_sets_nothing_else(
+    config: dict[str, Any], fields: dict[str, Any], written: str
+) -> None:
+    job = Job.model_validate({"batch": "b", "index": 3, "prompt": "a", "seed": 7, **fields})
+    own = "DPMSolverMultistepScheduler"
+    text = parameters_text(job, width=8, height=8, scheduler=own, model="m", model_digest="0", scheduler_config=config)
+    assert settings_of(text)["Sampler"] == written
 
 
 @pytest.mark.parametrize("scheduler", SHORT_NAMES)

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 
+from latentfarm import schedulers
 from latentfarm.job import Job
 from latentfarm.samplers import a1111_sampler
 
 #: schedule types that become part of a sampler's name. Before 1.9 the web UI knew them in no other form; later versions
 #: and other programs read both
 _NAMED_SCHEDULES = frozenset({"Karras", "Exponential"})
+_SCHEDULE_FLAGS = frozenset({"use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"})
+_ALGORITHM_FLAGS = frozenset({"algorithm_type", "solver_order", "solver_type"})
 #: what the web UI takes for syntax: brackets are weights, and a backslash escapes
 _BRACKETS = re.compile(r"[\\()\[\]]")
 #: ``AND`` joins two prompts, ``BREAK`` ends a chunk, ``<lora:`` loads a network, and the number of a last ``16:9`` is
@@ -24,11 +28,30 @@ _HIDDEN = re.compile(r"\bAND\b|\bBREAK\b|<(?=\w+:[^>]+>)|:(?=[-+]?(\d+\.?|\d*\.\
 _NEGATIVE = "Negative prompt:"
 
 
-def parameters_text(job: Job, *, width: int, height: int, scheduler: str, model: str, model_digest: str) -> str:
-    """Return a job's settings in the web UI's format. ``scheduler`` is the default for a job that names none."""
+def parameters_text(
+    job: Job,
+    *,
+    width: int,
+    height: int,
+    scheduler: str,
+    model: str,
+    model_digest: str,
+    scheduler_config: Mapping[str, object] | None = None,
+) -> str:
+    """Return a job's settings in the web UI's format.
+
+    Args:
+        job: the job.
+        width: pixels of the image.
+        height: pixels of the image.
+        scheduler: the class for a job that names none.
+        model: the model's alias.
+        model_digest: the digest of its weights.
+        scheduler_config: the model's own scheduler config, which holds where the job sets nothing else.
+    """
     settings = {
         "Steps": job.num_inference_steps,
-        **_sampler(job, scheduler),
+        **_sampler(job, scheduler, scheduler_config or {}),
         "CFG scale": f"{job.guidance_scale:g}",
         "Seed": job.seed,
         "Size": f"{width}x{height}",
@@ -48,9 +71,13 @@ def parameters_text(job: Job, *, width: int, height: int, scheduler: str, model:
     return "\n".join(lines)
 
 
-def _sampler(job: Job, default: str) -> dict[str, str]:
+def _sampler(job: Job, default: str, config: Mapping[str, object]) -> dict[str, str]:
     """Return the sampler by the web UI's names; by ours if the web UI does not have it."""
-    found = a1111_sampler(job.scheduler or default, job.scheduler_options)
+    # the schedule of the model's config holds for any scheduler, its algorithm for its own
+    kept = _SCHEDULE_FLAGS if job.scheduler else _SCHEDULE_FLAGS | _ALGORITHM_FLAGS
+    own = schedulers.resolve(job.scheduler).options if job.scheduler else {}
+    options = {**{name: value for name, value in config.items() if name in kept}, **own, **job.scheduler_options}
+    found = a1111_sampler(job.scheduler or default, options)
     if found is None:
         return {"Sampler": job.scheduler or default}
     name, schedule = found

@@ -77,6 +77,7 @@ class ImageFileEncoder:
             scheduler=image.scheduler,
             model=self._model,
             model_digest=self._family.model_digest,
+            scheduler_config=self._family.scheduler_config,
         )
         receipt = {"job": image.job.name, **self.provenance(image)}
         return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
