@@ -32,8 +32,8 @@ _HEAD = re.compile(r"\s*(?P<sampler>[@~!])?\s*(?:(?P<least>\d{1,9})?(?P<dash>-)?
 _JOINER = re.compile(r"((?:\\[{}$|]|[^{}$\\]|\\(?![{}$|]))*)\$\$")
 _NAME = re.compile(r"\s*([A-Za-z_-][A-Za-z0-9_-]*)\s*")
 _ASSIGNED = re.compile(r"(?P<keep>\?)?\s*=\s*(?P<immediate>!)?")
-#: {% for, {{ name }} and {{ choice(; {{a}} is a choice of one choice
-_JINJA = re.compile(r"\{%|\{\{\s*[A-Za-z_]\w{0,30}\(|\{\{\s+[A-Za-z_]\w{0,30}\s+\}\}")
+#: {% for and {{ choice(; but {{ name }} is a choice of one choice
+_JINJA = re.compile(r"\{%|\{\{\s*[A-Za-z_]\w{0,30}\(")
 _PARAMETER = re.compile(r"\s*([A-Za-z_-][A-Za-z0-9_-]*)\s*=")
 
 

@@ -22,7 +22,7 @@ TOKENS += ["!", "#", "# ", "//", "/*", "*/", "\\", "...", "\n", "_", "c=", "{a|b
 TEXTS = st.lists(st.sampled_from(TOKENS), max_size=25).map("".join)
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(TEXTS | st.text(max_size=80))
 def test_any_text_is_a_tree_or_an_error_with_a_cure(text: str) -> None:
     try:
@@ -31,7 +31,7 @@ def test_any_text_is_a_tree_or_an_error_with_a_cure(text: str) -> None:
         assert "; " in str(error)  # noqa: PT017 - not raising is as good
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(TEXTS)
 def test_no_syntax_passes_as_text(text: str) -> None:
     if not text.strip() or "\\" in text:
