@@ -57,7 +57,7 @@ def bench(
     Example: `latentfarm bench --model sd14=CompVis/stable-diffusion-v1-4`
     """
     counts = _parse_slots(slots) if slots is not None else ()
-    settings = with_model(Settings.load(), model).model_copy(update={"dtype": check_dtype(dtype or "auto")})
+    settings = with_model(Settings.load(), model).model_copy(update={"dtype": check_dtype(dtype)})
     # an invalid size is reported before the model is loaded
     sizes = {"num_inference_steps": num_inference_steps, "width": width, "height": height}
     fields = check_defaults(sizes, Notes())

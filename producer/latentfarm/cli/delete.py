@@ -48,7 +48,13 @@ def _confirm(batches: list[Batch]) -> None:
         raise InputError("delete prompts for confirmation, and stdin is not a terminal; write --yes")
     for batch in batches:
         images = plural(batch.status().done, "image")
-        if not typer.confirm(f"Delete {images} and everything else of batch {batch.name!r}?", err=True):
+        try:
+            confirmed = typer.confirm(f"Delete {images} and everything else of batch {batch.name!r}?", err=True)
+        except typer.Abort:
+            # Ctrl-C, or the end of the input
+            echo_err("\nnothing was deleted")
+            raise typer.Exit(130) from None
+        if not confirmed:
             echo_err("nothing was deleted")
             raise typer.Exit(1)
 

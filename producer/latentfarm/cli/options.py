@@ -83,15 +83,15 @@ def require_choice(option: str, value: str, choices: Sequence[str]) -> str:
     return value
 
 
-def check_dtype(dtype: str) -> str:
-    """Return ``dtype``.
+def check_dtype(dtype: str | None) -> str:
+    """Return ``dtype``, or ``auto`` if none was given.
 
     Raises:
         InputError: it is unknown.
     """
     from latentfarm.settings import Dtype as SettingsDtype
 
-    return require_choice("--dtype", dtype, get_args(SettingsDtype))
+    return require_choice("--dtype", "auto" if dtype is None else dtype, get_args(SettingsDtype))
 
 
 def with_model(settings: Settings, model: str | None) -> Settings:

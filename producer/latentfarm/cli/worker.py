@@ -35,11 +35,11 @@ def up(
     Example: `latentfarm up --workers 2`
     """
     spec = parse_model(model)
-    check_dtype(dtype or "auto")
+    checked = check_dtype(dtype)
     if workers:
         require_worker_packages()
     with stop_on_signals() as stopped, LocalFarm(LOCAL_FOLDER) as farm:
-        farm.start_workers(workers, spec, dtype=dtype or "auto", slots=slots or 0)
+        farm.start_workers(workers, spec, dtype=checked, slots=slots or 0)
         echo_err(f"Redis   {farm.settings.redis_url}")
         echo_err(f"S3      {farm.settings.s3_endpoint_url}, bucket {farm.settings.bucket}")
         echo_err(f"workers {workers}, model {spec.alias}; logs in {LOCAL_FOLDER / 'logs'}")
@@ -115,7 +115,7 @@ def worker(
     require_worker_packages()
     settings = with_model(settings, model)
     chosen = {
-        "dtype": dtype and check_dtype(dtype),
+        "dtype": None if dtype is None else check_dtype(dtype),
         "slots": slots,
         "compile": compiled,
         "deterministic": deterministic,
