@@ -24,7 +24,9 @@ class SchedulerSpec:
 
 
 _MULTISTEP, _SINGLESTEP = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
-_SDE = {"algorithm_type": "sde-dpmsolver++"}
+# a model's own config may have another algorithm and order: a name that means one of them sets it
+_ODE, _SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
+_SECOND, _THIRD = {"solver_order": 2}, {"solver_order": 3}
 # with an odd number of steps, or with the last noise level 0, diffusers sets it too, and logs a warning each time
 _LOWER_ORDER = {"lower_order_final": True}
 
@@ -48,16 +50,16 @@ _SOLVERS: Mapping[str, tuple[SchedulerSpec, tuple[str, ...]]] = MappingProxyType
         "ddim": (SchedulerSpec("DDIMScheduler"), ("trailing",)),
         "ddpm": (SchedulerSpec("DDPMScheduler"), _SPACINGS),
         "deis": (SchedulerSpec("DEISMultistepScheduler"), _ALL),
-        "dpm++2m": (SchedulerSpec(_MULTISTEP), _ALL),
-        "dpm++2m-sde": (SchedulerSpec(_MULTISTEP, _SDE), _ALL),
-        "dpm++2m-sde-heun": (SchedulerSpec(_MULTISTEP, {**_SDE, "solver_type": "heun"}), _ALL),
-        "dpm++3m": (SchedulerSpec(_MULTISTEP, {"solver_order": 3}), _ALL),
-        "dpm++3m-sde": (SchedulerSpec(_MULTISTEP, {**_SDE, "solver_order": 3}), _ALL),
-        "dpm++2s": (SchedulerSpec(_SINGLESTEP, _LOWER_ORDER), _SIGMAS),
-        "dpm++sde": (SchedulerSpec(_SINGLESTEP, {**_SDE, **_LOWER_ORDER}), _SIGMAS),
+        "dpm++2m": (SchedulerSpec(_MULTISTEP, {**_ODE, **_SECOND}), _ALL),
+        "dpm++2m-sde": (SchedulerSpec(_MULTISTEP, {**_SDE, **_SECOND}), _ALL),
+        "dpm++2m-sde-heun": (SchedulerSpec(_MULTISTEP, {**_SDE, **_SECOND, "solver_type": "heun"}), _ALL),
+        "dpm++3m": (SchedulerSpec(_MULTISTEP, {**_ODE, **_THIRD}), _ALL),
+        "dpm++3m-sde": (SchedulerSpec(_MULTISTEP, {**_SDE, **_THIRD}), _ALL),
+        "dpm++2s": (SchedulerSpec(_SINGLESTEP, {**_ODE, **_SECOND, **_LOWER_ORDER}), _SIGMAS),
+        "dpm++sde": (SchedulerSpec(_SINGLESTEP, {**_SDE, **_SECOND, **_LOWER_ORDER}), _SIGMAS),
         # diffusers refuses the last noise level 0 for this algorithm
         "dpmsolver": (
-            SchedulerSpec(_MULTISTEP, {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"}),
+            SchedulerSpec(_MULTISTEP, {"algorithm_type": "dpmsolver", **_SECOND, "final_sigmas_type": "sigma_min"}),
             _ALL,
         ),
         "euler": (SchedulerSpec("EulerDiscreteScheduler"), _ALL),
@@ -70,7 +72,7 @@ _SOLVERS: Mapping[str, tuple[SchedulerSpec, tuple[str, ...]]] = MappingProxyType
         "lms": (SchedulerSpec("LMSDiscreteScheduler"), _ALL),
         # without this option, PNDM's Runge-Kutta start needs more history than a sampling plan has
         "pndm": (SchedulerSpec("PNDMScheduler", {"skip_prk_steps": True}), ()),
-        "sa_solver": (SchedulerSpec("SASolverScheduler"), _ALL),
+        "sa_solver": (SchedulerSpec("SASolverScheduler", {"algorithm_type": "data_prediction"}), _ALL),
         "tcd": (SchedulerSpec("TCDScheduler"), ()),
         "unipc": (SchedulerSpec("UniPCMultistepScheduler"), _ALL),
         "edm_euler": (SchedulerSpec("EDMEulerScheduler"), ()),
@@ -83,7 +85,9 @@ def _short_names() -> Iterator[tuple[str, SchedulerSpec]]:
     for solver, (spec, schedules) in _SOLVERS.items():
         yield solver, spec
         for schedule in schedules:
-            options = {**spec.options, **SCHEDULES[schedule]}
+            # a model's own config may have Karras's, which diffusers prefers or refuses beside another schedule
+            off = {"use_karras_sigmas": False} if "karras" in schedules else {}
+            options = {**spec.options, **off, **SCHEDULES[schedule]}
             yield f"{solver}-{schedule}", SchedulerSpec(spec.class_name, options)
 
 

@@ -78,6 +78,14 @@ def test_a_plan_with_a_schedule_gives_the_loops_samples(name: str) -> None:
     assert compare(name, "epsilon", 50 if name == "dpm++2m-beta" else 4, train_steps) < BOUND
 
 
+@pytest.mark.parametrize("name", ["dpm++2m-exponential", "dpm++2m-trailing", "dpm++3m", "sa_solver", "euler_a-leading"])
+def test_a_name_means_its_algorithm_and_schedule_with_any_config_of_the_model(name: str) -> None:
+    own = {**CONFIG, "_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}
+    karras = {"use_karras_sigmas": True} if "-" in name else {}
+    found = plans.plan_for({**own, **karras}, name, {}, 4)
+    assert found.digest == plans.plan_for(CONFIG, name, {}, 4).digest
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     name=st.sampled_from(["pndm", "euler_a", "heun", "dpm++2m-karras", "dpm++2s", "unipc", "lcm", "sa_solver"]),
