@@ -61,7 +61,8 @@ def format_of(name: str, options: ReadOptions) -> str:
 def _format_of_name(name: str) -> str:
     parts = name.lower().split(".")[1:]
     for count in (2, 1):
-        if (ending := ".".join(parts[-count:])) in FORMATS:
+        ending = ".".join(parts[-count:]).replace("ndjson", "jsonl")
+        if ending in FORMATS:
             return ending
     if not parts:
         raise InputError(f"{name}: the name has no ending; use --format ({', '.join(FORMATS)})")

@@ -116,6 +116,15 @@ class JsonDocument:
                 if self.opening(at) == closing:
                     raise self.error(at, "the last entry ends with a comma; remove the comma")
 
+    def values(self) -> Iterator[Entry]:
+        """Yield the values of the document, which follow each other without commas; see ``end_of_value``."""
+        number, at = 0, self.start
+        while self.opening(at):
+            number += 1
+            end = self.end_of_value(at)
+            yield Entry(number, None, at, end)
+            at = self.skip_space(end)
+
     def value(self, place: str, entry: Entry) -> Any:
         """Return an entry's value, or a ``RowError``."""
         raw = self.content[entry.start : entry.end]

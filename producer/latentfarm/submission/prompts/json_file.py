@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -35,6 +36,7 @@ _WRAPPERS = frozenset(
 )
 _KINDS = {b"{": "object", b"[": "list", b'"': "text"}
 _LISTED_KEYS = 10
+_LINE_END = re.compile(rb"[\r\n]")
 _CURE = 'write a list such as [{"prompt": "a cat"}], or an object of prompts by id'
 
 
@@ -57,9 +59,8 @@ def read_json(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRo
     else:
         raise document.error(document.start, f"this is not a list or an object; {_CURE}")
     after = document.skip_space(end)
-    if document.opening(after) in {b"{", b'"'} and opening != b"[" and b"\n" in document.content[end:after]:
-        check.notes.add("the file has JSON lines: a row on each line")
-        yield from read_jsonl(io.BytesIO(document.content), name, check)
+    if document.opening(after) in {b"{", b'"'} and opening != b"[" and _LINE_END.search(document.content, end, after):
+        yield from _several(document, check, end)
     elif document.opening(after):
         raise document.error(after, "there is text after the document's end; remove it, or write one list")
     elif opening == b"{":
@@ -68,6 +69,20 @@ def read_json(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[ParsedRo
         yield from _list(document, check, document.start)
     else:
         yield _row(document, check, Entry(1, None, document.start, end))
+
+
+def _several(document: JsonDocument, check: RowCheck, end: int) -> Iterator[ParsedRow]:
+    """Yield the rows of JSON lines, or of objects laid out over several lines. ``end`` is that of the first."""
+    if not _LINE_END.search(document.content, document.start, end):
+        check.notes.add("the file has JSON lines: a row on each line")
+        yield from read_jsonl(io.BytesIO(document.content), document.name, check)
+        return
+    check.notes.add("the file has several JSON documents: a row each")
+    # the whole structure is checked before the first row
+    for _ in document.values():
+        pass
+    for entry in document.values():
+        yield _row(document, check, entry)
 
 
 def _content(stream: BinaryIO, name: str) -> bytes:

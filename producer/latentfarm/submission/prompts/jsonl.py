@@ -118,6 +118,8 @@ def _not_json(place: str, line: str, message: str) -> RowError:
     cure = 'write an object such as {"prompt": "a cat"}'
     if line in _FIRST_LINES:
         cure = "write each entry on a line of its own, or read the file with --format json"
+    elif line.endswith(","):
+        cure = "remove the comma at its end"
     elif stray := stray_line_end(line):
         cure = stray
     return RowError(f"{place} column {column}: {abbreviate(line)} is not JSON; {cure}", "not JSON")

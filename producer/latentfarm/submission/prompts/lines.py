@@ -45,7 +45,10 @@ _STRAY_ENDS = {
 _LONE_CR = re.compile(rb"\r++(?!\n)")
 _STRAY_END = re.compile(f"[{''.join(_STRAY_ENDS)}]")
 _GZIP_MAGIC = b"\x1f\x8b"
+_ZIP_MAGIC = b"PK\x03\x04"
 _PARQUET_MAGIC = b"PAR1"
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_HTML = re.compile(rb"\s*<(?:!doctype html|html[\s>])", re.IGNORECASE)
 
 
 def decompress(stream: BinaryIO) -> BinaryIO:
@@ -191,6 +194,12 @@ def checked_start(block: bytes, name: str) -> bytes:
         raise InputError(f"{name} looks like UTF-16; save it as UTF-8")
     if block.startswith(_GZIP_MAGIC):
         raise InputError(f"{name} is compressed with gzip; end its name in .gz, or use --format, such as jsonl.gz")
+    if block.startswith(_ZIP_MAGIC):
+        raise InputError(f"{name} is a zip archive, or a workbook such as .xlsx; unpack it, or save it as CSV")
+    if block.startswith(_LFS_POINTER):
+        raise InputError(f"{name} is a pointer of Git LFS, not the file; run git lfs pull, or download the file")
+    if _HTML.match(block):
+        raise InputError(f"{name} is an HTML page; download the file itself, such as by its link 'raw'")
     if block.startswith(_PARQUET_MAGIC):
         raise InputError(f"{name} is a parquet file; end its name in .parquet, or use --format parquet")
     return block

@@ -110,6 +110,17 @@ def compressed(content: bytes) -> bytes:
         ("p.csv", "prompt\n".encode("utf-16-le"), "p.csv looks like UTF-16; save it as UTF-8"),
         ("p.jsonl", b"\xff\xfe\0\0" + "a".encode("utf-32-le"), "p.jsonl is UTF-32; save it as UTF-8"),
         ("p.txt", compressed(b"a cat"), "p.txt is compressed with gzip; end its name in .gz"),
+        (
+            "p.csv",
+            b"PK\x03\x04rest",
+            "p.csv is a zip archive, or a workbook such as .xlsx; unpack it, or save it as CSV",
+        ),
+        ("p.txt", b"\n<!DOCTYPE html>\n<html>", "p.txt is an HTML page; download the file itself"),
+        (
+            "p.json",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+            "p.json is a pointer of Git LFS, not the file; run git lfs pull",
+        ),
         ("p.txt", b"PAR1", "p.txt is a parquet file; end its name in .parquet"),
         ("p.txt.gz", b"a cat", "p.txt.gz is not a gzip file or is damaged .*; compress it again"),
         (

@@ -96,6 +96,18 @@ def test_json_lines_in_a_file_named_json_are_read(tmp_path: Path, content: str) 
     assert notes == {"the file has JSON lines: a row on each line": 1}
 
 
+def test_objects_over_several_lines_may_follow_each_other(tmp_path: Path) -> None:
+    rows, notes = read(tmp_path / "p.json", '{\n"prompt": "a cat"\n}\n{\n"prompt": 5\n}\n"a dog"\n')
+    assert rows == [
+        ("p.json entry 1", {"prompt": "a cat"}),
+        "p.json entry 2: prompt 5 is invalid; write a valid string",
+        ("p.json entry 3", {"prompt": "a dog"}),
+    ]
+    assert notes == {"the file has several JSON documents: a row each": 1}
+    with pytest.raises(InputError, match=r"p\.json line 5 column 1: a value was expected, not '}'"):
+        read(tmp_path / "p.json", '{\n"prompt": "a"}\n{\n"prompt": "b"}\n}')
+
+
 def test_a_document_may_have_a_byte_order_mark_and_be_compressed(tmp_path: Path) -> None:
     rows, _ = read(tmp_path / "p.json.gz", gzip.compress("\ufeff[\"c'est l'été\"]".encode()))
     assert rows == [("p.json.gz entry 1", {"prompt": "c'est l'été"})]
@@ -191,6 +203,8 @@ def test_a_large_document_and_a_large_entry_are_refused(tmp_path: Path, monkeypa
     ("content", "cure"),
     [
         ('[{"prompt": "a"}, {"prompt": "b"}]', "read the file with --format json"),
+        ('{\n  "prompt": "a"\n}', "read the file with --format json"),
+        ('{"prompt": "a"},\n{"prompt": "b"}', "remove the comma at its end"),
         ('[\n  "a"\n]', "read the file with --format json"),
         ('{"prompt": "a"}\r{"prompt": "b"}\n', "a lone CR \\(character 16\\) ends a line in some programs; end lines"),
     ],

@@ -54,6 +54,11 @@ def test_a_path_may_be_a_string_and_its_suffix_in_capitals(tmp_path: Path) -> No
     assert prompts(open_source(str(tmp_path / "P.JSONL"))) == ["a cat"]
 
 
+def test_ndjson_is_another_ending_of_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "p.ndjson.gz").write_bytes(gzip.compress(b'{"prompt": "a cat"}'))
+    assert prompts(open_source(tmp_path / "p.ndjson.gz")) == ["a cat"]
+
+
 def test_the_format_option_overrides_the_name(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text('{"prompt": "a cat"}')
     assert prompts(open_source(tmp_path / "p.txt", ReadOptions(format="jsonl"))) == ["a cat"]
