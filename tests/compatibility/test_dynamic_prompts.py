@@ -140,7 +140,7 @@ SHARED = [
     "%{__frame__$$a {cat|cow}}",
     "%{… by {A|B}$$${c:cat}}",
     "a {cat|cow} # which of them",
-    "# what it shows\na {cat|cow}",
+    "# what it shows\na {cat|cow} ## not a calf",
     "{\n  # likely\n  0.6::cat\n  |\n  # less so\n  0.4::cow\n}",
     "{cat\n| cow\n# | calf\n}",
     "{cat|cow} // which of them\n at night",

@@ -11,7 +11,7 @@ import re
 
 from latentfarm.submission.expansion.weights import ChoiceError
 
-_MARK = re.compile(r"\\.|#|//|/\*", re.DOTALL)
+_MARK = re.compile(r"\\.|#+|//|/\*", re.DOTALL)
 _LINE = re.compile(r"[^\n]*")
 _SYNTAX = frozenset("{}|_")
 
@@ -28,8 +28,8 @@ def strip_comments(text: str) -> str:
     at = end = 0
     while mark := _MARK.search(text, at):
         at = mark.end()
-        if mark[0] == "#":
-            starts = _is_hash_comment(text, mark.start())
+        if mark[0][0] == "#":
+            starts = _is_hash_comment(text, mark.start(), mark.end())
         else:
             starts = mark[0][0] == "/" and _is_slash_comment(text, mark.start(), end)
         if starts:
@@ -52,8 +52,8 @@ def _end(text: str, mark: re.Match[str]) -> int:
     return closed + 2
 
 
-def _is_hash_comment(text: str, at: int) -> bool:
-    before, after = text[max(at - 1, 0) : at], text[at + 1 : at + 2]
+def _is_hash_comment(text: str, at: int, end: int) -> bool:
+    before, after = text[max(at - 1, 0) : at], text[end : end + 1]
     if _begins_line(text, at) or ((not before or before.isspace() or before in _SYNTAX) and not after.strip()):
         return True
     raise ChoiceError(r"# begins a comment; write \# for the character itself, or # and a space for a comment")

@@ -72,7 +72,7 @@ def read_tree(place: str, path: PurePosixPath, content: bytes) -> dict[str, Line
         InputError: the file is invalid.
     """
     text = decode(place, content)
-    tree = _parse_json(place, text) if path.suffix == ".json" else _parse_yaml(place, text)
+    tree = _parse_json(place, text) if path.suffix.lower() == ".json" else _parse_yaml(place, text)
     folder = "".join(f"{part}/" for part in path.parent.parts)
     found: dict[str, Lines] = {}
     passed: list[str] = []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -37,6 +36,8 @@ class Wildcards:
     folder: Path | None = None
     #: name -> sha256 of the file; a yaml or json file is under "/" and its path
     digests: dict[str, str] = field(init=False, default_factory=dict)
+    #: name -> txt file
+    _txt: dict[str, str] = field(init=False, default_factory=dict)
     _lines: dict[str, Lines] = field(init=False, default_factory=dict)
     _matched: dict[str, Lines] = field(init=False, default_factory=dict)
     #: name -> files; None: yaml and json files are not read yet
@@ -61,7 +62,12 @@ class Wildcards:
                     f"wildcards {self.folder}: it has over {_MAX_FILES:,} files; name a folder of wildcards only"
                 )
             relative = path.relative_to(self.folder)
-            name = relative.with_suffix("").as_posix() if path.suffix == ".txt" else f"/{relative.as_posix()}"
+            name = f"/{relative.as_posix()}"
+            if path.suffix.lower() == ".txt":
+                name = relative.with_suffix("").as_posix()
+                if name in self._txt:
+                    raise InputError(f"wildcards {path}: {self._txt[name]} has the same name; rename one of them")
+                self._txt[name] = relative.as_posix()
             self.digests[name] = hashlib.sha256(_content(path)).hexdigest()
 
     def lines(self, name: str) -> Lines:
@@ -123,7 +129,7 @@ class Wildcards:
     def _names(self) -> dict[str, list[str]]:
         """Return the files of each name, in which it is sought: one, or the name is not clear."""
         if self._sources is None:
-            self._sources = {name: [f"{name}.txt"] for name in self.digests if name[0] != "/"}
+            self._sources = {name: [file] for name, file in self._txt.items()}
             for key in [key for key in self.digests if key[0] == "/"]:
                 try:
                     found = read_tree(self._place(key[1:]), PurePosixPath(key[1:]), self._read(key, key[1:]))
@@ -164,13 +170,15 @@ class Wildcards:
         return content
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    yield from (path for path in sorted(folder.rglob("*.txt")) if path.is_file())
-    for path in sorted(folder.rglob("*.*")):
-        # .vscode/settings.json is no wildcard
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.suffix in TREE_ENDINGS and path.is_file() and not hidden:
-            yield path
+def _files(folder: Path) -> list[Path]:
+    """Return the files of wildcards: txt, then others. A tool's .vscode/settings.json is none."""
+    files = [path for path in sorted(folder.rglob("*.*")) if path.is_file()]
+    others = [
+        path
+        for path in files
+        if path.suffix.lower() in TREE_ENDINGS and not any(part[0] == "." for part in path.relative_to(folder).parts)
+    ]
+    return [path for path in files if path.suffix.lower() == ".txt"] + others
 
 
 def _shown(name: str) -> str:

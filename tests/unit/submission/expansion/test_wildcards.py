@@ -147,3 +147,12 @@ def test_the_digests_of_txt_files_are_under_their_names_and_those_of_others_unde
     (tmp_path / "sub" / "link.json").symlink_to("/etc/hostname")
     with pytest.raises(InputError, match=r"link\.json: the link leads out of"):
         Wildcards(tmp_path)
+
+
+def test_endings_may_be_in_capitals(tmp_path: Path) -> None:
+    (tmp_path / "WOOD.TXT").write_text("oak\r\n")
+    (tmp_path / "ALL.YAML").write_text("stone: [slate]\n")
+    assert set(made("__WOOD__ __stone__", tmp_path)) == {"oak slate"}
+    (tmp_path / "WOOD.txt").write_text("ash\n")
+    with pytest.raises(InputError, match=r"WOOD\.txt: WOOD\.TXT has the same name; rename one of them"):
+        Wildcards(tmp_path)
