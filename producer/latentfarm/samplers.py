@@ -83,7 +83,7 @@ _NAMES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "ddim": ("1",),
         "deis": ("deismultistep",),
-        "dpm++2m": ("dpmsolverpp", "dpmsolvermultistep"),
+        "dpm++2m": ("dpmsolverpp", "dpmsolverpp2m", "dpmsolvermultistep"),
         "dpm++2s": ("dpmsingle", "dpmsolversinglestep", "dpmpp2sa"),
         "dpm++sde": ("dpmsolversde",),
         "euler": ("3", "eulerdiscrete"),
