@@ -208,9 +208,10 @@ def test_the_light_install_submits_without_torch(settings: Settings, tmp_path: P
     (tmp_path / "p.txt").write_text("a cat\n")
     submitted = run(str(python), "-m", "latentfarm", "submit", "p.txt", "--batch", "light")
     assert (submitted.returncode, submitted.stdout) == (0, "light\n"), submitted.stderr
-    refused = run(str(python), "-m", "latentfarm", "worker")
-    assert refused.returncode == 2
-    assert "pip install 'latentfarm[worker]'" in refused.stderr
+    for command in (("worker",), ("up",), ("bench",), ("verify", "light"), ("render", "p.txt", "-o", "out")):
+        refused = run(str(python), "-m", "latentfarm", *command)
+        assert refused.returncode == 2, command
+        assert "pip install 'latentfarm[worker]'" in refused.stderr, command
     doctor = run(str(python), "-m", "latentfarm", "doctor")
     assert doctor.returncode == 1
     assert "torch is not installed" in doctor.stdout

@@ -139,6 +139,7 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
         farm = Farm.open(settings)
 
         def start() -> list[ManagedProcess]:
+            require_worker_packages()
             # registered first, so that Ctrl-C between two starts stops the first one too
             cleanup.callback(stop_all, children, worker_exit_s(settings))
             start_workers(settings, count, spec, folder=LOCAL_FOLDER / "logs", into=children, **arguments)

@@ -11,6 +11,7 @@ from latentfarm.cli.output import echo_err, format_duration, print_columns, prin
 from latentfarm.cli.shared import worker_data
 from latentfarm.farm import Farm
 from latentfarm.ledger import WorkerRecord
+from latentfarm.names import check_model_alias
 
 _COLUMNS = ("worker", "model", "device", "dtype", "slots", "up", "images", "images/s", "busy")
 
@@ -28,7 +29,7 @@ def workers(
 
     Example: `latentfarm workers`
     """
-    found = Farm.from_env().workers(model)
+    found = Farm.from_env().workers(None if model is None else check_model_alias(model))
     if as_json:
         print_json([worker_data(each) for each in found])
     elif found:

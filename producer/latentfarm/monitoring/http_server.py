@@ -34,7 +34,8 @@ class MetricsServer:
         try:
             self._server = make_server(host, port, app, _IPv6Server if ":" in host else _Server, _Handler)
         except OSError as error:
-            raise UnavailableError(f"cannot serve metrics on {address}: {error}") from error
+            cure = "name an address of this machine, and a port that is free"
+            raise UnavailableError(f"cannot serve metrics on {address}: {error.strerror}; {cure}") from error
         self.port = int(self._server.server_port)
         self._thread = Thread(target=self._server.serve_forever, name="metrics", daemon=True)
         self._thread.start()
