@@ -1,6 +1,6 @@
 """The words after a command's name, checked before they are parsed: what would change its meaning is an error.
 
-The parser takes ``-output`` for ``-o utput``, ``-o=DIR`` for a folder ``=DIR``, ``-o --json`` for a folder ``--json``,
+The parser takes ``-output`` for ``-o`` with a value, ``-o=DIR`` for a folder ``=DIR``, ``-o --json`` for a folder ``--json``,
 and the last of two values.
 """
 

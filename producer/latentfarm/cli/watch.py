@@ -27,7 +27,7 @@ def watch(
 ) -> None:
     """Show the progress of batches every second, until all have ended or Ctrl-C. Warnings report why jobs wait.
 
-    The exit code is 0 whatever has become of the jobs; that of `wait` reports it.
+    The exit code is 0 regardless of the jobs; that of `wait` reports failed and cancelled ones.
 
     Example: `latentfarm watch cats`
     """

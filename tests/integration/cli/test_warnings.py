@@ -1,4 +1,4 @@
-"""A command that finds that nothing moves says why, and what to do."""
+"""A command that finds that nothing moves prints why, and what to do."""
 
 from __future__ import annotations
 

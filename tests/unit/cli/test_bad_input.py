@@ -50,7 +50,7 @@ def check(ended: Any, words: list[str]) -> str:
     assert code in {0, 1, 2, 3}, (words, code)
     assert code == 0 or text.strip(), words
     assert "Traceback" not in text, words
-    # what pydantic and the operating system say about a value is no sentence with a cure
+    # pydantic's own text about a value has no cure
     assert "Input should be" not in text, (words, text)
     return text
 
@@ -84,7 +84,7 @@ def test_wrong_words_are_usage_errors(name: str) -> None:
 @pytest.mark.parametrize(
     "name", [name for name in NAMES if name not in {"up", "doctor", "bench", "estimate", "render"}]
 )
-def test_without_a_farm_a_command_says_how_to_get_one(name: str) -> None:
+def test_without_a_farm_a_command_prints_how_to_get_one(name: str) -> None:
     ended = CliRunner().invoke(app, [name, *words_of(name)])
     assert "no farm: set LATENTFARM_REDIS_URL and LATENTFARM_BUCKET, or start one here with `latentfarm up`" in check(
         ended, [name]

@@ -30,7 +30,7 @@ def refusal(*words: str) -> str:
 @pytest.mark.parametrize(
     ("words", "cure"),
     [
-        # the parser's own reading: -o utput, a folder =x, a folder --json, the last value
+        # the parser's own reading: -o with the rest as its value, a folder =x, a folder --json, the last value
         (("render", "p.txt", "-output", "x"), "-output is not an option; write --output, with two dashes"),
         (("render", "p.txt", "-out", "x"), "-out is not an option; write --output, with two dashes"),
         (("render", "p.txt", "-o=x"), "write -o x or --output=x"),
