@@ -45,6 +45,11 @@ class Owner:
         """Return whether both are the same batch. An empty digest is unknown."""
         return self.batch == other.batch and (self.digest == other.digest or "" in {self.digest, other.digest})
 
+    def may_follow(self, before: Owner) -> bool:
+        """Return whether its images may join those of the folder: of the same batch, and in shards of one format."""
+        formats = {self.webdataset, before.webdataset} - {""}
+        return self.is_batch_of(before) and len(formats) <= 1
+
 
 class OutputFolder:
     """A folder for one batch."""
@@ -64,14 +69,17 @@ class OutputFolder:
             return
         found = read_owner(self._directory)
         if found is None:
-            taken = next(_taken_names(self._directory, self._options), None)
+            try:
+                taken = next(_taken_names(self._directory, self._options), None)
+            except OSError as error:
+                raise InputError(f"{self._directory} cannot be read: {error.strerror}; {_CURE}") from error
             if taken is not None:
                 raise _taken_error(taken)
         elif not found.is_batch_of(self._owner):
             raise InputError(
                 f"{self._directory} has the images of {_describe(found, self._owner)}; {_CURE} to replace its images"
             )
-        elif self._owner.webdataset and found.webdataset not in {"", self._owner.webdataset}:
+        elif not self._owner.may_follow(found):
             raise InputError(
                 f"{self._directory} has the batch's {found.webdataset} images; {_CURE} to replace them by "
                 f"{self._owner.webdataset} images"
@@ -88,7 +96,7 @@ class OutputFolder:
         self.check()
         found = read_owner(self._directory)
         claimed = self._owner
-        if found is not None and not found.is_batch_of(claimed):
+        if found is not None and not claimed.may_follow(found):
             _remove_images(self._directory)
         elif found is not None and not claimed.webdataset:
             claimed = replace(claimed, webdataset=found.webdataset)

@@ -91,8 +91,11 @@ def test_a_folder_holds_one_webdataset_of_a_batch_and_its_files(tmp_path: Path) 
     claim(tmp_path, Owner("cats", "1", "png"), SHARDS)
     with pytest.raises(InputError, match=r"has the batch's png images.* by webp images"):
         claim(tmp_path, Owner("cats", "1", "webp"), SHARDS)
+    written(tmp_path, "shard-00000.tar")
+    write_results(tmp_path / "__tables__", {"shard": "shard-00000.tar"})
     claim(tmp_path, Owner("cats", "1", "webp"), FetchOptions(layout="webdataset", force=True))
     assert read_owner(tmp_path) == Owner("cats", "1", "webp")
+    assert not (tmp_path / "shard-00000.tar").exists()
 
 
 @pytest.mark.parametrize(
