@@ -230,6 +230,8 @@ def _workflow(document: JsonDocument) -> InputError:
 
 
 def _no_rows(document: JsonDocument, layout: _Layout) -> InputError:
+    if b'"class_type"' in document.content:
+        return _workflow(document)
     keys = ", ".join(abbreviate(key) for key in layout.keys)
     if layout.is_by_column:
         cure = 'write a list with an object for each row; pandas does with orient="records"'

@@ -102,7 +102,8 @@ def check_value(place: str, check: RowCheck, value: object, *, key: str | None =
         return RowError(text, "not an object")
     if openai_batch.is_request(value):
         return openai_batch.check_request(place, check, value)
-    dialect = Dialect.DIFFUSIONDB if "p" in value and check.prompt_column not in value else Dialect.LONG
+    has_other = not isinstance(value.get("p"), str) or check.names.prompt_name(value) is not None
+    dialect = Dialect.LONG if has_other else Dialect.DIFFUSIONDB
     try:
         fields = check.collect(value.items(), dialect=dialect)
     except FieldError as error:

@@ -79,6 +79,12 @@ def test_a_part_of_diffusiondb_is_read(tmp_path: Path) -> None:
     assert notes["'se' is read as seed"] == 1
 
 
+@pytest.mark.parametrize("entry", ['{"text": "a cat", "p": "0.5"}', '{"prompt": "a cat", "p": "0.5"}'])
+def test_p_is_a_prompt_only_if_there_is_no_other(tmp_path: Path, entry: str) -> None:
+    rows, _ = read(tmp_path / "p.jsonl", entry, prompt_files.KEEP)
+    assert rows == [("p.jsonl line 1", {"prompt": "a cat", "columns": {"p": "0.5"}})]
+
+
 @pytest.mark.parametrize("key", ["prompts", "data", "Items", "rows"])
 def test_the_only_list_of_an_object_has_the_rows(tmp_path: Path, key: str) -> None:
     rows, notes = read(tmp_path / "p.json", json.dumps({"version": 2, key: ["a cat", {"prompt": "a dog"}]}))
@@ -120,6 +126,7 @@ WORKFLOW = "p.json is a workflow of ComfyUI, not a list of prompts; write a list
     ("content", "message"),
     [
         ('{"3": {"class_type": "KSampler", "inputs": {"seed": 5}}}', WORKFLOW),
+        ('{"prompt": {"3": {"class_type": "KSampler", "inputs": {}}}, "client_id": "x"}', WORKFLOW),
         ('{"last_node_id": 9, "nodes": [{"id": 1}], "links": []}', WORKFLOW),
         (
             '{"prompt": {"0": "a"}, "seed": {"0": 1}}',
