@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import closing
+from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from latentfarm.batch import Batch
 from latentfarm.connection import Connection
+from latentfarm.errors import InputError
 from latentfarm.names import check_batch_name
 from latentfarm.settings import DEFAULT_MODEL, Settings
 
@@ -150,5 +152,12 @@ class Farm:
         Raises:
             InputError: there is no such batch.
         """
-        self.ledger.batch(check_batch_name(name))
+        check_batch_name(name)
+        try:
+            self.ledger.batch(name)
+        except InputError as error:
+            close = get_close_matches(name, self.ledger.batches(), n=3)
+            if not close:
+                raise
+            raise InputError(f"{error}; did you mean {' or '.join(map(repr, close))}?") from None
         return Batch(self.connection, name)

@@ -1,7 +1,7 @@
 """The words after a command's name, checked before they are parsed: what would change its meaning is an error.
 
-The parser takes ``-output`` for ``-o`` with a value, ``-o=DIR`` for a folder ``=DIR``, ``-o --json`` for a folder ``--json``,
-and the last of two values.
+The parser takes ``-output`` for ``-o`` with a value, ``-o=DIR`` for a folder ``=DIR``, ``-o --json`` for a folder
+``--json``, and the last of two values.
 """
 
 from __future__ import annotations

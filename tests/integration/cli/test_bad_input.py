@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from latentfarm import Farm
 from latentfarm.cli import app
-from latentfarm.errors import LatentfarmError
+from latentfarm.errors import InputError, LatentfarmError
 
 pytestmark = pytest.mark.integration
 
@@ -82,3 +82,9 @@ def test_an_empty_farm_is_no_error(farm: Farm, monkeypatch: pytest.MonkeyPatch) 
         ["delete", "nosuch", "--yes"],
     ):
         assert CliRunner().invoke(app, arguments).exit_code == 0, arguments
+
+
+def test_a_misspelled_batch_is_answered_with_the_one_that_was_meant(farm: Farm) -> None:
+    farm.submit(["a cat"], batch="my-cats")
+    with pytest.raises(InputError, match=r"batch 'my-cat' is unknown; .*; did you mean 'my-cats'\?"):
+        farm.batch("my-cat")
