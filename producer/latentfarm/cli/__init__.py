@@ -96,7 +96,9 @@ def main() -> None:
     Other errors keep their traceback.
     """
     # SIGTERM and a closed terminal act as Ctrl-C does: started processes stop in order, unfinished jobs are released
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # a background job of a script ignores SIGINT, and `nohup` SIGHUP
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
     try:

@@ -27,8 +27,6 @@ from latentfarm.settings import Settings
 _SUPERVISOR_EXIT_S = 5.0
 _SERVER_EXIT_S = 10.0
 _POLL_S = 0.2
-#: Ctrl-C, a stop request, and a terminal that was closed
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 #: of the extra `worker`
 _WORKER_PACKAGES = ("torch", "diffusers", "transformers")
 
@@ -202,7 +200,9 @@ def stop_on_signals() -> Iterator[Event]:
             raise KeyboardInterrupt
         event.set()
 
-    numbers = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
     before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield event

@@ -95,7 +95,7 @@ def test_an_owner_waits_for_those_who_use_the_farm(tmp_path: Path) -> None:
     assert claim.in_use()
     user.communicate("")
     until(lambda: not claim.in_use())
-    # from here on, nobody else can use it: a command that comes now waits for the end
+    # from here on, no other command can use it: a command that comes now waits for the end
     late = subprocess.Popen([sys.executable, "-c", LATE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert late.stdout is not None
     assert late.stdout.readline() == "waits\n"
