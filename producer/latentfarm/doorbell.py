@@ -34,8 +34,13 @@ def queue_name(model: str) -> str:
     return f"render.{model}"
 
 
-def make_app(redis_url: str, *, model: str | None = None) -> Celery:
+def make_app(redis_url: str, *, model: str | None = None, remote_control: bool = False) -> Celery:
     """Return the Celery app on the farm's Redis. With ``model``, its worker consumes that model's queue.
+
+    Args:
+        redis_url: a URL of ``RedisAddress``.
+        model: the alias of the model.
+        remote_control: workers answer Celery's own tools and send events to them. This needs more permissions.
 
     Raises:
         InputError: the URL is malformed.
@@ -57,8 +62,8 @@ def make_app(redis_url: str, *, model: str | None = None) -> Celery:
         worker_concurrency=1,
         worker_prefetch_multiplier=1,
         worker_enable_prefetch_count_reduction=False,
-        worker_enable_remote_control=False,
-        worker_send_task_events=False,
+        worker_enable_remote_control=remote_control,
+        worker_send_task_events=remote_control,
         worker_hijack_root_logger=False,
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,

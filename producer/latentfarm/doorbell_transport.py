@@ -74,6 +74,15 @@ class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
         with _translated(self.connection, pause_s=_PAUSE_S):
             return super()._queue_bind(*arguments, **options)
 
+    def _size(self, *arguments: Any, **options: Any) -> Any:
+        with _translated(self.connection, pause_s=_PAUSE_S):
+            return super()._size(*arguments, **options)
+
+    def _receive(self, *arguments: Any, **options: Any) -> Any:
+        # what remote control subscribes to
+        with _translated(self.connection, pause_s=_PAUSE_S):
+            return super()._receive(*arguments, **options)
+
     def require_writable(self) -> None:
         """Write to Redis, so that it refuses now if it refuses writes.
 

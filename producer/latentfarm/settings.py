@@ -85,6 +85,9 @@ class Settings(BaseModel):
     log_format: logs.Format = "auto"
     """``text``, ``json`` or ``auto`` [default: auto, text on a terminal and json otherwise]."""
 
+    celery_remote_control: bool = False
+    """Let workers answer Celery's own tools, such as ``celery inspect`` and flower [default: false]."""
+
     webhook_secret: SecretStr = SecretStr("")
     """Key with which workers sign webhooks: ``whsec_`` and the base64 of 24 to 64 bytes [default: none]."""
     webhook_allow_private: bool = False

@@ -187,9 +187,9 @@ def locked_farm(servers: Settings, folder: Path) -> Iterator[Run]:
                 "LATENTFARM_HOUSEKEEPING_INTERVAL_S": "0.3",
                 "LATENTFARM_WEBHOOK_SECRET": f"whsec_{hook_secret}",
             }
-            worker = ManagedProcess(
-                "worker", [sys.executable, "-m", "latentfarm", "worker"], log=log, env={**os.environ, **environment}
-            )
+            # the bare command: Celery's own defaults must need no further permission
+            command = [sys.executable, "-m", "celery", "-A", "latentfarm_worker", "worker"]
+            worker = ManagedProcess("worker", command, log=log, env={**os.environ, **environment})
             try:
                 collect(found)
             finally:

@@ -8,8 +8,10 @@ import signal
 import socket
 import sys
 import uuid
+from functools import cache
 from typing import Any
 
+from celery.apps.worker import Worker as Program
 from celery.signals import setup_logging, worker_init, worker_ready, worker_shutdown, worker_shutting_down
 
 from latentfarm import doorbell
@@ -17,12 +19,12 @@ from latentfarm.errors import LatentfarmError
 from latentfarm.monitoring import logs
 from latentfarm.settings import Settings
 from latentfarm_worker.supervise.exit_codes import EXIT_UNAVAILABLE
-from latentfarm_worker.supervise.shared_state import from_environment
+from latentfarm_worker.supervise.shared_state import SharedState, from_environment
 
 log = logging.getLogger(__name__)
 
 settings = Settings.load()
-app = doorbell.make_app(settings.redis_url, model=settings.model)
+app = doorbell.make_app(settings.redis_url, model=settings.model, remote_control=settings.celery_remote_control)
 
 #: as under ``nohup``; Celery handles it later
 _HANGUP_IS_IGNORED = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -30,6 +32,32 @@ _HANGUP_IS_IGNORED = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
 _worker: Any = None
 #: the error that ended Celery, if one did
 _cause: BaseException | None = None
+
+
+@cache
+def _supervision() -> tuple[SharedState, str | None]:
+    # the first call removes the variable
+    return from_environment()
+
+
+class CeleryWorker(Program):  # type: ignore[misc]
+    """Celery's worker without messages to other workers, whichever command starts it.
+
+    They do nothing for doorbells, and the published users of Redis may not send them.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        visible = settings.celery_remote_control
+        options |= {"without_gossip": True, "without_mingle": True}
+        options |= {"without_heartbeat": not visible, "task_events": visible}
+        _, supervised_name = _supervision()
+        if supervised_name:
+            # the workers of a host need different names
+            options["hostname"] = f"celery@{supervised_name}"
+        super().__init__(*arguments, **options)
+
+
+app.Worker = app.subclass_with_self(CeleryWorker)
 
 
 @app.task(name=doorbell.TASK_NAME)  # type: ignore[untyped-decorator]
@@ -46,7 +74,7 @@ def _keep_logging(**_: Any) -> None:
 @worker_init.connect  # type: ignore[untyped-decorator]
 def _start(**_: Any) -> None:
     global _worker  # noqa: PLW0603 - Celery offers a task no other way to reach an object of its process
-    state, supervised_name = from_environment()
+    state, supervised_name = _supervision()
     name = supervised_name or f"{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}"
     logs.configure(settings.log_format, worker=name, process="worker")
     # imported here, because torch takes seconds to import
@@ -95,10 +123,9 @@ def serve() -> int:
     """
     # without the worker's name, which is known when Celery starts
     logs.configure(settings.log_format, process="worker")
-    options = ["--without-gossip", "--without-mingle", "--without-heartbeat"]
     # Celery's banner is not JSON
     quiet = ["--quiet"] if logs.use_json(settings.log_format) else []
-    app.start(argv=[*quiet, "worker", *options])
+    app.start(argv=[*quiet, "worker"])
     if _worker is not None and _worker.state.stopping:
         return 0
     log.critical("the worker ended, though nothing requested it: %r", _cause)
