@@ -61,17 +61,17 @@ class FarmFolder:
         Raises:
             InputError: the file cannot be read, or the farm runs under another path or on another host.
         """
+        if not self.runs():
+            # the file may be of a farm that was killed, or copied from elsewhere
+            return None
         try:
             text = self._file.read_text()
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return None
         except OSError as error:
             raise InputError(
                 f"{self._file} cannot be read: {error.strerror}; run the command as the user who started the farm"
             ) from None
-        if not self.runs():
-            # left by a farm that was killed, or copied from elsewhere
-            return None
         try:
             fields: dict[str, Any] = json.loads(text)
             host, folder = fields.pop("host", None), fields.pop("folder", None)
@@ -94,7 +94,7 @@ class FarmFolder:
         try:
             with (self.path / "lock").open() as lock:
                 return not _try_lock(lock, fcntl.LOCK_SH)
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError as error:
             raise InputError(f"{self.path} cannot be read: {error.strerror}; use another folder") from None
@@ -224,7 +224,7 @@ class Claim:
         return not _try_lock(self._users, fcntl.LOCK_EX)
 
     def retract(self) -> None:
-        """Tell no further command how to reach the farm."""
+        """Let no further command reach the farm."""
         (self._folder.path / "farm.json").unlink(missing_ok=True)
 
     def release(self) -> None:
