@@ -279,7 +279,8 @@ CASES = [
                 "'size' is read as width, height",
                 "'output_format' is read as image_format",
             )
-        },
+        }
+        | {"'stream' is kept unread and has no effect": 1},
         refused=("openai-batch.jsonl line 4: url '/v1/chat/completions' is not supported; ",),
     ),
     Expected("parti-prompts.tsv", refused=("parti-prompts.tsv: column 'Category' is not known; ",)),

@@ -13,7 +13,6 @@ from latentfarm.submission.prompts.flags import has_flags
 _CHOICES = "choices such as {a|b} and __name__ are rendered as written; add --dynamic-prompts"
 _FLAGS = "flags such as --steps 20 in a prompt are rendered as written; only lines of a txt have flags"
 _LORA = "<lora:name:weight> is rendered as written; LoRAs are not supported"
-_TEMPLATE = "{prompt} is rendered as written; a style is a template, not a prompt"
 #: what all of these have, so that most prompts are searched once
 _MARK = re.compile(r"[{(\[]|__| -|\+\+|--|<lora:")
 
@@ -40,8 +39,6 @@ def _sentences(text: str, *, plain: bool, dynamic: bool) -> list[str]:
     found = []
     if not dynamic and has_choices(text):
         found.append(_CHOICES)
-    if "{prompt}" in text:
-        found.append(_TEMPLATE)
     if "<lora:" in text:
         found.append(_LORA)
     if " -" in text and has_flags(text):

@@ -119,7 +119,7 @@ def _sampler_of_index(value: Any) -> str:
 
 
 def _override_settings(value: Any) -> dict[str, Any]:
-    if _is_off(value):
+    if is_off(value):
         return {}
     if not isinstance(value, Mapping):
         raise ValueError("is not an object; remove it")
@@ -132,7 +132,8 @@ def _override_settings(value: Any) -> dict[str, Any]:
     return fields
 
 
-def _is_off(value: object) -> bool:
+def is_off(value: object) -> bool:
+    """Return whether an option has a value such as 0, false, none or an empty list."""
     return str(value).strip().lower() in _OFF
 
 
@@ -140,7 +141,7 @@ def _off(cure: str) -> Callable[[Any], dict[str, Any]]:
     """Pass over an option that is off; refuse it otherwise, because it changes the image."""
 
     def parse(value: Any) -> dict[str, Any]:
-        if not _is_off(value):
+        if not is_off(value):
             raise ValueError(f"is not supported; {cure}")
         return {}
 

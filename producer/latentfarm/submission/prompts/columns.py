@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from latentfarm.errors import InputError
 from latentfarm.job import Row
-from latentfarm.submission.prompts.aliases import ALIASES, Alias, Dialect, normalize
+from latentfarm.submission.prompts.aliases import ALIASES, Alias, Dialect, is_off, normalize
 
 #: fields that a row may set; ``columns`` is filled by ``ReadOptions.keep_columns`` only
 FIELDS = frozenset(Row.model_fields) - {"columns"}
@@ -144,6 +144,11 @@ class ColumnNames:
             return None
         meaning = self.meaning(close[0])
         return meaning.field or None if meaning else None
+
+    def is_ignored(self, name: str, value: object) -> bool:
+        """Return whether a kept column is an option that would change the image in another tool."""
+        alias = ALIASES[Dialect.LONG].get(normalize(name))
+        return alias is not None and alias.changes and not is_off(value)
 
     def _is_unknown(self, name: str, prompt: str | None) -> bool:
         meaning = self.meaning(name)

@@ -15,6 +15,7 @@ from latentfarm.submission.prompts import openai_batch
 from latentfarm.submission.prompts.aliases import Dialect
 from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines, stray_line_end
 from latentfarm.submission.prompts.rows import (
+    STYLE_MARK,
     FieldError,
     LocatedRow,
     ParsedRow,
@@ -52,7 +53,8 @@ def _parse_direct(prefix: str, check: RowCheck, number: int, lines: list[bytes])
             except ValidationError:
                 pass
             else:
-                if row.prompt and row.columns is None and not row.prompt.isspace():
+                plain = row.prompt and not row.prompt.isspace() and STYLE_MARK not in row.prompt
+                if plain and row.columns is None:
                     yield LocatedRow(f"{prefix}{number}", row)
                     continue
         found = parse_line(f"{prefix}{number}", check, line)

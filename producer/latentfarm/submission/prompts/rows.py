@@ -23,6 +23,8 @@ from latentfarm.submission.prompts.notes import Notes
 _MAX_ERRORS = 8
 _MAX_VALUE_CHARACTERS = 60
 
+#: where a style of AUTOMATIC1111 has the prompt
+STYLE_MARK = "{prompt}"
 _validate = Row.__pydantic_validator__.validate_python
 
 
@@ -131,6 +133,10 @@ class RowCheck:
             return RowError(f"{place}: a value is nested too deeply; write it flatter", "nested too deeply")
         if unknown:
             return _row_error(unknown)
+        if STYLE_MARK in row.prompt:
+            label = labels.get("prompt", "prompt")
+            text = f"{place}: {label} {abbreviate(row.prompt)} is a style: write the prompt in place of {STYLE_MARK}"
+            return RowError(text, "a style")
         if not row.prompt or row.prompt.isspace():
             label = labels.get("prompt", "prompt")
             return RowError(f"{place}: {label} '' is empty; describe the image", "prompt is empty")
@@ -166,7 +172,9 @@ class RowCheck:
                 self.notes.add(f"{abbreviate(column)} is not kept: --keep-columns does not name it")
                 continue
             kept[str(column)] = value
-            if near := self.names.near_miss(str(column)):
+            if self.names.is_ignored(str(column), value):
+                self.notes.add(f"{abbreviate(column)} is kept unread and has no effect")
+            elif near := self.names.near_miss(str(column)):
                 self.notes.add(f"{abbreviate(column)} is kept unread; to read it, use --column {near}={column}")
         return kept
 

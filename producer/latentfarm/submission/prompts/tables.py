@@ -17,8 +17,6 @@ from latentfarm.submission.prompts.table_records import LineReader, RecordError,
 _NAMES = {",": "a comma", "\t": "a tab", ";": "a semicolon", "|": "a vertical bar"}
 #: the line with which Excel names the delimiter
 _SEPARATOR = re.compile(r'"?sep=(.)"?[,;|\t]*', re.IGNORECASE)
-#: where a style of AUTOMATIC1111 has the prompt
-_PLACEHOLDER = "{prompt}"
 
 
 def read_table(stream: BinaryIO, name: str, check: RowCheck, *, delimiter: str) -> Iterator[ParsedRow]:
@@ -98,11 +96,7 @@ def _row(place: str, header: Header, cells: Sequence[str], check: RowCheck) -> P
         return RowError(f"{place}: {text}", reason)
     for column, cell in fields.items():
         field = check.field(column)
-        if field == "prompt":
-            if _PLACEHOLDER in cell:
-                text = f"{place}: {column} {abbreviate(cell)} is a style: write the prompt in place of {_PLACEHOLDER}"
-                return RowError(text, "a style")
-        elif not cell and field is not None:
+        if not cell and field not in {None, "prompt"}:
             fields[column] = None
         elif field == "scheduler_options":
             try:

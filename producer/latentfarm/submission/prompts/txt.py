@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from typing import BinaryIO
 
@@ -12,7 +13,7 @@ from pydantic import ValidationError
 from latentfarm.job import Row
 from latentfarm.submission.prompts import flags
 from latentfarm.submission.prompts.lines import not_utf8_error, rows_of_lines, stray_line_end
-from latentfarm.submission.prompts.rows import LocatedRow, ParsedRow, RowCheck, RowError, abbreviate
+from latentfarm.submission.prompts.rows import STYLE_MARK, LocatedRow, ParsedRow, RowCheck, RowError, abbreviate
 
 #: the second and third lines of the text that AUTOMATIC1111 writes into an image
 _INFOTEXT = re.compile(r"(?i:negative prompt): |Steps: \d+, Sampler: ")
@@ -54,9 +55,9 @@ def _parse(prefix: str, check: RowCheck, number: int, lines: list[bytes]) -> Ite
         if "-" in line and flags.has_flags(line):
             yield flags.check_line(f"{prefix}{number}", check, line)
             continue
-        try:
-            row = _validate({"prompt": line})
-        except ValidationError:
-            yield check.row(f"{prefix}{number}", {"prompt": line})
-        else:
-            yield LocatedRow(f"{prefix}{number}", row)
+        row = None
+        if STYLE_MARK not in line:
+            with suppress(ValidationError):
+                row = _validate({"prompt": line})
+        place = f"{prefix}{number}"
+        yield check.row(place, {"prompt": line}) if row is None else LocatedRow(place, row)

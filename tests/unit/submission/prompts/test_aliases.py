@@ -171,6 +171,24 @@ def test_kept_columns_are_data_but_fields_of_other_tools_are_read() -> None:
     assert "'widht' is kept unread; to read it, use --column width=widht" in notes
 
 
+def test_a_kept_option_that_would_change_the_image_is_noted_if_it_is_on() -> None:
+    fields, notes = read({"prompt": "a", "tiling": True, "enable_hr": False}, KEEP)
+    assert fields == {"prompt": "a", "columns": {"tiling": True, "enable_hr": False}}
+    assert notes == {"'tiling' is kept unread and has no effect": 1}
+
+
+def test_a_style_is_no_prompt_in_any_format(tmp_path: Path) -> None:
+    for name, text in {
+        "p.txt": "{}",
+        "p.jsonl": '{{"prompt": "{}"}}',
+        "p.csv": 'prompt\n"{}"',
+        "p.json": '["{}"]',
+    }.items():
+        [(reason, message)] = prompt_files.row_errors(tmp_path / name, text.format("photo of {prompt}, 35mm"))
+        assert reason == "a style"
+        assert message.endswith("prompt 'photo of {prompt}, 35mm' is a style: write the prompt in place of {prompt}")
+
+
 def test_keep_columns_names_those_that_are_kept() -> None:
     fields, notes = read({"prompt": "a", "steps": 3, "x": 1, "y": 2}, ReadOptions(keep_columns=("x", "steps")))
     assert fields == {"prompt": "a", "columns": {"steps": 3, "x": 1}}
