@@ -16,6 +16,9 @@ import pytest
 from tests.conftest import Command, read_lines, until
 from tests.support.processes import alive, children_of
 
+from latentfarm import Farm
+from latentfarm.settings import Settings
+
 pytestmark = pytest.mark.acceptance
 
 LATENTFARM = (sys.executable, "-m", "latentfarm")
@@ -54,6 +57,24 @@ def test_a_farm_whose_first_render_ends_at_half_of_the_second_stays_for_it(tmp_p
     assert first.returncode == 0, errors
     assert "other commands use this farm; it runs until they have ended" in errors
     assert len(read_lines(tmp_path / "out-a" / "results.jsonl")) == 20
+
+
+def test_a_render_that_was_killed_starts_workers_when_it_runs_again(
+    latentfarm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LATENTFARM_LEASE_TTL_S", "2")
+    (tmp_path / "p.txt").write_text("".join(f"prompt {n}\n" for n in range(12)))
+    options = ("p.txt", "-o", "out", "--num-inference-steps", "30", "--width", "64", "--height", "64", "--slots", "2")
+    process = start(tmp_path, "render", *options, "--batch", "b")
+    until((tmp_path / ".latentfarm" / "farm.json").exists)
+    farm = Farm.open(Settings.load(tmp_path / ".latentfarm"))
+    until(lambda: "b" in farm.ledger.batches() and farm.batch("b").status().done > 0)
+    process.kill()
+    process.communicate()
+    # the ledger still lists the worker of the killed farm
+    again = latentfarm("render", *options, "--batch", "b")
+    assert again.returncode == 0, again.stderr
+    assert len(read_lines(tmp_path / "out" / "results.jsonl")) == 12
 
 
 def test_a_farm_that_was_killed_is_no_farm_and_keeps_its_data(latentfarm: Command, tmp_path: Path) -> None:

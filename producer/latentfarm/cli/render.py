@@ -150,7 +150,8 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
                 farm,
                 _WorkerPool(
                     start,
-                    others_serve=lambda: bool(farm.ledger.workers(spec.alias)),
+                    # in a farm that begins, the ledger may still list the workers of one that was killed
+                    others_serve=lambda: local is None and _is_served(farm, spec.alias),
                     require_servers=local.require_servers if local else lambda: None,
                 ),
             )
@@ -161,6 +162,10 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
             if local is not None:
                 # also after Ctrl-C, which ends this command's batch; the second one ends the farm
                 local.wait_for_users(_report_users)
+
+
+def _is_served(farm: Farm, model: str) -> bool:
+    return any(not worker.draining for worker in farm.ledger.worker_records(model))
 
 
 def _local_farm(cleanup: ExitStack) -> tuple[Settings, LocalFarm | None]:
