@@ -40,6 +40,7 @@ OTHERS = {
     "embed_metadata": False,
     "metrics_address": "127.0.0.1:9464",
     "log_format": "json",
+    "celery_remote_control": True,
     "webhook_secret": SecretStr("whsec_c2VjcmV0"),
     "webhook_allow_private": True,
 }

@@ -95,7 +95,12 @@ def test_an_invalid_url_is_refused_without_repeating_it(url: str) -> None:
     assert "hunt" not in str(caught.value)
 
 
-@given(st.text(max_size=40), st.sampled_from(["redis://", "rediss://", "unix://", "redis://127.0.0.1@", ""]))
+@given(
+    st.text(max_size=40),
+    st.sampled_from(
+        ["redis://", "rediss://", "unix://", "redis://127.0.0.1@", "", "sentinel://", "sentinel://a/s?", "redis://h?"]
+    ),
+)
 def test_any_url_is_assessed_or_refused(text: str, scheme: str) -> None:
     with suppress(InputError):
         found = redis_problem(scheme + text)
