@@ -141,7 +141,7 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
     assert (long.status().leased, farm.ledger.redis.zcard("lf:leases")) == (0, 0)
     assert output(latentfarm("cancel", "long", settings=worked)) == "long is already cancelled"
     assert latentfarm("resume", "long", settings=worked).returncode == 2
-    assert output(latentfarm("watch", "long", settings=worked)) == "long: cancelled  30/30"
+    assert output(latentfarm("watch", "long", settings=worked)) == "long: cancelled  0 of 30 jobs done, 30 cancelled"
 
     before = {line["job"]: line.get("epoch") for line in mixed.results() if line["state"] == "done"}
     assert output(latentfarm("retry", "mixed", "--code", "non_finite", settings=worked)) == "mixed runs 1 job again"

@@ -9,11 +9,13 @@ from latentfarm.limits import MAX_TOKENS
 
 def format_progress(status: BatchStatus) -> str:
     """Return the progress of a batch in one line."""
-    found = [f"{status.ended}/{status.total}"]
     if status.cancelled:
-        found.append(format_ends(status))
-    elif status.failed:
-        found.append(format_failures(status))
+        # a count of ended jobs would read as if they were done
+        found = [format_ends(status)]
+    else:
+        found = [f"{status.ended}/{status.total}"]
+        if status.failed:
+            found.append(format_failures(status))
     if status.images_per_s is not None:
         found.append(f"{status.images_per_s:.2f} images/s")
     if (left := format_eta(status)) != "-":

@@ -109,7 +109,7 @@ def test_the_end_of_a_cancelled_batch_is_counted(farm: Farm, latentfarm: Command
     assert f"the batch was cancelled: {ends}\n" in waited.stderr
     watched = latentfarm("watch", "pets", settings=farm.settings)
     assert watched.returncode == 0
-    assert watched.stdout.startswith(f"pets: cancelled  5/5  {ends}")
+    assert watched.stdout.startswith(f"pets: cancelled  {ends}")
     again = latentfarm(*submit_again, settings=farm.settings)
     assert (again.returncode, again.stderr) == (
         2,
