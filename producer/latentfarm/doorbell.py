@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from math import ceil
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import redis
@@ -34,6 +35,14 @@ def queue_name(model: str) -> str:
     return f"render.{model}"
 
 
+class _Doorbells(Celery):  # type: ignore[misc]
+    """A Celery app, all of whose connections are of ``doorbell_transport``."""
+
+    def _acquire_connection(self, pool: bool = True) -> Any:  # noqa: ARG002, FBT001, FBT002 - Celery's method
+        """Return a connection of its own to each of Celery's tools: kombu's pool makes connections of its own class."""
+        return self.connection_for_write()
+
+
 def make_app(redis_url: str, *, model: str | None = None, remote_control: bool = False) -> Celery:
     """Return the Celery app on the farm's Redis. With ``model``, its worker consumes that model's queue.
 
@@ -49,7 +58,7 @@ def make_app(redis_url: str, *, model: str | None = None, remote_control: bool =
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     address = RedisAddress.parse(redis_url) if redis_url else None
     broker = _broker_of(address) if address else None
-    app = Celery("latentfarm", broker=broker, amqp=make_amqp(address), set_as_current=False)
+    app = _Doorbells("latentfarm", broker=broker, amqp=make_amqp(address), set_as_current=False)
     app.conf.update(
         accept_content=["json"],
         task_serializer="json",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ def test_inspect_and_events_reach_a_worker_with_the_published_permissions(settin
     with locked_redis(tmp_path, {"admin": "secret", "worker": "hush"}) as port:
         with redis.Redis(port=port, username="admin", password="secret") as admin:
             rules = (DOCS / "redis-acl-celery.txt").read_text().split()
-            admin.execute_command("ACL", "SETUSER", "worker", *rules)  # type: ignore[no-untyped-call]
+            admin.execute_command("ACL", "SETUSER", "worker", *rules)
         settings = settings.model_copy(update={"redis_url": f"redis://worker:hush@127.0.0.1:{port}/0"})
         environment = {**os.environ, **settings.environment(), "LATENTFARM_CELERY_REMOTE_CONTROL": "1"}
         environment |= {"LATENTFARM_LOG_FORMAT": "text", "OMP_NUM_THREADS": "1"}
@@ -46,3 +47,13 @@ def test_inspect_and_events_reach_a_worker_with_the_published_permissions(settin
         finally:
             worker.terminate()
             worker.wait_or_kill(20)
+
+
+def test_a_malformed_url_is_one_line_for_celery_too(settings: Settings, tmp_path: Path) -> None:
+    environment = {**os.environ, **settings.environment(), "LATENTFARM_REDIS_URL": "redsi://:hush@h"}
+    command = [sys.executable, "-m", "celery", "-A", "latentfarm_worker", "worker"]
+    ran = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 2
+    [line] = ran.stderr.splitlines()
+    assert line.startswith("latentfarm: LATENTFARM_REDIS_URL is no URL of a Redis: ")
+    assert "hush" not in line

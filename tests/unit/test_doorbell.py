@@ -39,10 +39,14 @@ def test_celery_accepts_json_only_and_keeps_no_results() -> None:
     assert [queue.name for queue in conf.task_queues] == ["render.mini"]
 
 
-@pytest.mark.parametrize("url", ["redis://localhost/1", "rediss://:secret@farm/0", "unix:///run/redis.sock"])
+@pytest.mark.parametrize(
+    "url", ["redis://localhost/1", "rediss://:secret@farm/0", "unix:///run/redis.sock", "sentinel://a,b/farm"]
+)
 def test_every_kind_of_url_uses_the_transport_that_outlasts_refusals(url: str) -> None:
     app = make_app(url, model="mini")
-    for connection in (app.connection_for_read(), app.connection_for_write()):
+    with app.connection_or_acquire() as for_tools:
+        assert not for_tools.connected
+    for connection in (app.connection_for_read(), app.connection_for_write(), for_tools):
         assert connection.get_transport_cls() is DoorbellTransport
         assert {redis.ResponseError, redis.ConnectionError, UnavailableError} <= set(connection.connection_errors)
 

@@ -78,7 +78,7 @@ def urls(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "empty ca file": f"rediss://{HERE}:{with_tls}?ssl_ca_certs={folder / 'file'}",
             "tls works": f"rediss://{HERE}:{with_tls}?ssl_ca_certs={folder / 'ca.pem'}",
             "password": f"redis://:wrong@{HERE}:{start('locked', '--requirepass', 's')}",
-            "user": f"redis://nobody:wrong@{HERE}:{plain}",
+            "user": f"redis://stranger:wrong@{HERE}:{plain}",
             "no rights": f"redis://idle:x@{HERE}:{plain}",
             "no keys": f"redis://keyless:x@{HERE}:{plain}",
             "closed": f"redis://{HERE}:{closed}",
