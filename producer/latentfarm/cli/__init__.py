@@ -6,11 +6,11 @@ Data goes to stdout, progress and errors to stderr. Exit codes: 0 success, 1 a j
 
 from __future__ import annotations
 
+import io
 import os
 import platform
 import signal
 import sys
-from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -101,6 +101,9 @@ def main() -> None:
         # a background job of a script ignores SIGINT, and `nohup` SIGHUP
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.default_int_handler)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # a character that the locale's encoding lacks is no reason to end; in JSON the escape is valid
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
             app()
@@ -130,7 +133,5 @@ def main() -> None:
 
 
 def _fail(text: str, code: int) -> NoReturn:
-    # a full disk may be behind stderr too
-    with suppress(OSError):
-        echo_err(f"latentfarm: {text}")
+    echo_err(f"latentfarm: {text}")
     sys.exit(code)

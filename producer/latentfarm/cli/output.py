@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO
 
 import typer
@@ -22,9 +22,10 @@ _FILE_CURES = {
 
 
 def echo_err(text: str) -> None:
-    """Print one message on stderr at once."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """Print one message on stderr at once. If stderr cannot be written, as on a full disk, the command goes on."""
+    with suppress(OSError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
 def print_json(data: object) -> None:

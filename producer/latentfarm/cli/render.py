@@ -79,6 +79,7 @@ def render(
 _START_S = 60.0
 #: seconds between looks at the disk
 _CHECK_S = 2.0
+_ENDING_S = 0.2
 
 
 class _WorkerPool:
@@ -156,7 +157,11 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
                 ),
             )
         except UnavailableError as error:
-            # asked now, because nothing runs after the clean-up
+            # looked for now, because nothing runs after the clean-up
+            if local is not None:
+                # a process that is killed closes its sockets a moment before it has ended
+                time.sleep(_ENDING_S)
+                local.require_servers()
             raise UnavailableError(explain_outage() or str(error)) from error
         finally:
             if local is not None:

@@ -78,3 +78,15 @@ def test_a_background_job_that_ignores_a_closed_terminal_goes_on(tmp_path: Path)
     script = f"trap '' HUP; {shlex.join(LATENTFARM)} estimate p.txt --json & kill -HUP $!; wait $!"
     ran = subprocess.run(script, shell=True, cwd=tmp_path, capture_output=True, check=False)  # noqa: S602
     assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
+def test_a_command_whose_messages_cannot_be_written_goes_on(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    with FULL.open("wb") as full:
+        for arguments, code in [(["estimate", "p.txt", "--json"], 0), (["estimate", "none.txt"], 2)]:
+            ran = subprocess.run(
+                [*LATENTFARM, *arguments], cwd=tmp_path, stdout=subprocess.PIPE, stderr=full, check=False
+            )
+            assert ran.returncode == code
+            assert bool(ran.stdout) == (code == 0)
