@@ -95,12 +95,7 @@ def main() -> None:
 
     Other errors keep their traceback.
     """
-    # SIGTERM and a closed terminal act as Ctrl-C does: started processes stop in order, unfinished jobs are released
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for number in (signal.SIGINT, signal.SIGHUP):
-        # a background job of a script ignores SIGINT, and `nohup` SIGHUP
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
+    _handle_signals()
     if isinstance(sys.stdout, io.TextIOWrapper):
         # a character that the locale's encoding lacks is no reason to end; in JSON the escape is valid
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -130,6 +125,15 @@ def main() -> None:
     finally:
         # a further interrupt ends the exit itself without a traceback
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
+
+
+def _handle_signals() -> None:
+    # SIGTERM and a closed terminal act as Ctrl-C does: started processes stop in order, unfinished jobs are released
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGINT, signal.SIGHUP):
+        # a background job of a script ignores SIGINT, and `nohup` SIGHUP
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
 
 
 def _fail(text: str, code: int) -> NoReturn:
