@@ -120,10 +120,10 @@ def test_without_a_command_the_commands_are_listed_as_an_error() -> None:
     assert all(f"\n{heading}:\n" in ended.stderr for heading in COMMANDS)
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_character_that_the_encoding_of_stdout_lacks_is_escaped(encoding: str, tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a", "\u732b": 2}\n')
-    command = [sys.executable, "-m", "latentfarm", "estimate", "p.jsonl", "--json"]
+    command = [sys.executable, "-m", "latentfarm", "estimate", "p.jsonl", "--model", "unserved", "--json"]
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert ended.returncode == 1, ended.stderr
