@@ -19,8 +19,8 @@ from typing import IO, Any
 
 from latentfarm.errors import InputError
 
-#: seconds in which another command may ask whether the owner lives, which needs its lock for an instant
-_ASKED_S = 1.0
+#: seconds in which other commands may check whether an owner lives, which takes its lock for an instant
+_CHECKED_S = 1.0
 _POLL_S = 0.05
 #: seconds in which an owner stops its workers and servers, at most
 _STOP_S = 45.0
@@ -133,7 +133,7 @@ class FarmFolder:
             lock = (self.path / "lock").open("a+")
         except OSError as error:
             raise self._unwritable(error) from None
-        deadline = time.monotonic() + _ASKED_S
+        deadline = time.monotonic() + _CHECKED_S
         while not _try_lock(lock, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
                 lock.close()

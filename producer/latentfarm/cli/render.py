@@ -77,7 +77,7 @@ def render(
 
 #: seconds in which another command starts its servers, or stops its workers
 _START_S = 60.0
-#: seconds between looks at the disk
+#: seconds between checks of the disk
 _CHECK_S = 2.0
 _ENDING_S = 0.2
 

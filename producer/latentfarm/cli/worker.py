@@ -51,7 +51,7 @@ def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
     """Report workers that end, until a stop is requested. If a server or the last worker ends, raise an error."""
     ended: set[int] = set()
     reported: str | None = None
-    look_at = 0.0
+    check_at = 0.0
     while not stopped(_POLL_S):
         for child in farm.workers:
             if child.pid not in ended and child.exit_code() is not None:
@@ -61,8 +61,8 @@ def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
             last = farm.workers[-1]
             raise UnavailableError(f"no worker is left; {last.log} ends with:\n{last.log_tail()}")
         farm.require_servers()
-        if time.monotonic() > look_at:
-            outage, look_at = explain_outage(), time.monotonic() + _DISK_POLL_S
+        if time.monotonic() > check_at:
+            outage, check_at = explain_outage(), time.monotonic() + _DISK_POLL_S
             if outage != reported:
                 reported = outage
                 echo_err(outage or "the farm can store its data again")

@@ -41,10 +41,10 @@ def interpreter(version: str) -> str | None:
     """Return an interpreter of this version: of PATH, else of pyenv."""
     pyenv = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
     candidates = [shutil.which(f"python{version}"), *map(str, pyenv)]
-    ask = "import sys; print('%d.%d' % sys.version_info[:2])"
+    query = "import sys; print('%d.%d' % sys.version_info[:2])"
     for found in filter(None, candidates):
         # a shim of pyenv exists for versions that are not selected
-        ran = subprocess.run([found, "-c", ask], capture_output=True, text=True, check=False)
+        ran = subprocess.run([found, "-c", query], capture_output=True, text=True, check=False)
         if ran.stdout.strip() == version:
             return found
     return None
