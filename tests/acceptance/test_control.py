@@ -164,12 +164,17 @@ def test_delete_prompts_and_leaves_neither_keys_nor_objects(
     batch.wait(timeout_s=90)
     without_yes = latentfarm("delete", "doomed", settings=worked)
     assert (without_yes.returncode, "write --yes" in without_yes.stderr) == (2, True)
-    with at_a_terminal(tmp_path, worked, "delete", "doomed") as (process, terminal):
-        prompt = read_until(terminal, "]")
-        assert "Delete 12 images and everything else of batch 'doomed'? [y/N]" in prompt
-        os.write(terminal, b"n\n")
-        assert "nothing was deleted" in read_until(terminal, "deleted")
-        assert process.wait(60) == 1
+    for code in (1, 130):
+        with at_a_terminal(tmp_path, worked, "delete", "doomed") as (process, terminal):
+            prompt = read_until(terminal, "]")
+            assert "Delete 12 images and everything else of batch 'doomed'? [y/N]" in prompt
+            # the answer no, or Ctrl-C
+            if code == 1:
+                os.write(terminal, b"n\n")
+            else:
+                process.send_signal(signal.SIGINT)
+            assert "nothing was deleted" in read_until(terminal, "deleted")
+            assert process.wait(60) == code
     assert batch.status().done == 12
 
     objects = sum(1 for _ in farm.bucket.keys("batches/doomed/"))
