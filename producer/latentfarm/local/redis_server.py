@@ -41,13 +41,19 @@ def find_redis() -> str:
 
 
 def socket_path(folder: Path) -> Path:
-    """Return the path of the socket: in the folder, or in the temporary folder if that path would be too long."""
+    """Return the path of the socket: in the folder, or in the temporary folder if that path would be too long.
+
+    Raises:
+        InputError: Another user has the temporary folder.
+    """
     path = folder.resolve() / "redis.sock"
     if len(os.fsencode(path)) <= _MAX_SOCKET_PATH:
         return path
     short = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
     private = Path(tempfile.gettempdir()) / f"latentfarm-{os.getuid()}"
     private.mkdir(mode=0o700, exist_ok=True)
+    if private.lstat().st_uid != os.getuid():
+        raise InputError(f"{private} belongs to another user; set TMPDIR, or run the command in a shorter path")
     return private / f"{short}.sock"
 
 
