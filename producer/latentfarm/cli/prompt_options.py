@@ -92,7 +92,7 @@ Format = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help=f"{', '.join(name for name in FORMATS if '.' not in name)}, each also with .gz [default: by the name]",
+        help=f"{', '.join(name for name in FORMATS if '.' not in name)}, or with .gz [default: by the name]",
     ),
 ]
 Sweeps = Annotated[
@@ -109,7 +109,7 @@ Dynamic = Annotated[
 Wildcards = Annotated[
     Path | None,
     typer.Option(
-        metavar="DIR", help="Folder with NAME.txt, or yaml or json, for `__NAME__`; implies --dynamic-prompts"
+        metavar="DIR", help="Folder with files for `__NAME__`: txt, yaml, json; implies --dynamic-prompts"
     ),
 ]
 DynamicSeed = Annotated[
