@@ -108,9 +108,7 @@ Dynamic = Annotated[
 ]
 Wildcards = Annotated[
     Path | None,
-    typer.Option(
-        metavar="DIR", help="Folder with files for `__NAME__`: txt, yaml, json; implies --dynamic-prompts"
-    ),
+    typer.Option(metavar="DIR", help="Folder with files for `__NAME__`: txt, yaml, json; implies --dynamic-prompts"),
 ]
 DynamicSeed = Annotated[
     int, typer.Option("--dynamic-prompts-seed", metavar="SEED", help="Seed of the choices of --dynamic-prompts")
