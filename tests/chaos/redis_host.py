@@ -33,6 +33,7 @@ class RedisServer:
     def __init__(self, name: str, folder: Path, port: int) -> None:
         self.folder = folder / name
         self.folder.mkdir(parents=True)
+        self._snapshot = self.folder / "dump.rdb"
         self.socket = str(socket_path(self.folder))
         self.port = port
         self.client: Any = redis.Redis(
@@ -107,8 +108,9 @@ class RedisServer:
                 self.client.execute_command("ACL", "SETUSER", USER, chance.choice(_LOSSES))
             case "MISCONF":
                 # a snapshot cannot replace a folder
-                (self.folder / "blocked.rdb").mkdir(exist_ok=True)
-                self.client.config_set("dbfilename", "blocked.rdb")
+                if self._snapshot.is_file():
+                    self._snapshot.unlink()
+                self._snapshot.mkdir(exist_ok=True)
                 self.client.config_set("save", "3600 1")
                 self._wait(lambda: not self.client.info("persistence")["rdb_bgsave_in_progress"], _SYNC_S, "saves")
                 self.client.bgsave()
@@ -119,7 +121,8 @@ class RedisServer:
             return
         self.client.config_set("maxmemory", 0)
         self.client.config_set("save", "")
-        self.client.config_set("dbfilename", "dump.rdb")
+        if self._snapshot.is_dir():
+            self._snapshot.rmdir()
         self.client.execute_command("ACL", "SETUSER", USER, *_RIGHTS)
 
     def _answers(self) -> bool:

@@ -17,7 +17,7 @@ import typer
 
 from latentfarm import __version__
 from latentfarm.cli.command_group import CommandEntry, make_group
-from latentfarm.cli.output import describe_file_error, discard_stdout, echo_err
+from latentfarm.cli.output import describe_file_error, discard_stdout, echo_err, flush_stderr
 from latentfarm.errors import LatentfarmError, UnavailableError
 from latentfarm.farm_folder import explain_outage
 
@@ -123,6 +123,7 @@ def main() -> None:
             raise
         _fail(text, 2)
     finally:
+        flush_stderr()
         # a further interrupt ends the exit itself without a traceback
         signal.signal(signal.SIGINT, lambda *_: os._exit(130))
 

@@ -56,6 +56,14 @@ def discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def flush_stderr() -> None:
+    """Write what stderr still holds, or discard it: a failure at exit would change the exit code to 120."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+
+
 def describe_file_error(error: OSError) -> str | None:
     """Return what a file's error means and how it is cured, or None for an error of another kind."""
     number, file = error.errno, error.filename

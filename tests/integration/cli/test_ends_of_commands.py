@@ -19,6 +19,12 @@ LATENTFARM = [sys.executable, "-c", "from latentfarm.__main__ import main; main(
 FULL = Path("/dev/full")
 
 
+def use_default_signals() -> None:
+    """Ignore no signal: tests that run under nohup or in the background ignore some, and their children would too."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["estimate", "p.txt", "--json"]])
 def test_a_full_disk_behind_stdout_is_one_line_with_its_cure(tmp_path: Path, arguments: list[str]) -> None:
@@ -52,7 +58,14 @@ def test_an_interrupt_during_the_imports_leaves_no_traceback(tmp_path: Path) -> 
     (tmp_path / "typer.py").write_text("import sys\nprint('importing', flush=True)\nsys.stdin.read()\n")
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     pipe = subprocess.PIPE
-    process = subprocess.Popen([*LATENTFARM, "status"], env=environment, stdin=pipe, stdout=pipe, stderr=pipe)
+    process = subprocess.Popen(
+        [*LATENTFARM, "status"],
+        env=environment,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        preexec_fn=use_default_signals,  # noqa: PLW1509 (the tests have one thread)
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"importing\n"
     process.send_signal(signal.SIGINT)
@@ -65,8 +78,13 @@ def test_an_interrupt_during_the_imports_leaves_no_traceback(tmp_path: Path) -> 
 def test_a_stop_request_or_a_closed_terminal_interrupts_a_command(tmp_path: Path, number: signal.Signals) -> None:
     os.mkfifo(tmp_path / "p.txt")
     # it waits for the writer of the pipe
-    process = subprocess.Popen([*LATENTFARM, "estimate", "p.txt"], cwd=tmp_path, stderr=subprocess.PIPE)
-    until(lambda: catches(process, signal.SIGHUP))
+    process = subprocess.Popen(
+        [*LATENTFARM, "estimate", "p.txt"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        preexec_fn=use_default_signals,  # noqa: PLW1509 (the tests have one thread)
+    )
+    until(lambda: catches(process, signal.SIGHUP), timeout_s=60)
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
