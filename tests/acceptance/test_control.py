@@ -20,6 +20,7 @@ from latentfarm import Batch, Farm
 from latentfarm.ledger.webhook_outbox import WebhookOutbox
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
+from latentfarm.storage.results import flush_due
 from latentfarm.submission.request import SubmitOptions
 from latentfarm.webhooks.deliver import deliver_due
 
@@ -81,6 +82,14 @@ def read_until(terminal: int, text: str) -> str:
         while text not in seen:
             seen += os.read(terminal, 4096).decode(errors="replace")
     return seen
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> None:
+    """Press Ctrl-C until the command ends: just before it begins to read the terminal, one is noticed after it only."""
+    while process.poll() is None:
+        process.send_signal(signal.SIGINT)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(5)
 
 
 def output(result: subprocess.CompletedProcess[str]) -> str:
@@ -172,7 +181,7 @@ def test_delete_prompts_and_leaves_neither_keys_nor_objects(
             if code == 1:
                 os.write(terminal, b"n\n")
             else:
-                process.send_signal(signal.SIGINT)
+                interrupt(process)
             assert "nothing was deleted" in read_until(terminal, "deleted")
             assert process.wait(60) == code
     assert batch.status().done == 12
@@ -236,7 +245,8 @@ def test_failed_jobs_are_grouped_by_code(settings: Settings, latentfarm: Command
     whole = latentfarm("jobs", "ill", "--state", "failed", "--json", settings=settings).stdout
     assert [json.loads(line)["id"] for line in whole.splitlines()] == [f"ill/{n}" for n in range(30)]
 
-    # without a secret no webhook is sent; a live worker may have tried it before
+    # a webhook is due once the results are stored; a live worker may have done this, and tried to send it
+    flush_due(farm.ledger, farm.bucket)
     deliver_due(farm.ledger, settings)
     until(lambda: bool(WebhookOutbox(farm.ledger).last_error("ill")))
     errors, webhook = output(latentfarm("status", "ill", settings=settings)).split("\n")[2:]
