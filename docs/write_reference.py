@@ -41,9 +41,9 @@ def names_text() -> str:
         remarks = "; ".join(filter(None, [where, alias.remark, rule]))
         lines.append(f"| {_names(alias)} | {_fields(alias)} | {alias.tools} | {remarks} |")
     lines += ["", "Passed over, with a note:", "", "| name | written by | because |", "|---|---|---|"]
-    lines += [f"| {_names(alias)} | {alias.tools} | {alias.remark} |" for alias in PASSED_ALIASES if not alias.changes]
+    lines += [f"| {_names(alias)} | {alias.tools} | {alias.remark} |" for alias in PASSED_ALIASES if not alias.cure]
     lines += ["", "Passed over if off, refused otherwise:", "", "| name | written by |", "|---|---|"]
-    lines += [f"| {_names(alias)} | {alias.tools} |" for alias in PASSED_ALIASES if alias.changes]
+    lines += [f"| {_names(alias)} | {alias.tools} |" for alias in PASSED_ALIASES if alias.cure]
     return "\n".join(lines)
 
 

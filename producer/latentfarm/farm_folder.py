@@ -107,19 +107,18 @@ class FarmFolder:
 
     def disk_problem(self) -> str | None:
         """Return why nothing can be stored here, with the cure, or None if it can."""
-        probe, text = self.path / f"probe.{os.getpid()}", None
+        probe = self.path / f"probe.{os.getpid()}"
         try:
             if shutil.disk_usage(self.path).free < _MIN_FREE:
-                text = os.strerror(errno.ENOSPC)
-            else:
-                # a quota is no limit of the disk
-                probe.write_bytes(bytes(_MIN_FREE // 4))
+                return self._unwritable(errno.ENOSPC)
+            # a quota is no limit of the disk
+            probe.write_bytes(bytes(_MIN_FREE // 4))
         except OSError as error:
-            text = error.strerror if error.errno in _DISK_ERRORS else None
+            return self._unwritable(error.errno) if error.errno in _DISK_ERRORS else None
         finally:
             with suppress(OSError):
                 probe.unlink(missing_ok=True)
-        return text and f"{self.path.resolve()} cannot be written: {text}; {_cure(text)}"
+        return None
 
     def claim(self) -> Claim:
         """Become the owner.
@@ -132,7 +131,7 @@ class FarmFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             lock = (self.path / "lock").open("a+")
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise InputError(self._unwritable(error.errno)) from None
         deadline = time.monotonic() + _CHECKED_S
         while not _try_lock(lock, fcntl.LOCK_EX):
             if time.monotonic() > deadline:
@@ -145,7 +144,7 @@ class FarmFolder:
             return Claim(self, lock)
         except OSError as error:
             lock.close()
-            raise self._unwritable(error) from None
+            raise InputError(self._unwritable(error.errno)) from None
 
     def use(self) -> dict[str, Any] | None:
         """Keep the farm that runs here until this process ends; return how to reach it, or None if none runs.
@@ -173,9 +172,11 @@ class FarmFolder:
             time.sleep(_POLL_S)
         return None
 
-    def _unwritable(self, error: OSError) -> InputError:
-        text = error.strerror or str(error)
-        return InputError(f"{self.path.resolve()} cannot be written: {text}; {_cure(text)}")
+    def _unwritable(self, number: int | None) -> str:
+        """Return that the folder cannot be written, for this error number, with the cure."""
+        full = number in {errno.ENOSPC, errno.EDQUOT}
+        cure = "free some space on its disk" if full else "run the command in a folder of yours"
+        return f"{self.path.resolve()} cannot be written: {os.strerror(number or 0)}; {cure}"
 
     def _owner(self) -> str:
         with suppress(OSError):
@@ -232,11 +233,6 @@ class Claim:
         _folders.remove(self._folder)
         for file in (self.servers, self._users, self._lock):
             file.close()
-
-
-def _cure(problem: str) -> str:
-    full = problem in {os.strerror(errno.ENOSPC), os.strerror(errno.EDQUOT)}
-    return "free some space on its disk" if full else "run the command in a folder of yours"
 
 
 def _try_lock(file: IO[str], kind: int) -> bool:

@@ -6,11 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.conftest import REPOSITORY, until
-from tests.support.machines import free_ports
-
-from latentfarm.local.process import ManagedProcess
-from latentfarm.local.redis_server import find_redis
+from tests.conftest import REPOSITORY
+from tests.support.redis_process import running_redis
 
 DOCS = REPOSITORY / "docs" / "security"
 
@@ -22,12 +19,5 @@ def locked_redis(folder: Path, passwords: Mapping[str, str]) -> Iterator[int]:
     for user, password in passwords.items():
         acl = acl.replace(f"{user.upper()}_PASSWORD", password)
     (folder / "users.acl").write_text(acl)
-    [port] = free_ports(1)
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--aclfile", str(folder / "users.acl"), "--save", ""]
-    child = ManagedProcess("Redis", [find_redis(), *options, "--dir", str(folder)], log=folder / "redis.log")
-    try:
-        until(lambda: "Ready to accept" in (folder / "redis.log").read_text(), timeout_s=20)
+    with running_redis(folder, "--aclfile", str(folder / "users.acl")) as port:
         yield port
-    finally:
-        child.terminate()
-        child.wait_or_kill(5)

@@ -6,15 +6,9 @@ import socket
 import ssl
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from pathlib import Path
 from threading import Thread
 
 import trustme
-from tests.conftest import until
-from tests.support.machines import free_ports
-
-from latentfarm.local.process import ManagedProcess
-from latentfarm.local.redis_server import find_redis
 
 Reply = Callable[[socket.socket], None]
 
@@ -97,18 +91,3 @@ def copy(source: socket.socket, sink: socket.socket) -> None:
             sink.sendall(data)
     with suppress(OSError):
         sink.shutdown(socket.SHUT_WR)
-
-
-@contextmanager
-def special_redis(folder: Path, *options: str) -> Iterator[int]:
-    """Start a Redis with options, such as ``--sentinel``; yield the port."""
-    [port] = free_ports(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "redis.conf").write_text(f'port {port}\nbind 127.0.0.1\ndir {folder}\nsave ""\n')
-    child = ManagedProcess("Redis", [find_redis(), str(folder / "redis.conf"), *options], log=folder / "log")
-    try:
-        until(lambda: "Running mode" in (folder / "log").read_text(), timeout_s=20)
-        yield port
-    finally:
-        child.terminate()
-        child.wait_or_kill(5)

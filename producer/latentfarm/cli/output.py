@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import IO
+from typing import IO, TextIO
 
 import typer
 
@@ -53,7 +53,7 @@ def binary_stdout() -> Iterator[IO[bytes]]:
 
 def discard_stdout() -> None:
     """Discard what stdout still holds: Python flushes it at exit, and would fail again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard(sys.stdout)
 
 
 def flush_stderr() -> None:
@@ -61,7 +61,11 @@ def flush_stderr() -> None:
     try:
         sys.stderr.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
+        _discard(sys.stderr)
+
+
+def _discard(stream: TextIO) -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def describe_file_error(error: OSError) -> str | None:

@@ -12,7 +12,8 @@ import pytest
 import redis
 from tests.support import wrong_servers
 from tests.support.invocation import invoke
-from tests.support.wrong_servers import listening, special_redis, tls_port
+from tests.support.redis_process import running_redis
+from tests.support.wrong_servers import listening, tls_port
 
 from latentfarm.errors import LatentfarmError, UnavailableError
 from latentfarm.ledger import Ledger
@@ -38,7 +39,7 @@ def urls(servers: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with ExitStack() as stack:
 
         def start(name: str, *options: str) -> int:
-            return stack.enter_context(special_redis(folder / name, *options))
+            return stack.enter_context(running_redis(folder / name, *options))
 
         plain, full = start("plain"), start("full", "--maxclients", "1")
         held = redis.Redis(port=full)

@@ -48,21 +48,40 @@ class Alias:
         names: the names, as ``normalize`` returns them.
         field: the fields that they set; empty if they are passed over.
         tools: the tools that write them.
-        parse: returns values by field; raises a ValueError with problem and cure.
+        parse: returns values by field; raises a ValueError with problem and cure [default: the field has the value].
         remark: what a reader must know; for a name without a field, why it is passed over.
         dialect: where the names are used.
         weak: used only if the row has no other name for the field.
-        changes: whether it would change the image unless it is off.
+        cure: for an option that would change the image unless it is off: what to do instead.
     """
 
     names: tuple[str, ...]
     field: str
     tools: str
-    parse: Callable[[Any], Mapping[str, Any]]
+    parse: Callable[[Any], Mapping[str, Any]] | None = None
     remark: str = ""
     dialect: Dialect = Dialect.LONG
     weak: bool = False
-    changes: bool = False
+    cure: str = ""
+
+    def read(self, value: Any) -> Mapping[str, Any]:
+        """Return the values that a value sets, by field.
+
+        Raises:
+            ValueError: it is invalid, or an option that is on and not supported; the text is problem and cure.
+        """
+        if self.cure and not is_off(value):
+            raise ValueError(f"is not supported; {self.cure}")
+        if self.parse is not None:
+            return self.parse(value)
+        return {self.field: value} if self.field else {}
+
+    @property
+    def note(self) -> str:
+        """What becomes of the names, after a name."""
+        if self.field:
+            return f"is read as {self.field}"
+        return f"is passed over: {'it is off' if self.cure else self.remark}"
 
 
 def normalize(name: str) -> str:
@@ -75,7 +94,7 @@ def is_any_seed(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, int | float | str) and str(value).strip() in _ANY_SEED
 
 
-def _to(field: str, convert: Callable[[Any], Any] = lambda value: value) -> Callable[[Any], dict[str, Any]]:
+def _to(field: str, convert: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
     return lambda value: {field: convert(value)}
 
 
@@ -137,46 +156,26 @@ def is_off(value: object) -> bool:
     return str(value).strip().lower() in _OFF
 
 
-def _off(cure: str) -> Callable[[Any], dict[str, Any]]:
-    """Pass over an option that is off; refuse it otherwise, because it changes the image."""
-
-    def parse(value: Any) -> dict[str, Any]:
-        if not is_off(value):
-            raise ValueError(f"is not supported; {cure}")
-        return {}
-
-    return parse
-
-
-def _nothing(_value: Any) -> dict[str, Any]:
-    return {}
-
-
 _A1111, _COMFY, _KOHYA, _OPENAI, _DIFFUSIONDB = "AUTOMATIC1111", "ComfyUI", "kohya", "OpenAI", "DiffusionDB"
 _NO_EFFECT = "it has no effect on the image here"
-_REMOVE = "remove it, or set it to 0 or false"
 
 #: names that set fields
 FIELD_ALIASES: tuple[Alias, ...] = (
-    Alias(
-        ("prompts", "text", "caption", "positive", "positive_prompt"), "prompt", "datasets", _to("prompt"), weak=True
-    ),
-    Alias(("negative", "neg", "neg_prompt"), "negative_prompt", _COMFY, _to("negative_prompt")),
+    Alias(("prompts", "text", "caption", "positive", "positive_prompt"), "prompt", "datasets", weak=True),
+    Alias(("negative", "neg", "neg_prompt"), "negative_prompt", _COMFY),
     Alias(
         ("steps", "step", "num_steps", "sample_steps", "sampling_steps", "inference_steps", "ddim_steps"),
         "num_inference_steps",
         f"{_A1111}, {_COMFY}, {_DIFFUSIONDB}",
-        _to("num_inference_steps"),
     ),
     Alias(
         ("cfg_scale", "cfg", "guidance", "scale"),
         "guidance_scale",
         f"{_A1111}, {_COMFY}, {_DIFFUSIONDB}",
-        _to("guidance_scale"),
     ),
-    Alias(("noise_seed",), "seed", _COMFY, _to("seed")),
-    Alias(("w",), "width", "", _to("width")),
-    Alias(("h",), "height", "", _to("height")),
+    Alias(("noise_seed",), "seed", _COMFY),
+    Alias(("w",), "width", ""),
+    Alias(("h",), "height", ""),
     Alias(("size", "resolution"), "width, height", _OPENAI, _size, "`512x768`: width first; `auto` sets neither"),
     Alias(
         ("sampler", "sampler_name", "sample_sampler"),
@@ -207,18 +206,18 @@ FIELD_ALIASES: tuple[Alias, ...] = (
         _override_settings,
         "CLIP_stop_at_last_layers; models are passed over",
     ),
-    Alias(("custom_id",), "id", _OPENAI, _to("id")),
-    Alias(("n",), "negative_prompt", _KOHYA, _to("negative_prompt"), dialect=Dialect.KOHYA),
-    Alias(("w",), "width", _KOHYA, _to("width"), dialect=Dialect.KOHYA),
-    Alias(("h",), "height", _KOHYA, _to("height"), dialect=Dialect.KOHYA),
-    Alias(("d",), "seed", _KOHYA, _to("seed"), dialect=Dialect.KOHYA),
-    Alias(("s",), "num_inference_steps", _KOHYA, _to("num_inference_steps"), dialect=Dialect.KOHYA),
-    Alias(("l",), "guidance_scale", _KOHYA, _to("guidance_scale"), dialect=Dialect.KOHYA),
+    Alias(("custom_id",), "id", _OPENAI),
+    Alias(("n",), "negative_prompt", _KOHYA, dialect=Dialect.KOHYA),
+    Alias(("w",), "width", _KOHYA, dialect=Dialect.KOHYA),
+    Alias(("h",), "height", _KOHYA, dialect=Dialect.KOHYA),
+    Alias(("d",), "seed", _KOHYA, dialect=Dialect.KOHYA),
+    Alias(("s",), "num_inference_steps", _KOHYA, dialect=Dialect.KOHYA),
+    Alias(("l",), "guidance_scale", _KOHYA, dialect=Dialect.KOHYA),
     Alias(("ss",), "scheduler", _KOHYA, _to(SAMPLER, _sampler), "the sampler's name", Dialect.KOHYA),
-    Alias(("p",), "prompt", _DIFFUSIONDB, _to("prompt"), dialect=Dialect.DIFFUSIONDB),
-    Alias(("se",), "seed", _DIFFUSIONDB, _to("seed"), dialect=Dialect.DIFFUSIONDB),
-    Alias(("c",), "guidance_scale", _DIFFUSIONDB, _to("guidance_scale"), dialect=Dialect.DIFFUSIONDB),
-    Alias(("st",), "num_inference_steps", _DIFFUSIONDB, _to("num_inference_steps"), dialect=Dialect.DIFFUSIONDB),
+    Alias(("p",), "prompt", _DIFFUSIONDB, dialect=Dialect.DIFFUSIONDB),
+    Alias(("se",), "seed", _DIFFUSIONDB, dialect=Dialect.DIFFUSIONDB),
+    Alias(("c",), "guidance_scale", _DIFFUSIONDB, dialect=Dialect.DIFFUSIONDB),
+    Alias(("st",), "num_inference_steps", _DIFFUSIONDB, dialect=Dialect.DIFFUSIONDB),
     Alias(("sa",), "scheduler", _DIFFUSIONDB, _to(SAMPLER, _sampler), "the sampler's name", Dialect.DIFFUSIONDB),
 )
 
@@ -228,8 +227,7 @@ PASSED_ALIASES: tuple[Alias, ...] = (
         ("model", "sd_model", "sd_model_checkpoint", "sd_model_name", "sd_model_hash", "sd_vae"),
         "",
         f"{_OPENAI}, {_A1111}",
-        _nothing,
-        "a batch has one model",
+        remark="a batch has one model",
     ),
     Alias(
         (
@@ -245,8 +243,7 @@ PASSED_ALIASES: tuple[Alias, ...] = (
         ),
         "",
         _OPENAI,
-        _nothing,
-        _NO_EFFECT,
+        remark=_NO_EFFECT,
     ),
     Alias(
         (
@@ -267,11 +264,10 @@ PASSED_ALIASES: tuple[Alias, ...] = (
         ),
         "",
         _A1111,
-        _nothing,
-        _NO_EFFECT,
+        remark=_NO_EFFECT,
     ),
-    Alias(("stream",), "", _OPENAI, _off("a batch cannot be streamed; remove it"), "it is off", changes=True),
-    Alias(("styles",), "", _A1111, _off("write the style's words into the prompt"), "it is off", changes=True),
+    Alias(("stream",), "", _OPENAI, cure="a batch cannot be streamed; remove it"),
+    Alias(("styles",), "", _A1111, cure="write the style's words into the prompt"),
     Alias(
         (
             "alwayson_scripts",
@@ -289,14 +285,18 @@ PASSED_ALIASES: tuple[Alias, ...] = (
         ),
         "",
         _A1111,
-        _off(_REMOVE),
-        "it is off",
-        changes=True,
+        cure="remove it, or set it to 0 or false",
     ),
     # without subseed_strength, which is refused, it has no effect
-    Alias(("subseed",), "", _A1111, _nothing, _NO_EFFECT),
-    Alias(("g",), "", _KOHYA, _nothing, "it is FLUX's embedded guidance; this model has none", Dialect.KOHYA),
-    Alias(("am",), "", _KOHYA, _nothing, "it weights a LoRA; a batch has none", Dialect.KOHYA),
+    Alias(("subseed",), "", _A1111, remark=_NO_EFFECT),
+    Alias(
+        ("g",),
+        "",
+        _KOHYA,
+        remark="it is FLUX's embedded guidance; this model has none",
+        dialect=Dialect.KOHYA,
+    ),
+    Alias(("am",), "", _KOHYA, remark="it weights a LoRA; a batch has none", dialect=Dialect.KOHYA),
 )
 
 

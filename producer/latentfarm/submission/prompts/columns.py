@@ -148,7 +148,7 @@ class ColumnNames:
     def is_ignored(self, name: str, value: object) -> bool:
         """Return whether a kept column is an option that would change the image in another tool."""
         alias = ALIASES[Dialect.LONG].get(normalize(name))
-        return alias is not None and alias.changes and not is_off(value)
+        return alias is not None and bool(alias.cure) and not is_off(value)
 
     def _is_unknown(self, name: str, prompt: str | None) -> bool:
         meaning = self.meaning(name)
@@ -169,8 +169,6 @@ class ColumnNames:
         return None
 
     def _of_alias(self, alias: Alias, dialect: Dialect) -> Meaning | None:
-        if alias.field:
-            return Meaning(alias.field, alias, f"is read as {alias.field}")
         # with --keep-columns, a name without effect is data of the user, unless it is a flag
         kept = self._options.keep_columns and dialect is not Dialect.KOHYA
-        return None if kept else Meaning("", alias, f"is passed over: {alias.remark}")
+        return None if kept and not alias.field else Meaning(alias.field, alias, alias.note)

@@ -9,8 +9,8 @@ from io import SEEK_END
 from typing import Any, BinaryIO
 
 from latentfarm.errors import InputError
-from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, abbreviate
-from latentfarm.submission.prompts.table_header import CellError, Header, check_header
+from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, abbreviate
+from latentfarm.submission.prompts.table_header import CellError, check_header
 
 #: rows unpacked at once, few because a text of a dictionary is copied for each row that refers to it
 _BATCH_ROWS = 64
@@ -38,7 +38,7 @@ def read_parquet(stream: BinaryIO, name: str, check: RowCheck) -> Iterator[Parse
         for batch in file.iter_batches(batch_size=_BATCH_ROWS, use_threads=False):
             for cells in _rows(batch):
                 number += 1
-                yield _row(f"{name} row {number}", header, cells, check)
+                yield header.row(f"{name} row {number}", cells, check, _value)
     except (pa.ArrowException, OSError, ValueError) as error:
         after = f" after row {number}" if number else ""
         reason = str(error).split("\n", 1)[0][:200].rstrip(".")
@@ -76,36 +76,34 @@ def _values(column: Any) -> list[Any]:
     try:
         values: list[Any] = column.to_pylist()
     except (ValueError, OverflowError, LookupError, pa.ArrowException):
-        values = [_value(scalar) for scalar in column]
+        values = [_python_value(scalar) for scalar in column]
     return values
 
 
-def _value(scalar: Any) -> Any:
+def _python_value(scalar: Any) -> Any:
     try:
         return scalar.as_py()
     except (ValueError, OverflowError, LookupError) as error:
         return error
 
 
-def _row(place: str, header: Header, cells: tuple[Any, ...], check: RowCheck) -> ParsedRow:
-    try:
-        fields = header.fields(cells, check)
-    except CellError as error:
-        text, reason = error.args
-        return RowError(f"{place}: {text}", reason)
-    for column, value in fields.items():
-        if isinstance(value, Exception):
-            if isinstance(value, UnicodeDecodeError):
-                return RowError(f"{place}: {column} is not UTF-8; write text as UTF-8", "not UTF-8")
-            return RowError(f"{place}: {column} cannot be read ({value}); write a number or a text", column)
-        if isinstance(value, bytes):
-            try:
-                fields[column] = value.decode()
-            except UnicodeDecodeError:
-                return RowError(f"{place}: {column} {abbreviate(repr(value))} is not UTF-8; write text", "not UTF-8")
-        elif check.field(column) is None:
-            fields[column] = to_jsonable(value)
-    return check.row(place, fields)
+def _value(column: str, field: str | None, value: Any) -> Any:
+    """Return the value of a cell as a row has it.
+
+    Raises:
+        CellError: it could not be converted, or is no text.
+    """
+    if isinstance(value, UnicodeDecodeError):
+        raise CellError(f"{column} is not UTF-8; write text as UTF-8", "not UTF-8")
+    if isinstance(value, Exception):
+        raise CellError(f"{column} cannot be read ({value}); write a number or a text", column)
+    if isinstance(value, bytes):
+        try:
+            return value.decode()
+        except UnicodeDecodeError:
+            text = f"{column} {abbreviate(repr(value))} is not UTF-8; write text"
+            raise CellError(text, "not UTF-8") from None
+    return to_jsonable(value) if field is None else value
 
 
 def to_jsonable(value: object) -> Any:

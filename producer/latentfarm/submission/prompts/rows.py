@@ -68,7 +68,7 @@ class RowCheck:
     def __init__(self, options: ReadOptions, notes: Notes) -> None:
         self.notes = notes
         self.names = ColumnNames(options)
-        self.prompt_column = options.prompt_column or options.mapped.get("prompt", "prompt")
+        self.prompt_column = options.mapped.get("prompt", "prompt")
         #: whether unknown columns are copied to the results
         self.keep = bool(options.keep_columns)
         #: whether columns are named like fields, and unknown ones are errors
@@ -79,10 +79,10 @@ class RowCheck:
         meaning = self.names.meaning(column)
         return None if meaning is None else meaning.field
 
-    def row(self, place: str, fields: Mapping[str, Any], *, dialect: Dialect = Dialect.LONG) -> ParsedRow:
+    def row(self, place: str, fields: Mapping[str, Any]) -> ParsedRow:
         """Check a row by its columns. A known column with None is ignored."""
         try:
-            return self.check(place, self.collect(fields.items(), dialect=dialect))
+            return self.check(place, self.collect(fields.items()))
         except FieldError as error:
             return value_error(place, error)
 
@@ -119,7 +119,7 @@ class RowCheck:
         """Validate a row's fields; keep or refuse its unknown columns."""
         own, labels = fields.own, fields.labels
         unknown = [
-            self._unknown(place, str(column), value)
+            self._unknown(place, column, value)
             for column, value in fields.foreign.items()
             if value is not None and not self.keep
         ]
@@ -133,12 +133,11 @@ class RowCheck:
             return RowError(f"{place}: a value is nested too deeply; write it flatter", "nested too deeply")
         if unknown:
             return _row_error(unknown)
+        label = labels["prompt"]
         if STYLE_MARK in row.prompt:
-            label = labels.get("prompt", "prompt")
             text = f"{place}: {label} {abbreviate(row.prompt)} is a style: write the prompt in place of {STYLE_MARK}"
             return RowError(text, "a style")
         if not row.prompt or row.prompt.isspace():
-            label = labels.get("prompt", "prompt")
             return RowError(f"{place}: {label} '' is empty; describe the image", "prompt is empty")
         return LocatedRow(place, row)
 
@@ -146,7 +145,7 @@ class RowCheck:
         """Set the fields of one name."""
         label = f"{dashes}{name}"
         try:
-            values = {meaning.field: value} if meaning.alias is None else meaning.alias.parse(value)
+            values = {meaning.field: value} if meaning.alias is None else meaning.alias.read(value)
         except ValueError as error:
             raise FieldError(label, value, str(error)) from None
         for field, parsed in values.items():
@@ -171,10 +170,10 @@ class RowCheck:
             if not self.names.keeps(column):
                 self.notes.add(f"{abbreviate(column)} is not kept: --keep-columns does not name it")
                 continue
-            kept[str(column)] = value
-            if self.names.is_ignored(str(column), value):
+            kept[column] = value
+            if self.names.is_ignored(column, value):
                 self.notes.add(f"{abbreviate(column)} is kept unread and has no effect")
-            elif near := self.names.near_miss(str(column)):
+            elif near := self.names.near_miss(column):
                 self.notes.add(f"{abbreviate(column)} is kept unread; to read it, use --column {near}={column}")
         return kept
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from latentfarm.errors import InputError
-from latentfarm.submission.prompts.rows import RowCheck, abbreviate
+from latentfarm.submission.prompts.rows import ParsedRow, RowCheck, RowError, abbreviate
 
 #: what pandas calls the column of its index, in CSV and in parquet
 _INDEX_NAMES = frozenset({"Unnamed: 0", "__index_level_0__"})
@@ -16,8 +16,12 @@ _NUMBER = re.compile(r"\s*[-+]?\d*[.,]?\d+\s*")
 _LISTED_COLUMNS = 20
 
 
+#: returns the value of a cell: of a column, its field as ``RowCheck.field`` returns it, and the cell
+Convert = Callable[[str, str | None, Any], Any]
+
+
 class CellError(Exception):
-    """A row does not fit its header: (problem and cure, reason)."""
+    """A row does not fit its header, or a cell is invalid: (problem and cure, reason)."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,24 @@ class Header:
         """The numbers of cells that a row may have."""
         return range(self.width, self.width + self.unnamed + 1)
 
-    def fields(self, cells: Sequence[Any], check: RowCheck) -> dict[str, Any]:
+    def row(self, place: str, cells: Sequence[Any], check: RowCheck, convert: Convert) -> ParsedRow:
+        """Check a row.
+
+        Args:
+            place: the row's place, for messages.
+            cells: its cells.
+            check: checks the row.
+            convert: returns the value of a cell in a column, by the column's field; raises CellError.
+        """
+        try:
+            found = self._fields(cells, check)
+            values = {column: convert(column, check.field(column), cell) for column, cell in found.items()}
+        except CellError as error:
+            text, reason = error.args
+            return RowError(f"{place}: {text}", reason)
+        return check.row(place, values)
+
+    def _fields(self, cells: Sequence[Any], check: RowCheck) -> dict[str, Any]:
         """Return the cells of a row by column; note what is passed over.
 
         Raises:

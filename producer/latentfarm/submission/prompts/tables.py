@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
@@ -89,23 +89,25 @@ def _has_prompt(cells: list[str] | RowError, check: RowCheck) -> bool:
 def _row(place: str, header: Header, cells: Sequence[str], check: RowCheck) -> ParsedRow:
     if len(cells) not in header.widths:
         return _ragged(place, len(cells), header.width)
+    return header.row(place, cells, check, _value)
+
+
+def _value(column: str, field: str | None, cell: str) -> Any:
+    """Return the value of a cell; None for an empty one of a field.
+
+    Raises:
+        CellError: it is not JSON, but the field is.
+    """
+    if not cell and field not in {None, "prompt"}:
+        return None
+    if field != "scheduler_options":
+        return cell
     try:
-        fields = header.fields(cells, check)
-    except CellError as error:
-        text, reason = error.args
-        return RowError(f"{place}: {text}", reason)
-    for column, cell in fields.items():
-        field = check.field(column)
-        if not cell and field not in {None, "prompt"}:
-            fields[column] = None
-        elif field == "scheduler_options":
-            try:
-                fields[column] = from_json(cell, allow_inf_nan=False)
-            except ValueError:
-                example = '{"use_karras_sigmas": true}'
-                text = f"{place}: {column} {abbreviate(cell)} is not JSON; write an object such as {example}"
-                return RowError(text, "scheduler_options")
-    return check.row(place, fields)
+        return from_json(cell, allow_inf_nan=False)
+    except ValueError:
+        example = '{"use_karras_sigmas": true}'
+        text = f"{column} {abbreviate(cell)} is not JSON; write an object such as {example}"
+        raise CellError(text, "scheduler_options") from None
 
 
 def _ragged(place: str, cells: int, columns: int) -> RowError:
