@@ -7,7 +7,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import accumulate
 from math import prod
 from typing import Any
@@ -18,6 +17,7 @@ from pydantic_core import from_json
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 from latentfarm.submission.prompts.aliases import ALIASES, Dialect, normalize
+from latentfarm.submission.prompts.columns import suggest_field
 from latentfarm.submission.prompts.rows import abbreviate, describe_invalid
 
 #: rows that one row may expand to
@@ -89,9 +89,8 @@ def _parse(option: str) -> Sweep:
         raise InputError(f"--sweep {abbreviate(option)} has no values; write FIELD=VALUES, such as seed=1..4")
     if field not in Defaults.model_fields:
         alias = ALIASES[Dialect.LONG].get(normalize(field))
-        close = [alias.field] if alias and alias.field in Defaults.model_fields else []
-        close = close or (get_close_matches(field, Defaults.model_fields, n=1) if len(field) < 60 else [])
-        cure = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(sorted(Defaults.model_fields))}"
+        meant = alias.field if alias and alias.field in Defaults.model_fields else field
+        cure = suggest_field(meant, Defaults.model_fields)
         raise InputError(f"--sweep {abbreviate(option)}: field {abbreviate(field)} cannot be swept; {cure}")
     try:
         return Sweep(field, tuple(_run(field, value) for value in _split(field, text)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
@@ -18,6 +18,12 @@ _MAX_NAME_CHARACTERS = 60
 #: names whose meaning is kept; a hostile file can have a million
 _MAX_CACHED = 1_000
 _NEAR = 0.8
+
+
+def suggest_field(name: str, fields: Collection[str]) -> str:
+    """Return the cure for an unknown field: the nearest of these fields, else all of them."""
+    close = get_close_matches(name, fields, n=1) if len(name) < _MAX_NAME_CHARACTERS else []
+    return f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(sorted(fields))}"
 
 
 @dataclass(frozen=True)
@@ -38,8 +44,7 @@ class ReadOptions:
     def __post_init__(self) -> None:
         for field, column in self.mapped.items():
             if field not in FIELDS:
-                close = get_close_matches(normalize(field), sorted(FIELDS), n=1)
-                cure = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(sorted(FIELDS))}"
+                cure = suggest_field(normalize(field), sorted(FIELDS))
                 raise InputError(f"--column {field}={column}: {field!r} is not a field; {cure}")
             if not column:
                 raise InputError(f"--column {field}=: the column has no name; write {field}=NAME")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -16,7 +15,7 @@ from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 from latentfarm.samplers import find_sampler
 from latentfarm.submission.prompts.aliases import IMAGES, SAMPLER, SCHEDULE, Dialect, is_any_seed
-from latentfarm.submission.prompts.columns import ColumnNames, Meaning, ReadOptions
+from latentfarm.submission.prompts.columns import ColumnNames, Meaning, ReadOptions, suggest_field
 from latentfarm.submission.prompts.notes import Notes
 
 #: errors listed for one row; a row of 1 MiB could have 100,000
@@ -283,8 +282,7 @@ def _field_errors(
         label = labels.get(field, field)
         if found["type"] == "extra_forbidden":
             name, value = abbreviate(field), abbreviate(found["input"])
-            close = get_close_matches(field, model.model_fields, n=1)
-            cure = f"did you mean {close[0]!r}?" if close else f"write one of {', '.join(sorted(model.model_fields))}"
+            cure = suggest_field(field, model.model_fields)
             yield f"unknown field {name}", f"{place}: field {name} ({value}) is not known; {cure}"
         elif found["type"] == "missing":
             yield f"{field} is missing", f'{place}: {label} is missing; write "{label}": "..."'
