@@ -21,9 +21,9 @@ def running_redis(folder: Path, *options: str) -> Iterator[int]:
     (folder / "redis.conf").write_text(f'port {port}\nbind 127.0.0.1\ndir {folder}\nsave ""\n')
     # a Sentinel logs no more than this
     ready = "Running mode" if "--sentinel" in options else "Ready to accept"
-    child = ManagedProcess("Redis", [find_redis(), str(folder / "redis.conf"), *options], log=folder / "log")
+    child = ManagedProcess("Redis", [find_redis(), str(folder / "redis.conf"), *options], log=folder / "redis.log")
     try:
-        until(lambda: ready in (folder / "log").read_text(), timeout_s=20)
+        until(lambda: ready in (folder / "redis.log").read_text(), timeout_s=20)
         yield port
     finally:
         child.terminate()
