@@ -70,6 +70,10 @@ class FakeFamily:
         """Return zeros, or the number of the deed of a prompt."""
         return [{"encoder_hidden_states": torch.full((77, 4), float(sum(p.tokens.chunks[0])))} for p in prompts]
 
+    def row_conditioning(self, width: int, height: int, guidance_scale: float) -> Tensors:
+        del width, height, guidance_scale
+        return {}
+
     def size_conditioning(self, width: int, height: int) -> Tensors:
         del width, height
         return {}

@@ -102,12 +102,13 @@ def test_layers_that_an_xl_model_never_reads_cannot_be_skipped(sd1: Any, sdxl: A
 
 
 def test_an_xl_model_is_conditioned_on_the_image_size(sdxl: Any) -> None:
-    assert sdxl.size_conditioning(96, 64)["time_ids"].tolist() == [64, 96, 0, 0, 64, 96]
+    assert sdxl.row_conditioning(96, 64, 7.5)["time_ids"].tolist() == [64, 96, 0, 0, 64, 96]
     [text] = sdxl.encode([Prompt(sdxl.tokenize("a cat"))])
     latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     outputs = []
     for side in (64, 512):
-        conditioning = {name: tensor[None] for name, tensor in {**text, **sdxl.size_conditioning(side, side)}.items()}
+        tensors = {**text, **sdxl.row_conditioning(side, side, 7.5)}
+        conditioning = {name: tensor[None] for name, tensor in tensors.items()}
         outputs.append(sdxl.predict(latents, torch.tensor([500.0]), conditioning))
     assert not torch.equal(*outputs)
 
@@ -191,14 +192,33 @@ def test_the_schedulers_of_xl_models_are_left_as_they_are(xl_folder: Path) -> No
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(model: Path, dtype: torch.dtype) -> None:
     family = load(model, dtype)
-    assert family.vae.dtype == (torch.float32 if dtype == torch.float16 else dtype)  # force_upcast
+    upcast = dtype == torch.float16 and family.pipeline == "StableDiffusionXLPipeline"
+    assert family.vae.dtype == (torch.float32 if upcast else dtype)
     [text] = family.encode([Prompt(family.tokenize("a cat"))])
     assert {tensor.dtype for tensor in text.values()} == {dtype}
-    conditioning = {name: tensor[None] for name, tensor in {**text, **family.size_conditioning(64, 64)}.items()}
+    conditioning = {name: tensor[None] for name, tensor in {**text, **family.row_conditioning(64, 64, 7.5)}.items()}
     output = family.predict(torch.randn(1, 4, 8, 8), torch.tensor([500.0]), conditioning)
     assert output.dtype == torch.float32
     images, finite = family.decode(torch.randn(2, 4, 8, 8))
     assert (images.shape, images.dtype, finite.tolist()) == ((2, 64, 64, 3), torch.uint8, [True, True])
+
+
+@pytest.mark.parametrize("named", [True, False, None])
+def test_only_the_vae_of_an_xl_model_is_upcast_as_in_the_pipelines(
+    folder: Path,
+    templates: dict[str, Path],
+    named: bool | None,  # noqa: FBT001
+    tmp_path: Path,
+) -> None:
+    xl_folder = shutil.copytree(templates["sdxl"], tmp_path / "xl")
+    for each in (folder, xl_folder):
+        config = json.loads((each / "vae" / "config.json").read_text())
+        config.pop("force_upcast")
+        # the files of SD 1.x and 2.x do not name it, and the default of diffusers is true
+        config |= {} if named is None else {"force_upcast": named}
+        (each / "vae" / "config.json").write_text(json.dumps(config))
+    assert load(folder, torch.float16).vae_dtype == torch.float16
+    assert load(xl_folder, torch.float16).vae_dtype == (torch.float16 if named is False else torch.float32)
 
 
 def test_decoding_in_float32_is_exact_and_leaves_the_vae_as_it_was(folder: Path) -> None:

@@ -54,6 +54,13 @@ class Family(Protocol):
         It has at least ``encoder_hidden_states`` (77 x chunks, D). A prompt's tensors do not depend on the others.
         """
 
+    def row_conditioning(self, width: int, height: int, guidance_scale: float) -> Tensors:
+        """Return the conditioning of an image's size in pixels and of its guidance scale. Thread-safe.
+
+        The tensors are on the CPU, in the dtypes that ``predict`` takes, without a dimension for rows. There may be
+        none.
+        """
+
     def size_conditioning(self, width: int, height: int) -> Tensors:
         """Return the conditioning of an image's size in pixels, without a dimension for rows; it may be empty."""
 

@@ -47,6 +47,8 @@ class LatentDiffusion:
     plain_model: ClassVar[str]
     #: names of the conditioning tensors besides hidden states and guidance
     added: ClassVar[tuple[str, ...]] = ()
+    #: whether a VAE that sets force_upcast runs in float32 where the model is float16
+    upcast_vae: ClassVar[bool] = False
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         self.unet, self.vae = parts["unet"], parts["vae"]
@@ -126,6 +128,22 @@ class LatentDiffusion:
         encoded = zip(*(encoder.encode(prompts) for encoder in self.text_encoders), strict=True)
         return [_concatenate(texts) for texts in encoded]
 
+    def row_conditioning(self, width: int, height: int, guidance_scale: float) -> Tensors:
+        """Return ``timestep_cond``, the embedded scale of guidance-distilled U-Nets (LCM, arXiv 2310.04378), or none.
+
+        As ``StableDiffusionPipeline.get_guidance_scale_embedding``. Most models know an image's size from its latents.
+        """
+        del width, height
+        if not self.embeds_guidance:
+            return {}
+        from diffusers import StableDiffusionPipeline
+
+        # sines of numbers in the thousands: only the same operations in the same order give the same bits
+        embed: Any = StableDiffusionPipeline.get_guidance_scale_embedding
+        scale = torch.tensor([guidance_scale - 1])
+        embedded = embed(None, scale, embedding_dim=self.unet.config.time_cond_proj_dim)[0]
+        return {"timestep_cond": embedded.to(self.dtype)}
+
     def size_conditioning(self, width: int, height: int) -> Tensors:
         """Return no tensors: most models know an image's size from its latents only."""
         del width, height
@@ -136,14 +154,8 @@ class LatentDiffusion:
 
         As ``StableDiffusionPipeline.get_guidance_scale_embedding``.
         """
-        if not self.embeds_guidance:
-            return {}
-        from diffusers import StableDiffusionPipeline
-
-        # sines of numbers in the thousands: only the same operations in the same order give the same bits
-        embed: Any = StableDiffusionPipeline.get_guidance_scale_embedding
-        embedded = embed(None, torch.tensor([scale - 1]), embedding_dim=self.unet.config.time_cond_proj_dim)[0]
-        return {"timestep_cond": embedded.to(self.device, self.dtype)}
+        conditioning = LatentDiffusion.row_conditioning(self, 0, 0, scale)
+        return {name: tensor.to(self.device) for name, tensor in conditioning.items()}
 
     def compile(self, sizes: Collection[int]) -> None:
         """Compile the U-Net for these batch sizes. Inductor caches its files, so the next worker starts faster."""
@@ -211,7 +223,8 @@ class LatentDiffusion:
         own = {**local, "low_cpu_mem_usage": False}
         unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet", torch_dtype=dtype, **own)
         vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **own)
-        if vae.config.force_upcast and dtype == torch.float16:
+        # the default of force_upcast is true, and only the XL pipelines of diffusers read it
+        if cls.upcast_vae and vae.config.force_upcast and dtype == torch.float16:
             vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=torch.float32, **own)
         models = {"unet": unet, "vae": vae}
         tokenizers = {}

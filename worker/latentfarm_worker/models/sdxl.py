@@ -29,6 +29,7 @@ class StableDiffusionXL(LatentDiffusion):
     unet_config: ClassVar = {"addition_embed_type": "text_time"}
     plain_model = "a plain stable diffusion XL model, whose U-Net needs sample, timestep, texts and sizes only"
     added = ("text_embeds", "time_ids")
+    upcast_vae = True
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
@@ -74,6 +75,14 @@ class StableDiffusionXL(LatentDiffusion):
 
     def _is_zeros(self, prompt: Prompt) -> bool:
         return self._zeros_for_empty and prompt.negative and not any(prompt.tokens.chunks)
+
+    def row_conditioning(self, width: int, height: int, guidance_scale: float) -> Tensors:
+        """Return ``time_ids`` (6,), pixels in float32, besides the guidance.
+
+        The original and the target have the image's size, and there is no crop.
+        """
+        guidance = super().row_conditioning(width, height, guidance_scale)
+        return {**guidance, "time_ids": torch.tensor([height, width, 0, 0, height, width]).float()}
 
     def size_conditioning(self, width: int, height: int) -> Tensors:
         """Return ``time_ids`` (6,), pixels in float32: original and target have the image's size, and no crop."""
