@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,6 +25,7 @@ class Family(Protocol):
         model_digest: a sha256 over the weight files.
         max_clip_skip: the layers at the end of the text encoders that can be skipped.
         compiled: whether some calls run compiled.
+        quantization: how the weights are quantized, ``none`` by default.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Family(Protocol):
     model_digest: str
     max_clip_skip: int
     compiled: bool
+    quantization: str
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return a prompt's tokens. Thread-safe.
@@ -61,17 +63,11 @@ class Family(Protocol):
         none.
         """
 
-    def size_conditioning(self, width: int, height: int) -> Tensors:
-        """Return the conditioning of an image's size in pixels, without a dimension for rows; it may be empty."""
+    def compile(self) -> None:
+        """Compile the model for its native size; the next calls do it. Calls with another size run uncompiled."""
 
-    def guidance_conditioning(self, scale: float) -> Tensors:
-        """Return the conditioning of an image's guidance scale; empty unless ``embeds_guidance``."""
-
-    def compile(self, sizes: Collection[int]) -> None:
-        """Compile the model for these batch sizes, at the native size and one chunk; the next such call does it.
-
-        Calls with any other size or shape run uncompiled; without sizes all do.
-        """
+    def uncompile(self) -> None:
+        """Run all calls uncompiled."""
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return the model's output, float32 (R, C, h, w).

@@ -6,7 +6,7 @@ The common base of the Stable Diffusion families; each overrides its differences
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -71,9 +71,11 @@ class LatentDiffusion:
         self.embeds_guidance = self.unet.config.time_cond_proj_dim is not None
         self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
         self.compiled = False
+        self.quantization = "none"
         self._compiled: Any = None
-        #: rows, latent height and width, tokens
-        self._compiled_for: frozenset[tuple[int, ...]] = frozenset()
+        factor = self.vae_scale_factor
+        #: latent height and width, tokens
+        self._compiled_for = (self.native_height // factor, self.native_width // factor, self.text_encoders[0].length)
 
     @classmethod
     def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device, digests: DigestCache) -> Self:
@@ -144,33 +146,21 @@ class LatentDiffusion:
         embedded = embed(None, scale, embedding_dim=self.unet.config.time_cond_proj_dim)[0]
         return {"timestep_cond": embedded.to(self.dtype)}
 
-    def size_conditioning(self, width: int, height: int) -> Tensors:
-        """Return no tensors: most models know an image's size from its latents only."""
-        del width, height
-        return {}
-
-    def guidance_conditioning(self, scale: float) -> Tensors:
-        """Return ``timestep_cond``, the embedded scale of guidance-distilled U-Nets (LCM, arXiv 2310.04378), or none.
-
-        As ``StableDiffusionPipeline.get_guidance_scale_embedding``.
-        """
-        conditioning = LatentDiffusion.row_conditioning(self, 0, 0, scale)
-        return {name: tensor.to(self.device) for name, tensor in conditioning.items()}
-
-    def compile(self, sizes: Collection[int]) -> None:
-        """Compile the U-Net for these batch sizes. Inductor caches its files, so the next worker starts faster."""
-        factor, tokens = self.vae_scale_factor, self.text_encoders[0].length
-        self.compiled = bool(sizes)
+    def compile(self) -> None:
+        """Compile the U-Net at its native size. Inductor caches its files, so the next worker starts faster."""
+        self.compiled = True
         self._compiled = torch.compile(self.unet, dynamic=False)
-        height, width = self.native_height // factor, self.native_width // factor
-        self._compiled_for = frozenset((rows, height, width, tokens) for rows in sizes)
+
+    def uncompile(self) -> None:
+        """Run the U-Net uncompiled."""
+        self.compiled, self._compiled = False, None
 
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return the U-Net's output, float32 (R, C, h, w)."""
         hidden_states = conditioning["encoder_hidden_states"]
-        shape = (latents.shape[0], latents.shape[2], latents.shape[3], hidden_states.shape[1])
-        unet = self._compiled if shape in self._compiled_for else self.unet
+        size = (latents.shape[2], latents.shape[3], hidden_states.shape[1])
+        unet = self._compiled if self.compiled and size == self._compiled_for else self.unet
         output = unet(
             latents.to(self.dtype, memory_format=torch.channels_last),
             timesteps,
@@ -186,15 +176,16 @@ class LatentDiffusion:
         self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images, uint8 (N, H, W, 3), and whether the VAE's output was finite, bool (N,)."""
+        # torch's own method: that of diffusers warns at each call
         if float32:
-            self.vae.to(torch.float32)
+            torch.nn.Module.to(self.vae, torch.float32)
         self.vae.use_tiling = tiled
         try:
             images = self._decode(latents)
         finally:
             self.vae.use_tiling = False
             if float32:
-                self.vae.to(self.vae_dtype)  # exact: the weights came from this dtype
+                torch.nn.Module.to(self.vae, self.vae_dtype)  # exact: the weights came from this dtype
         finite = torch.isfinite(images).flatten(1).all(dim=1)
         images = (images / 2 + 0.5).nan_to_num(0.0).clamp(0, 1)
         return (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite

@@ -34,6 +34,7 @@ class StableDiffusionXL(LatentDiffusion):
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
         self._zeros_for_empty = bool(parts["model_index"].get("force_zeros_for_empty_prompt", True))
+        self._latents_mean, self._latents_std = self._channels("latents_mean"), self._channels("latents_std")
         first, second = (encoder.tokenizer.get_vocab() for encoder in self.text_encoders)
         if first != second:
             raise ModelError(
@@ -84,13 +85,14 @@ class StableDiffusionXL(LatentDiffusion):
         guidance = super().row_conditioning(width, height, guidance_scale)
         return {**guidance, "time_ids": torch.tensor([height, width, 0, 0, height, width]).float()}
 
-    def size_conditioning(self, width: int, height: int) -> Tensors:
-        """Return ``time_ids`` (6,), pixels in float32: original and target have the image's size, and no crop."""
-        return {"time_ids": torch.tensor([height, width, 0, 0, height, width], device=self.device).float()}
-
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
-        mean, std = (self.vae.config.get(key) for key in ("latents_mean", "latents_std"))
-        if mean is None or std is None:
+        if self._latents_mean is None or self._latents_std is None:
             return super()._unscaled(latents)
-        mean, std = (torch.tensor(numbers).view(1, -1, 1, 1).to(latents) for numbers in (mean, std))
+        mean, std = self._latents_mean.to(latents.dtype), self._latents_std.to(latents.dtype)
         return latents * std / float(self.vae.config.scaling_factor) + mean
+
+    def _channels(self, key: str) -> torch.Tensor | None:
+        """Return an entry of the VAE's config with a number for each channel of the latents, if it is set."""
+        numbers = self.vae.config.get(key)
+        # copied at load, because such a copy waits for the device
+        return None if numbers is None else torch.tensor(numbers).view(1, -1, 1, 1).to(self.device)

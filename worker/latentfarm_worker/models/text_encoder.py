@@ -13,6 +13,7 @@ import torch
 
 from latentfarm.errors import JobError
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.host_copy import send
 from latentfarm_worker.models.prompt_weights import WeightedText, WeightedToken, parse, split_chunks
 
 #: chunks of a prompt; without BREAK, 4,096 bytes of text have fewer
@@ -134,8 +135,8 @@ class ClipEncoder:
             lines = [self._padded(ids) for ids, _ in group]
             mask = [[1] * (len(ids) + 2) + [0] * (self.room - len(ids)) for ids, _ in group]
             output = self.model(
-                torch.tensor(lines, device=self.model.device),
-                attention_mask=torch.tensor(mask, device=self.model.device) if self._masked else None,
+                send(torch.tensor(lines), self.model.device),
+                attention_mask=send(torch.tensor(mask), self.model.device) if self._masked else None,
                 output_hidden_states=self.layer is not None or any(clip_skip for _, clip_skip in group),
             )
             projected = output.get("text_embeds")
@@ -173,7 +174,7 @@ def apply_weights(hidden_states: torch.Tensor, weights: tuple[float, ...]) -> to
         return hidden_states
     factors = torch.ones(len(hidden_states), 1)
     factors[1 : 1 + len(weights), 0] = torch.tensor(weights)
-    weighted = hidden_states.float() * factors.to(hidden_states.device)
+    weighted = hidden_states.float() * send(factors, hidden_states.device)
     scale = hidden_states.float().mean() / weighted.mean()
     scaled = (weighted * scale).to(hidden_states.dtype)
     # torch.where, not if: a branch would wait for the device

@@ -1,0 +1,79 @@
+"""Nothing in a family waits for the device: the host sends tensors by ``send`` only, and reads none.
+
+The models are on the meta device, which computes nothing. There a call that reads a tensor's numbers raises, and a copy
+between devices is an operation with tensors of both.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.tiny import Kind, make_tiny
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from latentfarm_worker.models import load_family, text_encoder
+from latentfarm_worker.models.text_encoder import Prompt
+
+pytestmark = pytest.mark.unit
+
+META = torch.device("meta")
+
+
+class Transfers(TorchDispatchMode):
+    """Records the operations that copy between devices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: list[str] = []
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        output = operation(*args, **(kwargs or {}))
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, torch.Tensor)]
+        # a single number of the host is an argument of the kernel
+        if len({tensor.device for tensor in tensors if tensor.device == META or tensor.dim()}) > 1:
+            self.operations.append(str(operation))
+        return output
+
+
+@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_a_family_waits_for_no_device(
+    kind: Kind, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(make_tiny(tmp_path / "tiny", kind=kind), dtype=dtype, device=META)
+    sent: list[torch.Tensor] = []
+
+    def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sent.append(tensor)
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+
+    monkeypatch.setattr(text_encoder, "send", send)
+    prompts = [Prompt(family.tokenize("a (cat:1.2)", "a1111")), Prompt(family.tokenize(""), negative=True, clip_skip=1)]
+    with Transfers() as transfers:
+        [text, _] = family.encode(prompts)
+        size = {name: send(tensor, META) for name, tensor in family.row_conditioning(64, 64, 7.5).items()}
+        conditioning = {name: tensor.expand(2, *tensor.shape) for name, tensor in {**text, **size}.items()}
+        latents = torch.empty(2, 4, 8, 8, device=META)
+        output = family.predict(latents, torch.empty(2, device=META), conditioning)
+        for how in ({}, {"float32": True}, {"tiled": True}):
+            images, finite = family.decode(latents, **how)
+            assert images.device == finite.device == META
+    assert transfers.operations == []
+    assert output.device == META
+    assert {tensor.device.type for tensor in sent} == {"cpu"}
+
+
+def test_the_conditioning_of_a_row_is_on_the_host(tmp_path: Path) -> None:
+    family: Any = load_family(make_tiny(tmp_path / "tiny", kind="sdxl"), dtype=torch.bfloat16, device=META)
+    family.embeds_guidance = True
+    family.unet.register_to_config(time_cond_proj_dim=32)
+    conditioning = family.row_conditioning(96, 64, 7.5)
+    assert {name: (tensor.device.type, tensor.dtype, tensor.shape) for name, tensor in conditioning.items()} == {
+        "time_ids": ("cpu", torch.float32, (6,)),
+        "timestep_cond": ("cpu", torch.bfloat16, (32,)),
+    }
