@@ -21,7 +21,7 @@ from latentfarm.ledger.redis_errors import translate_errors
 from latentfarm.redis_address import RedisAddress, sentinels_of
 
 #: never exists: the probe writes no bytes to it
-_PROBE_KEY = "lf:probe"
+_PROBE_KEY = "{lf}:probe"
 #: Celery connects again at once after a refusal; without a pause it would do so hundreds of times a second
 _PAUSE_S = 1.0
 #: seconds between tries to connect; Celery's own limit is 30

@@ -92,4 +92,4 @@ def test_a_device_that_breaks_with_every_job_ends_its_worker_and_fails_none(
         assert worker.process.wait(120) == 76, worker.log
     status = batch.status()
     assert (status.failed, status.done) == (0, 0), worker.log
-    assert farm.ledger.redis.hgetall("lf:attempts:b") == {}
+    assert farm.ledger.redis.hgetall("{lf}:attempts:b") == {}

@@ -147,7 +147,7 @@ def test_cancel_frees_the_running_slots_and_retry_runs_the_failed_jobs_only(
 
     assert output(latentfarm("cancel", "long", settings=worked)) == "long is cancelled: 0 done, 0 failed, 30 cancelled"
     assert mixed.wait(timeout_s=60).failed == 2
-    assert (long.status().leased, farm.ledger.redis.zcard("lf:leases")) == (0, 0)
+    assert (long.status().leased, farm.ledger.redis.zcard("{lf}:leases")) == (0, 0)
     assert output(latentfarm("cancel", "long", settings=worked)) == "long is already cancelled"
     assert latentfarm("resume", "long", settings=worked).returncode == 2
     assert output(latentfarm("watch", "long", settings=worked)) == "long: cancelled  0 of 30 jobs done, 30 cancelled"
@@ -194,7 +194,7 @@ def test_delete_prompts_and_leaves_neither_keys_nor_objects(
     client: Any = farm.ledger.redis
     # those that expire by themselves count the pace
     assert [key for key in client.keys("*doomed*") if client.ttl(key) < 0] == []
-    for key in client.keys("lf:*"):
+    for key in client.keys("{lf}:*"):
         assert b"doomed" not in (client.dump(key) or b""), key
     assert (
         output(latentfarm("delete", "doomed", "--yes", settings=worked)) == "doomed does not exist; nothing to delete"

@@ -74,7 +74,7 @@ def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
             assert hashlib.sha256(body).hexdigest() == line["sha256"]
             with Image.open(io.BytesIO(body)) as image:
                 image.load()
-        assert farm.ledger.redis.zcard("lf:leases") == 0
+        assert farm.ledger.redis.zcard("{lf}:leases") == 0
 
 
 def test_up_runs_once_in_a_folder_listens_on_loopback_only_and_leaves_no_process(

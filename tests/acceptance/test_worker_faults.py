@@ -26,7 +26,7 @@ LONG = {**SMALL, "num_inference_steps": 500}
 def holders(farm: Farm, batch: Batch) -> dict[int, str]:
     """Return which worker holds each leased job."""
     client: Any = farm.ledger.redis
-    found = {key.decode(): value.decode() for key, value in client.hgetall("lf:holders").items()}
+    found = {key.decode(): value.decode() for key, value in client.hgetall("{lf}:holders").items()}
     return {
         int(name.rpartition("/")[2]): value.partition(" ")[2]
         for name, value in found.items()

@@ -171,7 +171,7 @@ def flatness(settings: Settings, *, small: int, large: int, slice_jobs: int, rou
         runs["small"].append(work(settings, f"small-{number}", small, to_bucket=True))
         for name, start in places.items():
             # skip the jobs between: only the cursor moves
-            ledger.redis.hset("lf:batch:large", "cursor", start + number * slice_jobs)
+            ledger.redis.hset("{lf}:batch:large", "cursor", start + number * slice_jobs)
             runs[name].append(work(settings, "large", slice_jobs, to_bucket=True))
         print({name: found[-1] for name, found in runs.items()}, flush=True)
     # other processes can only lengthen the wall time: the shortest round was disturbed least
@@ -193,7 +193,7 @@ def flatness(settings: Settings, *, small: int, large: int, slice_jobs: int, rou
 
 #: writes the states of a chunk job by job, so that the string grows as with leases. ARGV: batch, chunk.
 _WRITE_STATES = """
-local key = 'lf:states:' .. ARGV[1] .. ':' .. ARGV[2]
+local key = '{lf}:states:' .. ARGV[1] .. ':' .. ARGV[2]
 for at = 0, 999999 do redis.call('SETRANGE', key, at, '\\2') end
 """
 
@@ -204,7 +204,7 @@ def huge(url: str, *, total: int, reads: int) -> list[Line]:
     memory = used_memory_bytes(ledger.redis)
     open_batch(ledger, "huge", total)
     leases = ledger.lease("huge", "bench", 1_000, lease_s=_LEASE_TTL_S)
-    ledger.redis.hset("lf:batch:huge", "cursor", total - 1_000)
+    ledger.redis.hset("{lf}:batch:huge", "cursor", total - 1_000)
     leases += ledger.lease("huge", "bench", 1_000, lease_s=_LEASE_TTL_S)
     if [leases[0].index, leases[-1].index, len(leases)] != [0, total - 1, 2_000]:
         raise RuntimeError(f"leased {len(leases)} jobs, {leases[0].index} to {leases[-1].index}")

@@ -190,7 +190,7 @@ def _problem_of(line: dict[str, Any], read: Read) -> str:
 
 
 def _check_nothing_is_held(found: Findings, farm: Farm) -> None:
-    leases, holders = farm.ledger.redis.zcard("lf:leases"), farm.ledger.redis.hlen("lf:holders")
+    leases, holders = farm.ledger.redis.zcard("{lf}:leases"), farm.ledger.redis.hlen("{lf}:holders")
     found.require(not leases and not holders, "no lease is left", f"{leases} leases, {holders} holders")
 
 

@@ -65,11 +65,11 @@ def lose_the_results(farm: Farm) -> None:
 
 
 def hold_a_lease(farm: Farm) -> None:
-    farm.ledger.redis.zadd("lf:leases", {"b/1": 1})
+    farm.ledger.redis.zadd("{lf}:leases", {"b/1": 1})
 
 
 def reopen(farm: Farm) -> None:
-    farm.ledger.redis.hset("lf:batch:b", mapping={"state": "open", "done": ROWS - 1})
+    farm.ledger.redis.hset("{lf}:batch:b", mapping={"state": "open", "done": ROWS - 1})
 
 
 @pytest.mark.parametrize(

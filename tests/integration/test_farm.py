@@ -86,7 +86,7 @@ def test_results_join_request_and_receipt_from_ledger_and_bucket(farm: Farm) -> 
     before = list(batch.results())
     assert flush_due(farm.ledger, farm.bucket) == 1
     assert [line["index"] for line in read_part(farm.bucket, "cats", 0)] == [0, 1, 2]
-    assert farm.ledger.redis.hlen("lf:receipts:cats") == 0
+    assert farm.ledger.redis.hlen("{lf}:receipts:cats") == 0
     after = list(batch.results())
     assert after == before
     assert (after[0]["id"], after[0]["request"]["seed"], after[0]["request"]["prompt"]) == ("x", 1, "a")
@@ -98,7 +98,7 @@ def test_flushing_a_part_twice_loses_no_receipt(farm: Farm) -> None:
     work(farm, batch)
     flush_due(farm.ledger, farm.bucket)
     before = read_part(farm.bucket, "cats", 0)
-    farm.ledger.redis.zadd("lf:flush_queue", {"cats/0": 1})
+    farm.ledger.redis.zadd("{lf}:flush_queue", {"cats/0": 1})
     flush_due(farm.ledger, farm.bucket)
     assert read_part(farm.bucket, "cats", 0) == before
 

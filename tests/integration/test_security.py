@@ -52,11 +52,11 @@ def test_redis_receives_no_prompt(run: Run) -> None:
 
 def test_no_key_and_no_value_in_redis_contains_a_prompt_or_a_secret(run: Run) -> None:
     values = dump(run.client("admin"))
-    assert any("lf:batch:cats" in value for value in values)
+    assert any("{lf}:batch:cats" in value for value in values)
     for text in (CANARY, *run.secrets):
         assert [value for value in values if text in value] == []
     # workers need the URL with its token
-    assert [value.partition(" ")[0] for value in values if TOKEN in value] == ["lf:batch:cats"]
+    assert [value.partition(" ")[0] for value in values if TOKEN in value] == ["{lf}:batch:cats"]
 
 
 def dump(client: Any) -> list[str]:
@@ -113,8 +113,8 @@ def test_a_workers_permissions_suffice_to_remove_orphans(run: Run) -> None:
 FORBIDDEN = [
     "FLUSHALL", "FLUSHDB", "KEYS *", "SCAN 0", "CONFIG GET *", "CONFIG SET dir /", "DEBUG SLEEP 0", "SHUTDOWN NOSAVE",
     "SAVE", "BGREWRITEAOF", "ACL LIST", "ACL WHOAMI", "CLIENT LIST", "MONITOR", "SCRIPT FLUSH", "SLAVEOF NO ONE",
-    "MODULE LIST", "EVAL return 0", "RENAME lf:batches lf:b", "MOVE lf:batches 1", "DUMP lf:batches",
-    "GET other", "SET other 1", "PUBLISH other 1", "SWAPDB 0 1", "MIGRATE h 1 lf:batches 0 1",
+    "MODULE LIST", "EVAL return 0", "RENAME {lf}:batches {lf}:b", "MOVE {lf}:batches 1", "DUMP {lf}:batches",
+    "GET other", "SET other 1", "PUBLISH other 1", "SWAPDB 0 1", "MIGRATE h 1 {lf}:batches 0 1",
 ]  # fmt: skip
 
 

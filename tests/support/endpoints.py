@@ -95,7 +95,7 @@ def work(ledger: Ledger, *, fail: int | None = None) -> None:
 def facts(ledger: Ledger, batch: str = "cats") -> tuple[str, int, str]:
     """Return the state of a batch's webhook, the attempts at it and the last error."""
     client: Any = ledger.redis
-    state, attempts, error = client.hmget(f"lf:batch:{batch}", "webhook_state", "webhook_attempts", "webhook_error")
+    state, attempts, error = client.hmget(f"{{lf}}:batch:{batch}", "webhook_state", "webhook_attempts", "webhook_error")
     return state.decode(), int(attempts), error.decode()
 
 

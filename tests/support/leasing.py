@@ -28,9 +28,9 @@ def lease(ledger: Ledger, k: int = 1, *, worker: str = "worker-a") -> list[Lease
 def expire(ledger: Ledger) -> int:
     """Let every lease expire now; return how many did."""
     client: Any = ledger.redis
-    for name in client.zrange("lf:leases", 0, -1):
-        client.zadd("lf:leases", {name: 1})
-    ledger.redis.delete("lf:sweep_lock")
+    for name in client.zrange("{lf}:leases", 0, -1):
+        client.zadd("{lf}:leases", {name: 1})
+    ledger.redis.delete("{lf}:sweep_lock")
     return ledger.expire_leases()
 
 
@@ -38,18 +38,18 @@ def make_due(ledger: Ledger, batch: str = "cats") -> None:
     """Let the time pass until every job that runs again may run, in order of index."""
     client: Any = ledger.redis
     for queue in ("requeued", "suspects"):
-        for index in client.zrange(f"lf:{queue}:{batch}", 0, -1):
-            client.zadd(f"lf:{queue}:{batch}", {index: 1})
+        for index in client.zrange(f"{{lf}}:{queue}:{batch}", 0, -1):
+            client.zadd(f"{{lf}}:{queue}:{batch}", {index: 1})
 
 
 def flushes_due(ledger: Ledger) -> None:
     """Let the time pass until every part that is to be flushed is due, also if its claimer has died."""
     client: Any = ledger.redis
-    for name in client.zrange("lf:flush_queue", 0, -1):
-        client.zadd("lf:flush_queue", {name: 1}, xx=True)
+    for name in client.zrange("{lf}:flush_queue", 0, -1):
+        client.zadd("{lf}:flush_queue", {name: 1}, xx=True)
 
 
 def holders(ledger: Ledger) -> set[str]:
     """Return the workers that hold a lease."""
     client: Any = ledger.redis
-    return {value.decode().partition(" ")[2] for value in client.hvals("lf:holders")}
+    return {value.decode().partition(" ")[2] for value in client.hvals("{lf}:holders")}

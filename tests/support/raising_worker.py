@@ -126,7 +126,7 @@ class Subject:
     def require_well(self) -> None:
         """Everything is as before the fault: no lease is held, no image waits, every thread works."""
         loop, client = self.worker.render_loop, self.farm.ledger.redis
-        until(lambda: not loop.leases_held and not loop.backlog and not client.zcard("lf:leases"), timeout_s=60)
+        until(lambda: not loop.leases_held and not loop.backlog and not client.zcard("{lf}:leases"), timeout_s=60)
         until(lambda: self.worker._health.ready() == "", timeout_s=60)
 
     def thread_errors(self) -> float:

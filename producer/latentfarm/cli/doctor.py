@@ -27,7 +27,7 @@ def doctor(
 ) -> None:
     """Check Redis, the bucket, the model and the device, one line each. Exit code 1: a check failed.
 
-    The check of Redis writes and removes the key lf:probe. The check of the bucket puts, reads and deletes an object
+    The check of Redis writes and removes the key {lf}:probe. The check of the bucket puts, reads and deletes an object
     below probe/.
 
     Example: `latentfarm doctor`

@@ -11,7 +11,7 @@ import redis
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger.redis_errors import translate_errors
 
-_CHANNEL = "lf:cancelled"
+_CHANNEL = "{lf}:cancelled"
 
 
 class Cancellations:

@@ -9,7 +9,7 @@ import redis
 
 from latentfarm.errors import SchemaError, UnavailableError
 from latentfarm.ledger.cancellations import Cancellations
-from latentfarm.ledger.constants import SCHEMA
+from latentfarm.ledger.constants import OLD_SCHEMA_KEY, SCHEMA, SCHEMA_KEY
 from latentfarm.ledger.lua_scripts import Script, Scripts
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import outage_cause, translate_errors
@@ -51,13 +51,13 @@ class LedgerClient:
         """
         try:
             with translate_errors(self.where):
-                return script(args=list(args))
+                return script(keys=[SCHEMA_KEY], args=list(args))
         except UnavailableError as error:
             if error.cause not in _REPLICA_CAUSES:
                 raise
         with translate_errors(self.where):
             self.redis.connection_pool.disconnect(inuse_connections=False)
-            return script(args=list(args))
+            return script(keys=[SCHEMA_KEY], args=list(args))
 
     def ping(self) -> str:
         """Return the version of the Redis server."""
@@ -65,7 +65,7 @@ class LedgerClient:
             return str(self.redis.info("server")["redis_version"])
 
     def check_schema(self, schema: bytes | None) -> None:
-        """Check the value of ``lf:schema`` as read together with batches, as the scripts do.
+        """Check the value of ``SCHEMA_KEY`` as read together with batches, as the scripts do.
 
         Raises:
             SchemaError: another version wrote the ledger.
@@ -74,12 +74,11 @@ class LedgerClient:
             return
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
-            pipe.get("lf:schema")
-            pipe.zcard("lf:batches")
-            pipe.get("lf:schema")
-            before, count, after = pipe.execute()
-        # it comes and goes with the batches, but ledgers of schema 1 may lack it
-        found = before or after or (b"1" if count else None)
+            pipe.get(SCHEMA_KEY)
+            pipe.get(OLD_SCHEMA_KEY)
+            now, old = pipe.execute()
+        # both come and go with the batches
+        found = now or old
         if found is not None and decode(found) != SCHEMA:
             raise SchemaError(self.where, theirs=decode(found), ours=SCHEMA)
 

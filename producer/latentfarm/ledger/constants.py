@@ -8,7 +8,11 @@ from latentfarm.ledger.records import Company
 from latentfarm.limits import PART_JOBS
 
 #: version of the data model; it rises with every change that older scripts would misread
-SCHEMA = "3"
+SCHEMA = "4"
+#: the key that has the version; every script declares it
+SCHEMA_KEY = "{lf}:schema"
+#: the key that had it up to schema 3, when keys began with "lf:"
+OLD_SCHEMA_KEY = "lf:schema"
 #: jobs in one string of state bytes
 CHUNK_JOBS = 1_000_000
 #: charged attempts after which a job's own error is final
@@ -29,6 +33,7 @@ POISON = "poison"
 #: constants of the scripts, by their names in Lua
 LUA_CONSTANTS: dict[str, str | int] = {
     "SCHEMA": SCHEMA,
+    "OLD_SCHEMA_KEY": OLD_SCHEMA_KEY,
     "CHUNK": CHUNK_JOBS,
     "PART": PART_JOBS,
     "MAX_ATTEMPTS": MAX_ATTEMPTS,

@@ -23,7 +23,7 @@ class FlushQueue(LedgerClient):
     def full_parts(self) -> list[tuple[str, int]]:
         """Return the parts (batch, part) whose receipts are to be stored, claimed or not."""
         with translate_errors(self.where):
-            names: list[Any] = self.redis.zrange("lf:flush_queue", 0, -1)
+            names: list[Any] = self.redis.zrange("{lf}:flush_queue", 0, -1)
         found = [decode(name).rpartition("/") for name in names]
         return sorted((batch, int(part)) for batch, _, part in found)
 
@@ -59,8 +59,8 @@ class FlushQueue(LedgerClient):
         """
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=True)
-            pipe.hget(f"lf:batch:{batch}", "state")
-            pipe.hget(f"lf:flushed:{batch}", str(part))
+            pipe.hget(f"{{lf}}:batch:{batch}", "state")
+            pipe.hget(f"{{lf}}:flushed:{batch}", str(part))
             state, generation = pipe.execute()
         return BatchState(decode(state)) if state else None, int(generation or 0)
 

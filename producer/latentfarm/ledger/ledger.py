@@ -229,7 +229,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         with translate_errors(self.where):
             found = [
                 (decode(name).rpartition("/"), int(epoch))
-                for name, holder in self.redis.hscan_iter("lf:holders", count=_SCAN_COUNT)
+                for name, holder in self.redis.hscan_iter("{lf}:holders", count=_SCAN_COUNT)
                 for epoch, _, holder_name in [holder.partition(b" ")]
                 if holder_name == wanted
             ]

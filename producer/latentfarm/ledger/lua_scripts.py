@@ -15,7 +15,7 @@ from latentfarm.ledger.constants import LUA_CONSTANTS
 class Script(Protocol):
     """A registered script: sends EVALSHA, and the source if Redis does not have it yet."""
 
-    def __call__(self, *, args: list[Any]) -> Any: ...
+    def __call__(self, *, keys: list[str], args: list[Any]) -> Any: ...
 
 
 class Scripts:

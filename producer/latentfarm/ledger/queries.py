@@ -38,11 +38,10 @@ class Queries(LedgerClient):
         """Return the name of every batch, oldest first."""
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
-            pipe.zrange("lf:batches", 0, -1)
-            pipe.get("lf:schema")
+            pipe.zrange("{lf}:batches", 0, -1)
+            pipe.get("{lf}:schema")
             names, schema = pipe.execute()
-        if names:
-            self.check_schema(schema)
+        self.check_schema(schema)
         return [decode(name) for name in names]
 
     def batch_summaries(self) -> list[BatchSummary]:
@@ -51,7 +50,7 @@ class Queries(LedgerClient):
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
             for name in names:
-                pipe.hmget(f"lf:batch:{name}", ["model", "state", "leased"])
+                pipe.hmget(f"{{lf}}:batch:{name}", ["model", "state", "leased"])
             found: list[list[Any]] = pipe.execute()
         # a batch that is deleted at this moment has no hash any more
         return [
@@ -68,15 +67,15 @@ class Queries(LedgerClient):
         """
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
-            pipe.hgetall(f"lf:batch:{name}")
+            pipe.hgetall(f"{{lf}}:batch:{name}")
             # later than the number of failed jobs, so that each of them has a code
-            pipe.hgetall(f"lf:error_counts:{name}")
-            pipe.get("lf:schema")
+            pipe.hgetall(f"{{lf}}:error_counts:{name}")
+            pipe.get("{lf}:schema")
             found, counted, schema = pipe.execute()
             facts = {decode(key): decode(value) for key, value in found.items()}
+            self.check_schema(schema)
             if not facts:
                 raise unknown_batch(name)
-            self.check_schema(schema)
             rate = self._images_per_s(name, facts)
         errors = {decode(code): int(count) for code, count in counted.items()}
         return batch_record(name, facts, errors, rate)
@@ -84,7 +83,7 @@ class Queries(LedgerClient):
     def states(self, batch: str, start: int, stop: int) -> list[JobState]:
         """Return the states of the jobs ``start`` to ``stop - 1``."""
         with translate_errors(self.where):
-            untouched = _untouched(self.redis.hget(f"lf:batch:{batch}", "state"))
+            untouched = _untouched(self.redis.hget(f"{{lf}}:batch:{batch}", "state"))
         return [JobState(byte) or untouched for byte in self._state_bytes(batch, start, stop)]
 
     def indices(self, batch: str, state: JobState) -> Iterator[int]:
@@ -132,13 +131,13 @@ class Queries(LedgerClient):
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
             self._read_facts(pipe, batch, min(indices) // PART_JOBS)
-            pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)
+            pipe.getrange(f"{{lf}}:states:{batch}:{chunk}", first, last)
             # a flush removes all three: where there is a receipt or an error, the attempts were still there
-            pipe.hmget(f"lf:attempts:{batch}", names)
-            pipe.hmget(f"lf:errors:{batch}", names)
-            pipe.hmget(f"lf:receipts:{batch}", names)
-            pipe.hmget("lf:holders", [f"{batch}/{name}" for name in names])
-            pipe.getrange(f"lf:states:{batch}:{chunk}", first, last)
+            pipe.hmget(f"{{lf}}:attempts:{batch}", names)
+            pipe.hmget(f"{{lf}}:errors:{batch}", names)
+            pipe.hmget(f"{{lf}}:receipts:{batch}", names)
+            pipe.hmget("{lf}:holders", [f"{batch}/{name}" for name in names])
+            pipe.getrange(f"{{lf}}:states:{batch}:{chunk}", first, last)
             self._read_facts(pipe, batch, min(indices) // PART_JOBS)
             found: list[Any] = pipe.execute()
         (state, retries), generation, before, *fields, after, facts_after, generation_after = found
@@ -154,8 +153,8 @@ class Queries(LedgerClient):
 
     @staticmethod
     def _read_facts(pipe: Any, batch: str, part: int) -> None:
-        pipe.hmget(f"lf:batch:{batch}", ["state", "retries"])
-        pipe.hget(f"lf:flushed:{batch}", str(part))
+        pipe.hmget(f"{{lf}}:batch:{batch}", ["state", "retries"])
+        pipe.hget(f"{{lf}}:flushed:{batch}", str(part))
 
     def _state_bytes(self, batch: str, start: int, stop: int) -> bytes:
         found = bytearray()
@@ -163,7 +162,7 @@ class Queries(LedgerClient):
             while start < stop:
                 chunk, at = divmod(start, CHUNK_JOBS)
                 end = min(stop - chunk * CHUNK_JOBS, CHUNK_JOBS)
-                piece = cast("bytes", self.redis.getrange(f"lf:states:{batch}:{chunk}", at, end - 1))
+                piece = cast("bytes", self.redis.getrange(f"{{lf}}:states:{batch}:{chunk}", at, end - 1))
                 found += piece.ljust(end - at, b"\0")
                 start = chunk * CHUNK_JOBS + end
         return bytes(found)
@@ -178,7 +177,7 @@ class Queries(LedgerClient):
             return done / max(last_ms - first_ms, 1) * 1000
         now = self.now_us() // 1000
         slot = now // RATE_SLOT_MS
-        counts = self.redis.mget([f"lf:rate:{batch}:{slot - back}" for back in range(RATE_SLOTS)])
+        counts = self.redis.mget([f"{{lf}}:rate:{batch}:{slot - back}" for back in range(RATE_SLOTS)])
         span_ms = min(now - first_ms, (RATE_SLOTS - 1) * RATE_SLOT_MS + now % RATE_SLOT_MS)
         return sum(int(count or 0) for count in counts) / max(span_ms, 1) * 1000
 

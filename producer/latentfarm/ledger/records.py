@@ -154,7 +154,7 @@ class Snapshot:
 
 
 def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], rate: float | None) -> BatchRecord:
-    """Return a record of the fields of ``lf:batch:<b>``."""
+    """Return a record of the fields of ``{lf}:batch:<b>``."""
     numbers = ("total", "leased", "done", "failed", "cancelled", "invalid", "priority", "canary", "retries")
     return BatchRecord(
         name=name,

@@ -25,7 +25,7 @@ class Restoration:
     def begin(self, *, total: int, fields: Mapping[str, str | int | float]) -> None:
         """Stop all work on the batch; every lease on it is lost.
 
-        ``fields`` are those of ``lf:batch:<b>`` that do not follow from the jobs: digest, model, priority, budget,
+        ``fields`` are those of ``{lf}:batch:<b>`` that do not follow from the jobs: digest, model, priority, budget,
         canary, webhook, paused_by, paused.
         """
         args = [argument for field in fields.items() for argument in field]

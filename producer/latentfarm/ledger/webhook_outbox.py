@@ -68,7 +68,7 @@ class WebhookOutbox:
     def last_error(self, batch: str) -> str:
         """Return why the last attempt for a batch failed; empty if none failed."""
         with translate_errors(self._ledger.where):
-            found: Any = self._ledger.redis.hget(f"lf:batch:{batch}", "webhook_error")
+            found: Any = self._ledger.redis.hget(f"{{lf}}:batch:{batch}", "webhook_error")
         return decode(found or "")
 
     def _resolve(

@@ -85,21 +85,21 @@ class WorkerRegistry(LedgerClient):
     def sign_off(self, model: str, worker: str) -> None:
         """Remove a worker that ends."""
         with translate_errors(self.where):
-            self.redis.zrem(f"lf:workers:{model}", worker)
-            self.redis.delete(f"lf:worker:{worker}")
+            self.redis.zrem(f"{{lf}}:workers:{model}", worker)
+            self.redis.delete(f"{{lf}}:worker:{worker}")
 
     def count_pending(self, model: str) -> int:
         """Return how many jobs of a model wait for a lease, as ``heartbeat`` does, with plain commands only."""
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
-            pipe.smembers(f"lf:active:{model}")
-            pipe.get("lf:schema")
+            pipe.smembers(f"{{lf}}:active:{model}")
+            pipe.get("{lf}:schema")
             found, schema = pipe.execute()
             batches = [decode(name) for name in found]
             for batch in batches:
-                pipe.hmget(f"lf:batch:{batch}", _COUNTED_FIELDS)
-                pipe.zcard(f"lf:requeued:{batch}")
-                pipe.zcard(f"lf:suspects:{batch}")
+                pipe.hmget(f"{{lf}}:batch:{batch}", _COUNTED_FIELDS)
+                pipe.zcard(f"{{lf}}:requeued:{batch}")
+                pipe.zcard(f"{{lf}}:suspects:{batch}")
             replies: list[Any] = pipe.execute() if batches else []
         self.check_schema(schema)
         return sum(map(_pending, replies[::3], replies[1::3], replies[2::3]))
@@ -107,7 +107,7 @@ class WorkerRegistry(LedgerClient):
     def throughput(self, model: str) -> Throughput | None:
         """Return the sums over the workers of a model; None before the first measurement."""
         with translate_errors(self.where):
-            found = self.redis.hgetall(f"lf:throughput:{model}")
+            found = self.redis.hgetall(f"{{lf}}:throughput:{model}")
         figures = {decode(key): float(value) for key, value in found.items()}
         if not figures:
             return None
@@ -117,7 +117,7 @@ class WorkerRegistry(LedgerClient):
     def active_batches(self, model: str) -> list[str]:
         """Return the names of the batches of a model whose jobs may be leased, paused ones included."""
         with translate_errors(self.where):
-            return sorted(map(decode, self.redis.smembers(f"lf:active:{model}")))
+            return sorted(map(decode, self.redis.smembers(f"{{lf}}:active:{model}")))
 
     def workers(self, model: str) -> list[str]:
         """Return the names of the workers of a model that are alive."""
@@ -127,20 +127,20 @@ class WorkerRegistry(LedgerClient):
     def worker_records(self, model: str | None = None) -> list[WorkerRecord]:
         """Return the workers that are alive, of one model or of all, by model and name."""
         with translate_errors(self.where):
-            models = [model] if model is not None else sorted(map(decode, self.redis.zrange("lf:models", 0, -1)))
+            models = [model] if model is not None else sorted(map(decode, self.redis.zrange("{lf}:models", 0, -1)))
             return [record for name in models for record in self._records(name)]
 
     def _alive(self, model: str) -> dict[str, int]:
         """Return the last heartbeat, in milliseconds, of each worker that is alive."""
         since = self.now_us() // 1000 - _ALIVE_MS
-        found: Any = self.redis.zrangebyscore(f"lf:workers:{model}", since, "+inf", withscores=True)
+        found: Any = self.redis.zrangebyscore(f"{{lf}}:workers:{model}", since, "+inf", withscores=True)
         return {decode(worker): int(score) for worker, score in found}
 
     def _records(self, model: str) -> list[WorkerRecord]:
         seen = sorted(self._alive(model).items())
         pipe = self.redis.pipeline(transaction=False)
         for worker, _ in seen:
-            pipe.hgetall(f"lf:worker:{worker}")
+            pipe.hgetall(f"{{lf}}:worker:{worker}")
         hashes = [{decode(name): decode(value) for name, value in facts.items()} for facts in pipe.execute()]
         # a worker that signs off at this moment has no hash any more
         return [

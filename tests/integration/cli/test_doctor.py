@@ -167,7 +167,7 @@ def test_the_published_users_suffice_for_the_check_and_a_missing_permission_is_n
         assert limit in found
         problem = problem_of(published_user(refusing, role, "-hset", "-zadd"))
         assert "its user may not run hset, zadd; give the user" in problem
-        problem = problem_of(published_user(refusing, role, "resetkeys", "~lf:*"))
+        problem = problem_of(published_user(refusing, role, "resetkeys", "~{lf}:*"))
         assert problem.endswith("the key was render.mini:probe")
     assert "may not run info" in check_server(Ledger.connect(published_user(refusing, "worker", "~render.*", "-info")))
 

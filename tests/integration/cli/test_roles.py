@@ -62,7 +62,7 @@ def as_user(settings: Settings, port: int, user: str) -> Settings:
 def everything(farm: Farm) -> dict[bytes, object]:
     """Return the ledger's keys with their values."""
     client = farm.ledger.redis
-    return {key: client.dump(key) for key in client.scan_iter("lf:*")}
+    return {key: client.dump(key) for key in client.scan_iter("{lf}:*")}
 
 
 @pytest.mark.parametrize("user", ["producer", "worker", "viewer"])

@@ -97,14 +97,14 @@ def test_a_batch_of_invalid_rows_is_complete_at_once(ledger: Ledger) -> None:
 
 def test_an_untouched_job_costs_no_memory_and_a_touched_one_costs_a_byte(ledger: Ledger) -> None:
     opened(ledger, total=50_000_000)
-    assert ledger.redis.exists("lf:states:cats:0") == 0
+    assert ledger.redis.exists("{lf}:states:cats:0") == 0
     lease(ledger, 10)
-    assert ledger.redis.strlen("lf:states:cats:0") == 10
+    assert ledger.redis.strlen("{lf}:states:cats:0") == 10
 
 
 def test_states_beyond_the_first_million_are_in_a_chunk_of_their_own(ledger: Ledger) -> None:
     opened(ledger, total=2 * CHUNK_JOBS)
-    ledger.redis.hset("lf:batch:cats", "cursor", CHUNK_JOBS - 1)
+    ledger.redis.hset("{lf}:batch:cats", "cursor", CHUNK_JOBS - 1)
     lease(ledger, 2)
     assert ledger.states("cats", CHUNK_JOBS - 2, CHUNK_JOBS + 2) == [
         JobState.PENDING,
@@ -122,13 +122,13 @@ def test_a_flushed_part_leaves_only_its_states(ledger: Ledger) -> None:
     assert ledger.drop_flushed("cats", 0, retries=0)
     assert ledger.full_parts() == []
     client: Any = ledger.redis
-    left = {key.decode() for key in client.keys("lf:*") if b":rate:" not in key}
-    assert left - {"lf:last_sweep"} == {
-        "lf:schema",
-        "lf:batches",
-        "lf:batch:cats",
-        "lf:states:cats:0",
-        "lf:error_counts:cats",
+    left = {key.decode() for key in client.keys("{lf}:*") if b":rate:" not in key}
+    assert left - {"{lf}:last_sweep"} == {
+        "{lf}:schema",
+        "{lf}:batches",
+        "{lf}:batch:cats",
+        "{lf}:states:cats:0",
+        "{lf}:error_counts:cats",
     }
 
 
@@ -298,7 +298,7 @@ def test_a_deleted_batch_leaves_no_key(ledger: Ledger) -> None:
     assert ledger.commit([(bad, {})]) == ["deleting"]
     ledger.delete_batch("cats")
     client: Any = ledger.redis
-    assert [key for key in client.keys("lf:*") if b":rate:" not in key] == []
+    assert [key for key in client.keys("{lf}:*") if b":rate:" not in key] == []
     ledger.delete_batch("cats")
 
 

@@ -32,16 +32,16 @@ def request_leases(ledger: Ledger, request: str, k: int = 2, *, worker: str = "w
 def test_a_repeated_request_returns_the_same_leases(ledger: Ledger) -> None:
     opened(ledger)
     first = request_leases(ledger, "one")
-    ledger.redis.zadd("lf:leases", {first[0].name: 1}, xx=True)
+    ledger.redis.zadd("{lf}:leases", {first[0].name: 1}, xx=True)
     assert request_leases(ledger, "one", 5) == first
     assert ledger.batch("cats").leased == 2
     # with their whole time, for the first answer may have been lost long ago
-    ledger.redis.delete("lf:sweep_lock")
+    ledger.redis.delete("{lf}:sweep_lock")
     assert ledger.expire_leases() == 0
     assert [each.index for each in request_leases(ledger, "two")] == [2, 3]
     assert [each.index for each in request_leases(ledger, "one", worker="worker-b")] == [4]
     # what is remembered of a worker goes by itself
-    assert 0 < ledger.redis.ttl("lf:lease_reply:worker-a") <= 3600
+    assert 0 < ledger.redis.ttl("{lf}:lease_reply:worker-a") <= 3600
 
 
 def test_a_repeated_request_returns_only_leases_that_are_still_held(ledger: Ledger) -> None:
@@ -146,13 +146,13 @@ def test_after_an_outage_no_lease_expires_before_its_worker_could_renew_it(ledge
     client: Any = ledger.redis
     assert expire(ledger) == 1
     [held] = lease(ledger)
-    client.zadd("lf:leases", {held.name: 1})
-    client.delete("lf:sweep_lock")
+    client.zadd("{lf}:leases", {held.name: 1})
+    client.delete("{lf}:sweep_lock")
     # as if Redis or every worker had been down for a minute
-    client.set("lf:last_sweep", int(client.get("lf:last_sweep")) - 60_000)
+    client.set("{lf}:last_sweep", int(client.get("{lf}:last_sweep")) - 60_000)
     assert ledger.expire_leases(patience_s=10) == 0
     assert ledger.renew([held], lease_s=30) == set()
-    client.delete("lf:sweep_lock", "lf:grace_until")
+    client.delete("{lf}:sweep_lock", "{lf}:grace_until")
     assert ledger.expire_leases(patience_s=10) == 0
     assert ledger.commit([(held, {})]) == ["full"]
 
@@ -161,7 +161,7 @@ def test_epochs_rise_even_if_redis_was_restored_from_an_older_snapshot(ledger: L
     opened(ledger)
     client: Any = ledger.redis
     [before] = lease(ledger)
-    client.hset("lf:batch:cats", mapping={"epoch": 0, "cursor": 0})
+    client.hset("{lf}:batch:cats", mapping={"epoch": 0, "cursor": 0})
     [after] = lease(ledger)
     assert after.epoch > before.epoch
 
@@ -251,10 +251,10 @@ def test_a_job_is_leased_beside_ten_thousand_open_batches(ledger: Ledger) -> Non
     opened(ledger, "first", 1, priority=1)
     # a list of them is longer than Lua can unpack
     pipe = ledger.redis.pipeline(transaction=False)
-    fields: Any = ledger.redis.hgetall("lf:batch:first") | {b"priority": 0}
+    fields: Any = ledger.redis.hgetall("{lf}:batch:first") | {b"priority": 0}
     for number in range(10_000):
-        pipe.hset(f"lf:batch:b{number}", mapping=fields)
-        pipe.sadd("lf:active:mini", f"b{number}")
+        pipe.hset(f"{{lf}}:batch:b{number}", mapping=fields)
+        pipe.sadd("{lf}:active:mini", f"b{number}")
     pipe.execute()
     assert [each.batch for each in lease(ledger)] == ["first"]
 

@@ -212,8 +212,8 @@ class LedgerMoves(RuleBasedStateMachine):
     @rule(lease=leases)
     def expire(self, lease: Lease) -> None:
         name = lease.name
-        self.ledger.redis.zadd("lf:leases", {name: 1}, xx=True)
-        self.ledger.redis.delete("lf:sweep_lock")
+        self.ledger.redis.zadd("{lf}:leases", {name: 1}, xx=True)
+        self.ledger.redis.delete("{lf}:sweep_lock")
         held = lease.index in self.epochs
         assert self.ledger.expire_leases() == int(held)
         if held:
@@ -298,9 +298,11 @@ class LedgerMoves(RuleBasedStateMachine):
         assert record.errors == Counter(self.codes[index] for index in failed)
         to_flush = (self.ended or self.cancelled) and self.counted and not self.flushed
         assert self.ledger.full_parts() == ([("b", 0)] if to_flush else [])
-        assert self.ledger.redis.zcard("lf:leases") == self.ledger.redis.hlen("lf:holders") == len(self.epochs)
+        assert self.ledger.redis.zcard("{lf}:leases") == self.ledger.redis.hlen("{lf}:holders") == len(self.epochs)
         client: Any = self.ledger.redis
-        requeued, suspects = ({*map(int, client.zrange(f"lf:{queue}:b", 0, -1))} for queue in ("requeued", "suspects"))
+        requeued, suspects = (
+            {*map(int, client.zrange(f"{{lf}}:{queue}:b", 0, -1))} for queue in ("requeued", "suspects")
+        )
         assert not requeued & suspects
         assert all(self.states[index] is JobState.PENDING for index in requeued | suspects)
 

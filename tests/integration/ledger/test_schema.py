@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from tests.conftest import Command
 
 from latentfarm import Farm
 from latentfarm.errors import SchemaError
-from latentfarm.ledger.constants import SCHEMA
+from latentfarm.ledger.constants import OLD_SCHEMA_KEY, SCHEMA, SCHEMA_KEY
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.integration
 
-REFUSED = r"has schema 1, and this version of latentfarm needs schema 3\. .*run `latentfarm recover`"
+REFUSED = r"has schema [35], and this version of latentfarm needs schema 4\. .*run `latentfarm recover`"
 
 
-@pytest.fixture(params=["written", "from before the schema was written"])
+@pytest.fixture(params=["older", "newer"])
 def old(request: pytest.FixtureRequest, farm: Farm) -> Farm:
-    """A farm whose ledger has schema 1."""
-    assert SCHEMA == "3"
+    """A farm whose ledger another version wrote: schema 3, with its names of keys, or a later one."""
+    assert SCHEMA == "4"
     farm.submit([{"prompt": "a"}] * 3, batch="cats")
-    assert farm.ledger.redis.get("lf:schema") == b"3"
-    if request.param == "written":
-        farm.ledger.redis.set("lf:schema", "1")
-    else:
-        farm.ledger.redis.delete("lf:schema")
+    client: Any = farm.ledger.redis
+    # schema 3 refuses the ledger for what it finds in its own key
+    assert client.mget(SCHEMA_KEY, OLD_SCHEMA_KEY) == [b"4", b"4"]
+    if request.param == "newer":
+        client.mset({SCHEMA_KEY: "5", OLD_SCHEMA_KEY: "5"})
+        return farm
+    for key in client.keys("{lf}:*"):
+        client.rename(key, key.replace(b"{lf}", b"lf"))
+    client.set(OLD_SCHEMA_KEY, "3")
     return farm
+
+
+def test_the_last_batch_leaves_no_version_behind(farm: Farm) -> None:
+    farm.submit([{"prompt": "a"}], batch="cats")
+    farm.batch("cats").delete()
+    assert farm.ledger.redis.keys("*schema") == []
 
 
 def test_a_ledger_of_another_schema_is_neither_read_nor_changed(old: Farm) -> None:
@@ -45,7 +57,7 @@ def test_a_ledger_of_another_schema_is_neither_read_nor_changed(old: Farm) -> No
     assert {key: old.ledger.redis.dump(key) for key in sorted(old.ledger.redis.keys("*"))} == before
 
 
-@pytest.mark.parametrize("old", ["written"], indirect=True)
+@pytest.mark.parametrize("old", ["older"], indirect=True)
 @pytest.mark.parametrize(
     "command", [("pause", "cats"), ("status",), ("status", "cats"), ("recover",), ("worker", "--no-supervisor")]
 )
@@ -54,21 +66,21 @@ def test_commands_report_the_schema_and_the_cure(
 ) -> None:
     ran = latentfarm(*command, settings=settings)
     assert ran.returncode == 2, ran.stderr
-    assert "has schema 1, and this version of latentfarm needs schema 3" in ran.stderr
+    assert "has schema 3, and this version of latentfarm needs schema 4" in ran.stderr
     assert old.ledger.redis.exists("lf:batch:cats")
 
 
-@pytest.mark.parametrize("old", ["written"], indirect=True)
+@pytest.mark.parametrize("old", ["older"], indirect=True)
 @pytest.mark.usefixtures("old")
 def test_the_doctor_reports_the_schema(settings: Settings, latentfarm: Command) -> None:
     found = latentfarm("doctor", settings=settings).stdout
     assert "BAD  redis   the ledger in Redis" in found
 
 
-@pytest.mark.parametrize("old", ["written"], indirect=True)
+@pytest.mark.parametrize("old", ["older"], indirect=True)
 def test_a_batch_of_another_schema_runs_on_after_recover(old: Farm, settings: Settings, latentfarm: Command) -> None:
     old.ledger.redis.flushdb()
     ran = latentfarm("recover", settings=settings)
     assert ran.returncode == 0, ran.stderr
     assert len(old.ledger.lease("mini", "w", 5, lease_s=30)) == 3
-    assert old.ledger.redis.get("lf:schema") == b"3"
+    assert old.ledger.redis.get(SCHEMA_KEY) == b"4"

@@ -65,7 +65,7 @@ def test_a_job_that_crashed_its_worker_waits_so_that_the_worker_renders_another_
     assert [each.index for each in lease(ledger, 3)] == [1, 2]
     now_ms = ledger.now_us() / 1000
     client: Any = ledger.redis
-    assert 0 < client.zscore("lf:suspects:cats", "0") - now_ms <= 1_000
+    assert 0 < client.zscore("{lf}:suspects:cats", "0") - now_ms <= 1_000
 
 
 @pytest.mark.parametrize(
@@ -183,4 +183,4 @@ def test_every_key_of_a_batch_with_suspects_goes_with_it(ledger: Ledger) -> None
     ledger.mark_deleting("cats")
     ledger.delete_batch("cats")
     client: Any = ledger.redis
-    assert [key for key in client.keys("lf:*") if b"cats" in key] == []
+    assert [key for key in client.keys("{lf}:*") if b"cats" in key] == []

@@ -42,13 +42,13 @@ def test_a_worker_reports_its_device_its_rate_and_its_busy_share(ledger: Ledger)
 def test_the_busy_share_covers_the_last_windows_and_is_never_above_one(ledger: Ledger) -> None:
     ledger.heartbeat("mini", "a", {"images": 9, "busy_s": 9, "wall_s": 10})
     client: Any = ledger.redis
-    [place] = [name for name in client.hkeys("lf:worker:a") if name.startswith(b"window:")]
-    now = int(client.hget("lf:worker:a", place))
+    [place] = [name for name in client.hkeys("{lf}:worker:a") if name.startswith(b"window:")]
+    now = int(client.hget("{lf}:worker:a", place))
     # two minutes ago is too old; half a minute less is not
-    client.hset("lf:worker:a", place, now - 4)
+    client.hset("{lf}:worker:a", place, now - 4)
     [worker] = ledger.worker_records()
     assert (worker.images, worker.images_per_s, worker.busy_share) == (9, None, None)
-    client.hset("lf:worker:a", place, now - 3)
+    client.hset("{lf}:worker:a", place, now - 3)
     assert ledger.worker_records()[0].images_per_s == pytest.approx(0.9)
     # a step of 40 s counts when it ends
     ledger.heartbeat("mini", "a", {"busy_s": 40, "wall_s": 3})
@@ -58,9 +58,9 @@ def test_the_busy_share_covers_the_last_windows_and_is_never_above_one(ledger: L
 def test_a_window_that_is_reused_starts_at_zero(ledger: Ledger) -> None:
     ledger.heartbeat("mini", "a", {"images": 9, "busy_s": 9, "wall_s": 10})
     client: Any = ledger.redis
-    for name in client.hkeys("lf:worker:a"):
+    for name in client.hkeys("{lf}:worker:a"):
         if name.startswith(b"window:"):
-            client.hset("lf:worker:a", name, int(client.hget("lf:worker:a", name)) - 4)
+            client.hset("{lf}:worker:a", name, int(client.hget("{lf}:worker:a", name)) - 4)
     ledger.heartbeat("mini", "a", {"images": 1, "busy_s": 1, "wall_s": 4})
     [worker] = ledger.worker_records()
     assert (worker.images, worker.images_per_s) == (10, 0.25)
@@ -69,11 +69,11 @@ def test_a_window_that_is_reused_starts_at_zero(ledger: Ledger) -> None:
 def test_a_worker_that_signs_off_is_removed_at_once_and_a_silent_one_after_a_minute(ledger: Ledger) -> None:
     ledger.heartbeat("mini", "a")
     ledger.heartbeat("mini", "b")
-    assert 0 < ledger.redis.ttl("lf:worker:a") <= 60
+    assert 0 < ledger.redis.ttl("{lf}:worker:a") <= 60
     ledger.sign_off("mini", "a")
     assert [each.name for each in ledger.worker_records()] == ["b"]
-    assert ledger.redis.exists("lf:worker:a") == 0
-    ledger.redis.zadd("lf:workers:mini", {"b": 1})
+    assert ledger.redis.exists("{lf}:worker:a") == 0
+    ledger.redis.zadd("{lf}:workers:mini", {"b": 1})
     assert ledger.worker_records() == []
 
 

@@ -72,7 +72,7 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(farm: Farm) -> None:
     work(farm, 5)
     farm.ledger.redis.flushall()
     report = recover(farm, dry_run=True)
-    assert farm.ledger.redis.keys("lf:*") == []
+    assert farm.ledger.redis.keys("{lf}:*") == []
     assert report == recover(farm)
 
 
@@ -80,7 +80,7 @@ def test_an_old_snapshot_is_updated_and_a_job_without_its_image_runs_again(farm:
     batch = farm.submit(rows(10), batch="cats")
     first = work(farm, 2)
     client: Any = farm.ledger.redis
-    snapshot = {key: client.dump(key) for key in client.keys("lf:*")}
+    snapshot = {key: client.dump(key) for key in client.keys("{lf}:*")}
     later = work(farm, 3)
     client.flushall()
     for key, value in snapshot.items():
@@ -128,8 +128,8 @@ def test_a_job_that_failed_as_poison_leaves_no_image(farm: Farm) -> None:
     for worker in "abcdef":
         [lost] = farm.ledger.lease("mini", worker, 1, lease_s=30)
         store(farm, lost)
-        client.zadd("lf:leases", {lost.name: 1})
-        client.delete("lf:sweep_lock")
+        client.zadd("{lf}:leases", {lost.name: 1})
+        client.delete("{lf}:sweep_lock")
         farm.ledger.expire_leases()
     assert farm.batch("cats").wait().errors == {"poison": 1}
     assert collect_due(farm.ledger, farm.bucket, delay_s=0) == 6
@@ -198,7 +198,7 @@ def test_a_submission_never_overwrites_a_batch_that_the_ledger_has_lost(farm: Fa
         farm.submit(rows(3), batch="cats")
     with pytest.raises(InputError, match="other content"):
         farm.submit(["another"], batch="cats")
-    assert farm.ledger.redis.keys("lf:*") == []
+    assert farm.ledger.redis.keys("{lf}:*") == []
     assert recover(farm).total == 3
 
 

@@ -92,7 +92,7 @@ def test_a_worker_that_dies_at_any_point_loses_no_job_and_no_job_is_committed_tw
     assert hashlib.sha256(body).hexdigest() == line["sha256"]
     with Image.open(io.BytesIO(body), formats=["PNG"]) as image:
         image.load()
-    assert farm.ledger.redis.zcard("lf:leases") == farm.ledger.redis.hlen("lf:holders") == 0
+    assert farm.ledger.redis.zcard("{lf}:leases") == farm.ledger.redis.hlen("{lf}:holders") == 0
 
 
 @pytest.mark.parametrize("act", PRODUCER_ACTS)

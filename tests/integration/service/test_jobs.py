@@ -89,7 +89,7 @@ def test_a_job_that_the_same_worker_leases_again_replaces_its_older_image(farm: 
         steps.append(1)
         if len(steps) == 1:
             first.update(loop._leases.held())
-            farm.ledger.redis.zadd("lf:leases", {"b/0": 0})
+            farm.ledger.redis.zadd("{lf}:leases", {"b/0": 0})
             assert farm.ledger.expire_leases() == 1
             # after an empty answer no job is requested for 0.2 s
             time.sleep(0.3)
@@ -144,7 +144,7 @@ def test_a_job_gives_the_same_file_alone_and_beside_other_jobs(farm: Farm, famil
     farm.ledger.redis.flushall()
     farm.ledger.create_batch("b", digest="again", model="mini")
     farm.ledger.append_jobs("b", before=0, total=6, parts_digest="c", closed=True)
-    farm.ledger.redis.hset("lf:batch:b", "cursor", 5)
+    farm.ledger.redis.hset("{lf}:batch:b", "cursor", 5)
     with render_loop(farm, family) as loop:
         assert loop.render_all() == 1
     [again] = (line for line in farm.batch("b").results() if line["state"] == "done")

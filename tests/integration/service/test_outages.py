@@ -103,7 +103,7 @@ def test_leases_of_images_that_wait_for_the_bucket_are_renewed(farm: Farm, famil
 
 def _earliest(farm: Farm) -> float:
     client: Any = farm.ledger.redis
-    return min((float(score) for _, score in client.zrange("lf:leases", 0, -1, withscores=True)), default=0.0)
+    return min((float(score) for _, score in client.zrange("{lf}:leases", 0, -1, withscores=True)), default=0.0)
 
 
 def test_an_outage_of_redis_delays_no_step_of_the_engine(

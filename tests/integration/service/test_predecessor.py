@@ -25,8 +25,8 @@ def test_jobs_at_risk_run_alone_next_and_the_others_are_released(ledger: Ledger,
     state.record_at_risk([(held[1].name, held[1].epoch)], lone=True)
     end_predecessor(ledger, state, "worker-a")
     assert holders(ledger) == {"worker-b"}
-    assert ledger.redis.hgetall(b"lf:lost_by:b") == {b"1": b"crash:worker-a"}
-    assert ledger.redis.hgetall(b"lf:attempts:b") == {}
+    assert ledger.redis.hgetall(b"{lf}:lost_by:b") == {b"1": b"crash:worker-a"}
+    assert ledger.redis.hgetall(b"{lf}:attempts:b") == {}
 
     # what this process leases is its own
     lease(ledger, 2)
@@ -42,7 +42,7 @@ def test_the_leases_of_an_older_epoch_are_not_accused(ledger: Ledger, state: Sha
     state.record_at_risk([(older.name, older.epoch)], lone=True)
     end_predecessor(ledger, state, "worker-a")
     assert holders(ledger) == set()
-    assert ledger.redis.hgetall(b"lf:lost_by:b") == {}
+    assert ledger.redis.hgetall(b"{lf}:lost_by:b") == {}
 
 
 def test_if_it_is_unknown_which_job_is_the_cause_the_leases_expire(ledger: Ledger, state: SharedState) -> None:

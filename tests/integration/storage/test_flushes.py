@@ -310,7 +310,7 @@ def test_each_part_is_claimed_once_and_again_if_its_claimer_dies(farm: Farm) -> 
     assert flush_due(farm.ledger, farm.bucket) == 0
     client: Any = farm.ledger.redis
     seconds, _ = client.time()
-    due_s = [due / 1000 - seconds for _, due in client.zrange("lf:flush_queue", 0, -1, withscores=True)]
+    due_s = [due / 1000 - seconds for _, due in client.zrange("{lf}:flush_queue", 0, -1, withscores=True)]
     assert all(55 < each <= 61 for each in due_s)
     assert farm.ledger.full_parts() == [("a", 0), ("b", 0)]
     flushes_due(farm.ledger)
@@ -344,7 +344,7 @@ def test_a_damaged_part_is_tried_again_later_and_blocks_no_other(farm: Farm) -> 
         ended(farm, f"dogs-{number}")
         assert flush_due(farm.ledger, farm.bucket) == 1
         seconds, micros = client.time()
-        due_s.append(client.zscore("lf:flush_queue", "cats/0") / 1000 - seconds - micros / 1e6)
+        due_s.append(client.zscore("{lf}:flush_queue", "cats/0") / 1000 - seconds - micros / 1e6)
         flushes_due(farm.ledger)
     assert [round(each, -1) for each in due_s] == [10, 20, 40]
     # so is one whose object is missing
@@ -355,7 +355,7 @@ def test_a_damaged_part_is_tried_again_later_and_blocks_no_other(farm: Farm) -> 
     farm.bucket.put(results_key("cats", 0), whole)
     flushes_due(farm.ledger)
     assert flush_due(farm.ledger, farm.bucket) == 1
-    assert not client.exists("lf:flush_errors:cats")
+    assert not client.exists("{lf}:flush_errors:cats")
 
 
 def test_if_the_store_is_unavailable_parts_are_due_again_after_seconds(
@@ -374,7 +374,7 @@ def test_if_the_store_is_unavailable_parts_are_due_again_after_seconds(
     assert flush_due(farm.ledger, farm.bucket) == 1
     assert farm.ledger.full_parts() == [("a", 0)]
     client: Any = farm.ledger.redis
-    assert client.zscore("lf:flush_queue", "a/0") / 1000 - client.time()[0] <= 6
+    assert client.zscore("{lf}:flush_queue", "a/0") / 1000 - client.time()[0] <= 6
     flushes_due(farm.ledger)
     assert flush_due(farm.ledger, farm.bucket) == 1
 
@@ -385,7 +385,7 @@ def test_a_deleted_batch_leaves_no_key_of_its_flushes(farm: Farm) -> None:
     batch.retry()
     done(farm)
     flush_due(farm.ledger, farm.bucket)
-    assert farm.ledger.redis.exists("lf:flushed:cats")
+    assert farm.ledger.redis.exists("{lf}:flushed:cats")
     batch.delete()
-    assert farm.ledger.redis.keys("lf:*cats*") == []
+    assert farm.ledger.redis.keys("{lf}:*cats*") == []
     assert farm.ledger.full_parts() == []

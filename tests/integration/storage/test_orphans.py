@@ -148,7 +148,7 @@ def test_a_batch_is_collected_by_one_worker_at_a_time_and_again_if_that_one_dies
     assert claimed[0] == "cats"
     assert farm.ledger.claim_orphans(delay_s=0) is None
     # an hour later
-    farm.ledger.redis.zadd("lf:orphans", {"cats": 1})
+    farm.ledger.redis.zadd("{lf}:orphans", {"cats": 1})
     assert (farm.ledger.claim_orphans(delay_s=0) or ("", 0))[0] == "cats"
     # a stale commit meanwhile queues the batch again: the claim does not end that
     farm.ledger.commit([(lost, {})])

@@ -126,7 +126,7 @@ class ResultsHistory(RuleBasedStateMachine):
         queue = self.queue()
         if queue:
             # a minute later, if it was claimed
-            self.farm.ledger.redis.zadd("lf:flush_queue", dict.fromkeys(queue, 1), xx=True)
+            self.farm.ledger.redis.zadd("{lf}:flush_queue", dict.fromkeys(queue, 1), xx=True)
         assert flush_due(self.farm.ledger, self.farm.bucket) == len(queue)
 
     @rule()

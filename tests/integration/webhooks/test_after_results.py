@@ -73,8 +73,8 @@ def due_now(farm: Farm) -> None:
     """Let the time pass until every webhook and every part is due."""
     flushes_due(farm.ledger)
     client: Any = farm.ledger.redis
-    for name in client.zrange("lf:webhooks", 0, -1):
-        client.zadd("lf:webhooks", {name: 1})
+    for name in client.zrange("{lf}:webhooks", 0, -1):
+        client.zadd("{lf}:webhooks", {name: 1})
 
 
 @pytest.mark.parametrize("cancelled", [False, True])
@@ -106,7 +106,7 @@ def test_webhooks_of_other_batches_do_not_wait(farm: Farm, worker: Settings, rec
     work(farm, 6)
     client: Any = farm.ledger.redis
     # all but the last wait for the store, and they are more than one call sends
-    client.zadd("lf:flush_queue", {f"{name}/0": 9e15 for name in "abcde"})
+    client.zadd("{lf}:flush_queue", {f"{name}/0": 9e15 for name in "abcde"})
     assert flush_due(farm.ledger, farm.bucket) == 1
     assert deliver_due(farm.ledger, worker) == 1
     assert receiver.found == [["done"]]

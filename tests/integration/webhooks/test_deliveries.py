@@ -31,13 +31,13 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def due_in_s(ledger: Ledger, batch: str = "cats") -> float:
     client: Any = ledger.redis
     seconds, micros = client.time()
-    return float(client.zscore("lf:webhooks", batch) / 1000 - seconds - micros / 1e6)
+    return float(client.zscore("{lf}:webhooks", batch) / 1000 - seconds - micros / 1e6)
 
 
 def due_now(ledger: Ledger, batch: str = "cats") -> None:
     """Make the next attempt due."""
     client: Any = ledger.redis
-    client.zadd("lf:webhooks", {batch: 1})
+    client.zadd("{lf}:webhooks", {batch: 1})
 
 
 def test_the_end_of_a_batch_is_delivered_signed_and_once(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
@@ -49,7 +49,7 @@ def test_the_end_of_a_batch_is_delivered_signed_and_once(ledger: Ledger, worker:
     assert headers["content-type"] == "application/json"
     message = verify(headers, body)
     assert message["type"] == "batch.completed"
-    ended_ms = int(ledger.redis.hget("lf:batch:cats", "ended_ms") or 0)
+    ended_ms = int(ledger.redis.hget("{lf}:batch:cats", "ended_ms") or 0)
     assert datetime.fromisoformat(message["timestamp"]) == EPOCH + timedelta(milliseconds=ended_ms)
     assert message["data"] == {
         "batch": "cats",
@@ -62,7 +62,7 @@ def test_the_end_of_a_batch_is_delivered_signed_and_once(ledger: Ledger, worker:
         "errors": {"nan": 1},
     }
     assert facts(ledger) == ("sent", 1, "")
-    assert ledger.redis.zcard("lf:webhooks") == 0
+    assert ledger.redis.zcard("{lf}:webhooks") == 0
     assert deliver_due(ledger, worker) == 0
     assert len(endpoint.received) == 1
 
@@ -103,7 +103,7 @@ def test_an_event_is_abandoned_after_the_last_delay(ledger: Ledger, worker: Sett
     assert deliver_due(ledger, worker) == 0
     assert len(endpoint.received) == len(RETRY_DELAYS_S) + 1 == 9
     assert facts(ledger) == ("failed", 9, "the answer was 503; attempt 9 was the last")
-    assert ledger.redis.zcard("lf:webhooks") == 0
+    assert ledger.redis.zcard("{lf}:webhooks") == 0
 
 
 def test_an_endpoint_that_answers_410_gets_no_further_attempt(
@@ -113,7 +113,7 @@ def test_an_endpoint_that_answers_410_gets_no_further_attempt(
     ended(ledger, f"https://localhost:{endpoint.port}/")
     assert deliver_due(ledger, worker) == 0
     assert facts(ledger) == ("failed", 1, "the answer was 410; attempt 1 was the last")
-    assert ledger.redis.zcard("lf:webhooks") == 0
+    assert ledger.redis.zcard("{lf}:webhooks") == 0
 
 
 def test_an_endpoint_may_request_a_longer_delay(ledger: Ledger, worker: Settings, endpoint: Endpoint) -> None:
@@ -208,7 +208,7 @@ def test_a_retry_withdraws_the_event_until_the_batch_ends_again(
     assert deliver_due(ledger, worker) == 0
     assert endpoint.received == []
     assert ledger.batch("cats").webhook == ""
-    assert ledger.redis.zcard("lf:webhooks") == 0
+    assert ledger.redis.zcard("{lf}:webhooks") == 0
     work(ledger)
     assert ledger.batch("cats").webhook == "due"
     assert deliver_due(ledger, worker) == 1
@@ -228,7 +228,7 @@ def test_a_deleted_batch_has_no_event_and_leaves_nothing_in_the_ledger(
     due_now(ledger)
     assert deliver_due(ledger, worker) == 0
     assert endpoint.received == []
-    assert not ledger.redis.exists("lf:batch:cats", "lf:webhooks")
+    assert not ledger.redis.exists("{lf}:batch:cats", "{lf}:webhooks")
 
 
 def test_a_late_attempt_changes_nothing_unless_it_was_delivered(ledger: Ledger) -> None:

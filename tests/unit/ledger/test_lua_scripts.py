@@ -31,7 +31,7 @@ def test_scripts_use_only_constants_that_exist() -> None:
         code = code_of(script)
         local = {word for line in re.findall(r"local ([A-Z_, ]+) =", code) for word in line.split(", ")}
         used = set(re.findall(r"\b[A-Z][A-Z_]{2,}\b", code))
-        assert used - local - {"ARGV", *LUA_CONSTANTS} == set(), name
+        assert used - local - {"ARGV", "KEYS", *LUA_CONSTANTS} == set(), name
 
 
 def test_every_constant_of_a_script_is_used() -> None:
@@ -42,17 +42,22 @@ def test_every_constant_of_a_script_is_used() -> None:
 
 
 def test_every_key_is_in_the_data_model() -> None:
-    documented = set(re.findall(r"^-- (lf:[a-z_]+)", DATA_MODEL, re.MULTILINE))
-    used = {key for script in SCRIPTS.values() for key in re.findall(r"'(lf:[a-z_]+)", script)} - {"lf:cancelled"}
+    documented = set(re.findall(r"^-- ([a-z_]+)\S* +(?:string|hash|zset|set|any) ", DATA_MODEL, re.MULTILINE))
+    used = {key for script in SCRIPTS.values() for key in re.findall(r"'\{lf\}:([a-z_]+)", script)} - {"cancelled"}
     for script in SCRIPTS.values():
         # keys of one batch that are removed in a loop over their names
-        for kinds in re.findall(r"for _, kind in ipairs\(\{(.*?)\}\)", script):
-            used |= {f"lf:{kind}" for kind in re.findall(r"'(\w+)'", kinds)}
-    assert used - {"lf:"} == documented
+        for kinds in re.findall(r"for _, kind in ipairs\(\{(.*?)\}\)", script, re.DOTALL):
+            used |= set(re.findall(r"'(\w+)'", kinds))
+    assert used | {"schema"} == documented
+
+
+def test_every_key_lies_in_the_slot_of_the_declared_one() -> None:
+    for name, script in SCRIPTS.items():
+        assert re.findall(r"redis\.p?call\('[A-Z]+', '(?!\{lf\}:)[^']*'", script) == [], name
 
 
 def test_every_field_of_a_batch_is_in_the_data_model() -> None:
-    fields = DATA_MODEL[DATA_MODEL.index("-- Fields of lf:batch:<b>:") :]
+    fields = DATA_MODEL[DATA_MODEL.index("-- Fields of {lf}:batch:<b>:") :]
     created = re.search(r"redis\.call\('HSET', batch_key\(batch\), ([^)]*)\)", SCRIPTS["create_batch"])
     assert created is not None
     named = re.findall(r"'([a-z_]+)',", created[1])

@@ -84,7 +84,7 @@ def test_an_answer_that_redis_cannot_help_is_an_outage_with_its_cause_and_cure(a
 def test_an_answer_to_a_pipeline_has_the_same_cause(answer: str, cause: str) -> None:
     error = error_of(answer)
     # as redis-py does
-    error.args = (f"Command # 1 (HGETALL lf:batch:cats) of pipeline caused error: {error.args[0]}", *error.args[1:])
+    error.args = (f"Command # 1 (HGETALL {{lf}}:leases) of pipeline caused error: {error.args[0]}", *error.args[1:])
     assert outage_cause(error) == cause
 
 

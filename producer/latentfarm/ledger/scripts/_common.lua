@@ -5,53 +5,55 @@
 -- A job is named "<b>/<i>", a part "<b>/<p>". Times are milliseconds of Redis TIME; no caller's clock is used.
 -- Names in capitals are constants of latentfarm/ledger/constants.py.
 -- "Removed by" names the scripts that remove a key or its members.
+-- Every key begins with "{lf}:", so that a cluster keeps all of them in one slot. Each script declares one, schema.
 --
 -- key                  type    meaning                                                     removed by
--- lf:schema            string  version of this data model; every script refuses another    delete_batch (last batch)
--- lf:batches           zset    all batches, by creation time                               delete_batch
--- lf:active:<m>        set     batches of a model whose state is opening or open           cancel, mark_deleting,
+-- schema               string  version of this data model; every script refuses another    delete_batch (last batch)
+--                              Also stored as lf:schema, which versions up to schema 3 read
+-- batches              zset    all batches, by creation time                               delete_batch
+-- active:<m>           set     batches of a model whose state is opening or open           cancel, mark_deleting,
 --                                                                                          completion
--- lf:batch:<b>         hash    the batch; fields below                                     delete_batch
--- lf:states:<b>:<c>    string  one byte a job: PENDING, LEASED, DONE, FAILED or CANCELLED. delete_batch
+-- batch:<b>            hash    the batch; fields below                                     delete_batch
+-- states:<b>:<c>       string  one byte a job: PENDING, LEASED, DONE, FAILED or CANCELLED. delete_batch
 --                              A byte that was never written means pending, or cancelled
 --                              in a cancelled batch: an untouched job costs no memory
--- lf:requeued:<b>      zset    <i> of jobs that run again, by the earliest start time      lease, cancel
--- lf:suspects:<b>      zset    the same for jobs that run alone                            lease, cancel
--- lf:attempts:<b>      hash    <i> -> charged attempts: errors of the job itself           drop_flushed, retry
--- lf:lost_by:<b>       hash    <i> -> names of the workers that lost it, one a loss;       drop_flushed, retry,
+-- requeued:<b>         zset    <i> of jobs that run again, by the earliest start time      lease, cancel
+-- suspects:<b>         zset    the same for jobs that run alone                            lease, cancel
+-- attempts:<b>         hash    <i> -> charged attempts: errors of the job itself           drop_flushed, retry
+-- lost_by:<b>          hash    <i> -> names of the workers that lost it, one a loss;       drop_flushed, retry,
 --                              "crash:<w>" if the worker died in a call for the job        commit, renew
--- lf:errors:<b>        hash    <i> -> {code, message, worker} of its last failure          drop_flushed, retry
--- lf:error_counts:<b>  hash    error code -> failed jobs                                   delete_batch
--- lf:receipts:<b>      hash    <i> -> receipt, until its part is stored in the bucket      drop_flushed
--- lf:ended:<b>         hash    <p> -> how many of its jobs have ended                      drop_flushed
--- lf:flush_queue       zset    "<b>/<p>": parts whose receipts are to be stored, by due    drop_flushed, flush_claim,
+-- errors:<b>           hash    <i> -> {code, message, worker} of its last failure          drop_flushed, retry
+-- error_counts:<b>     hash    error code -> failed jobs                                   delete_batch
+-- receipts:<b>         hash    <i> -> receipt, until its part is stored in the bucket      drop_flushed
+-- ended:<b>            hash    <p> -> how many of its jobs have ended                      drop_flushed
+-- flush_queue          zset    "<b>/<p>": parts whose receipts are to be stored, by due    drop_flushed, flush_claim,
 --                              time; a claim delays it, so that others take other parts    retry, mark_deleting
--- lf:flush_errors:<b>  hash    <p> -> how often it could not be stored for its own fault   drop_flushed
--- lf:flushed:<b>       hash    <p> -> generation of the object that has its lines, if      delete_batch
+-- flush_errors:<b>     hash    <p> -> how often it could not be stored for its own fault   drop_flushed
+-- flushed:<b>          hash    <p> -> generation of the object that has its lines, if      delete_batch
 --                              that is not 0
--- lf:orphans           zset    batches that have ended and may have orphaned images in     orphans_resolve, retry,
+-- orphans              zset    batches that have ended and may have orphaned images in     orphans_resolve, retry,
 --                              the bucket, by the time they were queued                    mark_deleting
--- lf:leases            zset    "<b>/<i>" of leased jobs, by expiry                         end of the lease
--- lf:holders           hash    "<b>/<i>" -> "<epoch> <worker>" of each lease               end of the lease
--- lf:lease_reply:<w>   string  the worker's last lease request: its id, then a line        expiry, an hour
+-- leases               zset    "<b>/<i>" of leased jobs, by expiry                         end of the lease
+-- holders              hash    "<b>/<i>" -> "<epoch> <worker>" of each lease               end of the lease
+-- lease_reply:<w>      string  the worker's last lease request: its id, then a line        expiry, an hour
 --                              "<b>/<i> <epoch> <attempts> <company>" for each lease
--- lf:rate:<b>:<slot>   string  jobs done in one slot of RATE_SLOT_MS                       expiry, RATE_KEEP_S
--- lf:models            zset    models that have workers, by their last heartbeat           heartbeat
--- lf:workers:<m>       zset    workers of a model, by their last heartbeat                 heartbeat, sign-off
--- lf:worker:<w>        hash    model, device, device_name, dtype, slots, draining (1: it   sign-off; expiry, a minute
+-- rate:<b>:<slot>      string  jobs done in one slot of RATE_SLOT_MS                       expiry, RATE_KEEP_S
+-- models               zset    models that have workers, by their last heartbeat           heartbeat
+-- workers:<m>          zset    workers of a model, by their last heartbeat                 heartbeat, sign-off
+-- worker:<w>           hash    model, device, device_name, dtype, slots, draining (1: it   sign-off; expiry, a minute
 --                              takes no more jobs), since (its first heartbeat), images    after its last heartbeat
 --                              (committed), and for the last WINDOWS windows, n = window %
 --                              WINDOWS: window:<n>, images:<n>, busy_s:<n>, wall_s:<n>
--- lf:throughput:<m>    hash    sums over all workers of a model: images, work, busy_s,     never (one key a model)
+-- throughput:<m>       hash    sums over all workers of a model: images, work, busy_s,     never (one key a model)
 --                              size_bytes, pixels
--- lf:sweep_lock        string  held by the worker that expires leases now                  expiry, under a second
--- lf:last_sweep        string  when leases were last checked                               never
--- lf:grace_until       string  no lease expires before this time (set after an outage)     expiry
--- lf:probe             any     what `doctor` writes to check that writes work              probe; expiry, a second
--- lf:webhooks          zset    batches whose webhook is to be sent, by due time            webhook_claim,
+-- sweep_lock           string  held by the worker that expires leases now                  expiry, under a second
+-- last_sweep           string  when leases were last checked                               never
+-- grace_until          string  no lease expires before this time (set after an outage)     expiry
+-- probe                any     what `doctor` writes to check that writes work              probe; expiry, a second
+-- webhooks             zset    batches whose webhook is to be sent, by due time            webhook_claim,
 --                                                                                          webhook_resolve
 --
--- Fields of lf:batch:<b>:
+-- Fields of {lf}:batch:<b>:
 --   digest, model              what was submitted; two submissions of one name differ in `digest`
 --   parts_digest, total        digest and number of the jobs stored so far; final when the state is no longer opening
 --   state                      opening, open, complete, cancelled, deleting, recovering
@@ -74,16 +76,23 @@
 --   webhook_state, webhook_attempts, webhook_error   '', due, sent or failed; attempts so far; why the last one failed
 --   created_ms, opened_ms, first_ms, last_ms, ended_ms   creation, manifest closed, first lease, last ended job, end
 --
--- Channel lf:cancelled: names of batches as they are cancelled. A worker that misses one finds its leases lost.
+-- Channel {lf}:cancelled: names of batches as they are cancelled. A worker that misses one finds its leases lost.
 
 do
-  local found = redis.call('GET', 'lf:schema')
-  -- ledgers of schema 1 may lack the key
-  if not found and redis.call('ZCARD', 'lf:batches') > 0 then found = '1' end
+  local found = redis.call('GET', KEYS[1])
+  if not found then
+    -- a cluster, which no older version could use, may refuse the old key
+    local old = redis.pcall('GET', OLD_SCHEMA_KEY)
+    if type(old) == 'string' then found = old end
+  end
   if found and found ~= SCHEMA then return redis.error_reply('LFSCHEMA ' .. found .. ' ' .. SCHEMA) end
 end
 
-local function write_schema() redis.call('SET', 'lf:schema', SCHEMA) end
+-- The old key keeps older versions, which know no other, from beginning a ledger beside this one
+local function write_schema()
+  redis.call('SET', KEYS[1], SCHEMA)
+  redis.pcall('SET', OLD_SCHEMA_KEY, SCHEMA)
+end
 
 local function now_us()
   local time = redis.call('TIME')
@@ -95,7 +104,7 @@ local function now_ms() return math.floor(now_us() / 1000) end
 -- Lua writes numbers of 15 digits and more with an exponent. Exact up to 2^53, which no index and no time reaches.
 local function decimal(number) return string.format('%.0f', number) end
 
-local function batch_key(batch) return 'lf:batch:' .. batch end
+local function batch_key(batch) return '{lf}:batch:' .. batch end
 
 -- Return fields of the batch's hash by name, as text; a field that is absent is nil
 local function read_fields(batch, ...)
@@ -104,7 +113,7 @@ local function read_fields(batch, ...)
   return fields
 end
 
-local function chunk_key(batch, index) return 'lf:states:' .. batch .. ':' .. math.floor(index / CHUNK) end
+local function chunk_key(batch, index) return '{lf}:states:' .. batch .. ':' .. math.floor(index / CHUNK) end
 
 local function get_state(batch, index)
   local byte = redis.call('GETRANGE', chunk_key(batch, index), index % CHUNK, index % CHUNK)
@@ -135,7 +144,7 @@ local function part_fields(part)
   return fields
 end
 
--- Return the epoch and the worker in a value of lf:holders, or nil
+-- Return the epoch and the worker in a value of {lf}:holders, or nil
 local function parse_holder(value)
   if not value then return nil end
   local epoch, worker = string.match(value, '^(%d+) (.*)$')
@@ -143,21 +152,21 @@ local function parse_holder(value)
 end
 
 -- Return the epoch and the worker of the lease on a job, or nil
-local function holder_of(name) return parse_holder(redis.call('HGET', 'lf:holders', name)) end
+local function holder_of(name) return parse_holder(redis.call('HGET', '{lf}:holders', name)) end
 
 local function drop_lease(batch, name)
-  redis.call('ZREM', 'lf:leases', name)
-  redis.call('HDEL', 'lf:holders', name)
+  redis.call('ZREM', '{lf}:leases', name)
+  redis.call('HDEL', '{lf}:holders', name)
   redis.call('HINCRBY', batch_key(batch), 'leased', -1)
 end
 
 -- Drop every lease on a batch; return the indices of its jobs
 local function drop_all_leases(batch)
   local prefix, dropped = batch .. '/', {}
-  for _, name in ipairs(redis.call('ZRANGE', 'lf:leases', 0, -1)) do
+  for _, name in ipairs(redis.call('ZRANGE', '{lf}:leases', 0, -1)) do
     if string.sub(name, 1, #prefix) == prefix then
-      redis.call('ZREM', 'lf:leases', name)
-      redis.call('HDEL', 'lf:holders', name)
+      redis.call('ZREM', '{lf}:leases', name)
+      redis.call('HDEL', '{lf}:holders', name)
       local _, index = parse_name(name)
       dropped[#dropped + 1] = index
     end
@@ -171,7 +180,7 @@ local function mark_lost_lease(batch) redis.call('HSET', batch_key(batch), 'lost
 -- Return how often a job was lost, how often in a call for it, and with how many different workers
 local function read_losses(batch, index)
   local losses, crashes, seen, workers = 0, 0, {}, 0
-  for entry in string.gmatch(redis.call('HGET', 'lf:lost_by:' .. batch, decimal(index)) or '', '%S+') do
+  for entry in string.gmatch(redis.call('HGET', '{lf}:lost_by:' .. batch, decimal(index)) or '', '%S+') do
     local worker = string.match(entry, '^crash:(.*)$')
     losses = losses + 1
     if worker then crashes = crashes + 1 end
@@ -184,14 +193,14 @@ end
 -- Return with which other jobs a job may be rendered, and its charged attempts
 local function company_of(batch, index)
   local losses, crashes = read_losses(batch, index)
-  local attempts = tonumber(redis.call('HGET', 'lf:attempts:' .. batch, decimal(index)) or 0)
+  local attempts = tonumber(redis.call('HGET', '{lf}:attempts:' .. batch, decimal(index)) or 0)
   if losses > 1 or crashes > 0 or attempts > 0 then return COMPANY_ALONE, attempts end
   return losses == 1 and COMPANY_LOST or COMPANY_ANY, attempts
 end
 
 -- A worker that lost the job lives, so what lost the lease was not the job. Crashes stay: they name it.
 local function clear_losses(batch, index)
-  local key, field, crashes = 'lf:lost_by:' .. batch, decimal(index), {}
+  local key, field, crashes = '{lf}:lost_by:' .. batch, decimal(index), {}
   for entry in string.gmatch(redis.call('HGET', key, field) or '', 'crash:%S+') do crashes[#crashes + 1] = entry end
   if #crashes > 0 then
     redis.call('HSET', key, field, table.concat(crashes, ' '))
@@ -204,14 +213,14 @@ end
 local function requeue(batch, index, name, from_ms)
   drop_lease(batch, name)
   set_state(batch, index, PENDING)
-  local queue = company_of(batch, index) == COMPANY_ALONE and 'lf:suspects:' or 'lf:requeued:'
+  local queue = company_of(batch, index) == COMPANY_ALONE and '{lf}:suspects:' or '{lf}:requeued:'
   redis.call('ZADD', queue .. batch, from_ms, decimal(index))
   mark_lost_lease(batch)
 end
 
 -- Return how many jobs of a batch run again
 local function count_requeued(batch)
-  return redis.call('ZCARD', 'lf:requeued:' .. batch) + redis.call('ZCARD', 'lf:suspects:' .. batch)
+  return redis.call('ZCARD', '{lf}:requeued:' .. batch) + redis.call('ZCARD', '{lf}:suspects:' .. batch)
 end
 
 -- Return the delay after a job's trouble. Meanwhile its worker renders another job, which clears the device.
@@ -221,10 +230,10 @@ local function retry_delay_ms(times) return RETRY_DELAY_MS * 2 ^ (times - 1) end
 local function queue_after_end(batch, now)
   local fields = read_fields(batch, 'webhook', 'lost_leases')
   if (fields.webhook or '') ~= '' then
-    redis.call('ZADD', 'lf:webhooks', now, batch)
+    redis.call('ZADD', '{lf}:webhooks', now, batch)
     redis.call('HSET', batch_key(batch), 'webhook_state', 'due', 'webhook_attempts', 0, 'webhook_error', '')
   end
-  if fields.lost_leases == '1' then redis.call('ZADD', 'lf:orphans', now, batch) end
+  if fields.lost_leases == '1' then redis.call('ZADD', '{lf}:orphans', now, batch) end
 end
 
 local function read_counters(batch)
@@ -239,7 +248,7 @@ local function complete_if_done(batch, now, counters)
   local key = batch_key(batch)
   if counters.state == BATCH_OPEN and counters.done + counters.failed + counters.cancelled == counters.total then
     redis.call('HSET', key, 'state', BATCH_COMPLETE, 'paused_by', '', 'paused', '', 'ended_ms', now)
-    redis.call('SREM', 'lf:active:' .. counters.model, batch)
+    redis.call('SREM', '{lf}:active:' .. counters.model, batch)
     queue_after_end(batch, now)
   elseif counters.canary ~= 0 and counters.cursor >= counters.canary and counters.leased == 0
     and count_requeued(batch) == 0 then
@@ -249,12 +258,12 @@ local function complete_if_done(batch, now, counters)
 end
 
 -- A part that is claimed already stays so
-local function queue_flush(batch, part, now) redis.call('ZADD', 'lf:flush_queue', 'NX', now, job_name(batch, part)) end
+local function queue_flush(batch, part, now) redis.call('ZADD', '{lf}:flush_queue', 'NX', now, job_name(batch, part)) end
 
 -- Queue the flush of every part in which a job has ended: the parts of a cancelled batch never become full. A part with
 -- a count of 0 is among them: before a retry it may have been stored with jobs that failed and are cancelled now.
 local function flush_started_parts(batch, now)
-  local counts = redis.call('HGETALL', 'lf:ended:' .. batch)
+  local counts = redis.call('HGETALL', '{lf}:ended:' .. batch)
   for at = 1, #counts, 2 do queue_flush(batch, tonumber(counts[at]), now) end
 end
 
@@ -265,7 +274,7 @@ local function count_ended(batch, part, count, counter, released, now)
   counters[counter], counters.leased = counters[counter] + count, counters.leased - released
   redis.call('HSET', batch_key(batch), counter, counters[counter], 'leased', counters.leased, 'last_ms', now)
   complete_if_done(batch, now, counters)
-  local ended = redis.call('HINCRBY', 'lf:ended:' .. batch, decimal(part), count)
+  local ended = redis.call('HINCRBY', '{lf}:ended:' .. batch, decimal(part), count)
   if ended == part_size(part, counters.total) then
     queue_flush(batch, part, now)
     return 1
@@ -282,7 +291,7 @@ local function check_failure_budget(batch)
   local hopeless = done == 0 and failed >= BUDGET_FIRST_FAILURES
   if not hopeless and (done + failed < BUDGET_MIN_JOBS or failed <= share * (done + failed)) then return end
   local by_code = {}
-  local counts = redis.call('HGETALL', 'lf:error_counts:' .. batch)
+  local counts = redis.call('HGETALL', '{lf}:error_counts:' .. batch)
   for at = 1, #counts, 2 do by_code[#by_code + 1] = counts[at] .. ' ' .. counts[at + 1] end
   table.sort(by_code)
   redis.call('HSET', batch_key(batch), 'paused_by', PAUSED_BY_FAILURE_BUDGET,
@@ -292,8 +301,8 @@ end
 -- Fail a job that is no longer leased. Return 1 if its part is full now.
 local function record_failure(batch, index, error, now)
   set_state(batch, index, FAILED)
-  redis.call('HSET', 'lf:errors:' .. batch, decimal(index), error)
-  redis.call('HINCRBY', 'lf:error_counts:' .. batch, cjson.decode(error).code, 1)
+  redis.call('HSET', '{lf}:errors:' .. batch, decimal(index), error)
+  redis.call('HINCRBY', '{lf}:error_counts:' .. batch, cjson.decode(error).code, 1)
   local full = count_ended(batch, part_of(index), 1, 'failed', 0, now)
   check_failure_budget(batch)
   return full
@@ -304,8 +313,8 @@ end
 local function lose(batch, index, name, crashed, now)
   local _, worker = holder_of(name)
   local field, entry = decimal(index), (crashed and 'crash:' or '') .. worker
-  local before = redis.call('HGET', 'lf:lost_by:' .. batch, field)
-  redis.call('HSET', 'lf:lost_by:' .. batch, field, before and before .. ' ' .. entry or entry)
+  local before = redis.call('HGET', '{lf}:lost_by:' .. batch, field)
+  redis.call('HSET', '{lf}:lost_by:' .. batch, field, before and before .. ' ' .. entry or entry)
   local losses, crashes, workers = read_losses(batch, index)
   if crashes < POISON_CRASHES and losses < POISON_LOSSES then
     requeue(batch, index, name, crashed and now + retry_delay_ms(crashes) or now)
@@ -334,7 +343,7 @@ end
 -- would take every slot until it had made up for the time in which it could not run.
 local function raise_virtual_time(batch, model)
   local lowest
-  for _, peer in ipairs(redis.call('SMEMBERS', 'lf:active:' .. model)) do
+  for _, peer in ipairs(redis.call('SMEMBERS', '{lf}:active:' .. model)) do
     if peer ~= batch then
       local state, paused_by, total, canary, cursor, virtual_time = unpack(redis.call('HMGET', batch_key(peer), 'state',
         'paused_by', 'total', 'canary', 'cursor', 'virtual_time'))
@@ -351,7 +360,7 @@ end
 -- Return how many jobs of a model wait for a lease. Called at every heartbeat, so it builds no table for a batch.
 local function count_pending(model)
   local pending = 0
-  for _, batch in ipairs(redis.call('SMEMBERS', 'lf:active:' .. model)) do
+  for _, batch in ipairs(redis.call('SMEMBERS', '{lf}:active:' .. model)) do
     local state, paused_by, total, canary, cursor, leased, done, failed = unpack(redis.call('HMGET', batch_key(batch),
       'state', 'paused_by', 'total', 'canary', 'cursor', 'leased', 'done', 'failed'))
     local limit = lease_limit(state, paused_by, total, canary)

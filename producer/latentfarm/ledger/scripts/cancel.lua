@@ -6,13 +6,13 @@ local f = read_fields(batch, 'state', 'model', 'total', 'done', 'failed')
 if not f.state then return '' end
 if not is_active(f.state) then return f.state end
 -- first, because a user without this permission must change nothing; the message leaves when the script ends
-redis.call('PUBLISH', 'lf:cancelled', batch)
+redis.call('PUBLISH', '{lf}:cancelled', batch)
 for _, index in ipairs(drop_all_leases(batch)) do
   set_state(batch, index, CANCELLED)
   mark_lost_lease(batch)
 end
-redis.call('DEL', 'lf:requeued:' .. batch, 'lf:suspects:' .. batch)
-redis.call('SREM', 'lf:active:' .. f.model, batch)
+redis.call('DEL', '{lf}:requeued:' .. batch, '{lf}:suspects:' .. batch)
+redis.call('SREM', '{lf}:active:' .. f.model, batch)
 redis.call('HSET', batch_key(batch), 'state', BATCH_CANCELLED, 'paused_by', '', 'paused', '', 'leased', 0,
   'last_ms', now, 'ended_ms', now, 'cancelled', f.total - f.done - f.failed)
 flush_started_parts(batch, now)

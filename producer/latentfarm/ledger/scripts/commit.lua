@@ -10,11 +10,11 @@
 local now = now_ms()
 local outcomes, names, ended, parts, order = {}, {}, {}, {}, {}
 for at = 1, #ARGV, 4 do names[#names + 1] = ARGV[at] end
-local holders = redis.call('HMGET', 'lf:holders', unpack(names))
+local holders = redis.call('HMGET', '{lf}:holders', unpack(names))
 
 -- The reply to an earlier try may have been lost. If the receipt has the same epoch, it is the same commit.
 local function was_committed(batch, index, epoch)
-  local receipt = redis.call('HGET', 'lf:receipts:' .. batch, decimal(index))
+  local receipt = redis.call('HGET', '{lf}:receipts:' .. batch, decimal(index))
   return receipt and cjson.decode(receipt).epoch == epoch
 end
 
@@ -34,7 +34,7 @@ local function refuse(batch, index)
   if f.state == BATCH_DELETING then return 'deleting' end
   if f.state then
     mark_lost_lease(batch)
-    if is_final(f.state) then redis.call('ZADD', 'lf:orphans', now, batch) end
+    if is_final(f.state) then redis.call('ZADD', '{lf}:orphans', now, batch) end
   end
   return 'stale'
 end
@@ -60,13 +60,13 @@ for at = 1, #names do
   outcomes[at] = commit(at, tonumber(ARGV[from + 1]), ARGV[from + 2], tonumber(ARGV[from + 3]))
 end
 if #ended > 0 then
-  redis.call('ZREM', 'lf:leases', unpack(ended))
-  redis.call('HDEL', 'lf:holders', unpack(ended))
+  redis.call('ZREM', '{lf}:leases', unpack(ended))
+  redis.call('HDEL', '{lf}:holders', unpack(ended))
 end
 for _, part in ipairs(order) do
-  redis.call('HSET', 'lf:receipts:' .. part.batch, unpack(part.receipts))
+  redis.call('HSET', '{lf}:receipts:' .. part.batch, unpack(part.receipts))
   if part.truncated > 0 then redis.call('HINCRBY', batch_key(part.batch), 'truncated', part.truncated) end
-  local rate_key = 'lf:rate:' .. part.batch .. ':' .. decimal(math.floor(now / RATE_SLOT_MS))
+  local rate_key = '{lf}:rate:' .. part.batch .. ':' .. decimal(math.floor(now / RATE_SLOT_MS))
   if redis.call('INCRBY', rate_key, part.count) == part.count then redis.call('EXPIRE', rate_key, RATE_KEEP_S) end
   local full = count_ended(part.batch, part.number, part.count, 'done', part.count, now) == 1
   if full then outcomes[part.last] = 'full' end

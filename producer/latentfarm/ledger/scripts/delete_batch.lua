@@ -4,20 +4,23 @@ local f = read_fields(batch, 'total', 'model')
 for first = 0, tonumber(f.total or 0), CHUNK do redis.call('UNLINK', chunk_key(batch, first)) end
 for _, kind in ipairs({ 'requeued', 'suspects', 'attempts', 'lost_by', 'errors', 'error_counts', 'receipts', 'ended',
   'flushed', 'flush_errors' }) do
-  redis.call('UNLINK', 'lf:' .. kind .. ':' .. batch)
+  redis.call('UNLINK', '{lf}:' .. kind .. ':' .. batch)
 end
-redis.call('ZREM', 'lf:orphans', batch)
+redis.call('ZREM', '{lf}:orphans', batch)
 local slot = math.floor(now_ms() / RATE_SLOT_MS)
 for back = 0, RATE_KEEP_S * 1000 / RATE_SLOT_MS do
-  redis.call('UNLINK', 'lf:rate:' .. batch .. ':' .. decimal(slot - back))
+  redis.call('UNLINK', '{lf}:rate:' .. batch .. ':' .. decimal(slot - back))
 end
 -- replies to lease requests name its jobs
-for _, worker in ipairs(f.model and redis.call('ZRANGE', 'lf:workers:' .. f.model, 0, -1) or {}) do
-  local key = 'lf:lease_reply:' .. worker
+for _, worker in ipairs(f.model and redis.call('ZRANGE', '{lf}:workers:' .. f.model, 0, -1) or {}) do
+  local key = '{lf}:lease_reply:' .. worker
   if string.find(redis.call('GET', key) or '', '\n' .. batch .. '/', 1, true) then redis.call('UNLINK', key) end
 end
 redis.call('UNLINK', batch_key(batch))
-redis.call('ZREM', 'lf:batches', batch)
+redis.call('ZREM', '{lf}:batches', batch)
 -- an empty ledger may be used by any version
-if redis.call('ZCARD', 'lf:batches') == 0 then redis.call('UNLINK', 'lf:schema') end
+if redis.call('ZCARD', '{lf}:batches') == 0 then
+  redis.call('UNLINK', KEYS[1])
+  redis.pcall('UNLINK', OLD_SCHEMA_KEY)
+end
 return 1

@@ -5,9 +5,9 @@ local name, epoch, error = ARGV[1], tonumber(ARGV[2]), ARGV[3]
 local batch, index = parse_name(name)
 if holder_of(name) ~= epoch then return 'stale' end
 local now = now_ms()
-local attempts = redis.call('HINCRBY', 'lf:attempts:' .. batch, decimal(index), 1)
+local attempts = redis.call('HINCRBY', '{lf}:attempts:' .. batch, decimal(index), 1)
 if ARGV[4] == '1' and attempts < MAX_ATTEMPTS then
-  redis.call('HSET', 'lf:errors:' .. batch, decimal(index), error)
+  redis.call('HSET', '{lf}:errors:' .. batch, decimal(index), error)
   requeue(batch, index, name, now + (tonumber(ARGV[5]) or retry_delay_ms(attempts)))
   return 'retry'
 end

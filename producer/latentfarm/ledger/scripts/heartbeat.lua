@@ -3,12 +3,12 @@
 -- of each figure (images, busy_s, wall_s ...). Returns how many jobs of the model wait for a lease.
 local model, worker, forget_s, facts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = now_ms()
-redis.call('ZADD', 'lf:workers:' .. model, now, worker)
-redis.call('ZREMRANGEBYSCORE', 'lf:workers:' .. model, '-inf', now - 1000 * forget_s)
-redis.call('ZADD', 'lf:models', now, model)
-redis.call('ZREMRANGEBYSCORE', 'lf:models', '-inf', now - 1000 * forget_s)
+redis.call('ZADD', '{lf}:workers:' .. model, now, worker)
+redis.call('ZREMRANGEBYSCORE', '{lf}:workers:' .. model, '-inf', now - 1000 * forget_s)
+redis.call('ZADD', '{lf}:models', now, model)
+redis.call('ZREMRANGEBYSCORE', '{lf}:models', '-inf', now - 1000 * forget_s)
 
-local key = 'lf:worker:' .. worker
+local key = '{lf}:worker:' .. worker
 redis.call('HSETNX', key, 'since', now)
 redis.call('HSET', key, 'model', model)
 for at = 5, 3 + 2 * facts, 2 do redis.call('HSET', key, ARGV[at], ARGV[at + 1]) end
@@ -22,7 +22,7 @@ if redis.call('HGET', key, 'window' .. suffix) ~= decimal(window) then
 end
 for at = 5 + 2 * facts, #ARGV, 2 do
   local figure, value = ARGV[at], ARGV[at + 1]
-  if figure ~= 'wall_s' then redis.call('HINCRBYFLOAT', 'lf:throughput:' .. model, figure, value) end
+  if figure ~= 'wall_s' then redis.call('HINCRBYFLOAT', '{lf}:throughput:' .. model, figure, value) end
   if figure == 'images' then redis.call('HINCRBYFLOAT', key, figure, value) end
   if figure == 'images' or figure == 'busy_s' or figure == 'wall_s' then
     redis.call('HINCRBYFLOAT', key, figure .. suffix, value)

@@ -9,7 +9,7 @@ local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV
 local may_run_alone = ARGV[6] == '1'
 local started_us = now_us()
 local now = math.floor(started_us / 1000)
-local REPLY_KEY, REPLY_KEEP_S = 'lf:lease_reply:' .. worker, 3600
+local REPLY_KEY, REPLY_KEEP_S = '{lf}:lease_reply:' .. worker, 3600
 -- bytes of job states that one call scans at most, and in one read
 local MAX_SCAN, SCAN_BLOCK = 4000000, 65536
 local scanned = 0
@@ -21,7 +21,7 @@ local function repeat_reply()
   for name, epoch, attempts, company in string.gmatch(reply, '\n(%S+) (%d+) (%d+) (%d+)') do
     if holder_of(name) == tonumber(epoch) then
       local batch, index = parse_name(name)
-      redis.call('ZADD', 'lf:leases', 'XX', now + lease_ms, name)
+      redis.call('ZADD', '{lf}:leases', 'XX', now + lease_ms, name)
       held[#held + 1] = { batch, index, tonumber(epoch), tonumber(attempts), 0, tonumber(company) }
     end
   end
@@ -39,7 +39,7 @@ end
 -- Return the batches of the model of which jobs may be leased
 local function runnable_batches()
   local batches = {}
-  for _, name in ipairs(redis.call('SMEMBERS', 'lf:active:' .. model)) do
+  for _, name in ipairs(redis.call('SMEMBERS', '{lf}:active:' .. model)) do
     local state, paused_by, total, canary, cursor, priority, virtual_time, weight, epoch, sparse, created_ms, leases,
       first_ms = unpack(redis.call('HMGET', batch_key(name), 'state', 'paused_by', 'total', 'canary', 'cursor',
         'priority', 'virtual_time', 'weight', 'epoch', 'sparse', 'created_ms', 'leased', 'first_ms'))
@@ -95,8 +95,8 @@ local function next_at_cursor(batch)
     if batch.cursor >= batch.limit then return nil end
     batch.cursor = batch.cursor + 1
     local index = decimal(batch.cursor - 1)
-    if not batch.sparse or not (redis.call('ZSCORE', 'lf:requeued:' .. batch.name, index)
-      or redis.call('ZSCORE', 'lf:suspects:' .. batch.name, index)) then
+    if not batch.sparse or not (redis.call('ZSCORE', '{lf}:requeued:' .. batch.name, index)
+      or redis.call('ZSCORE', '{lf}:suspects:' .. batch.name, index)) then
       return batch.cursor - 1
     end
   end
@@ -104,7 +104,7 @@ end
 
 -- Return the next job that runs alone; nil if none is due or the worker may have no more
 local function next_alone(batch)
-  local key = 'lf:suspects:' .. batch.name
+  local key = '{lf}:suspects:' .. batch.name
   local index = may_run_alone and redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, 1)[1]
   if not index then return nil end
   may_run_alone = false
@@ -113,7 +113,7 @@ local function next_alone(batch)
 end
 
 local function next_requeued(batch)
-  local key = 'lf:requeued:' .. batch.name
+  local key = '{lf}:requeued:' .. batch.name
   if not batch.requeued then
     batch.requeued, batch.requeued_at = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, wanted), 0
   end
@@ -155,8 +155,8 @@ local function save(batches)
     end
   end
   if #leased == 0 then return end
-  redis.call('ZADD', 'lf:leases', unpack(expiries))
-  redis.call('HSET', 'lf:holders', unpack(holders))
+  redis.call('ZADD', '{lf}:leases', unpack(expiries))
+  redis.call('HSET', '{lf}:holders', unpack(holders))
   if request ~= '' then store_reply() end
 end
 

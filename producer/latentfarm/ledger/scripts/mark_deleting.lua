@@ -4,12 +4,12 @@ local batch = ARGV[1]
 local f = read_fields(batch, 'state', 'model')
 if not f.state then return '' end
 -- first, because a user without this permission must change nothing
-local parts = redis.call('HKEYS', 'lf:ended:' .. batch)
+local parts = redis.call('HKEYS', '{lf}:ended:' .. batch)
 redis.call('HSET', batch_key(batch), 'state', BATCH_DELETING, 'paused_by', '', 'paused', '')
-redis.call('SREM', 'lf:active:' .. f.model, batch)
-redis.call('ZREM', 'lf:webhooks', batch)
-redis.call('ZREM', 'lf:orphans', batch)
+redis.call('SREM', '{lf}:active:' .. f.model, batch)
+redis.call('ZREM', '{lf}:webhooks', batch)
+redis.call('ZREM', '{lf}:orphans', batch)
 for _, part in ipairs(parts) do
-  redis.call('ZREM', 'lf:flush_queue', job_name(batch, tonumber(part)))
+  redis.call('ZREM', '{lf}:flush_queue', job_name(batch, tonumber(part)))
 end
 return f.state

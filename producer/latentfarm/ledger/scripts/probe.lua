@@ -1,6 +1,6 @@
--- Writes to lf:probe and removes it again, with every command of the scripts and the queues. Returns those that the
+-- Writes to {lf}:probe and removes it again, with every command of the scripts and the queues. Returns those that the
 -- user may not run. An outage is an error at the first write, when nothing is written yet.
-local key = 'lf:probe'
+local key = '{lf}:probe'
 
 local calls = {
   { 'SET', key, 1, 'PX', 1000 }, { 'GET', key }, { 'MGET', key }, { 'INCRBY', key, 1 }, { 'GETRANGE', key, 0, 0 },

@@ -4,7 +4,7 @@ local lost = {}
 for at = 2, #ARGV, 2 do
   local name = ARGV[at]
   if holder_of(name) == tonumber(ARGV[at + 1]) then
-    redis.call('ZADD', 'lf:leases', 'XX', until_ms, name)
+    redis.call('ZADD', '{lf}:leases', 'XX', until_ms, name)
   else
     lost[#lost + 1] = name
     clear_losses(parse_name(name))

@@ -6,9 +6,9 @@ write_schema()
 drop_all_leases(batch)
 local before = read_fields(batch, 'retries', 'created_ms', 'epoch', 'webhook_state')
 -- errors stay until their part is written: they may be the only record of a failure
-redis.call('UNLINK', 'lf:requeued:' .. batch, 'lf:suspects:' .. batch, 'lf:error_counts:' .. batch)
+redis.call('UNLINK', '{lf}:requeued:' .. batch, '{lf}:suspects:' .. batch, '{lf}:error_counts:' .. batch)
 redis.call('DEL', key)
-redis.call('ZADD', 'lf:batches', 'NX', before.created_ms or now, batch)
+redis.call('ZADD', '{lf}:batches', 'NX', before.created_ms or now, batch)
 redis.call('HSET', key, 'state', BATCH_RECOVERING, 'paused_by', '', 'paused', '', 'total', total, 'parts_digest', '',
   'weight', 1, 'cursor', 0, 'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0, 'invalid', 0, 'sparse', 1,
   'epoch', before.epoch or 0, 'virtual_time', 0, 'budget_done', 0, 'budget_failed', 0,

@@ -14,7 +14,7 @@ if ARGV[4] == '1' then
   return BATCH_CANCELLED
 end
 redis.call('HSET', key, 'state', ARGV[3] == '1' and BATCH_OPEN or BATCH_OPENING)
-redis.call('SADD', 'lf:active:' .. f.model, batch)
+redis.call('SADD', '{lf}:active:' .. f.model, batch)
 raise_virtual_time(batch, f.model)
 complete_if_done(batch, now, read_counters(batch))
 return redis.call('HGET', key, 'state')

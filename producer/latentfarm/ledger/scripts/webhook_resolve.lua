@@ -9,10 +9,10 @@ if f.ended_ms ~= ended_ms or f.retries ~= retries or f.webhook_state ~= 'due' th
 -- a delivery always counts; a failure only if no later attempt has begun
 if outcome ~= 'sent' and f.webhook_attempts ~= attempt then return 0 end
 if outcome == 'retry' then
-  redis.call('ZADD', 'lf:webhooks', now_ms() + tonumber(delay_ms), batch)
+  redis.call('ZADD', '{lf}:webhooks', now_ms() + tonumber(delay_ms), batch)
   redis.call('HSET', key, 'webhook_error', error)
 else
-  redis.call('ZREM', 'lf:webhooks', batch)
+  redis.call('ZREM', '{lf}:webhooks', batch)
   redis.call('HSET', key, 'webhook_state', outcome, 'webhook_error', error)
 end
 return 1
