@@ -38,6 +38,8 @@ class LatentfarmWorkers:
         self._folder = folder
         self.farm = Farm.open(settings)
         self.last_batch = ""
+        #: Redis's time at which the ledger had all jobs of the last batch
+        self.began_ms = 0.0
 
     def run(self, rows: Sequence[Row]) -> Run:
         """Submit the rows and wait. Time runs from the moment at which the ledger has all jobs to the last commit.
@@ -59,7 +61,7 @@ class LatentfarmWorkers:
             return batch in ledger.batches() and ledger.batch(batch).state != BatchState.OPENING
 
         until(submitted, "the batch")
-        began_ms = redis_ms(ledger.redis)
+        began_ms = self.began_ms = redis_ms(ledger.redis)
         while True:
             record, now_ms = ledger.batch(batch), redis_ms(ledger.redis)
             job_s += [(now_ms - began_ms) / 1000] * (record.done - len(job_s))
@@ -70,6 +72,20 @@ class LatentfarmWorkers:
         if record.failed:
             raise RuntimeError(f"{batch}: {record.errors}")
         return Run((record.last_ms - began_ms) / 1000, self._cpu_s() - cpu_s, tuple(job_s))
+
+    def warm_up(self) -> None:
+        """Render until every worker has: one that is quick may lease all jobs of a small batch.
+
+        Raises:
+            RuntimeError: A worker has rendered nothing in twenty batches.
+        """
+        ready: set[str] = set()
+        for _ in range(20):
+            self.run(uniform(2 * len(self.supervisors)))
+            ready |= {job.worker or "" for job in self.farm.batch(self.last_batch).jobs(state=JobState.DONE)}
+            if len(ready) == len(self.supervisors):
+                return
+        raise RuntimeError(f"only {len(ready)} of {len(self.supervisors)} workers render")
 
     def run_arriving(self, rows: Sequence[Row], arrive_s: Sequence[float]) -> Run:
         """Submit each row as a batch of its own, at these seconds from now.

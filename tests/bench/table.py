@@ -82,17 +82,18 @@ def own_cpu_s() -> float:
 
 def all_cpu_s() -> float:
     """Return the CPU seconds of this process and of all its children, including running ones such as servers."""
-    return own_cpu_s() + sum(process_cpu_s(pid) for pid in _children("self"))
+    return own_cpu_s() + sum(process_cpu_s(pid) for pid in child_pids("self"))
 
 
 def process_cpu_s(pid: int) -> float:
     """Return the CPU seconds, user and system, of a process and of all its descendants."""
     # its own and its ended children's times follow the name, which may contain blanks
     times = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:15]
-    return sum(map(int, times)) / _TICKS_PER_S + sum(process_cpu_s(child) for child in _children(pid))
+    return sum(map(int, times)) / _TICKS_PER_S + sum(process_cpu_s(child) for child in child_pids(pid))
 
 
-def _children(pid: int | str) -> list[int]:
+def child_pids(pid: int | str = "self") -> list[int]:
+    """Return the running children of a process."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return [int(child) for task in tasks for child in (task / "children").read_text().split()]
 
