@@ -26,8 +26,8 @@ pytestmark = pytest.mark.unit
 OURS = ("worker", "producer", "exporter")
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 BUILT = services()
-#: read by Hugging Face's libraries, OpenMP, Python, pip and the shell
-OTHERS = {"HF_HOME", "HF_TOKEN", "HOME", "OMP_NUM_THREADS", "PATH", "PYTHONUNBUFFERED"}
+#: read by Hugging Face's libraries, OpenMP, torch, Python, pip and the shell
+OTHERS = {"HF_HOME", "HF_TOKEN", "HOME", "OMP_NUM_THREADS", "PATH", "PYTHONUNBUFFERED", "PYTORCH_ALLOC_CONF"}
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -117,7 +117,8 @@ def test_the_gpu_file_gives_the_same_worker_every_gpu_and_prometheus_another_fil
     assert config.keys() == plain.keys()
     [gpus] = config["worker"]["deploy"]["resources"]["reservations"]["devices"]
     assert gpus == {"capabilities": ["gpu"], "driver": "nvidia", "count": -1}
-    assert config["worker"]["environment"] == {**plain["worker"]["environment"], "LATENTFARM_DEVICES": "all"}
+    gpu = {"LATENTFARM_DEVICES": "all", "PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert config["worker"]["environment"] == {**plain["worker"]["environment"], **gpu}
     mounted = {each["target"]: each["source"] for each in config["prometheus"]["volumes"]}
     assert mounted["/etc/prometheus/prometheus.yaml"] == str(DEPLOY / "monitoring" / "prometheus.gpu.yaml")
 

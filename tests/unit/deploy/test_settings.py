@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,7 +24,7 @@ pytestmark = pytest.mark.unit
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 OURS = {str(field.validation_alias or f"LATENTFARM_{name.upper()}") for name, field in Settings.model_fields.items()}
 #: read by boto3, huggingface_hub, torch and the C library
-OTHERS = {"AWS_DEFAULT_REGION", "HF_HOME", "HF_TOKEN", "OMP_NUM_THREADS", "HOME"}
+OTHERS = {"AWS_DEFAULT_REGION", "HF_HOME", "HF_TOKEN", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "HOME"}
 #: seconds that a process needs to exit after its own deadline
 MARGIN_S = 10
 
@@ -170,6 +174,25 @@ def test_only_spot_workers_reach_the_instance_metadata_service(name: str, monkey
     expected = [(f"{place.hostname}/32", [{"protocol": "TCP", "port": place.port or 80}])]
     assert reachable == (expected if providers == {"aws"} else [])
     assert providers == ({"aws"} if "spot" in name else {""})
+
+
+def test_the_settings_of_torchs_allocator_are_the_users_own_or_those_of_the_gpu_deployments() -> None:
+    show = "import os, latentfarm_worker; print(*(f'{k}={v}' for k, v in os.environ.items() if 'ALLOC_CONF' in k))"
+
+    def seen(own: dict[str, str]) -> str:
+        bare = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+        command = [sys.executable, "-c", show]
+        return subprocess.run(command, env=bare | own, capture_output=True, text=True, check=True).stdout.strip()
+
+    default = seen({})
+    for own in ("PYTORCH_ALLOC_CONF=backend:native", "PYTORCH_CUDA_ALLOC_CONF=backend:native"):
+        assert seen(dict([own.split("=")])) == own
+    [compose] = re.findall(r"PYTORCH_ALLOC_CONF:-(.*)}", (REPOSITORY / "deploy" / "compose.gpu.yaml").read_text())
+    for name in OVERLAYS:
+        for worker in overlay(name).workers:
+            set_by = overlay(name).environment(worker["spec"]["template"]).get("PYTORCH_ALLOC_CONF")
+            assert set_by == (compose if "gpu" in name else None)
+    assert default == f"PYTORCH_ALLOC_CONF={compose}"
 
 
 def test_the_readme_creates_every_secret_that_a_pod_needs() -> None:
