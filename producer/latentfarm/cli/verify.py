@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -38,9 +39,9 @@ def verify(
 
     It needs the model but no worker. Exit code 1: an image differs.
 
-    With the receipt's device, dtype, slots and CPU threads, the bytes must be equal. Otherwise no channel of a pixel
-    may differ by more than 2/255, by 64/255 if a dtype is not float32, and by 32/255 more in a JPEG. Use --tolerance
-    on another machine of the same kind, or with another version of torch.
+    On the receipt's kind of GPU or CPU, with its versions of torch and cuDNN, its dtype, slots and CPU threads, the
+    bytes must be equal. Otherwise the conditions that differ are printed, and no channel of a pixel may differ by more
+    than 2/255, by 64/255 if a dtype is not float32, and by 32/255 more in a JPEG.
 
     Example: `latentfarm verify cats --sample 20`
     """
@@ -78,9 +79,13 @@ class _Tally:
     def __init__(self) -> None:
         self.images = self.same_bytes = self.within_bound = self.bound = self.largest = 0
         self.different: list[ComparisonResult] = []
+        #: images by the conditions that differed from those of their receipts
+        self.other_conditions: Counter[str] = Counter()
 
     def add(self, result: ComparisonResult) -> None:
         self.images += 1
+        if result.other_conditions:
+            self.other_conditions["; ".join(result.other_conditions)] += 1
         if result.differences:
             self.different.append(result)
         elif result.same_bytes:
@@ -96,7 +101,9 @@ class _Tally:
             f"within {self.bound}/255, the largest difference is {self.largest}/255": self.within_bound,
             "different": len(self.different),
         }
-        return "\n".join(f"{count} of {self.images} images: {what}" for what, count in counts.items() if count)
+        lines = [f"{count} of {self.images} images: {what}" for what, count in counts.items() if count]
+        others = self.other_conditions.most_common()
+        return "\n".join([*lines, *(f"other conditions for {count} of them: {what}" for what, count in others)])
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -105,6 +112,7 @@ class _Tally:
             "within_bound": self.within_bound,
             "bound": self.bound,
             "largest_difference": self.largest,
+            "other_conditions": dict(self.other_conditions),
             "different": [
                 {"job": each.job, "differences": list(each.differences), "largest_difference": each.largest_difference}
                 for each in self.different

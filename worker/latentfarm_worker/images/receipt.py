@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import torch
-
 from latentfarm import schedulers
 from latentfarm.job import Job
+from latentfarm_worker.device_conditions import device_conditions
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.outcomes import Rendered
 from latentfarm_worker.images.a1111_parameters import parameters_text
@@ -31,14 +30,12 @@ class ImageFileEncoder:
         self._family = family
         self._model = model
         self._embed_metadata = embed_metadata
-        # the number of threads changes float rounding on a CPU, so it is recorded; on a GPU it does not
-        threads = {"threads": torch.get_num_threads()} if family.device.type == "cpu" else {}
-        compiled = {"compiled": True} if family.compiled else {}
+        quantization = getattr(family, "quantization", "none")
         self._conditions: dict[str, Any] = {
-            "device": family.device.type,
+            **device_conditions(family.device),
             "dtype": str(family.dtype).removeprefix("torch."),
-            **threads,
-            **compiled,
+            **({} if quantization == "none" else {"quantization": quantization}),
+            **({"compiled": True} if family.compiled else {}),
             **({} if engine.deterministic else {"deterministic": False}),
         }
 
@@ -63,7 +60,7 @@ class ImageFileEncoder:
             "model_digest": self._family.model_digest,
             "plan": image.plan_digest,
             **self._conditions,
-            "slots": image.slots,
+            "micro_batch": image.micro_batch,
             "prompt_truncated": "prompt" in image.truncated,
             **({"negative_prompt_truncated": True} if "negative_prompt" in image.truncated else {}),
             **({"tiled": True} if image.tiled else {}),

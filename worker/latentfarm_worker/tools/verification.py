@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
-from typing import Any
+from math import ceil
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -29,8 +30,20 @@ from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.models import Family
 
+#: fields that describe a device, so they say nothing if the devices are of two kinds
+_OF_THE_DEVICE = ("device_name", "cudnn", "processor", "instruction_set", "threads")
 #: the fields of a receipt that an image's bytes depend on; if all are equal, the bytes must be
-CONDITIONS = ("device", "dtype", "slots", "threads", "compiled", "tiled", "deterministic")
+CONDITIONS = (
+    "device",
+    *_OF_THE_DEVICE,
+    "torch",
+    "dtype",
+    "quantization",
+    "micro_batch",
+    "compiled",
+    "tiled",
+    "deterministic",
+)
 #: the largest allowed difference of a channel, of 255, under other conditions: in float32, and in a shorter dtype
 #: (measured with mini, 12 steps: 1 for another number of threads or slots, 25 between float32 and bfloat16)
 TOLERANCE, SHORT_DTYPE_TOLERANCE = 2, 64
@@ -38,8 +51,6 @@ TOLERANCE, SHORT_DTYPE_TOLERANCE = 2, 64
 JPEG_TOLERANCE = 32
 #: receipts sorted at once, so that images of the same conditions are rendered together
 _WINDOW = 1_000
-#: default if a receipt has no slots, for example one that `recover` rebuilt from a file without metadata
-_DEFAULT_SLOTS = 8
 _MAX_SHOWN_CHARACTERS = 60
 _PILLOW_FORMATS = tuple(each.pillow for each in IMAGE_FORMATS.values())
 
@@ -52,6 +63,7 @@ class ComparisonResult:
         job: the job's name.
         differences: what differs from the receipt or from the image rendered again; empty if the image passes.
         tolerance: the largest allowed difference of a channel, of 255; 0 if the bytes must be equal.
+        other_conditions: the conditions that differ from the receipt's; then the bytes may differ.
         same_bytes: the file has the same bytes as the one rendered again.
         largest_difference: the largest difference of a channel; None if there are no two images of one size.
     """
@@ -59,8 +71,21 @@ class ComparisonResult:
     job: str
     differences: tuple[str, ...]
     tolerance: int
+    other_conditions: tuple[str, ...] = ()
     same_bytes: bool = False
     largest_difference: int | None = None
+
+
+class Setup(NamedTuple):
+    """What a receipt says about the model and the engine, or their defaults."""
+
+    dtype: str
+    quantization: str
+    compiled: bool
+    threads: int
+    #: rows of a call of the model at this size; 0 for a receipt without it: as a worker chooses it
+    micro_batch: int
+    pixels: int
 
 
 def sample_finished(batch: Batch, count: int | None, *, seed: int) -> Iterator[int]:
@@ -100,9 +125,10 @@ class Verification:
         self._manifest = ManifestReader(batch.connection.bucket)
         self._model = batch.connection.ledger.batch(batch.name).model
         self._family: Family | None = None
-        self._loaded: tuple[str, bool] | None = None
+        #: dtype, quantization, and whether it runs compiled
+        self._loaded: tuple[str, str, bool] | None = None
         self._default_threads = torch.get_num_threads()
-        #: by (CPU threads, slots)
+        #: by (CPU threads, micro-batch)
         self._engines: dict[tuple[int, int], Engine] = {}
         #: descriptions of the conditions under which images were rendered again
         self.conditions: set[str] = set()
@@ -118,32 +144,46 @@ class Verification:
         while window := list(islice(lines, _WINDOW)):
             window.sort(key=self._setup)
             for setup, group in groupby(window, key=self._setup):
-                yield from self._render(self._engine(*setup), list(group))
+                yield from self._render(self._engine(setup), list(group))
 
-    def _setup(self, line: dict[str, Any]) -> tuple[str, bool, int, int]:
-        """Return the dtype, whether to compile, the CPU threads and the slots of a receipt, or their defaults."""
-        dtype, compiled = self._dtype or line.get("dtype", "auto"), line.get("compiled", False)
-        return dtype, compiled, line.get("threads", self._default_threads), line.get("slots", _DEFAULT_SLOTS)
-
-    def _engine(self, dtype: str, compiled: bool, threads: int, slots: int) -> Engine:  # noqa: FBT001 (a sort key's parts)
-        settings = self._settings.model_copy(
-            update={"dtype": dtype, "compile": compiled, "slots": slots, "deterministic": True}
+    def _setup(self, line: dict[str, Any]) -> Setup:
+        request = line.get("request", {})
+        return Setup(
+            dtype=self._dtype or line.get("dtype", "auto"),
+            quantization=line.get("quantization", "none"),
+            compiled=line.get("compiled", False),
+            threads=line.get("threads", self._default_threads),
+            micro_batch=line.get("micro_batch", 0),
+            pixels=request.get("width", 0) * request.get("height", 0),
         )
-        if self._family is None or self._loaded != (dtype, compiled):
+
+    def _engine(self, setup: Setup) -> Engine:
+        dtype, quantization, compiled, threads, rows, pixels = setup
+        settings = self._settings.model_copy(
+            update={
+                "dtype": dtype,
+                "quantization": quantization,
+                "compile": compiled,
+                "deterministic": True,
+                "slots": 0,
+            }
+        )
+        if self._family is None or self._loaded != (dtype, quantization, compiled):
             # free the old model first: a large one fits on a device only once
             self._engines.clear()
             self._family = None
             self._family = load_model(settings)
-            self._loaded = (dtype, compiled)
+            self._loaded = (dtype, quantization, compiled)
         # after loading, which may change the number of threads
         torch.set_num_threads(threads)
-        if compiled or (threads, slots) not in self._engines:
-            # make_engine compiles the model for one number of slots, so an older engine's is replaced
-            self._engines[threads, slots] = make_engine(self._family, settings)
-        device, used_dtype = self._family.device.type, str(self._family.dtype).removeprefix("torch.")
-        conditions = f"{device}, {used_dtype}, slots {slots}" + (f", threads {threads}" if device == "cpu" else "")
-        self.conditions.add(conditions + (", compiled" if compiled else ""))
-        return self._engines[threads, slots]
+        micro_batch = _at_native_size(self._family, rows, pixels)
+        if compiled or (threads, micro_batch) not in self._engines:
+            # compiled again for each, so that no number of setups reaches the compiler's limit
+            own = settings.model_copy(update={"micro_batch": micro_batch})
+            self._engines[threads, micro_batch] = make_engine(self._family, own)
+        engine = self._engines[threads, micro_batch]
+        self.conditions.add(_describe(engine, threads))
+        return engine
 
     def _render(self, engine: Engine, lines: Sequence[dict[str, Any]]) -> Iterator[ComparisonResult]:
         for line in lines:
@@ -172,6 +212,24 @@ class Verification:
             )
 
 
+def _at_native_size(family: Family, rows: int, pixels: int) -> int:
+    """Return the micro-batch of an engine that renders images of so many pixels in calls of so many rows.
+
+    It is larger if they are larger than the model's native size. See ``Engine``.
+    """
+    native = family.native_width * family.native_height
+    return 2 * ceil(rows * max(pixels, native) / native / 2)
+
+
+def _describe(engine: Engine, threads: int) -> str:
+    """Return the conditions of an engine, for a person."""
+    family = engine.family
+    parts = ["cpu" if family.device.type == "cpu" else torch.cuda.get_device_name(family.device)]
+    parts += [str(family.dtype).removeprefix("torch."), f"micro-batch {engine.micro_batch}"]
+    parts += [f"threads {threads}"] * (family.device.type == "cpu") + ["compiled"] * family.compiled
+    return ", ".join(parts)
+
+
 def _upgrade(line: dict[str, Any]) -> dict[str, Any]:
     """Return a receipt with the field names of today."""
     return {**line, "deterministic": False} if line.get("exactness") == "free" else line
@@ -192,29 +250,45 @@ class _Comparison:
 
     def compare(self, line: dict[str, Any], image: Rendered) -> ComparisonResult:
         rendered = self._encoders[0].provenance(image)
-        same_conditions = all(line.get(name) == rendered.get(name) for name in CONDITIONS)
-        tolerance = 0 if same_conditions and not self._tolerance else _tolerance(line, rendered["dtype"])
+        others = _other_conditions(line, rendered)
+        tolerance = _tolerance(line, rendered) if others or self._tolerance else 0
         try:
             stored = self._bucket.get(line["key"])
         except MissingObjectError:
-            return ComparisonResult(line["job"], (f"the object {line['key']} is missing",), tolerance)
+            return ComparisonResult(line["job"], (f"the object {line['key']} is missing",), tolerance, others)
         files = [encoder.encode(image) for encoder in self._encoders]
         same_bytes = stored in files
         largest = 0 if same_bytes else _largest_difference(stored, files[0])
         found = _sha256_differs(stored, line["sha256"])
         embedded = embedded_receipt(stored, line["key"], line["job"])
-        found += _fields_that_differ(line, embedded, rendered, same_conditions=same_conditions)
+        found += _fields_that_differ(line, embedded, rendered, same_conditions=not others)
         if largest is None:
             found.append(f"the object is not an image of {image.width}x{image.height}")
         elif tolerance == 0 and not same_bytes:
             found.append(f"the bytes differ from the image rendered again; largest difference {largest}/255")
         elif largest > tolerance:
             found.append(f"largest difference {largest}/255, more than {tolerance}/255")
-        return ComparisonResult(line["job"], tuple(found), tolerance, same_bytes, largest)
+        return ComparisonResult(line["job"], tuple(found), tolerance, others, same_bytes, largest)
 
 
-def _tolerance(line: dict[str, Any], dtype: str) -> int:
-    tolerance = TOLERANCE if line.get("dtype") == dtype == "float32" else SHORT_DTYPE_TOLERANCE
+def _other_conditions(receipt: dict[str, Any], rendered: dict[str, Any]) -> tuple[str, ...]:
+    """Return a description of each condition under which the image was rendered otherwise than its receipt says."""
+    differ = [name for name in CONDITIONS if receipt.get(name) != rendered.get(name)]
+    if "device" in differ:
+        differ = [name for name in differ if name not in _OF_THE_DEVICE]
+    # older receipts have fewer fields
+    missing = [name for name in differ if name not in receipt]
+    known = [
+        f"{name}: {receipt[name]} in the receipt, {rendered.get(name, 'none')} here"
+        for name in differ
+        if name not in missing
+    ]
+    return (*known, *([f"not in the receipt: {', '.join(missing)}"] if missing else []))
+
+
+def _tolerance(line: dict[str, Any], rendered: dict[str, Any]) -> int:
+    exact = line.get("dtype") == rendered["dtype"] == "float32" and "quantization" not in rendered
+    tolerance = TOLERANCE if exact else SHORT_DTYPE_TOLERANCE
     return tolerance + (JPEG_TOLERANCE if format_of(line["key"]) is JPEG else 0)
 
 
