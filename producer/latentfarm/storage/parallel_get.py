@@ -1,7 +1,7 @@
 """Read many objects fast, on several threads.
 
-boto3 spends about 1.9 ms of CPU on each request and holds the GIL meanwhile, so threads hardly help.
-``SignedGetClient`` signs a GET with botocore and sends it through a pool of urllib3, for about 0.5 ms.
+boto3 spends about 2.3 ms of CPU on each request and holds the GIL meanwhile, so threads hardly help.
+``SignedGetClient`` signs a GET with botocore and sends it with http.client, for about 0.4 ms; urllib3 takes 0.3 more.
 If its answer is not the object with the right sha256 (an outage, a redirect, a slow-down), boto3 reads the object: it
 retries, follows redirects and words errors.
 """
@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+import ssl
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from latentfarm.errors import UnavailableError
@@ -78,52 +81,85 @@ def _signed_get_client(bucket: Bucket) -> SignedGetClient | None:
 
 
 class SignedGetClient:
-    """Sends GETs to the bucket at the URL ``base``, without retries. Thread-safe."""
+    """Sends GETs to the bucket at the URL ``base``. Thread-safe. Only a connection that broke is tried again, once."""
 
     def __init__(self, base: str, region: str, credentials: Credentials) -> None:
-        from botocore.httpsession import get_cert_path
-        from urllib3 import connection_from_url
-
         self._base, self._path = base, urlsplit(base).path
         self._region, self._credentials = region, credentials
-        tls: dict[str, Any] = {}
-        if base.startswith("https:"):
-            trusted = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE")
-            tls = {"cert_reqs": "CERT_REQUIRED", "ca_certs": trusted or get_cert_path(verify=True)}
-        self._pool = connection_from_url(base, maxsize=MAX_CONNECTIONS, timeout=_TIMEOUT_S, retries=False, **tls)
+        self._open = _connector(base)
+        #: connections that wait for a request; the last one has waited least, so it is most likely open
+        self._idle: list[HTTPConnection] = []
         self._failures = 0
 
     def get(self, key: str) -> bytes | None:
-        """Return an object, or None if the first try fails."""
+        """Return an object, or None if it cannot be read at once."""
         from botocore.exceptions import BotoCoreError
-        from urllib3.exceptions import HTTPError
 
         if self._failures >= _MAX_FAILURES:
             return None
         body = None
-        with suppress(BotoCoreError, HTTPError, OSError, ValueError):
+        with suppress(BotoCoreError, HTTPException, OSError, ValueError):
             body = self._send(key)
         self._failures = 0 if body is not None else self._failures + 1
         return body
 
     def close(self) -> None:
         """Close the connections."""
-        self._pool.close()
+        while self._idle:
+            self._idle.pop().close()
 
     def _send(self, key: str) -> bytes | None:
+        path = quote(key, safe="/~")
+        headers = self._signed_headers(f"{self._base}/{path}")
+        path = f"{self._path}/{path}"
+        try:
+            return self._request(self._take(), path, headers)
+        except ConnectionError:
+            # the store may have closed it while it waited
+            return self._request(self._open(), path, headers)
+
+    def _take(self) -> HTTPConnection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self._open()
+
+    def _request(self, connection: HTTPConnection, path: str, headers: dict[str, str]) -> bytes | None:
+        """Return the body of an answer, None if it is no object.
+
+        The size is checked before the body is read. A body is not decompressed: its sha256 is that of the object.
+        """
+        body = None
+        try:
+            connection.request("GET", path, headers=headers)
+            answer = connection.getresponse()
+            size = answer.length
+            if answer.status == 200 and size is not None and size <= MAX_OBJECT_BYTES:
+                body = answer.read()
+        finally:
+            if body is None:
+                connection.close()
+        if body is not None:
+            self._idle.append(connection)
+        return body
+
+    def _signed_headers(self, url: str) -> dict[str, str]:
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
 
-        path = quote(key, safe="/~")
-        request = AWSRequest("GET", f"{self._base}/{path}")
+        request = AWSRequest("GET", url)
         S3SigV4Auth(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
-        headers = dict(request.headers.items())
-        # the size is checked before the body is read, and a body is not decompressed: its sha256 is that of the object
-        answer = self._pool.urlopen(
-            "GET", f"{self._path}/{path}", headers=headers, redirect=False, preload_content=False, decode_content=False
-        )
-        size = answer.length_remaining
-        if answer.status != 200 or size is None or size > MAX_OBJECT_BYTES:
-            answer.close()
-            return None
-        return answer.read()
+        return dict(request.headers.items())
+
+
+def _connector(base: str) -> Callable[[], HTTPConnection]:
+    """Return what makes a connection to the host of a URL; it opens at its first request."""
+    from botocore.httpsession import get_cert_path
+
+    address = urlsplit(base)
+    host = address.hostname or ""
+    if address.scheme != "https":
+        return partial(HTTPConnection, host, address.port, timeout=_TIMEOUT_S)
+    trusted = os.environ.get("AWS_CA_BUNDLE") or os.environ.get("REQUESTS_CA_BUNDLE") or get_cert_path(verify=True)
+    context = ssl.create_default_context(cafile=trusted)
+    return partial(HTTPSConnection, host, address.port, timeout=_TIMEOUT_S, context=context)
