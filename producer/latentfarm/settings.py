@@ -58,9 +58,11 @@ class Settings(BaseModel):
     devices: str = ""
     """One supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1`` [default: one worker]."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0
-    """Guided images denoised at once [default: 0, the fastest number, measured at the first start]."""
+    """Guided images denoised at once [default: 0, as many as the micro-batch has rows]."""
+    micro_batch: Annotated[int, Field(ge=0, le=512, multiple_of=2)] = 0
+    """Rows of one call of the model; an image's bytes depend on it [default: 0, measured at the first start]."""
     deterministic: bool = True
-    """Make a job's bytes independent of its neighbours; if false, any batch size is used [default: true]."""
+    """Make a job's bytes independent of its neighbours; if false, no micro-batch is padded [default: true]."""
     compile: bool | None = None
     """Compile the U-Net for the batch size of the slots [default: true on a GPU]."""
     cache_dir: Path = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "latentfarm"

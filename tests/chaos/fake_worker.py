@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -42,7 +42,7 @@ class FakeFamily:
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.name, self.device, self.dtype, self.vae_dtype = name, device, dtype, dtype
         self.latent_channels, self.vae_scale_factor, self.max_clip_skip = 4, 8, 0
-        self.compiled = False
+        self.compiled, self.quantization = False, "none"
         self.native_width = self.native_height = 64
         self.embeds_guidance = False
         self.scheduler_config: dict[str, Any] = {
@@ -74,16 +74,11 @@ class FakeFamily:
         del width, height, guidance_scale
         return {}
 
-    def size_conditioning(self, width: int, height: int) -> Tensors:
-        del width, height
-        return {}
-
-    def guidance_conditioning(self, scale: float) -> Tensors:
-        del scale
-        return {}
-
-    def compile(self, sizes: Collection[int]) -> None:
+    def compile(self) -> None:
         """Compile nothing."""
+
+    def uncompile(self) -> None:
+        """Do nothing."""
 
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return zeros after ``step_s``, or do what the prompt of a job demands."""

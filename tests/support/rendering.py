@@ -14,8 +14,6 @@ from latentfarm.ledger import Ledger
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import images_prefix
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.engine.previews import PreviewRecorder
-from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models import Family
 from latentfarm_worker.service.render_loop import MAX_BACKLOG, RenderLoop, WorkerHooks
 
@@ -62,12 +60,6 @@ class Paced:
         return self._family.predict(*inputs)
 
 
-def full_batch(family: Family, shape: LatentShape, rows: int, *, on_forward: Callable[[], None]) -> tuple[int, ...]:
-    """Return the full batch as the only size, so that the engine calls its model for steps of jobs only."""
-    del family, shape, on_forward
-    return (rows,)
-
-
 @contextmanager
 def render_loop(
     farm: Farm,
@@ -80,16 +72,11 @@ def render_loop(
     slots: int = 2,
     max_backlog: int = MAX_BACKLOG,
 ) -> Iterator[RenderLoop]:
-    """Provide a render loop that serves ``mini`` as ``worker-a``, and close it afterwards.
-
-    Its model is called for the steps of jobs only, so that a test that blocks a step knows which.
-    """
-    previews = PreviewRecorder(family)
+    """Provide a render loop that serves ``mini`` as ``worker-a``, and close it afterwards."""
     loop = RenderLoop(
         ledger=ledger or farm.ledger,
         bucket=bucket or farm.bucket,
-        engine=Engine(family, slots=slots, batch_sizes=full_batch, on_step=previews),
-        previews=previews,
+        engine=Engine(family, slots=slots),
         model="mini",
         worker="worker-a",
         lease_ttl_s=lease_ttl_s,

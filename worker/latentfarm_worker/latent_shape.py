@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 
 class LatentShape(NamedTuple):
-    """The sizes that images of one batch share: latent height and width, and the chunks of 77 tokens in a prompt."""
+    """Latent height and width, which the images of one batch share."""
 
     height: int
     width: int
-    chunks: int = 1
 
     @property
     def area(self) -> int:

@@ -14,7 +14,6 @@ from tests.support.rendering import SMALL, render_loop, submit
 from latentfarm import Batch, Farm
 from latentfarm.ledger import Company, Lease
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.models import Family
 from latentfarm_worker.service.prefetcher import Prefetcher
 from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
@@ -183,7 +182,6 @@ def fail_once(monkeypatch: pytest.MonkeyPatch, owner: type, name: str, error: Ex
         (Engine, "isolate"),
         (Engine, "remaining"),
         (Engine, "free_within"),
-        (PreviewRecorder, "take"),
         (Prefetcher, "request"),
         (Prefetcher, "take"),
         (Uploader, "store"),

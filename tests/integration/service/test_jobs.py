@@ -140,7 +140,7 @@ def test_a_job_gives_the_same_file_alone_and_beside_other_jobs(farm: Farm, famil
         loop.render_all()
     receipts = list(batch.results())
     first = [farm.bucket.get(line["key"]) for line in receipts]
-    assert {"plan", "model_digest", "device", "dtype", "slots"} <= receipts[0].keys()
+    assert {"plan", "model_digest", "device", "torch", "dtype", "micro_batch"} <= receipts[0].keys()
     farm.ledger.redis.flushall()
     farm.ledger.create_batch("b", digest="again", model="mini")
     farm.ledger.append_jobs("b", before=0, total=6, parts_digest="c", closed=True)

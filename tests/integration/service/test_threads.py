@@ -38,15 +38,14 @@ KINDS: list[Exception] = [
 OWN = [
     "encoder.encode",
     "encoder.provenance",
+    "family.row_conditioning",
     "family.tokenize",
 ]
 #: those in which the device works: after a second error of these in a row, the device is at fault
 DEVICE = [
     "family.decode",
     "family.encode",
-    "family.guidance_conditioning",
     "family.predict",
-    "family.size_conditioning",
 ]
 #: all others; a second word is a part of the object's key
 COMMON = [
@@ -106,7 +105,7 @@ def lose_a_lease(subject: Subject, batch: Batch) -> None:
 def let_maintenance_retry(subject: Subject) -> None:
     """Let postponed parts and claimed batches be due."""
     client: Any = subject.farm.ledger.redis
-    for queue in ("lf:flush_queue", "lf:orphans"):
+    for queue in ("{lf}:flush_queue", "{lf}:orphans"):
         for name in client.zrange(queue, 0, -1):
             client.zadd(queue, {name: 0})
 

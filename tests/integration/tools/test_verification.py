@@ -16,9 +16,7 @@ from latentfarm import Batch, Farm, InputError, ModelError
 from latentfarm.storage.keys import results_key
 from latentfarm.storage.part_codec import pack, unpack
 from latentfarm.storage.results import flush_due
-from latentfarm_worker.engine.batch_sizes import BatchSizes, any_batch_size, compiled_batch_sizes, exact_batch_sizes
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.models import load_family
 from latentfarm_worker.service.render_loop import RenderLoop
 from latentfarm_worker.tools.verification import (
@@ -53,21 +51,19 @@ def work(
     farm: Farm,
     model: Path,
     *,
-    slots: int = 2,
-    batch_sizes: BatchSizes = exact_batch_sizes,
+    micro_batch: int = 4,
+    deterministic: bool = True,
     embed_metadata: bool = True,
     compiled: bool = False,
 ) -> None:
     """Render all pending jobs as a worker does, with its real threads, ledger and bucket."""
     family = load_family(model, dtype=torch.float32, device=torch.device("cpu"))
     if compiled:
-        family.compile(compiled_batch_sizes(2 * slots))
-    previews = PreviewRecorder(family)
+        family.compile()
     loop = RenderLoop(
         ledger=farm.ledger,
         bucket=farm.bucket,
-        engine=Engine(family, slots=slots, batch_sizes=batch_sizes, on_step=previews),
-        previews=previews,
+        engine=Engine(family, slots=micro_batch, micro_batch=micro_batch, deterministic=deterministic),
         model="mini",
         worker="worker-a",
         lease_ttl_s=30,
@@ -96,7 +92,8 @@ def tamper_with_receipt(batch: Batch, index: int, **fields: Any) -> None:
     key = results_key(batch.name, 0)
     lines = unpack(batch.connection.bucket.get(key), name=key)
     request = {**lines[index]["request"], **fields.pop("request", {})}
-    lines[index] = {**lines[index], **fields, "request": request}
+    changed = {**lines[index], **fields, "request": request}
+    lines[index] = {name: value for name, value in changed.items() if value is not None}
     batch.connection.bucket.put(key, pack(lines))
 
 
@@ -122,19 +119,21 @@ def test_images_without_metadata_have_the_same_bytes_too(farm: Farm, model: Path
     assert [each.same_bytes for each in found.values()] == [True] * 3
 
 
-def test_each_image_is_rendered_with_the_threads_and_slots_of_its_receipt(farm: Farm, model: Path) -> None:
+def test_each_image_is_rendered_with_the_threads_and_micro_batch_of_its_receipt(farm: Farm, model: Path) -> None:
     batch = farm.submit([{"prompt": f"p{n}", **SMALL} for n in range(4)], batch="b")
-    farm.ledger.redis.hset("lf:batch:b", "canary", 2)
-    work(farm, model, slots=1)
+    farm.ledger.redis.hset("{lf}:batch:b", "canary", 2)
+    work(farm, model, micro_batch=2)
     farm.ledger.resume("b")
     torch.set_num_threads(2)
-    work(farm, model, slots=3)
+    work(farm, model, micro_batch=6)
     torch.set_num_threads(1)
-    recorded = [(line["threads"], line["slots"]) for line in batch.results()]
-    assert recorded == [(1, 1), (1, 1), (2, 3), (2, 3)]
+    recorded = [(line["threads"], line["micro_batch"]) for line in batch.results()]
+    assert recorded == [(1, 2), (1, 2), (2, 6), (2, 6)]
     run = Verification(batch, farm.settings.model_copy(update={"model_source": str(model)}), dtype=None)
     assert all(each.same_bytes for each in run.run(range(4)))
-    assert run.conditions == {"cpu, float32, slots 1, threads 1", "cpu, float32, slots 3, threads 2"}
+    assert run.conditions == {
+        f"cpu, float32, micro-batch {rows}, threads {threads}" for rows, threads in ((2, 1), (6, 2))
+    }
 
 
 @pytest.mark.slow
@@ -148,16 +147,35 @@ def test_images_of_a_compiled_model_have_the_same_bytes_when_it_is_compiled_agai
     assert {line["compiled"] for line in batch.results()} == {True}
     run = Verification(batch, farm.settings.model_copy(update={"model_source": str(model)}), dtype=None)
     assert all(each.same_bytes for each in run.run(range(3)))
-    assert run.conditions == {"cpu, float32, slots 2, threads 1, compiled"}
+    assert run.conditions == {"cpu, float32, micro-batch 4, threads 1, compiled"}
 
 
 def test_images_of_a_worker_that_is_not_deterministic_are_compared_within_the_tolerance(
     farm: Farm, model: Path
 ) -> None:
-    batch = rendered(farm, model, batch_sizes=any_batch_size)
+    batch = rendered(farm, model, deterministic=False)
     assert {line["deterministic"] for line in batch.results()} == {False}
     found = results_of(batch, model)
     assert {(each.tolerance, each.differences) for each in found.values()} == {(TOLERANCE, ())}
+
+
+def test_conditions_that_differ_are_named_and_the_image_is_compared_within_the_tolerance(
+    farm: Farm, model: Path
+) -> None:
+    batch = rendered(farm, model, 1, embed_metadata=False)
+    [line] = batch.results()
+    here = {name: line[name] for name in ("device", "processor", "instruction_set", "threads", "torch")}
+    gpu = {"device": "cuda", "device_name": "NVIDIA L4", "cudnn": 91002, "processor": None, "threads": None}
+    for changes, expected in (
+        ({"torch": "2.12.0"}, (f"torch: 2.12.0 in the receipt, {torch.__version__} here",)),
+        ({"processor": "Cray"}, (f"processor: Cray in the receipt, {here['processor']} here",)),
+        (gpu, ("device: cuda in the receipt, cpu here",)),
+        ({"device_name": None, "cudnn": None}, ()),
+    ):
+        tamper_with_receipt(batch, 0, **{**here, **changes})
+        [found] = results_of(batch, model).values()
+        assert (found.other_conditions, found.same_bytes, found.differences) == (expected, True, ())
+        assert found.tolerance == (TOLERANCE if expected else 0)
 
 
 def test_an_older_receipt_with_free_exactness_is_compared_within_the_tolerance(farm: Farm, model: Path) -> None:
@@ -210,12 +228,12 @@ def test_a_receipt_with_another_seed_is_reported_with_the_field(farm: Farm, mode
     assert found["b/2"].differences == ("seed: 8 in the receipt, 2 in the image, 2 rendered again",)
 
 
-def test_a_receipt_with_another_number_of_slots_is_reported_with_the_field(farm: Farm, model: Path) -> None:
+def test_a_receipt_with_another_micro_batch_is_reported_with_the_field(farm: Farm, model: Path) -> None:
     batch = rendered(farm, model)
-    tamper_with_receipt(batch, 0, slots=5)
+    tamper_with_receipt(batch, 0, micro_batch=6)
     found = results_of(batch, model)
     assert [name for name, each in found.items() if each.differences] == ["b/0"]
-    assert "slots: 5 in the receipt, 2 in the image, 5 rendered again" in found["b/0"].differences
+    assert "micro_batch: 6 in the receipt, 4 in the image, 6 rendered again" in found["b/0"].differences
 
 
 def test_images_of_another_model_are_refused_with_both_digests(farm: Farm, model: Path, tmp_path: Path) -> None:
@@ -249,9 +267,13 @@ def test_if_a_receipt_lacks_conditions_pixels_are_compared(farm: Farm, model: Pa
     key = results_key("b", 0)
     kept = {"job", "index", "state", "attempts", "key", "sha256", "bytes", "epoch"}
     [line] = unpack(farm.bucket.get(key), name=key)
-    farm.bucket.put(key, pack([{name: line[name] for name in kept}]))
-    [found] = results_of(batch, model).values()
-    assert (found.tolerance, found.differences) == (SHORT_DTYPE_TOLERANCE, ())
+    found_by_recover = {"missing": "device, torch, dtype, micro_batch", "tolerance": SHORT_DTYPE_TOLERANCE}
+    earlier = {"missing": "processor, instruction_set, threads, torch, micro_batch", "tolerance": TOLERANCE}
+    for old, expected in ({}, found_by_recover), ({"device": "cpu", "dtype": "float32", "slots": 2}, earlier):
+        farm.bucket.put(key, pack([{name: line[name] for name in kept} | old]))
+        [found] = results_of(batch, model).values()
+        assert (found.tolerance, found.differences) == (expected["tolerance"], ())
+        assert found.other_conditions == (f"not in the receipt: {expected['missing']}",)
 
 
 def test_a_sample_is_drawn_by_its_seed_among_finished_images_only(farm: Farm) -> None:

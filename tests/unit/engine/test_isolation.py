@@ -12,10 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.engines import JOBS, BreakingFamily, Faulty, make, pixels, run, run_isolating
-from tests.support.rendering import full_batch
 
 from latentfarm.job import Job
-from latentfarm_worker.engine import decoder
 from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.engine.image_state import ImageState
@@ -31,8 +29,8 @@ def quick(index: int, **fields: Any) -> Job:
     return make(index, **{"num_inference_steps": STEPS, "scheduler": "euler", "width": 64, "height": 64, **fields})
 
 
-def engine_of(family: Any, *, slots: int, count: int = 0, on_step: Any = None) -> Engine:
-    engine = Engine(cast("Family", family), slots=slots, batch_sizes=full_batch, on_step=on_step)
+def engine_of(family: Any, *, slots: int, count: int = 0, **options: Any) -> Engine:
+    engine = Engine(cast("Family", family), slots=slots, **options)
     for index in range(count):
         engine.admit(quick(index))
     return engine
@@ -114,19 +112,6 @@ def test_an_error_that_does_not_come_again_charges_not_even_an_image_that_was_al
     assert pixels(done) == pixels(wanted)
 
 
-def test_a_measurement_that_breaks_charges_no_job(sd1: Any, alone: list[bytes]) -> None:
-    calls = iter(range(1000))
-
-    def predict(*inputs: Any) -> torch.Tensor:
-        if next(calls) == 0:
-            raise ValueError("a passing fault")
-        return sd1.predict(*inputs)  # type: ignore[no-any-return]
-
-    engine = Engine(cast("Family", Faulty(sd1, predict=predict)), slots=3)
-    engine.admit(JOBS[0])
-    assert pixels(run(engine)[0]) == alone[0]
-
-
 def test_images_of_different_cohorts_have_their_bytes_and_no_call_in_common(sd1: Any, alone: list[bytes]) -> None:
     engine = Engine(sd1, slots=3)
     calls: list[set[object]] = []
@@ -190,11 +175,10 @@ def test_an_image_whose_rows_cannot_be_written_fails_alone(sd1: Any, monkeypatch
 
 @pytest.mark.parametrize("group", [1, 4])
 def test_a_latent_that_cannot_be_decoded_fails_its_job_and_the_others_are_not_rendered_again(
-    monkeypatch: pytest.MonkeyPatch, group: int
+    group: int,
 ) -> None:
-    monkeypatch.setitem(decoder._GROUP, "cpu", group)
     family = BreakingFamily()
-    engine = engine_of(family, slots=8, count=8)
+    engine = engine_of(family, slots=8, count=8, decode_group=group)
     decode, sizes = family.decode, []
     bad = torch.randn((1, 4, 8, 8), generator=torch.Generator().manual_seed(6))[0]
 
@@ -211,7 +195,8 @@ def test_a_latent_that_cannot_be_decoded_fails_its_job_and_the_others_are_not_re
     done = run_isolating(engine)
     assert failures(done) == {6: "RuntimeError: no pixels"}
     assert len(done) == 8
-    assert len(calls) == STEPS
+    # two micro-batches a step
+    assert len(calls) == 2 * STEPS
     assert max(sizes) == group
 
 
@@ -226,19 +211,6 @@ def test_an_image_that_cannot_be_decoded_again_in_float32_fails_alone(sd1: Any) 
     done = run_isolating(engine_of(Faulty(sd1, vae_dtype=torch.float16, decode=decode), slots=4, count=4))
     assert failures(done) == {1: "ValueError: no float32"}
     assert len(done) == 4
-
-
-def test_an_observer_that_raises_anything_fails_its_image_and_no_image_starts_again() -> None:
-    steps: list[int] = []
-
-    def observe(image: ImageState, _: torch.Tensor) -> None:
-        steps.append(image.job.index)
-        if image.job.index == 1 and image.step_index == 2:
-            raise KeyError("frame")
-
-    done = run(engine_of(BreakingFamily(), slots=4, count=4, on_step=observe))
-    assert failures(done) == {1: "KeyError: 'frame'"}
-    assert [steps.count(index) for index in range(4)] == [3, 2, 3, 3]
 
 
 # -- memory --------------------------------------------------------------------------------------------------
@@ -258,27 +230,11 @@ def test_a_job_without_memory_for_it_alone_fails_alone_and_the_others_get_their_
     engine.admit(quick(9))
     [later] = run(engine).values()
     assert isinstance(later, Rendered)
-    assert later.slots == 8
+    assert later.micro_batch == 8
 
 
-def test_a_preview_without_memory_fails_its_image_alone_even_if_two_fill_the_smallest_batch() -> None:
-    def observe(image: ImageState, _: torch.Tensor) -> None:
-        if image.job.index == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-
-    engine = engine_of(BreakingFamily(), slots=1, on_step=observe)
-    for index in range(2):
-        engine.admit(quick(index, guidance_scale=1.0))
-    done = run_isolating(engine)
-    assert isinstance(done[0], Rendered)
-    assert isinstance(done[1], Failed)
-
-
-def test_an_image_that_fits_in_no_tile_leaves_the_groups_of_the_others_as_they_were(
-    sd1: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(decoder._GROUP, "cpu", 4)
-    wanted = run(engine_of(sd1, slots=4, count=4))
+def test_an_image_that_fits_in_no_tile_leaves_the_groups_of_the_others_as_they_were(sd1: Any) -> None:
+    wanted = run(engine_of(sd1, slots=4, count=4, decode_group=4))
     tried: list[tuple[int, bool]] = []
     marks: list[torch.Tensor] = []
 
@@ -289,7 +245,7 @@ def test_an_image_that_fits_in_no_tile_leaves_the_groups_of_the_others_as_they_w
             raise MemoryError
         return sd1.decode(latents, tiled=tiled)
 
-    done = run_isolating(engine_of(Faulty(sd1, decode=decode), slots=4, count=4))
+    done = run_isolating(engine_of(Faulty(sd1, decode=decode), slots=4, count=4, decode_group=4))
     assert tried == [(4, False), (2, False), (1, False), (1, True), (4, False)]
     assert isinstance(done[0], Failed)
     assert [pixels(done[n]) for n in (1, 2, 3)] == [pixels(wanted[n]) for n in (1, 2, 3)]
@@ -317,11 +273,11 @@ def test_a_batch_of_another_shape_is_made_after_the_last_one_is_gone(monkeypatch
     alive: list[int] = []
     initialize = DeviceBatch.__init__
 
-    def initialize_and_count(batch: DeviceBatch, *args: Any) -> None:
+    def initialize_and_count(batch: DeviceBatch, *args: Any, **options: Any) -> None:
         gc.collect()
         alive.append(sum(each() is not None for each in made))
         made.append(weakref.ref(batch))
-        initialize(batch, *args)
+        initialize(batch, *args, **options)
 
     monkeypatch.setattr(DeviceBatch, "__init__", initialize_and_count)
     engine = engine_of(BreakingFamily(), slots=2)

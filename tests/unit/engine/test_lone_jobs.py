@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -11,20 +10,11 @@ import torch
 from tests.support.engines import BreakingFamily, make
 
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models import Family
 
 pytestmark = pytest.mark.unit
 
 SLOTS, JOBS, STEPS = 16, 320, (20, 30, 50)
-
-
-def every_fourth_size(
-    family: Family, shape: LatentShape, rows: int, *, on_forward: Callable[[], None]
-) -> tuple[int, ...]:
-    """Return what is exact for mini on a CPU."""
-    del family, shape, on_forward
-    return tuple(range(4, rows + 1, 4))
 
 
 @dataclass
@@ -46,7 +36,7 @@ def render(lone: set[int]) -> Outcome:
         return predict(latents, *more)
 
     family.predict = count  # type: ignore[assignment, method-assign]
-    engine = Engine(cast("Family", family), slots=SLOTS, batch_sizes=every_fourth_size)
+    engine = Engine(cast("Family", family), slots=SLOTS, micro_batch=4)
     waiting, others = sorted(lone, reverse=True), [n for n in reversed(range(JOBS)) if n not in lone]
     here, step, began = -1, 0, 0
 

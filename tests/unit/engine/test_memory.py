@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 import torch
 from tests.support.engines import Faulty, make, pixels, run
-from tests.support.rendering import full_batch
 
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
-from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.text_encoder import Tensors
 
@@ -28,7 +26,9 @@ def short_of_memory(family: Any, *, rows: int) -> Faulty:
     return Faulty(family, predict=predict)
 
 
-def test_without_memory_slots_are_halved_for_good_and_images_have_the_bytes_of_the_fewer_slots(sd1: Any) -> None:
+def test_without_memory_slots_are_halved_for_good_and_bytes_are_those_of_the_smaller_micro_batch(
+    sd1: Any,
+) -> None:
     engine = Engine(short_of_memory(sd1, rows=4), slots=8)
     jobs = [make(index, num_inference_steps=index + 2) for index in range(8)]
     for job in jobs:
@@ -40,7 +40,7 @@ def test_without_memory_slots_are_halved_for_good_and_images_have_the_bytes_of_t
         few = Engine(sd1, slots=2)
         few.admit(job)
         assert pixels(done[job.index]) == pixels(run(few)[job.index])
-    assert {result.slots for result in done.values() if isinstance(result, Rendered)} == {2}
+    assert {result.micro_batch for result in done.values() if isinstance(result, Rendered)} == {4}
 
 
 def test_memory_that_runs_out_half_way_restarts_the_running_images(sd1: Any) -> None:
@@ -51,7 +51,7 @@ def test_memory_that_runs_out_half_way_restarts_the_running_images(sd1: Any) -> 
             raise RuntimeError("HIP out of memory")
         return sd1.predict(latents, *more)  # type: ignore[no-any-return]
 
-    engine = Engine(Faulty(sd1, predict=predict), slots=4, batch_sizes=full_batch)
+    engine = Engine(Faulty(sd1, predict=predict), slots=4)
     job = make(0, num_inference_steps=5, scheduler="euler_a")  # its generator has advanced
     engine.admit(job)
     [got] = run(engine).values()
@@ -71,12 +71,11 @@ def test_intermediates_restart_with_their_job(sd1: Any) -> None:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return sd1.predict(latents, *more)  # type: ignore[no-any-return]
 
-        previews = PreviewRecorder(sd1)
-        engine = Engine(Faulty(sd1, predict=predict), slots=slots, batch_sizes=full_batch, on_step=previews)
+        engine = Engine(Faulty(sd1, predict=predict), slots=slots)
         engine.admit(job)
         result = run(engine)[0]
         assert isinstance(result, Rendered)
-        strips.append(previews.take(result))
+        strips.append(result.strip)
     assert strips[0] is not None
     assert strips[1] is not None
     assert torch.equal(strips[0], strips[1])
@@ -88,12 +87,12 @@ def test_only_the_shape_without_memory_gets_fewer_slots(sd1: Any) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return sd1.predict(latents, *more)  # type: ignore[no-any-return]
 
-    engine = Engine(Faulty(sd1, predict=predict), slots=8)
+    engine = Engine(Faulty(sd1, predict=predict), slots=16, micro_batch=16)
     for index in range(3):
         engine.admit(make(index, width=128, height=128))
     assert all(isinstance(result, Rendered) for result in run(engine).values())
-    assert engine.free == 8
-    assert [engine._queue.max_rows(shape) for shape in [LatentShape(16, 16), LatentShape(8, 8)]] == [2, 16]
+    assert engine.free == engine.usable_slots == 16
+    assert [engine._queue.max_rows(shape) for shape in [LatentShape(16, 16), LatentShape(8, 8)]] == [2, 32]
 
 
 @pytest.mark.parametrize("method", ["predict", "decode", "encode"])

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 from tests.support import sd15
-from tests.support.rendering import full_batch
 from tests.support.tiny import make_tiny
 
 from latentfarm.job import Job
@@ -64,13 +63,7 @@ def test_an_image_has_the_papers_shapes_at_every_level(full: StableDiffusion) ->
     [text] = full.encode([Prompt(full.tokenize("a photograph of an astronaut riding a horse"))])
     assert text["encoder_hidden_states"].shape == (77, 768)
 
-    shapes = []
-    engine = Engine(
-        full,
-        slots=1,
-        batch_sizes=full_batch,
-        on_step=lambda _image, latents: shapes.append(tuple(latents.shape)),
-    )
+    engine = Engine(full, slots=1)
     engine.admit(Job(batch="b", index=0, prompt="an astronaut", seed=1, num_inference_steps=2, scheduler="euler"))
     results = []
     while engine.busy:
@@ -78,7 +71,6 @@ def test_an_image_has_the_papers_shapes_at_every_level(full: StableDiffusion) ->
     for hook in hooks:
         hook.remove()
 
-    assert shapes == [(4, 64, 64)] * 2
     one_forward = [("in", 64), ("down0", 32), ("down1", 16), ("down2", 8), ("down3", 8), ("middle", 8),
                 ("up0", 16), ("up1", 32), ("up2", 64), ("up3", 64), ("out", 64)]  # fmt: skip
     assert levels == one_forward * 2

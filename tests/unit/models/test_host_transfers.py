@@ -12,32 +12,12 @@ from typing import Any
 import pytest
 import torch
 from tests.support.tiny import Kind, make_tiny
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from tests.support.transfers import META, Transfers, send_to_meta
 
 from latentfarm_worker.models import load_family, text_encoder
 from latentfarm_worker.models.text_encoder import Prompt
 
 pytestmark = pytest.mark.unit
-
-META = torch.device("meta")
-
-
-class Transfers(TorchDispatchMode):
-    """Records the operations that copy between devices."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations: list[str] = []
-
-    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        del types
-        output = operation(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, torch.Tensor)]
-        # a single number of the host is an argument of the kernel
-        if len({tensor.device for tensor in tensors if tensor.device == META or tensor.dim()}) > 1:
-            self.operations.append(str(operation))
-        return output
 
 
 @pytest.mark.parametrize("kind", ["sd1", "sdxl"])
@@ -50,7 +30,7 @@ def test_a_family_waits_for_no_device(
 
     def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
         sent.append(tensor)
-        return torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+        return send_to_meta(tensor, device)
 
     monkeypatch.setattr(text_encoder, "send", send)
     prompts = [Prompt(family.tokenize("a (cat:1.2)", "a1111")), Prompt(family.tokenize(""), negative=True, clip_skip=1)]
@@ -63,7 +43,7 @@ def test_a_family_waits_for_no_device(
         for how in ({}, {"float32": True}, {"tiled": True}):
             images, finite = family.decode(latents, **how)
             assert images.device == finite.device == META
-    assert transfers.operations == []
+    assert transfers.copies == []
     assert output.device == META
     assert {tensor.device.type for tensor in sent} == {"cpu"}
 

@@ -220,8 +220,8 @@ def test_prompt_and_negative_prompt_have_the_same_number_of_chunks(sd1: Any) -> 
             Job(batch="b", index=0, seed=1, prompt=texts[0], negative_prompt=texts[1], prompt_syntax="a1111")
         )
         counts = {len(prompt.tokens.chunks) for prompt in image.prompts}
-        assert counts == {image.shape.chunks}
-        assert image.shape.chunks > 1
+        assert counts == {image.text_chunks}
+        assert image.text_chunks > 1
         assert image.truncated == ()
 
 

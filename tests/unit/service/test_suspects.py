@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 from tests.support.engines import BreakingFamily, make
-from tests.support.rendering import full_batch
 
 from latentfarm.ledger import Company, Lease
 from latentfarm_worker.engine.engine import Engine
@@ -33,7 +32,7 @@ def test_a_job_runs_with_all_others_with_those_that_were_lost_or_alone() -> None
 @pytest.fixture
 def running() -> tuple[Engine, SharedState, AtRiskRecorder]:
     """An engine in which 64 images run."""
-    engine, state = Engine(BreakingFamily(), slots=64, batch_sizes=full_batch), SharedState()
+    engine, state = Engine(BreakingFamily(), slots=64), SharedState()
     engine.on_forward = recorder = AtRiskRecorder(engine, state)
     for index in range(64):
         job = make(index, num_inference_steps=50, scheduler="euler")

@@ -1,11 +1,12 @@
-"""The number of slots: measured once and cached for the device, the model and the native size.
+"""The rows of a micro-batch and the images of a decoder's group: measured once and cached for device and model.
 
-The batch size decides an image's last bits. So the workers of a machine, and the next start, use the first measurement.
+Both decide an image's last bits. So the workers of a machine, and the next start, use the first measurement.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,76 +14,110 @@ import torch
 
 from latentfarm_worker import device_errors
 from latentfarm_worker.calibration.cache import CalibrationCache, cache_key
-from latentfarm_worker.calibration.dummy_inputs import DummyInputs, dummy_inputs
+from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
 from latentfarm_worker.models.base import Family, native_shape
 
-FILE = "slots.json"
-#: slots that are tried, in this order; more add latency and memory, and no throughput
-_TRIED = {"cpu": (1, 2, 4, 8, 16), "cuda": (1, 2, 4, 8, 16, 32, 64)}
-#: the smallest number of slots with this share of the best rate is taken. It is lower on a CPU, whose rate hardly
-#: rises with the batch, and whose batch is seldom full
+FILE = "micro_batch.json"
+#: the rows and the images that are tried, in this order; more add latency and memory, and no throughput. A CPU gains
+#: nothing by decoding several images at once
+_ROWS = {"cpu": (2, 4, 8, 16), "cuda": (8, 16, 32, 64)}
+_IMAGES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}
+#: the smallest size with this share of the best rate is taken. It is lower on a CPU, whose rate hardly rises with the
+#: size, and whose micro-batches are seldom full
 _GOOD_ENOUGH = {"cpu": 0.92, "cuda": 0.95}
-#: if a rate is below this share of the best, larger numbers are not tried
+#: if a rate is below this share of the best, larger sizes are not tried
 _MIN_SHARE = 0.7
 _ROUNDS = 5
-#: share of a GPU's memory; the rest is for the decoder and the allocator
+#: share of a GPU's memory; the rest is for the allocator
 _MAX_MEMORY_SHARE = 0.8
 
 
 @dataclass(frozen=True)
-class SlotCalibration:
-    """The number of ``slots`` to use, and ``rates``: by number of slots, image steps per second.
+class Calibration:
+    """The ``micro_batch`` in rows and the ``decode_group`` in images to use, at the model's native size.
 
-    An image step is one model evaluation of two rows. ``cached``: it was measured before.
+    ``row_rates``: by micro-batch, rows per second; ``decode_rates``: by group, images per second. ``cached``: they were
+    measured before.
     """
 
-    slots: int
-    rates: dict[int, float]
+    micro_batch: int
+    decode_group: int
+    row_rates: dict[int, float]
+    decode_rates: dict[int, float]
     cached: bool = False
 
 
-def autotune_slots(family: Family, cache: Path) -> SlotCalibration:
-    """Return the result cached in the folder ``cache``, or measure; one process of a machine measures at a time."""
-    key = cache_key(family, f"{family.native_width}x{family.native_height}")
-    found, cached = CalibrationCache(cache, FILE, SlotCalibration).find(key, lambda: measure(family))
+def calibrate(family: Family, cache: Path) -> Calibration:
+    """Return the result cached in the folder ``cache``, or measure; one process of a machine measures at a time.
+
+    The model must be compiled before if it will run so.
+    """
+    compiled = ("compiled",) if family.compiled else ()
+    quantized = () if family.quantization == "none" else (family.quantization,)
+    key = cache_key(family, f"{family.native_width}x{family.native_height}", *compiled, *quantized)
+    found, cached = CalibrationCache(cache, FILE, Calibration).find(key, lambda: measure(family))
     return replace(found, cached=cached)
 
 
 @torch.inference_mode()
-def measure(family: Family) -> SlotCalibration:
-    """Time the model at rising numbers of slots of its native size, until the rate falls or memory runs out."""
-    device = family.device.type if family.device.type in _TRIED else "cpu"
-    inputs: dict[int, DummyInputs] = {}
+def measure(family: Family) -> Calibration:
+    """Time the model and the decoder at rising sizes, until the rate falls or memory runs out."""
+    device = family.device.type if family.device.type in _ROWS else "cpu"
+
+    def prepare_rows(rows: int) -> Callable[[], object]:
+        inputs = dummy_inputs(family, native_shape(family), rows)
+        return lambda: family.predict(*inputs)
+
+    def prepare_images(images: int) -> Callable[[], object]:
+        latents = dummy_inputs(family, native_shape(family), images).latents
+        return lambda: family.decode(latents)
+
+    row_rates = _rates(family.device, _ROWS[device], prepare_rows)
+    # one size needs no measurement
+    decode_rates = _rates(family.device, _IMAGES[device], prepare_images) if len(_IMAGES[device]) > 1 else {1: 0.0}
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    share = _GOOD_ENOUGH[device]
+    return Calibration(_smallest(row_rates, share), _smallest(decode_rates, share), row_rates, decode_rates)
+
+
+def _smallest(rates: dict[int, float], share: float) -> int:
+    return min(size for size, rate in rates.items() if rate >= share * max(rates.values()))
+
+
+def _rates(
+    device: torch.device, sizes: Iterable[int], prepare: Callable[[int], Callable[[], object]]
+) -> dict[int, float]:
+    """Return rows or images per second by size. ``prepare`` returns a call with a size."""
+    calls: dict[int, Callable[[], object]] = {}
     rates: dict[int, float] = {}
-    for slots in _TRIED[device]:
+    for size in sizes:
         try:
-            inputs[slots] = dummy_inputs(family, native_shape(family), 2 * slots)
-            # the first call of a batch size takes longer
-            family.predict(*inputs[slots])
-            rates[slots] = slots / _seconds(family, inputs[slots])
+            calls[size] = prepare(size)
+            # the first call of a size takes longer
+            calls[size]()
+            rates[size] = size / _seconds(device, calls[size])
         except Exception as error:
             if not device_errors.is_out_of_memory(error) or not rates:
                 raise
+            calls.pop(size, None)
             break
-        if not _has_room(family.device) or rates[slots] < _MIN_SHARE * max(rates.values()):
+        if not _has_room(device) or rates[size] < _MIN_SHARE * max(rates.values()):
             break
     # several rounds over all, since a machine's speed changes over time
     for _ in range(_ROUNDS - 1):
-        rates = {slots: max(rate, slots / _seconds(family, inputs[slots])) for slots, rate in rates.items()}
-    if device == "cuda":
-        torch.cuda.empty_cache()
-    enough = _GOOD_ENOUGH[device] * max(rates.values())
-    return SlotCalibration(min(slots for slots, rate in rates.items() if rate >= enough), rates)
+        rates = {size: max(rate, size / _seconds(device, calls[size])) for size, rate in rates.items()}
+    return rates
 
 
-def _seconds(family: Family, inputs: DummyInputs) -> float:
+def _seconds(device: torch.device, call: Callable[[], object]) -> float:
     """Return the seconds of a call: wall clock on a GPU, CPU time of all threads on a CPU."""
     # other processes must not decide a result that is cached for good, so a CPU's wall clock is not used
-    clock = time.perf_counter if family.device.type == "cuda" else time.process_time
-    _wait_for(family.device)
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    _wait_for(device)
     began = clock()
-    family.predict(*inputs)
-    _wait_for(family.device)
+    call()
+    _wait_for(device)
     return clock() - began
 
 
@@ -92,7 +127,7 @@ def _wait_for(device: torch.device) -> None:
 
 
 def _has_room(device: torch.device) -> bool:
-    """Return whether twice as many rows may fit."""
+    """Return whether twice the size may fit."""
     if device.type != "cuda":
         return True
     _, total = torch.cuda.mem_get_info(device)

@@ -19,8 +19,6 @@ from latentfarm_worker.models.base import Family
 
 log = logging.getLogger(__name__)
 
-#: images of the native size in one forward pass of the decoder; a CPU gains nothing by more than one
-_GROUP = {"cuda": 8}
 #: steps that a finished image waits for others to fill its group
 _MAX_WAIT_STEPS = 8
 
@@ -35,15 +33,17 @@ class _HostTransfer:
     timer: _DecodeTimer
 
 
-@dataclass
+@dataclass(eq=False)
 class _PendingDecode:
-    """An image after its last step, with its latents (C, h, w) and the steps that it has waited.
+    """Latents (C, h, w) of an image after its last step, and the steps that they have waited.
 
-    ``limit_before``: the size of its groups before they were halved for this image among others; 0 if they were not.
+    ``is_frame``: they are an intermediate's. ``limit_before``: the size of its groups before they were halved for this
+    image among others; 0 if they were not.
     """
 
     image: ImageState
     latents: torch.Tensor
+    is_frame: bool = False
     waited: int = 0
     limit_before: int = 0
     transfer: _HostTransfer | None = None
@@ -59,13 +59,17 @@ class Decoder:
     Args:
         family: the model.
         call: records which images are decoded.
+        group: images of the native size in a group.
     """
 
-    def __init__(self, family: Family, call: DeviceCall) -> None:
+    def __init__(self, family: Family, call: DeviceCall, *, group: int = 1) -> None:
         self._family = family
         self._call = call
+        self._group = group
         self._waiting: list[_PendingDecode] = []
         self._transfers: list[_PendingDecode] = []
+        #: intermediates that have reached the host, uint8 (H, W, 3) each
+        self._frames: dict[ImageState, list[torch.Tensor]] = {}
         #: by (height, width) of the latents: images in a group; 0 for one, in tiles
         self._limits: dict[tuple[int, int], int] = {}
         self._stream: torch.cuda.Stream | None = None
@@ -75,25 +79,28 @@ class Decoder:
     @property
     def images(self) -> list[ImageState]:
         """Return the images that ``advance`` has not returned yet. Thread-safe."""
-        return [pending.image for pending in (*tuple(self._transfers), *tuple(self._waiting))]
+        pending = (*tuple(self._transfers), *tuple(self._waiting))
+        return [*dict.fromkeys(each.image for each in pending)]
 
     def add(self, image: ImageState, latents: torch.Tensor) -> None:
-        """Add an image after its last step, with its latents (C, h, w), which are copied."""
+        """Add an image after its last step, with its latents (C, h, w), which are copied, and its intermediates."""
+        # an image's groups keep this order, so it reaches the host after its intermediates
+        self._waiting += [_PendingDecode(image, frame, is_frame=True) for frame in image.frames]
         self._waiting.append(_PendingDecode(image, latents.clone()))
 
     def drop(self, handle: Hashable) -> bool:
         """Drop an image; return whether it was here."""
-        for queue in (self._waiting, self._transfers):
-            for pending in queue:
-                if pending.image.handle == handle:
-                    queue.remove(pending)
-                    return True
-        return False
+        before = len(self._waiting) + len(self._transfers)
+        self._waiting = [each for each in self._waiting if each.image.handle != handle]
+        self._transfers = [each for each in self._transfers if each.image.handle != handle]
+        self._frames = {image: frames for image, frames in self._frames.items() if image.handle != handle}
+        return len(self._waiting) + len(self._transfers) < before
 
     def clear(self) -> None:
         """Drop every image."""
         self._waiting.clear()
         self._transfers.clear()
+        self._frames.clear()
 
     def isolate(self, images: Sequence[ImageState], error: Exception) -> list[Failed]:
         """Fail the image whose fault it was, or decode each half of the images by itself."""
@@ -134,7 +141,7 @@ class Decoder:
         if (height, width) in self._limits:
             return self._limits[height, width]
         native = self._family.native_width * self._family.native_height // self._family.vae_scale_factor**2
-        return max(1, _GROUP.get(self._family.device.type, 1) * native // max(native, height * width))
+        return max(1, self._group * native // max(native, height * width))
 
     def _next_group(self, *, flush: bool) -> list[_PendingDecode]:
         """Return the oldest image and others of its size and cohort, if the group is full or due."""
@@ -167,12 +174,13 @@ class Decoder:
             self._limits[latents.shape[1], latents.shape[2]] = size // 2
             log.warning("%s: %d images in a group from now on; 0 means one, in tiles", message, size // 2)
             return []
-        self._waiting = [pending for pending in self._waiting if pending not in group]
         if not message:
+            self._waiting = [pending for pending in self._waiting if pending not in group]
             return []
         # it did not fit in tiles either, so others need not be decoded in tiles because of it
         [pending] = group
         self._limits[latents.shape[1], latents.shape[2]] = pending.limit_before
+        self.drop(pending.image.handle)
         return [Failed(pending.image.job, pending.image.handle, out_of_memory(message))]
 
     def _decode_async(self, group: list[_PendingDecode], size: int) -> None:
@@ -201,10 +209,14 @@ class Decoder:
             assert pending.transfer is not None  # noqa: S101 (_decode_async set it)
             if not pending.transfer.timer.arrived(wait=wait):
                 return
-            try:
-                outcomes.append(self._image(pending.image, pending.latents, pending.transfer))
-            except JobError as error:
-                outcomes.append(Failed(pending.image.job, pending.image.handle, error))
+            if pending.is_frame:
+                self._frames.setdefault(pending.image, []).append(pending.transfer.pixels)
+            else:
+                try:
+                    outcomes.append(self._image(pending.image, pending.latents, pending.transfer))
+                except JobError as error:
+                    outcomes.append(Failed(pending.image.job, pending.image.handle, error))
+                self._frames.pop(pending.image, None)
             self._transfers.pop(0)
 
     def _image(self, image: ImageState, latents: torch.Tensor, transfer: _HostTransfer) -> Rendered:
@@ -225,8 +237,9 @@ class Decoder:
             pixels=pixels,
             width=pixels.shape[1],
             height=pixels.shape[0],
+            frames=tuple(self._frames.get(image, ())),
             scheduler=image.plan.scheduler,
-            slots=image.slots,
+            micro_batch=image.micro_batch,
             plan_digest=image.plan.digest,
             truncated=image.truncated,
             tiled=transfer.tiled,

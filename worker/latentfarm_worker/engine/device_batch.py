@@ -1,10 +1,4 @@
-"""GPU-resident state of all running images, and one denoising step over it.
-
-A row is one line of the model's batch. An image's first row also keeps its history, in float32: the last HISTORY
-samples x and model outputs m as rings (x[i] at place i mod HISTORY), and the step's noise. So a step moves no history;
-the coefficients are laid out to match the rings instead. An image's whole plan is stored beside its history, and each
-row counts its own steps. So a step copies nothing from the host but the noise of stochastic schedulers.
-"""
+"""The running images of one latent shape: their state on the device, and the micro-batches of a step."""
 
 from __future__ import annotations
 
@@ -13,169 +7,133 @@ from collections.abc import Sequence
 import torch
 
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.latent_update import NOISE, TABLE_COLUMNS, LatentState, begin, update
+from latentfarm_worker.engine.micro_batch import MicroBatch, form
 from latentfarm_worker.engine.sampling_plan import COLUMNS, HISTORY
+from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family
 from latentfarm_worker.models.text_encoder import Tensors
 
-_NOISE = COLUMNS - 1
-#: columns of a row's table before the plan's coefficients
-_TIMESTEP, _INPUT_SCALE, _GUIDANCE, _GUIDED, _COEFFICIENTS = range(5)
 #: evaluations that a table holds at first
 _EVALUATIONS = 64
 
 
-def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Return a copy of a host tensor on the device, without waiting for the device's queue."""
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
-
-
 class DeviceBatch:
-    """The rows of a batch of one latent ``shape``.
+    """The images of one latent ``shape`` that run together.
 
-    ``sizes`` are the batch sizes that the model may be called with, in rising order; the last is the number of rows.
-    The model computes the active rows, and inactive ones as padding up to the next of these sizes.
+    Args:
+        family: the model.
+        shape: the latent shape.
+        rows: rows that the images may take together.
+        micro_batch: rows of a call of the model, an even number.
+        pad: whether each call has exactly that many rows; if not, an image's bytes depend on its company.
     """
 
-    def __init__(self, family: Family, shape: LatentShape, sizes: Sequence[int]) -> None:
+    def __init__(self, family: Family, shape: LatentShape, *, rows: int, micro_batch: int, pad: bool) -> None:
         self.family = family
         self.shape = shape
-        self.count = count = sizes[-1]
-        self._sizes = sizes
-        #: rows that belong to an image, and those of them whose output the next step needs
-        self._allocated, self._active = [False] * count, [False] * count
-        device = self._device = family.device
-        self._history = torch.zeros((count, COLUMNS, family.latent_channels, shape.height, shape.width), device=device)
-        self._table = torch.zeros((count, _EVALUATIONS, _COEFFICIENTS + COLUMNS), device=device)
-        self._step_index = torch.zeros(count, dtype=torch.int64, device=device)
-        self._every = torch.arange(count, device=device)
-        #: by row: the row with its image's history; for that row, the row of the negative prompt; else the row itself
-        self._owner, self._negative = self._every.clone(), self._every.clone()
-        self._in_use = torch.zeros(count, dtype=torch.int64, device=device)
-        #: conditioning tensors by name, (count, ...); allocated when the first prompt arrives
-        self._conditioning: dict[str, torch.Tensor] = {}
-        #: the rows that the model computes (None: all) and their conditioning; selected again when ``_stale``
-        self._computed: torch.Tensor | None = None
-        self._computed_conditioning: Tensors = self._conditioning
-        self._stale = True
+        self.rows = rows
+        self.micro_batch = micro_batch
+        self._pad = pad
+        self._device = device = family.device
+        # the last place takes what rows without an image of their own write
+        places = rows + 1
+        self._state = LatentState(
+            history=torch.zeros((places, COLUMNS, family.latent_channels, *shape), device=device),
+            table=torch.zeros((places, _EVALUATIONS, TABLE_COLUMNS), device=device),
+            step_index=torch.zeros(places, dtype=torch.int64, device=device),
+        )
+        #: by image: the tensors of each of its prompts
+        self._images: dict[ImageState, Sequence[Tensors]] = {}
+        #: formed again before the next step if None
+        self._micro_batches: list[MicroBatch] | None = None
+        #: the places that the last noise went to, on the host and on the device
+        self._noisy: tuple[int, ...] = ()
+        self._noisy_places = torch.empty(0, dtype=torch.int64)
 
     @property
-    def free(self) -> list[int]:
-        """Return the rows without an image."""
-        return [row for row, allocated in enumerate(self._allocated) if not allocated]
+    def free_rows(self) -> int:
+        """Return the rows that no image takes."""
+        return self.rows - sum(image.rows for image in self._images)
 
     def is_whole(self, images: Sequence[ImageState]) -> bool:
-        """Return whether every row is either free or owned by exactly one of the running images."""
-        owned = [row for image in images for row in image.rows]
-        return sorted([*owned, *self.free]) == list(range(self.count))
+        """Return whether the batch has exactly these images, each at a place of its own."""
+        places = {image.place for image in images}
+        return {*images} == {*self._images} and len(places) == len(images) and places <= {*range(self.rows)}
 
-    def allocate(self, image: ImageState, conditioning: Sequence[Tensors], latents: torch.Tensor) -> None:
-        """Give an image one row for each of its prompts.
+    def allocate(self, image: ImageState, texts: Sequence[Tensors]) -> None:
+        """Give an image a place and a row for each of its prompts.
 
-        Args:
-            image: the image; its ``rows`` are set.
-            conditioning: the tensors of each prompt, without a dimension for rows.
-            latents: the initial latents, (C, h, w).
+        ``texts`` are the tensors of each prompt, without a dimension for rows.
         """
-        image.rows = tuple(self.free[: len(conditioning)])
+        taken = {other.place for other in self._images}
+        place = next(place for place in range(self.rows) if place not in taken)
         table = image.table()
-        if len(table) > self._table.shape[1]:
-            more = torch.zeros((self.count, len(table) - self._table.shape[1], table.shape[1]), device=self._device)
-            self._table = torch.cat([self._table, more], dim=1)
-        first, last = image.rows[0], image.rows[-1]
-        self._history[first] = 0.0
-        self._history[first, 0] = send(latents, self._device)
-        self._table[first, : len(table)] = send(table, self._device)
-        self._negative[first] = last
-        for row, tensors in zip(image.rows, conditioning, strict=True):
-            self._owner[row] = first
-            self._step_index[row] = 0
-            self._in_use[row] = 1
-            for name, tensor in tensors.items():
-                if name not in self._conditioning:
-                    self._conditioning[name] = tensor.new_zeros((self.count, *tensor.shape))
-                self._conditioning[name][row] = tensor
-            self._allocated[row] = True
-            self._active[row] = row == first or image.guided.start == 0
-        self._stale = True
+        self._extend_table(len(table))
+        self._state.history[place].zero_()
+        initial = send(image.noise.initial, self._device)
+        torch.mul(initial, image.plan.init_noise_sigma, out=self._state.history[place, 0])
+        self._state.table[place, : len(table)] = send(table, self._device)
+        self._state.step_index[place].zero_()
+        common = {name: send(tensor, self._device) for name, tensor in image.conditioning.items()}
+        self._images[image] = [{**text, **common} for text in texts]
+        image.place, image.rows, image.micro_batch = place, len(texts), self.micro_batch
+        self._micro_batches = None
 
-    def release(self, rows: Sequence[int]) -> None:
-        """Free rows of an image. Its first row must go last, or together with all of them."""
-        for row in rows:
-            self._owner[row] = self._negative[row] = row
-            self._in_use[row] = 0
-            self._step_index[row] = 0
-            self._table[row] = 0.0
-            self._allocated[row] = self._active[row] = False
-        self._stale = True
-
-    def enable_guidance(self, image: ImageState) -> None:
-        """Activate all rows of an image whose guidance interval begins."""
-        for row in image.rows:
-            self._active[row] = True
-        self._stale = True
-
-    def drop_guidance_row(self, image: ImageState) -> None:
-        """Free the rows of an image whose guidance interval has ended, except the first."""
-        first, *others = image.rows
-        self._negative[first] = first
-        self.release(others)
-        image.rows = (first,)
+    def release(self, image: ImageState) -> None:
+        """Free an image's place and rows."""
+        del self._images[image]
+        self._micro_batches = None
 
     def latents(self, image: ImageState) -> torch.Tensor:
         """Return a view of an image's latents, float32 (C, h, w)."""
-        return self._history[image.rows[0], image.step_index % HISTORY]
+        return self._state.history[image.place, image.step_index % HISTORY]
 
-    def denoise(self, images: Sequence[ImageState]) -> None:
-        """Evaluate the model once for every image and update its latents."""
-        self._sample_noise([image for image in images if image.plan.uses_noise[image.step_index]])
-        step_index = self._step_index[self._owner]
-        line = self._table[self._owner, step_index]
-        place = step_index % HISTORY
-        inputs = _wide(line[:, _INPUT_SCALE]) * self._history[self._owner, place]
-        output = self._predict(inputs, line[:, _TIMESTEP].contiguous())
-        negative = torch.where(line[:, _GUIDED] > 0, self._negative, self._every)
-        unguided = output[negative]
-        self._history[self._every, HISTORY + place] = unguided + _wide(line[:, _GUIDANCE]) * (output - unguided)
-        coefficients = line[:, _COEFFICIENTS:, None, None, None]
-        self._history[self._every, (place + 1) % HISTORY] = (coefficients * self._history).sum(dim=1)
-        self._step_index += self._in_use
+    def frame(self, image: ImageState) -> torch.Tensor:
+        """Return an image's latents for an intermediate, float32 (C, h, w), a copy."""
+        latents = self.latents(image)
+        # some schedulers carry latents far beyond the unit variance that the VAE was trained on
+        return latents / latents.std().clamp(min=1.0)
 
-    def _sample_noise(self, images: Sequence[ImageState]) -> None:
-        """Store the next noise of each image, drawn from its own generator."""
-        if images:
-            shape = (1, *self._history.shape[2:])
-            noise = torch.cat([torch.randn(shape, generator=image.generator) for image in images])
-            rows = torch.tensor([image.rows[0] for image in images])
-            self._history[send(rows, self._device), _NOISE] = send(noise, self._device)
+    def begin_step(self) -> list[MicroBatch]:
+        """Send the noise of this step to the device; return the step's micro-batches."""
+        self._send_noise([image for image in self._images if image.plan.uses_noise[image.step_index]])
+        if self._micro_batches is None:
+            self._micro_batches = form(
+                self._images,
+                self._images,
+                rows=self.micro_batch,
+                pad=self._pad,
+                unused=self.rows,
+                device=self._device,
+            )
+        return self._micro_batches
 
-    def _predict(self, inputs: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        """Return the model's output for all rows, float32 (count, C, h, w); zeros for rows that are not computed."""
-        if self._stale:
-            self._select_rows()
-        if self._computed is None:
-            return self.family.predict(inputs, timesteps, self._conditioning)
-        output = torch.zeros_like(inputs)
-        output[self._computed] = self.family.predict(
-            inputs[self._computed], timesteps[self._computed], self._computed_conditioning
-        )
-        return output
+    def denoise(self, micro_batch: MicroBatch) -> None:
+        """Evaluate the model for a micro-batch and update the latents of its images."""
+        evaluation = begin(self._state, micro_batch.indices)
+        output = self.family.predict(evaluation.latents, evaluation.timesteps, micro_batch.conditioning)
+        update(self._state, micro_batch.indices, evaluation, output)
+        for image in micro_batch.images:
+            rows = image.rows_computed
+            image.step_index += 1
+            if image.step_index >= image.guided.stop:
+                image.rows = 1
+            if image.rows_computed != rows:
+                self._micro_batches = None
 
-    def _select_rows(self) -> None:
-        """Select the active rows, and others up to the next batch size, and gather their conditioning."""
-        self._stale = False
-        active = [row for row, wanted in enumerate(self._active) if wanted]
-        size = next(size for size in self._sizes if size >= len(active))
-        if size == self.count:
-            self._computed, self._computed_conditioning = None, self._conditioning
+    def _send_noise(self, images: Sequence[ImageState]) -> None:
+        if not images:
             return
-        padding = [row for row, wanted in enumerate(self._active) if not wanted][: size - len(active)]
-        self._computed = send(torch.tensor(sorted([*active, *padding])), self._device)
-        self._computed_conditioning = {name: tensor[self._computed] for name, tensor in self._conditioning.items()}
+        places = tuple(image.place for image in images)
+        if places != self._noisy:
+            self._noisy, self._noisy_places = places, send(torch.tensor(places), self._device)
+        noise = [image.noise.at(image.plan.draws_before[image.step_index]) for image in images]
+        self._state.history[self._noisy_places, NOISE] = torch.stack(noise)
 
-
-def _wide(numbers: torch.Tensor) -> torch.Tensor:
-    """Return (R,) as (R, 1, 1, 1)."""
-    return numbers[:, None, None, None]
+    def _extend_table(self, evaluations: int) -> None:
+        missing = evaluations - self._state.table.shape[1]
+        if missing > 0:
+            more = self._state.table.new_zeros((len(self._state.table), missing, TABLE_COLUMNS))
+            self._state = self._state._replace(table=torch.cat([self._state.table, more], dim=1))

@@ -49,7 +49,8 @@ class RunAhead:
         """Wait until the device is not too far behind; called once in each step."""
         if self._device.type != "cuda":
             return
-        begun = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        # a wait for it sleeps instead of keeping a core busy
+        begun = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         begun.record()
         self._steps_begun.append(begun)
         if len(self._steps_begun) > _AHEAD:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
 
 import torch
@@ -18,7 +18,6 @@ from latentfarm.job import Job
 from latentfarm.limits import DEFAULT_STEPS
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.admission import AdmissionQueue, BatchKey
-from latentfarm_worker.engine.batch_sizes import BatchSizes, KnownBatchSizes, exact_batch_sizes
 from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
@@ -29,30 +28,33 @@ from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family, native_shape
-from latentfarm_worker.models.text_encoder import Tensors
 
-__all__ = ["Engine", "Failed", "Observer", "Rendered"]
+__all__ = ["Engine", "Failed", "Rendered"]
 
 log = logging.getLogger(__name__)
 
-#: called after each step of each image, with a view of its latents, float32 (C, h, w); an exception fails the image
-Observer = Callable[[ImageState, torch.Tensor], None]
+#: rows of a micro-batch unless they are given: the fewest with which a CPU and a GPU reach most of their rate
+_MICRO_BATCH = 8
 
 
 class Engine:
     """Renders jobs on one device, many at once.
 
+    The model is called with micro-batches of one fixed number of rows, so an image has the same bytes in any company.
+
     If memory runs out, a shape gets half its slots for good, and its running images start again. So their bytes are
-    those of one batch size. It gets them back if the memory turns out to be one job's fault.
+    those of one micro-batch. It gets them back if the memory turns out to be one job's fault.
 
     Only ``prepare`` and what is marked so is thread-safe; the rest belongs to one thread.
 
     Args:
         family: the loaded model.
         slots: guided images of the native size that run together.
-        batch_sizes: the batch sizes that the model may be called with
-            [default: those at which an image's bytes do not depend on other images].
-        on_step: called after each step of each image.
+        micro_batch: rows of a call of the model at the native size, an even number; larger images have fewer, in
+            inverse proportion to their area [default: 8, or those of all slots if they are fewer].
+        decode_group: images of the native size in a call of the decoder.
+        deterministic: pad each micro-batch to its full number of rows. Without it a step with few images is faster, and
+            an image's bytes depend on its company.
 
     Attributes:
         on_forward: called before each forward pass of the text encoder, the model and the decoder, as a sign of life.
@@ -63,34 +65,35 @@ class Engine:
         family: Family,
         *,
         slots: int,
-        batch_sizes: BatchSizes = exact_batch_sizes,
-        on_step: Observer | None = None,
+        micro_batch: int | None = None,
+        decode_group: int = 1,
+        deterministic: bool = True,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; write 1 or more")
         self.family = family
         self.slots = slots
-        self.on_step = on_step
+        self.micro_batch = min(_MICRO_BATCH, 2 * slots) if micro_batch is None else micro_batch
+        if self.micro_batch < 2 or self.micro_batch % 2:
+            raise ValueError(f"micro_batch is {self.micro_batch}; write an even number from 2")
+        self.deterministic = deterministic
         self.on_forward: Callable[[], None] = lambda: None
         self._call = DeviceCall(lambda: self.on_forward())  # noqa: PLW0108 (on_forward may be replaced later)
-        self._sizes = KnownBatchSizes(family, batch_sizes, on_forward=self._call.again)
         self._texts = TextCache(family.encode)
-        self._decoder = Decoder(family, self._call)
+        self._decoder = Decoder(family, self._call, group=decode_group)
         self._queue: AdmissionQueue[ImageState] = AdmissionQueue(slots=slots, native=native_shape(family))
         self._running: list[ImageState] = []
         self._batch: DeviceBatch | None = None
         #: of the images that began last
         self._cohort: Hashable = None
         self._run_ahead = RunAhead(family.device)
-        #: images that failed before their last step, and are not reported yet
-        self._failed: list[Failed] = []
 
     # -- state, thread-safe ----------------------------------------------------------------------------------
 
     @property
-    def deterministic(self) -> bool:
-        """Whether an image's bytes are independent of the other images in the batch."""
-        return self._sizes.exact
+    def usable_slots(self) -> int:
+        """Return the slots of the native size: fewer than ``slots`` after it ran out of memory."""
+        return self._queue.max_slots(native_shape(self.family))
 
     @property
     def free(self) -> int:
@@ -100,17 +103,17 @@ class Engine:
     def free_within(self, evaluations: int) -> int:
         """Return how many more guided images of the native size fit after so many model evaluations."""
         staying = [image for image in tuple(self._running) if image.evaluations_left > evaluations]
-        return self._queue.free_slots(sum(len(image.rows) for image in staying))
+        return self._queue.free_slots(sum(image.rows for image in staying))
 
     @property
     def slots_taken(self) -> float:
         """Return the slots of the running images: 1 for one with guidance, 0.5 without."""
-        return sum(len(image.rows) for image in tuple(self._running)) / 2
+        return sum(image.rows for image in tuple(self._running)) / 2
 
     @property
     def busy(self) -> bool:
         """Whether any image waits, runs or is decoded."""
-        return bool(self._queue or self._running or self._decoder.images or self._failed)
+        return bool(self._queue or self._running or self._decoder.images)
 
     def remaining(self) -> list[tuple[Hashable, int | None]]:
         """Return each image's handle and the model evaluations that it still needs; None for one that waits."""
@@ -140,7 +143,7 @@ class Engine:
     def warm_up(self) -> None:
         """Render one throwaway two-step image and build the default sampling plan.
 
-        The first forward pass of a device, of a compiled batch size, and the first probe of a scheduler take seconds.
+        The first forward pass of a device, the compilation of a model, and the first probe of a scheduler take seconds.
         Without this, the first job would wait for them.
         """
         with suppress(JobError):
@@ -149,14 +152,6 @@ class Engine:
         self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2, scheduler="euler"))
         while self.busy:
             self.step()
-        if self.family.compiled or self.family.device.type == "cuda":
-            try:
-                shape = native_shape(self.family)
-                self._sizes.call_each(shape, self._queue.max_rows(shape))
-            except Exception as error:
-                # if a full batch does not fit, the first one reduces the slots
-                if not device_errors.is_out_of_memory(error):
-                    raise
 
     def admit(self, job: Job | ImageState) -> None:
         """Queue a job, prepared or not. It starts at the next ``step`` that has room for it.
@@ -185,8 +180,7 @@ class Engine:
 
     def abort_all(self) -> list[Hashable]:
         """Drop every image that waits, runs or is decoded; return their handles."""
-        handles = [image.handle for image in (*self._running, *self._queue, *self._decoder.images, *self._failed)]
-        self._failed.clear()
+        handles = [image.handle for image in (*self._running, *self._queue, *self._decoder.images)]
         self._queue.clear()
         self._running.clear()
         self._decoder.clear()
@@ -229,20 +223,19 @@ class Engine:
         decoding = [image for image in self._decoder.images if image in suspects]
         if decoding and self._is_whole:
             return self._decoder.isolate(decoding, error)
-        if any(image in self._running for image in suspects) or not self._is_whole:
-            self._restart_running()
+        self._restart(suspects if self._is_whole else self._running)
         self._call.images = ()
         cause = find_cause(suspects)
         return [] if cause is None else [self._fail(cause, engine_error(error), retry=True)]
 
     def check_integrity(self) -> None:
-        """Raise AssertionError unless every row is either free or owned by exactly one running image."""
+        """Raise AssertionError unless each running image, and no other, has a place of its own in the batch."""
         if not self._is_whole:
-            raise AssertionError(f"rows owned: {[image.rows for image in self._running]}")
+            raise AssertionError(f"places: {[image.place for image in self._running]}")
 
     @property
     def _is_whole(self) -> bool:
-        return self._batch.is_whole(self._running) if self._batch else not self._running
+        return self._batch.is_whole(self._running) if self._batch is not None else not self._running
 
     # -- admit -----------------------------------------------------------------------------------------------
 
@@ -253,7 +246,7 @@ class Engine:
         if key is None:
             return
         batch = self._batch_of(key.shape)
-        starting = self._queue.next_images(key, rows=batch.count, free=len(batch.free))
+        starting = self._queue.next_images(key, rows=batch.rows, free=batch.free_rows)
         if not starting:
             return
         self._cohort = key.cohort
@@ -262,16 +255,11 @@ class Engine:
         texts = iter(self._texts.get([prompt for image in starting for prompt in image.prompts]))
         text_s = (time.perf_counter() - began) / len(starting)
         for image in starting:
+            image.started = time.perf_counter()
             image.timings["text"] = text_s
-            size = self.family.size_conditioning(image.width, image.height)
-            guidance = self.family.guidance_conditioning(image.job.guidance_scale)
+            image.timings["wait"] = image.started - image.queued - text_s
             self._call.images = [image]
-            try:
-                self._place(image, batch, [{**next(texts), **size, **guidance} for _ in image.prompts])
-            except Exception:
-                # half of its rows are written
-                self._restart_running()
-                raise
+            batch.allocate(image, [next(texts) for _ in image.prompts])
             self._queue.remove(image)
             self._running.append(image)
 
@@ -281,79 +269,53 @@ class Engine:
             # first drop the other one: there may be no memory for both
             self._batch = None
             self._call.images = [next(iter(self._queue))]
-            self._batch = DeviceBatch(self.family, shape, self._sizes.of(shape, self._queue.max_rows(shape)))
+            rows = self._queue.max_rows(shape)
+            self._batch = DeviceBatch(
+                self.family, shape, rows=rows, micro_batch=self._micro_batch_of(shape), pad=self.deterministic
+            )
         return self._batch
 
-    def _place(self, image: ImageState, batch: DeviceBatch, conditioning: list[Tensors]) -> None:
-        """Draw an image's initial latents and allocate its rows."""
-        image.started = time.perf_counter()
-        image.timings["wait"] = image.started - image.queued - image.timings["text"]
-        image.slots = self._queue.max_slots(batch.shape)
-        image.generator.manual_seed(image.job.seed)
-        shape = (1, self.family.latent_channels, batch.shape.height, batch.shape.width)
-        noise = torch.randn(shape, generator=image.generator)
-        batch.allocate(image, conditioning, noise[0] * image.plan.init_noise_sigma)
+    def _micro_batch_of(self, shape: LatentShape) -> int:
+        """Return the rows of a call of the model, an even number."""
+        rows = min(self.micro_batch, self.micro_batch * native_shape(self.family).area // shape.area)
+        return max(2, min(rows, self._queue.max_rows(shape)) // 2 * 2)
 
     # -- denoise, retire -------------------------------------------------------------------------------------
 
     def _denoise(self) -> None:
-        """Evaluate the model once for all running images and update their latents."""
+        """Run one evaluation of the model for every running image and update its latents."""
         if self._batch is None or not self._running:
             return
-        self._call.begin([*self._running])
-        self._batch.denoise(self._running)
+        self._call.images = [*self._running]
+        for micro_batch in self._batch.begin_step():
+            self._call.begin(micro_batch.images)
+            self._batch.denoise(micro_batch)
         for image in self._running:
-            image.step_index += 1
-            if self.on_step is not None:
-                self._observe(image, self.on_step, self._batch.latents(image))
-            if len(image.rows) > 1 and not image.finished:
-                if image.step_index >= image.guided.stop:
-                    self._batch.drop_guidance_row(image)
-                elif image.step_index == image.guided.start:
-                    self._batch.enable_guidance(image)
-        self._run_ahead.limit()
-
-    def _observe(self, image: ImageState, on_step: Observer, latents: torch.Tensor) -> None:
-        try:
-            on_step(image, latents)
-        except JobError as error:
-            image.error = error
-        except Exception as error:
-            if device_errors.is_out_of_memory(error) or device_errors.is_fatal(error):
+            if image.step_index in image.frame_steps:
                 self._call.images = [image]
-                raise
-            image.error, image.retry = engine_error(error), True
+                image.frames.append(self._batch.frame(image))
+        self._run_ahead.limit()
 
     def _retire(self) -> None:
         """Free the rows of finished images and pass them to the decoder."""
         for image in [image for image in self._running if image.finished]:
             self._call.images = [image]
-            if image.error is not None:
-                self._failed.append(Failed(image.job, image.handle, image.error, image.retry))
-            elif self._batch is not None:
-                image.timings["denoise"] = time.perf_counter() - image.started
-                self._decoder.add(image, self._batch.latents(image))
+            assert self._batch is not None  # noqa: S101 (an image runs)
+            image.timings["denoise"] = time.perf_counter() - image.started
+            self._decoder.add(image, self._batch.latents(image))
             self._remove(image)
 
     def _decode(self) -> list[Rendered | Failed]:
-        """Return the images that have failed, and those that are decoded by now."""
-        outcomes: list[Rendered | Failed] = [*self._failed]
-        self._failed.clear()
+        """Return the images that are decoded by now, and those that cannot be."""
         # nothing of another cohort is called while these are decoded, so an error shows whose it is
         following = self._queue.next_key(None)
         flush = not self._running and (following is None or following.cohort != self._cohort)
-        try:
-            outcomes += self._decoder.advance(flush=flush)
-        except Exception:
-            # report the failed images first; the next step meets the error again
-            if not outcomes:
-                raise
-        return outcomes
+        return self._decoder.advance(flush=flush)
 
     def _remove(self, image: ImageState) -> None:
         assert self._batch is not None  # noqa: S101 (an image runs)
         self._running.remove(image)
-        self._batch.release(image.rows)
+        self._batch.release(image)
 
     # -- trouble ---------------------------------------------------------------------------------------------
 
@@ -363,14 +325,18 @@ class Engine:
         in_call = [image for image in (*running, *waiting, *decoding) if image in self._call.images]
         return in_call or [*running] or waiting or decoding
 
-    def _restart_running(self) -> None:
-        """Drop the batch, whose rows may be half allocated, and queue its images again at the front."""
-        images = [*self._running]
-        self._running.clear()
-        self._batch = None
-        for image in images:
+    def _restart(self, images: Collection[ImageState]) -> None:
+        """Queue the running ones of these images again at the front. The others go on."""
+        restarting = [image for image in self._running if image in images]
+        if len(restarting) == len(self._running):
+            # half of an image may be written, or memory must be free before the next batch is made
+            self._batch = None
+            self._running.clear()
+        for image in restarting:
+            if self._batch is not None:
+                self._remove(image)
             image.restart()
-        self._queue.prepend(images)
+        self._queue.prepend(restarting)
 
     def _fail(self, image: ImageState, error: JobError, *, retry: bool) -> Failed:
         if not self._decoder.drop(image.handle):
@@ -380,7 +346,7 @@ class Engine:
     def _reduce_batch_after_oom(self, message: str) -> list[Failed]:
         """Restart the running images with half the rows. If they are the fewest already, the suspects are separated."""
         suspects = self._suspects()
-        self._restart_running()
+        self._restart([*self._running])
         if self.family.device.type == "cuda":
             torch.cuda.empty_cache()
         shape = suspects[0].shape

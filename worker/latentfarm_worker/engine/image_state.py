@@ -5,15 +5,19 @@ from __future__ import annotations
 import time
 from collections.abc import Hashable
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import ceil
 
 import torch
 
-from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm_worker.engine.noise import NoiseSource
 from latentfarm_worker.engine.sampling_plan import SamplingPlan
 from latentfarm_worker.latent_shape import LatentShape
-from latentfarm_worker.models.text_encoder import Prompt
+from latentfarm_worker.models.text_encoder import Prompt, Tensors
+
+#: images in a strip of intermediates, the finished one included
+FRAMES = 8
 
 
 @dataclass(eq=False)
@@ -24,15 +28,17 @@ class ImageState:
         handle: the caller's key, never read here; the worker passes its lease.
         cohort: images run together only if theirs are equal [default: None, that of most images].
         prompts: the prompt and, for guidance with a second row, the negative prompt.
+        noise: the initial noise and that of the steps.
+        conditioning: the model's inputs besides the text, on the host, the same for all rows.
         width, height: pixels.
-        rows: the image's rows in the batch, one for each prompt; empty while it waits. The first holds its latents.
+        place: the index of the image's state in the batch; -1 while it waits.
+        rows: rows of the model's batch that it takes: one for each prompt, and 1 after the guidance interval.
         step_index: model evaluations that are done.
-        slots: the engine's slots for this shape when the image began.
+        micro_batch: rows of a call of the model when the image began; its bytes depend on it.
+        frames: the latents of its intermediates so far, float32 (C, h, w) each.
         skipped: later images that began before this one.
         broken: calls of the device that broke with this image alone.
         slots_before: the slots of this shape before they were reduced for this image among others; 0 if they were not.
-        error: why the image fails before its last step.
-        retry: whether another try may succeed after ``error``.
         queued, started: ``time.perf_counter()`` at the lease and at the first step.
         timings: seconds by stage.
     """
@@ -44,16 +50,17 @@ class ImageState:
     width: int
     height: int
     prompts: tuple[Prompt, ...]
+    noise: NoiseSource
+    conditioning: Tensors = field(default_factory=dict)
     cohort: Hashable = None
-    rows: tuple[int, ...] = ()
+    place: int = -1
+    rows: int = 0
     step_index: int = 0
-    slots: int = 0
+    micro_batch: int = 0
+    frames: list[torch.Tensor] = field(default_factory=list)
     skipped: int = 0
     broken: int = 0
     slots_before: int = 0
-    error: JobError | None = None
-    retry: bool = False
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator("cpu"))
     queued: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
@@ -64,12 +71,34 @@ class ImageState:
         return len(self.prompts)
 
     @property
+    def text_chunks(self) -> int:
+        """Return the chunks of 77 tokens in each of its prompts."""
+        return len(self.prompts[0].tokens.chunks)
+
+    @property
+    def rows_computed(self) -> int:
+        """Return the rows that the next evaluation needs: 2 within the guidance interval, else 1."""
+        return 2 if self.step_index in self.guided else 1
+
+    @cached_property
+    def frame_steps(self) -> frozenset[int]:
+        """Return the evaluations after which an intermediate is kept: the first, then evenly up to the last but one.
+
+        Empty if the job saves none.
+        """
+        last = self.plan.num_evaluations - 1
+        frames = min(FRAMES - 1, last)
+        if not self.job.save_intermediates or not frames:
+            return frozenset()
+        return frozenset(1 + round(at * last / frames) for at in range(frames))
+
+    @property
     def truncated(self) -> tuple[str, ...]:
         """Return the job's fields whose text was cut off: ``prompt``, ``negative_prompt``."""
         names = ("prompt", "negative_prompt")
         return tuple(name for name, each in zip(names, self.prompts, strict=False) if each.tokens.truncated)
 
-    @property
+    @cached_property
     def guided(self) -> range:
         """Return the evaluations that apply guidance with a second row."""
         if len(self.prompts) == 1:
@@ -82,27 +111,23 @@ class ImageState:
     @property
     def evaluations_left(self) -> int:
         """Return the model evaluations that the image still needs."""
-        return 0 if self.error is not None else self.plan.num_evaluations - self.step_index
+        return self.plan.num_evaluations - self.step_index
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done, or the image has failed."""
+        """Whether the last step is done."""
         return self.evaluations_left == 0
 
     def restart(self) -> None:
-        """Reset the progress. The generator is seeded again at the first step."""
-        self.rows, self.step_index, self.timings = (), 0, {}
+        """Reset the progress."""
+        self.noise.restart()
+        self.place, self.rows, self.step_index, self.timings, self.frames = -1, 0, 0, {}, []
 
     def table(self) -> torch.Tensor:
-        """Return the numbers of each evaluation, float32 (evaluations, 4 + COLUMNS).
+        """Return the numbers of each evaluation, float32 (evaluations, 3 + COLUMNS), on the host.
 
-        The columns are timestep, input scale, guidance scale, whether guidance applies, and the ring coefficients.
+        The columns are timestep, input scale, guidance scale and the ring coefficients.
         """
-        plan, scale, guided = self.plan, self.job.guidance_scale, self.guided
+        plan, scale = self.plan, self.job.guidance_scale
         lines = zip(plan.timesteps, plan.input_scales, plan.ring_coefficients, strict=True)
-        return torch.tensor(
-            [
-                [timestep, input_scale, scale, float(index in guided), *ring]
-                for index, (timestep, input_scale, ring) in enumerate(lines)
-            ]
-        )
+        return torch.tensor([[timestep, input_scale, scale, *ring] for timestep, input_scale, ring in lines])

@@ -18,8 +18,9 @@ class Rendered:
     Attributes:
         handle: the caller's key, as given to ``Engine.prepare``.
         pixels: uint8 (height, width, 3) on the CPU.
+        frames: its intermediates from noise to result, as ``pixels``; empty unless the job saves them.
         scheduler: diffusers' class name.
-        slots: the engine's slots for this shape when the image began; with the same number the bytes are the same.
+        micro_batch: rows of a call of the model; with the same number the bytes are the same.
         truncated: the job's fields whose text was cut off, ``prompt`` and ``negative_prompt``.
         tiled: whether it was decoded in tiles, for lack of memory.
         timings: seconds of ``wait``, ``text``, ``denoise`` (wall clock, from admission to the last step) and
@@ -31,12 +32,21 @@ class Rendered:
     pixels: torch.Tensor
     width: int
     height: int
+    frames: tuple[torch.Tensor, ...]
     scheduler: str
-    slots: int
+    micro_batch: int
     plan_digest: str
     truncated: tuple[str, ...]
     tiled: bool
     timings: dict[str, float]
+
+    @property
+    def strip(self) -> torch.Tensor | None:
+        """Return the intermediates and the image side by side, uint8 (height, width * images, 3).
+
+        None if the job does not save intermediates.
+        """
+        return torch.cat([*self.frames, self.pixels], dim=1) if self.job.save_intermediates else None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Prepare a job for the engine: its sampling plan, its tokens and its size, without a call of the device."""
+"""Prepare a job for the engine: its sampling plan, tokens, noise and size, without a call of the device."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Hashable
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.noise import NoiseSource
 from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family
@@ -14,7 +15,7 @@ from latentfarm_worker.models.text_encoder import Prompt
 
 
 def prepare(family: Family, job: Job, handle: Hashable, cohort: Hashable) -> ImageState:
-    """Return a job with its sampling plan and tokens, ready to be admitted. Thread-safe.
+    """Return a job with its sampling plan, tokens and noise, ready to be admitted. Thread-safe.
 
     Args:
         family: the model.
@@ -41,5 +42,16 @@ def prepare(family: Family, job: Job, handle: Hashable, cohort: Hashable) -> Ima
     prompts = tuple(
         Prompt(each.padded(chunks), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
     )
-    shape = LatentShape(height // factor, width // factor, chunks)
-    return ImageState(job, handle, plan, shape, width, height, prompts, cohort)
+    shape = LatentShape(height // factor, width // factor)
+    return ImageState(
+        job=job,
+        handle=handle,
+        plan=plan,
+        shape=shape,
+        width=width,
+        height=height,
+        prompts=prompts,
+        noise=NoiseSource(job.seed, (family.latent_channels, *shape), sum(plan.uses_noise), family.device),
+        conditioning=family.row_conditioning(width, height, job.guidance_scale),
+        cohort=cohort,
+    )

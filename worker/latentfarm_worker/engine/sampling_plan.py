@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from typing import Any
 
 import diffusers
@@ -81,6 +82,11 @@ class SamplingPlan:
     def num_evaluations(self) -> int:
         """Return how often the model is evaluated."""
         return len(self.timesteps)
+
+    @cached_property
+    def draws_before(self) -> tuple[int, ...]:
+        """Return how many evaluations draw noise before each."""
+        return (0, *accumulate(map(int, self.uses_noise[:-1])))
 
     @cached_property
     def ring_coefficients(self) -> list[list[float]]:

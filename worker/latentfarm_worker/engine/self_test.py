@@ -8,15 +8,12 @@ from latentfarm_worker import device_errors
 from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
 from latentfarm_worker.models.base import Family, native_shape
 
-#: the fewest rows of a batch
-_ROWS = 2
 
-
-def find_fault(family: Family, *, on_forward: Callable[[], None]) -> Exception | None:
-    """Encode a text, evaluate the model and decode, for no job; return the error if this breaks."""
+def find_fault(family: Family, rows: int, *, on_forward: Callable[[], None]) -> Exception | None:
+    """Encode a text, evaluate the model with ``rows`` rows and decode, for no job; return the error if this breaks."""
     try:
         on_forward()
-        inputs = dummy_inputs(family, native_shape(family), _ROWS)
+        inputs = dummy_inputs(family, native_shape(family), rows)
         family.predict(*inputs)
         family.decode(inputs.latents[:1])
     except Exception as error:  # noqa: BLE001 (any is returned)

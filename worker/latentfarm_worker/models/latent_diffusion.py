@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+import torch._dynamo
 
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.models.checkpoint import read_json, weights_digest
+from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks
 from latentfarm_worker.models.digest_cache import DigestCache
 from latentfarm_worker.models.text_encoder import (
     ClipEncoder,
@@ -72,10 +75,6 @@ class LatentDiffusion:
         self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
         self.compiled = False
         self.quantization = "none"
-        self._compiled: Any = None
-        factor = self.vae_scale_factor
-        #: latent height and width, tokens
-        self._compiled_for = (self.native_height // factor, self.native_width // factor, self.text_encoders[0].length)
 
     @classmethod
     def load(cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device, digests: DigestCache) -> Self:
@@ -147,28 +146,39 @@ class LatentDiffusion:
         return {"timestep_cond": embedded.to(self.dtype)}
 
     def compile(self) -> None:
-        """Compile the U-Net at its native size. Inductor caches its files, so the next worker starts faster."""
+        """Let the U-Net and the VAE's decoder be compiled at their first call with each number of rows."""
+        compile_blocks(self.unet, self.vae.decoder)
         self.compiled = True
-        self._compiled = torch.compile(self.unet, dynamic=False)
 
     def uncompile(self) -> None:
-        """Run the U-Net uncompiled."""
-        self.compiled, self._compiled = False, None
+        """Run everything uncompiled."""
+        uncompile_blocks(self.unet, self.vae.decoder)
+        self.compiled = False
+
+    def _program(self, latents: torch.Tensor, *, eager: bool = False) -> AbstractContextManager[object]:
+        """Return the context of a call: other sizes than the native one run uncompiled, and whatever is ``eager``."""
+        factor = self.vae_scale_factor
+        native = latents.shape[-2] * factor == self.native_height and latents.shape[-1] * factor == self.native_width
+        if self.compiled and (eager or not native):
+            return torch.compiler.set_stance("force_eager")
+        return nullcontext()
 
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return the U-Net's output, float32 (R, C, h, w)."""
         hidden_states = conditioning["encoder_hidden_states"]
-        size = (latents.shape[2], latents.shape[3], hidden_states.shape[1])
-        unet = self._compiled if self.compiled and size == self._compiled_for else self.unet
-        output = unet(
-            latents.to(self.dtype, memory_format=torch.channels_last),
-            timesteps,
-            encoder_hidden_states=hidden_states,
-            timestep_cond=conditioning.get("timestep_cond"),
-            added_cond_kwargs={name: conditioning[name] for name in self.added},
-            return_dict=False,
-        )[0]
+        if self.compiled:
+            # one program for texts of any length
+            torch._dynamo.maybe_mark_dynamic(hidden_states, 1)
+        with self._program(latents):
+            output = self.unet(
+                latents.to(self.dtype, memory_format=torch.channels_last),
+                timesteps,
+                encoder_hidden_states=hidden_states,
+                timestep_cond=conditioning.get("timestep_cond"),
+                added_cond_kwargs={name: conditioning[name] for name in self.added},
+                return_dict=False,
+            )[0]
         return output.float()  # type: ignore[no-any-return]
 
     @torch.inference_mode()
@@ -181,7 +191,8 @@ class LatentDiffusion:
             torch.nn.Module.to(self.vae, torch.float32)
         self.vae.use_tiling = tiled
         try:
-            images = self._decode(latents)
+            with self._program(latents, eager=float32 or tiled):
+                images = self._decode(latents)
         finally:
             self.vae.use_tiling = False
             if float32:

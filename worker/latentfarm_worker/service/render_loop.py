@@ -21,7 +21,6 @@ from latentfarm_worker import device_errors
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import engine_error
-from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.engine.self_test import find_fault
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
@@ -70,7 +69,6 @@ class RenderLoop:
         ledger: the ledger to lease from and commit to.
         bucket: the bucket with the manifests and the images.
         engine: the engine with the loaded model.
-        previews: records the intermediates; the engine's observer.
         model: alias of the model to lease for.
         worker: name of the worker in the ledger.
         lease_ttl_s: seconds until a lease expires unless it is renewed.
@@ -87,7 +85,6 @@ class RenderLoop:
         ledger: Ledger,
         bucket: Bucket,
         engine: Engine,
-        previews: PreviewRecorder,
         model: str,
         worker: str,
         lease_ttl_s: float,
@@ -100,7 +97,6 @@ class RenderLoop:
         self._engine = engine
         #: images on their way to the engine
         self._admitting: list[ImageState] = []
-        self._previews = previews
         self._max_backlog = max_backlog
         self._hooks = hooks or WorkerHooks()
         self.metrics = metrics or Metrics(model)
@@ -178,7 +174,6 @@ class RenderLoop:
         """Lease and admit jobs, and run one step; return how many jobs ended, or None if no more will come."""
         for lease in self._leases.take_lost():
             self._engine.cancel(lease)
-            self._previews.forget(lease)
         capacity = self._capacity()
         self._prefetcher.request(capacity, alone=capacity > 0 and not self._has_lone_suspect())
         self._admitting = self._prefetcher.take()
@@ -212,11 +207,10 @@ class RenderLoop:
         lease = cast("Lease", outcome.handle)
         try:
             if not self._leases.holds(lease):
-                self._previews.forget(lease)
-            elif isinstance(outcome, Rendered):
-                self._uploader.store(lease, outcome, self._previews.take(outcome))
+                return
+            if isinstance(outcome, Rendered):
+                self._uploader.store(lease, outcome)
             else:
-                self._previews.forget(lease)
                 self._uploader.fail(lease, outcome.error, retry=outcome.retry)
         except Exception as error:  # noqa: BLE001 (of this image)
             # the engine does not have it any more, so nothing else would end its lease
@@ -236,7 +230,8 @@ class RenderLoop:
         log.error("a call of the device failed with %d jobs", len(self._engine.at_risk()), exc_info=error)
         failed = self._engine.isolate(error)
         charged = [cast("Lease", each.handle) for each in failed if each.retry]
-        fault = find_fault(self._engine.family, on_forward=self._engine.on_forward) if charged else None
+        engine = self._engine
+        fault = find_fault(engine.family, engine.micro_batch, on_forward=engine.on_forward) if charged else None
         if fault is None:
             return failed
         self._hooks.state.forget_at_risk()

@@ -16,8 +16,6 @@ from dataclasses import dataclass
 from threading import Condition, Event
 from typing import Any
 
-import torch
-
 from latentfarm.errors import JobError
 from latentfarm.image_formats import IMAGE_FORMATS, PNG, ImageFormat
 from latentfarm.job import Job
@@ -64,7 +62,6 @@ class _Waiting:
 
     lease: Lease
     image: Rendered
-    intermediates: torch.Tensor | None
     done: bool = False
 
 
@@ -140,11 +137,11 @@ class Uploader:
         """Median seconds from an image's pixels to its commit; 0 before the first."""
         return statistics.median(self._latencies_s or (0.0,))
 
-    def store(self, lease: Lease, image: Rendered, intermediates: torch.Tensor | None) -> None:
-        """Store and commit an image; ``intermediates`` is its strip of previews, uint8 (height, width, 3)."""
+    def store(self, lease: Lease, image: Rendered) -> None:
+        """Store and commit an image and its strip of intermediates."""
         with self._changed:
             self._backlog += 1
-        stored = _Waiting(lease, image, intermediates)
+        stored = _Waiting(lease, image)
         self._pool.submit(self._store, stored, on_error=lambda error: self._on_store_error(stored, error))
 
     def fail(self, lease: Lease, error: JobError, *, retry: bool = False) -> None:
@@ -171,7 +168,7 @@ class Uploader:
         began = time.perf_counter()
         try:
             body, provenance = self._encoder.encode(image), self._encoder.provenance(image)
-            strip = waiting.intermediates
+            strip = image.strip
             encoded = None if strip is None else encode_image(strip, PNG.name, metadata={})
         except Exception as error:
             log.exception("%s could not be encoded", lease.name, extra=log_fields(lease.name))

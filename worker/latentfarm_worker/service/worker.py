@@ -22,7 +22,6 @@ from latentfarm.webhooks.deliver import deliver_due
 from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.engine.previews import PreviewRecorder
 from latentfarm_worker.service.health import Health
 from latentfarm_worker.service.maintenance import Maintenance
 from latentfarm_worker.service.metrics import Metrics
@@ -117,14 +116,12 @@ class Worker(WorkerHooks):
     def _make_render_loop(self) -> RenderLoop:
         settings = self._settings
         family = load_model(settings)
-        previews = PreviewRecorder(family)
-        engine = make_engine(family, settings, on_step=previews)
+        engine = make_engine(family, settings)
         engine.warm_up()
         render_loop = RenderLoop(
             ledger=self._ledger,
             bucket=self._bucket,
             engine=engine,
-            previews=previews,
             model=settings.model,
             worker=self._name,
             lease_ttl_s=settings.lease_ttl_s,

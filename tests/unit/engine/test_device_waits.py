@@ -1,0 +1,124 @@
+"""Nothing in a step waits for the device, and a step stays within its budget of copies and operations.
+
+The model is on the meta device, where reading a number raises and every copy can be counted. The model itself is
+replaced by one operation, so that what is counted is the engine's.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.engines import Faulty, make
+from tests.support.tiny import make_tiny
+from tests.support.transfers import META, Transfers, send_to_meta
+
+from latentfarm_worker.engine import device_batch, micro_batch, noise
+from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.models import load_family, text_encoder
+
+pytestmark = pytest.mark.unit
+
+#: operations of the engine for one micro-batch in a step without admissions
+STEP_BUDGET = 75
+#: the same for the noise of all images of a step
+NOISE_BUDGET = 8
+#: copies from the host for an image that begins: latents, plan, and the indices of the step's micro-batches
+ADMISSION_BUDGET = 3
+
+
+@pytest.fixture
+def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    loaded = load_family(make_tiny(tmp_path / "tiny"), dtype=torch.float16, device=META)
+    for module in (device_batch, micro_batch, noise, text_encoder):
+        monkeypatch.setattr(module, "send", send_to_meta)
+    return Faulty(loaded, predict=lambda latents, *_: latents.clone())
+
+
+def engine_with(family: Any, *schedulers: str, **fields: Any) -> Engine:
+    """Return an engine in which a job of each scheduler has begun."""
+    engine = Engine(family, slots=4)
+    for index, scheduler in enumerate(schedulers):
+        engine.admit(make(index, scheduler=scheduler, num_inference_steps=12, **fields))
+    engine.step()
+    return engine
+
+
+@pytest.mark.parametrize("guidance_scale", [7.5, 1.0])
+def test_a_step_copies_nothing_from_the_host_and_stays_within_its_operations(
+    family: Any, guidance_scale: float
+) -> None:
+    engine = engine_with(family, "euler", "dpm++2m", "heun", "unipc", guidance_scale=guidance_scale)
+    for _ in range(3):
+        with Transfers() as transfers:
+            engine.step()
+        assert transfers.copies == []
+        assert len(transfers.operations) <= STEP_BUDGET, transfers.operations
+
+
+def test_the_operations_of_a_step_do_not_grow_with_its_images(family: Any) -> None:
+    counts = []
+    for images in (1, 4):
+        engine = engine_with(family, *["euler"] * images)
+        with Transfers() as transfers:
+            engine.step()
+        counts.append(len(transfers.operations))
+    assert counts[0] == counts[1]
+
+
+def test_noise_of_a_step_is_drawn_and_sent_before_it(family: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_with(family, "euler_a", "lcm", "dpm++2m-sde")
+    monkeypatch.setattr(torch, "randn", None)
+    for _ in range(3):
+        with Transfers() as transfers:
+            engine.step()
+        assert transfers.copies == []
+        # a view of each image's noise, besides
+        assert len(transfers.operations) <= STEP_BUDGET + NOISE_BUDGET + 3 * 2, transfers.operations
+
+
+def test_an_image_with_intermediates_costs_a_step_no_copy_to_the_host(family: Any) -> None:
+    engine = engine_with(family, "euler", save_intermediates=True)
+    with Transfers() as transfers:
+        engine.step()
+        engine.step()
+    assert transfers.copies == []
+    [image] = engine._running
+    assert len(image.frames) == 2
+
+
+def test_an_image_that_begins_costs_few_copies_and_reads_no_number(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_with(family, "euler")
+    image = engine.prepare(make(9, scheduler="euler_a"))
+    sent: list[tuple[int, ...]] = []
+
+    def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sent.append(tuple(tensor.shape))
+        return send_to_meta(tensor, device)
+
+    for module in (device_batch, micro_batch):
+        monkeypatch.setattr(module, "send", send)
+    engine.admit(image)
+    with Transfers() as transfers:
+        engine.step()
+    assert transfers.copies == []
+    # one more is the place of the images whose noise is new
+    assert len(sent) <= ADMISSION_BUDGET + 1, sent
+
+
+def test_a_number_that_the_host_reads_within_a_step_fails_this_test(family: Any) -> None:
+    engine = engine_with(Faulty(family, predict=lambda latents, *_: latents * float(latents.sum())))
+    engine.admit(make(1, scheduler="euler"))
+    with pytest.raises(Exception, match="meta"):
+        engine.step()
+
+
+def test_a_tensor_that_is_sent_by_a_plain_copy_is_counted(family: Any) -> None:
+    with Transfers() as transfers:
+        torch.ones(4).to(META)
+    assert len(transfers.copies) == 1
+    del family

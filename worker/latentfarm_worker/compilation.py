@@ -1,0 +1,56 @@
+"""Compile a model with Inductor, or let it run uncompiled where that is not possible."""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+from latentfarm.settings import Settings
+from latentfarm_worker import device_errors
+from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
+from latentfarm_worker.engine.outcomes import first_line
+from latentfarm_worker.models.base import Family, native_shape
+
+log = logging.getLogger(__name__)
+
+_INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+#: rows of the call that shows whether the model can be compiled
+_ROWS = 2
+
+
+def wants_compiling(family: Family, settings: Settings) -> bool:
+    """Return whether to compile the model [default: only on a GPU]."""
+    return family.device.type == "cuda" if settings.compile is None else settings.compile
+
+
+def compile_or_run_eagerly(family: Family, settings: Settings) -> None:
+    """Compile the model now. If that is not possible, let it run uncompiled, with a warning.
+
+    A machine may lack a C compiler or Triton. Its worker is slower then, which is better than none.
+    """
+    keep_compiled_files(settings)
+    family.compile()
+    try:
+        family.predict(*dummy_inputs(family, native_shape(family), settings.micro_batch or _ROWS))
+    except Exception as error:
+        if device_errors.is_fatal(error):
+            raise
+        if device_errors.is_out_of_memory(error):
+            # the engine reduces its slots when it is warmed up
+            return
+        family.uncompile()
+        log.warning(
+            "the model cannot be compiled and runs uncompiled, which is slower: %s; install a C compiler and Triton, "
+            "or set LATENTFARM_COMPILE=false",
+            first_line(error),
+        )
+
+
+def keep_compiled_files(settings: Settings) -> None:
+    """Set Inductor's cache to our cache folder, so that the next start finds it, unless its own variable is set."""
+    # importing torch has set the variable to a folder below the temporary one, which a container loses when it ends and
+    # may be mounted noexec
+    if os.environ.get(_INDUCTOR_CACHE, default_cache_dir()) == default_cache_dir():
+        os.environ[_INDUCTOR_CACHE] = str(settings.cache_dir / "inductor")

@@ -1,0 +1,62 @@
+"""The random numbers of one image, drawn in the order of diffusers' pipelines, ahead of the steps that use them."""
+
+from __future__ import annotations
+
+import torch
+
+from latentfarm_worker.host_copy import pin, send
+
+#: bytes of the noise of steps that one image holds on its device. An image with more draws the next block in a step:
+#: those of 512 x 512 pixels after 500 draws, of 1024 x 1024 after 125
+MAX_BYTES = 32 * 1024**2
+
+
+class NoiseSource:
+    """The initial noise of an image, and one noise for each evaluation whose plan draws one.
+
+    The generator is a CPU's on every device, so that a seed gives the same image everywhere. Drawing takes time, so it
+    is done where the object is made: on the prefetch thread, not within a step.
+
+    Args:
+        seed: the job's seed.
+        shape: latent channels, height and width.
+        count: evaluations that draw noise.
+        device: the device of the steps.
+    """
+
+    def __init__(self, seed: int, shape: tuple[int, int, int], count: int, device: torch.device) -> None:
+        self._seed, self._shape, self._count, self._device = seed, shape, count, device
+        self._generator = torch.Generator("cpu")
+        self._block = torch.empty(0)
+        self._begin()
+
+    def restart(self) -> None:
+        """Begin again with the first noise."""
+        if self._first:
+            self._begin()
+
+    def at(self, position: int) -> torch.Tensor:
+        """Return a step's noise on the device, float32 (C, h, w). ``position`` is 0 or more, and never falls."""
+        while position >= self._first + len(self._block):
+            self._first += len(self._block)
+            self._block = self._draw_block()
+        if self._block.device != self._device:
+            self._block = send(self._block, self._device)
+        return self._block[position - self._first]
+
+    def _begin(self) -> None:
+        self._generator.manual_seed(self._seed)
+        #: float32 (C, h, w) on the host
+        self.initial = pin(self._draw(1)[0], self._device)
+        #: the position of the first noise in the block
+        self._first = 0
+        self._block = self._draw_block()
+
+    def _draw_block(self) -> torch.Tensor:
+        size = 4 * self._shape[0] * self._shape[1] * self._shape[2]
+        return pin(self._draw(min(self._count - self._first, max(1, MAX_BYTES // size))), self._device)
+
+    def _draw(self, count: int) -> torch.Tensor:
+        # one call for all would draw other numbers, because a call draws them in blocks of 16
+        drawn = [torch.randn((1, *self._shape), generator=self._generator) for _ in range(count)]
+        return torch.cat(drawn) if drawn else torch.empty((0, *self._shape))
