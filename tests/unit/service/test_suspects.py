@@ -31,8 +31,8 @@ def test_a_job_runs_with_all_others_with_those_that_were_lost_or_alone() -> None
 
 @pytest.fixture
 def running() -> tuple[Engine, SharedState, AtRiskRecorder]:
-    """An engine in which 64 images run."""
-    engine, state = Engine(BreakingFamily(), slots=64), SharedState()
+    """An engine in which 64 images take part in one call."""
+    engine, state = Engine(BreakingFamily(), slots=64, micro_batch=128), SharedState()
     engine.on_forward = recorder = AtRiskRecorder(engine, state)
     for index in range(64):
         job = make(index, num_inference_steps=50, scheduler="euler")
