@@ -163,8 +163,8 @@ def test_images_of_two_workers_are_verified_by_rendering_them_again(
 
     well = latentfarm("verify", "b", "--sample", "4", settings=settings)
     assert (well.returncode, well.stdout) == (0, "4 of 4 images: equal bytes\n"), well.stderr
-    [slots] = {line["slots"] for line in lines}
-    assert f"rendered again on cpu, float32, slots {slots}, threads {threads}" in well.stderr
+    [rows] = {line["micro_batch"] for line in lines}
+    assert f"rendered again on cpu, float32, micro-batch {rows}, threads {threads}" in well.stderr
 
     farm.bucket.put(lines[3]["key"], farm.bucket.get(lines[4]["key"]))
     ill = latentfarm("verify", "b", "--all", "--json", settings=settings)

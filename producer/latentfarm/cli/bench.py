@@ -22,7 +22,8 @@ from latentfarm.submission.prompts.rows import check_defaults
 if TYPE_CHECKING:
     from latentfarm_worker.tools.benchmark import Measurement
 
-_CPU_SLOTS, _GPU_SLOTS = (1, 2, 4, 8), (1, 4, 8, 16, 32, 64)
+_CPU_ROWS, _GPU_ROWS = (2, 4, 8, 16), (8, 16, 32, 64)
+_MAX_ROWS = 512
 _STAGES = {name: f"{name}_s" for name in ("text", "denoise", "decode", "encode", "upload")}
 
 
@@ -33,11 +34,11 @@ def _join(numbers: tuple[int, ...]) -> str:
 def bench(
     model: options.WorkerModel = None,
     dtype: options.Dtype = None,
-    slots: Annotated[
+    micro_batch: Annotated[
         str | None,
         typer.Option(
             metavar="N,N,...",
-            help=f"Numbers of slots to measure [default: {_join(_CPU_SLOTS)}; on a GPU {_join(_GPU_SLOTS)}]",
+            help=f"Rows of a call of the model to measure [default: {_join(_CPU_ROWS)}; on a GPU {_join(_GPU_ROWS)}]",
         ),
     ] = None,
     num_inference_steps: Annotated[
@@ -48,81 +49,92 @@ def bench(
     compiled: options.Compile = None,
     as_json: options.Json = False,
 ) -> None:
-    """Measure the throughput of a model on this machine by slots, and the time of each stage of an image.
+    """Measure the throughput of a model on this machine by the micro-batch, and the time of each stage of an image.
 
-    For each number of slots it renders a full batch of short images that are not timed, then two images per slot.
-    It uses the worker's engine and encoder in this process and needs no farm. If the settings name a store, the
-    upload is measured with objects below probe/, which are deleted again.
+    The micro-batch is the number of rows in a call of the model; a guided image takes two. For each it renders a full
+    batch of short images that are not timed, then two images per slot. It uses the worker's engine and encoder in this
+    process and needs no farm. If the settings name a store, the upload is measured with objects below probe/, which
+    are deleted again. On a CPU with instructions for bfloat16 it also says what bfloat16 gains, unless a dtype is set.
 
     Example: `latentfarm bench --model sd14=CompVis/stable-diffusion-v1-4`
     """
-    counts = _parse_slots(slots) if slots is not None else ()
-    settings = with_model(Settings.load(), model).model_copy(update={"dtype": check_dtype(dtype)})
+    sizes = _parse_rows(micro_batch) if micro_batch is not None else ()
+    changes = {"dtype": None if dtype is None else check_dtype(dtype), "compile": compiled}
+    settings = with_model(Settings.load(), model)
+    settings = settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
     # an invalid size is reported before the model is loaded
-    sizes = {"num_inference_steps": num_inference_steps, "width": width, "height": height}
-    fields = check_defaults(sizes, Notes())
+    shape = {"num_inference_steps": num_inference_steps, "width": width, "height": height}
+    fields = check_defaults(shape, Notes())
     job = Job(batch="bench", index=0, prompt="this and that", seed=0, scheduler="euler", **fields.given())
     require_worker_packages()
-    from latentfarm_worker.build import keep_compiled_files, load_model, wants_compiling
+    from latentfarm_worker.build import load_model
     from latentfarm_worker.calibration.cache import device_name
     from latentfarm_worker.tools import benchmark
+    from latentfarm_worker.tools.bfloat16 import measure_gain
 
     echo_err("loading the model ...")
     family = load_model(settings)
-    compiled_here = wants_compiling(family, settings.model_copy(update={"compile": compiled}))
-    keep_compiled_files(settings)
-    counts = counts or (_GPU_SLOTS if family.device.type == "cuda" else _CPU_SLOTS)
+    sizes = sizes or (_GPU_ROWS if family.device.type == "cuda" else _CPU_ROWS)
     bucket = Bucket.connect(settings) if settings.configured else None
     found = []
-    for measured in benchmark.measure(family, counts, job=job, compiled=compiled_here, bucket=bucket):
+    for measured in benchmark.measure(family, settings, sizes, job=job, bucket=bucket):
         echo_err(_timed(measured))
         found.append(measured)
+    best = max(found, key=lambda measured: measured.images_per_s)
+    gain = measure_gain(family, settings, best.micro_batch) if settings.dtype == "auto" else None
     conditions = {
         "model": settings.model,
         "device": device_name(family.device),
         "dtype": str(family.dtype).removeprefix("torch."),
-        "compiled": compiled_here,
+        "compiled": all(measured.compiled for measured in found),
         "width": width or family.native_width,
         "height": height or family.native_height,
         "num_inference_steps": num_inference_steps,
         "guidance_scale": DEFAULT_GUIDANCE,
     }
-    best = max(found, key=lambda measured: measured.images_per_s)
     if as_json:
-        print_json({**conditions, "best_slots": best.slots, "slots": [asdict(measured) for measured in found]})
+        lines = [asdict(measured) for measured in found]
+        best_of = {"best_micro_batch": best.micro_batch, "bfloat16": None if gain is None else asdict(gain)}
+        print_json({**conditions, **best_of, "micro_batches": lines})
         return
     typer.echo(", ".join(f"{name.replace('_', ' ')} {value}" for name, value in conditions.items()))
     _print_table(found)
-    typer.echo(f"fastest with {plural(best.slots, 'slot')}: {best.images_per_s * 86_400:,.0f} images per day")
+    per_day = f"{best.images_per_s * 86_400:,.0f} images per day"
+    typer.echo(f"fastest with micro-batches of {plural(best.micro_batch, 'row')}: {per_day}")
+    if gain is not None:
+        typer.echo(str(gain))
 
 
-def _parse_slots(text: str) -> tuple[int, ...]:
+def _parse_rows(text: str) -> tuple[int, ...]:
     try:
         numbers = tuple(int(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if not numbers or not all(1 <= number <= 256 for number in numbers):
-        raise InputError(f"--slots {text!r}: write numbers from 1 to 256 separated by commas, such as 4,8,16")
-    # ascending, as the first number that does not fit into memory ends the measurement
+    if not numbers or not all(2 <= number <= _MAX_ROWS and number % 2 == 0 for number in numbers):
+        raise InputError(
+            f"--micro-batch {text!r}: write even numbers from 2 to {_MAX_ROWS} separated by commas, such as 4,8,16"
+        )
+    # ascending, as the first size that does not fit into memory ends the measurement
     return tuple(sorted(set(numbers)))
 
 
 def _timed(measured: Measurement) -> str:
     """Return what was measured in one line."""
     return (
-        f"{plural(measured.slots, 'slot')}: {measured.images_per_s:.3g} images/s, timed over "
+        f"micro-batches of {plural(measured.micro_batch, 'row')}: {measured.images_per_s:.3g} images/s, timed over "
         f"{plural(measured.images, 'image')} after {measured.warm_up_s:.1f} s of warm-up"
     )
 
 
 def _print_table(found: list[Measurement]) -> None:
     """Print the measurements, with each stage's seconds per image."""
-    rows = [("slots", "images/s", "busy", *_STAGES, "memory")]
+    rows = [("rows", "slots", "images/s", "busy", *_STAGES, "memory")]
     for measured in found:
         seconds = [getattr(measured, name) for name in _STAGES.values()]
         memory = measured.memory_bytes
         rows.append(
             (
+                str(measured.micro_batch),
                 str(measured.slots),
                 f"{measured.images_per_s:.3g}",
                 f"{measured.busy_share:.0%}",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,6 +19,12 @@ from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
 
+if TYPE_CHECKING:
+    from latentfarm_worker.models import Family
+
+#: rows of the model's calls that are timed, if the settings name no micro-batch
+_ROWS = 8
+
 
 def doctor(
     as_json: options.Json = False,
@@ -26,6 +33,8 @@ def doctor(
     ] = False,
 ) -> None:
     """Check Redis, the bucket, the model and the device, one line each. Exit code 1: a check failed.
+
+    On a CPU with instructions for bfloat16 it times the model in float32 and bfloat16, unless a dtype is set.
 
     The check of Redis writes and removes the key {lf}:probe. The check of the bucket puts, reads and deletes an object
     below probe/.
@@ -89,9 +98,7 @@ def _check_model(settings: Settings) -> str:
         raise InputError(
             "torch is not installed, so no worker can run here: pip install 'latentfarm[worker]' (submit needs none)"
         )
-    from latentfarm_worker.build import load_model
-
-    family = load_model(settings)
+    family = _load_model(settings)
     size = f"{family.native_width}x{family.native_height}"
     return f"{settings.model}: {family.name}, {size}, digest {family.model_digest[:12]}"
 
@@ -102,4 +109,26 @@ def _check_device(settings: Settings) -> str:
     from latentfarm_worker.build import pick_device, pick_dtype
 
     device = pick_device()
-    return f"{device}, dtype {str(pick_dtype(settings.dtype, device)).removeprefix('torch.')}"
+    found = f"{device}, dtype {str(pick_dtype(settings.dtype, device)).removeprefix('torch.')}"
+    # who names a dtype has chosen
+    return f"{found}; {_bfloat16(settings)}" if device.type == "cpu" and settings.dtype == "auto" else found
+
+
+def _bfloat16(settings: Settings) -> str:
+    """Return what this CPU would gain from bfloat16."""
+    from latentfarm_worker.tools.bfloat16 import bfloat16_instructions, measure_gain
+
+    if not bfloat16_instructions():
+        return "the CPU has no instructions for bfloat16, so float32 is faster"
+    try:
+        return str(measure_gain(_load_model(settings), settings, settings.micro_batch or _ROWS))
+    except LatentfarmError:
+        # the check of the model reports it
+        return f"the CPU has instructions for bfloat16 ({bfloat16_instructions()})"
+
+
+@cache
+def _load_model(settings: Settings) -> Family:
+    from latentfarm_worker.build import load_model
+
+    return load_model(settings)

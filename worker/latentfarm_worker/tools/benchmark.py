@@ -1,4 +1,4 @@
-"""Measure a model on this machine: images per second for each number of slots, and the time of each stage.
+"""Measure a model on this machine: images per second by the size of the micro-batch, and the time of each stage.
 
 It runs the worker's engine, encoder and uploads without a queue, which gives the upper limit for a farm.
 """
@@ -17,7 +17,9 @@ import torch
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
+from latentfarm_worker.build import make_engine
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.outcomes import Failed, Rendered
 from latentfarm_worker.engine.sampling_plan import plan_for
@@ -33,10 +35,12 @@ _WARM_UP_STEPS = 2
 
 @dataclass(frozen=True)
 class Measurement:
-    """The measurement of one number of slots.
+    """The measurement of one size of the micro-batch.
 
     Attributes:
+        micro_batch: rows of one call of the model; a guided image takes two.
         slots: guided images denoised at once.
+        compiled: whether the model ran compiled.
         warm_up_images: images rendered before the timing began, of the same size and as many at once.
         warm_up_s: seconds of that warm-up.
         images: images rendered and timed.
@@ -50,7 +54,9 @@ class Measurement:
         memory_bytes: peak of allocated device memory; None on a CPU.
     """
 
+    micro_batch: int
     slots: int
+    compiled: bool
     warm_up_images: int
     warm_up_s: float
     images: int
@@ -65,32 +71,27 @@ class Measurement:
 
 
 def measure(
-    family: Family,
-    slots_tried: Sequence[int],
-    *,
-    job: Job,
-    compiled: bool,
-    bucket: Bucket | None = None,
+    family: Family, settings: Settings, micro_batches: Sequence[int], *, job: Job, bucket: Bucket | None = None
 ) -> Iterator[Measurement]:
-    """Yield a measurement for each number of slots, up to the first that does not fit into memory.
+    """Yield a measurement for each micro-batch, up to the first that does not fit into memory.
 
     Args:
         family: the model.
-        slots_tried: numbers of slots, ascending.
+        settings: those of a worker.
+        micro_batches: rows, even and ascending.
         job: what to render; image n gets the seed ``job.seed + n`` and a prompt of its own.
-        compiled: compile the model for each number of slots.
         bucket: upload the images below ``probe/``, and remove them afterwards [default: no upload].
 
     Raises:
-        JobError: The job itself cannot be rendered, or even the first number of slots does not fit.
+        JobError: The job itself cannot be rendered, or even the first micro-batch does not fit.
     """
-    for slots in slots_tried:
-        if compiled:
-            family.compile([2 * slots])
+    for rows in micro_batches:
+        # compiled again for each size, so that no number of them reaches the compiler's limit
+        engine = make_engine(family, settings.model_copy(update={"micro_batch": rows}))
         try:
-            yield _measure(Engine(family, slots=slots), job, bucket)
+            yield _measure(engine, job, bucket)
         except JobError as error:
-            if error.code != "oom" or slots == slots_tried[0]:
+            if error.code != "oom" or rows == micro_batches[0]:
                 raise
             return
 
@@ -145,7 +146,9 @@ def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
         return fmean(image.timings[name] for image in rendered)
 
     return Measurement(
+        micro_batch=engine.micro_batch,
         slots=engine.slots,
+        compiled=engine.family.compiled,
         warm_up_images=engine.slots,
         warm_up_s=warm_up_s,
         images=images,
@@ -194,9 +197,9 @@ def _run(engine: Engine, sink: _Sink) -> tuple[float, list[Rendered]]:
         for outcome in outcomes:
             if isinstance(outcome, Failed):
                 raise outcome.error
-            if outcome.slots < engine.slots:
-                # the engine has reduced its batch, so this would measure another number of slots
-                raise JobError("oom", f"{engine.slots} slots do not fit into the device's memory")
             images.append(outcome)
             sink.add(outcome)
+        if engine.usable_slots < engine.slots:
+            # the engine has reduced its batch, so this would measure another one
+            raise JobError("oom", f"{engine.slots} slots do not fit into the device's memory")
     return engine_s, images
