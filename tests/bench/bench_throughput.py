@@ -3,36 +3,37 @@
     python -m tests.bench.bench_throughput            # print the table
     python -m tests.bench.bench_throughput --write    # also write it into docs/explanation/benchmarks.md
 
-A short run first finds the best setup of each renderer: one process with all threads, or one process per core with one
-thread each. Static batches also find their best size. Then all renderers render the same jobs in turn.
+Every renderer has one process of one thread for each core. Static batches first find their best size. Then all
+renderers render the same jobs in turn. On a CPU with instructions for bfloat16, latentfarm and the Celery worker do so
+once more in bfloat16.
 """
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from statistics import median
 
 from tests.bench.comparison import (
     BATCH_SIZES,
     CORES,
-    PROCESS_COUNTS,
+    Runs,
+    cpu_of,
     describe,
-    fastest_renderer,
-    fastest_static_batches,
+    fastest_batch_size,
     largest_difference,
+    rates_of,
     run_comparison,
+    run_in_turn,
     start_processes,
 )
 from tests.bench.end_to_end import CeleryWorkers, LatentfarmWorkers, celery_workers, latentfarm_workers
-from tests.bench.render_processes import Run
 from tests.bench.servers import redis_server
 from tests.bench.table import Line
-from tests.bench.workload import GUIDANCE, STEPS, uniform
+from tests.bench.workload import GUIDANCE, STEPS, Row, uniform
 
 from latentfarm.settings import Settings
+from latentfarm_worker.tools.bfloat16 import bfloat16_instructions
 
 _LABELS = {
     "celery": "plain Celery worker, queue to object and state",
@@ -42,81 +43,85 @@ _LABELS = {
 }
 
 
-@dataclass(frozen=True)
-class Runs:
-    """The runs of each renderer, taken in turn."""
+@contextmanager
+def farm_and_celery(settings: Settings, folder: Path) -> Iterator[tuple[LatentfarmWorkers, CeleryWorkers]]:
+    """Run both kinds of workers in the settings' dtype, each with a process for every core."""
+    with (
+        redis_server(folder / "redis") as redis_url,
+        latentfarm_workers(settings, CORES, folder / "latentfarm") as latentfarm,
+        celery_workers(settings, redis_url, CORES, folder, device="cpu") as celery,
+    ):
+        latentfarm.warm_up()
+        yield latentfarm, celery
 
-    latentfarm: list[Run]
-    celery: list[Run]
-    diffusers: list[Run]
-    engine: list[Run]
 
-
-def lines_of(runs: Runs) -> list[Line]:
-    rate = {name: median(run.images_per_s for run in each) for name, each in vars(runs).items()}
-    cpu_s = {name: median(run.cpu_per_image_s for run in each) for name, each in vars(runs).items()}
-    count, ours = len(runs.latentfarm), rate["latentfarm"]
+def lines_of(runs: Runs, many: Runs, count: int) -> list[Line]:
+    """Return the lines in float32; ``many`` are the runs with more than ``count`` jobs."""
+    rate, cpu_s, many_rate = rates_of(runs), cpu_of(runs), rates_of(many)
+    ours, rounds = rate["latentfarm"], len(runs["latentfarm"])
+    many_jobs = len(many["latentfarm"][0].job_s)
+    whole = "latentfarm, end to end, against its engine alone"
+    many_share = many_rate["latentfarm"] / many_rate["engine"]
     return [
-        *(Line(f"{label}, median of {count}", rate[name], "images/s") for name, label in _LABELS.items()),
+        *(Line(f"{label}, median of {rounds}", rate[name], "images/s") for name, label in _LABELS.items()),
         *(Line(f"{label}: CPU an image", cpu_s[name], "s") for name, label in _LABELS.items()),
-        Line("latentfarm against the plain Celery worker", ours / rate["celery"], "times", 2.5, at_least=True),
+        Line("latentfarm against the plain Celery worker", ours / rate["celery"], "times", 1.5, at_least=True),
         Line("latentfarm, end to end, against `pipe(list)` alone", ours / rate["diffusers"], "times", 1, at_least=True),
-        Line("latentfarm, end to end, against its engine alone", ours / rate["engine"], "", 0.93, at_least=True),
+        Line(f"{whole}, {count} jobs", ours / rate["engine"], "", 0.9, at_least=True),
+        Line(f"{whole}, {many_jobs} jobs", many_share, "", 0.95, at_least=True),
+    ]
+
+
+def bfloat16_lines(
+    settings: Settings, folder: Path, rows: Sequence[Row], few: Sequence[Row], rounds: int
+) -> list[Line]:
+    """Compare latentfarm and the Celery worker in bfloat16, which none of the others needs."""
+    with farm_and_celery(settings.model_copy(update={"dtype": "bfloat16"}), folder) as (latentfarm, celery):
+        runs = run_in_turn({"latentfarm": lambda: latentfarm.run(rows), "celery": lambda: celery.run(few)}, rounds)
+    rate = rates_of(runs)
+    ratio = rate["latentfarm"] / rate["celery"]
+    return [
+        *(Line(f"{_LABELS[name]}, bfloat16, median of {rounds}", each, "images/s") for name, each in rate.items()),
+        Line("latentfarm against the plain Celery worker, bfloat16", ratio, "times", 1.9, at_least=True),
     ]
 
 
 def measure(settings: Settings, folder: Path, *, quick: bool) -> tuple[list[Line], str]:
-    """Find each renderer's best setup, compare one image, then render in turn. Return the lines and the note."""
-    short, count, rounds, steps = (2, 4, 1, 2) if quick else (24, 64, 3, STEPS)
-    sizes, process_counts = ((2,), (CORES,)) if quick else (BATCH_SIZES, PROCESS_COUNTS)
-    rows, trial = (uniform(jobs, num_inference_steps=steps) for jobs in (count, short))
+    """Render with all renderers in turn, and compare one image. Return the lines and the note."""
+    count, many_count, rounds, steps = (4, 8, 1, 2) if quick else (64, 256, 3, STEPS)
+    sizes = (2,) if quick else BATCH_SIZES
+    rows, many_rows = (uniform(jobs, num_inference_steps=steps) for jobs in (count, many_count))
+    # a task of Celery's renders one job, so fewer of them measure the same
+    few = rows[: count // 2]
     with ExitStack() as stack:
-        celery_redis = stack.enter_context(redis_server(folder / "celery-redis"))
-        latentfarm: LatentfarmWorkers
-        celery: CeleryWorkers
-        latentfarm_setup, latentfarm = stack.enter_context(
-            fastest_renderer(
-                lambda n: latentfarm_workers(settings, n, folder / f"latentfarm-{n}"),
-                trial,
-                "latentfarm",
-                process_counts,
-            )
-        )
-        celery_setup, celery = stack.enter_context(
-            fastest_renderer(
-                lambda n: celery_workers(settings, celery_redis, n, folder / f"celery-{n}", device="cpu"),
-                trial,
-                "Celery",
-                process_counts,
-            )
-        )
-        static_setup = fastest_static_batches([*trial, *trial], folder, sizes, process_counts)
-        diffusers = stack.enter_context(start_processes("diffusers", static_setup, folder))
-        engine = stack.enter_context(start_processes("engine", latentfarm_setup, folder))
-        files = [
-            latentfarm.save(rows[0], folder / "latentfarm.png"),
-            celery.save(rows[0], folder / "celery.png"),
-            diffusers.save(rows[0], folder / "diffusers.png"),
-        ]
-        runs = Runs([], [], [], [])
-        size = static_setup.batch_size
-        diffusers.run(rows[: 2 * size], size=size)
-        for _ in range(rounds):
-            runs.celery.append(celery.run(rows))
-            runs.latentfarm.append(latentfarm.run(rows))
-            runs.diffusers.append(diffusers.run(rows, size=size))
-            runs.engine.append(engine.run(rows))
-            for name, each in vars(runs).items():
-                print(f"  {name}: {each[-1].images_per_s:.2f} images/s, load {os.getloadavg()[0]:.1f}", flush=True)
+        latentfarm, celery = stack.enter_context(farm_and_celery(settings, folder / "float32"))
+        diffusers = stack.enter_context(start_processes("diffusers", folder))
+        engine = stack.enter_context(start_processes("engine", folder))
+        size = fastest_batch_size(diffusers, sizes)
+        renderers = (latentfarm, celery, diffusers)
+        files = [renderer.save(rows[0], folder / f"{at}.png") for at, renderer in enumerate(renderers)]
+        engine.run(rows[: 4 * CORES])
+        ours = {"latentfarm": lambda: latentfarm.run(rows), "engine": lambda: engine.run(rows)}
+        peers = {"diffusers": lambda: diffusers.run(rows, size=size), "celery": lambda: celery.run(few)}
+        runs = run_in_turn({**ours, **peers}, rounds)
         print("  stages:", {name: round(s, 4) for name, s in latentfarm.stage_seconds().items()}, flush=True)
-        note = describe(
-            each_round=f"{count} jobs of {steps} steps, guidance {GUIDANCE:g}",
-            latentfarm=f"{latentfarm_setup}, {latentfarm.slots()} slots",
-            Celery_worker=celery_setup,
-            diffusers=static_setup,
+        slots = latentfarm.slots()
+        many = run_in_turn(
+            {"latentfarm": lambda: latentfarm.run(many_rows), "engine": lambda: engine.run(many_rows)}, rounds=1
         )
-    difference = Line("one seed: largest difference between the renderers", largest_difference(*files), "of 255", 1)
-    return [difference, *lines_of(runs)], note
+    lines = [Line("one seed: largest difference between the renderers", largest_difference(*files), "of 255", 1)]
+    lines += lines_of(runs, many, count)
+    instructions = bfloat16_instructions()
+    if instructions:
+        lines += bfloat16_lines(settings, folder / "bfloat16", rows, few, max(1, rounds - 1))
+    note = describe(
+        each_round=f"{count} jobs of {steps} steps, guidance {GUIDANCE:g}",
+        each_renderer=f"{CORES} processes of 1 torch thread",
+        latentfarm=f"{slots} slots",
+        diffusers=f"batches of {size}",
+        bfloat16=instructions or "left out, this CPU has no instructions for it",
+    )
+    return lines, note
 
 
 def main() -> int:

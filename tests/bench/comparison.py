@@ -1,13 +1,15 @@
-"""The fair comparison of renderers: each runs with the process count and batch size that suit it best."""
+"""The fair comparison of renderers: each has a process of one thread for every core, and the batch size that suits it.
+
+A process with all threads was slower for each of them on two cores.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -15,81 +17,55 @@ from PIL import Image
 from tests.bench.render_processes import Kind, ModelSource, RenderProcesses, Run
 from tests.bench.servers import farm_servers, temporary_folder
 from tests.bench.table import Conditions, Line, parse_arguments, report
-from tests.bench.workload import Row
+from tests.bench.workload import uniform
 
 from latentfarm.farm import Farm
 
 CORES = os.cpu_count() or 1
 DTYPE = "float32"
-#: the process counts and static batch sizes that are tried
-PROCESS_COUNTS = sorted({1, CORES})
+#: static batch sizes that are tried, and the steps of those trials
 BATCH_SIZES = (4, 8, 16, 32)
+_TRIAL_STEPS = 10
+
+#: runs of each renderer, taken in turn
+Runs = dict[str, list[Run]]
 
 
-@dataclass(frozen=True)
-class Setup:
-    """The setup of a renderer: processes, and images in a static batch (0: it uses none)."""
-
-    processes: int
-    batch_size: int = 0
-
-    @property
-    def threads(self) -> int:
-        """Return the torch threads of a process."""
-        return max(1, CORES // self.processes)
-
-    def __str__(self) -> str:
-        batch = f", batches of {self.batch_size}" if self.batch_size else ""
-        return f"{self.processes} process{'es' * (self.processes > 1)} of {self.threads} torch threads{batch}"
+def start_processes(kind: Kind, folder: Path) -> RenderProcesses:
+    """Start a process for each core, which renders the bundled model in memory."""
+    return RenderProcesses(kind, ModelSource(dtype=DTYPE), processes=CORES, log=folder / f"{kind}.log")
 
 
-def fastest(runs: Mapping[Setup, Run]) -> Setup:
-    """Print all runs and return the setup that took the least time."""
-    for setup, run in runs.items():
-        print(f"  {setup}: {run.images_per_s:.2f} images/s, {run.cpu_per_image_s:.2f} CPU s an image", flush=True)
-    return min(runs, key=lambda setup: runs[setup].wall_s)
+def fastest_batch_size(diffusers: RenderProcesses, sizes: Sequence[int]) -> int:
+    """Return the batch size with which diffusers' ``pipe(list)`` renders fastest."""
+    rates: dict[int, float] = {}
+    for size in sizes:
+        rows = uniform(max(24, size * CORES), num_inference_steps=_TRIAL_STEPS)
+        diffusers.run(uniform(size * CORES, num_inference_steps=2), size=size)
+        rates[size] = diffusers.run(rows, size=size).images_per_s
+        print(f"  pipe(list) of {size}: {rates[size]:.2f} images/s of {_TRIAL_STEPS} steps", flush=True)
+    return max(rates, key=rates.__getitem__)
 
 
-@contextmanager
-def fastest_renderer(
-    start: Callable[[int], Any], rows: Sequence[Row], name: str, process_counts: Sequence[int]
-) -> Iterator[tuple[Setup, Any]]:
-    """Start a renderer with each process count, yield the fastest, and stop the others."""
-    print(f"{name}:", flush=True)
-    with ExitStack() as stack:
-        started: dict[Setup, tuple[ExitStack, Any]] = {}
-        runs: dict[Setup, Run] = {}
-        for processes in process_counts:
-            own, setup = stack.enter_context(ExitStack()), Setup(processes)
-            renderer = own.enter_context(start(processes))
-            started[setup] = (own, renderer)
-            renderer.run(rows[: 2 * processes])
-            runs[setup] = renderer.run(rows)
-        best = fastest(runs)
-        for setup, (own, _) in started.items():
-            if setup != best:
-                own.close()
-        yield best, started[best][1]
+def run_in_turn(renderers: Mapping[str, Callable[[], Run]], rounds: int) -> Runs:
+    """Call each renderer once a round, and print its rate."""
+    runs: Runs = {name: [] for name in renderers}
+    for _ in range(rounds):
+        for name, render in renderers.items():
+            run = render()
+            runs[name].append(run)
+            print(f"  {name}: {run.images_per_s:.2f} images/s, load {os.getloadavg()[0]:.1f}", flush=True)
+    return runs
 
 
-def start_processes(kind: Kind, setup: Setup, folder: Path) -> RenderProcesses:
-    """Start processes that render the bundled model in memory."""
-    source = ModelSource(dtype=DTYPE)
-    return RenderProcesses(kind, source, processes=setup.processes, threads=setup.threads, log=folder / f"{kind}.log")
+def rates_of(runs: Runs) -> dict[str, float]:
+    """Return the median images per second of each renderer."""
+    return {name: median(run.images_per_s for run in each) for name, each in runs.items()}
 
 
-def fastest_static_batches(
-    rows: Sequence[Row], folder: Path, batch_sizes: Sequence[int], process_counts: Sequence[int]
-) -> Setup:
-    """Return the process count and batch size with which diffusers' ``pipe(list)`` renders fastest."""
-    print("pipe(list):", flush=True)
-    runs = {}
-    for processes in process_counts:
-        with start_processes("diffusers", Setup(processes), folder) as diffusers:
-            for size in batch_sizes:
-                diffusers.run(rows[: size * processes], size=size)
-                runs[Setup(processes, size)] = diffusers.run(rows, size=size)
-    return fastest(runs)
+def cpu_of(runs: Runs) -> dict[str, float]:
+    """Return the median CPU seconds of an image of each renderer."""
+    return {name: median(run.cpu_per_image_s for run in each) for name, each in runs.items()}
 
 
 def largest_difference(*files: Path) -> int:
@@ -107,7 +83,7 @@ def describe(**parts: Any) -> str:
     )
 
 
-def run_comparison(name: str, description: str, measure: Callable[..., tuple[list[Line], str]]) -> int:
+def run_comparison(name: str, description: str | None, measure: Callable[..., tuple[list[Line], str]]) -> int:
     """Run a benchmark against a farm of its own and report its table; return 1 if a bar is missed."""
     arguments = parse_arguments(description)
     with temporary_folder() as folder, farm_servers(folder / "farm") as servers:

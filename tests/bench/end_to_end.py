@@ -24,8 +24,8 @@ from latentfarm.job_state import JobState
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 
-#: seconds between polls of the ledger; a shorter interval takes CPU from the workers
-_POLL_S = 0.05
+#: seconds between polls of the ledger; each takes a millisecond of the CPU that the workers need
+_POLL_S = 0.25
 _TIMEOUT_S = 3600
 
 
@@ -128,9 +128,8 @@ class LatentfarmWorkers:
         return file
 
     def slots(self) -> int:
-        """Return the slots of the worker that rendered the last batch's first image, from its receipt."""
-        [line] = [line for line in self.farm.batch(self.last_batch).results() if line["index"] == 0]
-        return int(line["slots"])
+        """Return the slots of a worker, from its heartbeat."""
+        return self.farm.workers(self.settings.model)[0].slots
 
     def stage_seconds(self) -> dict[str, float]:
         """Return the mean seconds of each stage, from the receipts of the last batch."""
@@ -144,7 +143,7 @@ class LatentfarmWorkers:
 @contextmanager
 def latentfarm_workers(settings: Settings, count: int, folder: Path) -> Iterator[LatentfarmWorkers]:
     """Run ``count`` real workers, which share the cores, under a model alias of their own."""
-    own = settings.model_copy(update={"model": f"{settings.model}-by-{count}"})
+    own = settings.model_copy(update={"model": f"{settings.model}-{settings.dtype}-by-{count}"})
     folder.mkdir(parents=True, exist_ok=True)
     with workers(own, count, folder / "logs") as supervisors:
         yield LatentfarmWorkers(own, supervisors, folder)

@@ -45,8 +45,13 @@ class Run:
     @property
     def p99_s(self) -> float:
         """Return the 99th percentile of the jobs' times."""
-        times = sorted(self.job_s)
-        return times[min(len(times) - 1, -(-99 * len(times) // 100) - 1)]
+        return p99(self.job_s)
+
+
+def p99(seconds: Sequence[float]) -> float:
+    """Return the 99th percentile."""
+    times = sorted(seconds)
+    return times[min(len(times) - 1, -(-99 * len(times) // 100) - 1)]
 
 
 @dataclass(frozen=True)
