@@ -58,7 +58,7 @@ class Settings(BaseModel):
     devices: str = ""
     """One supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1`` [default: one worker]."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0
-    """Guided images denoised at once [default: 0, as many as the micro-batch has rows]."""
+    """Guided images denoised at once [default: 0, those of one micro-batch, on a GPU of two]."""
     micro_batch: Annotated[int, Field(ge=0, le=512, multiple_of=2)] = 0
     """Rows of one call of the model; an image's bytes depend on it [default: 0, measured at the first start]."""
     deterministic: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from typing import get_args
 
 import torch
@@ -60,12 +61,13 @@ def make_engine(family: Family, settings: Settings) -> Engine:
         compile_or_run_eagerly(family, settings)
     found = calibrate(family, settings.cache_dir)
     micro_batch = settings.micro_batch or found.micro_batch
-    slots = settings.slots or micro_batch
+    slots = settings.slots or replace(found, micro_batch=micro_batch).slots
     log.info(
-        "micro-batches of %d rows, %d slots, %d images in a decoder's group; %s: rows/s by micro-batch: %s",
+        "micro-batches of %d rows, %d slots, %d images in a decoder's group%s; %s: rows/s by micro-batch: %s",
         micro_batch,
         slots,
         found.decode_group,
+        ", CUDA graphs" if found.cuda_graphs else "",
         "from the cache" if found.cached else "measured now",
         ", ".join(f"{rows}: {rate:.1f}" for rows, rate in found.row_rates.items()),
     )
@@ -75,4 +77,5 @@ def make_engine(family: Family, settings: Settings) -> Engine:
         micro_batch=micro_batch,
         decode_group=found.decode_group,
         deterministic=settings.deterministic,
+        cuda_graphs=found.cuda_graphs,
     )

@@ -1,10 +1,11 @@
-"""The rows of a micro-batch and the images of a decoder's group: measured once and cached for device and model.
+"""The rows of a micro-batch, the images of a decoder's group, and whether CUDA graphs are faster: measured and cached.
 
-Both decide an image's last bits. So the workers of a machine, and the next start, use the first measurement.
+The first two decide an image's last bits. So the workers of a machine, and the next start, use the first measurement.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
@@ -15,13 +16,20 @@ import torch
 from latentfarm_worker import device_errors
 from latentfarm_worker.calibration.cache import CalibrationCache, cache_key
 from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
+from latentfarm_worker.cuda_graph import GraphedEvaluation
 from latentfarm_worker.models.base import Family, native_shape
+from latentfarm_worker.models.text_encoder import Tensors
+
+log = logging.getLogger(__name__)
 
 FILE = "micro_batch.json"
 #: the rows and the images that are tried, in this order; more add latency and memory, and no throughput. A CPU gains
 #: nothing by decoding several images at once
 _ROWS = {"cpu": (2, 4, 8, 16), "cuda": (8, 16, 32, 64)}
 _IMAGES = {"cpu": (1,), "cuda": (1, 2, 4, 8)}
+#: micro-batches of guided images in a step. A GPU computes one while the host launches the next. On a CPU a second one
+#: would only make each image take longer
+_MICRO_BATCHES = {"cpu": 1, "cuda": 2}
 #: the smallest size with this share of the best rate is taken. It is lower on a CPU, whose rate hardly rises with the
 #: size, and whose micro-batches are seldom full
 _GOOD_ENOUGH = {"cpu": 0.92, "cuda": 0.95}
@@ -36,6 +44,7 @@ _MAX_MEMORY_SHARE = 0.8
 class Calibration:
     """The ``micro_batch`` in rows and the ``decode_group`` in images to use, at the model's native size.
 
+    ``micro_batches``: of guided images, in a step. ``cuda_graphs``: whether the model is faster as a CUDA graph.
     ``row_rates``: by micro-batch, rows per second; ``decode_rates``: by group, images per second. ``cached``: they were
     measured before.
     """
@@ -44,7 +53,14 @@ class Calibration:
     decode_group: int
     row_rates: dict[int, float]
     decode_rates: dict[int, float]
+    micro_batches: int = 1
+    cuda_graphs: bool = False
     cached: bool = False
+
+    @property
+    def slots(self) -> int:
+        """Return the guided images that run together if their number is not given."""
+        return self.micro_batch // 2 * self.micro_batches
 
 
 def calibrate(family: Family, cache: Path) -> Calibration:
@@ -78,7 +94,34 @@ def measure(family: Family) -> Calibration:
     if device == "cuda":
         torch.cuda.empty_cache()
     share = _GOOD_ENOUGH[device]
-    return Calibration(_smallest(row_rates, share), _smallest(decode_rates, share), row_rates, decode_rates)
+    rows = _smallest(row_rates, share)
+    return Calibration(
+        micro_batch=rows,
+        decode_group=_smallest(decode_rates, share),
+        row_rates=row_rates,
+        decode_rates=decode_rates,
+        micro_batches=_MICRO_BATCHES[device],
+        cuda_graphs=device == "cuda" and _graph_is_faster(family, rows, row_rates[rows]),
+    )
+
+
+def _graph_is_faster(family: Family, rows: int, rate: float) -> bool:
+    """Return whether the model as a CUDA graph has a higher rate than ``rate``, in rows per second."""
+    latents, timesteps, conditioning = dummy_inputs(family, native_shape(family), rows)
+
+    def evaluate(_: torch.Tensor, text: Tensors) -> None:
+        family.predict(latents, timesteps, text)
+
+    indices = torch.zeros((3, rows), dtype=torch.int64, device=family.device)
+    graphed = GraphedEvaluation(evaluate, indices)
+    try:
+        found = _rates(family.device, [rows], lambda _: lambda: graphed(indices, conditioning))
+    except Exception as error:
+        if device_errors.is_fatal(error):
+            raise
+        log.warning("the model cannot be captured in a CUDA graph, and runs without: %s", error)
+        return False
+    return found[rows] > rate
 
 
 def _smallest(rates: dict[int, float], share: float) -> int:

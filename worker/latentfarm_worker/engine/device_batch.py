@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 import torch
 
+from latentfarm_worker.cuda_graph import Evaluate, GraphedEvaluation
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.latent_update import NOISE, TABLE_COLUMNS, LatentState, begin, update
 from latentfarm_worker.engine.micro_batch import MicroBatch, form
 from latentfarm_worker.engine.sampling_plan import COLUMNS, HISTORY
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
-from latentfarm_worker.models.base import Family
+from latentfarm_worker.models.base import Family, native_shape
 from latentfarm_worker.models.text_encoder import Tensors
 
 #: evaluations that a table holds at first
@@ -28,9 +29,19 @@ class DeviceBatch:
         rows: rows that the images may take together.
         micro_batch: rows of a call of the model, an even number.
         pad: whether each call has exactly that many rows; if not, an image's bytes depend on its company.
+        cuda_graphs: run evaluations as CUDA graphs; only with ``pad``.
     """
 
-    def __init__(self, family: Family, shape: LatentShape, *, rows: int, micro_batch: int, pad: bool) -> None:
+    def __init__(
+        self,
+        family: Family,
+        shape: LatentShape,
+        *,
+        rows: int,
+        micro_batch: int,
+        pad: bool = True,
+        cuda_graphs: bool = False,
+    ) -> None:
         self.family = family
         self.shape = shape
         self.rows = rows
@@ -44,6 +55,12 @@ class DeviceBatch:
             table=torch.zeros((places, _EVALUATIONS, TABLE_COLUMNS), device=device),
             step_index=torch.zeros(places, dtype=torch.int64, device=device),
         )
+        self._begin, self._update = begin, update
+        if family.compiled and shape == native_shape(family):
+            self._begin = torch.compile(begin, fullgraph=True, dynamic=False)
+            self._update = torch.compile(update, fullgraph=True, dynamic=False)
+        self._cuda_graphs = cuda_graphs and pad
+        self._run = self._make_run()
         #: by image: the tensors of each of its prompts
         self._images: dict[ImageState, Sequence[Tensors]] = {}
         #: formed again before the next step if None
@@ -112,9 +129,7 @@ class DeviceBatch:
 
     def denoise(self, micro_batch: MicroBatch) -> None:
         """Evaluate the model for a micro-batch and update the latents of its images."""
-        evaluation = begin(self._state, micro_batch.indices)
-        output = self.family.predict(evaluation.latents, evaluation.timesteps, micro_batch.conditioning)
-        update(self._state, micro_batch.indices, evaluation, output)
+        self._run(micro_batch.indices, micro_batch.conditioning)
         for image in micro_batch.images:
             rows = image.rows_computed
             image.step_index += 1
@@ -122,6 +137,19 @@ class DeviceBatch:
                 image.rows = 1
             if image.rows_computed != rows:
                 self._micro_batches = None
+
+    def evaluate(self, indices: torch.Tensor, conditioning: Tensors) -> None:
+        """Evaluate the model and update the latents of images; the arguments are those of a micro-batch."""
+        evaluation = self._begin(self._state, indices)
+        output = self.family.predict(evaluation.latents, evaluation.timesteps, conditioning)
+        self._update(self._state, indices, evaluation, output)
+
+    def _make_run(self) -> Evaluate:
+        if not self._cuda_graphs:
+            return self.evaluate
+        idle = torch.full((3, self.micro_batch), self.rows, device=self._device)
+        idle[2] = torch.arange(self.micro_batch, device=self._device)
+        return GraphedEvaluation(self.evaluate, idle)
 
     def _send_noise(self, images: Sequence[ImageState]) -> None:
         if not images:
@@ -137,3 +165,5 @@ class DeviceBatch:
         if missing > 0:
             more = self._state.table.new_zeros((len(self._state.table), missing, TABLE_COLUMNS))
             self._state = self._state._replace(table=torch.cat([self._state.table, more], dim=1))
+            # graphs read the table at its old address
+            self._run = self._make_run()

@@ -55,6 +55,7 @@ class Engine:
         decode_group: images of the native size in a call of the decoder.
         deterministic: pad each micro-batch to its full number of rows. Without it a step with few images is faster, and
             an image's bytes depend on its company.
+        cuda_graphs: run each evaluation of the model as a CUDA graph.
 
     Attributes:
         on_forward: called before each forward pass of the text encoder, the model and the decoder, as a sign of life.
@@ -68,6 +69,7 @@ class Engine:
         micro_batch: int | None = None,
         decode_group: int = 1,
         deterministic: bool = True,
+        cuda_graphs: bool = False,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; write 1 or more")
@@ -77,6 +79,7 @@ class Engine:
         if self.micro_batch < 2 or self.micro_batch % 2:
             raise ValueError(f"micro_batch is {self.micro_batch}; write an even number from 2")
         self.deterministic = deterministic
+        self._cuda_graphs = cuda_graphs
         self.on_forward: Callable[[], None] = lambda: None
         self._call = DeviceCall(lambda: self.on_forward())  # noqa: PLW0108 (on_forward may be replaced later)
         self._texts = TextCache(family.encode)
@@ -271,7 +274,12 @@ class Engine:
             self._call.images = [next(iter(self._queue))]
             rows = self._queue.max_rows(shape)
             self._batch = DeviceBatch(
-                self.family, shape, rows=rows, micro_batch=self._micro_batch_of(shape), pad=self.deterministic
+                self.family,
+                shape,
+                rows=rows,
+                micro_batch=self._micro_batch_of(shape),
+                pad=self.deterministic,
+                cuda_graphs=self._cuda_graphs,
             )
         return self._batch
 

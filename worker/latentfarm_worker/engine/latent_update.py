@@ -17,7 +17,7 @@ from latentfarm_worker.engine.sampling_plan import COLUMNS, HISTORY
 #: the column of ``LatentState.history`` with the step's noise
 NOISE = COLUMNS - 1
 #: columns of ``LatentState.table``: timestep, input scale, guidance scale, coefficients
-_WIDTHS = (1, 1, 1, COLUMNS)
+_WIDTHS = [1, 1, 1, COLUMNS]
 TABLE_COLUMNS = sum(_WIDTHS)
 
 
