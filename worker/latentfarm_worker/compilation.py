@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 
+from torch._inductor import config as inductor_config
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from latentfarm.settings import Settings
@@ -16,8 +17,8 @@ from latentfarm_worker.models.base import Family, native_shape
 log = logging.getLogger(__name__)
 
 _INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-#: rows of the call that shows whether the model can be compiled
-_ROWS = 2
+#: rows of the call that shows whether the model can be compiled: the first size that a calibration tries
+_ROWS = {"cuda": 8}
 
 
 def wants_compiling(family: Family, settings: Settings) -> bool:
@@ -31,9 +32,13 @@ def compile_or_run_eagerly(family: Family, settings: Settings) -> None:
     A machine may lack a C compiler or Triton. Its worker is slower then, which is better than none.
     """
     keep_compiled_files(settings)
+    _choose_kernels(deterministic=settings.deterministic)
     family.compile()
     try:
-        family.predict(*dummy_inputs(family, native_shape(family), settings.micro_batch or _ROWS))
+        rows = settings.micro_batch or _ROWS.get(family.device.type, 2)
+        inputs = dummy_inputs(family, native_shape(family), rows)
+        family.predict(*inputs)
+        family.decode(inputs.latents[:1])
     except Exception as error:
         if device_errors.is_fatal(error):
             raise
@@ -54,3 +59,11 @@ def keep_compiled_files(settings: Settings) -> None:
     # may be mounted noexec
     if os.environ.get(_INDUCTOR_CACHE, default_cache_dir()) == default_cache_dir():
         os.environ[_INDUCTOR_CACHE] = str(settings.cache_dir / "inductor")
+
+
+def _choose_kernels(*, deterministic: bool) -> None:
+    """Let Inductor choose kernels by rules, not by timing them, and with one order of sums for any number of rows.
+
+    Otherwise two workers with the same GPU may run different kernels, and give other last bits.
+    """
+    inductor_config.deterministic = inductor_config.batch_invariant = deterministic

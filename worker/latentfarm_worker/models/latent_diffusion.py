@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-import torch._dynamo
+from torch._dynamo.decorators import maybe_mark_dynamic
 
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.models.checkpoint import read_json, weights_digest
-from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks
+from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
 from latentfarm_worker.models.digest_cache import DigestCache
 from latentfarm_worker.models.text_encoder import (
     ClipEncoder,
@@ -155,12 +155,12 @@ class LatentDiffusion:
         uncompile_blocks(self.unet, self.vae.decoder)
         self.compiled = False
 
-    def _program(self, latents: torch.Tensor, *, eager: bool = False) -> AbstractContextManager[object]:
+    def _program(self, latents: torch.Tensor, *, eager: bool = False) -> AbstractContextManager[None]:
         """Return the context of a call: other sizes than the native one run uncompiled, and whatever is ``eager``."""
         factor = self.vae_scale_factor
         native = latents.shape[-2] * factor == self.native_height and latents.shape[-1] * factor == self.native_width
         if self.compiled and (eager or not native):
-            return torch.compiler.set_stance("force_eager")
+            return uncompiled()
         return nullcontext()
 
     @torch.inference_mode()
@@ -169,7 +169,7 @@ class LatentDiffusion:
         hidden_states = conditioning["encoder_hidden_states"]
         if self.compiled:
             # one program for texts of any length
-            torch._dynamo.maybe_mark_dynamic(hidden_states, 1)
+            maybe_mark_dynamic(hidden_states, 1)
         with self._program(latents):
             output = self.unet(
                 latents.to(self.dtype, memory_format=torch.channels_last),

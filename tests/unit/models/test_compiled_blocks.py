@@ -1,0 +1,82 @@
+"""Which calls of a compiled model run compiled. The backend compiles nothing, so these tests need no compiler."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.support.tiny import make_tiny
+from torch._dynamo.utils import counters
+
+from latentfarm_worker.models import compiled_blocks, load_family
+from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks
+from latentfarm_worker.models.text_encoder import Prompt
+
+pytestmark = [
+    pytest.mark.unit,
+    # torch warns of its own code
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+]
+
+
+@pytest.fixture(autouse=True)
+def no_compiler() -> Iterator[None]:
+    with torch.compiler.set_stance("default", force_backend="eager"):
+        yield
+    torch.compiler.reset()
+
+
+def graphs() -> int:
+    return int(counters["stats"]["unique_graphs"])
+
+
+class ResnetBlock2D(torch.nn.Module):
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows * 2
+
+
+def test_a_compiled_model_has_one_program_for_its_native_size_and_texts_of_any_length(tmp_path: Path) -> None:
+    family: Any = load_family(make_tiny(tmp_path / "tiny"), dtype=torch.float32, device=torch.device("cpu"))
+
+    def predict(*, rows: int = 2, side: int = 8, chunks: int = 1) -> tuple[torch.Tensor, int]:
+        [text] = family.encode([Prompt(family.tokenize("a cat").padded(chunks))])
+        conditioning = {name: tensor.expand(rows, *tensor.shape) for name, tensor in text.items()}
+        latents = torch.randn(rows, 4, side, side, generator=torch.Generator().manual_seed(0))
+        before = graphs()
+        return family.predict(latents, torch.full((rows,), 500.0), conditioning), graphs() - before
+
+    latents = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    plain, pixels = predict()[0], family.decode(latents)[0]
+    family.compile()
+    compiled, of_first_call = predict()
+    assert of_first_call >= 4
+    assert torch.equal(compiled, plain)
+    assert [predict()[1], predict(chunks=2)[1], predict(chunks=3)[1], predict(side=10)[1]] == [0] * 4
+    before = graphs()
+    assert torch.equal(family.decode(latents)[0], pixels)
+    of_decoder = graphs() - before
+    assert of_decoder >= 2
+    family.decode(latents, float32=True)
+    family.decode(latents, tiled=True)
+    family.decode(torch.randn(1, 4, 8, 10))
+    assert graphs() - before == of_decoder
+    family.uncompile()
+    assert (predict(rows=3)[1], family.compiled) == (0, False)
+
+
+def test_no_number_of_batch_sizes_runs_uncompiled_without_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = ResnetBlock2D()
+    for limit in (512, 2):
+        monkeypatch.setattr(compiled_blocks, "_MAX_GRAPHS", limit)
+        compile_blocks(torch.nn.Sequential(block))
+        before = graphs()
+        for rows in range(2, 2 + min(limit, 12)):
+            block(torch.ones(rows))
+        assert graphs() - before == min(limit, 12)
+    with pytest.raises(RuntimeError, match="no compiled frames"):
+        block(torch.ones(99))
+    uncompile_blocks(block)
+    assert torch.equal(block(torch.ones(99)), torch.full((99,), 2.0))
