@@ -40,6 +40,8 @@ def make_due(ledger: Ledger, batch: str = "cats") -> None:
     for queue in ("requeued", "suspects"):
         for index in client.zrange(f"{{lf}}:{queue}:{batch}", 0, -1):
             client.zadd(f"{{lf}}:{queue}:{batch}", {index: 1})
+    for key in client.keys("{lf}:waiting:*"):
+        client.zadd(key, {batch: 1}, xx=True)
 
 
 def flushes_due(ledger: Ledger) -> None:

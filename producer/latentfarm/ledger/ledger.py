@@ -163,8 +163,9 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         k = min(k, MAX_JOBS_PER_CALL)
         found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, int(alone))
         return [
-            Lease(decode(batch), index, epoch, attempts, queued_ms, Company(company))
-            for batch, index, epoch, attempts, queued_ms, company in found
+            Lease(decode(batch), index + at, epoch + at, attempts, queued_ms, Company(company))
+            for batch, index, count, epoch, attempts, queued_ms, company in found
+            for at in range(count)
         ]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:

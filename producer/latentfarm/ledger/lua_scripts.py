@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from importlib.resources import files
 from typing import Any, Protocol
@@ -10,6 +11,11 @@ from typing import Any, Protocol
 import redis
 
 from latentfarm.ledger.constants import LUA_CONSTANTS
+
+#: a shared function, of one line or of several
+_FUNCTION = re.compile(r"^local function (?P<name>\w+)\(.*(?: end\n|\n(?:(?: .*)?\n)*end\n)", re.MULTILINE)
+#: the check of the schema, which every script begins with
+_CHECK = re.compile(r"^do\n(?:.*\n)*?end\n", re.MULTILINE)
 
 
 class Script(Protocol):
@@ -57,8 +63,26 @@ class Scripts:
 
 @cache
 def _source(name: str) -> str:
-    """Return a script with the constants and the shared functions in front of it."""
-    folder = files("latentfarm.ledger") / "scripts"
+    """Return a script with what it uses of the constants and the shared functions in front of it.
+
+    Redis runs the whole text at every call, and to create fifty functions takes longer than many a script.
+    """
+    shared = _read("_common") + _read("_transitions")
+    source = _read(name)
+    # a function uses only those before it
+    for definition in reversed(list(_FUNCTION.finditer(shared))):
+        if _uses(source, definition["name"]):
+            source = definition[0] + source
+    [check] = _CHECK.findall(shared)
+    source = check + source
     # a JSON text or number is one of Lua too
-    constants = "\n".join(f"local {key} = {json.dumps(value)}" for key, value in LUA_CONSTANTS.items())
-    return "\n".join([constants, (folder / "_common.lua").read_text(), (folder / f"{name}.lua").read_text()])
+    constants = (f"local {key} = {json.dumps(value)}\n" for key, value in LUA_CONSTANTS.items() if _uses(source, key))
+    return "".join(constants) + source
+
+
+def _read(name: str) -> str:
+    return (files("latentfarm.ledger") / "scripts" / f"{name}.lua").read_text()
+
+
+def _uses(source: str, name: str) -> bool:
+    return re.search(rf"\b{name}\b", source) is not None

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from latentfarm.batch_state import ACTIVE
 from latentfarm.ledger.client import LedgerClient
-from latentfarm.ledger.constants import WINDOW_MS, WINDOWS
+from latentfarm.ledger.constants import SCHEMA_KEY, WINDOW_MS, WINDOWS
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import translate_errors
 
 _ALIVE_MS = 15_000
 _FORGOTTEN_S = 60
-_COUNTED_FIELDS = ["state", "paused_by", "total", "canary", "cursor", "leased", "done", "failed"]
 
 
 @dataclass(frozen=True)
@@ -89,20 +87,18 @@ class WorkerRegistry(LedgerClient):
             self.redis.delete(f"{{lf}}:worker:{worker}")
 
     def count_pending(self, model: str) -> int:
-        """Return how many jobs of a model wait for a lease, as ``heartbeat`` does, with plain commands only."""
+        """Return how many jobs of a model wait for a lease, as ``heartbeat`` does."""
+        return self.pending_jobs().get(model, 0)
+
+    def pending_jobs(self) -> dict[str, int]:
+        """Return how many jobs wait for a lease, by model; without models of which none does."""
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
-            pipe.smembers(f"{{lf}}:active:{model}")
-            pipe.get("{lf}:schema")
+            pipe.hgetall("{lf}:pending")
+            pipe.get(SCHEMA_KEY)
             found, schema = pipe.execute()
-            batches = [decode(name) for name in found]
-            for batch in batches:
-                pipe.hmget(f"{{lf}}:batch:{batch}", _COUNTED_FIELDS)
-                pipe.zcard(f"{{lf}}:requeued:{batch}")
-                pipe.zcard(f"{{lf}}:suspects:{batch}")
-            replies: list[Any] = pipe.execute() if batches else []
         self.check_schema(schema)
-        return sum(map(_pending, replies[::3], replies[1::3], replies[2::3]))
+        return {decode(model): int(count) for model, count in found.items()}
 
     def throughput(self, model: str) -> Throughput | None:
         """Return the sums over the workers of a model; None before the first measurement."""
@@ -148,18 +144,6 @@ class WorkerRegistry(LedgerClient):
             for (worker, seen_ms), facts in zip(seen, hashes, strict=True)
             if facts
         ]
-
-
-def _pending(fields: list[bytes | None], requeued: int, suspects: int) -> int:
-    """Return how many jobs of a batch wait for a lease; the scripts have the same function."""
-    state, paused_by, *texts = (decode(field or "") for field in fields)
-    if state not in ACTIVE or paused_by:
-        # paused, ended, or deleted at this moment
-        return 0
-    total, canary, cursor, leased, done, failed = (int(text) for text in texts)
-    if canary:
-        return max(0, min(total, canary) - cursor) + requeued + suspects
-    return total - leased - done - failed
 
 
 def _record(name: str, model: str, seen_ms: int, facts: Mapping[str, str]) -> WorkerRecord:

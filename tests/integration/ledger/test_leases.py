@@ -247,18 +247,6 @@ def test_a_resumed_batch_does_not_make_up_for_its_pause(ledger: Ledger) -> None:
     assert batches.count("b") == 10
 
 
-def test_a_job_is_leased_beside_ten_thousand_open_batches(ledger: Ledger) -> None:
-    opened(ledger, "first", 1, priority=1)
-    # a list of them is longer than Lua can unpack
-    pipe = ledger.redis.pipeline(transaction=False)
-    fields: Any = ledger.redis.hgetall("{lf}:batch:first") | {b"priority": 0}
-    for number in range(10_000):
-        pipe.hset(f"{{lf}}:batch:b{number}", mapping=fields)
-        pipe.sadd("{lf}:active:mini", f"b{number}")
-    pipe.execute()
-    assert [each.batch for each in lease(ledger)] == ["first"]
-
-
 def test_a_late_commit_clears_a_job_of_the_losses_before_it(ledger: Ledger) -> None:
     opened(ledger, total=1)
     for _ in range(2):

@@ -12,8 +12,8 @@ from latentfarm.ledger import lua_scripts
 from latentfarm.ledger.constants import LUA_CONSTANTS
 
 SCRIPTS = {path.stem: path.read_text() for path in (Path(lua_scripts.__file__).parent / "scripts").glob("*.lua")}
-COMMON = SCRIPTS["_common"]
-DATA_MODEL = COMMON[: COMMON.index("\ndo\n")]
+SHARED = {"_common", "_transitions"}
+DATA_MODEL = SCRIPTS["_common"][: SCRIPTS["_common"].index("\ndo\n")]
 
 
 def code_of(script: str) -> str:
@@ -23,7 +23,16 @@ def code_of(script: str) -> str:
 
 def test_every_script_is_loaded_and_every_loaded_script_exists() -> None:
     loaded = lua_scripts.Scripts(redis.Redis())
-    assert set(vars(loaded)) == set(SCRIPTS) - {"_common"}
+    assert set(vars(loaded)) == set(SCRIPTS) - SHARED
+
+
+def test_every_shared_function_is_found_and_used() -> None:
+    defined = re.findall(r"^local function (\w+)", SCRIPTS["_common"] + SCRIPTS["_transitions"], re.MULTILINE)
+    loaded = {name: lua_scripts._source(name) for name in set(SCRIPTS) - SHARED}
+    assert [name for name in defined if not any(f"function {name}(" in source for source in loaded.values())] == []
+    for name, source in loaded.items():
+        called = set(re.findall(r"(?<![.\w])([a-z_]+)\(", code_of(source))) & {*defined}
+        assert [each for each in called if f"local function {each}(" not in source] == [], name
 
 
 def test_scripts_use_only_constants_that_exist() -> None:
@@ -68,14 +77,14 @@ def test_each_role_may_run_every_command_of_its_scripts() -> None:
     worker = {"lease", "renew", "commit", "fail", "release", "crash", "expire_leases", "heartbeat"}
     worker |= {"flush_claim", "flush_postpone", "drop_flushed", "orphans_claim", "orphans_resolve"}
     worker |= {"webhook_claim", "webhook_resolve"}
-    scripts = {"worker": worker, "producer": {*SCRIPTS} - worker | {"drop_flushed", "_common"}}
+    scripts = {"worker": worker, "producer": {*SCRIPTS} - worker | {"drop_flushed"} - SHARED}
     acl = (REPOSITORY / "docs/security/redis-acl.txt").read_text().splitlines()
     for role, names in scripts.items():
         [line] = [line for line in acl if line.startswith(f"user {role} ")]
         allowed = set(re.findall(r"\+([a-z]+)", line))
         called = {
             command.lower()
-            for name in {*names, "_common"}
-            for command in re.findall(r"redis\.call\('([A-Z]+)'", SCRIPTS[name])
+            for name in names
+            for command in re.findall(r"redis\.call\('([A-Z]+)'", lua_scripts._source(name))
         }
         assert called - allowed == set(), role

@@ -1,4 +1,5 @@
--- The data model of the ledger, and the functions that the scripts share. This file is put before each script.
+-- The data model of the ledger, and functions that the scripts share. `_transitions.lua` has more of them. Each script is
+-- loaded with the check below and those functions that it uses.
 --
 -- <b> is a batch, <m> a model alias, <w> a worker, <i> the index of a job, <p> a part (PART jobs), <c> a chunk (CHUNK
 -- jobs).
@@ -13,6 +14,12 @@
 -- batches              zset    all batches, by creation time                               delete_batch
 -- active:<m>           set     batches of a model whose state is opening or open           cancel, mark_deleting,
 --                                                                                          completion
+-- runnable:<m>         zset    batches of a model with jobs to lease now, in the order of  place
+--                              `rank`; without those of the next key
+-- alone:<m>            zset    the same for batches with a job that runs alone             place
+-- waiting:<m>          zset    batches of a model with jobs that run again later, by the   place
+--                              time of the first
+-- pending              hash    <m> -> jobs that wait for a lease, if any do                place
 -- batch:<b>            hash    the batch; fields below                                     delete_batch
 -- states:<b>:<c>       string  one byte a job: PENDING, LEASED, DONE, FAILED or CANCELLED. delete_batch
 --                              A byte that was never written means pending, or cancelled
@@ -64,6 +71,7 @@
 --   sparse                     1 if some jobs at or after the cursor are not pending, so that the cursor must skip them
 --   canary                     jobs from this index on wait for `resume`; 0 for none
 --   epoch                      highest epoch of a lease so far
+--   counted                    jobs of the batch that {lf}:pending counts
 --   leased, done, failed, cancelled   counters of jobs by state
 --   invalid                    failed jobs whose row was invalid
 --   truncated                  done jobs whose prompt was too long for the model (absent if none)
@@ -123,6 +131,16 @@ end
 
 local function set_state(batch, index, state)
   redis.call('SETRANGE', chunk_key(batch, index), index % CHUNK, string.char(state))
+end
+
+-- Set the state of jobs from an index on
+local function set_states(batch, index, count, state)
+  while count > 0 do
+    local at = index % CHUNK
+    local length = math.min(count, CHUNK - at)
+    redis.call('SETRANGE', chunk_key(batch, index), at, string.rep(string.char(state), length))
+    index, count = index + length, count - length
+  end
 end
 
 -- Also the name of a part: "<b>/<p>"
@@ -207,168 +225,4 @@ local function clear_losses(batch, index)
   else
     redis.call('HDEL', key, field)
   end
-end
-
--- Put a leased job back in the queue, to run at `from_ms` or later
-local function requeue(batch, index, name, from_ms)
-  drop_lease(batch, name)
-  set_state(batch, index, PENDING)
-  local queue = company_of(batch, index) == COMPANY_ALONE and '{lf}:suspects:' or '{lf}:requeued:'
-  redis.call('ZADD', queue .. batch, from_ms, decimal(index))
-  mark_lost_lease(batch)
-end
-
--- Return how many jobs of a batch run again
-local function count_requeued(batch)
-  return redis.call('ZCARD', '{lf}:requeued:' .. batch) + redis.call('ZCARD', '{lf}:suspects:' .. batch)
-end
-
--- Return the delay after a job's trouble. Meanwhile its worker renders another job, which clears the device.
-local function retry_delay_ms(times) return RETRY_DELAY_MS * 2 ^ (times - 1) end
-
--- The batch has ended: queue its webhook and the collection of its orphaned images, where it has any
-local function queue_after_end(batch, now)
-  local fields = read_fields(batch, 'webhook', 'lost_leases')
-  if (fields.webhook or '') ~= '' then
-    redis.call('ZADD', '{lf}:webhooks', now, batch)
-    redis.call('HSET', batch_key(batch), 'webhook_state', 'due', 'webhook_attempts', 0, 'webhook_error', '')
-  end
-  if fields.lost_leases == '1' then redis.call('ZADD', '{lf}:orphans', now, batch) end
-end
-
-local function read_counters(batch)
-  local names = { 'total', 'done', 'failed', 'cancelled', 'leased', 'canary', 'cursor' }
-  local fields = read_fields(batch, 'state', 'model', unpack(names))
-  for _, name in ipairs(names) do fields[name] = tonumber(fields[name]) end
-  return fields
-end
-
--- Complete the batch if its manifest is closed and every job has ended. Otherwise pause it if its canary has ended.
-local function complete_if_done(batch, now, counters)
-  local key = batch_key(batch)
-  if counters.state == BATCH_OPEN and counters.done + counters.failed + counters.cancelled == counters.total then
-    redis.call('HSET', key, 'state', BATCH_COMPLETE, 'paused_by', '', 'paused', '', 'ended_ms', now)
-    redis.call('SREM', '{lf}:active:' .. counters.model, batch)
-    queue_after_end(batch, now)
-  elseif counters.canary ~= 0 and counters.cursor >= counters.canary and counters.leased == 0
-    and count_requeued(batch) == 0 then
-    redis.call('HSET', key, 'paused_by', PAUSED_BY_CANARY,
-      'paused', 'the first ' .. decimal(counters.canary) .. ' jobs have ended')
-  end
-end
-
--- A part that is claimed already stays so
-local function queue_flush(batch, part, now) redis.call('ZADD', '{lf}:flush_queue', 'NX', now, job_name(batch, part)) end
-
--- Queue the flush of every part in which a job has ended: the parts of a cancelled batch never become full. A part with
--- a count of 0 is among them: before a retry it may have been stored with jobs that failed and are cancelled now.
-local function flush_started_parts(batch, now)
-  local counts = redis.call('HGETALL', '{lf}:ended:' .. batch)
-  for at = 1, #counts, 2 do queue_flush(batch, tonumber(counts[at]), now) end
-end
-
--- Count `count` jobs of a part that have ended, `released` of them under a lease that ends with them.
--- Return 1 if the part is full now.
-local function count_ended(batch, part, count, counter, released, now)
-  local counters = read_counters(batch)
-  counters[counter], counters.leased = counters[counter] + count, counters.leased - released
-  redis.call('HSET', batch_key(batch), counter, counters[counter], 'leased', counters.leased, 'last_ms', now)
-  complete_if_done(batch, now, counters)
-  local ended = redis.call('HINCRBY', '{lf}:ended:' .. batch, decimal(part), count)
-  if ended == part_size(part, counters.total) then
-    queue_flush(batch, part, now)
-    return 1
-  end
-  return 0
-end
-
--- Pause a batch that fails more than its budget allows. Invalid rows do not count: they have a limit of their own.
-local function check_failure_budget(batch)
-  local f = read_fields(batch, 'budget', 'done', 'failed', 'invalid', 'budget_done', 'budget_failed', 'paused_by')
-  local share = tonumber(f.budget)
-  local done, failed = f.done - f.budget_done, f.failed - f.invalid - f.budget_failed
-  if share == 0 or f.paused_by ~= '' then return end
-  local hopeless = done == 0 and failed >= BUDGET_FIRST_FAILURES
-  if not hopeless and (done + failed < BUDGET_MIN_JOBS or failed <= share * (done + failed)) then return end
-  local by_code = {}
-  local counts = redis.call('HGETALL', '{lf}:error_counts:' .. batch)
-  for at = 1, #counts, 2 do by_code[#by_code + 1] = counts[at] .. ' ' .. counts[at + 1] end
-  table.sort(by_code)
-  redis.call('HSET', batch_key(batch), 'paused_by', PAUSED_BY_FAILURE_BUDGET,
-    'paused', decimal(failed) .. ' failed and ' .. decimal(done) .. ' done (' .. table.concat(by_code, ', ') .. ')')
-end
-
--- Fail a job that is no longer leased. Return 1 if its part is full now.
-local function record_failure(batch, index, error, now)
-  set_state(batch, index, FAILED)
-  redis.call('HSET', '{lf}:errors:' .. batch, decimal(index), error)
-  redis.call('HINCRBY', '{lf}:error_counts:' .. batch, cjson.decode(error).code, 1)
-  local full = count_ended(batch, part_of(index), 1, 'failed', 0, now)
-  check_failure_budget(batch)
-  return full
-end
-
--- Record that a leased job was lost with its worker, `crashed` if in a call for it. It runs again, or fails if that
--- happened too often: then it is the job that ends its workers. Return 'requeued' or 'poison'.
-local function lose(batch, index, name, crashed, now)
-  local _, worker = holder_of(name)
-  local field, entry = decimal(index), (crashed and 'crash:' or '') .. worker
-  local before = redis.call('HGET', '{lf}:lost_by:' .. batch, field)
-  redis.call('HSET', '{lf}:lost_by:' .. batch, field, before and before .. ' ' .. entry or entry)
-  local losses, crashes, workers = read_losses(batch, index)
-  if crashes < POISON_CRASHES and losses < POISON_LOSSES then
-    requeue(batch, index, name, crashed and now + retry_delay_ms(crashes) or now)
-    return 'requeued'
-  end
-  drop_lease(batch, name)
-  mark_lost_lease(batch)
-  local message = 'lost ' .. losses .. (losses == 1 and ' time' or ' times') .. ' with ' .. workers
-    .. (workers == 1 and ' worker' or ' workers') .. ', ' .. crashes .. ' of them in a call for this job'
-  record_failure(batch, index, cjson.encode({ code = POISON, message = message, worker = worker }), now)
-  return 'poison'
-end
-
-local function is_active(state) return state == BATCH_OPEN or state == BATCH_OPENING end
-
-local function is_final(state) return state == BATCH_COMPLETE or state == BATCH_CANCELLED end
-
--- Return the index before which jobs of a batch may be leased; nil if none may be
-local function lease_limit(state, paused_by, total, canary)
-  if paused_by ~= '' or not is_active(state) then return nil end
-  if canary ~= '0' then return math.min(tonumber(total), tonumber(canary)) end
-  return tonumber(total)
-end
-
--- A batch becomes runnable: raise its virtual time to the lowest of the runnable batches of its model. Otherwise it
--- would take every slot until it had made up for the time in which it could not run.
-local function raise_virtual_time(batch, model)
-  local lowest
-  for _, peer in ipairs(redis.call('SMEMBERS', '{lf}:active:' .. model)) do
-    if peer ~= batch then
-      local state, paused_by, total, canary, cursor, virtual_time = unpack(redis.call('HMGET', batch_key(peer), 'state',
-        'paused_by', 'total', 'canary', 'cursor', 'virtual_time'))
-      local limit = lease_limit(state, paused_by, total, canary)
-      local runnable = limit and (tonumber(cursor) < limit or count_requeued(peer) > 0)
-      if runnable and (not lowest or tonumber(virtual_time) < lowest) then lowest = tonumber(virtual_time) end
-    end
-  end
-  if lowest and lowest > tonumber(redis.call('HGET', batch_key(batch), 'virtual_time')) then
-    redis.call('HSET', batch_key(batch), 'virtual_time', tostring(lowest))
-  end
-end
-
--- Return how many jobs of a model wait for a lease. Called at every heartbeat, so it builds no table for a batch.
-local function count_pending(model)
-  local pending = 0
-  for _, batch in ipairs(redis.call('SMEMBERS', '{lf}:active:' .. model)) do
-    local state, paused_by, total, canary, cursor, leased, done, failed = unpack(redis.call('HMGET', batch_key(batch),
-      'state', 'paused_by', 'total', 'canary', 'cursor', 'leased', 'done', 'failed'))
-    local limit = lease_limit(state, paused_by, total, canary)
-    if limit and canary == '0' then
-      pending = pending + limit - leased - done - failed
-    elseif limit then
-      pending = pending + math.max(0, limit - cursor) + count_requeued(batch)
-    end
-  end
-  return pending
 end

@@ -10,7 +10,7 @@ if f.state ~= BATCH_OPENING then return f.state end
 local repeated = tonumber(f.total) == total and f.parts_digest == parts_digest
 if tonumber(f.total) ~= before and not repeated then return 'conflict' end
 if not repeated then
-  if tonumber(f.cursor) >= before then raise_virtual_time(batch, f.model) end
+  if tonumber(f.cursor) >= before then raise_virtual_time(batch) end
   redis.call('HSET', key, 'total', total, 'parts_digest', parts_digest)
 end
 if ARGV[5] == '1' then redis.call('HSET', key, 'state', BATCH_OPEN, 'opened_ms', now) end
@@ -21,5 +21,6 @@ if not repeated then
     record_failure(batch, tonumber(ARGV[at]), ARGV[at + 1], now)
   end
 end
+place(batch, now)
 complete_if_done(batch, now, read_counters(batch))
 return redis.call('HGET', key, 'state')

@@ -15,6 +15,7 @@ redis.call('DEL', '{lf}:requeued:' .. batch, '{lf}:suspects:' .. batch)
 redis.call('SREM', '{lf}:active:' .. f.model, batch)
 redis.call('HSET', batch_key(batch), 'state', BATCH_CANCELLED, 'paused_by', '', 'paused', '', 'leased', 0,
   'last_ms', now, 'ended_ms', now, 'cancelled', f.total - f.done - f.failed)
+place(batch, now)
 flush_started_parts(batch, now)
 queue_after_end(batch, now)
 return f.state

@@ -1,6 +1,10 @@
 -- Remove every key of a batch. Its objects in the bucket are deleted already. ARGV: batch.
 local batch = ARGV[1]
 local f = read_fields(batch, 'total', 'model')
+if f.model then
+  redis.call('HSET', batch_key(batch), 'state', BATCH_DELETING)
+  place(batch, now_ms())
+end
 for first = 0, tonumber(f.total or 0), CHUNK do redis.call('UNLINK', chunk_key(batch, first)) end
 for _, kind in ipairs({ 'requeued', 'suspects', 'attempts', 'lost_by', 'errors', 'error_counts', 'receipts', 'ended',
   'flushed', 'flush_errors' }) do

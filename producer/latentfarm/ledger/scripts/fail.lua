@@ -8,7 +8,7 @@ local now = now_ms()
 local attempts = redis.call('HINCRBY', '{lf}:attempts:' .. batch, decimal(index), 1)
 if ARGV[4] == '1' and attempts < MAX_ATTEMPTS then
   redis.call('HSET', '{lf}:errors:' .. batch, decimal(index), error)
-  requeue(batch, index, name, now + (tonumber(ARGV[5]) or retry_delay_ms(attempts)))
+  requeue(batch, index, name, now + (tonumber(ARGV[5]) or retry_delay_ms(attempts)), now)
   return 'retry'
 end
 drop_lease(batch, name)

@@ -29,4 +29,4 @@ for at = 5 + 2 * facts, #ARGV, 2 do
   end
 end
 redis.call('EXPIRE', key, forget_s)
-return count_pending(model)
+return tonumber(redis.call('HGET', '{lf}:pending', model) or 0)

@@ -7,6 +7,7 @@ if not f.state then return '' end
 local parts = redis.call('HKEYS', '{lf}:ended:' .. batch)
 redis.call('HSET', batch_key(batch), 'state', BATCH_DELETING, 'paused_by', '', 'paused', '')
 redis.call('SREM', '{lf}:active:' .. f.model, batch)
+place(batch, now_ms())
 redis.call('ZREM', '{lf}:webhooks', batch)
 redis.call('ZREM', '{lf}:orphans', batch)
 for _, part in ipairs(parts) do

@@ -4,5 +4,6 @@ local f = read_fields(ARGV[1], 'state', 'paused_by')
 if not f.state then return '' end
 if f.paused_by == '' and is_active(f.state) then
   redis.call('HSET', batch_key(ARGV[1]), 'paused_by', ARGV[2], 'paused', ARGV[3])
+  place(ARGV[1], now_ms())
 end
 return f.state

@@ -5,7 +5,7 @@ for at = 1, #ARGV, 2 do
   local name = ARGV[at]
   if holder_of(name) == tonumber(ARGV[at + 1]) then
     local batch, index = parse_name(name)
-    requeue(batch, index, name, now)
+    requeue(batch, index, name, now, now)
     released = released + 1
   end
 end

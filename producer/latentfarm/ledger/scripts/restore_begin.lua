@@ -7,6 +7,10 @@ drop_all_leases(batch)
 local before = read_fields(batch, 'retries', 'created_ms', 'epoch', 'webhook_state')
 -- errors stay until their part is written: they may be the only record of a failure
 redis.call('UNLINK', '{lf}:requeued:' .. batch, '{lf}:suspects:' .. batch, '{lf}:error_counts:' .. batch)
+if before.created_ms then
+  redis.call('HSET', key, 'state', BATCH_RECOVERING)
+  place(batch, now)
+end
 redis.call('DEL', key)
 redis.call('ZADD', '{lf}:batches', 'NX', before.created_ms or now, batch)
 redis.call('HSET', key, 'state', BATCH_RECOVERING, 'paused_by', '', 'paused', '', 'total', total, 'parts_digest', '',

@@ -15,6 +15,7 @@ if ARGV[4] == '1' then
 end
 redis.call('HSET', key, 'state', ARGV[3] == '1' and BATCH_OPEN or BATCH_OPENING)
 redis.call('SADD', '{lf}:active:' .. f.model, batch)
-raise_virtual_time(batch, f.model)
+raise_virtual_time(batch)
+place(batch, now)
 complete_if_done(batch, now, read_counters(batch))
 return redis.call('HGET', key, 'state')

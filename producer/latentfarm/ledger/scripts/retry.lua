@@ -35,6 +35,7 @@ if f.state == BATCH_COMPLETE then
   redis.call('HSET', key, 'state', BATCH_OPEN)
   redis.call('ZREM', '{lf}:orphans', batch)
   redis.call('SADD', '{lf}:active:' .. f.model, batch)
-  raise_virtual_time(batch, f.model)
+  raise_virtual_time(batch)
 end
+place(batch, now)
 return retried

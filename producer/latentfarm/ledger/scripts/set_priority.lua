@@ -1,5 +1,10 @@
 -- ARGV: batch, priority. Returns the state, '' for an unknown batch.
-local state = redis.call('HGET', batch_key(ARGV[1]), 'state')
-if not state then return '' end
-redis.call('HSET', batch_key(ARGV[1]), 'priority', ARGV[2])
-return state
+local batch = ARGV[1]
+local f = read_fields(batch, 'state', 'priority')
+if not f.state then return '' end
+if f.priority ~= ARGV[2] then
+  redis.call('HSET', batch_key(batch), 'priority', ARGV[2])
+  raise_virtual_time(batch)
+  place(batch, now_ms())
+end
+return f.state

@@ -1,0 +1,194 @@
+-- Functions that the scripts share: the queues of batches, and what the end of a job brings about.
+
+local function is_active(state) return state == BATCH_OPEN or state == BATCH_OPENING end
+
+local function is_final(state) return state == BATCH_COMPLETE or state == BATCH_CANCELLED end
+
+-- Return how many jobs of a batch run again
+local function count_requeued(batch)
+  return redis.call('ZCARD', '{lf}:requeued:' .. batch) + redis.call('ZCARD', '{lf}:suspects:' .. batch)
+end
+
+-- Return the index before which jobs of a batch may be leased; nil if none may be
+local function lease_limit(state, paused_by, total, canary)
+  if paused_by ~= '' or not is_active(state) then return nil end
+  if canary ~= '0' then return math.min(tonumber(total), tonumber(canary)) end
+  return tonumber(total)
+end
+
+-- Return the score of a batch in the order of leases: by priority, then by virtual time
+local function rank(priority, virtual_time) return virtual_time - priority * PRIORITY_STEP end
+
+-- Return the scores between which a batch of this priority lies
+local function ranks_of(priority)
+  return rank(priority, -PRIORITY_STEP / 2), rank(priority, PRIORITY_STEP / 2)
+end
+
+local function lowest_score(key) return tonumber(redis.call('ZRANGE', key, 0, 0, 'WITHSCORES')[2]) end
+
+local function add_or_remove(key, batch, score)
+  if score then redis.call('ZADD', key, score, batch) else redis.call('ZREM', key, batch) end
+end
+
+-- Put a batch into the queues in which `lease` finds it, and count its pending jobs. Called after each change of what
+-- they depend on, so that neither a lease nor a heartbeat reads all batches.
+local function place(batch, now)
+  local key = batch_key(batch)
+  local model, state, paused_by, total, canary, cursor, priority, virtual_time, leased, done, failed, counted =
+    unpack(redis.call('HMGET', key, 'model', 'state', 'paused_by', 'total', 'canary', 'cursor', 'priority',
+      'virtual_time', 'leased', 'done', 'failed', 'counted'))
+  local limit, pending, score, runs, runs_alone, later = lease_limit(state, paused_by, total, canary), 0, nil
+  if limit then
+    local again, alone = lowest_score('{lf}:requeued:' .. batch), lowest_score('{lf}:suspects:' .. batch)
+    score = rank(priority, virtual_time)
+    runs = tonumber(cursor) < limit or (again and again <= now)
+    runs_alone = alone and alone <= now
+    if again and not runs then later = again end
+    if alone and not runs_alone then later = math.min(later or alone, alone) end
+    if canary == '0' then
+      pending = limit - leased - done - failed
+    else
+      pending = math.max(0, limit - cursor) + count_requeued(batch)
+    end
+  end
+  add_or_remove('{lf}:runnable:' .. model, batch, runs and score)
+  add_or_remove('{lf}:alone:' .. model, batch, runs_alone and score)
+  add_or_remove('{lf}:waiting:' .. model, batch, later)
+  local change = pending - (counted or 0)
+  if change ~= 0 then
+    redis.call('HSET', key, 'counted', pending)
+    if redis.call('HINCRBY', '{lf}:pending', model, change) == 0 then redis.call('HDEL', '{lf}:pending', model) end
+  end
+end
+
+-- A batch joins those that run in its model and priority: raise its virtual time to their lowest. Otherwise it would
+-- take every slot until it had made up for the time in which it could not run.
+local function raise_virtual_time(batch)
+  local model, priority, own = unpack(redis.call('HMGET', batch_key(batch), 'model', 'priority', 'virtual_time'))
+  local least, most = ranks_of(priority)
+  for _, peer in ipairs(redis.call('ZRANGEBYSCORE', '{lf}:runnable:' .. model, least, most, 'LIMIT', 0, 2)) do
+    local lowest = redis.call('HGET', batch_key(peer), 'virtual_time')
+    if peer ~= batch then
+      if tonumber(lowest) > tonumber(own) then redis.call('HSET', batch_key(batch), 'virtual_time', lowest) end
+      return
+    end
+  end
+end
+
+-- Put a leased job back in the queue, to run at `from_ms` or later
+local function requeue(batch, index, name, from_ms, now)
+  drop_lease(batch, name)
+  set_state(batch, index, PENDING)
+  local queue = company_of(batch, index) == COMPANY_ALONE and '{lf}:suspects:' or '{lf}:requeued:'
+  redis.call('ZADD', queue .. batch, from_ms, decimal(index))
+  mark_lost_lease(batch)
+  place(batch, now)
+end
+
+-- Return the delay after a job's trouble. Meanwhile its worker renders another job, which clears the device.
+local function retry_delay_ms(times) return RETRY_DELAY_MS * 2 ^ (times - 1) end
+
+-- The batch has ended: queue its webhook and the collection of its orphaned images, where it has any
+local function queue_after_end(batch, now)
+  local fields = read_fields(batch, 'webhook', 'lost_leases')
+  if (fields.webhook or '') ~= '' then
+    redis.call('ZADD', '{lf}:webhooks', now, batch)
+    redis.call('HSET', batch_key(batch), 'webhook_state', 'due', 'webhook_attempts', 0, 'webhook_error', '')
+  end
+  if fields.lost_leases == '1' then redis.call('ZADD', '{lf}:orphans', now, batch) end
+end
+
+local function read_counters(batch)
+  local names = { 'total', 'done', 'failed', 'cancelled', 'leased', 'canary', 'cursor' }
+  local fields = read_fields(batch, 'state', 'model', unpack(names))
+  for _, name in ipairs(names) do fields[name] = tonumber(fields[name]) end
+  return fields
+end
+
+-- Complete the batch if its manifest is closed and every job has ended. Otherwise pause it if its canary has ended.
+local function complete_if_done(batch, now, counters)
+  local key = batch_key(batch)
+  if counters.state == BATCH_OPEN and counters.done + counters.failed + counters.cancelled == counters.total then
+    redis.call('HSET', key, 'state', BATCH_COMPLETE, 'paused_by', '', 'paused', '', 'ended_ms', now)
+    redis.call('SREM', '{lf}:active:' .. counters.model, batch)
+    place(batch, now)
+    queue_after_end(batch, now)
+  elseif counters.canary ~= 0 and counters.cursor >= counters.canary and counters.leased == 0
+    and count_requeued(batch) == 0 then
+    redis.call('HSET', key, 'paused_by', PAUSED_BY_CANARY,
+      'paused', 'the first ' .. decimal(counters.canary) .. ' jobs have ended')
+    place(batch, now)
+  end
+end
+
+-- A part that is claimed already stays so
+local function queue_flush(batch, part, now) redis.call('ZADD', '{lf}:flush_queue', 'NX', now, job_name(batch, part)) end
+
+-- Queue the flush of every part in which a job has ended: the parts of a cancelled batch never become full. A part with
+-- a count of 0 is among them: before a retry it may have been stored with jobs that failed and are cancelled now.
+local function flush_started_parts(batch, now)
+  local counts = redis.call('HGETALL', '{lf}:ended:' .. batch)
+  for at = 1, #counts, 2 do queue_flush(batch, tonumber(counts[at]), now) end
+end
+
+-- Count `count` jobs of a part that have ended, `released` of them under a lease that ends with them.
+-- Return 1 if the part is full now.
+local function count_ended(batch, part, count, counter, released, now)
+  local counters = read_counters(batch)
+  counters[counter], counters.leased = counters[counter] + count, counters.leased - released
+  redis.call('HSET', batch_key(batch), counter, counters[counter], 'leased', counters.leased, 'last_ms', now)
+  complete_if_done(batch, now, counters)
+  local ended = redis.call('HINCRBY', '{lf}:ended:' .. batch, decimal(part), count)
+  if ended == part_size(part, counters.total) then
+    queue_flush(batch, part, now)
+    return 1
+  end
+  return 0
+end
+
+-- Pause a batch that fails more than its budget allows. Invalid rows do not count: they have a limit of their own.
+local function check_failure_budget(batch, now)
+  local f = read_fields(batch, 'budget', 'done', 'failed', 'invalid', 'budget_done', 'budget_failed', 'paused_by')
+  local share = tonumber(f.budget)
+  local done, failed = f.done - f.budget_done, f.failed - f.invalid - f.budget_failed
+  if share == 0 or f.paused_by ~= '' then return end
+  local hopeless = done == 0 and failed >= BUDGET_FIRST_FAILURES
+  if not hopeless and (done + failed < BUDGET_MIN_JOBS or failed <= share * (done + failed)) then return end
+  local by_code = {}
+  local counts = redis.call('HGETALL', '{lf}:error_counts:' .. batch)
+  for at = 1, #counts, 2 do by_code[#by_code + 1] = counts[at] .. ' ' .. counts[at + 1] end
+  table.sort(by_code)
+  redis.call('HSET', batch_key(batch), 'paused_by', PAUSED_BY_FAILURE_BUDGET,
+    'paused', decimal(failed) .. ' failed and ' .. decimal(done) .. ' done (' .. table.concat(by_code, ', ') .. ')')
+  place(batch, now)
+end
+
+-- Fail a job that is no longer leased. Return 1 if its part is full now.
+local function record_failure(batch, index, error, now)
+  set_state(batch, index, FAILED)
+  redis.call('HSET', '{lf}:errors:' .. batch, decimal(index), error)
+  redis.call('HINCRBY', '{lf}:error_counts:' .. batch, cjson.decode(error).code, 1)
+  local full = count_ended(batch, part_of(index), 1, 'failed', 0, now)
+  check_failure_budget(batch, now)
+  return full
+end
+
+-- Record that a leased job was lost with its worker, `crashed` if in a call for it. It runs again, or fails if that
+-- happened too often: then it is the job that ends its workers. Return 'requeued' or 'poison'.
+local function lose(batch, index, name, crashed, now)
+  local _, worker = holder_of(name)
+  local field, entry = decimal(index), (crashed and 'crash:' or '') .. worker
+  local before = redis.call('HGET', '{lf}:lost_by:' .. batch, field)
+  redis.call('HSET', '{lf}:lost_by:' .. batch, field, before and before .. ' ' .. entry or entry)
+  local losses, crashes, workers = read_losses(batch, index)
+  if crashes < POISON_CRASHES and losses < POISON_LOSSES then
+    requeue(batch, index, name, crashed and now + retry_delay_ms(crashes) or now, now)
+    return 'requeued'
+  end
+  drop_lease(batch, name)
+  mark_lost_lease(batch)
+  local message = 'lost ' .. losses .. (losses == 1 and ' time' or ' times') .. ' with ' .. workers
+    .. (workers == 1 and ' worker' or ' workers') .. ', ' .. crashes .. ' of them in a call for this job'
+  record_failure(batch, index, cjson.encode({ code = POISON, message = message, worker = worker }), now)
+  return 'poison'
+end
