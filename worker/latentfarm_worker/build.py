@@ -54,8 +54,11 @@ def load_model(settings: Settings) -> Family:
     return load_family(source, dtype=dtype, device=device, cache=settings.cache_dir)
 
 
-def make_engine(family: Family, settings: Settings) -> Engine:
-    """Return an engine for the settings. What they do not name is measured, or read from the cache."""
+def make_engine(family: Family, settings: Settings, *, decode_group: int = 0) -> Engine:
+    """Return an engine for the settings. What they do not name is measured, or read from the cache.
+
+    ``decode_group``: images of the native size in a call of the decoder [default: measured too].
+    """
     if wants_compiling(family, settings):
         # first, because the sizes must be the best ones of the program that runs
         compile_or_run_eagerly(family, settings)
@@ -75,7 +78,7 @@ def make_engine(family: Family, settings: Settings) -> Engine:
         family,
         slots=slots,
         micro_batch=micro_batch,
-        decode_group=found.decode_group,
+        decode_group=decode_group or found.decode_group,
         deterministic=settings.deterministic,
         cuda_graphs=found.cuda_graphs,
     )

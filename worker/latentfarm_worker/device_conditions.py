@@ -18,7 +18,7 @@ def device_conditions(device: torch.device) -> dict[str, Any]:
             "device": "cuda",
             "device_name": torch.cuda.get_device_name(device),
             "torch": torch.__version__,
-            "cudnn": torch.backends.cudnn.version(),
+            "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
         }
     capabilities = torch.cpu.get_capabilities()
     return {

@@ -52,6 +52,7 @@ def work(
     model: Path,
     *,
     micro_batch: int = 4,
+    decode_group: int = 1,
     deterministic: bool = True,
     embed_metadata: bool = True,
     compiled: bool = False,
@@ -63,7 +64,13 @@ def work(
     loop = RenderLoop(
         ledger=farm.ledger,
         bucket=farm.bucket,
-        engine=Engine(family, slots=micro_batch, micro_batch=micro_batch, deterministic=deterministic),
+        engine=Engine(
+            family,
+            slots=micro_batch,
+            micro_batch=micro_batch,
+            decode_group=decode_group,
+            deterministic=deterministic,
+        ),
         model="mini",
         worker="worker-a",
         lease_ttl_s=30,
@@ -108,7 +115,10 @@ def test_every_kind_of_image_has_the_same_bytes_when_rendered_again(farm: Farm, 
         {"image_format": "jpeg"},
     ]
     batch = farm.submit([{"prompt": f"p{n}", **SMALL, **kind} for n, kind in enumerate(kinds)], batch="b")
-    work(farm, model)
+    work(farm, model, decode_group=2)
+    # twice as large, hence in calls of half the rows and images
+    sizes = [(line["micro_batch"], line.get("decode_group", 1)) for line in batch.results()]
+    assert sizes == [(4, 2), (4, 2), (4, 2), (2, 1), (4, 2), (4, 2), (4, 2)]
     found = results_of(batch, model)
     assert len(found) == len(kinds)
     assert [each for each in found.values() if each.differences or not each.same_bytes or each.tolerance] == []

@@ -25,11 +25,14 @@ _MAX_WAIT_STEPS = 8
 
 @dataclass(frozen=True)
 class _HostTransfer:
-    """A decoded image on its way to the host: pixels uint8 (H, W, 3), validity bool (3,)."""
+    """A decoded image on its way to the host: pixels uint8 (H, W, 3), validity bool (3,).
+
+    ``group``: images that were decoded with it, padding included; 0 if it was decoded in tiles.
+    """
 
     pixels: torch.Tensor
     validity: torch.Tensor
-    tiled: bool
+    group: int
     timer: _DecodeTimer
 
 
@@ -196,7 +199,7 @@ class Decoder:
             pixels, validity = _copy_async(pixels, self._stream), _copy_async(validity, self._stream)
         timer.copied(self._stream)
         for at, pending in enumerate(group):
-            pending.transfer = _HostTransfer(pixels[at], validity[at], tiled=size == 0, timer=timer)
+            pending.transfer = _HostTransfer(pixels[at], validity[at], group=size, timer=timer)
         self._transfers += group
 
     # -- images ----------------------------------------------------------------------------------------------
@@ -242,7 +245,8 @@ class Decoder:
             micro_batch=image.micro_batch,
             plan_digest=image.plan.digest,
             truncated=image.truncated,
-            tiled=transfer.tiled,
+            decode_group=max(1, transfer.group),
+            tiled=transfer.group == 0,
             timings={**image.timings, "decode": seconds},
         )
 

@@ -22,6 +22,7 @@ class Rendered:
         scheduler: diffusers' class name.
         micro_batch: rows of a call of the model; with the same number the bytes are the same.
         truncated: the job's fields whose text was cut off, ``prompt`` and ``negative_prompt``.
+        decode_group: images in its call of the decoder; with the same number the bytes are the same.
         tiled: whether it was decoded in tiles, for lack of memory.
         timings: seconds of ``wait``, ``text``, ``denoise`` (wall clock, from admission to the last step) and
             ``decode`` (its share of the group's).
@@ -37,6 +38,7 @@ class Rendered:
     micro_batch: int
     plan_digest: str
     truncated: tuple[str, ...]
+    decode_group: int
     tiled: bool
     timings: dict[str, float]
 

@@ -61,6 +61,7 @@ class ImageFileEncoder:
             "plan": image.plan_digest,
             **self._conditions,
             "micro_batch": image.micro_batch,
+            **({"decode_group": image.decode_group} if image.decode_group > 1 else {}),
             "prompt_truncated": "prompt" in image.truncated,
             **({"negative_prompt_truncated": True} if "negative_prompt" in image.truncated else {}),
             **({"tiled": True} if image.tiled else {}),

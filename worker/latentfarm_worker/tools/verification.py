@@ -40,6 +40,7 @@ CONDITIONS = (
     "dtype",
     "quantization",
     "micro_batch",
+    "decode_group",
     "compiled",
     "tiled",
     "deterministic",
@@ -85,6 +86,8 @@ class Setup(NamedTuple):
     threads: int
     #: rows of a call of the model at this size; 0 for a receipt without it: as a worker chooses it
     micro_batch: int
+    #: images in a call of the decoder at this size
+    decode_group: int
     pixels: int
 
 
@@ -128,8 +131,8 @@ class Verification:
         #: dtype, quantization, and whether it runs compiled
         self._loaded: tuple[str, str, bool] | None = None
         self._default_threads = torch.get_num_threads()
-        #: by (CPU threads, micro-batch)
-        self._engines: dict[tuple[int, int], Engine] = {}
+        #: by CPU threads, micro-batch and decoder's group
+        self._engines: dict[tuple[int, int, int], Engine] = {}
         #: descriptions of the conditions under which images were rendered again
         self.conditions: set[str] = set()
 
@@ -154,11 +157,12 @@ class Verification:
             compiled=line.get("compiled", False),
             threads=line.get("threads", self._default_threads),
             micro_batch=line.get("micro_batch", 0),
+            decode_group=line.get("decode_group", 1),
             pixels=request.get("width", 0) * request.get("height", 0),
         )
 
     def _engine(self, setup: Setup) -> Engine:
-        dtype, quantization, compiled, threads, rows, pixels = setup
+        dtype, quantization, compiled, threads, rows, images, pixels = setup
         settings = self._settings.model_copy(
             update={
                 "dtype": dtype,
@@ -176,12 +180,15 @@ class Verification:
             self._loaded = (dtype, quantization, compiled)
         # after loading, which may change the number of threads
         torch.set_num_threads(threads)
-        micro_batch = _at_native_size(self._family, rows, pixels)
-        if compiled or (threads, micro_batch) not in self._engines:
+        # calls with larger images than the native size have fewer rows and images, in inverse proportion
+        larger = max(1.0, pixels / (self._family.native_width * self._family.native_height))
+        micro_batch, group = 2 * ceil(rows * larger / 2), ceil(images * larger)
+        wanted = (threads, micro_batch, group)
+        if compiled or wanted not in self._engines:
             # compiled again for each, so that no number of setups reaches the compiler's limit
             own = settings.model_copy(update={"micro_batch": micro_batch})
-            self._engines[threads, micro_batch] = make_engine(self._family, own)
-        engine = self._engines[threads, micro_batch]
+            self._engines[wanted] = make_engine(self._family, own, decode_group=group)
+        engine = self._engines[wanted]
         self.conditions.add(_describe(engine, threads))
         return engine
 
@@ -210,15 +217,6 @@ class Verification:
                 f"{line['job']} was rendered by a model with digest {digest}, and {family.name} has "
                 f"{family.model_digest}; name the model of the batch with --model"
             )
-
-
-def _at_native_size(family: Family, rows: int, pixels: int) -> int:
-    """Return the micro-batch of an engine that renders images of so many pixels in calls of so many rows.
-
-    It is larger if they are larger than the model's native size. See ``Engine``.
-    """
-    native = family.native_width * family.native_height
-    return 2 * ceil(rows * max(pixels, native) / native / 2)
 
 
 def _describe(engine: Engine, threads: int) -> str:
