@@ -7,6 +7,7 @@ it is compiled, it also has channels_last and full graphs of the U-Net and the d
 from __future__ import annotations
 
 import io
+import json
 import time
 import warnings
 from bisect import bisect_right
@@ -31,18 +32,17 @@ def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "")
 
     ``source``: a diffusers folder, or empty for the bundled model.
     """
-    from diffusers import StableDiffusionPipeline
+    import diffusers
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    folder = Path(source or MODEL_DIR)
+    kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+    own = {"add_watermarker": False} if kind == "StableDiffusionXLPipeline" else {"safety_checker": None}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torchvision and accelerate are not installed
-        pipe = StableDiffusionPipeline.from_pretrained(
-            source or MODEL_DIR,
-            torch_dtype=getattr(torch, dtype),
-            use_safetensors=True,
-            safety_checker=None,
-            local_files_only=True,
+        pipe: Any = getattr(diffusers, kind).from_pretrained(
+            folder, torch_dtype=getattr(torch, dtype), use_safetensors=True, local_files_only=True, **own
         )
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any, Literal, Self
 
 from tests.bench.table import process_cpu_s
@@ -43,6 +44,11 @@ class Run:
         return self.cpu_s / len(self.job_s)
 
     @property
+    def p50_s(self) -> float:
+        """Return the median of the jobs' times."""
+        return median(self.job_s)
+
+    @property
     def p99_s(self) -> float:
         """Return the 99th percentile of the jobs' times."""
         return p99(self.job_s)
@@ -59,14 +65,15 @@ class ModelSource:
     """The model that a process loads, and its device.
 
     ``source``: a diffusers folder [default: the bundled model]. ``backend``: torch.compile's backend for diffusers
-    [default: not compiled]. ``slots``: of an engine [default: chosen as a worker does].
+    [default: not compiled]. Of an engine: ``micro_batch`` [default: chosen as a worker does] and ``quantization``.
     """
 
     source: str = ""
     dtype: str = "float32"
     device: str = "cpu"
     backend: str = ""
-    slots: int = 0
+    micro_batch: int = 0
+    quantization: str = "none"
 
 
 class RenderProcesses:
@@ -101,7 +108,9 @@ class RenderProcesses:
             child.communicate()
 
     def run(self, rows: Sequence[Row], **options: Any) -> Run:
-        """Render the rows. ``options``: ``size`` and ``order`` of diffusers' batches, or ``slots`` of an engine.
+        """Render the rows.
+
+        ``options``: ``size`` and ``order`` of diffusers' batches, or ``micro_batch`` and ``cuda_graphs`` of an engine.
 
         Raises:
             RuntimeError: The process failed. The message has the end of its log.
@@ -188,16 +197,20 @@ def _load_diffusers(model: ModelSource) -> Render:
 def _load_engine(model: ModelSource) -> Render:
     from tests.bench import worker_engine
 
-    family = worker_engine.load(model.source, dtype=model.dtype, device=model.device)
-    engines = {model.slots: worker_engine.make_engine(family, slots=model.slots)}
+    family = worker_engine.load(model.source, dtype=model.dtype, device=model.device, quantization=model.quantization)
+    engines: dict[tuple[int, bool | None], Any] = {}
+    engines[model.micro_batch, None] = worker_engine.make_engine(family, micro_batch=model.micro_batch)
 
-    def render(rows: list[Row], *, slots: int = model.slots) -> list[tuple[Any, float]]:
-        if slots not in engines:
+    def render(
+        rows: list[Row], *, micro_batch: int = model.micro_batch, cuda_graphs: bool | None = None
+    ) -> list[tuple[Any, float]]:
+        wanted = (micro_batch, cuda_graphs)
+        if wanted not in engines:
             # free the old one first: a device may not hold two
             engines.clear()
-            engines[slots] = worker_engine.make_engine(family, slots=slots)
+            engines[wanted] = worker_engine.make_engine(family, micro_batch=micro_batch, cuda_graphs=cuda_graphs)
         done: list[Any] = [None] * len(rows)
-        for number, pixels in worker_engine.render(engines[slots], rows):
+        for number, pixels in worker_engine.render(engines[wanted], rows):
             done[number] = (pixels, time.monotonic())
         return done
 

@@ -1,21 +1,35 @@
-"""The GPU benchmark runs without a GPU, and its model has the published shapes."""
+"""The GPU benchmark runs without a GPU, and its models have the published shapes."""
 
 from __future__ import annotations
 
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from tests.bench.gpu import share_of_peak
+from tests.bench.gpu_run import WORKLOADS, GpuRun
+from tests.bench.render_processes import ModelSource
 from tests.conftest import REPOSITORY
-from tests.support import sd15
+from tests.support.full_size import SD15, SDXL, FullSize, count_parameters
 
 
 @pytest.mark.unit
-def test_the_model_has_as_many_parameters_as_the_published_one() -> None:
+@pytest.mark.parametrize("model", [SD15, SDXL])
+def test_the_models_have_as_many_parameters_as_the_published_ones(model: FullSize) -> None:
     with torch.device("meta"):
-        assert sd15.parameters(sd15.models()) == sd15.PARAMETERS
+        assert count_parameters(model.models()) == model.parameters
+
+
+@pytest.mark.unit
+def test_a_rate_is_compared_with_that_of_the_matrix_product(tmp_path: Path) -> None:
+    run = GpuRun(ModelSource(), WORKLOADS["sdxl"], tmp_path, ends=0.0, tiny=False, rounds=1)
+    assert share_of_peak(run, 1.2) == []
+    run.matmul = 700.0
+    [line] = share_of_peak(run, 1.2, 0.45)
+    assert (round(line.figure, 3), line.met) == (0.714, True)
 
 
 @pytest.mark.unit
@@ -29,10 +43,19 @@ def test_without_a_device_the_benchmark_prints_a_message_and_exits() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_the_benchmark_measures_everything_with_a_tiny_model() -> None:
-    command = [sys.executable, "-m", "tests.bench.gpu", "--device", "cpu", "--tiny", "--minutes", "25"]
+@pytest.mark.parametrize(
+    ("part", "labels"),
+    [
+        ("engine", ("bytes alone", "compiled", "engine alone, micro-batches of 4")),
+        ("farm", ("Celery", "compiled", "engine alone", "arriving jobs: p99", "mixed jobs", "start", "one seed")),
+    ],
+)
+@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+def test_the_benchmark_measures_everything_with_a_tiny_model(model: str, part: str, labels: tuple[str, ...]) -> None:
+    options = ["--model", model, "--part", part, "--device", "cpu", "--tiny", "--minutes", "25"]
+    command = [sys.executable, "-m", "tests.bench.gpu", *options]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert "Left out" not in done.stdout, done.stdout
     figures = re.findall(r"^\| (.+?) \| [\d.,]+", done.stdout, re.MULTILINE)
-    for label in ("bytes alone", "Celery", "compiled", "engine alone", "mixed jobs", "start", "one seed"):
+    for label in labels:
         assert any(label in figure for figure in figures), done.stdout + done.stderr

@@ -12,19 +12,33 @@ from tests.bench.workload import Row
 from latentfarm.job import Job
 from latentfarm.settings import Settings
 from latentfarm_worker import build
+from latentfarm_worker.calibration.micro_batch import calibrate
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.models import Family, load_family
 
 
-def load(source: str | Path, *, dtype: str, device: str) -> Family:
+def load(source: str | Path, *, dtype: str, device: str, quantization: str = "none") -> Family:
     """Load a model as a worker does. ``source``: a diffusers folder, or empty for the bundled model."""
-    return load_family(source or MODEL_DIR, dtype=getattr(torch, dtype), device=torch.device(device))
+    quantized: dict[str, Any] = {} if quantization == "none" else {"quantization": quantization}
+    return load_family(source or MODEL_DIR, dtype=getattr(torch, dtype), device=torch.device(device), **quantized)
 
 
-def make_engine(family: Family, *, slots: int = 0) -> Engine:
-    """Build and warm up an engine as a worker does. ``slots``: [default: chosen or cached as a worker's]."""
-    engine = build.make_engine(family, Settings(slots=slots))
+def make_engine(family: Family, *, micro_batch: int = 0, cuda_graphs: bool | None = None) -> Engine:
+    """Build and warm up an engine as a worker does.
+
+    ``micro_batch``, ``cuda_graphs``: [default: chosen or cached as a worker's].
+    """
+    settings = Settings(micro_batch=micro_batch)
+    engine = build.make_engine(family, settings)
+    if cuda_graphs is not None:
+        engine = Engine(
+            family,
+            slots=engine.slots,
+            micro_batch=engine.micro_batch,
+            decode_group=calibrate(family, settings.cache_dir).decode_group,
+            cuda_graphs=cuda_graphs,
+        )
     engine.warm_up()
     return engine
 

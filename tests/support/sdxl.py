@@ -1,0 +1,74 @@
+"""A model of Stable Diffusion XL's shapes with random weights, from its published configuration files.
+
+https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0: config.json of unet, vae, text_encoder and
+text_encoder_2.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: parameters of the published weights
+PARAMETERS = {
+    "unet": 2_567_463_684,
+    "vae": 83_653_863,
+    "text_encoder": 123_060_480,
+    "text_encoder_2": 694_659_840,
+}
+
+
+def models() -> dict[str, Any]:
+    """Return the four models with random weights, on torch's default device."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    unet = UNet2DConditionModel(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        layers_per_block=2,
+        cross_attention_dim=2048,
+        attention_head_dim=(5, 10, 20),
+        transformer_layers_per_block=(1, 2, 10),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=2816,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=2,
+        latent_channels=4,
+        sample_size=1024,
+        scaling_factor=0.13025,
+        force_upcast=True,
+    )
+    common = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 512, "eos_token_id": 513}
+    first = CLIPTextConfig(
+        **common,
+        pad_token_id=513,
+        hidden_size=768,
+        intermediate_size=3072,
+        projection_dim=768,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        hidden_act="quick_gelu",
+    )
+    second = CLIPTextConfig(
+        **common,
+        pad_token_id=0,
+        hidden_size=1280,
+        intermediate_size=5120,
+        projection_dim=1280,
+        num_hidden_layers=32,
+        num_attention_heads=20,
+        hidden_act="gelu",
+    )
+    encoders = {"text_encoder": CLIPTextModel(first), "text_encoder_2": CLIPTextModelWithProjection(second)}
+    made = {"unet": unet, "vae": vae, **encoders}
+    for model in made.values():
+        model.eval().requires_grad_(requires_grad=False)
+    return made
