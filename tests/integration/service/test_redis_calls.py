@@ -65,7 +65,7 @@ def test_a_worker_makes_two_commits_a_second_and_four_more_at_first(farm: Farm, 
         assert number <= 4 + 2 * (at_s - ledger.committed_s[0])
 
 
-def test_several_jobs_are_leased_at_once(farm: Farm, family: Family) -> None:
+def test_several_jobs_are_leased_and_committed_at_once(farm: Farm, family: Family) -> None:
     submit(farm, JOBS)
     ledger = CountingLedger(farm)
     with render_loop(farm, family, ledger=ledger, slots=6) as loop:
@@ -74,3 +74,5 @@ def test_several_jobs_are_leased_at_once(farm: Farm, family: Family) -> None:
     assert max(ledger.leased) == 6
     assert sum(ledger.leased) == JOBS
     assert sum(1 for count in ledger.leased if count) <= 4
+    # the first six end at the same step
+    assert ledger.committed[0] == 6

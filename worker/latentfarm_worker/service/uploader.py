@@ -1,7 +1,8 @@
 """Encode, upload and commit finished images on threads of their own, and retry until Redis and the bucket answer.
 
 One Redis serves the whole farm, so a worker commits twice a second at most, and each commit records all images that
-were stored since the last one. A slower worker may save up to four commits, so that its images are committed at once.
+were stored since the last one. Images that end together are committed together, once the last of them is stored. A
+slower worker may save up to four commits, so that its images are committed at once.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ class Uploader:
         self._stored: deque[_Stored] = deque()
         self._commit_due = 0.0
         self._backlog = 0
+        #: images of the backlog that are not in the bucket yet
+        self._storing = 0
         self._latencies_s: deque[float] = deque(maxlen=_RECENT)
 
     @property
@@ -141,6 +144,7 @@ class Uploader:
         """Store and commit an image and its strip of intermediates."""
         with self._changed:
             self._backlog += 1
+            self._storing += 1
         stored = _Waiting(lease, image)
         self._pool.submit(self._store, stored, on_error=lambda error: self._on_store_error(stored, error))
 
@@ -181,7 +185,7 @@ class Uploader:
             return
         if isinstance(outcome, Abandoned):
             _log_abandoned([lease], outcome, "not stored")
-            self._decrement_backlog(1)
+            self._leave_backlog(waiting)
             return
         timings = {
             "queue": lease.queued_ms / 1000,
@@ -192,13 +196,12 @@ class Uploader:
         rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
         receipt = {**outcome.value, **provenance, "worker": self._worker, "timings": rounded}
         self._stored.append(_Stored(lease, receipt, image.job, image.width * image.height, began))
-        waiting.done = True
+        self._end_storing(waiting)
         self._committer.submit(self._commit)
 
     def _drop_image(self, waiting: _Waiting, error: JobError) -> None:
         """Let a job whose image cannot be stored fail or run again."""
-        waiting.done = True
-        self._decrement_backlog(1)
+        self._leave_backlog(waiting)
         self._fail(waiting.lease, error, retry=True)
 
     def _on_store_error(self, waiting: _Waiting, error: Exception) -> None:
@@ -234,6 +237,9 @@ class Uploader:
         if not self._stored:
             return
         self._stopping.wait(max(0.0, self._commit_due - _COMMIT_EARLY_S - time.monotonic()))
+        with self._changed:
+            # images of one step end together: else the first ones would use up the commits, and the last would wait
+            self._changed.wait_for(lambda: self._stopping.is_set() or not self._storing, _COMMIT_EVERY_S)
         self._commit_due = max(self._commit_due, time.monotonic()) + _COMMIT_EVERY_S
         stored = [self._stored.popleft() for _ in range(min(len(self._stored), _MAX_COMMITS_PER_CALL))]
         try:
@@ -290,6 +296,17 @@ class Uploader:
         with self._changed:
             self._backlog -= images
             self._changed.notify_all()
+
+    def _end_storing(self, waiting: _Waiting) -> None:
+        with self._changed:
+            waiting.done = True
+            self._storing -= 1
+            self._changed.notify_all()
+
+    def _leave_backlog(self, waiting: _Waiting) -> None:
+        """Forget an image that is not stored."""
+        self._end_storing(waiting)
+        self._decrement_backlog(1)
 
     # -- failures --------------------------------------------------------------------------------------------
 
