@@ -30,15 +30,16 @@ from tests.bench.servers import redis_cpu_s, redis_server, temporary_folder
 from tests.bench.table import Conditions, Line, parse_arguments, report
 
 from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger.constants import SCHEMA_KEY
 from latentfarm.ledger.records import receipt_text
 from latentfarm.limits import PART_JOBS
 
 Kind = Literal["lease", "commit", "renew", "heartbeat", "expire_leases"]
 
 MODEL = "simulated"
-#: batches of several users that share the model
-BATCHES = 4
-BATCH_JOBS = 10_000_000
+#: open batches of many users that share the model
+BATCHES = 1_000
+BATCH_JOBS = 1_000_000
 #: the defaults of a real worker
 SLOTS, LEASE_TTL_S, RENEW_S, HOUSEKEEPING_S, IDLE_POLL_S = 16, 30.0, 5.0, 3.0, 0.2
 #: seconds of work leased ahead; seconds between commits, and how much sooner one may come
@@ -194,7 +195,8 @@ class SimulatedWorker:
 
     def _accept(self, reply: list[list[Any]]) -> None:
         self._leasing = False
-        self._prefetched.extend(Lease(batch.decode(), *numbers) for batch, *numbers in reply)
+        for batch, index, count, epoch, *_ in reply:
+            self._prefetched.extend(Lease(batch.decode(), index + at, epoch + at, attempts=0) for at in range(count))
         now = time.monotonic()
         while self._prefetched and len(self._running) < SLOTS:
             self._begin(now)
@@ -227,7 +229,7 @@ class SimulatedWorker:
 
     def _send(self, kind: Kind, due: float, *arguments: str | int) -> None:
         self._sent.append((kind, due))
-        words: Any = ("EVALSHA", self._simulation.shas[kind], 0, *arguments)
+        words: Any = ("EVALSHA", self._simulation.shas[kind], 1, SCHEMA_KEY, *arguments)
         self.socket.sendall(hiredis.pack_command(words))
 
 
@@ -302,7 +304,7 @@ def main() -> int:
         conditions = Conditions(Ledger.connect(url).ping())
         loads = [simulate(url, count, seconds) for count in counts]
     note = (
-        f"{SLOTS} slots a worker, render times spread by {SPREAD:g} (sigma of the logarithm), {BATCHES} batches; a "
+        f"{SLOTS} slots a worker, render times spread by {SPREAD:g} (sigma of the logarithm), {BATCHES:,} batches; a "
         f"connection a worker, over a unix socket. {os.cpu_count()} cores for Redis, its disk and all workers."
     )
     return report("simulation", lines_of(loads), conditions, write=arguments.write, note=note)

@@ -14,6 +14,8 @@ from latentfarm.ledger.constants import LUA_CONSTANTS
 
 #: a shared function, of one line or of several
 _FUNCTION = re.compile(r"^local function (?P<name>\w+)\(.*(?: end\n|\n(?:(?: .*)?\n)*end\n)", re.MULTILINE)
+_CAPITALS = re.compile(r"\b[A-Z][A-Z_]+\b")
+_CONSTANTS = {name: json.dumps(value) for name, value in LUA_CONSTANTS.items()}
 #: the check of the schema, which every script begins with
 _CHECK = re.compile(r"^do\n(?:.*\n)*?end\n", re.MULTILINE)
 
@@ -63,7 +65,7 @@ class Scripts:
 
 @cache
 def _source(name: str) -> str:
-    """Return a script with what it uses of the constants and the shared functions in front of it.
+    """Return a script with the shared functions that it uses in front of it, and with the values of constants.
 
     Redis runs the whole text at every call, and to create fifty functions takes longer than many a script.
     """
@@ -74,10 +76,8 @@ def _source(name: str) -> str:
         if _uses(source, definition["name"]):
             source = definition[0] + source
     [check] = _CHECK.findall(shared)
-    source = check + source
     # a JSON text or number is one of Lua too
-    constants = (f"local {key} = {json.dumps(value)}\n" for key, value in LUA_CONSTANTS.items() if _uses(source, key))
-    return "".join(constants) + source
+    return _CAPITALS.sub(lambda name: _CONSTANTS.get(name[0], name[0]), check + source)
 
 
 def _read(name: str) -> str:

@@ -43,6 +43,13 @@ def test_scripts_use_only_constants_that_exist() -> None:
         assert used - local - {"ARGV", "KEYS", *LUA_CONSTANTS} == set(), name
 
 
+def test_no_text_or_local_name_of_a_script_is_that_of_a_constant() -> None:
+    for name, script in SCRIPTS.items():
+        code = re.sub(r"--.*", "", script)
+        texts = " ".join(re.findall(r"'[^']*'", code) + re.findall(r"local ([\w, ]+)", code))
+        assert set(re.findall(r"\w+", texts)) & {*LUA_CONSTANTS} == set(), name
+
+
 def test_every_constant_of_a_script_is_used() -> None:
     used = {word for script in SCRIPTS.values() for word in re.findall(r"\b[A-Z][A-Z_]+\b", code_of(script))}
     # the states and pausers are whole enums

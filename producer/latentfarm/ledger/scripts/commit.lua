@@ -39,16 +39,32 @@ local function refuse(batch, index)
   return 'stale'
 end
 
+-- Consecutive jobs are written together
+local run = {}
+local function write_run()
+  if run.batch then set_states(run.batch, run.first, run.count, DONE) end
+end
+
+local function set_done(batch, index)
+  if run.batch == batch and run.first + run.count == index then
+    run.count = run.count + 1
+  else
+    write_run()
+    run.batch, run.first, run.count = batch, index, 1
+  end
+end
+
 local function commit(at, epoch, receipt, truncated)
   local name = names[at]
   local batch, index = parse_name(name)
   -- a name may occur twice in one call; the first one ends the lease
   if ended[name] then return 'repeated' end
-  if parse_holder(holders[at]) ~= epoch then
-    return was_committed(batch, index, epoch) and 'repeated' or refuse(batch, index)
+  -- a holder is "<epoch> <worker>"
+  if not holders[at] or string.find(holders[at], epoch .. ' ', 1, true) ~= 1 then
+    return was_committed(batch, index, tonumber(epoch)) and 'repeated' or refuse(batch, index)
   end
   ended[name], ended[#ended + 1] = true, name
-  set_state(batch, index, DONE)
+  set_done(batch, index)
   local part = part_for(batch, index)
   part.count, part.truncated, part.last = part.count + 1, part.truncated + truncated, at
   part.receipts[2 * part.count - 1], part.receipts[2 * part.count] = decimal(index), receipt
@@ -57,8 +73,9 @@ end
 
 for at = 1, #names do
   local from = 4 * at - 3
-  outcomes[at] = commit(at, tonumber(ARGV[from + 1]), ARGV[from + 2], tonumber(ARGV[from + 3]))
+  outcomes[at] = commit(at, ARGV[from + 1], ARGV[from + 2], tonumber(ARGV[from + 3]))
 end
+write_run()
 if #ended > 0 then
   redis.call('ZREM', '{lf}:leases', unpack(ended))
   redis.call('HDEL', '{lf}:holders', unpack(ended))

@@ -9,10 +9,11 @@ end
 local now = now_ms()
 write_schema()
 redis.call('ZADD', '{lf}:batches', now, batch)
-redis.call('HSET', batch_key(batch), 'digest', digest, 'model', model, 'priority', ARGV[4], 'weight', ARGV[5],
-  'budget', ARGV[6], 'canary', ARGV[7], 'webhook', ARGV[8], 'state', BATCH_OPENING, 'paused_by', '', 'paused', '',
-  'total', 0, 'parts_digest', '', 'cursor', 0, 'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0, 'invalid', 0,
-  'retries', 0, 'sparse', 0, 'epoch', 0, 'virtual_time', 0, 'budget_done', 0, 'budget_failed', 0, 'webhook_state', '',
-  'created_ms', now)
+-- Redis searches a small hash from its beginning, so what each lease and commit reads is there
+redis.call('HSET', batch_key(batch), 'total', 0, 'cursor', 0, 'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0,
+  'canary', ARGV[7], 'state', BATCH_OPENING, 'model', model, 'priority', ARGV[4], 'virtual_time', 0, 'weight', ARGV[5],
+  'epoch', 0, 'sparse', 0, 'created_ms', now, 'counted', 0, 'paused_by', '', 'paused', '', 'budget', ARGV[6],
+  'invalid', 0, 'retries', 0, 'budget_done', 0, 'budget_failed', 0, 'webhook', ARGV[8], 'webhook_state', '',
+  'parts_digest', '', 'digest', digest)
 redis.call('SADD', '{lf}:active:' .. model, batch)
 return { digest, BATCH_OPENING, 0, '' }

@@ -1,7 +1,7 @@
 -- Lease up to k jobs of a model: from the batch of the highest priority, among equals from the one of the lowest
--- virtual time. If batches of one priority have jobs, one call takes at most half of its jobs from each in turn: a run
--- of jobs costs less than jobs of many batches. In a batch, a job that runs alone comes first, then requeued jobs, then
--- the jobs at the cursor.
+-- virtual time. If several batches of one priority have jobs, one call takes a run of at most half of its jobs from one,
+-- but MIN_RUN: a run costs less than jobs of many batches. In a batch, a job that runs alone comes first, then requeued
+-- jobs, then the jobs at the cursor.
 -- ARGV: model, worker, k, lease_ms, request ('' or an id that no other request of the worker has), alone (1 if one of
 -- the jobs may be one that runs alone: a worker that dies has at most one of them, so the others are not suspected).
 -- If a request has the id of the one before, the reply to that one may have been lost: its leases that are still held
@@ -17,6 +17,7 @@ local REPLY_KEY, REPLY_KEEP_S = '{lf}:lease_reply:' .. worker, 3600
 local MAX_SCAN, SCAN_BLOCK = 4000000, 65536
 -- batches whose time has come that one call moves at most
 local MAX_DUE = 100
+local MIN_RUN = 8
 local scanned, taken = 0, 0
 local runs, expiries, holders = {}, {}, {}
 
@@ -59,17 +60,18 @@ local function next_batch()
     end
   end
   local shared = second and second - score < PRIORITY_STEP / 2
-  return name, shared and math.ceil(wanted / 2) or wanted, false
+  return name, shared and math.max(MIN_RUN, math.ceil(wanted / 2)) or wanted, false
 end
 
 local function read_batch(name)
-  local total, canary, cursor, virtual_time, weight, epoch, sparse, created_ms, leased, first_ms, counted = unpack(
-    redis.call('HMGET', batch_key(name), 'total', 'canary', 'cursor', 'virtual_time', 'weight', 'epoch', 'sparse',
-      'created_ms', 'leased', 'first_ms', 'counted'))
+  local total, canary, cursor, priority, virtual_time, weight, epoch, sparse, created_ms, leased, first_ms, counted =
+    unpack(redis.call('HMGET', batch_key(name), 'total', 'canary', 'cursor', 'priority', 'virtual_time', 'weight',
+      'epoch', 'sparse', 'created_ms', 'leased', 'first_ms', 'counted'))
   return {
     name = name, limit = canary == '0' and tonumber(total) or math.min(total, canary), cursor = tonumber(cursor),
     taken = 0, virtual_time = tonumber(virtual_time), weight = tonumber(weight), sparse = sparse ~= '0',
-    leased = tonumber(leased), first_ms = first_ms or now, age_ms = now - created_ms,
+    leased = tonumber(leased), first_ms = first_ms or now, age_ms = now - created_ms, priority = priority,
+    counted = counted,
     -- the clock keeps epochs rising even if Redis was restored from an older snapshot
     epoch = math.max(tonumber(epoch), started_us),
   }
@@ -141,15 +143,22 @@ local function take_at_cursor(batch, count)
   batch.cursor = batch.cursor + count
 end
 
-local function save(batch)
+local function save(batch, alone)
   if batch.taken == 0 then
     redis.call('HSET', batch_key(batch.name), 'cursor', batch.cursor)
     return place(batch.name, now)
   end
-  redis.call('HSET', batch_key(batch.name), 'cursor', batch.cursor, 'epoch', decimal(batch.epoch), 'virtual_time',
-    string.format('%.17g', batch.virtual_time + batch.taken / batch.weight), 'leased', batch.leased + batch.taken,
-    'first_ms', batch.first_ms)
-  place(batch.name, now)
+  local virtual_time = batch.virtual_time + batch.taken / batch.weight
+  -- what `place` would do, in fewer commands: the usual batch has more jobs at its cursor
+  local stays = not alone and not batch.sparse and batch.cursor < batch.limit
+  redis.call('HSET', batch_key(batch.name), 'cursor', batch.cursor, 'epoch', batch.epoch, 'virtual_time',
+    virtual_time, 'leased', batch.leased + batch.taken, 'first_ms', batch.first_ms,
+    'counted', stays and batch.counted - batch.taken or batch.counted)
+  if not stays then return place(batch.name, now) end
+  local score = rank(batch.priority, virtual_time)
+  redis.call('ZADD', '{lf}:runnable:' .. model, score, batch.name)
+  redis.call('ZADD', '{lf}:alone:' .. model, 'XX', score, batch.name)
+  redis.call('HINCRBY', '{lf}:pending', model, -batch.taken)
 end
 
 local function take(name, count, alone)
@@ -161,7 +170,7 @@ local function take(name, count, alone)
     take_again(batch, '{lf}:requeued:' .. name, count)
     take_at_cursor(batch, count - batch.taken)
   end
-  save(batch)
+  save(batch, alone)
 end
 
 local held = repeat_reply()

@@ -8,7 +8,8 @@ local function renew(first, last)
   for at = first, last, 2 do names[#names + 1] = ARGV[at] end
   local holders = redis.call('HMGET', '{lf}:holders', unpack(names))
   for at, name in ipairs(names) do
-    if parse_holder(holders[at]) == tonumber(ARGV[first + 2 * at - 1]) then
+    -- a holder is "<epoch> <worker>"
+    if holders[at] and string.find(holders[at], ARGV[first + 2 * at - 1] .. ' ', 1, true) == 1 then
       held[#held + 1], held[#held + 2] = until_ms, name
     else
       lost[#lost + 1] = name
