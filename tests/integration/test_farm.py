@@ -12,7 +12,7 @@ from latentfarm import Batch, Farm, InputError
 from latentfarm.doorbell import MAX_DOORBELLS, make_app, ring
 from latentfarm.errors import LatentfarmError
 from latentfarm.job_state import JobState
-from latentfarm.ledger import JobRecord
+from latentfarm.ledger import Snapshot
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import image_key, manifest_key
@@ -106,16 +106,16 @@ def test_flushing_a_part_twice_loses_no_receipt(farm: Farm) -> None:
 def test_a_part_flushed_by_two_at_once_keeps_every_receipt(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
     batch = farm.submit(["a", "b"], batch="cats")
     work(farm, batch)
-    records_of = farm.ledger.jobs
+    snapshot_of = farm.ledger.snapshot
 
-    def other_flushes_first(name: str, indices: Sequence[int]) -> list[JobRecord]:
+    def other_flushes_first(name: str, indices: Sequence[int]) -> Snapshot:
         monkeypatch.undo()
-        flush_part(farm.ledger, farm.bucket, name, 0)
-        return records_of(name, indices)
+        assert flush_part(farm.ledger, farm.bucket, name, 0)
+        return snapshot_of(name, indices)
 
-    # the other flush ends after our first read of the bucket, if there is one, and before our read of the ledger
-    monkeypatch.setattr(farm.ledger, "jobs", other_flushes_first)
-    flush_part(farm.ledger, farm.bucket, "cats", 0)
+    # the other flush ends before our read of the ledger
+    monkeypatch.setattr(farm.ledger, "snapshot", other_flushes_first)
+    assert flush_part(farm.ledger, farm.bucket, "cats", 0)
     assert [line["key"] for line in read_part(farm.bucket, "cats", 0)] == [
         image_key("cats", 0, 1),
         image_key("cats", 1, 1),
