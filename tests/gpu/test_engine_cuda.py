@@ -1,7 +1,9 @@
-"""Test the engine on a CUDA device as on the CPU, in the dtypes that workers use there."""
+"""Test the engine on a CUDA device as on the CPU, in the dtypes and programs that workers use there."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +12,66 @@ import torch
 from tests.support.tiny import Kind, make_tiny
 
 from latentfarm.job import Job
+from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.engine.engine import Engine, Rendered
+from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.models import load_family
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
-NAMES = ["euler", "euler_a", "dpm++2m", "heun", "unipc", None]
+CUDA = torch.device("cuda")
+#: plans without noise in their steps, and with it: ancestral, SDE, LCM; None is the model's own
+NAMES = ["euler", "euler_a", "dpm++2m", "heun", "unipc", "dpm++2m-sde", "lcm", None]
+#: three chunks of 77 tokens, which are single bytes
+LONG = "a cat " * 30
 
 
-def jobs() -> list[Job]:
+def jobs(**fields: Any) -> list[Job]:
+    """Return jobs of different schedulers, steps, guidance and text lengths; one saves its intermediates."""
     return [
         Job(
             batch="b",
             index=index,
-            prompt=f"image {index}",
+            prompt=LONG if index % 4 == 1 else f"image {index}",
+            prompt_syntax="a1111",
             seed=index,
             scheduler=name,
             num_inference_steps=4 + index,
             guidance_scale=1.0 if index % 3 == 2 else 7.5,
+            save_intermediates=index == 3,
+            **fields,
         )
         for index, name in enumerate(NAMES)
     ]
 
 
-def run(family: Any, wanted: list[Job], slots: int = 4) -> dict[int, torch.Tensor]:
-    engine, done = Engine(family, slots=slots), {}
-    coming = list(wanted)
+def render(engine: Engine, wanted: list[Any]) -> dict[int, Rendered]:
+    """Admit a job a step; return the images by index."""
+    done, coming = {}, list(wanted)
     while coming or engine.busy:
         if coming:
             engine.admit(coming.pop(0))
         for result in engine.step():
             assert isinstance(result, Rendered), result
-            done[result.job.index] = result.pixels
+            done[result.job.index] = result
         engine.check_integrity()
     return done
+
+
+def run(family: Any, wanted: list[Job], **options: Any) -> dict[int, torch.Tensor]:
+    engine = Engine(family, slots=4, **{"micro_batch": 4, **options})
+    return {index: image.pixels for index, image in render(engine, wanted).items()}
+
+
+@contextmanager
+def waits_forbidden() -> Iterator[None]:
+    """Let every operation raise that makes the host wait for the device."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 @pytest.fixture(scope="module", params=["sd1", "sdxl"])
@@ -52,17 +80,87 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return make_tiny(tmp_path_factory.mktemp("models") / kind, kind=kind)
 
 
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_an_image_has_the_same_bytes_alone_and_in_a_batch(folder: Path, dtype: torch.dtype) -> None:
-    family = load_family(folder, dtype=dtype, device=torch.device("cuda"))
-    together = run(family, jobs())
+def test_an_image_has_the_same_bytes_alone_and_in_a_batch(
+    folder: Path, dtype: torch.dtype, *, cuda_graphs: bool
+) -> None:
+    family = load_family(folder, dtype=dtype, device=CUDA)
+    together = run(family, jobs(), cuda_graphs=cuda_graphs)
     for job in jobs():
+        alone = run(family, [job], cuda_graphs=cuda_graphs)
+        assert torch.equal(alone[job.index], together[job.index]), job
+
+
+@pytest.mark.timeout(900)
+def test_a_compiled_image_has_the_same_bytes_alone_and_in_a_batch_and_in_the_next_process(folder: Path) -> None:
+    results = []
+    for _ in range(2):
+        family = load_family(folder, dtype=torch.float16, device=CUDA)
+        family.compile()
+        together = run(family, jobs())
+        assert family.compiled
+        for job in jobs()[:3]:
+            assert torch.equal(run(family, [job])[job.index], together[job.index]), job
+        results.append(together)
+        # the second family compiles as another process would
+        torch._dynamo.reset()
+    assert all(torch.equal(results[0][index], results[1][index]) for index in results[0])
+
+
+def test_cuda_graphs_change_no_byte(folder: Path) -> None:
+    family = load_family(folder, dtype=torch.float16, device=CUDA)
+    plain, graphed = run(family, jobs()), run(family, jobs(), cuda_graphs=True)
+    assert all(torch.equal(plain[index], graphed[index]) for index in plain)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_no_step_waits_for_the_device(folder: Path, *, cuda_graphs: bool) -> None:
+    family = load_family(folder, dtype=torch.float16, device=CUDA)
+    engine = Engine(family, slots=4, micro_batch=4, decode_group=2, cuda_graphs=cuda_graphs)
+    # the first call with each shape may wait: it chooses kernels, allocates memory and captures graphs
+    render(engine, jobs())
+    prepared = [engine.prepare(job) for job in jobs(negative_prompt="rain")]
+    with waits_forbidden():
+        done = render(engine, prepared)
+    assert len(done) == len(NAMES)
+    assert len(done[3].frames) > 1
+
+
+@pytest.mark.skipif(
+    torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 9), reason="the GPU has no FP8 units"
+)
+def test_an_fp8_image_has_the_same_bytes_alone_and_in_a_batch_and_it_is_in_the_receipt(folder: Path) -> None:
+    pytest.importorskip("torchao")
+    family = load_family(folder, dtype=torch.bfloat16, device=CUDA, quantization="fp8")
+    together = run(family, jobs())
+    for job in jobs()[:3]:
         assert torch.equal(run(family, [job])[job.index], together[job.index]), job
+    engine = Engine(family, slots=2, micro_batch=4)
+    [image] = render(engine, jobs()[:1]).values()
+    assert ImageFileEncoder(engine, model="tiny", embed_metadata=True).provenance(image)["quantization"] == "fp8"
 
 
 def test_float32_images_are_within_two_levels_of_the_cpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     on_cpu = run(load_family(folder, dtype=torch.float32, device=torch.device("cpu")), jobs())
-    on_gpu = run(load_family(folder, dtype=torch.float32, device=torch.device("cuda")), jobs())
+    on_gpu = run(load_family(folder, dtype=torch.float32, device=CUDA), jobs())
     for index, image in on_cpu.items():
         assert (image.int() - on_gpu[index].int()).abs().max() <= 2, index
+
+
+def test_a_receipt_names_the_gpu_as_the_list_of_workers_does_and_its_libraries(folder: Path) -> None:
+    family = load_family(folder, dtype=torch.float16, device=CUDA)
+    engine = Engine(family, slots=2, micro_batch=4)
+    [image] = render(engine, jobs()[:1]).values()
+    receipt = ImageFileEncoder(engine, model="tiny", embed_metadata=True).provenance(image)
+    expected = {
+        "device": "cuda",
+        "device_name": device_name(CUDA),
+        "torch": torch.__version__,
+        "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
+        "dtype": "float16",
+        "micro_batch": 4,
+    }
+    assert expected.items() <= receipt.items()
+    assert not {"threads", "processor", "instruction_set"} & receipt.keys()
