@@ -13,12 +13,14 @@ message.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 import time
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import torch
+from tests.bench import worker_engine
 from tests.bench.bench_start import diffusers_start_s, latentfarm_start_s
 from tests.bench.comparison import largest_difference
 from tests.bench.gpu_run import ARRIVAL_SHARE, FAILURES, WORKLOADS, DeviceConditions, GpuRun
@@ -66,6 +68,18 @@ def exactness(run: GpuRun) -> None:
         alone = [engine.digests([row])[0] for row in rows[:4]]
     same = sum(one == other for one, other in zip(together, alone, strict=False))
     run.add(Line("jobs with the same bytes alone and together", 100 * same / len(alone), "%", 100, at_least=True))
+
+
+def quantized_images(run: GpuRun) -> None:
+    """Compare images of the bundled model, which is trained, with those without quantization."""
+    images: dict[str, dict[int, Any]] = {}
+    for quantization in ("none", run.source.quantization):
+        family = worker_engine.load("", dtype="bfloat16", device=run.source.device, quantization=quantization)
+        images[quantization] = dict(worker_engine.render(worker_engine.make_engine(family), uniform(8)))
+    plain, quantized = images.values()
+    errors = [float(((plain[at].astype(float) - quantized[at].astype(float)) ** 2).mean()) for at in plain]
+    psnr = fmean(10 * math.log10(255**2 / max(error, 1e-3)) for error in errors)
+    run.add(Line(f"mini with {run.source.quantization} against bfloat16, 8 images, mean PSNR", psnr, "dB"))
 
 
 def static_batches(run: GpuRun) -> None:
@@ -180,6 +194,8 @@ def measure_engine(run: GpuRun) -> None:
     run.attempt(60, micro_batches)
     run.attempt(60, static_batches)
     run.attempt(60, exactness)
+    if run.source.quantization != "none":
+        run.attempt(30, quantized_images)
 
 
 def measure_farm(run: GpuRun) -> None:
@@ -187,10 +203,9 @@ def measure_farm(run: GpuRun) -> None:
     run.attempt(0, matmul_rate)
     try:
         with farm_servers(run.folder / "farm") as servers:
-            update = {"model": "bench", "model_source": run.source.source, "dtype": run.source.dtype}
-            # only if it is set: the default needs no support
-            quantized = {} if run.source.quantization == "none" else {"quantization": run.source.quantization}
-            run.settings = servers.model_copy(update=update | quantized)
+            source = run.source
+            update = {"model_source": source.source, "dtype": source.dtype, "quantization": source.quantization}
+            run.settings = servers.model_copy(update={"model": "bench", **update})
             with run.all_renderers() as renderers:
                 run.attempt(60, end_to_end, renderers)
                 if run.rate:

@@ -20,8 +20,9 @@ from latentfarm_worker.models import Family, load_family
 
 def load(source: str | Path, *, dtype: str, device: str, quantization: str = "none") -> Family:
     """Load a model as a worker does. ``source``: a diffusers folder, or empty for the bundled model."""
-    quantized: dict[str, Any] = {} if quantization == "none" else {"quantization": quantization}
-    return load_family(source or MODEL_DIR, dtype=getattr(torch, dtype), device=torch.device(device), **quantized)
+    return load_family(
+        source or MODEL_DIR, dtype=getattr(torch, dtype), device=torch.device(device), quantization=quantization
+    )
 
 
 def make_engine(family: Family, *, micro_batch: int = 0, cuda_graphs: bool | None = None) -> Engine:
