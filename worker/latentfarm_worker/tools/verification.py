@@ -78,7 +78,7 @@ class ComparisonResult:
 
 
 class Setup(NamedTuple):
-    """What a receipt says about the model and the engine, or their defaults."""
+    """The model and the engine of a receipt, with defaults for what it lacks."""
 
     dtype: str
     quantization: str
@@ -270,7 +270,7 @@ class _Comparison:
 
 
 def _other_conditions(receipt: dict[str, Any], rendered: dict[str, Any]) -> tuple[str, ...]:
-    """Return a description of each condition under which the image was rendered otherwise than its receipt says."""
+    """Return a description of each condition that is not as in the receipt."""
     differ = [name for name in CONDITIONS if receipt.get(name) != rendered.get(name)]
     if "device" in differ:
         differ = [name for name in differ if name not in _OF_THE_DEVICE]
