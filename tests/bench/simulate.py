@@ -220,14 +220,14 @@ class SimulatedWorker:
         self._lease(due)
 
     def _commit(self, due: float) -> None:
-        arguments: list[str | int] = []
+        arguments: list[str | int | bytes] = []
         for lease in self._finished:
             arguments += [lease.name, lease.epoch, receipt_text({**receipt_of(lease), "epoch": lease.epoch}), 0]
         self._finished.clear()
         self._commit_due = max(self._commit_due, due) + COMMIT_S
         self._send("commit", due, *arguments)
 
-    def _send(self, kind: Kind, due: float, *arguments: str | int) -> None:
+    def _send(self, kind: Kind, due: float, *arguments: str | int | bytes) -> None:
         self._sent.append((kind, due))
         words: Any = ("EVALSHA", self._simulation.shas[kind], 1, SCHEMA_KEY, *arguments)
         self.socket.sendall(hiredis.pack_command(words))
