@@ -35,7 +35,7 @@ def test_a_cancelled_batch_frees_its_slots_within_two_steps(farm: Farm, family: 
         thread.start()
         until(lambda: batch.status().leased == 2)
         batch.cancel()
-        thread.join(10)
+        thread.join(30)
         assert not thread.is_alive()
     status = batch.status()
     assert (status.state, status.done, status.cancelled, status.leased) == ("cancelled", 0, 2, 0)

@@ -278,7 +278,8 @@ class Engine:
                 shape,
                 rows=rows,
                 micro_batch=self._micro_batch_of(shape),
-                pad=self.deterministic,
+                # each other number of rows would be compiled for itself
+                pad=self.deterministic or self.family.compiled,
                 cuda_graphs=self._cuda_graphs,
             )
         return self._batch
