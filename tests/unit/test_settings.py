@@ -28,6 +28,8 @@ OTHERS = {
     "dtype": "float16",
     "devices": "cpu:2",
     "slots": 7,
+    "micro_batch": 16,
+    "quantization": "fp8",
     "deterministic": False,
     "compile": False,
     "cache_dir": Path("/cache"),
