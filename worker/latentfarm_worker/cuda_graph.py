@@ -9,7 +9,7 @@ import torch
 
 from latentfarm_worker.models.text_encoder import Tensors
 
-#: an evaluation of a micro-batch; its arguments are those of ``DeviceBatch.evaluate``
+#: an evaluation of a micro-batch, with its indices and conditioning
 Evaluate = Callable[[torch.Tensor, Tensors], None]
 #: calls before the capture, in which libraries choose kernels and allocate their own memory
 _WARM_UPS = 3

@@ -138,18 +138,22 @@ class DeviceBatch:
             if image.rows_computed != rows:
                 self._micro_batches = None
 
-    def evaluate(self, indices: torch.Tensor, conditioning: Tensors) -> None:
-        """Evaluate the model and update the latents of images; the arguments are those of a micro-batch."""
-        evaluation = self._begin(self._state, indices)
-        output = self.family.predict(evaluation.latents, evaluation.timesteps, conditioning)
-        self._update(self._state, indices, evaluation, output)
-
     def _make_run(self) -> Evaluate:
+        """Return what evaluates the model and updates the latents of images."""
+        family, state = self.family, self._state
+        begin_step, update_latents = self._begin, self._update
+
+        # it must not hold this object: in a circle of references, the memory would stay until the next collection
+        def evaluate(indices: torch.Tensor, conditioning: Tensors) -> None:
+            evaluation = begin_step(state, indices)
+            output = family.predict(evaluation.latents, evaluation.timesteps, conditioning)
+            update_latents(state, indices, evaluation, output)
+
         if not self._cuda_graphs:
-            return self.evaluate
+            return evaluate
         idle = torch.full((3, self.micro_batch), self.rows, device=self._device)
         idle[2] = torch.arange(self.micro_batch, device=self._device)
-        return GraphedEvaluation(self.evaluate, idle)
+        return GraphedEvaluation(evaluate, idle)
 
     def _send_noise(self, images: Sequence[ImageState]) -> None:
         if not images:
@@ -165,5 +169,5 @@ class DeviceBatch:
         if missing > 0:
             more = self._state.table.new_zeros((len(self._state.table), missing, TABLE_COLUMNS))
             self._state = self._state._replace(table=torch.cat([self._state.table, more], dim=1))
-            # graphs read the table at its old address
+            # the old one, and its graphs, use the old table
             self._run = self._make_run()
