@@ -138,6 +138,8 @@ def collect(run: Run) -> None:
     # the retry opens a flushed part again, so that the next flush has to read it
     assert batch.retry(code="scheduler") == 1
     until(lambda: batch.status().is_final)
+    # a worker flushes it, and deletes the object of the first flush: `wait` would do so if it came first
+    until(lambda: not farm.ledger.full_parts())
     batch.wait(timeout_s=60)
     # orphans are collected a minute after the end of their batch; do not wait for it
     run.client("admin").zadd("{lf}:orphans", {"cats": 1})
