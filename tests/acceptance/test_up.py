@@ -24,6 +24,7 @@ from latentfarm import Farm
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 from latentfarm.storage.orphans import collect_orphans
+from latentfarm_worker.tools.bfloat16 import bfloat16_instructions
 
 pytestmark = pytest.mark.acceptance
 
@@ -186,8 +187,13 @@ def test_a_worker_without_its_model_exits_with_an_error(
 def test_doctor_reports_each_check(settings: Settings, latentfarm: Command) -> None:
     well = latentfarm("doctor", "--json", settings=settings)
     assert well.returncode == 0, well.stdout + well.stderr
-    assert [line["check"] for line in json.loads(well.stdout)] == ["redis", "bucket", "model", "device"]
-    ill = latentfarm("doctor", settings=settings.model_copy(update={"bucket": "nowhere"}))
+    lines = json.loads(well.stdout)
+    assert [line["check"] for line in lines] == ["redis", "bucket", "model", "device"]
+    expected = (
+        f"bfloat16 ({bfloat16_instructions()}) takes " if bfloat16_instructions() else "no instructions for bfloat16"
+    )
+    assert expected in lines[-1]["text"]
+    ill = latentfarm("doctor", settings=settings.model_copy(update={"bucket": "nowhere", "dtype": "float32"}))
     assert ill.returncode == 1
     assert [line.split()[0] for line in ill.stdout.splitlines()] == ["ok", "BAD", "ok", "ok"]
 

@@ -17,6 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "benchmarks.md"
+#: by the kernel's name of a CPU's flag
+_INSTRUCTION_SETS = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_bf16": "AVX512-BF16",
+    "amx_bf16": "AMX-BF16",
+    "sve": "SVE",
+    "bf16": "BF16",
+}
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -61,17 +70,30 @@ class Conditions:
         others = max(0.0, _machine_busy_s() - self._busy_s - (all_cpu_s() - self._own_s)) / wall_s
         redis = f"Redis {self.redis_version}, " if self.redis_version else ""
         return (
-            f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()}, {os.cpu_count()} cores; Python {platform.python_version()}, "
-            f"{redis}redis-py {version('redis')}, celery {version('celery')}. The run took {wall_s:.0f} s, in which "
-            f"other processes kept {others:.2f} cores busy."
+            f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()} ({instruction_sets()}), {os.cpu_count()} cores; Python "
+            f"{platform.python_version()}, {redis}redis-py {version('redis')}, celery {version('celery')}. The run took "
+            f"{wall_s:.0f} s, in which other processes kept {others:.2f} cores busy."
         )
 
 
 def cpu_name() -> str:
+    return _cpu_info("model name") or platform.machine()
+
+
+def instruction_sets() -> str:
+    """Return the CPU's instruction sets for the arithmetic of models, which decide how fast each dtype is."""
+    flags = {*_cpu_info("flags").split(), *_cpu_info("Features").split()}
+    return (
+        ", ".join(name for flag, name in _INSTRUCTION_SETS.items() if flag in flags) or "no vector instructions known"
+    )
+
+
+def _cpu_info(field: str) -> str:
+    """Return a field of the first core in /proc/cpuinfo, or an empty string."""
     for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
+        if line.startswith(field):
             return line.partition(":")[2].strip()
-    return platform.machine()
+    return ""
 
 
 def own_cpu_s() -> float:

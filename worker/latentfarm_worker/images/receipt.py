@@ -30,11 +30,10 @@ class ImageFileEncoder:
         self._family = family
         self._model = model
         self._embed_metadata = embed_metadata
-        quantization = getattr(family, "quantization", "none")
         self._conditions: dict[str, Any] = {
             **device_conditions(family.device),
             "dtype": str(family.dtype).removeprefix("torch."),
-            **({} if quantization == "none" else {"quantization": quantization}),
+            **({} if family.quantization == "none" else {"quantization": family.quantization}),
             **({"compiled": True} if family.compiled else {}),
             **({} if engine.deterministic else {"deterministic": False}),
         }
