@@ -71,8 +71,8 @@ class Conditions:
         redis = f"Redis {self.redis_version}, " if self.redis_version else ""
         return (
             f"{datetime.now(UTC):%Y-%m-%d}, {cpu_name()} ({instruction_sets()}), {os.cpu_count()} cores; Python "
-            f"{platform.python_version()}, {redis}redis-py {version('redis')}, celery {version('celery')}. The run took "
-            f"{wall_s:.0f} s, in which other processes kept {others:.2f} cores busy."
+            f"{platform.python_version()}, {redis}redis-py {version('redis')}, celery {version('celery')}. The run "
+            f"took {wall_s:.0f} s, in which other processes kept {others:.2f} cores busy."
         )
 
 
