@@ -196,7 +196,7 @@ class SimulatedWorker:
     def _accept(self, reply: list[list[Any]]) -> None:
         self._leasing = False
         for batch, index, count, epoch, *_ in reply:
-            self._prefetched.extend(Lease(batch.decode(), index + at, epoch + at, attempts=0) for at in range(count))
+            self._prefetched.extend(Lease(batch.decode(), index + at, epoch, attempts=0) for at in range(count))
         now = time.monotonic()
         while self._prefetched and len(self._running) < SLOTS:
             self._begin(now)

@@ -163,7 +163,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         k = min(k, MAX_JOBS_PER_CALL)
         found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, int(alone))
         return [
-            Lease(decode(batch), index + at, epoch + at, attempts, queued_ms, Company(company))
+            Lease(decode(batch), index + at, epoch, attempts, queued_ms, Company(company))
             for batch, index, count, epoch, attempts, queued_ms, company in found
             for at in range(count)
         ]

@@ -16,12 +16,12 @@ from latentfarm.ledger import Lease, Ledger
 pytestmark = pytest.mark.integration
 
 
-def test_jobs_are_leased_in_order_each_with_a_higher_epoch(ledger: Ledger) -> None:
+def test_jobs_are_leased_in_order_each_call_with_a_higher_epoch(ledger: Ledger) -> None:
     opened(ledger)
-    found = lease(ledger, 3) + lease(ledger, 9)
-    assert [each.index for each in found] == [0, 1, 2, 3, 4]
-    epochs = [each.epoch for each in found]
-    assert epochs == sorted(set(epochs))
+    first, second = lease(ledger, 3), lease(ledger, 9)
+    assert [each.index for each in (*first, *second)] == [0, 1, 2, 3, 4]
+    assert {each.epoch for each in first} == {first[0].epoch}
+    assert second[0].epoch > first[0].epoch
     assert ledger.states("cats", 0, 5) == [JobState.LEASED] * 5
 
 

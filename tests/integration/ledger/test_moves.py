@@ -154,9 +154,10 @@ class LedgerMoves(RuleBasedStateMachine):
         assert len(found) == (0 if self.paused else min(k, available))
         # one worker has one job at a time that runs alone
         assert [each.company for each in found].count(Company.ALONE) <= int(alone)
+        before = self.highest
         for each in found:
             assert each.company is self.company(each.index)
-            assert each.epoch > self.highest
+            assert each.epoch > before
             assert each.attempts == self.charged[each.index]
             self.highest = each.epoch
             self.move(each.index, JobState.LEASED)

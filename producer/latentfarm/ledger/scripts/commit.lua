@@ -19,7 +19,8 @@ local function was_committed(batch, index, epoch)
 end
 
 local function part_for(batch, index)
-  local number = part_of(index)
+  local number, last = part_of(index), order[#order]
+  if last and last.number == number and last.batch == batch then return last end
   local name = job_name(batch, number)
   if not parts[name] then
     parts[name] = { batch = batch, number = number, count = 0, truncated = 0, receipts = {} }

@@ -10,8 +10,7 @@ redis.call('ZREMRANGEBYSCORE', '{lf}:models', '-inf', now - 1000 * forget_s)
 
 local key = '{lf}:worker:' .. worker
 redis.call('HSETNX', key, 'since', now)
-redis.call('HSET', key, 'model', model)
-for at = 5, 3 + 2 * facts, 2 do redis.call('HSET', key, ARGV[at], ARGV[at + 1]) end
+redis.call('HSET', key, 'model', model, unpack(ARGV, 5, 4 + 2 * facts))
 
 -- a worker's rate is that of the last WINDOWS windows, the current one included
 local window = math.floor(now / WINDOW_MS)

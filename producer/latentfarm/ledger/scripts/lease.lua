@@ -6,8 +6,8 @@
 -- the jobs may be one that runs alone: a worker that dies has at most one of them, so the others are not suspected).
 -- If a request has the id of the one before, the reply to that one may have been lost: its leases that are still held
 -- are returned again, with their full time, for any k.
--- Returns a list of runs of jobs whose indices and epochs are consecutive: [batch, first index, jobs, first epoch,
--- charged attempts, ms since the batch was created, company].
+-- Returns a list of runs of consecutive jobs under one epoch: [batch, first index, jobs, epoch, charged attempts, ms
+-- since the batch was created, company].
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local may_run_alone = ARGV[6] == '1'
 local started_us = now_us()
@@ -27,9 +27,9 @@ local function repeat_reply()
   for batch, index, count, epoch, attempts, company in string.gmatch(reply, '\n(%S+) (%d+) (%d+) (%d+) (%d+) (%d+)') do
     for at = 0, count - 1 do
       local name = job_name(batch, index + at)
-      if holder_of(name) == epoch + at then
+      if holder_of(name) == tonumber(epoch) then
         redis.call('ZADD', '{lf}:leases', 'XX', now + lease_ms, name)
-        held[#held + 1] = { batch, index + at, 1, epoch + at, tonumber(attempts), 0, tonumber(company) }
+        held[#held + 1] = { batch, index + at, 1, tonumber(epoch), tonumber(attempts), 0, tonumber(company) }
       end
     end
   end
@@ -73,21 +73,21 @@ local function read_batch(name)
     leased = tonumber(leased), first_ms = first_ms or now, age_ms = now - created_ms, priority = priority,
     counted = counted,
     -- the clock keeps epochs rising even if Redis was restored from an older snapshot
-    epoch = math.max(tonumber(epoch), started_us),
+    epoch = math.max(tonumber(epoch), started_us) + 1,
   }
 end
 
 -- Lease jobs of a batch from an index on
 local function record(batch, index, count, attempts, company)
-  local first_epoch = batch.epoch + 1
-  for at = 0, count - 1 do
-    local name = job_name(batch.name, index + at)
-    expiries[#expiries + 1], expiries[#expiries + 2] = now + lease_ms, name
-    holders[#holders + 1], holders[#holders + 2] = name, decimal(first_epoch + at) .. ' ' .. worker
+  local expiry, holder, prefix, at = now + lease_ms, decimal(batch.epoch) .. ' ' .. worker, batch.name .. '/', 2 * taken
+  for each = index, index + count - 1 do
+    local name = prefix .. each
+    expiries[at + 1], expiries[at + 2], holders[at + 1], holders[at + 2] = expiry, name, name, holder
+    at = at + 2
   end
   set_states(batch.name, index, count, LEASED)
-  batch.epoch, batch.taken, taken = batch.epoch + count, batch.taken + count, taken + count
-  runs[#runs + 1] = { batch.name, index, count, first_epoch, attempts, batch.age_ms, company }
+  batch.taken, taken = batch.taken + count, taken + count
+  runs[#runs + 1] = { batch.name, index, count, batch.epoch, attempts, batch.age_ms, company }
 end
 
 -- Lease requeued jobs of a queue
