@@ -148,7 +148,8 @@ def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
     return Measurement(
         micro_batch=engine.micro_batch,
         slots=engine.slots,
-        compiled=engine.family.compiled,
+        # other sizes than the native one run uncompiled
+        compiled=engine.family.compiled and _is_native(job, engine.family),
         warm_up_images=engine.slots,
         warm_up_s=warm_up_s,
         images=images,
@@ -161,6 +162,10 @@ def _measure(engine: Engine, job: Job, bucket: Bucket | None) -> Measurement:
         busy_share=engine_s / wall_s,
         memory_bytes=torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
     )
+
+
+def _is_native(job: Job, family: Family) -> bool:
+    return job.width in {None, family.native_width} and job.height in {None, family.native_height}
 
 
 def _warm_up(engine: Engine, job: Job, bucket: Bucket | None) -> None:
