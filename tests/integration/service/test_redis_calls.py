@@ -76,3 +76,14 @@ def test_several_jobs_are_leased_and_committed_at_once(farm: Farm, family: Famil
     assert sum(1 for count in ledger.leased if count) <= 4
     # the first six end at the same step
     assert ledger.committed[0] == 6
+
+
+def test_a_doorbell_just_after_the_queue_was_empty_is_answered(
+    farm: Farm, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfarm_worker.service.prefetcher._EMPTY_PAUSE_S", 60)
+    with render_loop(farm, family) as loop:
+        assert loop.render_all() == 0
+        submit(farm, 1)
+        # no other worker would hear this doorbell
+        assert loop.render_all() == 1

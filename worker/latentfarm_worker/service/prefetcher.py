@@ -90,7 +90,7 @@ class PrefetchState(Enum):
 class Prefetcher:
     """Lease and prepare jobs in rounds, so that no step of the engine waits for Redis or the bucket.
 
-    ``request`` and ``take`` are for the engine's thread, the rest is thread-safe.
+    ``on_doorbell``, ``request`` and ``take`` are for the engine's thread, the rest is thread-safe.
 
     Args:
         ledger: the ledger to lease from.
@@ -171,6 +171,10 @@ class Prefetcher:
         """Number of jobs that the engine can soon take: all but those whose part of the manifest cannot be read."""
         with self._lock:
             return len(self._ready) + sum(each.part not in self._absent for each in self._unread)
+
+    def on_doorbell(self) -> None:
+        """Forget that the ledger had no job just now, so that the next request is not refused."""
+        self._empty_until = 0.0
 
     def request(self, count: int, *, alone: bool = True) -> None:
         """Start a round for up to ``count`` more jobs, unless one is running or a pause has not ended.

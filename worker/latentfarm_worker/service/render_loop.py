@@ -156,6 +156,7 @@ class RenderLoop:
         """
         ended = 0
         with self._engine_lock:
+            self._prefetcher.on_doorbell()
             while not self._stopping.is_set() and not self._device_lost.is_set():
                 try:
                     turn = self._turn()
