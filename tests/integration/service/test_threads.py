@@ -20,6 +20,7 @@ from tests.support.scraping import http_get, samples_of
 from tests.support.tiny import make_tiny
 
 from latentfarm import Batch, Farm
+from latentfarm.doorbell import queue_name
 from latentfarm.image_formats import PNG
 from latentfarm.ledger import Lease
 from latentfarm.settings import Settings
@@ -64,6 +65,7 @@ COMMON = [
     "ledger.fail",
     "ledger.heartbeat",
     "ledger.lease",
+    "ledger.pending_jobs",
     "ledger.renew",
     "ledger.snapshot",
     "webhooks.deliver_due",
@@ -84,6 +86,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="module")
 def worker(servers: Settings, connected: Farm, tiny: str) -> Iterator[Subject]:
     empty(connected)
+    # so that every sweep rings
+    connected.submit([{"prompt": "p"}], batch="unserved", model="unserved")
     with serving(servers, model_source=tiny) as subject:
         yield subject
 
@@ -120,6 +124,12 @@ def wait_for_answers(subject: Subject, faults: list[Fault]) -> None:
     while waiting := [fault for fault in faults if not fault.answered.wait(0.1)]:
         assert time.monotonic() < deadline, f"these calls were not repeated: {waiting}"
         let_maintenance_retry(subject)
+
+
+def test_who_sweeps_rings_for_every_model(subject: Subject) -> None:
+    queue = queue_name("unserved")
+    subject.farm.ledger.redis.delete(queue)
+    until(lambda: subject.farm.ledger.redis.llen(queue) == 1)
 
 
 def test_calls_that_each_raise_once_charge_no_job(subject: Subject) -> None:

@@ -192,14 +192,12 @@ class Worker(WorkerHooks):
 
     # -- threads ---------------------------------------------------------------------------------------------
 
-    def _heartbeat(self) -> int:
-        """Report that the worker lives, and its new measurements; return the number of pending jobs."""
+    def _heartbeat(self) -> None:
+        """Report that the worker lives, and its new measurements."""
         model = self._settings.model
         about = {**self._info, "draining": int(self.render_loop.draining)}
         try:
-            return self._metrics.report(
-                lambda measured: self._ledger.heartbeat(model, self._name, measured, about=about)
-            )
+            self._metrics.report(lambda measured: self._ledger.heartbeat(model, self._name, measured, about=about))
         except UnavailableError as error:
             self._metrics.retry("heartbeat", error)
             raise
@@ -207,33 +205,26 @@ class Worker(WorkerHooks):
     def _do_housekeeping(self) -> None:
         """Report to the ledger, and do the farm's upkeep in Redis that any worker can do."""
         try:
-            pending, expired = self._beat_and_sweep()
+            expired = self._beat_and_sweep()
         except SchemaError as error:
             log.critical("exiting: %s", error)
             self.shutdown.begin_failed(error.exit_code)
             return
         if expired > 0:
             log.warning("%d leases expired; their jobs run again", expired)
-        doorbell.ring(self._ledger.redis, self._app, self._settings.model, self._jobs_to_announce(pending, expired))
+        if expired >= 0:
+            # only who swept rings, for all models: if every worker did, each would find the same messages missing
+            for model, jobs in self._ledger.pending_jobs().items():
+                doorbell.ring(self._ledger.redis, self._app, model, jobs)
 
-    def _beat_and_sweep(self) -> tuple[int, int]:
-        """Return the number of pending jobs and of expired leases, -1 if another worker sweeps now."""
+    def _beat_and_sweep(self) -> int:
+        """Return the number of expired leases, -1 if another worker sweeps now."""
         try:
-            pending = self._heartbeat()
+            self._heartbeat()
         finally:
             # also if the heartbeat failed: the leases of dead workers must not wait for it
             expired = self._ledger.expire_leases()
-        return pending, expired
-
-    def _jobs_to_announce(self, pending: int, expired: int) -> int:
-        """Return for how many jobs to ring: for all if this worker was the one that swept, else for its own at most.
-
-        If all workers rang for all jobs, each would find the same messages missing. A worker without a job may serve
-        a model alone and seldom be the one that sweeps: it rings for itself.
-        """
-        if expired >= 0:
-            return pending + expired
-        return 0 if self.render_loop.leases_held else min(pending, 1)
+        return expired
 
     def _send_webhooks(self) -> None:
         """Send the due webhooks of all batches."""
