@@ -37,6 +37,11 @@ class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
 
     ack_emulation = False
     do_restore = False
+    # a Redis in cluster mode refuses a command on keys of several slots: one list a queue, and both sets of an
+    # exchange's bindings in one slot
+    priority_steps = (0,)
+    keyprefix_queue = "_kombu.binding.{%s}"
+    keyprefix_binding_permanent = "_kombu.binding_permanent.{%s}"
 
     def _get_pool(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's method
         """Connect as the ledger does: kombu reads fewer URLs than redis-py, and queries Sentinels in its own way."""

@@ -42,8 +42,8 @@ class Company(IntEnum):
 class Lease:
     """A worker's right to render one job.
 
-    ``epoch`` is higher than in every call before that leased jobs of the batch; those of one call share it. ``attempts``
-    were charged before this lease. ``queued_ms`` is the time since the batch was created.
+    ``epoch`` is higher than in every earlier call that leased jobs of the batch; those of one call share it.
+    ``attempts`` were charged before this lease. ``queued_ms`` is the time since the batch was created.
     """
 
     batch: str

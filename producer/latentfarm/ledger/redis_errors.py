@@ -48,8 +48,8 @@ _ANSWERS = {
     "CLUSTERDOWN": ("its cluster is down", "repair the cluster, or use a Redis without cluster mode"),
     "TRYAGAIN": ("its cluster is moving data", "wait, or use a Redis without cluster mode"),
     "CLUSTER": (
-        "it is a node of a Redis Cluster, which the farm cannot use",
-        "use a Redis or Valkey server without cluster mode",
+        "it is a cluster of several nodes, which the farm cannot use",
+        "use a Redis or Valkey server without cluster mode, or a cluster of one node",
     ),
     "protocol": (
         "the server there does not speak the protocol of Redis",
@@ -122,8 +122,8 @@ _TEXTS = (
         ),
         "NOPERM",
     ),
-    (re.compile(r"non local key in a cluster node|SELECT is not allowed in cluster mode"), "CLUSTER"),
-    (re.compile(r"DB index is out of range"), "database"),
+    (re.compile(r"non local key in a cluster node"), "CLUSTER"),
+    (re.compile(r"DB index is out of range|SELECT is not allowed in cluster mode"), "database"),
     (re.compile(r"(?:^|: )(?:ERR )?unknown command"), "command"),
 )
 

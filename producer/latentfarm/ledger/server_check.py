@@ -28,7 +28,7 @@ def check_server(ledger: LedgerClient, *, queue_keys: Iterable[str] = ()) -> str
         UnavailableError: the server cannot be used. The text names the cause and the cure.
     """
     info = _read_info(ledger)
-    _check_kind(ledger.where, info)
+    _check_kind(ledger, info)
     try:
         refused = {decode(name) for name in ledger.run(ledger.scripts.probe)}
         _check_commands(ledger.where, refused)
@@ -53,7 +53,7 @@ def check_reading(ledger: LedgerClient) -> str:
         UnavailableError: the server cannot be used. The text names the cause and the cure.
     """
     info = _read_info(ledger)
-    _check_kind(ledger.where, info)
+    _check_kind(ledger, info)
     _check_eviction(ledger.where, info)
     replica = "; it is a replica, and only reading works" if info.get("role") == "slave" else ""
     return f"{_version(info)} at {ledger.where}; nothing was written{replica}"
@@ -70,7 +70,8 @@ def _read_info(ledger: LedgerClient) -> dict[str, Any]:
         return {}
 
 
-def _check_kind(where: str, info: dict[str, Any]) -> None:
+def _check_kind(ledger: LedgerClient, info: dict[str, Any]) -> None:
+    where = ledger.where
     mode = info.get("redis_mode") or info.get("server_mode")
     if mode == "sentinel":
         raise UnavailableError(
@@ -79,15 +80,35 @@ def _check_kind(where: str, info: dict[str, Any]) -> None:
             cause="command",
         )
     if mode == "cluster":
-        raise UnavailableError(
-            f"Redis at {where} is a node of a Redis Cluster, which the farm cannot use; use a Redis or Valkey server "
-            "without cluster mode",
-            cause="CLUSTER",
-        )
+        _check_cluster(ledger)
     version = tuple(int(part) for part in str(info.get("redis_version", "6.2")).split(".")[:2])
     if version < _OLDEST:
         raise UnavailableError(
             f"Redis at {where} has version {info['redis_version']}; use Redis 6.2 or newer, or Valkey", cause="command"
+        )
+
+
+def _check_cluster(ledger: LedgerClient) -> None:
+    try:
+        with translate_errors(ledger.where):
+            found: Any = ledger.redis.execute_command("CLUSTER INFO")  # type: ignore[no-untyped-call]
+    except UnavailableError as error:
+        if error.cause != "NOPERM":
+            raise
+        # the keys of the ledger and the queue show it
+        return
+    nodes = int(found["cluster_size"])
+    if nodes > 1:
+        raise UnavailableError(
+            f"Redis at {ledger.where} is of a cluster of {nodes} nodes, and the farm can use only one; use a Redis or "
+            "Valkey server without cluster mode, or a cluster of one node",
+            cause="CLUSTER",
+        )
+    if found["cluster_state"] != "ok":
+        raise UnavailableError(
+            f"Redis at {ledger.where} is of a cluster that is down; repair the cluster, or use a Redis without cluster "
+            "mode",
+            cause="CLUSTERDOWN",
         )
 
 

@@ -47,7 +47,7 @@ ANSWERS = [
     ("MOVED 3999 127.0.0.1:6381", "CLUSTER"),
     ("CROSSSLOT Keys in request don't hash to the same slot", "CLUSTER"),
     ("ERR DB index is out of range", "database"),
-    ("ERR SELECT is not allowed in cluster mode", "CLUSTER"),
+    ("ERR SELECT is not allowed in cluster mode", "database"),
     ("ERR unknown command `EVALSHA`, with args beginning with: `979c`, ", "command"),
     ("ERR unknown command 'EVALSHA', with args beginning with: '979c' ", "command"),
     ("ERR max number of clients reached", "connection"),
