@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 
 from latentfarm.errors import InputError
-from latentfarm.settings import Dtype, Settings
+from latentfarm.settings import Dtype, Quantization, Settings
 from latentfarm_worker.calibration.micro_batch import calibrate
 from latentfarm_worker.compilation import compile_or_run_eagerly, wants_compiling
 from latentfarm_worker.engine.engine import Engine
@@ -26,12 +26,16 @@ def pick_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pick_dtype(name: str, device: torch.device) -> torch.dtype:
-    """Return the dtype of a setting or a receipt; ``auto`` is float32 on a CPU and float16 on a GPU.
+def pick_dtype(name: str, device: torch.device, quantization: Quantization = "none") -> torch.dtype:
+    """Return the dtype of a setting or a receipt.
+
+    ``auto`` is float32 on a CPU and float16 on a GPU; with a quantization, bfloat16.
 
     Raises:
         InputError: The name is invalid.
     """
+    if name == "auto" and quantization != "none":
+        return torch.bfloat16
     if name == "auto":
         return torch.float16 if device.type == "cuda" else torch.float32
     if name not in _DTYPES:
@@ -50,15 +54,12 @@ def load_model(settings: Settings) -> Family:
         # leave one core for encoding, uploads and Redis
         torch.set_num_threads(torch.get_num_threads() - 1)
     source = settings.model_source or MODEL_DIR
-    dtype = pick_dtype(settings.dtype, device)
-    return load_family(source, dtype=dtype, device=device, cache=settings.cache_dir)
+    dtype = pick_dtype(settings.dtype, device, settings.quantization)
+    return load_family(source, dtype=dtype, device=device, quantization=settings.quantization, cache=settings.cache_dir)
 
 
-def make_engine(family: Family, settings: Settings, *, decode_group: int = 0) -> Engine:
-    """Return an engine for the settings. What they do not name is measured, or read from the cache.
-
-    ``decode_group``: images of the native size in a call of the decoder [default: measured too].
-    """
+def make_engine(family: Family, settings: Settings) -> Engine:
+    """Return an engine for the settings. What they do not name is measured, or read from the cache."""
     if wants_compiling(family, settings):
         # first, because the sizes must be the best ones of the program that runs
         compile_or_run_eagerly(family, settings)
@@ -78,7 +79,7 @@ def make_engine(family: Family, settings: Settings, *, decode_group: int = 0) ->
         family,
         slots=slots,
         micro_batch=micro_batch,
-        decode_group=decode_group or found.decode_group,
+        decode_group=found.decode_group,
         deterministic=settings.deterministic,
         cuda_graphs=found.cuda_graphs,
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import check_dtype, with_model
+from latentfarm.cli.options import check_dtype, check_quantization, with_model
 from latentfarm.cli.output import echo_err, plural, print_columns, print_json
 from latentfarm.errors import InputError
 from latentfarm.job import Job
@@ -34,6 +34,7 @@ def _join(numbers: tuple[int, ...]) -> str:
 def bench(
     model: options.WorkerModel = None,
     dtype: options.Dtype = None,
+    quantization: options.Quantization = None,
     micro_batch: Annotated[
         str | None,
         typer.Option(
@@ -54,12 +55,17 @@ def bench(
     The micro-batch is the number of rows in a call of the model; a guided image takes two. For each it renders a full
     batch of short images that are not timed, then two images per slot. It uses the worker's engine and encoder in this
     process and needs no farm. If the settings name a store, the upload is measured with objects below probe/, which
-    are deleted again. On a CPU with instructions for bfloat16 it also says what bfloat16 gains, unless a dtype is set.
+    are deleted again. On a CPU with instructions for bfloat16 it also measures what bfloat16 gains, unless a dtype is
+    set.
 
     Example: `latentfarm bench --model sd14=CompVis/stable-diffusion-v1-4`
     """
     sizes = _parse_rows(micro_batch) if micro_batch is not None else ()
-    changes = {"dtype": None if dtype is None else check_dtype(dtype), "compile": compiled}
+    changes = {
+        "dtype": None if dtype is None else check_dtype(dtype),
+        "quantization": check_quantization(quantization),
+        "compile": compiled,
+    }
     settings = with_model(Settings.load(), model)
     settings = settings.model_copy(update={name: value for name, value in changes.items() if value is not None})
     # an invalid size is reported before the model is loaded
@@ -86,6 +92,7 @@ def bench(
         "model": settings.model,
         "device": device_name(family.device),
         "dtype": str(family.dtype).removeprefix("torch."),
+        "quantization": family.quantization,
         "compiled": all(measured.compiled for measured in found),
         "width": width or family.native_width,
         "height": height or family.native_height,

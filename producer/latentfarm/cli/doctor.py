@@ -109,7 +109,7 @@ def _check_device(settings: Settings) -> str:
     from latentfarm_worker.build import pick_device, pick_dtype
 
     device = pick_device()
-    found = f"{device}, dtype {str(pick_dtype(settings.dtype, device)).removeprefix('torch.')}"
+    found = f"{device}, dtype {str(pick_dtype(settings.dtype, device, settings.quantization)).removeprefix('torch.')}"
     # who names a dtype has chosen
     return f"{found}; {_bfloat16(settings)}" if device.type == "cpu" and settings.dtype == "auto" else found
 

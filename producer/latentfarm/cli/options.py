@@ -44,13 +44,19 @@ Dtype = Annotated[
     str | None,
     typer.Option(metavar="DTYPE", help="auto, float32, float16 or bfloat16 [default: auto]"),
 ]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        metavar="KIND", help="none, or fp8 for a faster GPU run [default: none] [env: LATENTFARM_QUANTIZATION]"
+    ),
+]
 Slots = Annotated[
     int | None,
     typer.Option(min=0, max=256, metavar="N", help="Images denoised at once [default: fastest]"),
 ]
 Compile = Annotated[
     bool | None,
-    typer.Option("--compile/--no-compile", help="Compile the U-Net [default: on a GPU] [env: LATENTFARM_COMPILE]"),
+    typer.Option("--compile/--no-compile", help="Compile the model [default: on a GPU] [env: LATENTFARM_COMPILE]"),
 ]
 Width = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Width, a multiple of 8 [default: the model's native width]")
@@ -92,6 +98,19 @@ def check_dtype(dtype: str | None) -> str:
     from latentfarm.settings import Dtype as SettingsDtype
 
     return require_choice("--dtype", "auto" if dtype is None else dtype, get_args(SettingsDtype))
+
+
+def check_quantization(quantization: str | None) -> str | None:
+    """Return ``quantization``.
+
+    Raises:
+        InputError: it is unknown.
+    """
+    from latentfarm.settings import Quantization as SettingsQuantization
+
+    if quantization is None:
+        return None
+    return require_choice("--quantization", quantization, get_args(SettingsQuantization))
 
 
 def with_model(settings: Settings, model: str | None) -> Settings:

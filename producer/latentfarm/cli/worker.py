@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import check_dtype, with_model
+from latentfarm.cli.options import check_dtype, check_quantization, with_model
 from latentfarm.cli.output import echo_err
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm_folder import explain_outage
@@ -76,6 +76,7 @@ def worker(
             metavar="DTYPE", help="auto, float32, float16 or bfloat16 [default: auto] [env: LATENTFARM_DTYPE]"
         ),
     ] = None,
+    quantization: options.Quantization = None,
     slots: Annotated[
         int | None,
         typer.Option(
@@ -116,6 +117,7 @@ def worker(
     settings = with_model(settings, model)
     chosen = {
         "dtype": None if dtype is None else check_dtype(dtype),
+        "quantization": check_quantization(quantization),
         "slots": slots,
         "compile": compiled,
         "deterministic": deterministic,

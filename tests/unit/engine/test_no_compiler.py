@@ -35,16 +35,16 @@ def render(model: Path, cache: Path, *, compiled: bool) -> dict[str, object]:
 
 
 def test_without_a_compiler_the_model_runs_uncompiled_with_the_same_bytes_and_one_warning(tmp_path: Path) -> None:
-    model = make_tiny(tmp_path / "tiny")
+    model, cache = make_tiny(tmp_path / "tiny"), tmp_path / "cache"
     made = subprocess.run(
-        [sys.executable, "-m", "tests.unit.engine.test_no_compiler", str(model), str(tmp_path / "cache")],
+        [sys.executable, "-m", "tests.unit.engine.test_no_compiler", str(model), str(cache)],
         env={**os.environ, "CC": "/nonexistent/cc", "CXX": "/nonexistent/c++"},
         capture_output=True,
         text=True,
         timeout=300,
         check=True,
     )
-    assert json.loads(made.stdout) == render(model, tmp_path / "other cache", compiled=False)
+    assert json.loads(made.stdout) == render(model, cache, compiled=False)
     warnings = [line for line in made.stderr.splitlines() if "runs uncompiled" in line]
     assert len(warnings) == 1
     assert "install a C compiler" in warnings[0]

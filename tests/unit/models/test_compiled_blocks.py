@@ -38,7 +38,11 @@ class ResnetBlock2D(torch.nn.Module):
         return rows * 2
 
 
-def test_a_compiled_model_has_one_program_for_its_native_size_and_texts_of_any_length(tmp_path: Path) -> None:
+def test_a_compiled_model_has_one_program_for_its_native_size_and_texts_of_any_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # few blocks of the U-Net and of the decoder: tracing all of them takes long
+    monkeypatch.setattr(compiled_blocks, "_BLOCKS", ("BasicTransformerBlock", "Upsample2D"))
     family: Any = load_family(make_tiny(tmp_path / "tiny"), dtype=torch.float32, device=torch.device("cpu"))
 
     def predict(*, rows: int = 2, side: int = 8, chunks: int = 1) -> tuple[torch.Tensor, int]:
@@ -52,13 +56,13 @@ def test_a_compiled_model_has_one_program_for_its_native_size_and_texts_of_any_l
     plain, pixels = predict()[0], family.decode(latents)[0]
     family.compile()
     compiled, of_first_call = predict()
-    assert of_first_call >= 4
+    assert of_first_call >= 1
     assert torch.equal(compiled, plain)
     assert [predict()[1], predict(chunks=2)[1], predict(chunks=3)[1], predict(side=10)[1]] == [0] * 4
     before = graphs()
     assert torch.equal(family.decode(latents)[0], pixels)
     of_decoder = graphs() - before
-    assert of_decoder >= 2
+    assert of_decoder >= 1
     family.decode(latents, float32=True)
     family.decode(latents, tiled=True)
     family.decode(torch.randn(1, 4, 8, 10))

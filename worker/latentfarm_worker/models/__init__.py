@@ -21,14 +21,21 @@ __all__ = ["Family", "load_family", "token_counter"]
 FAMILIES = {family.pipeline: family for family in (StableDiffusion, StableDiffusionXL)}
 
 
-def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device, cache: Path | None = None) -> Family:
+def load_family(
+    source: str | Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantization: str = "none",
+    cache: Path | None = None,
+) -> Family:
     """Load the model at ``source``, a diffusers folder or a hub id (``HF_HUB_OFFLINE`` is honoured).
 
     The folder ``cache`` keeps the digests of the weights for the next start.
 
     Raises:
-        ModelError: the model does not exist, its pipeline is not supported, it contains custom code, or its weights
-            are not safetensors.
+        ModelError: the model does not exist, its pipeline is not supported, it contains custom code, its weights are
+            not safetensors, or the quantization does not run here.
 
     """
     folder = fetch(source)
@@ -40,7 +47,12 @@ def load_family(source: str | Path, *, dtype: torch.dtype, device: torch.device,
             f"{source}: model_index.json names the pipeline {kind!r}; latentfarm renders "
             f"{', '.join(FAMILIES)}: use a model saved by one of these"
         )
-    return FAMILIES[kind].load(folder, name=str(source), dtype=dtype, device=device, digests=DigestCache(cache))
+    if quantization not in {"none", "fp8"}:
+        raise ModelError(f"quantization {quantization!r} is unknown; write none or fp8")
+    family = FAMILIES[kind].load(folder, name=str(source), dtype=dtype, device=device, digests=DigestCache(cache))
+    if quantization == "fp8":
+        family.quantize_to_fp8()
+    return family
 
 
 def token_counter(source: str | Path) -> Callable[[str], int]:

@@ -19,6 +19,7 @@ from latentfarm.job import PromptSyntax
 from latentfarm_worker.models.checkpoint import read_json, weights_digest
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
 from latentfarm_worker.models.digest_cache import DigestCache
+from latentfarm_worker.models.quantization import quantize_to_fp8
 from latentfarm_worker.models.text_encoder import (
     ClipEncoder,
     Prompt,
@@ -154,6 +155,16 @@ class LatentDiffusion:
         """Run everything uncompiled."""
         uncompile_blocks(self.unet, self.vae.decoder)
         self.compiled = False
+
+    def quantize_to_fp8(self) -> None:
+        """Quantize the linear layers of the U-Net's transformers.
+
+        Raises:
+            ModelError: the dtype is not bfloat16, torchao is not installed, or the device has no FP8 units.
+
+        """
+        quantize_to_fp8(self.unet, self.dtype)
+        self.quantization = "fp8"
 
     def _program(self, latents: torch.Tensor, *, eager: bool = False) -> AbstractContextManager[None]:
         """Return the context of a call: other sizes than the native one run uncompiled, and whatever is ``eager``."""
