@@ -167,7 +167,7 @@ class LatentDiffusion:
         self.quantization = "fp8"
 
     def _program(self, latents: torch.Tensor, *, eager: bool = False) -> AbstractContextManager[None]:
-        """Return the context of a call: other sizes than the native one run uncompiled, and whatever is ``eager``."""
+        """Return the context of a call: other sizes than the native one, or ``eager``, run uncompiled."""
         factor = self.vae_scale_factor
         native = latents.shape[-2] * factor == self.native_height and latents.shape[-1] * factor == self.native_width
         if self.compiled and (eager or not native):
