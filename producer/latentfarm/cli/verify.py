@@ -39,9 +39,9 @@ def verify(
 
     It needs the model but no worker. Exit code 1: an image differs.
 
-    On the receipt's kind of GPU or CPU, with its versions of torch and cuDNN, its dtype, slots and CPU threads, the
-    bytes must be equal. Otherwise the conditions that differ are printed, and no channel of a pixel may differ by more
-    than 2/255, by 64/255 if a dtype is not float32, and by 32/255 more in a JPEG.
+    It takes dtype, quantization, micro-batch and CPU threads from the receipt. On the same kind of GPU or CPU, with
+    the same torch and cuDNN, the bytes must be equal. Otherwise it prints which conditions differ, and no channel of a
+    pixel may differ by more than 2/255, by 64/255 if a dtype is not float32, and by 32/255 more in a JPEG.
 
     Example: `latentfarm verify cats --sample 20`
     """

@@ -26,6 +26,7 @@ from latentfarm.storage.embedded_receipt import embedded_receipt
 from latentfarm.storage.manifest import ManifestReader
 from latentfarm.storage.results import read_indices
 from latentfarm_worker.build import load_model, make_engine
+from latentfarm_worker.compilation import compile_or_run_eagerly, wants_compiling
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.models import Family
@@ -185,9 +186,7 @@ class Verification:
         micro_batch, group = 2 * ceil(rows * larger / 2), ceil(images * larger)
         wanted = (threads, micro_batch, group)
         if compiled or wanted not in self._engines:
-            # compiled again for each, so that no number of setups reaches the compiler's limit
-            own = settings.model_copy(update={"micro_batch": micro_batch})
-            self._engines[wanted] = make_engine(self._family, own, decode_group=group)
+            self._engines[wanted] = _make_engine(self._family, settings, micro_batch, group)
         engine = self._engines[wanted]
         self.conditions.add(_describe(engine, threads))
         return engine
@@ -217,6 +216,16 @@ class Verification:
                 f"{line['job']} was rendered by a model with digest {digest}, and {family.name} has "
                 f"{family.model_digest}; name the model of the batch with --model"
             )
+
+
+def _make_engine(family: Family, settings: Settings, micro_batch: int, decode_group: int) -> Engine:
+    """Return an engine with these sizes, without a measurement of others; for a receipt without them, a worker's."""
+    if not micro_batch:
+        return make_engine(family, settings)
+    if wants_compiling(family, settings):
+        # again for each engine, so that no number of them reaches the compiler's limit
+        compile_or_run_eagerly(family, settings.model_copy(update={"micro_batch": micro_batch}))
+    return Engine(family, slots=micro_batch // 2, micro_batch=micro_batch, decode_group=decode_group)
 
 
 def _describe(engine: Engine, threads: int) -> str:
