@@ -170,5 +170,5 @@ def test_images_of_two_workers_are_verified_by_rendering_them_again(
     ill = latentfarm("verify", "b", "--all", "--json", settings=settings)
     assert ill.returncode == 1, ill.stderr
     found = json.loads(ill.stdout)
-    assert (found["images"], found["same_bytes"], found["bound"]) == (6, 5, 0)
+    assert (found["images"], found["same_bytes"], found["bound"], found["other_conditions"]) == (6, 5, 0, {})
     assert [each["job"] for each in found["different"]] == ["b/3"]
