@@ -43,7 +43,7 @@ BATCH_JOBS = 1_000_000
 #: the defaults of a real worker
 SLOTS, LEASE_TTL_S, RENEW_S, HOUSEKEEPING_S, IDLE_POLL_S = 16, 30.0, 5.0, 3.0, 0.2
 #: seconds of work leased ahead; seconds between commits, and how much sooner one may come
-AHEAD_S, COMMIT_S, COMMIT_EARLY_S = 0.5, 0.5, 1.5
+AHEAD_S, COMMIT_S, COMMIT_EARLY_S = 1.0, 1.0, 3.0
 IMAGES_PER_S = 10.0
 #: sigma of the logarithm of render times
 SPREAD = 0.3

@@ -53,11 +53,11 @@ class BatchQueues(RuleBasedStateMachine):
 
     @staticmethod
     def limit(batch: Facts) -> int:
-        return min(batch["total"], batch["canary"] or batch["total"])
+        return int(min(batch["total"], batch["canary"] or batch["total"]))
 
     def ready(self, batch: Facts) -> int:
         """Return how many jobs a lease may take, without those that run alone."""
-        return int(batch["runs"]) * (batch["requeued"] + max(0, self.limit(batch) - batch["cursor"]))
+        return int(batch["runs"] * (batch["requeued"] + max(0, self.limit(batch) - batch["cursor"])))
 
     # -- changes ---------------------------------------------------------------------------------------------
 
@@ -76,7 +76,7 @@ class BatchQueues(RuleBasedStateMachine):
 
     def expected(self, k: int, *, alone: bool) -> list[str]:
         """Return the batch of each job, by reading every batch before every run of jobs."""
-        batches, taken = self.batches(), []
+        batches, taken = self.batches(), list[str]()
         while len(taken) < k:
             first = min((each for each in batches if self.ready(each)), key=self.order, default=None)
             suspected = [each for each in batches if each["runs"] and each["suspects"] and alone]
@@ -189,7 +189,8 @@ class BatchQueues(RuleBasedStateMachine):
         if not batch["runs"]:
             return 0
         if batch["canary"]:
-            return max(0, self.limit(batch) - batch["cursor"]) + batch["all_requeued"] + batch["all_suspects"]
+            at_cursor = max(0, self.limit(batch) - batch["cursor"])
+            return int(at_cursor + batch["all_requeued"] + batch["all_suspects"])
         return int(batch["total"] - batch["leased"] - batch["done"] - batch["failed"])
 
 

@@ -40,7 +40,7 @@ MAX_BACKLOG = 64
 #: seconds between two checks of what no notification announces
 _POLL_S = 0.2
 #: seconds before a slot becomes free in which its next job is leased
-_AHEAD_S = 0.5
+_AHEAD_S = 1.0
 #: seconds to the next turn after an unexpected error, doubled for each one in a row
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 #: safety factor of an estimated time, and the number of measurements it is made of

@@ -38,7 +38,9 @@ log = logging.getLogger(__name__)
 
 _THREADS = 4
 #: seconds between commits in the long run, and how much earlier one commit may be (GCRA, ITU-T I.371)
-_COMMIT_EVERY_S, _COMMIT_EARLY_S = 0.5, 1.5
+_COMMIT_EVERY_S, _COMMIT_EARLY_S = 1.0, 3.0
+#: how long a commit waits for other images that are being stored
+_GATHER_S = 0.5
 _MAX_COMMITS_PER_CALL = 1000
 #: number of latencies that the median is taken of
 _RECENT = 16
@@ -239,7 +241,7 @@ class Uploader:
         self._stopping.wait(max(0.0, self._commit_due - _COMMIT_EARLY_S - time.monotonic()))
         with self._changed:
             # images of one step end together: else the first ones would use up the commits, and the last would wait
-            self._changed.wait_for(lambda: self._stopping.is_set() or not self._storing, _COMMIT_EVERY_S)
+            self._changed.wait_for(lambda: self._stopping.is_set() or not self._storing, _GATHER_S)
         self._commit_due = max(self._commit_due, time.monotonic()) + _COMMIT_EVERY_S
         stored = [self._stored.popleft() for _ in range(min(len(self._stored), _MAX_COMMITS_PER_CALL))]
         try:
