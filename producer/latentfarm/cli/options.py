@@ -46,9 +46,7 @@ Dtype = Annotated[
 ]
 Quantization = Annotated[
     str | None,
-    typer.Option(
-        metavar="KIND", help="none, or fp8 for a faster GPU run [default: none] [env: LATENTFARM_QUANTIZATION]"
-    ),
+    typer.Option(metavar="KIND", help="fp8 or none [env: LATENTFARM_QUANTIZATION]"),
 ]
 Slots = Annotated[
     int | None,
