@@ -10,6 +10,7 @@ which has a core of its own if there are two. A request's time counts from the m
 
 from __future__ import annotations
 
+import functools
 import heapq
 import itertools
 import json
@@ -21,12 +22,13 @@ import socket
 import statistics
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 import hiredis
 from tests.bench.bench_ledger import open_batch, receipt_of
-from tests.bench.servers import redis_cpu_s, redis_server, temporary_folder
+from tests.bench.servers import redis_cpu_s, redis_server, temporary_folder, until
 from tests.bench.table import Conditions, Line, parse_arguments, report
 
 from latentfarm.ledger import Lease, Ledger
@@ -278,6 +280,52 @@ def simulate(url: str, count: int, seconds: float) -> LoadResult:
     )
 
 
+def open_batches(url: str, counts: tuple[int, ...]) -> list[Line]:
+    """Measure a lease of 32 jobs and a heartbeat beside more and more open batches."""
+    ledger = Ledger.connect(url)
+    ledger.redis.flushall()
+    open_batch(ledger, "batch-0", BATCH_JOBS, model=MODEL)
+    fields: Any = ledger.redis.hgetall("{lf}:batch:batch-0")
+    costs: dict[str, list[float]] = {"a lease of 32": [], "a heartbeat": []}
+    opened = 1
+    for count in counts:
+        pipe = ledger.redis.pipeline(transaction=False)
+        for number in range(opened, count):
+            pipe.hset(f"{{lf}}:batch:batch-{number}", mapping=fields)
+            pipe.sadd(f"{{lf}}:active:{MODEL}", f"batch-{number}")
+            pipe.zadd(f"{{lf}}:runnable:{MODEL}", {f"batch-{number}": 0})
+            # as of a batch that has begun: the first lease of a batch makes this string
+            pipe.setrange(f"{{lf}}:states:batch-{number}:0", 0, bytes(64))
+            if number % 10_000 == 0:
+                pipe.execute()
+        pipe.execute()
+        ledger.redis.hset("{lf}:pending", MODEL, count * BATCH_JOBS)
+        opened = count
+        # a rewrite of the append-only file copies pages, and leases that pile up cost by themselves
+        until(lambda: not ledger.redis.info("persistence")["aof_rewrite_in_progress"], "the append-only file")
+        ledger.redis.delete("{lf}:leases", "{lf}:holders")
+        lease = functools.partial(ledger.lease, MODEL, "worker", 32, lease_s=LEASE_TTL_S)
+        costs["a lease of 32"].append(_script_us(ledger, lease))
+        costs["a heartbeat"].append(_script_us(ledger, lambda: ledger.heartbeat(MODEL, "worker", {"images": 1.0})))
+    lines = []
+    for name, found in costs.items():
+        lines += [Line(f"{name} beside {n:,} open batches", us, "µs") for n, us in zip(counts, found, strict=True)]
+        lines.append(Line(f"{name}: how far apart", 100 * (max(found) / min(found) - 1), "%", 30))
+    return lines
+
+
+def _script_us(ledger: Ledger, call: Callable[[], Any]) -> float:
+    """Return the time of a script in Redis, the best of ten rounds: other processes can only lengthen it."""
+    rounds = []
+    for _ in range(10):
+        ledger.redis.config_resetstat()
+        for _ in range(100):
+            call()
+        stats: Any = ledger.redis.info("commandstats")
+        rounds.append(float(stats["cmdstat_evalsha"]["usec_per_call"]))
+    return min(rounds)
+
+
 def lines_of(loads: list[LoadResult]) -> list[Line]:
     lines = []
     for load in loads:
@@ -302,12 +350,13 @@ def main() -> int:
     counts, seconds = ((20,), 2.0) if arguments.quick else ((125, 250, 500, 750, 1_000), 20.0)
     with temporary_folder() as folder, redis_server(folder) as url:
         conditions = Conditions(Ledger.connect(url).ping())
+        open_lines = open_batches(url, (1, 100) if arguments.quick else (1, 1_000, 100_000))
         loads = [simulate(url, count, seconds) for count in counts]
     note = (
         f"{SLOTS} slots a worker, render times spread by {SPREAD:g} (sigma of the logarithm), {BATCHES:,} batches; a "
         f"connection a worker, over a unix socket. {os.cpu_count()} cores for Redis, its disk and all workers."
     )
-    return report("simulation", lines_of(loads), conditions, write=arguments.write, note=note)
+    return report("simulation", [*open_lines, *lines_of(loads)], conditions, write=arguments.write, note=note)
 
 
 if __name__ == "__main__":

@@ -61,13 +61,13 @@ class BatchQueues(RuleBasedStateMachine):
 
     # -- changes ---------------------------------------------------------------------------------------------
 
-    @rule(batch=NAMES, total=st.integers(1, 25), priority=st.integers(-1, 1), weight=st.integers(1, 3))
+    @rule(batch=NAMES, total=st.integers(1, 60), priority=st.integers(-1, 1), weight=st.integers(1, 3))
     def submit(self, batch: str, total: int, priority: int, weight: int) -> None:
         if batch not in self.ledger.batches():
             canary = total // 2 if weight == 2 else 0
             opened(self.ledger, batch, total, priority=priority, weight=weight, canary=canary)
 
-    @rule(k=st.integers(1, 24), alone=st.booleans())
+    @rule(k=st.integers(1, 80), alone=st.booleans())
     def lease(self, k: int, *, alone: bool) -> None:
         expected = self.expected(k, alone=alone)
         found = self.ledger.lease("mini", "w", k, lease_s=1000, alone=alone)
@@ -86,7 +86,7 @@ class BatchQueues(RuleBasedStateMachine):
                 batch["suspects"] -= 1
             elif first:
                 peers = sum(1 for each in batches if self.ready(each) and each["priority"] == first["priority"])
-                most = k if peers == 1 else max(8, ceil(k / 2))
+                most = k if peers == 1 else max(32, ceil(k / 2))
                 batch, count = first, min(self.ready(first), most, k - len(taken))
                 again = min(count, batch["requeued"])
                 batch["requeued"] -= again

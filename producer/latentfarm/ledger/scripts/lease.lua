@@ -17,7 +17,7 @@ local REPLY_KEY, REPLY_KEEP_S = '{lf}:lease_reply:' .. worker, 3600
 local MAX_SCAN, SCAN_BLOCK = 4000000, 65536
 -- batches whose time has come that one call moves at most
 local MAX_DUE = 100
-local MIN_RUN = 8
+local MIN_RUN = 32
 local scanned, taken = 0, 0
 local runs, expiries, holders = {}, {}, {}
 
