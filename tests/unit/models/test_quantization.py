@@ -20,7 +20,11 @@ from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.models import load_family
 from latentfarm_worker.models.quantization import quantize_to_fp8
 
-pytestmark = pytest.mark.unit
+pytestmark = [
+    pytest.mark.unit,
+    # torchao has invalid escape sequences in its docstrings
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning"),
+]
 
 CPU = torch.device("cpu")
 needs_torchao = pytest.mark.skipif(not find_spec("torchao"), reason="torchao is not installed")
