@@ -98,8 +98,8 @@ def measure(settings: Settings, folder: Path, *, quick: bool) -> tuple[list[Line
         diffusers = stack.enter_context(start_processes("diffusers", folder))
         engine = stack.enter_context(start_processes("engine", folder))
         size = fastest_batch_size(diffusers, sizes)
-        renderers = (latentfarm, celery, diffusers)
-        files = [renderer.save(rows[0], folder / f"{at}.png") for at, renderer in enumerate(renderers)]
+        savers = (latentfarm.save, celery.save, diffusers.save)
+        files = [save(rows[0], folder / f"{at}.png") for at, save in enumerate(savers)]
         engine.run(rows[: 4 * CORES])
         ours = {"latentfarm": lambda: latentfarm.run(rows), "engine": lambda: engine.run(rows)}
         peers = {"diffusers": lambda: diffusers.run(rows, size=size), "celery": lambda: celery.run(few)}
