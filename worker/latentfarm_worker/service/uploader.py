@@ -1,6 +1,6 @@
 """Encode, upload and commit finished images on threads of their own, and retry until Redis and the bucket answer.
 
-One Redis serves the whole farm, so a worker commits twice a second at most, and each commit records all images that
+One Redis serves the whole farm, so a worker commits once a second at most, and each commit records all images that
 were stored since the last one. Images that end together are committed together, once the last of them is stored. A
 slower worker may save up to four commits, so that its images are committed at once.
 """
