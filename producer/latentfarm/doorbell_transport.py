@@ -37,11 +37,8 @@ class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
 
     ack_emulation = False
     do_restore = False
-    # a Redis in cluster mode refuses a command on keys of several slots: one list a queue, and both sets of an
-    # exchange's bindings in one slot
+    # one list a queue: a Redis in cluster mode refuses a command on keys of several slots
     priority_steps = (0,)
-    keyprefix_queue = "_kombu.binding.{%s}"
-    keyprefix_binding_permanent = "_kombu.binding_permanent.{%s}"
 
     def _get_pool(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's method
         """Connect as the ledger does: kombu reads fewer URLs than redis-py, and queries Sentinels in its own way."""
@@ -75,9 +72,15 @@ class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
         with _translated(self.connection, pause_s=_PAUSE_S):
             return super()._brpop_read(**options)
 
-    def _queue_bind(self, *arguments: Any, **options: Any) -> Any:
+    def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         with _translated(self.connection, pause_s=_PAUSE_S):
-            return super()._queue_bind(*arguments, **options)
+            try:
+                super()._queue_bind(exchange, routing_key, pattern, queue)
+            except redis.exceptions.ClusterCrossSlotError:
+                # kombu writes two sets in one transaction; these are its keys and its member
+                member = self.sep.join([routing_key or "", pattern or "", queue or ""])
+                for prefix in (self.keyprefix_queue, self.keyprefix_binding_permanent):
+                    self.client.sadd(prefix % (exchange,), member)
 
     def _size(self, *arguments: Any, **options: Any) -> Any:
         with _translated(self.connection, pause_s=_PAUSE_S):

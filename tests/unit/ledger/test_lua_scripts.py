@@ -67,7 +67,7 @@ def test_every_key_is_in_the_data_model() -> None:
     assert used | {"schema"} == documented
 
 
-def test_every_key_lies_in_the_slot_of_the_declared_one() -> None:
+def test_every_key_is_in_the_slot_of_the_declared_one() -> None:
     for name, script in SCRIPTS.items():
         assert re.findall(r"redis\.p?call\('[A-Z]+', '(?!\{lf\}:)[^']*'", script) == [], name
 

@@ -19,7 +19,7 @@ end
 -- Return the score of a batch in the order of leases: by priority, then by virtual time
 local function rank(priority, virtual_time) return virtual_time - priority * PRIORITY_STEP end
 
--- Return the scores between which a batch of this priority lies
+-- Return the scores between which a batch of this priority is
 local function ranks_of(priority)
   return rank(priority, -PRIORITY_STEP / 2), rank(priority, PRIORITY_STEP / 2)
 end

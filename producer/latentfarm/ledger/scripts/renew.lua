@@ -2,7 +2,7 @@
 local until_ms = now_ms() + tonumber(ARGV[1])
 local lost = {}
 
--- Renew the leases whose arguments lie between two places. Lua cannot unpack more than a few thousand at once.
+-- Renew the leases whose arguments are between two places. Lua cannot unpack more than a few thousand at once.
 local function renew(first, last)
   local names, held = {}, {}
   for at = first, last, 2 do names[#names + 1] = ARGV[at] end
