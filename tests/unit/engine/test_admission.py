@@ -55,12 +55,11 @@ def test_importing_the_policy_does_not_import_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def test_images_begin_in_their_order_while_rows_are_free() -> None:
-    queue = queue_of(Image("a"), Image("b", rows_needed=1), Image("c"), Image("d", rows_needed=1))
-    # d would fit, but it must not overtake c
-    assert admit(queue) == "ab"
+def test_images_begin_in_order_and_a_single_free_row_goes_to_the_first_that_needs_no_more() -> None:
+    queue = queue_of(Image("a"), Image("b", rows_needed=1), Image("c"), Image("d", rows_needed=1), Image("e"))
+    assert admit(queue) == "abd"
     assert admit(queue, free=1) == ""
-    assert admit(queue, free=3) == "cd"
+    assert admit(queue, free=4) == "ce"
 
 
 @pytest.mark.parametrize(
@@ -79,10 +78,11 @@ def test_an_image_of_another_shape_is_overtaken_by_at_most_a_full_batch() -> Non
     assert admit(queue) == "ef"
 
 
-def test_nothing_overtakes_an_image_of_the_same_shape() -> None:
-    queue = queue_of(Image("a"), Image("x", WIDE), Image("b", rows_needed=1))
-    assert admit(queue, free=1) == ""
-    assert [image.skipped for image in queue] == [0, 0, 0]
+def test_an_image_of_two_rows_is_overtaken_by_at_most_a_full_batch_of_single_rows() -> None:
+    queue = queue_of(Image("a"), *(Image(name, rows_needed=1) for name in "bcdefg"))
+    assert [admit(queue, free=1) for _ in range(5)] == ["b", "c", "d", "e", ""]
+    assert admit(queue, free=2) == "a"
+    assert admit(queue, free=0) == ""
 
 
 def test_the_first_waiting_image_sets_the_shape_and_the_cohort_of_an_empty_batch() -> None:

@@ -1,8 +1,8 @@
 """The admission policy: which waiting images begin, and how many rows a batch has. It imports no torch.
 
 Images of one latent shape and cohort run together. An image with guidance takes two rows of the batch, one without
-takes one row. Images of another shape or cohort wait until the batch is empty. To prevent starvation, at most one full
-batch of later images may overtake an image.
+takes one row. Images of another shape or cohort wait until the batch is empty; one with guidance waits for two rows. To
+prevent starvation, at most one full batch of later images may overtake an image.
 
 A cohort keeps a job that had trouble from others: an error or a crash then shows whose it is. Most images have none.
 """
@@ -129,17 +129,18 @@ class AdmissionQueue(Generic[T]):
     def next_images(self, key: BatchKey, *, rows: int, free: int) -> list[T]:
         """Return the images that begin now: those of the batch's key that fit into its ``free`` rows, in order.
 
-        They stay in the queue until ``remove``. An image that ``rows`` others have overtaken keeps all later images
-        waiting, until the batch is empty and takes its key.
+        They stay in the queue until ``remove``. A single free row goes to the first image that needs no more. An image
+        that ``rows`` others have overtaken keeps all later images waiting, until it fits or the batch is empty and
+        takes its key.
         """
         starting: list[T] = []
         overtaken: list[T] = []
         for image in self._waiting:
-            alike = _key_of(image) == key
-            if not alike and image.skipped < rows:
+            fits = _key_of(image) == key and image.rows_needed <= free
+            if not fits and free and image.skipped < rows:
                 overtaken.append(image)
                 continue
-            if not alike or image.rows_needed > free or any(each.skipped >= rows for each in overtaken):
+            if not fits or any(each.skipped >= rows for each in overtaken):
                 break
             free -= image.rows_needed
             starting.append(image)
