@@ -61,7 +61,7 @@ class GraphedEvaluation:
                 self._evaluate(indices, fixed)
         torch.cuda.current_stream(indices.device).wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        # other threads pin memory and ask for events meanwhile, which must not break the capture
+        # other threads pin memory and query events meanwhile, which must not break the capture
         with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             self._evaluate(indices, fixed)
         return _Captured(graph, indices, fixed)
