@@ -53,7 +53,9 @@ def lose_an_object(farm: Farm) -> None:
 
 
 def add_an_object(farm: Farm) -> None:
-    farm.bucket.put(an_image(farm).replace("00000000", "00000001"), png_bytes())
+    key = an_image(farm)
+    epoch = key.rpartition("-")[2].removesuffix(".png")
+    farm.bucket.put(key.replace(epoch, str(int(epoch) + 1)), png_bytes())
 
 
 def change_an_object(farm: Farm) -> None:
@@ -100,7 +102,7 @@ def commit(at_s: float, epoch: int, *, pid: int = 1) -> Entry:
 @pytest.mark.parametrize(
     ("entries", "invariant"),
     [
-        ([lease(1, 5), lease(2, 5, pid=2)], "no epoch is leased twice"),
+        ([lease(1, 5), lease(2, 5, pid=2)], "no job is leased twice under an epoch"),
         ([lease(1, 5), lease(2, 4, pid=2)], "epochs rise"),
         ([lease(1, 5), lease(2, 6, pid=2), commit(3, 5)], "no stale epoch commits"),
         ([lease(1, 5), commit(2, 5), commit(3, 5)], "no job is committed twice"),

@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from threading import Condition, Lock
 from typing import Protocol
 
@@ -176,17 +177,17 @@ class Prefetcher:
         """Forget that the ledger had no job just now, so that the next request is not refused."""
         self._empty_until = 0.0
 
-    def request(self, count: int, *, alone: bool = True) -> None:
+    def request(self, count: int, *, alone: bool = True, others_first: bool = False) -> None:
         """Start a round for up to ``count`` more jobs, unless one is running or a pause has not ended.
 
-        ``alone``: one of them may be a job that must run alone.
+        ``alone``: one of them may be a job that must run alone; with ``others_first`` only if there are no others.
         """
         now = time.monotonic()
         if self._working or self._stopped or now < self._retry_at:
             return
         if self._due(now) or (count > 0 and now >= self._empty_until and len(self._unread) < _MAX_POSTPONED):
             self._working = True
-            self._pool.submit(self._round, count, alone, on_error=lambda _: self._end_round())
+            self._pool.submit(self._round, count, alone, others_first, on_error=lambda _: self._end_round())
 
     def take(self) -> list[ImageState]:
         """Return the prepared jobs whose lease is still held."""
@@ -206,10 +207,10 @@ class Prefetcher:
 
     # -- on the prefetch thread ------------------------------------------------------------------------------
 
-    def _round(self, count: int, alone: bool) -> None:  # noqa: FBT001 - called by the pool, by position
+    def _round(self, count: int, alone: bool, others_first: bool) -> None:  # noqa: FBT001 - by the pool, by position
         try:
             if not self._due(time.monotonic()) and count > 0:
-                self._lease(count, alone=alone)
+                self._lease(count, alone=alone, others_first=others_first)
             self._read()
             self._pause_s = _FIRST_PAUSE_S
             self._pool.succeed()
@@ -232,12 +233,19 @@ class Prefetcher:
         with self._changed:
             self._changed.notify_all()
 
-    def _lease(self, count: int, *, alone: bool) -> None:
+    def _lease(self, count: int, *, alone: bool, others_first: bool) -> None:
         # the id stays the same until the leases are held: a repeated request returns the leases of a lost answer
-        request = self._request_id
-        leases = self._ledger.lease(
-            self._model, self._worker, count, lease_s=self._lease_ttl_s, request=request, alone=alone
+        lease = partial(
+            self._ledger.lease,
+            self._model,
+            self._worker,
+            count,
+            lease_s=self._lease_ttl_s,
+            request=self._request_id,
         )
+        leases = lease(alone=alone and not others_first)
+        if not leases and alone and others_first:
+            leases = lease(alone=True)
         if not leases:
             self._empty_until = time.monotonic() + _EMPTY_PAUSE_S
         self._leases.hold(leases)

@@ -95,6 +95,8 @@ class RenderLoop:
         threads: Threads | None = None,
     ) -> None:
         self._engine = engine
+        #: whether this process has rendered an image: then its device works
+        self._has_rendered = False
         #: images on their way to the engine
         self._admitting: list[ImageState] = []
         self._max_backlog = max_backlog
@@ -176,7 +178,12 @@ class RenderLoop:
         for lease in self._leases.take_lost():
             self._engine.cancel(lease)
         capacity = self._capacity()
-        self._prefetcher.request(capacity, alone=capacity > 0 and not self._has_lone_suspect())
+        self._prefetcher.request(
+            capacity,
+            alone=capacity > 0 and not self._has_lone_suspect(),
+            # on a device that breaks with every job, the few suspects would be charged for it one after the other
+            others_first=not self._has_rendered,
+        )
         self._admitting = self._prefetcher.take()
         for image in self._admitting:
             self._engine.admit(image)
@@ -199,6 +206,7 @@ class RenderLoop:
         for outcome in outcomes:
             self._dispatch(outcome)
         self.metrics.step(busy_s)
+        self._has_rendered |= any(isinstance(outcome, Rendered) for outcome in outcomes)
         decode_s = [outcome.timings["decode"] for outcome in outcomes if isinstance(outcome, Rendered)]
         self._decode_s.extend(decode_s)
         self._step_s.append(busy_s - sum(decode_s))
