@@ -178,12 +178,9 @@ class RenderLoop:
         for lease in self._leases.take_lost():
             self._engine.cancel(lease)
         capacity = self._capacity()
-        self._prefetcher.request(
-            capacity,
-            alone=capacity > 0 and not self._has_lone_suspect(),
-            # on a device that breaks with every job, the few suspects would be charged for it one after the other
-            others_first=not self._has_rendered,
-        )
+        alone = capacity > 0 and not self._has_lone_suspect()
+        # on a device that breaks with every job, the few suspects would be charged for it one after the other
+        self._prefetcher.request(capacity, alone=alone, others_first=not self._has_rendered)
         self._admitting = self._prefetcher.take()
         for image in self._admitting:
             self._engine.admit(image)
