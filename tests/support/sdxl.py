@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.sd15 import CLIP, frozen, make_text_encoder, make_vae
+
 #: parameters of the published weights
 PARAMETERS = {
     "unet": 2_567_463_684,
@@ -19,8 +21,8 @@ PARAMETERS = {
 
 def models() -> dict[str, Any]:
     """Return the four models with random weights, on torch's default device."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     unet = UNet2DConditionModel(
         sample_size=128,
@@ -36,29 +38,9 @@ def models() -> dict[str, Any]:
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )
-    vae = AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512),
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        layers_per_block=2,
-        latent_channels=4,
-        sample_size=1024,
-        scaling_factor=0.13025,
-        force_upcast=True,
-    )
-    common = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 512, "eos_token_id": 513}
-    first = CLIPTextConfig(
-        **common,
-        pad_token_id=513,
-        hidden_size=768,
-        intermediate_size=3072,
-        projection_dim=768,
-        num_hidden_layers=12,
-        num_attention_heads=12,
-        hidden_act="quick_gelu",
-    )
+    vae = make_vae(sample_size=1024, scaling_factor=0.13025, force_upcast=True)
     second = CLIPTextConfig(
-        **common,
+        **CLIP,
         pad_token_id=0,
         hidden_size=1280,
         intermediate_size=5120,
@@ -67,8 +49,5 @@ def models() -> dict[str, Any]:
         num_attention_heads=20,
         hidden_act="gelu",
     )
-    encoders = {"text_encoder": CLIPTextModel(first), "text_encoder_2": CLIPTextModelWithProjection(second)}
-    made = {"unet": unet, "vae": vae, **encoders}
-    for model in made.values():
-        model.eval().requires_grad_(requires_grad=False)
-    return made
+    encoders = {"text_encoder": make_text_encoder(), "text_encoder_2": CLIPTextModelWithProjection(second)}
+    return frozen({"unet": unet, "vae": vae, **encoders})
