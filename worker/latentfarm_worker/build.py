@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import replace
 from typing import get_args
 
 import torch
 
 from latentfarm.errors import InputError
 from latentfarm.settings import Dtype, Quantization, Settings
-from latentfarm_worker.calibration.micro_batch import calibrate
+from latentfarm_worker.calibration.micro_batch import calibrate, default_slots
 from latentfarm_worker.compilation import compile_or_run_eagerly, wants_compiling
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.mini import MODEL_DIR
@@ -65,7 +64,7 @@ def make_engine(family: Family, settings: Settings) -> Engine:
         compile_or_run_eagerly(family, settings)
     found = calibrate(family, settings.cache_dir)
     micro_batch = settings.micro_batch or found.micro_batch
-    slots = settings.slots or replace(found, micro_batch=micro_batch).slots
+    slots = settings.slots or default_slots(family.device, micro_batch)
     log.info(
         "micro-batches of %d rows, %d slots, %d images in a decoder's group%s; %s: rows/s by micro-batch: %s",
         micro_batch,

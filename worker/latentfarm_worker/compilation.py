@@ -11,14 +11,13 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 from latentfarm.settings import Settings
 from latentfarm_worker import device_errors
 from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
+from latentfarm_worker.calibration.micro_batch import smallest_micro_batch
 from latentfarm_worker.engine.outcomes import first_line
 from latentfarm_worker.models.base import Family, native_shape
 
 log = logging.getLogger(__name__)
 
 _INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-#: rows of the call that shows whether the model can be compiled: the first size that a calibration tries
-_ROWS = {"cuda": 8}
 
 
 def wants_compiling(family: Family, settings: Settings) -> bool:
@@ -35,7 +34,8 @@ def compile_or_run_eagerly(family: Family, settings: Settings) -> None:
     _choose_kernels(deterministic=settings.deterministic)
     family.compile()
     try:
-        rows = settings.micro_batch or _ROWS.get(family.device.type, 2)
+        # a size that the calibration tries too, so that it is compiled once
+        rows = settings.micro_batch or smallest_micro_batch(family.device)
         inputs = dummy_inputs(family, native_shape(family), rows)
         family.predict(*inputs)
         family.decode(inputs.latents[:1])

@@ -14,7 +14,7 @@ from latentfarm.batch_state import FINAL, BatchState
 from latentfarm.errors import InputError
 from latentfarm.job_state import JobState
 from latentfarm.ledger.client import LedgerClient
-from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS
+from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS, SCHEMA_KEY
 from latentfarm.ledger.records import (
     BatchRecord,
     BatchSummary,
@@ -39,7 +39,7 @@ class Queries(LedgerClient):
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
             pipe.zrange("{lf}:batches", 0, -1)
-            pipe.get("{lf}:schema")
+            pipe.get(SCHEMA_KEY)
             names, schema = pipe.execute()
         self.check_schema(schema)
         return [decode(name) for name in names]
@@ -70,7 +70,7 @@ class Queries(LedgerClient):
             pipe.hgetall(f"{{lf}}:batch:{name}")
             # later than the number of failed jobs, so that each of them has a code
             pipe.hgetall(f"{{lf}}:error_counts:{name}")
-            pipe.get("{lf}:schema")
+            pipe.get(SCHEMA_KEY)
             found, counted, schema = pipe.execute()
             facts = {decode(key): decode(value) for key, value in found.items()}
             self.check_schema(schema)

@@ -20,19 +20,14 @@ class DummyInputs(NamedTuple):
     timesteps: torch.Tensor
     conditioning: Tensors
 
-    def first(self, rows: int) -> DummyInputs:
-        """Return the first rows."""
-        conditioning = {name: tensor[:rows] for name, tensor in self.conditioning.items()}
-        return DummyInputs(self.latents[:rows], self.timesteps[:rows], conditioning)
-
 
 @torch.inference_mode()
-def dummy_inputs(family: Family, shape: LatentShape, rows: int, *, text_chunks: int = 1) -> DummyInputs:
+def dummy_inputs(family: Family, shape: LatentShape, rows: int) -> DummyInputs:
     """Return rows of different noise at different timesteps, all with the empty prompt; seeded."""
     generator = torch.Generator("cpu").manual_seed(0)
     latents = torch.randn((rows, family.latent_channels, shape.height, shape.width), generator=generator)
     timesteps = torch.randint(1, 999, (rows,), generator=generator).float()
-    [text] = family.encode([Prompt(family.tokenize("").padded(text_chunks))])
+    [text] = family.encode([Prompt(family.tokenize(""))])
     factor = family.vae_scale_factor
     common = family.row_conditioning(shape.width * factor, shape.height * factor, DEFAULT_GUIDANCE)
     conditioning = {**text, **{name: send(tensor, family.device) for name, tensor in common.items()}}

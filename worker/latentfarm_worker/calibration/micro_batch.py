@@ -44,23 +44,26 @@ _MAX_MEMORY_SHARE = 0.8
 class Calibration:
     """The ``micro_batch`` in rows and the ``decode_group`` in images to use, at the model's native size.
 
-    ``micro_batches``: of guided images, in a step. ``cuda_graphs``: whether the model is faster as a CUDA graph.
-    ``row_rates``: by micro-batch, rows per second; ``decode_rates``: by group, images per second. ``cached``: they were
-    measured before.
+    ``cuda_graphs``: whether the model is faster as a CUDA graph. ``row_rates``: by micro-batch, rows per second;
+    ``decode_rates``: by group, images per second. ``cached``: they were measured before.
     """
 
     micro_batch: int
     decode_group: int
     row_rates: dict[int, float]
     decode_rates: dict[int, float]
-    micro_batches: int = 1
     cuda_graphs: bool = False
     cached: bool = False
 
-    @property
-    def slots(self) -> int:
-        """Return the guided images that run together if their number is not given."""
-        return self.micro_batch // 2 * self.micro_batches
+
+def default_slots(device: torch.device, micro_batch: int) -> int:
+    """Return the guided images that run together if their number is not given."""
+    return micro_batch // 2 * _MICRO_BATCHES[_kind(device)]
+
+
+def smallest_micro_batch(device: torch.device) -> int:
+    """Return the first number of rows that ``measure`` tries."""
+    return _ROWS[_kind(device)][0]
 
 
 def calibrate(family: Family, cache: Path) -> Calibration:
@@ -78,7 +81,7 @@ def calibrate(family: Family, cache: Path) -> Calibration:
 @torch.inference_mode()
 def measure(family: Family) -> Calibration:
     """Time the model and the decoder at rising sizes, until the rate falls or memory runs out."""
-    device = family.device.type if family.device.type in _ROWS else "cpu"
+    device = _kind(family.device)
 
     def prepare_rows(rows: int) -> Callable[[], object]:
         inputs = dummy_inputs(family, native_shape(family), rows)
@@ -100,7 +103,6 @@ def measure(family: Family) -> Calibration:
         decode_group=_smallest(decode_rates, share),
         row_rates=row_rates,
         decode_rates=decode_rates,
-        micro_batches=_MICRO_BATCHES[device],
         cuda_graphs=device == "cuda" and _graph_is_faster(family, rows, row_rates[rows]),
     )
 
@@ -122,6 +124,10 @@ def _graph_is_faster(family: Family, rows: int, rate: float) -> bool:
         log.warning("the model cannot be captured in a CUDA graph, and runs without: %s", error)
         return False
     return found[rows] > rate
+
+
+def _kind(device: torch.device) -> str:
+    return device.type if device.type in _ROWS else "cpu"
 
 
 def _smallest(rates: dict[int, float], share: float) -> int:

@@ -8,7 +8,7 @@ often as a step needs, and an image has the same bytes in any company. The last 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,7 +27,6 @@ class MicroBatch:
 
     Attributes:
         images: the images that have a row here.
-        text_chunks: chunks of 77 tokens in each prompt.
         indices: int64 (3, rows) on the device, in this order: the place of each row's image; the place that the row
             updates, which is an unused one for negative prompts and padding; the row with the negative prompt, which is
             the row itself if there is none.
@@ -35,14 +34,8 @@ class MicroBatch:
     """
 
     images: tuple[ImageState, ...]
-    text_chunks: int
     indices: torch.Tensor
     conditioning: Tensors
-
-    @property
-    def rows(self) -> int:
-        """Return the rows of the call, padding included."""
-        return self.indices.shape[1]
 
 
 def form(
@@ -65,43 +58,39 @@ def form(
         device: the device of the indices.
     """
     found = []
-    for text_chunks, group in _rows_by_text_length(images):
+    for group in _rows_by_text_length(images):
         for at in range(0, len(group), rows):
             part = group[at : at + rows]
-            indices = [_indices(part, unused)]
-            count = rows if pad else len(part)
             # padding repeats a row, so that its numbers are as usual
-            padded = [*part, *[part[0]] * (count - len(part))]
-            indices.append(torch.tensor([[part[0][0].place], [unused], [0]]).expand(3, count - len(part)))
+            padded = [*part, *[part[0]] * (rows - len(part))] if pad else part
             tensors = [conditioning[image][prompt] for image, prompt in padded]
             found.append(
                 MicroBatch(
                     images=tuple(dict.fromkeys(image for image, _ in part)),
-                    text_chunks=text_chunks,
-                    indices=send(torch.cat(indices, dim=1), device),
+                    indices=send(_indices(padded, len(part), unused), device),
                     conditioning={name: torch.stack([each[name] for each in tensors]) for name in tensors[0]},
                 )
             )
     return found
 
 
-def _rows_by_text_length(images: Iterable[ImageState]) -> Iterator[tuple[int, list[_Row]]]:
-    """Yield the rows of the images with each number of text chunks.
+def _rows_by_text_length(images: Iterable[ImageState]) -> Iterable[list[_Row]]:
+    """Return the rows of the images with each number of text chunks.
 
     Images with two rows come first. So none is cut in two: a micro-batch has an even number of rows.
     """
     groups: dict[int, list[_Row]] = defaultdict(list)
-    for image in sorted(images, key=lambda image: (-image.rows_computed, image.place)):
+    for image in sorted(images, key=lambda image: (image.text_chunks, -image.rows_computed, image.place)):
         groups[image.text_chunks] += [(image, prompt) for prompt in range(image.rows_computed)]
-    yield from sorted(groups.items())
+    return groups.values()
 
 
-def _indices(rows: Sequence[_Row], unused: int) -> torch.Tensor:
-    """Return the indices of rows without padding, as ``MicroBatch.indices``, on the host."""
+def _indices(rows: Sequence[_Row], count: int, unused: int) -> torch.Tensor:
+    """Return ``MicroBatch.indices`` on the host; rows from ``count`` on are padding."""
     return torch.tensor(
         [
             [image.place for image, _ in rows],
-            [unused if prompt else image.place for image, prompt in rows],
-            [at + 1 if not prompt and image.rows_computed > 1 else at for at, (image, prompt) in enumerate(rows)],
+            [unused if prompt or at >= count else image.place for at, (image, prompt) in enumerate(rows)],
+            [at + (at < count and not prompt and image.rows_computed > 1) for at, (image, prompt) in enumerate(rows)],
         ]
     )

@@ -27,7 +27,7 @@ class NoiseSource:
     def __init__(self, seed: int, shape: tuple[int, int, int], count: int, device: torch.device) -> None:
         self._seed, self._shape, self._count, self._device = seed, shape, count, device
         self._generator = torch.Generator("cpu")
-        self._block = torch.empty(0)
+        self._block: torch.Tensor
         self._begin()
 
     def restart(self) -> None:
