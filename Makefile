@@ -77,7 +77,7 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP_INSTALL) --editable '.[worker,local]'
+	$(PIP_INSTALL) --editable '.[worker,local,server]'
 	touch $@
 
 # no torch: that is in the image
@@ -90,7 +90,7 @@ $(VENV)/.chaos: $(VENV)/.dev
 	touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP_INSTALL) --editable '.[worker,local,parquet,dev]'
+	$(PIP_INSTALL) --editable '.[worker,local,server,parquet,dev]'
 	touch $@ $(VENV)/.run
 
 $(VENV)/.tools: tests/support/tools.py $(VENV)/.dev

@@ -1,0 +1,1 @@
+"""The protocol of AUTOMATIC1111's web UI at ``/sdapi/v1``."""

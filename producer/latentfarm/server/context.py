@@ -1,0 +1,38 @@
+"""What the endpoints of all rooms use: the farm, the settings and the hub of events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar, cast
+
+import anyio
+from anyio import CapacityLimiter
+from starlette.requests import Request
+
+from latentfarm.farm import Farm
+from latentfarm.server.live.hub import EventHub
+from latentfarm.server.settings import ServerSettings
+
+Returned = TypeVar("Returned")
+
+
+@dataclass(frozen=True)
+class ServerContext:
+    """The farm, the settings and the hub of one server."""
+
+    farm: Farm
+    settings: ServerSettings
+    hub: EventHub
+    #: threads for calls of Redis and the bucket, which block
+    threads: CapacityLimiter
+
+    async def run(self, function: Callable[..., Returned], *args: object, **options: object) -> Returned:
+        """Return what a blocking function returns, called on a thread."""
+        return await anyio.to_thread.run_sync(partial(function, *args, **options), limiter=self.threads)
+
+
+def context_of(request: Request) -> ServerContext:
+    """Return the context of the server that answers a request."""
+    return cast("ServerContext", request.app.state.context)

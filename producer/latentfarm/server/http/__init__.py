@@ -1,0 +1,1 @@
+"""What all protocols share: operations, errors, bodies and server-sent events."""

@@ -1,0 +1,51 @@
+"""Operations: the requests that the server answers, each with the scope that it needs.
+
+A room exports a tuple of operations. The application makes its routes of them, so none can be without a scope, and the
+OpenAPI document describes those that name models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Literal
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+Method = Literal["GET", "POST", "DELETE", "PUT", "PATCH"]
+
+
+class Scope(StrEnum):
+    """What a key allows. ``ADMIN`` includes ``SUBMIT``, which includes ``READ``; ``NONE`` needs no key."""
+
+    NONE = "none"
+    READ = "read"
+    SUBMIT = "submit"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One method of one path.
+
+    Attributes:
+        path: as Starlette writes it, such as ``/api/batches/{name}``.
+        audited: whether an audit line is written when it succeeds: it changes something.
+        query, body, answer: models of the query, the JSON body and the JSON answer, for the OpenAPI document.
+        status: of a successful answer.
+    """
+
+    method: Method
+    path: str
+    endpoint: Endpoint
+    scope: Scope
+    summary: str
+    audited: bool = False
+    query: type[BaseModel] | None = None
+    body: type[BaseModel] | None = None
+    answer: type[BaseModel] | None = None
+    status: int = 200

@@ -1,0 +1,1 @@
+"""Images that a client waits for: small batches of high priority."""

@@ -1,0 +1,1 @@
+"""OpenAI's protocol at ``/v1``: models, images, files and batches."""
