@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from latentfarm.batch_state import ACTIVE, FINAL, BatchState, PausedBy, describe_pause
 from latentfarm.connection import Connection
-from latentfarm.errors import InputError
+from latentfarm.errors import ConflictError, InputError, UnknownError
 from latentfarm.job_state import INVALID_ROW, JobState
 from latentfarm.ledger import MAX_JOBS_PER_CALL
 from latentfarm.limits import PART_JOBS
@@ -198,7 +198,7 @@ class Batch:
         """Start no more jobs until ``resume``. Running jobs finish.
 
         Raises:
-            InputError: the batch is not active.
+            ConflictError: the batch is not active.
         """
         self._require_active(self._ledger.pause(self.name, PausedBy.USER, reason))
         self._store_control()
@@ -208,7 +208,7 @@ class Batch:
         """Continue after a pause or a canary. The failure budget starts again from zero.
 
         Raises:
-            InputError: the batch is not active.
+            ConflictError: the batch is not active.
         """
         self._require_active(self._ledger.resume(self.name))
         self._store_control()
@@ -279,7 +279,7 @@ class Batch:
 
     def _require_active(self, state: BatchState) -> None:
         if state not in ACTIVE:
-            raise InputError(f"batch {self.name!r} is {state}; only an open batch can be paused or resumed")
+            raise ConflictError(f"batch {self.name!r} is {state}; only an open batch can be paused or resumed")
 
     # -- jobs, results and images --------------------------------------------------------------------------------
 
@@ -298,11 +298,11 @@ class Batch:
         """Return one job.
 
         Raises:
-            InputError: the batch has no such index.
+            UnknownError: the batch has no such index.
         """
         total = self._ledger.batch(self.name).total
         if not 0 <= index < total:
-            raise InputError(f"job {self.name}/{index} does not exist; the batch has the jobs 0 to {total - 1}")
+            raise UnknownError(f"job {self.name}/{index} does not exist; the batch has the jobs 0 to {total - 1}")
         found = results.read_range(self._ledger, self._bucket, self.name, range(index, index + 1))
         return self._job_status(next(found))
 

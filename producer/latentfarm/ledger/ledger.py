@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 from latentfarm.batch_state import BatchState, PausedBy
-from latentfarm.errors import InputError
+from latentfarm.errors import ConflictError
 from latentfarm.ledger.constants import DEFAULT_BUDGET, MAX_JOBS_PER_CALL
 from latentfarm.ledger.flush_queue import FlushQueue
 from latentfarm.ledger.lua_scripts import Script
@@ -37,7 +37,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
     """The Redis record of every batch and job.
 
     Thread-safe. Every method raises ``UnavailableError`` if Redis is unavailable, and ``SchemaError`` if another
-    version of latentfarm wrote the ledger. Methods that take a batch raise ``InputError`` if it is unknown.
+    version of latentfarm wrote the ledger. Methods that take a batch raise ``UnknownError`` if it is unknown.
     """
 
     # -- batches ---------------------------------------------------------------------------------------------
@@ -124,11 +124,11 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         """Let failed jobs run again, at most 1,000, given as (index, error code); return how many do.
 
         Raises:
-            InputError: the batch is unknown, cancelled or being deleted.
+            ConflictError: the batch is cancelled or being deleted.
         """
         retried = int(self.run(self.scripts.retry, batch, *(field for job in failed for field in job)))
         if retried < 0:
-            raise InputError(f"batch {batch!r} is {self.batch(batch).state}; its jobs cannot run again")
+            raise ConflictError(f"batch {batch!r} is {self.batch(batch).state}; its jobs cannot run again")
         return retried
 
     def mark_deleting(self, batch: str) -> None:

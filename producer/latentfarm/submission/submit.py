@@ -9,7 +9,7 @@ from collections.abc import Generator, Iterator
 from contextlib import closing
 
 from latentfarm.batch_state import BatchState, PausedBy
-from latentfarm.errors import InputError
+from latentfarm.errors import ConflictError, InputError
 from latentfarm.ledger import Ledger, Reservation
 from latentfarm.names import check_batch_name
 from latentfarm.parallel import ordered_parallel_map
@@ -44,7 +44,8 @@ class Submission:
 
         Raises:
             InvalidRowsError: too many rows are invalid. Nothing is enqueued, or the batch is paused.
-            InputError: the name belongs to another batch or to a cancelled one, or the source cannot be read.
+            ConflictError: the name belongs to another batch or to a cancelled one.
+            InputError: the source cannot be read.
         """
         reserved = self._reserve()
         if reserved.state is not BatchState.OPENING and self._request.source.digest:
@@ -82,7 +83,7 @@ class Submission:
         if reserved.digest != digest:
             raise self._other_content(reserved.digest, digest)
         if reserved.state in {BatchState.CANCELLED, BatchState.DELETING, BatchState.RECOVERING}:
-            raise InputError(f"batch {self.batch!r} is {reserved.state}; choose another --batch name")
+            raise ConflictError(f"batch {self.batch!r} is {reserved.state}; choose another --batch name")
         if not reserved.stored and (error := self._manifest_conflict()):
             self._ledger.mark_deleting(self.batch)
             self._ledger.delete_batch(self.batch)
@@ -98,7 +99,7 @@ class Submission:
             return self._other_content(header.digest, self._request.digest)
         if header.total is not None:
             # the total is written after the ledger has every job, so the ledger was lost since
-            return InputError(
+            return ConflictError(
                 f"batch {self.batch!r} is in the bucket, but not in the ledger: `latentfarm recover {self.batch}` "
                 "restores it without rendering finished images again"
             )
@@ -159,9 +160,9 @@ class Submission:
             self.batch, before=before, total=total, parts_digest=parts_digest, closed=closed, invalid=invalid
         )
         if state == "conflict":
-            raise InputError(f"batch {self.batch!r} is also being submitted by another process; let one of them end")
+            raise ConflictError(f"batch {self.batch!r} is also being submitted by another process; let one of them end")
         if state in {BatchState.CANCELLED, BatchState.DELETING}:
-            raise InputError(f"batch {self.batch!r} was {state} while it was being submitted")
+            raise ConflictError(f"batch {self.batch!r} was {state} while it was being submitted")
 
     def _header(self, *, total: int | None = None, parts_digest: str = "") -> Header:
         options = self._options
@@ -197,8 +198,8 @@ class Submission:
             outcome = "nothing was enqueued"
         return report.error(outcome) if report.invalid else InputError(f"{error}; {outcome}")
 
-    def _other_content(self, theirs: str, ours: str) -> InputError:
-        return InputError(
+    def _other_content(self, theirs: str, ours: str) -> ConflictError:
+        return ConflictError(
             f"batch {self.batch!r} exists with other content or options (its digest is {theirs[:12]}, yours "
             f"{ours[:12]}); choose another --batch name"
         )
