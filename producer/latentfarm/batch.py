@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from latentfarm.batch_state import ACTIVE, FINAL, BatchState, PausedBy, describe_pause
 from latentfarm.connection import Connection
-from latentfarm.errors import ConflictError, InputError, UnknownError
+from latentfarm.errors import ConflictError, InputError, NotFoundError
 from latentfarm.job_state import INVALID_ROW, JobState
 from latentfarm.ledger import MAX_JOBS_PER_CALL
 from latentfarm.limits import PART_JOBS
@@ -298,11 +298,11 @@ class Batch:
         """Return one job.
 
         Raises:
-            UnknownError: the batch has no such index.
+            NotFoundError: the batch has no such index.
         """
         total = self._ledger.batch(self.name).total
         if not 0 <= index < total:
-            raise UnknownError(f"job {self.name}/{index} does not exist; the batch has the jobs 0 to {total - 1}")
+            raise NotFoundError(f"job {self.name}/{index} does not exist; the batch has the jobs 0 to {total - 1}")
         found = results.read_range(self._ledger, self._bucket, self.name, range(index, index + 1))
         return self._job_status(next(found))
 

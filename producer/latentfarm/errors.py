@@ -5,7 +5,7 @@
     LatentfarmError             base class; its text is for the user
       ├── InputError            a command, setting or row is invalid. Correct it; exit code 2
       │     ├── InvalidRowsError  rows of a prompt file are invalid
-      │     ├── UnknownError      there is no such batch or job
+      │     ├── NotFoundError     there is no such batch or job
       │     └── ConflictError     the batch's state or content does not allow it
       ├── UnavailableError      Redis or the bucket does not answer. Retry later, as workers do; exit code 3
       ├── SchemaError           another version wrote the ledger. Workers stop; exit code 2
@@ -32,7 +32,7 @@ class InputError(LatentfarmError):
     """A command, a setting or a row is invalid."""
 
 
-class UnknownError(InputError):
+class NotFoundError(InputError):
     """There is no such batch, job or worker."""
 
 

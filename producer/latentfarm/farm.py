@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from latentfarm.batch import Batch
 from latentfarm.connection import Connection
-from latentfarm.errors import UnknownError
+from latentfarm.errors import NotFoundError
 from latentfarm.names import check_batch_name
 from latentfarm.settings import DEFAULT_MODEL, Settings
 
@@ -150,15 +150,15 @@ class Farm:
         """Return one batch.
 
         Raises:
-            UnknownError: there is no such batch.
+            NotFoundError: there is no such batch.
             InputError: it is no name of a batch.
         """
         check_batch_name(name)
         try:
             self.ledger.batch(name)
-        except UnknownError as error:
+        except NotFoundError as error:
             close = get_close_matches(name, self.ledger.batches(), n=3)
             if not close:
                 raise
-            raise UnknownError(f"{error}; did you mean {' or '.join(map(repr, close))}?") from None
+            raise NotFoundError(f"{error}; did you mean {' or '.join(map(repr, close))}?") from None
         return Batch(self.connection, name)

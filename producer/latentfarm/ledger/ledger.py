@@ -37,7 +37,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
     """The Redis record of every batch and job.
 
     Thread-safe. Every method raises ``UnavailableError`` if Redis is unavailable, and ``SchemaError`` if another
-    version of latentfarm wrote the ledger. Methods that take a batch raise ``UnknownError`` if it is unknown.
+    version of latentfarm wrote the ledger. Methods that take a batch raise ``NotFoundError`` if it is unknown.
     """
 
     # -- batches ---------------------------------------------------------------------------------------------

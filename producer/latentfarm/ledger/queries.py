@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from latentfarm.batch_state import FINAL, BatchState
-from latentfarm.errors import UnknownError
+from latentfarm.errors import NotFoundError
 from latentfarm.job_state import JobState
 from latentfarm.ledger.client import LedgerClient
 from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS, SCHEMA_KEY
@@ -63,7 +63,7 @@ class Queries(LedgerClient):
         """Return a batch's record.
 
         Raises:
-            UnknownError: the batch is unknown.
+            NotFoundError: the batch is unknown.
         """
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
@@ -186,16 +186,16 @@ def known_state(batch: str, state: str) -> BatchState:
     """Return the state in the reply of a script.
 
     Raises:
-        UnknownError: it is empty, as the batch is unknown.
+        NotFoundError: it is empty, as the batch is unknown.
     """
     if not state:
         raise unknown_batch(batch)
     return BatchState(state)
 
 
-def unknown_batch(batch: str) -> UnknownError:
+def unknown_batch(batch: str) -> NotFoundError:
     """Return the error for a batch that the ledger does not have."""
-    return UnknownError(f"batch {batch!r} is unknown; `latentfarm status` lists all batches")
+    return NotFoundError(f"batch {batch!r} is unknown; `latentfarm status` lists all batches")
 
 
 def _untouched(batch_state: bytes | str | None) -> JobState:
