@@ -36,7 +36,9 @@ class Operation:
         path: as Starlette writes it, such as ``/api/batches/{name}``.
         audited: whether an audit line is written when it succeeds: it changes something.
         query, body, answer: models of the query, the JSON body and the JSON answer, for the OpenAPI document.
+        form: model of a multipart body that is accepted instead of the JSON one.
         status: of a successful answer.
+        media_type: of a successful answer.
     """
 
     method: Method
@@ -48,4 +50,6 @@ class Operation:
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None
     answer: type[BaseModel] | None = None
+    form: type[BaseModel] | None = None
     status: int = 200
+    media_type: str = "application/json"
