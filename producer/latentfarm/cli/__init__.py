@@ -27,6 +27,7 @@ COMMANDS = {
         "render": CommandEntry("render:render", "Render a prompt file into a folder, with everything that this needs"),
         "up": CommandEntry("worker:up", "Run Redis, an S3 server and workers on this machine"),
         "worker": CommandEntry("worker:worker", "Run a worker of a farm"),
+        "serve": CommandEntry("serve:serve", "Serve OpenAI's and AUTOMATIC1111's protocols, and the farm's own"),
     },
     "Submit": {
         "estimate": CommandEntry("estimate:estimate", "Estimate the images, bytes and GPU time of a prompt file"),

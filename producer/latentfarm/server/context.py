@@ -1,9 +1,9 @@
-"""What the endpoints of all rooms use: the farm, the settings and the hub of events."""
+"""What the endpoints of all rooms use: the farm, the settings, the hub of events and the metrics."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar, cast
 
@@ -13,6 +13,7 @@ from starlette.requests import Request
 
 from latentfarm.farm import Farm
 from latentfarm.server.live.hub import EventHub
+from latentfarm.server.metrics import ServerMetrics
 from latentfarm.server.settings import ServerSettings
 
 Returned = TypeVar("Returned")
@@ -20,13 +21,16 @@ Returned = TypeVar("Returned")
 
 @dataclass(frozen=True)
 class ServerContext:
-    """The farm, the settings and the hub of one server."""
+    """The farm, the settings, the hub and the metrics of one server."""
 
     farm: Farm
     settings: ServerSettings
     hub: EventHub
     #: threads for calls of Redis and the bucket, which block
     threads: CapacityLimiter
+    metrics: ServerMetrics = field(default_factory=ServerMetrics)
+    #: set when the server begins to end
+    stopping: anyio.Event = field(default_factory=anyio.Event)
 
     async def run(self, function: Callable[..., Returned], *args: object, **options: object) -> Returned:
         """Return what a blocking function returns, called on a thread."""

@@ -37,6 +37,10 @@ class ServerSettings(BaseModel):
     """Images that the clients of one key wait for [default: 200]."""
     requests_per_minute: Annotated[int, Field(ge=1)] = 1_200
     """Requests of one key in a minute, at one server [default: 1200]."""
+    max_connections: Annotated[int, Field(ge=8)] = 1_000
+    """Connections, and requests at once, of one server; beyond it the longest idle one is closed [default: 1000]."""
+    shutdown_timeout_s: Annotated[float, Field(ge=1, le=3_600)] = 25.0
+    """Seconds that running requests may take after a stop request [default: 25]."""
     worker_wait_s: Annotated[float, Field(ge=0, le=3_600)] = 30.0
     """Seconds until the answer is 503 if no worker serves the model [default: 30]."""
     render_timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0

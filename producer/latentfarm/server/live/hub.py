@@ -2,11 +2,166 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import threading
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from latentfarm.errors import LatentfarmError
 from latentfarm.ledger import Ledger
+
+if TYPE_CHECKING:
+    from latentfarm.ledger.events import Event
+    from latentfarm.ledger.live_reports import LiveReport
+
+    Item = Event | LiveReport
+
+log = logging.getLogger(__name__)
+
+#: items that wait for a client; one that falls further behind is dropped
+_MAX_WAITING = 1_000
+#: seconds of one wait for the ledger, which is also how long `close` takes at most
+_BLOCK_S = 1.0
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
+
+
+class SlowSubscriberError(Exception):
+    """A client did not take its events; it reads them again from the last one that it has."""
+
+
+class Subscription:
+    """The items that one client wants, in order. An asynchronous iterator; it ends when the hub closes.
+
+    Raises:
+        SlowSubscriberError: the client fell behind.
+    """
+
+    def __init__(self, wanted: Callable[[Item], bool]) -> None:
+        self._wanted = wanted
+        self._items: deque[Item] = deque()
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._dropped = False
+
+    def put(self, items: Sequence[Item]) -> None:
+        """Add those of the items that the client wants."""
+        if self._dropped or self._closed:
+            return
+        self._items.extend(item for item in items if self._wanted(item))
+        if len(self._items) > _MAX_WAITING:
+            self._dropped = True
+            self._items.clear()
+        if self._items or self._dropped:
+            self._changed.set()
+
+    def close(self) -> None:
+        """End the iteration after the items that wait."""
+        self._closed = True
+        self._changed.set()
+
+    def __aiter__(self) -> Subscription:
+        return self
+
+    async def __anext__(self) -> Item:
+        while not self._items:
+            if self._dropped:
+                raise SlowSubscriberError
+            if self._closed:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+        return self._items.popleft()
 
 
 class EventHub:
-    """Follows the events and live reports of a farm."""
+    """Follows the events and live reports of a farm, once for all clients. Redis may be unavailable meanwhile.
+
+    ``run`` is entered by the application's life; ``subscribe`` works within it, on its event loop.
+    """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
+        self._subscriptions: set[Subscription] = set()
+        self._stopping = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        #: id of the last event, empty before the first answer of Redis
+        self.latest_id = ""
+
+    @asynccontextmanager
+    async def subscribe(self, wanted: Callable[[Item], bool]) -> AsyncIterator[Subscription]:
+        """Provide the items from now on for which ``wanted`` is true. It is called for every item, so it is quick."""
+        subscription = Subscription(wanted)
+        self._subscriptions.add(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.discard(subscription)
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Follow the farm meanwhile."""
+        self._loop = asyncio.get_running_loop()
+        threads = [
+            threading.Thread(target=self._keep, args=(step, name), name=name, daemon=True)
+            for step, name in ((self._follow_events, "events"), (self._follow_reports, "live reports"))
+        ]
+        for thread in threads:
+            thread.start()
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            for subscription in self._subscriptions:
+                subscription.close()
+            for thread in threads:
+                # a daemon: a Redis that hangs must not delay the end
+                await asyncio.to_thread(thread.join, 2 * _BLOCK_S)
+
+    def _keep(self, follow: Callable[[], None], name: str) -> None:
+        """Call ``follow`` until the end, again after each outage."""
+        pause_s = _FIRST_PAUSE_S
+        while not self._stopping.is_set():
+            try:
+                follow()
+                pause_s = _FIRST_PAUSE_S
+            except LatentfarmError as error:
+                log.warning("the %s are not followed now: %s", name, error)
+            except Exception:
+                log.exception("the %s are not followed now", name)
+            self._stopping.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    def _follow_events(self) -> None:
+        ledger: Any = self._ledger
+        if not hasattr(ledger, "read_events"):
+            self._stopping.wait(_BLOCK_S)
+            return
+        if not self.latest_id:
+            self.latest_id = ledger.last_event_id()
+        while not self._stopping.is_set():
+            if events := ledger.read_events(self.latest_id, block_s=_BLOCK_S):
+                self.latest_id = events[-1].id
+                self._pass_on(events)
+
+    def _follow_reports(self) -> None:
+        ledger: Any = self._ledger
+        if not hasattr(ledger, "live_reports"):
+            self._stopping.wait(_BLOCK_S)
+            return
+        with ledger.live_reports() as reports:
+            while not self._stopping.is_set():
+                if found := reports.wait(_BLOCK_S):
+                    self._pass_on(found)
+
+    def _pass_on(self, items: Sequence[Item]) -> None:
+        # the loop has ended if it refuses
+        with suppress(RuntimeError):
+            assert self._loop is not None  # noqa: S101
+            self._loop.call_soon_threadsafe(self._deliver, items)
+
+    def _deliver(self, items: Sequence[Item]) -> None:
+        for subscription in list(self._subscriptions):
+            subscription.put(items)
