@@ -57,8 +57,6 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
             )
         ],
         exception_handlers=dict.fromkeys(_ANSWERED, _answer_error),
-            (HTTPException, RequestError, LatentfarmError, ValidationError), _answer_error
-        ),
         lifespan=life,
     )
     # a redirected POST loses its body
