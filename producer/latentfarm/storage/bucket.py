@@ -113,7 +113,7 @@ class Bucket:
     def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> None:
         """Write one object, with a checksum that the store verifies if it supports that."""
         digest = b64encode(hashlib.sha256(body).digest()).decode()
-        with self._translate_errors(key):
+        with self.translate_errors(key):
             answer = self.client.put_object(
                 Bucket=self.name, Key=key, Body=body, ContentType=content_type, ChecksumSHA256=digest
             )
@@ -132,7 +132,7 @@ class Bucket:
         """
         for tries_left in reversed(range(_BODY_TRIES)):
             try:
-                with self._translate_errors(key):
+                with self.translate_errors(key):
                     return self._read(key)
             except UnavailableError as error:
                 if not tries_left or not _is_broken_body(error):
@@ -161,7 +161,7 @@ class Bucket:
 
     def presign(self, key: str, *, expires_s: int) -> str:
         """Return a URL that reads an object for ``expires_s`` seconds, at most a week. No request is sent."""
-        with self._translate_errors(key):
+        with self.translate_errors(key):
             url: str = self.client.generate_presigned_url(
                 "get_object", Params={"Bucket": self.name, "Key": key}, ExpiresIn=expires_s
             )
@@ -170,16 +170,17 @@ class Bucket:
     def exists(self, key: str) -> bool:
         """Return whether the bucket has an object of this key."""
         try:
-            with self._translate_errors(key):
+            with self.translate_errors(key):
                 self.client.head_object(Bucket=self.name, Key=key)
         except MissingObjectError:
             return False
         return True
 
-    def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the keys that begin with a prefix, in lexical order."""
-        for page in self._pages(prefix):
-            yield from _keys_of(page)
+    def keys(self, prefix: str, *, after: str = "") -> Iterator[str]:
+        """Yield the keys that begin with a prefix, in lexical order; only those after a key, if one is given."""
+        for page in self._pages(prefix, after=after):
+            # not every store knows where to start
+            yield from (key for key in _keys_of(page) if key > after)
 
     def folders(self, prefix: str) -> Iterator[str]:
         """Yield the common prefixes below a prefix, each up to its next slash."""
@@ -194,12 +195,16 @@ class Bucket:
                 self.delete(keys)
                 yield len(keys)
 
-    def _pages(self, prefix: str, *, delimiter: str | None = None) -> Iterator[ListObjectsV2OutputTypeDef]:
-        with self._translate_errors(prefix):
+    def _pages(
+        self, prefix: str, *, delimiter: str | None = None, after: str = ""
+    ) -> Iterator[ListObjectsV2OutputTypeDef]:
+        with self.translate_errors(prefix):
             paginator = self.client.get_paginator("list_objects_v2")
             where: ListObjectsV2RequestPaginateTypeDef = {"Bucket": self.name, "Prefix": prefix}
             if delimiter is not None:
                 where["Delimiter"] = delimiter
+            if after:
+                where["StartAfter"] = after
             yield from paginator.paginate(**where)
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -226,7 +231,7 @@ class Bucket:
 
     def _delete_together(self, keys: Sequence[str]) -> None:
         wanted: DeleteTypeDef = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
-        with self._translate_errors(keys[0]):
+        with self.translate_errors(keys[0]):
             answer = self.client.delete_objects(Bucket=self.name, Delete=wanted)
         for refused in answer.get("Errors", []):
             if refused.get("Code") not in _MISSING:
@@ -234,21 +239,22 @@ class Bucket:
                 raise UnavailableError(message, cause="store")
 
     def _delete_one(self, key: str) -> None:
-        with suppress(MissingObjectError), self._translate_errors(key):
+        with suppress(MissingObjectError), self.translate_errors(key):
             self.client.delete_object(Bucket=self.name, Key=key)
 
     def head(self) -> None:
         """Check with one HeadBucket request that the bucket exists and the credentials are accepted."""
-        with self._translate_errors(""):
+        with self.translate_errors(""):
             self.client.head_bucket(Bucket=self.name)
 
     def create(self) -> None:
         """Create the bucket. Only ``latentfarm up`` does so, in its own store."""
-        with self._translate_errors(""):
+        with self.translate_errors(""):
             self.client.create_bucket(Bucket=self.name)
 
     @contextmanager
-    def _translate_errors(self, key: str) -> Iterator[None]:
+    def translate_errors(self, key: str) -> Iterator[None]:
+        """Raise ``UnavailableError`` for what the client raises."""
         from http.client import HTTPException
 
         from botocore.exceptions import BotoCoreError, ClientError

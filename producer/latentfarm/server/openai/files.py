@@ -1,0 +1,190 @@
+"""``/v1/files``: uploads, and the output of batches."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping
+
+import anyio
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from latentfarm.server.context import ServerContext, context_of
+from latentfarm.server.http.multipart import FormPart, read_form
+from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.openai import stored_files
+from latentfarm.server.openai.ids import created_at, new_stem
+from latentfarm.server.openai.models import (
+    MAX_FILES_PAGE,
+    DeletedAnswer,
+    FileAnswer,
+    FileForm,
+    FileList,
+    FileQuery,
+    UploadForm,
+)
+from latentfarm.server.openai.stored_files import StoredFile
+from latentfarm.server.openai.uploads import Upload
+from latentfarm.storage.bucket import Bucket
+from latentfarm.submission.prompts.s3_object import RANGE_BYTES, S3Object
+
+#: bytes of the fields and headers of an upload beside its file, and of one field
+_FORM_BYTES, _FIELD_BYTES = 65_536, 4_096
+#: OpenAI's: files of batches are removed after 30 days
+_BATCH_EXPIRES_S = 30 * 24 * 3600
+
+
+async def create_file(request: Request) -> Response:
+    """Store an upload while it is received."""
+    context = context_of(request)
+    stem = new_stem()
+    file = f"file-{stem}"
+    upload = Upload(context, stored_files.content_key(file), limit=context.settings.max_file_bytes)
+    try:
+        filename, form = await _receive(request, upload)
+        await upload.finish()
+        created = created_at(stem)
+        default_s = _BATCH_EXPIRES_S if form.purpose == "batch" else None
+        expires_s = form.expires_after.seconds if form.expires_after else default_s
+        record = StoredFile(
+            id=file,
+            bytes=upload.size,
+            created_at=created,
+            filename=filename,
+            purpose=form.purpose,
+            expires_at=created + expires_s if expires_s else None,
+            lines=upload.lines,
+            owner=getattr(request.state, "key_name", ""),
+        )
+        await context.run(stored_files.write_record, context.farm.bucket, record)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await upload.abandon()
+        raise
+    return JSONResponse(stored_files.file_object(record))
+
+
+async def _receive(request: Request, upload: Upload) -> tuple[str, FileForm]:
+    """Store the form's file; return its name and the other fields."""
+    filename: str | None = None
+    fields: dict[str, bytearray] = {}
+    part: FormPart | None = None
+    async for event in read_form(request, context_of(request).settings.max_file_bytes + _FORM_BYTES):
+        if isinstance(event, FormPart):
+            part = event
+            if part.name != "file":
+                fields[part.name] = bytearray()
+            elif filename is not None:
+                raise RequestError(400, "invalid_request", "the form has two files; upload one at once", param="file")
+            else:
+                filename = part.filename or "file"
+        elif part is not None and part.name == "file":
+            await upload.write(event)
+        elif part is not None:
+            fields[part.name] += event
+            if len(fields[part.name]) > _FIELD_BYTES:
+                raise RequestError(400, "invalid_request", f"{part.name[:60]!r} is too long", param=part.name[:60])
+    if filename is None:
+        raise RequestError(400, "invalid_request", "the form has no file; send one as file", param="file")
+    return filename, _form({name: value.decode("utf-8", "replace") for name, value in fields.items()})
+
+
+def _form(fields: Mapping[str, str]) -> FileForm:
+    """Return the fields of a form, whose nested ones are written as ``expires_after[seconds]``."""
+    found: dict[str, object] = {name: value for name, value in fields.items() if name == "purpose"}
+    expires = {name: fields[key] for name in ("anchor", "seconds") if (key := f"expires_after[{name}]") in fields}
+    if expires:
+        found["expires_after"] = expires
+    return FileForm.model_validate(found)
+
+
+async def list_files(request: Request) -> Response:
+    """Return a page of files."""
+    context, query = context_of(request), FileQuery.model_validate(dict(request.query_params))
+    found, more = await context.run(_page, context, query)
+    page = FileList(
+        data=found, first_id=found[0].id if found else None, last_id=found[-1].id if found else None, has_more=more
+    )
+    return JSONResponse(page.model_dump())
+
+
+def _page(context: ServerContext, query: FileQuery) -> tuple[list[FileAnswer], bool]:
+    limit = min(query.limit, MAX_FILES_PAGE)
+    bucket = context.farm.bucket
+    files = list(stored_files.file_ids(bucket))
+    if query.order == "asc":
+        files.reverse()
+    if query.after:
+        files = [file for file in files if (file > query.after) == (query.order == "desc") and file != query.after]
+    found: list[StoredFile] = []
+    for at in range(0, len(files), limit + 1):
+        records = stored_files.read_records(bucket, files[at : at + limit + 1])
+        found += [record for record in records if record is not None and query.purpose in {"", record.purpose}]
+        if len(found) > limit:
+            break
+    answers = [FileAnswer.model_validate(stored_files.file_object(record)) for record in found[:limit]]
+    return answers, len(found) > limit
+
+
+async def get_file(request: Request) -> Response:
+    """Return a file's record."""
+    context = context_of(request)
+    file = request.path_params["id"]
+    record = await context.run(stored_files.find_file, context.farm.bucket, file, param="id")
+    return JSONResponse(stored_files.file_object(record))
+
+
+async def delete_file(request: Request) -> Response:
+    """Remove a file."""
+    context = context_of(request)
+    file = request.path_params["id"]
+    await context.run(stored_files.find_file, context.farm.bucket, file, param="id")
+    await context.run(stored_files.delete_file, context.farm.bucket, file)
+    return JSONResponse(DeletedAnswer(id=file).model_dump())
+
+
+async def file_content(request: Request) -> Response:
+    """Return a file's bytes."""
+    context = context_of(request)
+    file = request.path_params["id"]
+    record = await context.run(stored_files.find_file, context.farm.bucket, file, param="id")
+    content = await context.run(_open, context.farm.bucket, stored_files.content_key(file))
+    headers = {"Content-Length": str(record.bytes), "Content-Disposition": "attachment"}
+    return StreamingResponse(_pieces(context, content), media_type="application/octet-stream", headers=headers)
+
+
+def _open(bucket: Bucket, key: str) -> S3Object:
+    return S3Object(bucket.client, f"s3://{bucket.name}/{key}")
+
+
+async def _pieces(context: ServerContext, content: S3Object) -> AsyncIterator[bytes]:
+    """Yield an object's bytes, a range at a time, as fast as the client reads them."""
+    while piece := await context.run(content.read, RANGE_BYTES):
+        yield piece
+
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        "/v1/files",
+        create_file,
+        Scope.SUBMIT,
+        "Upload a file",
+        audited=True,
+        form=UploadForm,
+        answer=FileAnswer,
+    ),
+    Operation("GET", "/v1/files", list_files, Scope.READ, "List files", query=FileQuery, answer=FileList),
+    Operation("GET", "/v1/files/{id}", get_file, Scope.READ, "Describe a file", answer=FileAnswer),
+    Operation(
+        "DELETE", "/v1/files/{id}", delete_file, Scope.SUBMIT, "Delete a file", audited=True, answer=DeletedAnswer
+    ),
+    Operation(
+        "GET",
+        "/v1/files/{id}/content",
+        file_content,
+        Scope.READ,
+        "Read a file",
+        media_type="application/octet-stream",
+    ),
+)

@@ -1,0 +1,115 @@
+"""Uploaded files in the bucket.
+
+::
+
+    files/<id>/content       the bytes
+    files/<id>/file.json     the record, written last: without it there is no file
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.openai.ids import is_file_id
+from latentfarm.storage.bucket import Bucket, MissingObjectError
+
+PREFIX = "files/"
+_RECORD = "/file.json"
+
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+
+
+class StoredFile(BaseModel):
+    """The record of a file. ``lines`` are the line ends in it; ``owner`` is the name of the key that uploaded it."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: Purpose
+    expires_at: int | None = None
+    lines: int = 0
+    owner: str = ""
+
+    @property
+    def expired(self) -> bool:
+        """Whether its time has passed."""
+        return self.expires_at is not None and self.expires_at <= time.time()
+
+
+def content_key(file: str) -> str:
+    """Return the key of a file's bytes."""
+    return f"{PREFIX}{file}/content"
+
+
+def record_key(file: str) -> str:
+    """Return the key of a file's record."""
+    return f"{PREFIX}{file}{_RECORD}"
+
+
+def write_record(bucket: Bucket, file: StoredFile) -> None:
+    """Let a file exist whose bytes are stored."""
+    bucket.put(record_key(file.id), file.model_dump_json().encode(), content_type="application/json")
+
+
+def read_record(bucket: Bucket, file: str) -> StoredFile | None:
+    """Return a file's record; None if there is no such file, or it has expired."""
+    if not is_file_id(file):
+        return None
+    try:
+        found = StoredFile.model_validate_json(bucket.get(record_key(file)))
+    except MissingObjectError:
+        return None
+    return None if found.expired else found
+
+
+def find_file(bucket: Bucket, file: str, *, param: str) -> StoredFile:
+    """Return a file's record.
+
+    Raises:
+        RequestError: 404, there is no such file.
+    """
+    found = read_record(bucket, file)
+    if found is None:
+        raise missing_file(file, param=param)
+    return found
+
+
+def missing_file(file: str, *, param: str) -> RequestError:
+    """Return the error for a file that does not exist."""
+    return RequestError(404, "not_found", f"No such File object: {file[:100]!r}", param=param)
+
+
+def delete_file(bucket: Bucket, file: str) -> None:
+    """Remove a file, its record first: if this is interrupted, there is no file whose bytes are missing."""
+    bucket.delete([record_key(file)])
+    bucket.delete([content_key(file)])
+
+
+def file_ids(bucket: Bucket, *, after: str = "") -> Iterator[str]:
+    """Yield the ids of all files, newest first; only those after a stem, if one is given."""
+    start = f"{PREFIX}file-{after}~" if after else ""
+    for key in bucket.keys(PREFIX, after=start):
+        file = key.removeprefix(PREFIX).removesuffix(_RECORD)
+        if key.endswith(_RECORD) and is_file_id(file):
+            yield file
+
+
+def read_records(bucket: Bucket, files: list[str]) -> list[StoredFile | None]:
+    """Return the records of several files."""
+    with ThreadPoolExecutor(8, thread_name_prefix="files") as pool:
+        return list(pool.map(lambda file: read_record(bucket, file), files))
+
+
+def file_object(file: StoredFile) -> dict[str, object]:
+    """Return a file in OpenAI's shape."""
+    shown = {"object": "file", "status": "processed", "status_details": None}
+    return shown | file.model_dump(exclude={"lines", "owner"})

@@ -1,0 +1,91 @@
+"""Stores an upload while it is received. At most two parts of it are in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from latentfarm.errors import UnavailableError
+from latentfarm.server.context import ServerContext
+from latentfarm.server.http.request_error import RequestError
+from latentfarm.storage.multipart_upload import MAX_PARTS, MultipartUpload
+
+#: bytes of a part, unless so many would be too many parts
+_PART_BYTES = 8 * 2**20
+
+
+class Upload:
+    """One object of the bucket. One part is stored while the next is received.
+
+    Args:
+        context: of the server.
+        key: the object's key.
+        limit: bytes that it may have.
+    """
+
+    def __init__(self, context: ServerContext, key: str, *, limit: int) -> None:
+        self._context = context
+        self._key = key
+        self._limit = limit
+        self._part_bytes = max(_PART_BYTES, -(-limit // MAX_PARTS))
+        self._buffer = bytearray()
+        self._multipart: MultipartUpload | None = None
+        self._storing: asyncio.Task[None] | None = None
+        #: bytes so far, and line ends among them
+        self.size = self.lines = 0
+
+    async def write(self, data: bytes) -> None:
+        """Add bytes. Waits if the store is slower than the client.
+
+        Raises:
+            RequestError: 413, the file is too large.
+            UnavailableError: the store does not answer.
+        """
+        self.size += len(data)
+        if self.size > self._limit:
+            raise RequestError(
+                413, "file_too_large", f"the file is larger than {self._limit} bytes; split it", param="file"
+            )
+        self.lines += data.count(b"\n")
+        self._buffer += data
+        if len(self._buffer) >= self._part_bytes:
+            await self._wait()
+            part, self._buffer = self._buffer, bytearray()
+            self._storing = asyncio.create_task(self._context.run(self._put_part, part))
+
+    async def finish(self) -> None:
+        """Store the rest. The object exists then."""
+        await self._wait()
+        await self._context.run(self._complete)
+
+    async def abandon(self) -> None:
+        """Remove what is stored. The object does not exist then."""
+        if self._storing is not None:
+            with suppress(UnavailableError):
+                await self._wait()
+        await self._context.run(self._remove)
+
+    async def _wait(self) -> None:
+        if self._storing is not None:
+            # a request that is cancelled leaves its thread running
+            await asyncio.shield(self._storing)
+            self._storing = None
+
+    def _put_part(self, part: bytearray) -> None:
+        if self._multipart is None:
+            self._multipart = MultipartUpload(self._context.farm.bucket, self._key)
+        self._multipart.put_part(part)
+
+    def _complete(self) -> None:
+        if self._multipart is None:
+            self._context.farm.bucket.put(self._key, bytes(self._buffer))
+            return
+        if self._buffer:
+            self._multipart.put_part(self._buffer)
+        self._multipart.complete()
+
+    def _remove(self) -> None:
+        if self._multipart is not None:
+            self._multipart.abort()
+        with suppress(UnavailableError):
+            self._context.farm.bucket.delete([self._key])
