@@ -23,10 +23,11 @@ from latentfarm.server.http.frame import RequestFrame, RunningRequest
 from latentfarm.server.http.operation import Operation
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.live.hub import EventHub
+from latentfarm.server.openai import files
 from latentfarm.server.settings import ServerSettings
 
 #: every operation of the server; a room adds its own here
-OPERATIONS: tuple[Operation, ...] = (*probes.OPERATIONS,)
+OPERATIONS: tuple[Operation, ...] = (*probes.OPERATIONS, *files.OPERATIONS)
 
 #: threads for calls of Redis and the bucket
 _THREADS = 64
