@@ -1,0 +1,57 @@
+"""One server and one worker for all tests of the server; the farm is emptied for each test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from tests.support.http_server import RunningServer, RunningWorker
+
+from latentfarm.farm import Farm
+from latentfarm.server.settings import ServerSettings
+
+Serving = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="session")
+def shared_server(connected: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("thumbnails")
+    with RunningServer(connected, ServerSettings(address="127.0.0.1:0", thumbnail_cache=folder)) as server:
+        yield server
+
+
+@pytest.fixture
+def server(shared_server: RunningServer, farm: Farm) -> RunningServer:
+    """The server over the emptied farm, without keys."""
+    assert farm is shared_server.app.state.context.farm
+    return shared_server
+
+
+@pytest.fixture
+def serving(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    """Start further servers, with other settings; each ends with the test."""
+    with ExitStack() as stack:
+
+        def start(on: Farm | None = None, *, header_timeout_s: float = 15.0, **fields: Any) -> RunningServer:
+            chosen = {"address": "127.0.0.1:0", "thumbnail_cache": tmp_path_factory.mktemp("thumbnails"), **fields}
+            settings = ServerSettings(**chosen)
+            return stack.enter_context(RunningServer(on or farm, settings, header_timeout_s=header_timeout_s))
+
+        yield start
+
+
+@pytest.fixture(scope="session")
+def shared_worker(connected: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
+    worker = RunningWorker(connected, tmp_path_factory.mktemp("model"))
+    yield worker
+    worker.stop()
+
+
+@pytest.fixture
+def rendering(shared_worker: RunningWorker, farm: Farm) -> RunningWorker:
+    """A worker that renders the jobs of ``mini``."""
+    assert farm.ledger
+    shared_worker.report()
+    return shared_worker

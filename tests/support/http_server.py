@@ -1,0 +1,99 @@
+"""The real HTTP server in a thread of the test process, and a real worker in other threads of it."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Self
+
+import httpx2
+import redis
+import torch
+from tests.support.tiny import make_tiny
+
+from latentfarm.doorbell import make_app as make_celery
+from latentfarm.doorbell import queue_name
+from latentfarm.farm import Farm
+from latentfarm.server.app import make_app
+from latentfarm.server.http.process import HttpServer, listen, url_of
+from latentfarm.server.settings import ServerSettings
+from latentfarm_worker.service.worker import Worker
+from latentfarm_worker.supervise.shared_state import SharedState
+
+WORKER = "worker-a"
+
+
+class RunningServer:
+    """A server on a free port of the loopback interface; a context manager. ``client`` sends to it, without a key."""
+
+    def __init__(self, farm: Farm, settings: ServerSettings, *, header_timeout_s: float = 15.0) -> None:
+        self.settings = settings
+        self.app = make_app(farm, settings)
+        listener = listen(settings.address)
+        self.url = url_of(listener)
+        self.server = HttpServer(
+            self.app,
+            max_connections=settings.max_connections,
+            shutdown_timeout_s=settings.shutdown_timeout_s,
+            header_timeout_s=header_timeout_s,
+        )
+        self.client = httpx2.Client(base_url=self.url, timeout=30)
+        self._thread = threading.Thread(target=self.server.run_on, args=(listener,), name="server", daemon=True)
+        # the socket listens already: a request waits until the thread answers it
+        self._thread.start()
+
+    @property
+    def port(self) -> int:
+        return int(self.url.rpartition(":")[2])
+
+    def stop(self) -> None:
+        """End as at a signal, and wait for the end."""
+        self.server.should_exit = True
+        self._thread.join(60)
+        assert not self._thread.is_alive()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.client.close()
+        self.stop()
+
+
+class RunningWorker:
+    """A worker with a tiny model that serves ``mini`` as ``worker-a``, woken by the doorbell as a real one is."""
+
+    def __init__(self, farm: Farm, folder: Path) -> None:
+        # with tiny convolutions, a second thread costs more than it gains
+        torch.set_num_threads(1)
+        chosen = {
+            "model_source": str(make_tiny(folder / "tiny")),
+            "slots": 2,
+            "micro_batch": 4,
+            # after a test has emptied Redis, the next one finds the worker soon
+            "housekeeping_interval_s": 0.2,
+        }
+        settings = farm.settings.model_copy(update=chosen)
+        celery = make_celery(settings.redis_url, model="mini")
+        self.worker = Worker(settings, celery, state=SharedState(), name=WORKER, supervised=True)
+        self._redis: redis.Redis = farm.ledger.redis
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            if self._redis.blpop([queue_name("mini")], timeout=1) and not self._stopping.is_set():
+                self.worker.render_loop.render_all()
+
+    def report(self) -> None:
+        """Send a heartbeat now."""
+        self.worker._heartbeat()
+
+    def stop(self) -> None:
+        """End as at a stop request."""
+        self._stopping.set()
+        self.worker.render_loop.stop()
+        self._redis.rpush(queue_name("mini"), "")
+        self._thread.join(30)
+        self.worker.close()
