@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from itertools import islice
@@ -306,12 +306,15 @@ class Batch:
         found = results.read_range(self._ledger, self._bucket, self.name, range(index, index + 1))
         return self._job_status(next(found))
 
-    def results(self) -> Iterator[dict[str, Any]]:
-        """Yield a result for each job, in order: its request in diffusers' names, joined with its receipt or error."""
+    def results(self, indices: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
+        """Yield a result for each job, in order: its request in diffusers' names, joined with its receipt or error.
+
+        ``indices`` are those of the jobs, rising [default: all].
+        """
         from latentfarm.storage.manifest import NOT_THE_REQUEST
 
-        total = self._ledger.batch(self.name).total
-        for result in results.read_results(self._ledger, self._bucket, self.name, total):
+        wanted = range(self._ledger.batch(self.name).total) if indices is None else indices
+        for result in results.read_indices(self._ledger, self._bucket, self.name, wanted):
             entry = self._manifest.entry(self.name, result["index"])
             request = {name: value for name, value in entry.items() if name not in NOT_THE_REQUEST}
             joined = {"id": entry.get("id"), "row": entry.get("row"), **result}

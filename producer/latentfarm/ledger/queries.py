@@ -7,7 +7,7 @@ commands matters.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 from latentfarm.batch_state import FINAL, BatchState
@@ -27,6 +27,8 @@ from latentfarm.ledger.records import (
 from latentfarm.ledger.redis_errors import translate_errors
 from latentfarm.limits import PART_JOBS
 
+#: batches in one reply, and jobs whose states are in one: a page of a list needs few
+_PAGE_BATCHES, _WINDOW_JOBS = 100, 65_536
 #: state, retries and generation of a batch, as Redis has them
 _Facts = tuple[bytes | None, bytes | None, bytes | None]
 
@@ -43,6 +45,28 @@ class Queries(LedgerClient):
             names, schema = pipe.execute()
         self.check_schema(schema)
         return [decode(name) for name in names]
+
+    def newest_batches(self, *, before: tuple[int, str] | None = None) -> Iterator[tuple[int, str]]:
+        """Yield the creation time, in milliseconds, and the name of each batch, newest first.
+
+        Args:
+            before: the batch, as it was yielded, after which to begin; it may be deleted since.
+        """
+        while True:
+            with translate_errors(self.where):
+                rank = self.redis.zrevrank("{lf}:batches", before[1]) if before else -1
+                found: Any = (
+                    self.redis.zrevrangebyscore(
+                        "{lf}:batches", f"({before[0]}", "-inf", start=0, num=_PAGE_BATCHES, withscores=True
+                    )
+                    if before and rank is None
+                    else self.redis.zrevrange("{lf}:batches", rank + 1, rank + _PAGE_BATCHES, withscores=True)
+                )
+            for name, created in found:
+                before = int(created), decode(name)
+                yield before
+            if len(found) < _PAGE_BATCHES:
+                return
 
     def batch_summaries(self) -> list[BatchSummary]:
         """Return model, state and leased jobs of every batch, oldest first, in two round trips."""
@@ -82,9 +106,24 @@ class Queries(LedgerClient):
 
     def states(self, batch: str, start: int, stop: int) -> list[JobState]:
         """Return the states of the jobs ``start`` to ``stop - 1``."""
+        return [JobState(byte) for byte in self.state_bytes(batch, start, stop)]
+
+    def state_bytes(self, batch: str, start: int, stop: int) -> bytes:
+        """Return the states of the jobs ``start`` to ``stop - 1``, a byte each."""
         with translate_errors(self.where):
             untouched = _untouched(self.redis.hget(f"{{lf}}:batch:{batch}", "state"))
-        return [JobState(byte) or untouched for byte in self._state_bytes(batch, start, stop)]
+        found = self._state_bytes(batch, start, stop)
+        return found.replace(b"\0", bytes([untouched])) if untouched else found
+
+    def find_states(self, batch: str, states: Collection[JobState], start: int, stop: int) -> Iterator[int]:
+        """Yield the indices from ``start`` to ``stop - 1`` of the jobs in one of these states, in order."""
+        marks = bytes(byte in states for byte in range(256))
+        for first in range(start, stop, _WINDOW_JOBS):
+            found = self.state_bytes(batch, first, min(first + _WINDOW_JOBS, stop)).translate(marks)
+            at = found.find(1)
+            while at >= 0:
+                yield first + at
+                at = found.find(1, at + 1)
 
     def indices(self, batch: str, state: JobState) -> Iterator[int]:
         """Yield the indices of the jobs that are leased, done or failed, in order.

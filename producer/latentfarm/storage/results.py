@@ -17,7 +17,6 @@ from latentfarm.batch_state import BatchState
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job_state import TERMINAL_STATES, JobState
 from latentfarm.ledger import JobRecord, Ledger, Snapshot
-from latentfarm.limits import PART_JOBS
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import (
     header_key,
@@ -201,12 +200,6 @@ def read_part(bucket: Bucket, batch: str, part: int, generation: int = 0) -> lis
 # -- reading -----------------------------------------------------------------------------------------------------
 
 
-def read_results(ledger: Ledger, bucket: Bucket, batch: str, total: int) -> Iterator[dict[str, Any]]:
-    """Yield a result line for every job of the batch, in order, from the ledger or the bucket."""
-    for part in range(-(-total // PART_JOBS)):
-        yield from read_range(ledger, bucket, batch, part_indices(part, total))
-
-
 def read_range(ledger: Ledger, bucket: Bucket, batch: str, indices: range) -> Iterator[dict[str, Any]]:
     """Yield the result lines of jobs of one part.
 
@@ -219,7 +212,10 @@ def read_range(ledger: Ledger, bucket: Bucket, batch: str, indices: range) -> It
 
 
 def read_indices(ledger: Ledger, bucket: Bucket, batch: str, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Yield the result lines of jobs given by rising indices. Reads at most one object a part."""
+    """Yield the result lines of jobs given by rising indices, from the ledger or the bucket.
+
+    At most one object a part is read.
+    """
     for _, group in groupby(indices, key=part_of):
         wanted = list(group)
         span = range(wanted[0], wanted[-1] + 1)
