@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from latentfarm.errors import LatentfarmError
 from latentfarm.farm import Farm
-from latentfarm.server import probes
+from latentfarm.server import api, probes
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.error_answer import error_answer
 from latentfarm.server.http.frame import RequestFrame, RunningRequest
@@ -27,7 +27,7 @@ from latentfarm.server.openai import files
 from latentfarm.server.settings import ServerSettings
 
 #: every operation of the server; a room adds its own here
-OPERATIONS: tuple[Operation, ...] = (*probes.OPERATIONS, *files.OPERATIONS)
+OPERATIONS: tuple[Operation, ...] = (*probes.OPERATIONS, *files.OPERATIONS, *api.OPERATIONS)
 
 #: threads for calls of Redis and the bucket
 _THREADS = 64

@@ -1,0 +1,191 @@
+"""Batches: list, status, failures, and decisions about one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import anyio
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import Response
+
+from latentfarm.batch import Batch, BatchStatus
+from latentfarm.errors import LatentfarmError, NotFoundError
+from latentfarm.farm import Farm
+from latentfarm.server.api.models import (
+    BatchAnswer,
+    BatchesAnswer,
+    BatchesQuery,
+    NoQuery,
+    PauseBody,
+    PriorityBody,
+    RetryAnswer,
+    RetryBody,
+)
+from latentfarm.server.api.request import batch_name, json_answer, read_optional_json, read_query
+from latentfarm.server.context import context_of
+from latentfarm.server.http.body import read_json
+from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.request_error import RequestError
+from latentfarm.waiting import wait_reasons
+
+if TYPE_CHECKING:
+    from latentfarm.server.context import ServerContext
+
+log = logging.getLogger(__name__)
+
+#: batches that one page looks at; what is found by then is the page
+_SCANNED = 2_000
+
+
+async def list_batches(request: Request) -> Response:
+    query = read_query(request, BatchesQuery)
+    context = context_of(request)
+    return json_answer(await context.run(_page, context.farm, query))
+
+
+def _page(farm: Farm, query: BatchesQuery) -> BatchesAnswer:
+    before = _parse_cursor(query.cursor)
+    found: list[BatchStatus] = []
+    last: tuple[int, str] | None = None
+    for scanned, last in enumerate(farm.ledger.newest_batches(before=before), start=1):
+        status = _status_or_none(farm, last[1])
+        if status and _matches(status, query):
+            found.append(status)
+        if len(found) == query.limit or scanned == _SCANNED:
+            break
+    else:
+        last = None
+    return BatchesAnswer(batches=found, next=None if last is None else f"{last[0]}:{last[1]}")
+
+
+def _matches(status: BatchStatus, query: BatchesQuery) -> bool:
+    return (not query.state or status.state in query.state) and query.model in {"", status.model}
+
+
+def _status_or_none(farm: Farm, name: str) -> BatchStatus | None:
+    try:
+        return Batch(farm.connection, name).status()
+    except NotFoundError:
+        # deleted meanwhile
+        return None
+
+
+def _parse_cursor(cursor: str) -> tuple[int, str] | None:
+    if not cursor:
+        return None
+    created, _, name = cursor.partition(":")
+    if not (created.isascii() and created.isdecimal() and len(created) <= 16 and name):
+        raise RequestError(400, "invalid_request", "cursor: write `next` of the page before", param="cursor")
+    return int(created), name
+
+
+async def show_batch(request: Request) -> Response:
+    read_query(request, NoQuery)
+    context = context_of(request)
+    return json_answer(await context.run(_answer, context.farm, batch_name(request)))
+
+
+def _answer(farm: Farm, name: str) -> BatchAnswer:
+    status = farm.batch(name).status()
+    return BatchAnswer(**status.model_dump(), warnings=wait_reasons(farm.ledger, [status]).get(name, []))
+
+
+async def pause(request: Request) -> Response:
+    body = await read_optional_json(request, PauseBody)
+    context = context_of(request)
+    return json_answer(await context.run(context.farm.batch(batch_name(request)).pause, body.reason))
+
+
+async def resume(request: Request) -> Response:
+    context = context_of(request)
+    batch = Batch(context.farm.connection, batch_name(request))
+    return json_answer(await context.run(batch.resume))
+
+
+async def cancel(request: Request) -> Response:
+    context = context_of(request)
+    batch = Batch(context.farm.connection, batch_name(request))
+    return json_answer(await context.run(batch.cancel))
+
+
+async def retry(request: Request) -> Response:
+    body = await read_optional_json(request, RetryBody)
+    context = context_of(request)
+    batch = Batch(context.farm.connection, batch_name(request))
+    return json_answer(RetryAnswer(retried=await context.run(batch.retry, code=body.code)))
+
+
+async def set_priority(request: Request) -> Response:
+    body = await read_json(request, PriorityBody)
+    context = context_of(request)
+    batch = Batch(context.farm.connection, batch_name(request))
+    return json_answer(await context.run(batch.set_priority, body.priority))
+
+
+async def delete(request: Request) -> Response:
+    """Answer as soon as no job of the batch runs any more; its objects are removed after that."""
+    context = context_of(request)
+    batch = Batch(context.farm.connection, batch_name(request))
+    await context.run(context.farm.ledger.mark_deleting, batch.name)
+    answer = json_answer(await context.run(batch.status), status=202)
+    answer.background = BackgroundTask(_delete, context, batch)
+    return answer
+
+
+async def _delete(context: ServerContext, batch: Batch) -> None:
+    try:
+        # the client may hang up: the deletion goes on
+        with anyio.CancelScope(shield=True):
+            await context.run(batch.delete)
+    except LatentfarmError as error:
+        log.warning("batch %s is not deleted yet; delete it again: %s", batch.name, error)
+
+
+def _operations() -> Iterator[Operation]:
+    path = "/api/batches/{name}"
+    yield Operation(
+        "GET",
+        "/api/batches",
+        list_batches,
+        Scope.READ,
+        "List batches, newest first",
+        query=BatchesQuery,
+        answer=BatchesAnswer,
+    )
+    yield Operation("GET", path, show_batch, Scope.READ, "Report a batch's progress", query=NoQuery, answer=BatchAnswer)
+    for verb, endpoint, body, summary in (
+        ("pause", pause, PauseBody, "Start no more jobs of a batch; running ones finish"),
+        ("resume", resume, None, "Continue a batch after a pause or a canary"),
+        ("cancel", cancel, None, "End a batch for good; finished images stay"),
+        ("priority", set_priority, PriorityBody, "Set a batch's priority"),
+    ):
+        yield Operation(
+            "POST", f"{path}/{verb}", endpoint, Scope.SUBMIT, summary, audited=True, body=body, answer=BatchStatus
+        )
+    yield Operation(
+        "POST",
+        f"{path}/retry",
+        retry,
+        Scope.SUBMIT,
+        "Run failed jobs of a batch again",
+        audited=True,
+        body=RetryBody,
+        answer=RetryAnswer,
+    )
+    yield Operation(
+        "DELETE",
+        path,
+        delete,
+        Scope.SUBMIT,
+        "Cancel a batch and delete it with all its objects",
+        audited=True,
+        query=NoQuery,
+        answer=BatchStatus,
+        status=202,
+    )
+
+
+OPERATIONS: tuple[Operation, ...] = tuple(_operations())

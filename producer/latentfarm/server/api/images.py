@@ -1,0 +1,135 @@
+"""Images of jobs, and their thumbnails."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+
+from latentfarm.farm import Farm
+from latentfarm.image_formats import IMAGE_FORMATS, PNG, format_of
+from latentfarm.job_state import JobState
+from latentfarm.server.api.models import ImageQuery, ThumbnailQuery
+from latentfarm.server.api.request import batch_name, job_index, read_query
+from latentfarm.server.api.thumbnails import Thumbnails, UnreadableImageError
+from latentfarm.server.context import ServerContext, context_of
+from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.request_error import RequestError
+from latentfarm.storage.bucket import MissingObjectError
+from latentfarm.storage.keys import image_key, parse_image_key
+from latentfarm.storage.results import read_range
+
+#: an image of one epoch never changes
+_IMMUTABLE = "private, max-age=31536000, immutable"
+_REVALIDATED = "private, no-cache"
+
+
+@dataclass(frozen=True)
+class _Image:
+    """An image in the bucket. ``sha256`` is empty if its receipt was not read."""
+
+    key: str
+    epoch: int
+    sha256: str = ""
+
+
+async def show_image(request: Request) -> Response:
+    query = read_query(request, ImageQuery)
+    context = context_of(request)
+    found = await _find(request, query.epoch, query.format)
+    headers = _headers(found, query.epoch)
+    if query.redirect:
+        url = await context.run(context.farm.bucket.presign, found.key, expires_s=context.settings.url_expires_s)
+        return RedirectResponse(url, 307, headers={"Cache-Control": "no-store"})
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    body = await context.run(_read, context.farm, found)
+    kind = (format_of(found.key) or PNG).content_type
+    return Response(body, headers=headers, media_type=kind)
+
+
+async def show_thumbnail(request: Request) -> Response:
+    query = read_query(request, ThumbnailQuery)
+    context = context_of(request)
+    found = await _find(request, query.epoch, query.format)
+    headers = _headers(found, query.epoch)
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    try:
+        body = await _thumbnails(request, context).get(found.key, lambda: _read(context.farm, found))
+    except UnreadableImageError as error:
+        raise RequestError(404, "unreadable_image", f"the image cannot be read: {error}") from None
+    return Response(body, headers=headers, media_type="image/webp")
+
+
+def _thumbnails(request: Request, context: ServerContext) -> Thumbnails:
+    """Return the thumbnails of this server, which are made when they are first needed."""
+    state = request.app.state
+    if not hasattr(state, "thumbnails"):
+        settings = context.settings
+        state.thumbnails = Thumbnails(
+            settings.thumbnail_cache, settings.thumbnail_cache_bytes, source=context.farm.bucket.where
+        )
+    found: Thumbnails = state.thumbnails
+    return found
+
+
+async def _find(request: Request, epoch: int | None, image_format: str | None) -> _Image:
+    """Return the image of a job.
+
+    With epoch and format, only the batch is looked up: a page has many images, and a receipt is a part of results.
+    """
+    context, name, index = context_of(request), batch_name(request), job_index(request)
+    if epoch is not None and image_format is not None:
+        await context.run(context.farm.ledger.batch, name)
+        return _Image(image_key(name, index, epoch, IMAGE_FORMATS[image_format]), epoch)
+    return await context.run(_find_receipt, context.farm, name, index, epoch)
+
+
+def _find_receipt(farm: Farm, name: str, index: int, epoch: int | None) -> _Image:
+    farm.batch(name).job(index)
+    line = next(read_range(farm.ledger, farm.bucket, name, range(index, index + 1)))
+    if line["state"] != JobState.DONE.word:
+        raise RequestError(404, "no_image", f"job {name}/{index} is {line['state']}; only a done job has an image")
+    found = _Image(line["key"], line["epoch"], line["sha256"])
+    if epoch not in {None, found.epoch} or parse_image_key(found.key) is None:
+        raise RequestError(404, "no_image", f"job {name}/{index} has another image now; leave out epoch", param="epoch")
+    return found
+
+
+def _read(farm: Farm, image: _Image) -> bytes:
+    try:
+        body = farm.bucket.get(image.key)
+    except MissingObjectError:
+        raise RequestError(404, "no_image", "the bucket has no such image") from None
+    if image.sha256 and hashlib.sha256(body).hexdigest() != image.sha256:
+        raise RequestError(404, "damaged_image", "the image in the bucket is not the one of the receipt; run `verify`")
+    return body
+
+
+def _headers(image: _Image, epoch: int | None) -> dict[str, str]:
+    return {"ETag": f'"{image.epoch}"', "Cache-Control": _REVALIDATED if epoch is None else _IMMUTABLE}
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "GET",
+        "/api/batches/{name}/images/{index}",
+        show_image,
+        Scope.READ,
+        "Return the image of a job",
+        query=ImageQuery,
+        media_type="image/*",
+    ),
+    Operation(
+        "GET",
+        "/api/batches/{name}/thumbnails/{index}",
+        show_thumbnail,
+        Scope.READ,
+        "Return a thumbnail of a job's image: WebP, at most 256 pixels wide and high",
+        query=ThumbnailQuery,
+        media_type="image/webp",
+    ),
+)

@@ -1,0 +1,189 @@
+"""Jobs of a batch: pages of them, one, their states as bytes, and failures by code."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from latentfarm.farm import Farm
+from latentfarm.image_formats import format_of
+from latentfarm.job_state import JobState
+from latentfarm.limits import PART_JOBS
+from latentfarm.server.api.models import (
+    MAX_STATES,
+    FailureAnswer,
+    FailuresAnswer,
+    JobAnswer,
+    JobsAnswer,
+    JobsQuery,
+    NoQuery,
+    StatesQuery,
+)
+from latentfarm.server.api.request import batch_name, job_index, json_answer, read_query
+from latentfarm.server.context import context_of
+from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.request_error import RequestError
+
+#: parts that one answer reads: each is two objects of the bucket
+_MAX_PARTS = 8
+#: failed jobs that are listed for each code
+_LISTED_JOBS = 20
+
+_STATE_OF = {state.word: state for state in JobState}
+
+
+async def list_jobs(request: Request) -> Response:
+    query = read_query(request, JobsQuery)
+    context = context_of(request)
+    return json_answer(await context.run(_page, context.farm, batch_name(request), query))
+
+
+def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
+    batch, total = farm.batch(name), farm.ledger.batch(name).total
+    states = {_STATE_OF[word] for word in query.state} or set(JobState)
+    if query.code:
+        # only failed jobs have one
+        states &= {JobState.FAILED}
+    jobs: list[dict[str, Any]] = []
+    following: int | None = None
+    parts: set[int] = set()
+    wanted: list[int] = []
+    for index in farm.ledger.find_states(name, states, query.start, total):
+        parts.add(index // PART_JOBS)
+        # with a code, more jobs are read than are wanted
+        if len(parts) > _MAX_PARTS or (not query.code and len(wanted) == query.limit):
+            following = index
+            break
+        wanted.append(index)
+    for line in batch.results(wanted):
+        if query.code and line.get("error", {}).get("code") != query.code:
+            continue
+        if len(jobs) == query.limit:
+            following = line["index"]
+            break
+        jobs.append(_with_paths(name, line))
+    return {"jobs": jobs, "next": following}
+
+
+def _with_paths(batch: str, line: dict[str, Any]) -> dict[str, Any]:
+    """Return a job with the paths of its image and its thumbnail."""
+    path = None
+    if line["state"] == JobState.DONE.word and "key" in line and (found := format_of(line["key"])):
+        path = f"/{{}}/{line['index']}?epoch={line['epoch']}&format={found.name}"
+    image, thumbnail = (path and f"/api/batches/{batch}{path.format(kind)}" for kind in ("images", "thumbnails"))
+    return {**line, "image": image, "thumbnail": thumbnail}
+
+
+async def show_job(request: Request) -> Response:
+    read_query(request, NoQuery)
+    context = context_of(request)
+    return json_answer(await context.run(_job, context.farm, batch_name(request), job_index(request)))
+
+
+def _job(farm: Farm, name: str, index: int) -> dict[str, Any]:
+    batch = farm.batch(name)
+    # an index out of range is reported with the range
+    batch.job(index)
+    return _with_paths(name, next(batch.results([index])))
+
+
+async def show_states(request: Request) -> Response:
+    query = read_query(request, StatesQuery)
+    context = context_of(request)
+    zipped = "gzip" in request.headers.get("accept-encoding", "")
+    found, total = await context.run(_states, context.farm, batch_name(request), query)
+    etag = f'"{hashlib.blake2b(found, digest_size=16).hexdigest()}"'
+    headers = {"ETag": etag, "X-Total": str(total), "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+    if request.headers.get("if-none-match") == etag:
+        return Response(status_code=304, headers=headers)
+    if zipped:
+        found = await context.run(gzip.compress, found, compresslevel=1, mtime=0)
+        headers["Content-Encoding"] = "gzip"
+    return Response(found, headers=headers, media_type="application/octet-stream")
+
+
+def _states(farm: Farm, name: str, query: StatesQuery) -> tuple[bytes, int]:
+    total = farm.ledger.batch(name).total
+    stop = min(query.start + MAX_STATES if query.stop is None else query.stop, total)
+    if stop - query.start > MAX_STATES:
+        text = f"stop: the range has more than {MAX_STATES:,} jobs; read it in pieces"
+        raise RequestError(400, "invalid_request", text, param="stop")
+    return farm.ledger.state_bytes(name, query.start, max(stop, query.start)), total
+
+
+async def list_failures(request: Request) -> Response:
+    read_query(request, NoQuery)
+    context = context_of(request)
+    return json_answer(await context.run(_failures, context.farm, batch_name(request)))
+
+
+def _failures(farm: Farm, name: str) -> FailuresAnswer:
+    record = farm.ledger.batch(name)
+    found = {
+        code: FailureAnswer(code=code, count=count, indices=[], message="") for code, count in record.errors.items()
+    }
+    for line in farm.batch(name).results(_in_few_parts(farm.ledger.indices(name, JobState.FAILED))):
+        error = line.get("error") or {}
+        group = found.get(error.get("code", ""))
+        if group is None:
+            # it failed after the counters were read
+            continue
+        group.message = group.message or error.get("message", "")
+        if len(group.indices) < _LISTED_JOBS:
+            group.indices.append(line["index"])
+    return FailuresAnswer(failures=sorted(found.values(), key=lambda each: (-each.count, each.code)))
+
+
+def _in_few_parts(indices: Iterator[int]) -> Iterator[int]:
+    parts: set[int] = set()
+    for index in islice(indices, _MAX_PARTS * PART_JOBS):
+        parts.add(index // PART_JOBS)
+        if len(parts) > _MAX_PARTS:
+            return
+        yield index
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "GET",
+        "/api/batches/{name}/jobs",
+        list_jobs,
+        Scope.READ,
+        "List jobs of a batch, with prompt, receipt and error",
+        query=JobsQuery,
+        answer=JobsAnswer,
+    ),
+    Operation(
+        "GET",
+        "/api/batches/{name}/jobs/{index}",
+        show_job,
+        Scope.READ,
+        "Show one job with its receipt",
+        query=NoQuery,
+        answer=JobAnswer,
+    ),
+    Operation(
+        "GET",
+        "/api/batches/{name}/states",
+        show_states,
+        Scope.READ,
+        "Report the states of jobs, a byte each: 0 pending, 1 leased, 2 done, 3 failed, 4 cancelled",
+        query=StatesQuery,
+        media_type="application/octet-stream",
+    ),
+    Operation(
+        "GET",
+        "/api/batches/{name}/failures",
+        list_failures,
+        Scope.READ,
+        "Report failures by error code",
+        query=NoQuery,
+        answer=FailuresAnswer,
+    ),
+)

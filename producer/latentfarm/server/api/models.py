@@ -1,0 +1,335 @@
+"""The models of queries, bodies and answers of ``/api``. The OpenAPI document and its reference are made of them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+
+from latentfarm.batch import BatchStatus
+from latentfarm.batch_state import BatchState
+from latentfarm.image_formats import IMAGE_FORMATS
+from latentfarm.job import Defaults
+from latentfarm.job_state import JobState
+from latentfarm.ledger.constants import CHUNK_JOBS, DEFAULT_BUDGET
+from latentfarm.submission.estimate import Estimate
+from latentfarm.submission.request import DEFAULT_MAX_INVALID
+
+#: jobs in a page; each is read with its prompt and its receipt
+MAX_PAGE_JOBS = 500
+#: batches in a page
+MAX_PAGE_BATCHES = 200
+#: states in an answer: one string of the ledger
+MAX_STATES = CHUNK_JOBS
+MAX_INDEX = 2**53 - 1
+#: of a priority, either way
+_MAX_PRIORITY = 1_000
+#: rows in a JSON body, which the limit of bodies bounds as well
+_MAX_ROWS = 100_000
+
+_FLAGS = {"1": True, "true": True, "0": False, "false": False}
+
+
+def _read_flag(value: object) -> object:
+    return _FLAGS.get(value, value) if isinstance(value, str) else value
+
+
+Index = Annotated[int, Field(ge=0, le=MAX_INDEX)]
+Flag = Annotated[
+    bool, BeforeValidator(_read_flag), Field(strict=True), WithJsonSchema({"type": "string", "enum": [*_FLAGS]})
+]
+Text = Annotated[str, Field(max_length=200)]
+ImageFormatWord = StrEnum("ImageFormatWord", {name: name for name in IMAGE_FORMATS})  # type: ignore[misc]
+JobWord = StrEnum("JobWord", {state.name: state.word for state in JobState})  # type: ignore[misc]
+
+
+class Query(BaseModel):
+    """A query. An unknown parameter is an error: ignored, a misspelled filter would select everything."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Body(BaseModel):
+    """A JSON body. Numbers are not read from texts, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NoQuery(Query):
+    """No parameters."""
+
+
+# -- queries ---------------------------------------------------------------------------------------------------
+
+
+class BatchesQuery(Query):
+    """Which batches, newest first. ``cursor`` is ``next`` of the page before."""
+
+    state: Annotated[tuple[BatchState, ...], Field(max_length=10)] = ()
+    model: Text = ""
+    cursor: Text = ""
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_BATCHES)] = 50
+
+
+class JobsQuery(Query):
+    """Which jobs, by rising index from ``start``. ``code``: only failed jobs with this error code."""
+
+    state: Annotated[tuple[JobWord, ...], Field(max_length=10)] = ()
+    code: Text = ""
+    start: Index = 0
+    limit: Annotated[int, Field(ge=1, le=MAX_PAGE_JOBS)] = 100
+
+
+class StatesQuery(Query):
+    """The jobs ``start`` to ``stop - 1``, at most a million [default: all from ``start`` on]."""
+
+    start: Index = 0
+    stop: Index | None = None
+
+
+class ImageQuery(Query):
+    """Which image: with ``epoch`` the answer never changes, and with ``format`` as well no receipt is read for it.
+
+    ``redirect``: answer with a URL of the bucket.
+    """
+
+    epoch: Index | None = None
+    format: ImageFormatWord | None = None
+    redirect: Flag = False
+
+
+class ThumbnailQuery(Query):
+    """Of which image, see the query of images."""
+
+    epoch: Index | None = None
+    format: ImageFormatWord | None = None
+
+
+class EventsQuery(Query):
+    """Which events. ``batch``: only those of one batch. ``live``: also steps and previews of running jobs."""
+
+    batch: Text = ""
+    live: Flag = False
+    progress: Flag = True
+
+
+class ModelQuery(Query):
+    """``model``: only of this model."""
+
+    model: Text = ""
+
+
+# -- bodies ----------------------------------------------------------------------------------------------------
+
+
+class SubmitOptionsBody(Body):
+    """Options of a submission.
+
+    ``defaults`` are fields of rows that do not set them. ``format`` is that of the source [default: by its name].
+    ``columns`` has the column of a field. ``keep_columns`` copies unknown columns to the results: all, or those named.
+    """
+
+    name: Annotated[str, Field(max_length=64)] | None = None
+    model: Annotated[str, Field(max_length=64)] | None = None
+    priority: Annotated[int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] = 0
+    canary: Annotated[int, Field(ge=0, le=10_000)] = 0
+    failure_budget: Annotated[float, Field(ge=0, le=1)] = DEFAULT_BUDGET
+    max_invalid: Annotated[float, Field(ge=0, le=1)] = DEFAULT_MAX_INVALID
+    validate_first: bool | None = None
+    webhook: Annotated[str, Field(max_length=2_000)] = ""
+    defaults: dict[str, Any] = Field(
+        default_factory=dict, json_schema_extra=lambda schema: schema.update(Defaults.model_json_schema())
+    )
+    format: Annotated[str, Field(max_length=20)] | None = None
+    prompt_column: Annotated[str, Field(max_length=200)] | None = None
+    columns: dict[str, Annotated[str, Field(max_length=200)]] = {}
+    keep_columns: bool | list[Annotated[str, Field(max_length=200)]] = False
+    sweeps: Annotated[list[Annotated[str, Field(max_length=10_000)]], Field(max_length=16)] = []
+    dynamic_prompts: bool = False
+    dynamic_prompts_seed: Annotated[int, Field(ge=0, le=2**63 - 1)] = 0
+
+
+class SubmitBody(SubmitOptionsBody):
+    """Rows to submit, or the object that has them, with the options: exactly one of ``rows`` and ``source``.
+
+    ``rows`` are prompts, or objects with diffusers' parameter names. ``source`` is ``s3://BUCKET/KEY`` or a key in the
+    farm's bucket.
+    """
+
+    rows: Annotated[list[str | dict[str, Any]], Field(max_length=_MAX_ROWS)] | None = None
+    source: Annotated[str, Field(min_length=1, max_length=1_100)] | None = None
+
+
+class SubmitForm(BaseModel):
+    """A prompt file to submit, with the options as JSON."""
+
+    file: Annotated[bytes, WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream"})]
+    options: SubmitOptionsBody = SubmitOptionsBody()
+
+
+class PauseBody(Body):
+    """``reason`` is shown with the batch."""
+
+    reason: Annotated[str, Field(max_length=500)] = ""
+
+
+class RetryBody(Body):
+    """``code``: only jobs that failed with it [default: all failed jobs but those of invalid rows]."""
+
+    code: Annotated[str, Field(max_length=200)] | None = None
+
+
+class PriorityBody(Body):
+    """Batches of a higher priority run first."""
+
+    priority: Annotated[int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)]
+
+
+# -- answers ---------------------------------------------------------------------------------------------------
+
+
+class BatchAnswer(BatchStatus):
+    """A batch. ``warnings`` are the reasons why its jobs wait, each with its cure."""
+
+    warnings: tuple[str, ...] = ()
+
+
+class BatchesAnswer(BaseModel):
+    """A page of batches, newest first. ``next`` is the cursor of the next page, null if there is none."""
+
+    batches: list[BatchStatus]
+    next: str | None
+
+
+class SubmitAnswer(BaseModel):
+    """The batch of a submission. The same rows with the same options find the batch again.
+
+    ``rejected`` counts invalid rows by reason; they are failed jobs. ``notes`` are numbers of rows by what was mapped,
+    dropped or chosen.
+    """
+
+    batch: str
+    model: str
+    total: int
+    rejected: dict[str, int]
+    notes: dict[str, int]
+
+
+class PlanAnswer(Estimate):
+    """What a submission would enqueue. ``hours`` are of the workers that run now; null if that is unknown."""
+
+    workers: int
+    hours: float | None
+
+
+class RetryAnswer(BaseModel):
+    """The number of jobs that run again."""
+
+    retried: int
+
+
+class JobAnswer(BaseModel):
+    """A job: the line of its result. ``image`` and ``thumbnail`` are paths on this server; null without an image.
+
+    A done job has the fields of its receipt as well, see the reference of results.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | None
+    row: int | None
+    job: str
+    index: int
+    state: JobWord
+    attempts: int
+    worker: str | None = None
+    error: dict[str, str] | None = None
+    request: dict[str, Any]
+    image: str | None
+    thumbnail: str | None
+
+
+class JobsAnswer(BaseModel):
+    """A page of jobs. ``next`` is the ``start`` of the next page, null if there is none.
+
+    A page ends early where its jobs are far apart, so it may be short or empty while ``next`` is set.
+    """
+
+    jobs: list[JobAnswer]
+    next: int | None
+
+
+class FailureAnswer(BaseModel):
+    """The failed jobs of one error code: their number, the first of them, and the message of the first."""
+
+    code: str
+    count: int
+    indices: list[int]
+    message: str
+
+
+class FailuresAnswer(BaseModel):
+    """Failures by error code, the most frequent first. Indices are of the first parts with failures."""
+
+    failures: list[FailureAnswer]
+
+
+class WorkerAnswer(BaseModel):
+    """A worker that sent a heartbeat in the last 15 seconds, with its rate over the last two minutes."""
+
+    worker: str
+    model: str
+    device: str
+    device_name: str
+    dtype: str
+    slots: int
+    images: int
+    images_per_s: float | None
+    busy_share: float | None
+    draining: bool
+    since: datetime
+    seen: datetime
+
+
+class WorkersAnswer(BaseModel):
+    """The workers."""
+
+    workers: list[WorkerAnswer]
+
+
+class ModelAnswer(BaseModel):
+    """A model that workers serve or batches need, with its jobs that wait and its workers' rate."""
+
+    model: str
+    workers: int
+    pending: int
+    images_per_s: float
+
+
+class ModelsAnswer(BaseModel):
+    """The models."""
+
+    models: list[ModelAnswer]
+
+
+class ErrorBody(BaseModel):
+    """What is wrong: ``code`` is a short, stable word, ``message`` has place, value and cure.
+
+    With the code ``invalid_rows``, ``problems`` are the messages of the first 20 rows, ``total`` the number of invalid
+    rows, and ``reasons`` their numbers by reason.
+    """
+
+    code: str
+    message: str
+    param: str | None
+    problems: list[str] | None = None
+    total: int | None = None
+    reasons: dict[str, int] | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """An error."""
+
+    error: ErrorBody

@@ -1,0 +1,232 @@
+"""Submissions of a prompt file, an object in the bucket, or rows in JSON; and what they would enqueue."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from latentfarm.errors import InvalidRowsError
+from latentfarm.farm import Farm
+from latentfarm.server.api.models import (
+    ErrorAnswer,
+    ErrorBody,
+    PlanAnswer,
+    SubmitAnswer,
+    SubmitBody,
+    SubmitForm,
+    SubmitOptionsBody,
+)
+from latentfarm.server.api.request import json_answer
+from latentfarm.server.context import context_of
+from latentfarm.server.http.body import check_length, parse_json, read_json
+from latentfarm.server.http.multipart import FormPart, read_form
+from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.request_error import RequestError
+from latentfarm.settings import DEFAULT_MODEL
+from latentfarm.submission.estimate import make_estimate
+from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.prompts import ReadOptions, SourceLike
+from latentfarm.submission.request import SubmitOptions, make_request
+
+#: bytes that an upload may have besides its file: boundaries, headers and names
+_FORM_BYTES = 2_000_000
+#: bytes of an upload that are written at once, and characters of its name that are kept
+_WRITE_BYTES, _MAX_NAME = 1 << 20, 100
+
+
+@dataclass(frozen=True)
+class _Submission:
+    """A source with its options, as a request has them."""
+
+    source: SourceLike
+    options: SubmitOptionsBody
+    #: the parameter that errors of rows name
+    param: str
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of ``make_request``."""
+        options = self.options
+        keep = options.keep_columns if isinstance(options.keep_columns, bool) else tuple(options.keep_columns)
+        return {
+            **options.defaults,
+            "model": options.model or DEFAULT_MODEL,
+            "reading": ReadOptions(
+                prompt_column=options.prompt_column,
+                keep_columns=keep,
+                format=options.format,
+                columns=tuple(options.columns.items()),
+            ),
+            "expansion": Expansion.parse(
+                options.sweeps, dynamic=options.dynamic_prompts, seed=options.dynamic_prompts_seed
+            ),
+        }
+
+
+async def submit(request: Request) -> Response:
+    return await _answered(request, _submit, status=201)
+
+
+async def plan(request: Request) -> Response:
+    return await _answered(request, _plan, status=200)
+
+
+async def _answered(request: Request, work: Callable[[Farm, _Submission], object], *, status: int) -> Response:
+    context = context_of(request)
+    async with _read(request) as submission:
+        try:
+            return json_answer(await context.run(work, context.farm, submission), status=status)
+        except InvalidRowsError as error:
+            body = ErrorBody(
+                code="invalid_rows",
+                message=str(error),
+                param=submission.param,
+                problems=error.problems,
+                total=error.total,
+                reasons=error.reasons,
+            )
+            return json_answer(ErrorAnswer(error=body), status=422)
+
+
+def _submit(farm: Farm, submission: _Submission) -> SubmitAnswer:
+    options = submission.options
+    batch = farm.submit(
+        submission.source,
+        batch=options.name,
+        options=SubmitOptions(
+            priority=options.priority,
+            canary=options.canary,
+            failure_budget=options.failure_budget,
+            webhook=options.webhook,
+            validate_first=options.validate_first,
+            max_invalid=options.max_invalid,
+        ),
+        **submission.arguments(),
+    )
+    record = farm.ledger.batch(batch.name)
+    return SubmitAnswer(
+        batch=batch.name, model=record.model, total=record.total, rejected=batch.rejected, notes=batch.notes
+    )
+
+
+def _plan(farm: Farm, submission: _Submission) -> PlanAnswer:
+    request = make_request(submission.source, client=farm.bucket.client, **submission.arguments())
+    workers = farm.workers(request.model)
+    found = make_estimate(request, throughput=farm.ledger.throughput(request.model), count_tokens=None)
+    hours = found.gpu_hours / len(workers) if workers and found.gpu_hours is not None else None
+    return PlanAnswer(**found.model_dump(), workers=len(workers), hours=hours)
+
+
+@asynccontextmanager
+async def _read(request: Request) -> AsyncIterator[_Submission]:
+    """Read the body: JSON, or a form with a file, which is on disk within the block."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
+        yield _of_body(await read_json(request, SubmitBody), context_of(request).farm.bucket.name)
+        return
+    with tempfile.TemporaryDirectory(prefix="latentfarm-upload-") as folder:
+        yield await _read_upload(request, Path(folder))
+
+
+async def _read_upload(request: Request, folder: Path) -> _Submission:
+    """Store the file of a form in a folder; return it with the options."""
+    context = context_of(request)
+    upload, options = _Upload(folder), bytearray()
+    async with aclosing(read_form(request, context.settings.max_file_bytes + _FORM_BYTES)) as events:
+        part = None
+        async for event in events:
+            if isinstance(event, FormPart):
+                part = event
+                if part.name == "file":
+                    upload.open(part.filename or "")
+                elif part.name != "options":
+                    raise _invalid_form(f"a field {part.name[:80]!r}")
+            elif part is not None and part.name == "file":
+                if upload.add(event):
+                    await context.run(upload.write)
+            else:
+                options += event
+                check_length(len(options), context.settings.max_body_bytes)
+    if upload.path is None:
+        raise _invalid_form("no file")
+    await context.run(upload.write)
+    return _Submission(upload.path, SubmitOptionsBody.model_validate(parse_json(bytes(options) or b"{}")), "file")
+
+
+class _Upload:
+    """The one file of a form, on its way to the disk. What blocks is called on a thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path: Path | None = None
+        self._folder = folder
+        self._ahead = bytearray()
+
+    def open(self, name: str) -> None:
+        if self.path is not None:
+            raise _invalid_form("two files")
+        # the ending is the format, the rest the default name of the batch
+        self.path = self._folder / (name[-_MAX_NAME:] if name.strip(". ") else "upload")
+
+    def add(self, content: bytes) -> bool:
+        """Keep a piece; return whether enough of them are kept to be written."""
+        self._ahead += content
+        return len(self._ahead) >= _WRITE_BYTES
+
+    def write(self) -> None:
+        """Write the pieces that are kept."""
+        if self.path is not None:
+            with self.path.open("ab") as out:
+                out.write(self._ahead)
+            self._ahead.clear()
+
+
+def _invalid_form(found: str) -> RequestError:
+    cure = "send the prompt file as `file` and, if you need any, the options as JSON in `options`"
+    return RequestError(400, "invalid_request", f"the form has {found}; {cure}", param="file")
+
+
+def _of_body(body: SubmitBody, bucket: str) -> _Submission:
+    if (body.rows is None) == (body.source is None):
+        raise RequestError(400, "invalid_request", "write either rows or source", param="rows")
+    if body.rows is not None:
+        return _Submission(body.rows, body, "rows")
+    source = body.source or ""
+    if source.startswith("s3://") and not source.startswith(f"s3://{bucket}/"):
+        raise RequestError(
+            400,
+            "invalid_request",
+            f"source: the object is in another bucket; copy it to s3://{bucket}/",
+            param="source",
+        )
+    return _Submission(source if source.startswith("s3://") else f"s3://{bucket}/{source}", body, "source")
+
+
+OPERATIONS: tuple[Operation, ...] = (
+    Operation(
+        "POST",
+        "/api/batches",
+        submit,
+        Scope.SUBMIT,
+        "Submit rows, an object of the bucket, or a prompt file as a batch",
+        audited=True,
+        body=SubmitBody,
+        form=SubmitForm,
+        answer=SubmitAnswer,
+        status=201,
+    ),
+    Operation(
+        "POST",
+        "/api/plan",
+        plan,
+        Scope.SUBMIT,
+        "Report what a submission would enqueue; nothing is stored",
+        body=SubmitBody,
+        form=SubmitForm,
+        answer=PlanAnswer,
+    ),
+)

@@ -1,0 +1,52 @@
+"""The farm's own API: submissions, progress, jobs, images and decisions."""
+
+from __future__ import annotations
+
+import io
+import json
+
+import pytest
+from PIL import Image
+from tests.conftest import until
+from tests.support.http_server import RunningServer, RunningWorker
+
+from latentfarm.farm import Farm
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.mark.usefixtures("rendering")
+def test_a_batch_from_its_submission_to_its_images_and_its_deletion(server: RunningServer) -> None:
+    client = server.client
+    rows = ["a red circle", {"prompt": "a blue star", "num_inference_steps": 2, "seed": 7, "id": "star"}]
+    body = {"name": "cats", "rows": rows, "defaults": {"num_inference_steps": 1, "width": 64, "height": 64}}
+    submitted = client.post("/api/batches", json=body)
+    assert (submitted.status_code, submitted.json()["total"]) == (201, 2), submitted.text
+    until(lambda: client.get("/api/batches/cats").json()["state"] == "complete")
+    status = client.get("/api/batches/cats").json()
+    assert (status["done"], status["warnings"], status["eta_s"]) == (2, [], 0.0)
+    assert [each["batch"] for each in client.get("/api/batches?state=complete").json()["batches"]] == ["cats"]
+    assert client.get("/api/batches?state=open").json() == {"batches": [], "next": None}
+
+    page = client.get("/api/batches/cats/jobs?limit=1").json()
+    assert (page["jobs"][0]["request"]["prompt"], page["next"]) == ("a red circle", 1)
+    job = client.get("/api/batches/cats/jobs/1").json()
+    assert (job["id"], job["state"], job["request"]["seed"]) == ("star", "done", 7)
+    assert client.get("/api/batches/cats/jobs?start=1").json() == {"jobs": [job], "next": None}
+    states = client.get("/api/batches/cats/states")
+    assert (states.content, states.headers["x-total"]) == (b"\2\2", "2")
+
+    image = client.get(job["image"])
+    assert image.headers["content-type"] == "image/png"
+    assert "immutable" in image.headers["cache-control"]
+    assert Image.open(io.BytesIO(image.content)).size == (64, 64)
+    assert client.get("/api/batches/cats/images/1").content == image.content
+    redirected = client.get("/api/batches/cats/images/1?redirect=1", follow_redirects=False)
+    assert (redirected.status_code, "X-Amz-Signature" in redirected.headers["location"]) == (307, True)
+    thumbnail = client.get(job["thumbnail"])
+    assert Image.open(io.BytesIO(thumbnail.content)).format == "WEBP"
+    again = client.get(job["thumbnail"], headers={"If-None-Match": thumbnail.headers["etag"]})
+    assert again.status_code == 304
+
+    assert client.delete("/api/batches/cats").json()["state"] == "deleting"
+    until(lambda: client.get("/api/batches/cats").status_code == 404)
