@@ -15,10 +15,10 @@ from PIL import Image
 from sd_parsers import ParserManager
 from sd_parsers.data import Sampler
 
+from latentfarm.a1111_parameters import parameters_text
 from latentfarm.image_formats import IMAGE_FORMATS
 from latentfarm.job import Job
 from latentfarm.schedulers import SHORT_NAMES
-from latentfarm_worker.images.a1111_parameters import parameters_text
 from latentfarm_worker.images.encode import encode_image
 
 pytestmark = pytest.mark.unit

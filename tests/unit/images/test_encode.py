@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tests.bench.bench_images import longest_wait
 
+from latentfarm.a1111_parameters import parameters_text
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG, WEBP, embedded_text
 from latentfarm.job import Job
 from latentfarm.limits import MAX_PROMPT_BYTES
 from latentfarm.storage.embedded_receipt import embedded_receipt
 from latentfarm.storage.keys import image_key
-from latentfarm_worker.images.a1111_parameters import parameters_text
 from latentfarm_worker.images.encode import encode_image
 from latentfarm_worker.images.png import filter_rows
 

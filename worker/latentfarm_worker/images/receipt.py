@@ -6,11 +6,11 @@ import json
 from typing import Any
 
 from latentfarm import schedulers
+from latentfarm.a1111_parameters import parameters_text
 from latentfarm.job import Job
 from latentfarm_worker.device_conditions import device_conditions
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.outcomes import Rendered
-from latentfarm_worker.images.a1111_parameters import parameters_text
 from latentfarm_worker.images.encode import encode_image
 
 
