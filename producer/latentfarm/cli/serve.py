@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
 from latentfarm.cli.output import echo_err
-from latentfarm.errors import InputError
+from latentfarm.local.http_server import require_server_packages
 from latentfarm.monitoring import logs
+from latentfarm.monitoring.listen_address import parse_address
 from latentfarm.settings import Settings
-
-#: of the extra `server`
-_PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
 
 def serve(
@@ -34,12 +31,15 @@ def serve(
     require_server_packages()
     from latentfarm.farm import Farm
     from latentfarm.server.app import make_app
-    from latentfarm.server.http.process import HttpServer, listen, url_of
+    from latentfarm.server.http.process import HttpServer, allow_connections, listen, url_of
     from latentfarm.server.settings import ServerSettings
 
+    if address is not None:
+        parse_address(address, name="--address")
     server_settings = ServerSettings.load(**({} if address is None else {"address": address}))
     settings = Settings.load().require()
     logs.configure(settings.log_format, process="server")
+    allow_connections(server_settings.max_connections)
     with listen(server_settings.address) as listener:
         app = make_app(Farm.open(settings), server_settings)
         server = HttpServer(
@@ -49,14 +49,3 @@ def serve(
         )
         echo_err(f"serving {url_of(listener)}; Ctrl-C stops it")
         server.run_on(listener)
-
-
-def require_server_packages() -> None:
-    """Check that a server can run here.
-
-    Raises:
-        InputError: A package is missing. The message names the extra to install.
-    """
-    missing = [name for name in _PACKAGES if find_spec(name) is None]
-    if missing:
-        raise InputError(f"the server needs {', '.join(missing)}: pip install 'latentfarm[server]'")

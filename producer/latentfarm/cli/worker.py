@@ -15,7 +15,10 @@ from latentfarm.cli.output import echo_err
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm_folder import explain_outage
 from latentfarm.local.farm import LocalFarm, require_worker_packages, stop_on_signals, worker_command
+from latentfarm.local.http_server import LocalServer, has_server_packages, require_server_packages
 from latentfarm.model_spec import parse_model
+from latentfarm.monitoring.listen_address import parse_address
+from latentfarm.server.settings import ServerSettings
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
 
 _POLL_S = 0.5
@@ -27,8 +30,19 @@ def up(
     model: options.RenderModel = DEFAULT_MODEL,
     dtype: options.Dtype = None,
     slots: options.Slots = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Address of the HTTP server [default: 127.0.0.1:7860] [env: LATENTFARM_SERVER_ADDRESS]",
+        ),
+    ] = None,
+    server: Annotated[
+        bool | None,
+        typer.Option("--server/--no-server", help="Run the HTTP server [default: if its packages are installed]"),
+    ] = None,
 ) -> None:
-    """Run Redis, an S3 server and workers in the foreground. Ctrl-C stops them all.
+    """Run Redis, an S3 server, workers and the HTTP server in the foreground. Ctrl-C stops them all.
 
     The data is kept in ./.latentfarm. Commands in the same folder use this farm. It listens on this machine only.
 
@@ -38,17 +52,37 @@ def up(
     checked = check_dtype(dtype)
     if workers:
         require_worker_packages()
+    if server:
+        require_server_packages()
+    if address is not None:
+        parse_address(address, name="--address")
+    served = server is not False and has_server_packages()
+    server_settings = ServerSettings.load(**({} if address is None else {"address": address}))
     with stop_on_signals() as stopped, LocalFarm(LOCAL_FOLDER) as farm:
         farm.start_workers(workers, spec, dtype=checked, slots=slots or 0)
+        http_server = farm.start_http_server(server_settings.address) if served else None
         echo_err(f"Redis   {farm.settings.redis_url}")
         echo_err(f"S3      {farm.settings.s3_endpoint_url}, bucket {farm.settings.bucket}")
         echo_err(f"workers {workers}, model {spec.alias}; logs in {LOCAL_FOLDER / 'logs'}")
+        if http_server is not None:
+            echo_err(f"server  {_url_of(http_server, required='address' in server_settings.model_fields_set)}")
         echo_err("up; Ctrl-C stops everything")
         _watch(farm, stopped.wait)
 
 
+def _url_of(http_server: LocalServer, *, required: bool) -> str:
+    """Return the URL of the server, or why it does not run. The farm works without it unless its address was chosen."""
+    try:
+        return http_server.wait_for_url()
+    except UnavailableError as error:
+        if required:
+            raise
+        return f"none: {error}"
+
+
 def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
-    """Report workers that end, until a stop is requested. If a server or the last worker ends, raise an error."""
+    """Report processes that end, until a stop is requested. If a store or the last worker ends, raise an error."""
+    http_server = farm.http_server if farm.http_server and farm.http_server.exit_code() is None else None
     ended: set[int] = set()
     reported: str | None = None
     check_at = 0.0
@@ -57,6 +91,9 @@ def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
             if child.pid not in ended and child.exit_code() is not None:
                 ended.add(child.pid)
                 echo_err(f"{child.name} ended with exit code {child.exit_code()}; its log is {child.log}")
+        if http_server is not None and (code := http_server.exit_code()) is not None:
+            echo_err(f"{http_server.name} ended with exit code {code}; its log is {http_server.log}")
+            http_server = None
         if farm.workers and len(ended) == len(farm.workers):
             last = farm.workers[-1]
             raise UnavailableError(f"no worker is left; {last.log} ends with:\n{last.log_tail()}")

@@ -1,4 +1,4 @@
-"""A local farm: Redis, an S3 server and workers, started and stopped in order."""
+"""A local farm: Redis, an S3 server, workers and an HTTP server, started and stopped in order."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from typing import Self
 
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm_folder import FarmFolder
+from latentfarm.local.http_server import LocalServer
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
@@ -45,7 +46,7 @@ def require_worker_packages() -> None:
 class LocalFarm:
     """Redis, an S3 server and workers, with their data in ``folder``. A context manager that stops them all.
 
-    ``servers`` and ``workers`` are the processes.
+    ``servers`` and ``workers`` are the processes; ``http_server`` is None unless ``start_http_server`` was called.
 
     Raises:
         InputError: Another farm runs in the folder, or the folder cannot be written.
@@ -56,6 +57,7 @@ class LocalFarm:
         self.folder = folder
         self.servers: list[ManagedProcess] = []
         self.workers: list[ManagedProcess] = []
+        self.http_server: ManagedProcess | None = None
         place = FarmFolder(folder)
         self._claim = place.claim()
         try:
@@ -112,11 +114,18 @@ class LocalFarm:
             into=self.workers,
         )
 
+    def start_http_server(self, address: str) -> LocalServer:
+        """Start the HTTP server."""
+        server = LocalServer(self.settings, address, log=self.folder / "logs" / "server.log")
+        self.http_server = server.process
+        return server
+
     def close(self) -> None:
-        """Stop the workers, then the servers that they use."""
-        if self.workers:
+        """Stop the workers and the HTTP server, then the servers that they use."""
+        users = [*self.workers, *([self.http_server] if self.http_server else [])]
+        if users:
             # there are settings only once both servers run
-            stop_all(self.workers, worker_exit_s(self.settings))
+            stop_all(users, worker_exit_s(self.settings))
         self._claim.retract()
         # Redis last: the others write to it until they exit
         stop_all(self.servers, _SERVER_EXIT_S)

@@ -16,11 +16,11 @@ Format = Literal["auto", "text", "json"]
 #: environment variable of the setting ``log_format``, for processes that load no settings
 VARIABLE = "LATENTFARM_LOG_FORMAT"
 #: fields that a log call may add by ``extra``
-_FIELDS = ("worker", "batch", "job", "images")
+_FIELDS = ("worker", "batch", "job", "images", "request", "key", "status", "seconds")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object per record: time (UTC), level, logger, message; worker, batch, job and traceback if known."""
+    """One JSON object per record: time (UTC), level, logger, message; ``extra`` and the traceback if known."""
 
     def __init__(self, worker: str = "") -> None:
         super().__init__()

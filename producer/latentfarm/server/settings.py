@@ -6,12 +6,18 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from latentfarm.errors import InputError
+from latentfarm.monitoring.listen_address import parse_address
 
 _PREFIX = "LATENTFARM_SERVER_"
 _KEYS_VARIABLE = "LATENTFARM_API_KEYS_FILE"
+
+
+def _check_address(text: str) -> str:
+    parse_address(text, name=f"{_PREFIX}ADDRESS")
+    return text
 
 
 class ServerSettings(BaseModel):
@@ -19,7 +25,7 @@ class ServerSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    address: str = "127.0.0.1:7860"
+    address: Annotated[str, AfterValidator(_check_address)] = "127.0.0.1:7860"
     """``HOST:PORT`` to serve [default: 127.0.0.1:7860]. Any address but a loopback one needs keys."""
     api_keys_file: Path | None = None
     """File of API keys, a line ``name:sha256:scopes`` each, read again when it changes [default: none]."""

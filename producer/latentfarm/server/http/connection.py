@@ -42,7 +42,8 @@ class TimedConnection(H11Protocol):
             self._close_longest_idle()
 
     def _close_longest_idle(self) -> None:
-        idle = [cast("TimedConnection", each) for each in self.connections if not cast("TimedConnection", each).busy]
+        others = (cast("TimedConnection", each) for each in self.connections if each is not self)
+        idle = [each for each in others if not each.busy and not each.transport.is_closing()]
         if idle:
             min(idle, key=lambda each: each.idle_since).transport.close()
 
@@ -52,25 +53,19 @@ class TimedConnection(H11Protocol):
         return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
-        """Pass bytes on, and note whether a header has begun or ended."""
-        answered = self.cycle
+        """Pass bytes on, and wait for the rest of a header."""
         super().data_received(data)
         if self.busy:
             self._stop_waiting()
-        elif self._deadline is None and (self.cycle is answered or not self._between_requests):
+        elif self._deadline is None:
             self._wait(self.header_timeout_s)
 
     def on_response_complete(self) -> None:
         """Begin to be idle, or to throw the rest of the body away."""
         self.idle_since = self.loop.time()
         super().on_response_complete()
-        if not self.busy and not self._between_requests:
+        if not self.busy and self.conn.their_state is h11.SEND_BODY:
             self._wait(_LINGER_S)
-
-    @property
-    def _between_requests(self) -> bool:
-        """Whether no part of a request has come or is still to come."""
-        return self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the waiting."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import anyio
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import MutableHeaders
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -27,10 +26,10 @@ _BODY_PAUSE_S = 30.0
 _BODY_GRACE_S, _BODY_RATE = 30.0, 512
 #: nginx's status of a request whose client hung up; no client sees it
 _HUNG_UP = 499
-#: a proxy's id of the request is kept
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}\Z")
-#: probes come every few seconds
-_UNLOGGED = frozenset({"/livez", "/readyz", "/metrics"})
+#: they come every few seconds, and an answer 503 to them would have the server restarted
+_PROBES = frozenset({"/livez", "/readyz", "/metrics"})
+_UNKNOWN = "unknown"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 @dataclass(eq=False)
@@ -87,21 +86,27 @@ class RunningRequest:
     @property
     def operation(self) -> str:
         """The pattern of the path."""
-        return getattr(self.scope.get("route"), "path", "unknown")
+        return getattr(self.scope.get("route"), "path", _UNKNOWN)
 
     def end(self, metrics: ServerMetrics) -> None:
         """Count the request and write its log line."""
         status = self.status or _HUNG_UP
         seconds = time.monotonic() - self.began
-        method = self.scope["method"] if self.operation != "unknown" else "other"
+        method = self.scope["method"] if self.scope["method"] in _METHODS else "other"
         metrics.requests.labels(method, self.operation, str(status)).inc()
         metrics.duration.labels(method, self.operation).observe(seconds)
-        if self.operation not in _UNLOGGED:
-            # no query: a client may put anything into it. A path holds names of batches at most
-            key = self.scope["state"].get("key_name", "") or "-"
-            path = self.scope["path"] if self.operation != "unknown" else "(unknown path)"
-            text = "%s %s %d %d bytes in %.3f s, key %s, request %s"
-            access_log.info(text, self.scope["method"], path, status, self.sent, seconds, key, self.request_id)
+        if self.operation in _PROBES:
+            return
+        # neither the query nor a path that is none of ours: they hold whatever a client puts into them
+        path = self.scope["raw_path"].decode("ascii", "replace") if self.operation != _UNKNOWN else _UNKNOWN
+        facts = {
+            "key": self.scope["state"].get("key_name", ""),
+            "request": self.request_id,
+            "status": status,
+            "seconds": round(seconds, 4),
+        }
+        text = f"{method} {path} {status}, {self.sent} bytes in {seconds:.3f} s, request {self.request_id}"
+        access_log.info("%s", text, extra=facts)
 
 
 class RequestFrame:
@@ -135,24 +140,22 @@ class RequestFrame:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = Headers(scope=scope).get("x-request-id", "")
-        if not _REQUEST_ID.match(request_id):
-            request_id = f"req_{uuid.uuid4().hex}"
+        request_id = f"req_{uuid.uuid4().hex}"
         scope.setdefault("state", {})["request_id"] = request_id
         running = RunningRequest(scope, receive, send, request_id, self._headers)
         try:
             with self._metrics.running.track_inprogress(), running.cancelled:
                 self._running.add(running)
-                await self._answer(running, full=len(self._running) > self._max_requests)
+                await self._answer(running)
             if running.cancelled.cancelled_caught and not running.status:
                 await self._refuse(running, _ending())
         finally:
             self._running.discard(running)
             running.end(self._metrics)
 
-    async def _answer(self, running: RunningRequest, *, full: bool) -> None:
+    async def _answer(self, running: RunningRequest) -> None:
         try:
-            if full:
+            if len(self._running) > self._max_requests and running.scope["path"] not in _PROBES:
                 raise _full()
             await self._app(running.scope, running.receive_timed, running.send_counted)
         except ClientDisconnect:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import resource
 import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 
-from latentfarm.errors import UnavailableError
+from latentfarm.errors import InputError, UnavailableError
 from latentfarm.monitoring.listen_address import parse_address
 from latentfarm.server.http.connection import limited
 
@@ -21,6 +23,8 @@ from latentfarm.server.http.connection import limited
 _KEEP_ALIVE_S = 75
 _MAX_HEADER_BYTES = 32_768
 _BACKLOG = 1_024
+#: files besides the connections of clients: those to Redis and the bucket, and spooled uploads
+_OTHER_FILES = 300
 #: of the time to end, seconds for the answers of requests that are cut off
 _ANSWER_S = 1.0
 
@@ -50,6 +54,24 @@ def listen(address: str) -> socket.socket:
         cure = "name an address of this machine, and a port that is free"
         raise UnavailableError(f"cannot serve {address}: {reason}; {cure}") from None
     return listener
+
+
+def allow_connections(count: int) -> None:
+    """Raise the limit of open files of this process, so that ``count`` connections fit.
+
+    Raises:
+        InputError: the system does not allow so many.
+    """
+    wanted = count + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    if hard not in {resource.RLIM_INFINITY, -1} and hard < wanted:
+        raise InputError(
+            f"LATENTFARM_SERVER_MAX_CONNECTIONS is {count}, and this process may open {hard} files; lower it to "
+            f"{max(8, hard - _OTHER_FILES)}, or raise the limit (ulimit -n {wanted})"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def url_of(listener: socket.socket) -> str:
@@ -90,6 +112,8 @@ class HttpServer(uvicorn.Server):
             h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
         )
         super().__init__(config)
+        # at INFO it repeats what the command prints
+        logging.getLogger("uvicorn").setLevel(logging.WARNING)
 
     def run_on(self, listener: socket.socket) -> None:
         """Serve until a stop is requested."""
@@ -122,9 +146,8 @@ class HttpServer(uvicorn.Server):
             yield
             return
         numbers = [signal.SIGINT, signal.SIGTERM]
-        with suppress(AttributeError):
-            if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
-                numbers.append(signal.SIGHUP)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
         before = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
             yield

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
-from contextlib import aclosing
 from dataclasses import dataclass
 
 import anyio
@@ -124,9 +123,8 @@ async def _forward(receiver: MemoryObjectReceiveStream[ServerEvent], send: Send,
 
 
 async def _close(events: AsyncIterator[ServerEvent]) -> None:
-    if hasattr(events, "aclose"):
-        async with aclosing(events):
-            pass
+    if close := getattr(events, "aclose", None):
+        await close()
 
 
 def event_stream(

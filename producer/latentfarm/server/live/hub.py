@@ -8,16 +8,14 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import TYPE_CHECKING, Any
 
 from latentfarm.errors import LatentfarmError
 from latentfarm.ledger import Ledger
+from latentfarm.ledger.events import Event
+from latentfarm.ledger.live_reports import LiveReport
 
-if TYPE_CHECKING:
-    from latentfarm.ledger.events import Event
-    from latentfarm.ledger.live_reports import LiveReport
-
-    Item = Event | LiveReport
+Item = Event | LiveReport
+Items = Sequence[Event] | Sequence[LiveReport]
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class Subscription:
         self._closed = False
         self._dropped = False
 
-    def put(self, items: Sequence[Item]) -> None:
+    def put(self, items: Items) -> None:
         """Add those of the items that the client wants."""
         if self._dropped or self._closed:
             return
@@ -135,33 +133,32 @@ class EventHub:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     def _follow_events(self) -> None:
-        ledger: Any = self._ledger
-        if not hasattr(ledger, "read_events"):
-            self._stopping.wait(_BLOCK_S)
-            return
-        if not self.latest_id:
-            self.latest_id = ledger.last_event_id()
+        latest = self._ledger.last_event_id()
+        if not self.latest_id or _order(latest) < _order(self.latest_id):
+            # the first time, or a Redis that has lost its latest events
+            self.latest_id = latest
         while not self._stopping.is_set():
-            if events := ledger.read_events(self.latest_id, block_s=_BLOCK_S):
+            if events := self._ledger.read_events(self.latest_id, block_s=_BLOCK_S):
                 self.latest_id = events[-1].id
                 self._pass_on(events)
 
     def _follow_reports(self) -> None:
-        ledger: Any = self._ledger
-        if not hasattr(ledger, "live_reports"):
-            self._stopping.wait(_BLOCK_S)
-            return
-        with ledger.live_reports() as reports:
+        with self._ledger.live_reports() as reports:
             while not self._stopping.is_set():
                 if found := reports.wait(_BLOCK_S):
                     self._pass_on(found)
 
-    def _pass_on(self, items: Sequence[Item]) -> None:
+    def _pass_on(self, items: Items) -> None:
         # the loop has ended if it refuses
         with suppress(RuntimeError):
             assert self._loop is not None  # noqa: S101
             self._loop.call_soon_threadsafe(self._deliver, items)
 
-    def _deliver(self, items: Sequence[Item]) -> None:
+    def _deliver(self, items: Items) -> None:
         for subscription in list(self._subscriptions):
             subscription.put(items)
+
+
+def _order(event_id: str) -> tuple[int, int]:
+    milliseconds, _, number = event_id.partition("-")
+    return int(milliseconds), int(number)
