@@ -21,6 +21,7 @@ from latentfarm.limits import (
     MAX_GUIDANCE,
     MAX_IMAGES_PER_PROMPT,
     MAX_OPTIONS_BYTES,
+    MAX_PARTIAL_IMAGES,
     MAX_PROMPT_BYTES,
     MAX_SCHEDULER_OPTIONS,
     MAX_SEED,
@@ -33,6 +34,8 @@ from latentfarm.samplers import resolve_sampler
 
 #: fields that a request lists only if they differ from their defaults
 _RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format")
+#: fields for what is made besides the image, which does not depend on them
+_BESIDES = ("save_intermediates", "partial_images")
 
 
 def _check_prompt(text: str) -> str:
@@ -129,6 +132,7 @@ Guidance = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_GU
 GuidanceInterval = Annotated[tuple[float, float], BeforeValidator(_parse_interval), AfterValidator(_check_interval)]
 Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_SEED)]
 PromptSyntax = Literal["plain", "a1111"]
+PartialImages = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_PARTIAL_IMAGES)]
 ClipSkip = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
 SchedulerField = Annotated[str, AfterValidator(_check_scheduler)]
 SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
@@ -154,6 +158,7 @@ class Defaults(BaseModel):
     prompt_syntax: PromptSyntax | None = None
     clip_skip: ClipSkip | None = None
     save_intermediates: bool | None = None
+    partial_images: PartialImages | None = None
     image_format: ImageFormatField | None = None
     num_images_per_prompt: (
         Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None
@@ -188,6 +193,7 @@ class Job(BaseModel):
         prompt_syntax: ``a1111`` reads weights and long prompts; ``plain`` does what diffusers does.
         clip_skip: as in diffusers: layers skipped at the end of the text encoder.
         save_intermediates: also store the strip of intermediate images, from noise to result.
+        partial_images: estimates of the image that are stored and announced while it is made.
         image_format: ``png``, ``webp`` or ``jpeg``.
     """
 
@@ -211,6 +217,7 @@ class Job(BaseModel):
     prompt_syntax: PromptSyntax = "plain"
     clip_skip: ClipSkip = 0
     save_intermediates: bool = False
+    partial_images: PartialImages = 0
     image_format: ImageFormatField = PNG.name
 
     @property
@@ -236,7 +243,7 @@ class Job(BaseModel):
     def request(self) -> dict[str, Any]:
         """Return the fields that determine the image, in diffusers' names, less rare fields at their default."""
         unused = {name for name in _RARE_FIELDS if getattr(self, name) == Job.model_fields[name].default}
-        return self.model_dump(exclude={"batch", "index", "row", "id", "columns", "save_intermediates", *unused})
+        return self.model_dump(exclude={"batch", "index", "row", "id", "columns", *_BESIDES, *unused})
 
 
 def default_seed(batch: str, index: int) -> int:

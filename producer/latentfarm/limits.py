@@ -14,6 +14,7 @@ MAX_STEPS = 500
 MAX_GUIDANCE = 100.0
 #: layers of a text encoder that may be skipped; Stable Diffusion 2's, the deepest, has 23
 MAX_CLIP_SKIP = 22
+MAX_PARTIAL_IMAGES = 3
 MAX_SEED = 2**63 - 1
 MAX_IMAGES_PER_PROMPT = 10_000
 #: entries in ``scheduler_options``, and their bytes as JSON

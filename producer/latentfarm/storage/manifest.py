@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Job, Row, default_seed
 from latentfarm.job_state import INVALID_ROW
@@ -24,7 +25,7 @@ from latentfarm.storage.keys import header_key, manifest_key, part_of
 from latentfarm.storage.part_codec import compress, dump_line, parse, unpack_lines
 
 #: fields of an entry that the image does not depend on
-NOT_THE_REQUEST = frozenset({"index", "row", "id", "columns", "save_intermediates", "invalid"})
+NOT_THE_REQUEST = frozenset({"index", "row", "id", "columns", "save_intermediates", "partial_images", "invalid"})
 
 
 class Header(BaseModel):
@@ -46,6 +47,9 @@ class Header(BaseModel):
     failure_budget: float = 0.0
     canary: int = 0
     webhook: str = ""
+    kind: BatchKind = BatchKind.SUBMITTED
+    owner: str = ""
+    keep_s: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,11 +99,12 @@ class PartWriter:
             if part := self._append(entry):
                 yield part
 
-    def add_invalid(self, message: str, row_number: int) -> Iterator[Part]:
+    def add_invalid(self, message: str, row_number: int, row_id: str | None = None) -> Iterator[Part]:
         """Add an invalid row: one job that has already failed. Yield the part if it becomes full."""
         error = {"code": INVALID_ROW, "message": message}
         self._invalid[self.total] = error
-        if part := self._append({"index": self.total, "row": row_number, "invalid": error}):
+        own_id = {} if row_id is None else {"id": row_id}
+        if part := self._append({"index": self.total, "row": row_number, **own_id, "invalid": error}):
             yield part
 
     def flush(self) -> Iterator[Part]:

@@ -25,6 +25,7 @@ class Image:
     shape: LatentShape = NATIVE
     rows_needed: int = 2
     cohort: Hashable = None
+    interactive: bool = False
     skipped: int = 0
 
 
@@ -53,6 +54,30 @@ def admit(
 def test_importing_the_policy_does_not_import_torch() -> None:
     code = "import sys, latentfarm_worker.engine.admission; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_interactive_images_begin_first_in_their_order() -> None:
+    queue = queue_of(Image("a"), Image("I", interactive=True), Image("b"), Image("J", interactive=True))
+    assert "".join(image.name for image in queue) == "IJab"
+    assert (queue.free_slots(0), queue.free_slots(0, interactive=True), queue.free_slots(2, interactive=True)) == (
+        0,
+        0,
+        0,
+    )
+    assert admit(queue, free=6) == "IJa"
+
+
+def test_images_that_wait_take_no_slot_of_an_interactive_one() -> None:
+    queue = queue_of(Image("a"), Image("b"), Image("c"))
+    assert (queue.free_slots(2), queue.free_slots(2, interactive=True)) == (0, 1)
+
+
+@pytest.mark.parametrize("interactive", [Image("I", WIDE, interactive=True), Image("I", interactive=True)])
+def test_no_image_overtakes_an_interactive_one(interactive: Image) -> None:
+    queue = queue_of(Image("a", rows_needed=1), interactive)
+    # one row is free, or images of another shape run
+    assert admit(queue, free=1) == ""
+    assert admit(queue, shape=interactive.shape) == ("I" if interactive.shape == WIDE else "Ia")
 
 
 def test_images_begin_in_order_and_a_single_free_row_goes_to_the_first_that_needs_no_more() -> None:

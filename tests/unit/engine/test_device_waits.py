@@ -25,6 +25,8 @@ pytestmark = pytest.mark.unit
 STEP_BUDGET = 75
 #: the same for the noise of all images of a step
 NOISE_BUDGET = 8
+#: the same for the estimate of a partial image
+ESTIMATE_BUDGET = 8
 #: copies from the host for an image that begins: latents, plan, and the indices of the step's micro-batches
 ADMISSION_BUDGET = 3
 
@@ -87,6 +89,23 @@ def test_an_image_with_intermediates_costs_a_step_no_copy_to_the_host(family: An
     assert transfers.copies == []
     [image] = engine._running
     assert len(image.frames) == 2
+
+
+def test_the_estimate_of_a_partial_image_costs_few_operations_and_no_copy_to_the_host(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    # what the decoder costs is not the engine's, and its copy waits on a stream of its own
+    monkeypatch.setattr("latentfarm_worker.engine.previews.Previews.advance", lambda _: None)
+    for wanted in (0, 3):
+        engine = engine_with(family, "euler", partial_images=wanted)
+        engine.step()
+        # the third of twelve
+        with Transfers() as transfers:
+            engine.step()
+        assert transfers.copies == []
+        counts.append(len(transfers.operations))
+    assert 0 < counts[1] - counts[0] <= ESTIMATE_BUDGET
 
 
 def test_an_image_that_begins_costs_few_copies_and_reads_no_number(

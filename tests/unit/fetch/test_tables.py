@@ -22,9 +22,10 @@ pytestmark = pytest.mark.unit
 
 
 def test_every_field_of_a_job_has_a_column_in_tables() -> None:
-    # a job's name has its batch, and its strip is stored as `intermediates`
-    assert Job.model_fields.keys() - TABLE_COLUMNS.keys() == {"batch", "save_intermediates"}
-    assert IMAGE_COLUMNS.keys() >= Job.model_fields.keys() - {"batch", "save_intermediates"}
+    # a job's name has its batch, its strip is stored as `intermediates`, and its previews last as long as it is watched
+    besides = {"batch", "save_intermediates", "partial_images"}
+    assert Job.model_fields.keys() - TABLE_COLUMNS.keys() == besides
+    assert IMAGE_COLUMNS.keys() >= Job.model_fields.keys() - besides
 
 
 def test_every_format_has_the_same_values_of_rare_fields() -> None:

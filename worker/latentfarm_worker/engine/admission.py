@@ -2,7 +2,8 @@
 
 Images of one latent shape and cohort run together. An image with guidance takes two rows of the batch, one without
 takes one row. Images of another shape or cohort wait until the batch is empty; one with guidance waits for two rows. To
-prevent starvation, at most one full batch of later images may overtake an image.
+prevent starvation, at most one full batch of later images may overtake an image. Interactive images begin before all
+others, and nothing overtakes them; no image that runs is interrupted for them.
 
 A cohort keeps a job that had trouble from others: an error or a crash then shows whose it is. Most images have none.
 """
@@ -28,6 +29,7 @@ class Admissible(Protocol):
 
     shape: LatentShape
     cohort: Hashable
+    interactive: bool
     skipped: int
 
     @property
@@ -62,8 +64,12 @@ class AdmissionQueue(Generic[T]):
         return iter(tuple(self._waiting))
 
     def append(self, image: T) -> None:
-        """Add an image at the end."""
-        self._waiting.append(image)
+        """Add an image at the end, or an interactive one behind the last of its kind, before all others."""
+        if image.interactive:
+            others = (at for at, each in enumerate(self._waiting) if not each.interactive)
+            self._waiting.insert(next(others, len(self._waiting)), image)
+        else:
+            self._waiting.append(image)
 
     def prepend(self, images: Iterable[T]) -> None:
         """Add images at the front, in their order."""
@@ -96,9 +102,13 @@ class AdmissionQueue(Generic[T]):
         slots = self.max_slots(shape)
         return max(2, min(2 * slots, 2 * slots * self._native.area // shape.area))
 
-    def free_slots(self, rows_in_use: int) -> int:
-        """Return how many more guided images of the native shape fit beside the waiting ones."""
-        taken = rows_in_use + sum(image.rows_needed for image in self)
+    def free_slots(self, rows_in_use: int, *, interactive: bool = False) -> int:
+        """Return how many more guided images of the native shape fit beside the waiting ones.
+
+        ``interactive``: beside those that an interactive image has before it.
+        """
+        before = (image.rows_needed for image in self if image.interactive or not interactive)
+        taken = rows_in_use + sum(before)
         return max(0, (2 * self.max_slots(self._native) - taken) // 2)
 
     def reduce(self, shape: LatentShape, rows: int) -> int:
@@ -131,13 +141,13 @@ class AdmissionQueue(Generic[T]):
 
         They stay in the queue until ``remove``. A single free row goes to the first image that needs no more. An image
         that ``rows`` others have overtaken keeps all later images waiting, until it fits or the batch is empty and
-        takes its key.
+        takes its key. So does an interactive image from the start.
         """
         starting: list[T] = []
         overtaken: list[T] = []
         for image in self._waiting:
             fits = _key_of(image) == key and image.rows_needed <= free
-            if not fits and free and image.skipped < rows:
+            if not fits and free and image.skipped < rows and not image.interactive:
                 overtaken.append(image)
                 continue
             if not fits or any(each.skipped >= rows for each in overtaken):

@@ -13,6 +13,7 @@ import torch
 from latentfarm.errors import JobError
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.device_call import DeviceCall, find_cause
+from latentfarm_worker.engine.group_decoding import GroupDecoder, HostTransfer, validity_of
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import Failed, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.models.base import Family
@@ -21,19 +22,6 @@ log = logging.getLogger(__name__)
 
 #: steps that a finished image waits for others to fill its group
 _MAX_WAIT_STEPS = 8
-
-
-@dataclass(frozen=True)
-class _HostTransfer:
-    """A decoded image on its way to the host: pixels uint8 (H, W, 3), validity bool (3,).
-
-    ``group``: images that were decoded with it, padding included; 0 if it was decoded in tiles.
-    """
-
-    pixels: torch.Tensor
-    validity: torch.Tensor
-    group: int
-    timer: _DecodeTimer
 
 
 @dataclass(eq=False)
@@ -49,7 +37,7 @@ class _PendingDecode:
     is_frame: bool = False
     waited: int = 0
     limit_before: int = 0
-    transfer: _HostTransfer | None = None
+    transfer: HostTransfer | None = None
 
 
 class Decoder:
@@ -75,9 +63,7 @@ class Decoder:
         self._frames: dict[ImageState, list[torch.Tensor]] = {}
         #: by (height, width) of the latents: images in a group; 0 for one, in tiles
         self._limits: dict[tuple[int, int], int] = {}
-        self._stream: torch.cuda.Stream | None = None
-        if family.device.type == "cuda":
-            self._stream = torch.cuda.Stream(family.device)  # type: ignore[no-untyped-call]
+        self.groups = GroupDecoder(family, call)
 
     @property
     def images(self) -> list[ImageState]:
@@ -139,7 +125,8 @@ class Decoder:
 
     # -- groups ----------------------------------------------------------------------------------------------
 
-    def _group_size(self, latents: torch.Tensor) -> int:
+    def group_size(self, latents: torch.Tensor) -> int:
+        """Return the images in a group of these latents, 0 for one, in tiles."""
         height, width = latents.shape[1:]
         if (height, width) in self._limits:
             return self._limits[height, width]
@@ -147,21 +134,26 @@ class Decoder:
         return max(1, self._group * native // max(native, height * width))
 
     def _next_group(self, *, flush: bool) -> list[_PendingDecode]:
-        """Return the oldest image and others of its size and cohort, if the group is full or due."""
+        """Return the first image and others of its size and cohort, if the group is full or due.
+
+        Interactive images come first, and are due at once.
+        """
         if not self._waiting:
             return []
-        oldest = self._waiting[0]
+        waiting = sorted(self._waiting, key=lambda each: not each.image.interactive)
+        oldest = waiting[0]
         shape, cohort = oldest.latents.shape, oldest.image.cohort
-        alike = [each for each in self._waiting if each.latents.shape == shape and each.image.cohort == cohort]
-        size = max(1, self._group_size(oldest.latents))
-        if len(alike) < size and oldest.waited < _MAX_WAIT_STEPS and not flush:
+        alike = [each for each in waiting if each.latents.shape == shape and each.image.cohort == cohort]
+        size = max(1, self.group_size(oldest.latents))
+        due = flush or oldest.image.interactive or oldest.waited >= _MAX_WAIT_STEPS
+        if len(alike) < size and not due:
             return []
         return alike[:size]
 
     def _decode(self, group: list[_PendingDecode]) -> list[Failed]:
         """Decode a group. If memory runs out, halve its size for the next try, or fail an image that is alone."""
         latents = group[0].latents
-        size, message = self._group_size(latents), ""
+        size, message = self.group_size(latents), ""
         try:
             self._decode_async(group, size)
         except Exception as error:
@@ -188,18 +180,9 @@ class Decoder:
 
     def _decode_async(self, group: list[_PendingDecode], size: int) -> None:
         """Decode a group, padded to its size, and begin its copy to the host."""
-        timer = _DecodeTimer(self._family.device, images=len(group))
-        self._call.begin([pending.image for pending in group])
-        latents = [pending.latents for pending in group]
-        stacked = torch.stack([*latents, *[torch.zeros_like(latents[0])] * (size - len(group))])
-        pixels, finite = self._family.decode(stacked, tiled=True) if size == 0 else self._family.decode(stacked)
-        validity = _validity(stacked, pixels, finite)
-        timer.decoded()
-        if self._stream is not None:
-            pixels, validity = _copy_async(pixels, self._stream), _copy_async(validity, self._stream)
-        timer.copied(self._stream)
-        for at, pending in enumerate(group):
-            pending.transfer = _HostTransfer(pixels[at], validity[at], group=size, timer=timer)
+        images, latents = [pending.image for pending in group], [pending.latents for pending in group]
+        for pending, transfer in zip(group, self.groups.begin(images, latents, size), strict=True):
+            pending.transfer = transfer
         self._transfers += group
 
     # -- images ----------------------------------------------------------------------------------------------
@@ -222,7 +205,7 @@ class Decoder:
                 self._frames.pop(pending.image, None)
             self._transfers.pop(0)
 
-    def _image(self, image: ImageState, latents: torch.Tensor, transfer: _HostTransfer) -> Rendered:
+    def _image(self, image: ImageState, latents: torch.Tensor, transfer: HostTransfer) -> Rendered:
         """Return the image. If it is not finite or blank, decode it again with a float32 VAE."""
         seconds = transfer.timer.seconds
         try:
@@ -245,6 +228,7 @@ class Decoder:
             micro_batch=image.micro_batch,
             plan_digest=image.plan.digest,
             truncated=image.truncated,
+            tokens=image.tokens,
             decode_group=max(1, transfer.group),
             tiled=transfer.group == 0,
             timings={**image.timings, "decode": seconds},
@@ -258,63 +242,8 @@ class Decoder:
             if not device_errors.is_out_of_memory(error):
                 raise
             raise out_of_memory(first_line(error)) from None
-        _require_valid(_validity(latents[None], pixels, finite)[0].cpu(), pixels[0])
+        _require_valid(validity_of(latents[None], pixels, finite)[0].cpu(), pixels[0])
         return pixels[0].cpu()
-
-
-class _DecodeTimer:
-    """Measures the decoding of a group and its arrival on the host, on a GPU with CUDA events."""
-
-    def __init__(self, device: torch.device, *, images: int) -> None:
-        self._images = images
-        self._began = time.perf_counter()
-        self._seconds = 0.0
-        self._events: list[torch.cuda.Event] = []
-        if device.type == "cuda":
-            self._events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]  # type: ignore[no-untyped-call]
-            self._events[0].record()
-
-    def decoded(self) -> None:
-        if self._events:
-            self._events[1].record()
-        self._seconds = time.perf_counter() - self._began
-
-    def copied(self, stream: torch.cuda.Stream | None) -> None:
-        if self._events:
-            self._events[2].record(stream)
-
-    def arrived(self, *, wait: bool) -> bool:
-        if self._events and wait:
-            self._events[2].synchronize()
-        return not self._events or bool(self._events[2].query())  # type: ignore[no-untyped-call]
-
-    @property
-    def seconds(self) -> float:
-        """Return one image's share of the decoding time. Valid after ``arrived``."""
-        if self._events:
-            return float(self._events[0].elapsed_time(self._events[1])) / 1000 / self._images
-        return self._seconds / self._images
-
-
-def _copy_async(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
-    """Begin a copy to pinned host memory on a side stream."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    stream.wait_stream(torch.cuda.current_stream(tensor.device))
-    with torch.cuda.stream(stream):
-        host.copy_(tensor, non_blocking=True)
-    # without it, the allocator could reuse the memory before the copy has read it
-    tensor.record_stream(stream)
-    return host
-
-
-def _validity(latents: torch.Tensor, pixels: torch.Tensor, finite: torch.Tensor) -> torch.Tensor:
-    """Return bool (N, 3): the latents are finite, the decoder's output is, and the image has more than one colour.
-
-    A sampled image never has one colour to the last bit. A decoder that overflows makes such images, mostly black.
-    """
-    finite_latents = torch.isfinite(latents).flatten(1).all(dim=1)
-    varied = (pixels != pixels[:, :1, :1]).flatten(1).any(dim=1)
-    return torch.stack([finite_latents, finite, varied], dim=1)
 
 
 def _require_valid(validity: torch.Tensor, pixels: torch.Tensor) -> None:

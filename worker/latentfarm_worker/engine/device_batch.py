@@ -113,6 +113,13 @@ class DeviceBatch:
         # some schedulers carry latents far beyond the unit variance that the VAE was trained on
         return latents / latents.std().clamp(min=1.0)
 
+    def estimate(self, image: ImageState) -> torch.Tensor:
+        """Return the estimate of an image's finished latents by its last evaluation, float32 (C, h, w), a copy."""
+        done = image.step_index - 1
+        of_latents, of_output = image.plan.estimates[done]
+        history = self._state.history[image.place]
+        return torch.add(history[done % HISTORY] * of_latents, history[HISTORY + done % HISTORY], alpha=of_output)
+
     def begin_step(self) -> list[MicroBatch]:
         """Send the noise of this step to the device; return the step's micro-batches."""
         self._send_noise([image for image in self._images if image.plan.uses_noise[image.step_index]])

@@ -22,8 +22,9 @@ from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
 from latentfarm_worker.engine.image_state import ImageState
-from latentfarm_worker.engine.outcomes import Failed, Rendered, engine_error, first_line, out_of_memory
+from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.engine.preparation import prepare
+from latentfarm_worker.engine.previews import Previews
 from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.latent_shape import LatentShape
@@ -84,6 +85,7 @@ class Engine:
         self._call = DeviceCall(lambda: self.on_forward())  # noqa: PLW0108 (on_forward may be replaced later)
         self._texts = TextCache(family.encode)
         self._decoder = Decoder(family, self._call, group=decode_group)
+        self._previews = Previews(self._decoder.groups, self._decoder.group_size)
         self._queue: AdmissionQueue[ImageState] = AdmissionQueue(slots=slots, native=native_shape(family))
         self._running: list[ImageState] = []
         self._batch: DeviceBatch | None = None
@@ -103,10 +105,13 @@ class Engine:
         """Return how many more guided images of the native size fit now."""
         return self.free_within(0)
 
-    def free_within(self, evaluations: int) -> int:
-        """Return how many more guided images of the native size fit after so many model evaluations."""
+    def free_within(self, evaluations: int, *, interactive: bool = False) -> int:
+        """Return how many more guided images of the native size fit after so many model evaluations.
+
+        ``interactive`` images do not wait for others that wait.
+        """
         staying = [image for image in tuple(self._running) if image.evaluations_left > evaluations]
-        return self._queue.free_slots(sum(image.rows for image in staying))
+        return self._queue.free_slots(sum(image.rows for image in staying), interactive=interactive)
 
     @property
     def slots_taken(self) -> float:
@@ -134,12 +139,20 @@ class Engine:
             images = [*dict.fromkeys((*images, *tuple(self._running), *self._decoder.images))]
         return [image.handle for image in images]
 
-    def prepare(self, job: Job, handle: Hashable = None, *, cohort: Hashable = None) -> ImageState:
+    def interactive_progress(self) -> list[tuple[Hashable, int, int]]:
+        """Return each interactive image that runs: its handle, the evaluations that are done, and all of them."""
+        running = (image for image in tuple(self._running) if image.interactive)
+        return [(image.handle, image.step_index, image.plan.num_evaluations) for image in running]
+
+    def prepare(
+        self, job: Job, handle: Hashable = None, *, cohort: Hashable = None, interactive: bool = False
+    ) -> ImageState:
         """Return a job that is ready to be admitted, as ``preparation.prepare``. Thread-safe.
 
         ``handle`` is the key under which it is cancelled and reported [default: the job's name].
         """
-        return prepare(self.family, job, job.name if handle is None else handle, cohort)
+        key = job.name if handle is None else handle
+        return prepare(self.family, job, key, cohort=cohort, interactive=interactive)
 
     # -- control ---------------------------------------------------------------------------------------------
 
@@ -171,6 +184,7 @@ class Engine:
 
         Return whether it was there.
         """
+        self._previews.drop(handle)
         for image in self._running:
             if image.handle == handle:
                 self._remove(image)
@@ -187,6 +201,7 @@ class Engine:
         self._queue.clear()
         self._running.clear()
         self._decoder.clear()
+        self._previews.clear()
         self._call.images = ()
         # a broken step may have left rows half allocated
         self._batch = None
@@ -203,6 +218,7 @@ class Engine:
             self._admit_waiting()
             self._denoise()
             self._retire()
+            self._previews.advance()
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise
@@ -213,6 +229,10 @@ class Engine:
             return outcomes
         # outside the handler, whose traceback holds the step's tensors
         return [*self._reduce_batch_after_oom(message)]
+
+    def take_previews(self) -> list[Preview]:
+        """Return the partial images that were finished since the last call."""
+        return self._previews.take()
 
     @torch.inference_mode()
     def isolate(self, error: Exception) -> list[Failed]:
@@ -303,6 +323,8 @@ class Engine:
             if image.step_index in image.frame_steps:
                 self._call.images = [image]
                 image.frames.append(self._batch.frame(image))
+            if image.preview_due:
+                self._previews.add(image, self._batch.estimate(image))
         self._run_ahead.limit()
 
     def _retire(self) -> None:

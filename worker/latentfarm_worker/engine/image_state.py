@@ -27,6 +27,7 @@ class ImageState:
     Attributes:
         handle: the caller's key, never read here; the worker passes its lease.
         cohort: images run together only if theirs are equal [default: None, that of most images].
+        interactive: it begins before all images that are not, and is decoded at once.
         prompts: the prompt and, for guidance with a second row, the negative prompt.
         noise: the initial noise and that of the steps.
         conditioning: the model's inputs besides the text, on the host, the same for all rows.
@@ -36,6 +37,7 @@ class ImageState:
         step_index: model evaluations that are done.
         micro_batch: rows of a call of the model when the image began; its bytes depend on it.
         frames: the latents of its intermediates so far, float32 (C, h, w) each.
+        previews: partial images so far; a second start does not repeat them.
         skipped: later images that began before this one.
         broken: calls of the device that broke with this image alone.
         slots_before: the slots of this shape before they were reduced for this image among others; 0 if they were not.
@@ -53,11 +55,13 @@ class ImageState:
     noise: NoiseSource
     conditioning: Tensors = field(default_factory=dict)
     cohort: Hashable = None
+    interactive: bool = False
     place: int = -1
     rows: int = 0
     step_index: int = 0
     micro_batch: int = 0
     frames: list[torch.Tensor] = field(default_factory=list)
+    previews: int = 0
     skipped: int = 0
     broken: int = 0
     slots_before: int = 0
@@ -92,11 +96,31 @@ class ImageState:
             return frozenset()
         return frozenset(1 + round(at * last / frames) for at in range(frames))
 
+    @cached_property
+    def preview_steps(self) -> tuple[int, ...]:
+        """Return the evaluations after which a partial image is made: evenly, without the last.
+
+        An image with few evaluations has fewer of them.
+        """
+        evaluations, wanted = self.plan.num_evaluations, self.job.partial_images
+        steps = (round(evaluations * number / (wanted + 1)) for number in range(1, wanted + 1))
+        return tuple(sorted({step for step in steps if 0 < step < evaluations}))
+
+    @property
+    def preview_due(self) -> bool:
+        """Whether a partial image is made of the evaluation that is just done."""
+        return self.previews < len(self.preview_steps) and self.preview_steps[self.previews] == self.step_index
+
     @property
     def truncated(self) -> tuple[str, ...]:
         """Return the job's fields whose text was cut off: ``prompt``, ``negative_prompt``."""
         names = ("prompt", "negative_prompt")
         return tuple(name for name, each in zip(names, self.prompts, strict=False) if each.tokens.truncated)
+
+    @property
+    def tokens(self) -> int:
+        """Return the tokens of its prompts, without padding."""
+        return sum(prompt.tokens.count for prompt in self.prompts)
 
     @cached_property
     def guided(self) -> range:

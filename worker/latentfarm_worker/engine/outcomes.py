@@ -1,4 +1,4 @@
-"""What a job ends with: an image, or the error of a job that failed through its own fault."""
+"""What a job ends with: an image, or the error of a job that failed through its own fault. And its partial images."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ class Rendered:
         scheduler: diffusers' class name.
         micro_batch: rows of a call of the model; with the same number the bytes are the same.
         truncated: the job's fields whose text was cut off, ``prompt`` and ``negative_prompt``.
+        tokens: tokens of its prompts, without padding.
         decode_group: images in its call of the decoder; with the same number the bytes are the same.
         tiled: whether it was decoded in tiles, for lack of memory.
         timings: seconds of ``wait``, ``text``, ``denoise`` (wall clock, from admission to the last step) and
@@ -38,6 +39,7 @@ class Rendered:
     micro_batch: int
     plan_digest: str
     truncated: tuple[str, ...]
+    tokens: int
     decode_group: int
     tiled: bool
     timings: dict[str, float]
@@ -49,6 +51,25 @@ class Rendered:
         None if the job does not save intermediates.
         """
         return torch.cat([*self.frames, self.pixels], dim=1) if self.job.save_intermediates else None
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A partial image: the estimate of the finished image by one evaluation of the model.
+
+    Attributes:
+        handle: as of ``Rendered``.
+        number: counts the job's partial images from 0.
+        step: evaluations of ``steps`` that were done.
+        pixels: uint8 (height, width, 3) on the CPU.
+    """
+
+    job: Job
+    handle: Hashable
+    number: int
+    step: int
+    steps: int
+    pixels: torch.Tensor
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,9 @@ from latentfarm_worker.models.base import Family
 from latentfarm_worker.models.text_encoder import Prompt
 
 
-def prepare(family: Family, job: Job, handle: Hashable, cohort: Hashable) -> ImageState:
+def prepare(
+    family: Family, job: Job, handle: Hashable, *, cohort: Hashable = None, interactive: bool = False
+) -> ImageState:
     """Return a job with its sampling plan, tokens and noise, ready to be admitted. Thread-safe.
 
     Args:
@@ -22,6 +24,7 @@ def prepare(family: Family, job: Job, handle: Hashable, cohort: Hashable) -> Ima
         job: the job.
         handle: the caller's key of the image.
         cohort: only images with an equal cohort run together.
+        interactive: the image begins before all that are not.
 
     Raises:
         JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a text
@@ -54,4 +57,5 @@ def prepare(family: Family, job: Job, handle: Hashable, cohort: Hashable) -> Ima
         noise=NoiseSource(job.seed, (family.latent_channels, *shape), sum(plan.uses_noise), family.device),
         conditioning=family.row_conditioning(width, height, job.guidance_scale),
         cohort=cohort,
+        interactive=interactive,
     )

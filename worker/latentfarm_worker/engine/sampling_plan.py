@@ -30,6 +30,7 @@ import torch
 
 from latentfarm import schedulers
 from latentfarm.errors import InputError, JobError
+from latentfarm_worker.engine.clean_estimate import Factors, estimate_factors
 
 #: samples and outputs in a recurrence: x[i] .. x[i-3] and m[i] .. m[i-3]
 HISTORY = 4
@@ -68,6 +69,7 @@ class SamplingPlan:
         uses_noise: whether an evaluation draws noise from the job's generator, even with the coefficient 0.
         init_noise_sigma: the factor of the initial latents.
         digest: sha256 of all of it in float32.
+        estimates: of each evaluation, the factors of x[i] and m[i] in the estimate of the finished latents.
     """
 
     scheduler: str
@@ -77,6 +79,7 @@ class SamplingPlan:
     uses_noise: tuple[bool, ...]
     init_noise_sigma: float
     digest: str
+    estimates: tuple[Factors, ...] = ()
 
     @property
     def num_evaluations(self) -> int:
@@ -191,7 +194,8 @@ def make_plan(new_scheduler: Any, num_inference_steps: int) -> SamplingPlan:
         tuple(row.uses_noise for row in rows),
         probe.init_noise_sigma,
     )
-    plan = SamplingPlan(scheduler, *numbers, digest=_digest(scheduler, *numbers))
+    estimates = estimate_factors(probe.scheduler, numbers[0], numbers[1])
+    plan = SamplingPlan(scheduler, *numbers, digest=_digest(scheduler, *numbers), estimates=estimates)
     _verify(plan, new_scheduler(), num_inference_steps)
     return plan
 

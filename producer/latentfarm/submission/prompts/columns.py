@@ -11,8 +11,9 @@ from latentfarm.errors import InputError
 from latentfarm.job import Row
 from latentfarm.submission.prompts.aliases import ALIASES, Alias, Dialect, is_off, normalize
 
-#: fields that a row may set; ``columns`` is filled by ``ReadOptions.keep_columns`` only
-FIELDS = frozenset(Row.model_fields) - {"columns"}
+#: fields that a row may set. ``columns`` is filled by ``ReadOptions.keep_columns`` only; ``partial_images`` is an option
+#: of a submission that is watched: files for OpenAI's API have it in rows, and would pay for images that nobody sees
+FIELDS = frozenset(Row.model_fields) - {"columns", "partial_images"}
 
 _MAX_NAME_CHARACTERS = 60
 #: names whose meaning is kept; a hostile file can have a million
@@ -34,12 +35,15 @@ class ReadOptions:
     ``keep_columns``: copy unknown columns to the results: all of them, or those named. By default they are errors.
     ``format``: txt, jsonl, json, csv, tsv or parquet, each also with .gz [default: from the source's name].
     ``columns``: pairs of a field and the column that sets it.
+    ``models``: for a file of an OpenAI batch that is answered: the names of its model. Then a line that is no request,
+    or names another model, is an error, and ``response_format`` is kept if it asks for bytes.
     """
 
     prompt_column: str | None = None
     keep_columns: bool | tuple[str, ...] = False
     format: str | None = None
     columns: tuple[tuple[str, str], ...] = ()
+    models: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field, column in self.mapped.items():
@@ -60,9 +64,10 @@ class ReadOptions:
     def key(self) -> str:
         """A text that differs if rows may be read differently. Batches of earlier versions are found by it."""
         columns = f", columns={self.columns!r}" if self.columns else ""
+        models = f", models={self.models!r}" if self.models else ""
         return (
             f"ReadOptions(prompt_column={self.prompt_column!r}, keep_columns={self.keep_columns!r}, "
-            f"format={self.format!r}{columns})"
+            f"format={self.format!r}{columns}{models})"
         )
 
     @property
