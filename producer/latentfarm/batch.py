@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import ACTIVE, FINAL, BatchState, PausedBy, describe_pause
 from latentfarm.connection import Connection
 from latentfarm.errors import ConflictError, InputError, NotFoundError
@@ -40,6 +41,7 @@ class BatchStatus(BaseModel):
     ``webhook`` is empty, ``due``, ``sent`` or ``failed``.
     ``images_per_s`` covers the last two minutes; of a final batch, its whole run.
     ``eta_s`` is None while the speed is unknown.
+    ``owner`` is the name of the API key that submitted the batch, empty for none.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -61,6 +63,8 @@ class BatchStatus(BaseModel):
     webhook: str
     images_per_s: float | None
     eta_s: float | None
+    kind: BatchKind = BatchKind.SUBMITTED
+    owner: str = ""
 
     @property
     def ended(self) -> int:
@@ -161,6 +165,8 @@ class Batch:
             webhook=record.webhook,
             images_per_s=rate,
             eta_s=left / rate if rate and left else (0.0 if not left else None),
+            kind=record.kind,
+            owner=record.owner,
         )
 
     def wait(

@@ -18,7 +18,7 @@ from tests.support.rendering import SMALL
 from tests.support.scraping import samples_of
 
 from latentfarm import Batch, Farm, doorbell
-from latentfarm.ledger import Cancellations, Ledger
+from latentfarm.ledger import Ledger, WorkerSignals
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.webhooks.deliver import deliver_due
@@ -163,8 +163,8 @@ def serving(settings: Settings, **changes: Any) -> Iterator[Subject]:
         patch.setattr(doorbell, "ring", faults.through("doorbell.ring", doorbell.ring, inside="-"))
         deliver = faults.through("webhooks.deliver_due", deliver_due, inside="-")
         patch.setattr(f"{Worker.__module__}.deliver_due", deliver)
-        wait = faults.through("cancellations.wait", Cancellations.wait, inside="-")
-        patch.setattr(Cancellations, "wait", wait)
+        wait = faults.through("signals.wait", WorkerSignals.wait, inside="-")
+        patch.setattr(WorkerSignals, "wait", wait)
         with pytest.MonkeyPatch.context() as start:
             load = instrumented("family", load_model, "latentfarm_worker.models")
             start.setattr(f"{Worker.__module__}.load_model", load)

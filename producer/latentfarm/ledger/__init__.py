@@ -4,25 +4,33 @@
 ``TIME``. This package knows nothing of buckets and images.
 """
 
-from latentfarm.ledger.cancellations import Cancellations
-from latentfarm.ledger.constants import MAX_JOBS_PER_CALL
+from latentfarm.ledger.constants import INTERACTIVE_PRIORITY, MAX_JOBS_PER_CALL
+from latentfarm.ledger.events import Event
 from latentfarm.ledger.ledger import Ledger
+from latentfarm.ledger.live_reports import LiveReport, LiveReports
 from latentfarm.ledger.records import BatchRecord, BatchSummary, Company, JobRecord, Lease, Reservation, Snapshot
 from latentfarm.ledger.restore import Restoration
-from latentfarm.ledger.workers import Throughput, WorkerRecord
+from latentfarm.ledger.worker_signals import WorkerSignal, WorkerSignals
+from latentfarm.ledger.workers import HeartbeatReply, Throughput, WorkerRecord
 
 __all__ = [
+    "INTERACTIVE_PRIORITY",
     "MAX_JOBS_PER_CALL",
     "BatchRecord",
     "BatchSummary",
-    "Cancellations",
     "Company",
+    "Event",
+    "HeartbeatReply",
     "JobRecord",
     "Lease",
     "Ledger",
+    "LiveReport",
+    "LiveReports",
     "Reservation",
     "Restoration",
     "Snapshot",
     "Throughput",
     "WorkerRecord",
+    "WorkerSignal",
+    "WorkerSignals",
 ]

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Self
 
 import redis
 
 from latentfarm.errors import SchemaError, UnavailableError
-from latentfarm.ledger.cancellations import Cancellations
 from latentfarm.ledger.constants import OLD_SCHEMA_KEY, SCHEMA, SCHEMA_KEY
+from latentfarm.ledger.live_reports import CHANNEL, LiveReport, LiveReports, report_text
 from latentfarm.ledger.lua_scripts import Script, Scripts
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import outage_cause, translate_errors
+from latentfarm.ledger.worker_signals import WorkerSignals
 from latentfarm.redis_address import RedisAddress
 
 #: answers of a server that is a replica now
@@ -93,9 +95,21 @@ class LedgerClient:
         with translate_errors(self.where):
             return int(self.redis.info("memory")["used_memory"])
 
-    def cancellations(self) -> Cancellations:
-        """Subscribe to batches that are cancelled from now on."""
-        return Cancellations(self.redis, self.where)
+    def signals(self) -> WorkerSignals:
+        """Subscribe to what workers are to know at once, from now on."""
+        return WorkerSignals(self.redis, self.where)
+
+    def live_reports(self) -> LiveReports:
+        """Subscribe to the live reports of all workers, from now on."""
+        return LiveReports(self.redis, self.where)
+
+    def publish_live(self, reports: Sequence[LiveReport]) -> None:
+        """Send live reports to all subscribers, in one round trip. Nothing is stored."""
+        with translate_errors(self.where):
+            pipe = self.redis.pipeline(transaction=False)
+            for report in reports:
+                pipe.publish(CHANNEL, report_text(report))
+            pipe.execute()
 
 
 def _outage_aware(connection_class: type[Any]) -> type[Any]:

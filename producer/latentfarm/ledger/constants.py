@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.job_state import INVALID_ROW, JobState
 from latentfarm.ledger.records import Company
@@ -19,6 +20,8 @@ CHUNK_JOBS = 1_000_000
 MAX_ATTEMPTS = 3
 #: jobs in one lease, commit or retry: the arguments of a script are limited
 MAX_JOBS_PER_CALL = 1_000
+#: priority of interactive batches
+INTERACTIVE_PRIORITY = 900
 #: share of failures that pauses a batch [default: 0.1]
 DEFAULT_BUDGET = 0.1
 
@@ -39,6 +42,11 @@ LUA_CONSTANTS: dict[str, str | int] = {
     # exceeds every virtual time; with priorities up to 1,000 a double leaves a quarter of a lease
     "PRIORITY_STEP": 2**40,
     "MAX_ATTEMPTS": MAX_ATTEMPTS,
+    # in the stream; Redis keeps a few more
+    "MAX_EVENTS": 10_000,
+    # that of batches whose jobs are not counted by owner, and how those of interactive batches begin
+    "UNCOUNTED": f"{BatchKind.SUBMITTED}/",
+    "INTERACTIVE_ACCOUNT": f"{BatchKind.INTERACTIVE}/",
     "INVALID_ROW": INVALID_ROW,
     "POISON": POISON,
     # until a job runs again after its first error or crash; doubled with each

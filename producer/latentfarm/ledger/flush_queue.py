@@ -13,6 +13,8 @@ from latentfarm.ledger.redis_errors import translate_errors
 _FLUSH_HOLD_S = 60
 #: seconds until a part is due again
 _UNAVAILABLE_DELAY_S, _DAMAGED_DELAY_S, _LONGEST_DAMAGED_DELAY_S = 5, 10, 3600
+#: if a worker dies while it deletes a batch that has expired, another one continues after so many seconds
+_EXPIRED_HOLD_S = 300
 #: if a worker dies while it removes orphans, another one starts after so many seconds
 _ORPHANS_HOLD_S = 3600
 
@@ -63,6 +65,13 @@ class FlushQueue(LedgerClient):
             pipe.hget(f"{{lf}}:flushed:{batch}", str(part))
             state, generation = pipe.execute()
         return BatchState(decode(state)) if state else None, int(generation or 0)
+
+    def claim_expired(self) -> str | None:
+        """Claim a batch whose time to be kept has ended, the one that is due for longest; None if none is due.
+
+        No other caller gets it for five minutes. Its deletion takes it from the queue.
+        """
+        return decode(self.run(self.scripts.expired_claim, _EXPIRED_HOLD_S * 1000)) or None
 
     def claim_orphans(self, *, delay_s: float) -> tuple[str, int] | None:
         """Claim a batch that ended at least ``delay_s`` ago and lost a lease before.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.errors import ConflictError
 from latentfarm.ledger.constants import DEFAULT_BUDGET, MAX_JOBS_PER_CALL
+from latentfarm.ledger.events import Events
 from latentfarm.ledger.flush_queue import FlushQueue
 from latentfarm.ledger.lua_scripts import Script
 from latentfarm.ledger.queries import Queries, known_state
@@ -18,12 +20,14 @@ from latentfarm.ledger.records import (
     FailOutcome,
     Lease,
     Reservation,
+    account_of,
     decode,
     error_text,
     is_truncated,
     receipt_text,
 )
 from latentfarm.ledger.redis_errors import translate_errors
+from latentfarm.ledger.submission_queue import SubmissionQueue
 from latentfarm.ledger.workers import WorkerRegistry
 
 _EXPIRE_LIMIT = 1_000
@@ -33,7 +37,7 @@ _SCAN_COUNT = 1_000
 _SWEEP_LOCK_MS = 250
 
 
-class Ledger(Queries, FlushQueue, WorkerRegistry):
+class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue):
     """The Redis record of every batch and job.
 
     Thread-safe. Every method raises ``UnavailableError`` if Redis is unavailable, and ``SchemaError`` if another
@@ -42,7 +46,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
 
     # -- batches ---------------------------------------------------------------------------------------------
 
-    def create_batch(
+    def create_batch(  # noqa: PLR0913 - all are facts of the batch, passed by name
         self,
         batch: str,
         *,
@@ -53,6 +57,9 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
         budget: float = DEFAULT_BUDGET,
         canary: int = 0,
         webhook: str = "",
+        kind: BatchKind = BatchKind.SUBMITTED,
+        owner: str = "",
+        keep_s: int = 0,
     ) -> Reservation:
         """Reserve a name, or find the batch that has it.
 
@@ -65,10 +72,12 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
             budget: share of failures that pauses the batch; 0 for none.
             canary: jobs from this index on wait for ``resume``; 0 for none.
             webhook: URL to notify when the batch ends, or empty.
+            kind: what the batch is submitted for.
+            owner: name of the API key that submits it, empty for none.
+            keep_s: seconds after which ``claim_expired`` returns it, whatever its state; 0 for never.
         """
-        holder, state, stored, parts_digest = self.run(
-            self.scripts.create_batch, batch, digest, model, priority, weight, budget, canary, webhook
-        )
+        options = (priority, weight, budget, canary, webhook, account_of(kind, owner), keep_s * 1000)
+        holder, state, stored, parts_digest = self.run(self.scripts.create_batch, batch, digest, model, *options)
         return Reservation(
             digest=decode(holder),
             state=BatchState(decode(state)),
@@ -146,7 +155,15 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
     # -- jobs ------------------------------------------------------------------------------------------------
 
     def lease(
-        self, model: str, worker: str, k: int, *, lease_s: float, request: str = "", alone: bool = True
+        self,
+        model: str,
+        worker: str,
+        k: int,
+        *,
+        lease_s: float,
+        request: str = "",
+        alone: bool = True,
+        min_priority: int | None = None,
     ) -> list[Lease]:
         """Lease up to ``k`` jobs of a model, at most 1,000.
 
@@ -159,12 +176,14 @@ class Ledger(Queries, FlushQueue, WorkerRegistry):
                 call again with its id: the leases of the first call that are still held are returned, for any ``k``.
                 Empty: every call leases other jobs.
             alone: whether one of the jobs may be one that runs alone.
+            min_priority: only jobs of batches of this priority or a higher one [default: any].
         """
         k = min(k, MAX_JOBS_PER_CALL)
-        found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, int(alone))
+        lowest = "" if min_priority is None else min_priority
+        found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, int(alone), lowest)
         return [
-            Lease(decode(batch), index + at, epoch, attempts, queued_ms, Company(company))
-            for batch, index, count, epoch, attempts, queued_ms, company in found
+            Lease(decode(batch), index + at, epoch, attempts, queued_ms, Company(company), bool(interactive))
+            for batch, index, count, epoch, attempts, queued_ms, company, interactive in found
             for at in range(count)
         ]
 

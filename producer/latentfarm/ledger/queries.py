@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, cast
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import FINAL, BatchState
 from latentfarm.errors import NotFoundError
 from latentfarm.job_state import JobState
@@ -23,6 +24,7 @@ from latentfarm.ledger.records import (
     batch_record,
     decode,
     job_record,
+    split_account,
 )
 from latentfarm.ledger.redis_errors import translate_errors
 from latentfarm.limits import PART_JOBS
@@ -69,19 +71,28 @@ class Queries(LedgerClient):
                 return
 
     def batch_summaries(self) -> list[BatchSummary]:
-        """Return model, state and leased jobs of every batch, oldest first, in two round trips."""
+        """Return the summary of every batch, oldest first, in two round trips."""
         names = self.batches()
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
             for name in names:
-                pipe.hmget(f"{{lf}}:batch:{name}", ["model", "state", "leased"])
+                pipe.hmget(f"{{lf}}:batch:{name}", ["model", "state", "leased", "account"])
             found: list[list[Any]] = pipe.execute()
         # a batch that is deleted at this moment has no hash any more
         return [
-            BatchSummary(name, decode(model), BatchState(decode(state)), int(leased))
-            for name, (model, state, leased) in zip(names, found, strict=True)
+            BatchSummary(name, decode(model), BatchState(decode(state)), int(leased), *split_account(account))
+            for name, (model, state, leased, account) in zip(names, found, strict=True)
             if model is not None
         ]
+
+    def unfinished_by_owner(self) -> dict[tuple[BatchKind, str], int]:
+        """Return how many jobs of active batches have not ended, by kind and owner of the batch, where any.
+
+        Batches of kind submitted without an owner are not counted.
+        """
+        with translate_errors(self.where):
+            found = self.redis.hgetall("{lf}:unfinished_by_owner")
+        return {split_account(account): int(count) for account, count in found.items()}
 
     def batch(self, name: str) -> BatchRecord:
         """Return a batch's record.

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic_core import to_json
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import CLOSED, BatchState, PausedBy
 from latentfarm.job_state import INVALID_ROW, JobState
 
@@ -43,7 +44,8 @@ class Lease:
     """A worker's right to render one job.
 
     ``epoch`` is higher than in every earlier call that leased jobs of the batch; those of one call share it.
-    ``attempts`` were charged before this lease. ``queued_ms`` is the time since the batch was created.
+    ``attempts`` were charged before this lease. ``queued_ms`` is the time since the batch was created. A client waits for
+    the image if it is ``interactive``.
     """
 
     batch: str
@@ -52,6 +54,7 @@ class Lease:
     attempts: int
     queued_ms: int = field(default=0, compare=False)
     company: Company = field(default=Company.ANY, compare=False)
+    interactive: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -75,12 +78,14 @@ class Reservation:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """A batch's model, state and leased jobs."""
+    """A batch's model, state, leased jobs, kind and owner."""
 
     name: str
     model: str
     state: BatchState
     leased: int
+    kind: BatchKind = BatchKind.SUBMITTED
+    owner: str = ""
 
     @property
     def ended(self) -> bool:
@@ -94,7 +99,8 @@ class BatchRecord:
 
     ``paused`` is the reason of a pause, as text. ``total`` grows while the state is opening. ``errors`` counts failed
     jobs by code; ``invalid`` of them had an invalid row. ``truncated`` done jobs had a prompt too long for the model.
-    ``canary`` is the index from which jobs wait for `resume`, 0 for none.
+    ``canary`` is the index from which jobs wait for `resume`, 0 for none. ``owner`` is the name of the API key that
+    submitted the batch, empty for none.
     """
 
     name: str
@@ -119,6 +125,8 @@ class BatchRecord:
     last_ms: int
     errors: dict[str, int] = field(default_factory=dict)
     images_per_s: float | None = None
+    kind: BatchKind = BatchKind.SUBMITTED
+    owner: str = ""
 
     @property
     def pending(self) -> int:
@@ -168,6 +176,7 @@ class Snapshot:
 
 def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], rate: float | None) -> BatchRecord:
     """Return a record of the fields of ``{lf}:batch:<b>``."""
+    kind, owner = split_account(facts.get("account"))
     numbers = ("total", "leased", "done", "failed", "cancelled", "invalid", "priority", "canary", "retries")
     return BatchRecord(
         name=name,
@@ -183,6 +192,8 @@ def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], ra
         last_ms=int(facts.get("last_ms", 0)),
         errors=errors,
         images_per_s=rate,
+        kind=kind,
+        owner=owner,
         **{number: int(facts[number]) for number in numbers},
     )
 
@@ -208,6 +219,17 @@ def job_record(
         error=json.loads(error) if error and state is not JobState.DONE else None,
         receipt_json=receipt or None,
     )
+
+
+def account_of(kind: BatchKind, owner: str) -> str:
+    """Return a batch's kind and owner as one text for Redis."""
+    return f"{kind}/{owner}"
+
+
+def split_account(account: Any) -> tuple[BatchKind, str]:
+    """Return the kind and the owner in a text of ``account_of``."""
+    kind, _, owner = decode(account or "").partition("/")
+    return BatchKind(kind or BatchKind.SUBMITTED), owner
 
 
 def is_truncated(receipt: Mapping[str, Any]) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState
 from latentfarm.job_state import JobState
 from latentfarm.ledger.ledger import Ledger
 from latentfarm.ledger.queries import known_state
-from latentfarm.ledger.records import decode, error_text, receipt_text
+from latentfarm.ledger.records import account_of, decode, error_text, receipt_text
 
 
 class Restoration:
@@ -22,14 +23,24 @@ class Restoration:
         self._ledger = ledger
         self._batch = batch
 
-    def begin(self, *, total: int, fields: Mapping[str, str | int | float]) -> None:
+    def begin(
+        self,
+        *,
+        total: int,
+        fields: Mapping[str, str | int | float],
+        kind: BatchKind = BatchKind.SUBMITTED,
+        owner: str = "",
+        keep_s: int = 0,
+    ) -> None:
         """Stop all work on the batch; every lease on it is lost.
 
         ``fields`` are those of ``{lf}:batch:<b>`` that do not follow from the jobs: digest, model, priority, budget,
-        canary, webhook, paused_by, paused.
+        canary, webhook, paused_by, paused. ``kind``, ``owner`` and ``keep_s`` are those of ``create_batch``. Without a
+        record of its creation, the batch is kept for ``keep_s`` seconds from now.
         """
         args = [argument for field in fields.items() for argument in field]
-        self._ledger.run(self._ledger.scripts.restore_begin, self._batch, total, *args)
+        account = account_of(kind, owner)
+        self._ledger.run(self._ledger.scripts.restore_begin, self._batch, total, account, keep_s * 1000, *args)
 
     def write_part(
         self,

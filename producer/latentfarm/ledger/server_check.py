@@ -13,8 +13,8 @@ from latentfarm.ledger.redis_errors import translate_errors
 
 _OLDEST = (6, 2)
 #: commands of the probe that only one role needs, as in docs/security/redis-acl.txt
-WORKER_COMMANDS = frozenset({"brpop", "exists", "hincrbyfloat", "hscan", "zremrangebyscore", "zscore"})
-PRODUCER_COMMANDS = frozenset({"hkeys"})
+WORKER_COMMANDS = frozenset({"brpop", "hincrbyfloat", "hscan", "zremrangebyscore"})
+PRODUCER_COMMANDS = frozenset({"xread", "xrevrange", "zrevrange", "zrevrangebyscore", "zrevrank"})
 
 
 def check_server(ledger: LedgerClient, *, queue_keys: Iterable[str] = ()) -> str:
@@ -40,7 +40,7 @@ def check_server(ledger: LedgerClient, *, queue_keys: Iterable[str] = ()) -> str
     _check_eviction(ledger.where, info)
     limits = "".join(
         f"; the user may not {verb}, as it may not run {_listed(refused & commands)}"
-        for verb, commands in (("render", WORKER_COMMANDS), ("delete", PRODUCER_COMMANDS))
+        for verb, commands in (("render", WORKER_COMMANDS), ("serve", PRODUCER_COMMANDS))
         if refused & commands
     )
     return f"{_version(info)} at {ledger.where}; writes work; {_memory(info)}{limits}"

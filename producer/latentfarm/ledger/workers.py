@@ -16,12 +16,21 @@ _FORGOTTEN_S = 60
 
 
 @dataclass(frozen=True)
+class HeartbeatReply:
+    """``pending`` jobs of the worker's model wait for a lease; ``drain``: the worker is to take no more, and end."""
+
+    pending: int
+    drain: bool
+
+
+@dataclass(frozen=True)
 class WorkerRecord:
     """A worker that sent a heartbeat in the last 15 seconds. Times are milliseconds of Redis ``TIME``.
 
     ``since_ms`` is its first heartbeat under this name; restarts do not change it. ``images`` were committed since
     then. ``images_per_s`` and ``busy_share`` (engine seconds / seconds, 0 to 1) cover the last 90 to 120 seconds; None
-    before the first measurement. A denoising step counts when it ends. While it is ``draining``, it takes no more jobs.
+    before the first measurement. A denoising step counts when it ends. While it is ``draining``, it takes no more jobs,
+    or is requested to.
     """
 
     name: str
@@ -63,8 +72,8 @@ class WorkerRegistry(LedgerClient):
         measured: Mapping[str, float] | None = None,
         *,
         about: Mapping[str, str | int] | None = None,
-    ) -> int:
-        """Record that a worker is alive; return how many jobs of its model wait for a lease.
+    ) -> HeartbeatReply:
+        """Record that a worker is alive.
 
         Args:
             model: alias of the model.
@@ -78,13 +87,19 @@ class WorkerRegistry(LedgerClient):
             args += [name, fact]
         for name, value in (measured or {}).items():
             args += [name, repr(float(value))]
-        return int(self.run(self.scripts.heartbeat, *args))
+        pending, drain = self.run(self.scripts.heartbeat, *args)
+        return HeartbeatReply(int(pending), bool(drain))
+
+    def request_drain(self, worker: str) -> bool:
+        """Let a worker take no more jobs, and end when it has ended those it has; return False if it is unknown.
+
+        It learns of it at its next heartbeat.
+        """
+        return bool(self.run(self.scripts.request_drain, worker))
 
     def sign_off(self, model: str, worker: str) -> None:
         """Remove a worker that ends."""
-        with translate_errors(self.where):
-            self.redis.zrem(f"{{lf}}:workers:{model}", worker)
-            self.redis.delete(f"{{lf}}:worker:{worker}")
+        self.run(self.scripts.sign_off, model, worker)
 
     def count_pending(self, model: str) -> int:
         """Return how many jobs of a model wait for a lease, as ``heartbeat`` does."""
@@ -161,7 +176,7 @@ def _record(name: str, model: str, seen_ms: int, facts: Mapping[str, str]) -> Wo
         images_per_s=images / wall_s if wall_s else None,
         # a step that began before the oldest window counts in full
         busy_share=min(1.0, busy_s / wall_s) if wall_s else None,
-        draining=facts.get("draining") == "1",
+        draining="1" in (facts.get("draining"), facts.get("drain")),
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 from latentfarm.ledger.constants import DEFAULT_BUDGET
@@ -47,6 +48,9 @@ class SubmitOptions:
     rows, and the first 100,000 rows of larger ones.
     ``max_invalid``: a submission stops when more than this share of its rows is invalid. It is checked from the 1,000th
     row on.
+    ``kind``: what the batch is submitted for.
+    ``owner``: name of the API key that submits it; empty: none.
+    ``keep_s``: seconds after which the batch is deleted, whatever its state; 0: never.
     """
 
     priority: int = 0
@@ -55,6 +59,9 @@ class SubmitOptions:
     webhook: str = ""
     validate_first: bool | None = None
     max_invalid: float = DEFAULT_MAX_INVALID
+    kind: BatchKind = BatchKind.SUBMITTED
+    owner: str = ""
+    keep_s: int = 0
 
 
 @dataclass(frozen=True)

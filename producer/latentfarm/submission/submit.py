@@ -79,6 +79,9 @@ class Submission:
             budget=options.failure_budget,
             canary=options.canary,
             webhook=options.webhook,
+            kind=options.kind,
+            owner=options.owner,
+            keep_s=options.keep_s,
         )
         if reserved.digest != digest:
             raise self._other_content(reserved.digest, digest)
@@ -123,7 +126,7 @@ class Submission:
                 if isinstance(row, RowError):
                     if self.report.exceeds(self._options.max_invalid):
                         raise self.report.error("")
-                    yield from writer.add_invalid(row.text, number)
+                    yield from writer.add_invalid(row.text, number, row.id)
                 else:
                     yield from writer.add(row, number)
             if not self.report.valid:
@@ -176,6 +179,9 @@ class Submission:
             failure_budget=options.failure_budget,
             canary=options.canary,
             webhook=options.webhook,
+            kind=options.kind,
+            owner=options.owner,
+            keep_s=options.keep_s,
         )
 
     def _stop(self, error: InputError) -> InputError:

@@ -10,7 +10,7 @@ from tests.support.leasing import fail, lease, opened
 from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job_state import JobState
-from latentfarm.ledger import Ledger, Reservation
+from latentfarm.ledger import Ledger, Reservation, WorkerSignal
 from latentfarm.ledger.constants import CHUNK_JOBS
 
 pytestmark = pytest.mark.integration
@@ -125,6 +125,7 @@ def test_a_flushed_part_leaves_only_its_states(ledger: Ledger) -> None:
     left = {key.decode() for key in client.keys("{lf}:*") if b":rate:" not in key}
     assert left - {"{lf}:last_sweep"} == {
         "{lf}:schema",
+        "{lf}:events",
         "{lf}:batches",
         "{lf}:batch:cats",
         "{lf}:states:cats:0",
@@ -177,10 +178,10 @@ def test_a_cancelled_batch_keeps_finished_jobs_and_loses_every_lease(ledger: Led
 
 def test_a_cancellation_is_published_at_once(ledger: Ledger) -> None:
     opened(ledger)
-    with ledger.cancellations() as cancellations:
-        assert cancellations.wait(0.01) is None
+    with ledger.signals() as signals:
+        assert signals.wait(0.01) is None
         ledger.cancel("cats")
-        assert cancellations.wait(5) == "cats"
+        assert signals.wait(5) == WorkerSignal("cancelled", "cats")
 
 
 def test_retried_jobs_run_again_with_no_attempts_charged(ledger: Ledger) -> None:
@@ -298,7 +299,7 @@ def test_a_deleted_batch_leaves_no_key(ledger: Ledger) -> None:
     assert ledger.commit([(bad, {})]) == ["deleting"]
     ledger.delete_batch("cats")
     client: Any = ledger.redis
-    assert [key for key in client.keys("{lf}:*") if b":rate:" not in key] == []
+    assert [key for key in client.keys("{lf}:*") if b":rate:" not in key] == [b"{lf}:events"]
     ledger.delete_batch("cats")
 
 

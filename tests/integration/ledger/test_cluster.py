@@ -17,7 +17,7 @@ from tests.support.redis_process import running_redis
 
 from latentfarm.doorbell import make_app, queue_name, ring
 from latentfarm.errors import UnavailableError
-from latentfarm.ledger import Ledger
+from latentfarm.ledger import Ledger, WorkerSignal
 from latentfarm.ledger.server_check import check_reading, check_server
 from latentfarm.ledger.webhook_outbox import WebhookOutbox
 
@@ -74,7 +74,7 @@ def test_every_history_of_a_batch_is_the_same_on_one_node(clustered: Ledger) -> 
 def test_a_batch_lives_and_ends_on_one_node(clustered: Ledger) -> None:
     ledger = clustered
     opened(ledger, total=4, webhook="http://example.invalid/")
-    assert ledger.heartbeat("mini", "worker-a", {"images": 1.0}, about={"slots": 2}) == 4
+    assert ledger.heartbeat("mini", "worker-a", {"images": 1.0}, about={"slots": 2}).pending == 4
     done, lost, bad, last = ledger.lease("mini", "worker-a", 4, lease_s=30, request="one")
     assert ledger.commit([(done, {"sha256": "x"})]) == ["done"]
     fail(ledger, [bad])
@@ -82,10 +82,10 @@ def test_a_batch_lives_and_ends_on_one_node(clustered: Ledger) -> None:
     assert expire(ledger) == 1
     assert ledger.renew([lost], lease_s=30) == {lost.name}
     assert ledger.pending_jobs() == {"mini": 2}
-    with ledger.cancellations() as cancelled:
-        assert cancelled.wait(0.1) is None
+    with ledger.signals() as signals:
+        assert signals.wait(0.1) is None
         ledger.cancel("cats")
-        until(lambda: cancelled.wait(0.1) == "cats")
+        until(lambda: signals.wait(0.1) == WorkerSignal("cancelled", "cats"))
     assert ledger.claim_full_part() == ("cats", 0)
     assert ledger.postpone_flush("cats", 0, damaged=True) > 0
     assert ledger.snapshot("cats", range(4)).jobs[0].receipt

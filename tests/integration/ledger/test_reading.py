@@ -14,7 +14,7 @@ from latentfarm.batch_state import PausedBy
 from latentfarm.doorbell import make_app, ring
 from latentfarm.errors import UnavailableError
 from latentfarm.job_state import JobState
-from latentfarm.ledger import Ledger
+from latentfarm.ledger import Ledger, WorkerSignal
 from latentfarm.monitoring.exporter import LedgerCollector
 from latentfarm.settings import Settings
 
@@ -174,7 +174,7 @@ def test_the_records_of_jobs_that_change_meanwhile_are_of_one_moment(refusing: R
 
 def test_the_pending_jobs_counted_by_reading_are_those_that_a_heartbeat_reports(ledger: Ledger) -> None:
     def both() -> tuple[int, int]:
-        return ledger.count_pending("mini"), ledger.heartbeat("mini", "worker-a")
+        return ledger.count_pending("mini"), ledger.heartbeat("mini", "worker-a").pending
 
     def equal(expected: int) -> bool:
         return both() == (expected, expected)
@@ -201,15 +201,15 @@ def test_the_pending_jobs_counted_by_reading_are_those_that_a_heartbeat_reports(
 
 def test_a_subscription_that_was_refused_is_made_once_it_is_allowed(refusing: RefusingRedis, ledger: Ledger) -> None:
     client = refusing.client
-    with ledger.cancellations() as cancellations:
+    with ledger.signals() as signals:
         client.execute_command("ACL", "SETUSER", "default", "-subscribe")
         try:
             with pytest.raises(UnavailableError) as caught:
                 # the first call may return before the refusal has arrived
-                all(cancellations.wait(1) is None for _ in range(5))
+                all(signals.wait(1) is None for _ in range(5))
         finally:
             client.execute_command("ACL", "SETUSER", "default", "+@all")
         assert caught.value.cause == "NOPERM"
-        assert cancellations.wait(0.1) is None
+        assert signals.wait(0.1) is None
         ledger.cancel("cats")
-        assert cancellations.wait(5) == "cats"
+        assert signals.wait(5) == WorkerSignal("cancelled", "cats")

@@ -121,7 +121,7 @@ def test_a_canary_waits_for_its_jobs_that_run_alone(ledger: Ledger) -> None:
     ledger.record_crash([first])
     ledger.commit([(second, {})])
     assert not ledger.batch("cats").paused_by
-    assert (ledger.count_pending("mini"), ledger.heartbeat("mini", "w")) == (1, 1)
+    assert (ledger.count_pending("mini"), ledger.heartbeat("mini", "w").pending) == (1, 1)
     make_due(ledger)
     [alone] = lease(ledger, 5)
     ledger.commit([(alone, {})])

@@ -18,7 +18,7 @@ ABOUT: dict[str, str | int] = {"device": "cpu", "device_name": "x86_64, 2 thread
 def test_workers_are_listed_while_they_send_heartbeats(ledger: Ledger) -> None:
     opened(ledger, total=7)
     lease(ledger, 2)
-    assert ledger.heartbeat("mini", "worker-a") == 5
+    assert ledger.heartbeat("mini", "worker-a").pending == 5
     assert ledger.workers("mini") == ["worker-a"]
     ledger.sign_off("mini", "worker-a")
     assert ledger.workers("mini") == []

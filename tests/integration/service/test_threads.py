@@ -54,7 +54,7 @@ COMMON = [
     "bucket.put /images/",
     "bucket.put /intermediates/",
     "bucket.put /results/",
-    "cancellations.wait",
+    "signals.wait",
     "doorbell.ring",
     "ledger.batch",
     "ledger.claim_full_part",
@@ -75,7 +75,7 @@ ORPHANS = ["bucket.delete", "bucket.keys", "ledger.now_us", "ledger.resolve_orph
 #: those of a release
 RELEASE = ["ledger.release", "ledger.count_pending"]
 #: a new subscription sends nothing yet
-OTHER = [*RELEASE, "ledger.cancellations"]
+OTHER = [*RELEASE, "ledger.signals"]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from threading import Event, Lock
 
 from latentfarm.errors import UnavailableError
-from latentfarm.ledger import Cancellations, Lease, Ledger
+from latentfarm.ledger import Lease, Ledger, WorkerSignals
 from latentfarm.monitoring.logs import log_fields
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.threads import Threads
@@ -37,7 +37,7 @@ class LeaseRenewer:
         self._lost: set[Lease] = set()
         self._lock = Lock()
         self._closing = Event()
-        self._cancellations: Cancellations | None = None
+        self._signals: WorkerSignals | None = None
         self._renewals = threads.loop("leases", self._renew, interval_s=lease_ttl_s / _RENEWALS_PER_LEASE)
         self._listener = threads.loop("cancellations", self._listen, interval_s=0)
 
@@ -87,25 +87,25 @@ class LeaseRenewer:
         self._closing.set()
         for loop in (self._listener, self._renewals):
             loop.stop(_CLOSE_S)
-        if self._cancellations is not None:
-            self._cancellations.close()
+        if self._signals is not None:
+            self._signals.close()
 
     def _listen(self) -> None:
         """Wait for a cancellation; let a batch of ours be renewed at once, which finds its leases lost."""
-        cancellations = self._cancellations or self._ledger.cancellations()
+        signals = self._signals or self._ledger.signals()
         # after any error the next call begins with a new subscription; a missed message shows at the next renewal
-        self._cancellations = None
+        self._signals = None
         try:
-            cancelled = cancellations.wait(_LISTEN_S)
-            self._cancellations = cancellations
+            signal = signals.wait(_LISTEN_S)
+            self._signals = signals
         except UnavailableError:
             # not logged: the next renewal reports the outage
             self._closing.wait(_LISTEN_S)
             return
         finally:
-            if self._cancellations is None:
-                cancellations.close()
-        if any(lease.batch == cancelled for lease in self.held()):
+            if self._signals is None:
+                signals.close()
+        if signal and signal.kind == "cancelled" and any(lease.batch == signal.name for lease in self.held()):
             self._renewals.wake()
 
     def _renew(self) -> None:

@@ -11,7 +11,13 @@
 -- key                  type    meaning                                                     removed by
 -- schema               string  version of this data model; every script refuses another    delete_batch (last batch)
 --                              Also stored as lf:schema, which versions up to schema 3 read
--- batches              zset    all batches, by creation time                               delete_batch
+-- batches              zset    all batches but interactive ones, by creation time           delete_batch
+-- interactive          zset    interactive batches, by creation time: thousands a day, so   delete_batch
+--                              that what lists batches must not read them
+-- expiring             zset    batches that are not kept for ever, by the time from which   delete_batch
+--                              they are deleted; a claim delays it
+-- events               stream  changes of batches and workers, for servers: event, batch,   add_event, beyond
+--                              model, account, worker                                       MAX_EVENTS
 -- active:<m>           set     batches of a model whose state is opening or open           cancel, mark_deleting,
 --                                                                                          completion
 -- runnable:<m>         zset    batches of a model with jobs to lease now, in the order of  place
@@ -20,6 +26,12 @@
 -- waiting:<m>          zset    batches of a model with jobs that run again later, by the   place
 --                              time of the first
 -- pending              hash    <m> -> jobs that wait for a lease, if any do                place
+-- unfinished_by_owner  hash    account -> jobs of its active batches that have not ended,   count_unfinished
+--                              if there are any; without the account UNCOUNTED
+-- submissions          zset    batches that servers are to submit, by due time; a claim     submission_resolve,
+--                              delays it                                                    delete_batch
+-- submission_claims    hash    <b> -> number of the latest claim on its submission         submission_resolve,
+--                                                                                          delete_batch
 -- batch:<b>            hash    the batch; fields below                                     delete_batch
 -- states:<b>:<c>       string  one byte a job: PENDING, LEASED, DONE, FAILED or CANCELLED. delete_batch
 --                              A byte that was never written means pending, or cancelled
@@ -48,9 +60,10 @@
 -- models               zset    models that have workers, by their last heartbeat           heartbeat
 -- workers:<m>          zset    workers of a model, by their last heartbeat                 heartbeat, sign-off
 -- worker:<w>           hash    model, device, device_name, dtype, slots, draining (1: it   sign-off; expiry, a minute
---                              takes no more jobs), since (its first heartbeat), images    after its last heartbeat
---                              (committed), and for the last WINDOWS windows, n = window %
---                              WINDOWS: window:<n>, images:<n>, busy_s:<n>, wall_s:<n>
+--                              takes no more jobs), drain (1: it is to take no more, and    after its last heartbeat
+--                              end), since (its first heartbeat), images (committed), and
+--                              for the last WINDOWS windows, n = window % WINDOWS:
+--                              window:<n>, images:<n>, busy_s:<n>, wall_s:<n>
 -- throughput:<m>       hash    sums over all workers of a model: images, work, busy_s,     never (one key a model)
 --                              size_bytes, pixels
 -- sweep_lock           string  held by the worker that expires leases now                  expiry, under a second
@@ -62,6 +75,7 @@
 --
 -- Fields of {lf}:batch:<b>:
 --   digest, model              what was submitted; two submissions of one name differ in `digest`
+--   account                    "<kind>/<owner>": its kind, and the API key that submitted it, if one did
 --   parts_digest, total        digest and number of the jobs stored so far; final when the state is no longer opening
 --   state                      opening, open, complete, cancelled, deleting, recovering
 --   paused_by, paused          who paused it ('' if it is not paused), and the reason as text
@@ -72,6 +86,7 @@
 --   canary                     jobs from this index on wait for `resume`; 0 for none
 --   epoch                      highest epoch of a lease so far
 --   counted                    jobs of the batch that {lf}:pending counts
+--   unfinished                 jobs of the batch that {lf}:unfinished_by_owner counts (absent if none ever)
 --   leased, done, failed, cancelled   counters of jobs by state
 --   invalid                    failed jobs whose row was invalid
 --   truncated                  done jobs whose prompt was too long for the model (absent if none)
@@ -85,6 +100,10 @@
 --   created_ms, opened_ms, first_ms, last_ms, ended_ms   creation, manifest closed, first lease, last ended job, end
 --
 -- Channel {lf}:cancelled: names of batches as they are cancelled. A worker that misses one finds its leases lost.
+-- Channel {lf}:urgent: models as jobs of an interactive batch can be leased. A worker that misses one finds them at its
+-- next lease.
+-- Channel {lf}:live: how far workers are with interactive jobs, and their previews; as latentfarm/ledger/live_reports.py
+-- writes them.
 
 do
   local found = redis.call('GET', KEYS[1])
@@ -120,6 +139,23 @@ local function read_fields(batch, ...)
   for at, value in ipairs(redis.call('HMGET', batch_key(batch), ...)) do fields[names[at]] = value or nil end
   return fields
 end
+
+-- Add an event to the stream. It is a notice: a user that may not write it must not leave a change half done.
+local function add_event(event, ...)
+  redis.pcall('XADD', '{lf}:events', 'MAXLEN', '~', MAX_EVENTS, '*', 'event', event, ...)
+end
+
+local function add_batch_event(event, batch)
+  local f = read_fields(batch, 'model', 'account')
+  add_event(event, 'batch', batch, 'model', f.model, 'account', f.account or UNCOUNTED)
+end
+
+local function is_interactive(account)
+  return account and string.sub(account, 1, #INTERACTIVE_ACCOUNT) == INTERACTIVE_ACCOUNT
+end
+
+-- Return the set that lists a batch
+local function list_key(account) return is_interactive(account) and '{lf}:interactive' or '{lf}:batches' end
 
 local function chunk_key(batch, index) return '{lf}:states:' .. batch .. ':' .. math.floor(index / CHUNK) end
 

@@ -30,13 +30,22 @@ local function add_or_remove(key, batch, score)
   if score then redis.call('ZADD', key, score, batch) else redis.call('ZREM', key, batch) end
 end
 
+-- Count a change of the number of jobs of an active batch that have not ended
+local function count_unfinished(batch, account, change)
+  if not account or account == UNCOUNTED or change == 0 then return end
+  redis.call('HINCRBY', batch_key(batch), 'unfinished', change)
+  if redis.call('HINCRBY', '{lf}:unfinished_by_owner', account, change) == 0 then
+    redis.call('HDEL', '{lf}:unfinished_by_owner', account)
+  end
+end
+
 -- Put a batch into the queues in which `lease` finds it, and count its pending jobs. Called after each change of what
 -- they depend on, so that neither a lease nor a heartbeat reads all batches.
 local function place(batch, now)
   local key = batch_key(batch)
-  local model, state, paused_by, total, canary, cursor, priority, virtual_time, leased, done, failed, counted =
-    unpack(redis.call('HMGET', key, 'model', 'state', 'paused_by', 'total', 'canary', 'cursor', 'priority',
-      'virtual_time', 'leased', 'done', 'failed', 'counted'))
+  local model, state, paused_by, total, canary, cursor, priority, virtual_time, leased, done, failed, counted, account,
+    unfinished = unpack(redis.call('HMGET', key, 'model', 'state', 'paused_by', 'total', 'canary', 'cursor', 'priority',
+      'virtual_time', 'leased', 'done', 'failed', 'counted', 'account', 'unfinished'))
   local limit, pending, score, runs, runs_alone, later = lease_limit(state, paused_by, total, canary), 0, nil
   if limit then
     local again, alone = lowest_score('{lf}:requeued:' .. batch), lowest_score('{lf}:suspects:' .. batch)
@@ -58,7 +67,10 @@ local function place(batch, now)
   if change ~= 0 then
     redis.call('HSET', key, 'counted', pending)
     if redis.call('HINCRBY', '{lf}:pending', model, change) == 0 then redis.call('HDEL', '{lf}:pending', model) end
+    -- a hint only, so a user that may not send it must not leave this half done
+    if change > 0 and is_interactive(account) then redis.pcall('PUBLISH', '{lf}:urgent', model) end
   end
+  count_unfinished(batch, account, (is_active(state) and total - done - failed or 0) - (unfinished or 0))
 end
 
 -- A batch joins those that run in its model and priority: raise its virtual time to their lowest. Otherwise it would
@@ -100,7 +112,7 @@ end
 
 local function read_counters(batch)
   local names = { 'total', 'done', 'failed', 'cancelled', 'leased', 'canary', 'cursor' }
-  local fields = read_fields(batch, 'state', 'model', unpack(names))
+  local fields = read_fields(batch, 'state', 'model', 'account', unpack(names))
   for _, name in ipairs(names) do fields[name] = tonumber(fields[name]) end
   return fields
 end
@@ -113,11 +125,13 @@ local function complete_if_done(batch, now, counters)
     redis.call('SREM', '{lf}:active:' .. counters.model, batch)
     place(batch, now)
     queue_after_end(batch, now)
+    add_batch_event('complete', batch)
   elseif counters.canary ~= 0 and counters.cursor >= counters.canary and counters.leased == 0
     and count_requeued(batch) == 0 then
     redis.call('HSET', key, 'paused_by', PAUSED_BY_CANARY,
       'paused', 'the first ' .. decimal(counters.canary) .. ' jobs have ended')
     place(batch, now)
+    add_batch_event('paused', batch)
   end
 end
 
@@ -137,6 +151,7 @@ local function count_ended(batch, part, count, counter, released, now)
   local counters = read_counters(batch)
   counters[counter], counters.leased = counters[counter] + count, counters.leased - released
   redis.call('HSET', batch_key(batch), counter, counters[counter], 'leased', counters.leased, 'last_ms', now)
+  count_unfinished(batch, counters.account, -count)
   complete_if_done(batch, now, counters)
   local ended = redis.call('HINCRBY', '{lf}:ended:' .. batch, decimal(part), count)
   if ended == part_size(part, counters.total) then
@@ -161,6 +176,7 @@ local function check_failure_budget(batch, now)
   redis.call('HSET', batch_key(batch), 'paused_by', PAUSED_BY_FAILURE_BUDGET,
     'paused', decimal(failed) .. ' failed and ' .. decimal(done) .. ' done (' .. table.concat(by_code, ', ') .. ')')
   place(batch, now)
+  add_batch_event('paused', batch)
 end
 
 -- Fail a job that is no longer leased. Return 1 if its part is full now.

@@ -13,7 +13,10 @@ if not repeated then
   if tonumber(f.cursor) >= before then raise_virtual_time(batch) end
   redis.call('HSET', key, 'total', total, 'parts_digest', parts_digest)
 end
-if ARGV[5] == '1' then redis.call('HSET', key, 'state', BATCH_OPEN, 'opened_ms', now) end
+if ARGV[5] == '1' then
+  redis.call('HSET', key, 'state', BATCH_OPEN, 'opened_ms', now)
+  add_batch_event('open', batch)
+end
 if not repeated then
   for at = 6, #ARGV, 2 do
     redis.call('HINCRBY', key, 'invalid', 1)

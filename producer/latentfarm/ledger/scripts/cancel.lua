@@ -18,4 +18,5 @@ redis.call('HSET', batch_key(batch), 'state', BATCH_CANCELLED, 'paused_by', '', 
 place(batch, now)
 flush_started_parts(batch, now)
 queue_after_end(batch, now)
+add_batch_event('cancelled', batch)
 return f.state

@@ -1,16 +1,23 @@
 -- Record that a worker is alive, and what it measured since its last heartbeat.
 -- ARGV: model, worker, forget_s, number of facts, name and value of each fact (device, slots ...), then name and value
--- of each figure (images, busy_s, wall_s ...). Returns how many jobs of the model wait for a lease.
+-- of each figure (images, busy_s, wall_s ...). Returns how many jobs of the model wait for a lease, and 1 if the worker
+-- is to take no more of them.
 local model, worker, forget_s, facts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = now_ms()
 redis.call('ZADD', '{lf}:workers:' .. model, now, worker)
-redis.call('ZREMRANGEBYSCORE', '{lf}:workers:' .. model, '-inf', now - 1000 * forget_s)
+for _, dead in ipairs(redis.call('ZRANGEBYSCORE', '{lf}:workers:' .. model, '-inf', now - 1000 * forget_s)) do
+  redis.call('ZREM', '{lf}:workers:' .. model, dead)
+  add_event('worker_ended', 'model', model, 'worker', dead)
+end
 redis.call('ZADD', '{lf}:models', now, model)
 redis.call('ZREMRANGEBYSCORE', '{lf}:models', '-inf', now - 1000 * forget_s)
 
 local key = '{lf}:worker:' .. worker
-redis.call('HSETNX', key, 'since', now)
+local started, was_draining = redis.call('HSETNX', key, 'since', now) == 1, redis.call('HGET', key, 'draining')
 redis.call('HSET', key, 'model', model, unpack(ARGV, 5, 4 + 2 * facts))
+local draining, drain = unpack(redis.call('HMGET', key, 'draining', 'drain'))
+if started then add_event('worker_started', 'model', model, 'worker', worker) end
+if draining == '1' and was_draining ~= '1' then add_event('worker_draining', 'model', model, 'worker', worker) end
 
 -- a worker's rate is that of the last WINDOWS windows, the current one included
 local window = math.floor(now / WINDOW_MS)
@@ -28,4 +35,4 @@ for at = 5 + 2 * facts, #ARGV, 2 do
   end
 end
 redis.call('EXPIRE', key, forget_s)
-return tonumber(redis.call('HGET', '{lf}:pending', model) or 0)
+return { tonumber(redis.call('HGET', '{lf}:pending', model) or 0), drain == '1' and 1 or 0 }

@@ -3,13 +3,16 @@
 -- but MIN_RUN: a run costs less than jobs of many batches. In a batch, a job that runs alone comes first, then requeued
 -- jobs, then the jobs at the cursor.
 -- ARGV: model, worker, k, lease_ms, request ('' or an id that no other request of the worker has), alone (1 if one of
--- the jobs may be one that runs alone: a worker that dies has at most one of them, so the others are not suspected).
+-- the jobs may be one that runs alone: a worker that dies has at most one of them, so the others are not suspected),
+-- min_priority ('' for any: only batches of at least that priority are leased from).
 -- If a request has the id of the one before, the reply to that one may have been lost: its leases that are still held
 -- are returned again, with their full time, for any k.
 -- Returns a list of runs of consecutive jobs under one epoch: [batch, first index, jobs, epoch, charged attempts, ms
--- since the batch was created, company].
+-- since the batch was created, company, 1 if the batch is interactive].
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local may_run_alone = ARGV[6] == '1'
+-- the order of leases ends there
+local last_rank = ARGV[7] == '' and math.huge or rank(tonumber(ARGV[7]), PRIORITY_STEP / 2)
 local started_us = now_us()
 local now = math.floor(started_us / 1000)
 local REPLY_KEY, REPLY_KEEP_S = '{lf}:lease_reply:' .. worker, 3600
@@ -24,12 +27,14 @@ local runs, expiries, holders = {}, {}, {}
 local function repeat_reply()
   local held, reply = {}, request ~= '' and redis.call('GET', REPLY_KEY)
   if not reply or string.match(reply, '^[^\n]*') ~= request then return held end
-  for batch, index, count, epoch, attempts, company in string.gmatch(reply, '\n(%S+) (%d+) (%d+) (%d+) (%d+) (%d+)') do
+  for batch, index, count, epoch, attempts, company, interactive in
+    string.gmatch(reply, '\n(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)') do
     for at = 0, count - 1 do
       local name = job_name(batch, index + at)
       if holder_of(name) == tonumber(epoch) then
         redis.call('ZADD', '{lf}:leases', 'XX', now + lease_ms, name)
-        held[#held + 1] = { batch, index + at, 1, tonumber(epoch), tonumber(attempts), 0, tonumber(company) }
+        held[#held + 1] = { batch, index + at, 1, tonumber(epoch), tonumber(attempts), 0, tonumber(company),
+          tonumber(interactive) }
       end
     end
   end
@@ -39,15 +44,16 @@ end
 local function store_reply()
   local lines = { request }
   for _, run in ipairs(runs) do
-    lines[#lines + 1] = table.concat({ run[1], decimal(run[2]), run[3], decimal(run[4]), run[5], run[7] }, ' ')
+    lines[#lines + 1] = table.concat({ run[1], decimal(run[2]), run[3], decimal(run[4]), run[5], run[7], run[8] }, ' ')
   end
   redis.call('SET', REPLY_KEY, table.concat(lines, '\n'), 'EX', REPLY_KEEP_S)
 end
 
--- Return the first batch of a queue, its score, and the score of the second
+-- Return the first batch of a queue, its score, and the score of the second; nothing if its priority is too low
 local function first_of(key)
   local found = redis.call('ZRANGE', key, 0, 1, 'WITHSCORES')
-  return found[1], tonumber(found[2]), tonumber(found[4])
+  local score = tonumber(found[2])
+  if score and score < last_rank then return found[1], score, tonumber(found[4]) end
 end
 
 -- Return the batch that is next, how many jobs one run takes from it at most, and whether it comes for its job alone
@@ -64,14 +70,14 @@ local function next_batch()
 end
 
 local function read_batch(name)
-  local total, canary, cursor, priority, virtual_time, weight, epoch, sparse, created_ms, leased, first_ms, counted =
-    unpack(redis.call('HMGET', batch_key(name), 'total', 'canary', 'cursor', 'priority', 'virtual_time', 'weight',
-      'epoch', 'sparse', 'created_ms', 'leased', 'first_ms', 'counted'))
+  local total, canary, cursor, priority, virtual_time, weight, epoch, sparse, created_ms, leased, first_ms, counted,
+    account = unpack(redis.call('HMGET', batch_key(name), 'total', 'canary', 'cursor', 'priority', 'virtual_time',
+      'weight', 'epoch', 'sparse', 'created_ms', 'leased', 'first_ms', 'counted', 'account'))
   return {
     name = name, limit = canary == '0' and tonumber(total) or math.min(total, canary), cursor = tonumber(cursor),
     taken = 0, virtual_time = tonumber(virtual_time), weight = tonumber(weight), sparse = sparse ~= '0',
     leased = tonumber(leased), first_ms = first_ms or now, age_ms = now - created_ms, priority = priority,
-    counted = counted,
+    counted = counted, interactive = is_interactive(account) and 1 or 0,
     -- the clock keeps epochs rising even if Redis was restored from an older snapshot
     epoch = math.max(tonumber(epoch), started_us) + 1,
   }
@@ -87,7 +93,7 @@ local function record(batch, index, count, attempts, company)
   end
   set_states(batch.name, index, count, LEASED)
   batch.taken, taken = batch.taken + count, taken + count
-  runs[#runs + 1] = { batch.name, index, count, batch.epoch, attempts, batch.age_ms, company }
+  runs[#runs + 1] = { batch.name, index, count, batch.epoch, attempts, batch.age_ms, company, batch.interactive }
 end
 
 -- Lease requeued jobs of a queue

@@ -5,5 +5,6 @@ if not f.state then return '' end
 if f.paused_by == '' and is_active(f.state) then
   redis.call('HSET', batch_key(ARGV[1]), 'paused_by', ARGV[2], 'paused', ARGV[3])
   place(ARGV[1], now_ms())
+  add_batch_event('paused', ARGV[1])
 end
 return f.state

@@ -10,8 +10,11 @@ local calls = {
   { 'HINCRBYFLOAT', key, 'a', 1 }, { 'HDEL', key, 'a' }, { 'DEL', key },
   { 'SADD', key, 'a' }, { 'EXPIRE', key, 1 }, { 'SMEMBERS', key }, { 'SREM', key, 'a' }, { 'DEL', key },
   { 'ZADD', key, 1, 'a' }, { 'EXPIRE', key, 1 }, { 'ZCARD', key }, { 'ZSCORE', key, 'a' }, { 'ZRANGE', key, 0, -1 },
-  { 'ZRANGEBYSCORE', key, 0, 1 }, { 'ZREMRANGEBYSCORE', key, 0, 0 }, { 'ZREM', key, 'a' }, { 'DEL', key },
+  { 'ZRANGEBYSCORE', key, 0, 1 }, { 'ZREVRANGE', key, 0, -1 }, { 'ZREVRANGEBYSCORE', key, 1, 0 },
+  { 'ZREVRANK', key, 'a' }, { 'ZREMRANGEBYSCORE', key, 0, 0 }, { 'ZREM', key, 'a' }, { 'DEL', key },
   { 'LPUSH', key, 'a' }, { 'EXPIRE', key, 1 }, { 'LLEN', key }, { 'BRPOP', key, 0 }, { 'DEL', key },
+  { 'XADD', key, 'MAXLEN', '~', 1, '*', 'a', 1 }, { 'EXPIRE', key, 1 }, { 'XREAD', 'STREAMS', key, '0' },
+  { 'XREVRANGE', key, '+', '-' }, { 'DEL', key },
   { 'TIME' },
 }
 

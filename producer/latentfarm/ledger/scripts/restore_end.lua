@@ -11,11 +11,13 @@ if ARGV[4] == '1' then
   redis.call('HSET', key, 'state', BATCH_CANCELLED, 'cancelled', f.total - f.done - f.failed, 'ended_ms', now)
   flush_started_parts(batch, now)
   queue_after_end(batch, now)
+  add_batch_event('recovered', batch)
   return BATCH_CANCELLED
 end
 redis.call('HSET', key, 'state', ARGV[3] == '1' and BATCH_OPEN or BATCH_OPENING)
 redis.call('SADD', '{lf}:active:' .. f.model, batch)
 raise_virtual_time(batch)
 place(batch, now)
+add_batch_event('recovered', batch)
 complete_if_done(batch, now, read_counters(batch))
 return redis.call('HGET', key, 'state')

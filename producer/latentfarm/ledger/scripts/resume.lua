@@ -7,5 +7,6 @@ if is_active(f.state) and (f.paused_by ~= '' or f.canary ~= '0') then
     'budget_done', f.done, 'budget_failed', f.failed - f.invalid)
   raise_virtual_time(batch)
   place(batch, now_ms())
+  add_batch_event('resumed', batch)
 end
 return f.state

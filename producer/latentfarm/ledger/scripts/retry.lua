@@ -38,4 +38,5 @@ if f.state == BATCH_COMPLETE then
   raise_virtual_time(batch)
 end
 place(batch, now)
+add_batch_event('retried', batch)
 return retried

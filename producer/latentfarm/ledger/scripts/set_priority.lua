@@ -6,5 +6,6 @@ if f.priority ~= ARGV[2] then
   redis.call('HSET', batch_key(batch), 'priority', ARGV[2])
   raise_virtual_time(batch)
   place(batch, now_ms())
+  add_batch_event('priority', batch)
 end
 return f.state
