@@ -8,6 +8,7 @@ commands matters.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, cast
 
 from latentfarm.batch_kind import BatchKind
@@ -29,6 +30,8 @@ from latentfarm.ledger.records import (
 from latentfarm.ledger.redis_errors import translate_errors
 from latentfarm.limits import PART_JOBS
 
+#: the sets of all batches but interactive ones, and of those
+_LISTS = ("{lf}:batches", "{lf}:interactive")
 #: batches in one reply, and jobs whose states are in one: a page of a list needs few
 _PAGE_BATCHES, _WINDOW_JOBS = 100, 65_536
 #: state, retries and generation of a batch, as Redis has them
@@ -38,47 +41,65 @@ _Facts = tuple[bytes | None, bytes | None, bytes | None]
 class Queries(LedgerClient):
     """The read-only part of the ledger."""
 
-    def batches(self) -> list[str]:
-        """Return the name of every batch, oldest first."""
+    def batches(self, *, interactive: bool = False) -> list[str]:
+        """Return the name of every batch, oldest first; without the interactive ones by default."""
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
-            pipe.zrange("{lf}:batches", 0, -1)
+            for key in _LISTS[: 1 + interactive]:
+                pipe.zrange(key, 0, -1, withscores=True)
             pipe.get(SCHEMA_KEY)
-            names, schema = pipe.execute()
+            *found, schema = pipe.execute()
         self.check_schema(schema)
-        return [decode(name) for name in names]
+        return [decode(name) for name, _ in sorted(chain(*found), key=lambda entry: entry[1])]
 
-    def newest_batches(self, *, before: tuple[int, str] | None = None) -> Iterator[tuple[int, str]]:
+    def count_interactive(self) -> int:
+        """Return the number of interactive batches."""
+        with translate_errors(self.where):
+            return int(self.redis.zcard(_LISTS[1]))
+
+    def newest_batches(
+        self, *, interactive: bool = False, before: tuple[int, str] | None = None
+    ) -> Iterator[tuple[int, str]]:
         """Yield the creation time, in milliseconds, and the name of each batch, newest first.
 
         Args:
+            interactive: only interactive batches instead of only others.
             before: the batch, as it was yielded, after which to begin; it may be deleted since.
         """
+        key = "{lf}:interactive" if interactive else "{lf}:batches"
         while True:
             with translate_errors(self.where):
-                rank = self.redis.zrevrank("{lf}:batches", before[1]) if before else -1
-                found: Any = (
-                    self.redis.zrevrangebyscore(
-                        "{lf}:batches", f"({before[0]}", "-inf", start=0, num=_PAGE_BATCHES, withscores=True
-                    )
-                    if before and rank is None
-                    else self.redis.zrevrange("{lf}:batches", rank + 1, rank + _PAGE_BATCHES, withscores=True)
-                )
+                found = self._batches_before(key, before)
             for name, created in found:
                 before = int(created), decode(name)
                 yield before
             if len(found) < _PAGE_BATCHES:
                 return
 
-    def batch_summaries(self) -> list[BatchSummary]:
-        """Return the summary of every batch, oldest first, in two round trips."""
-        names = self.batches()
+    def _batches_before(self, key: str, before: tuple[int, str] | None) -> list[tuple[bytes, float]]:
+        rank: Any = -1 if before is None else self.redis.zrevrank(key, before[1])
+        found: Any
+        if before is not None and rank is None:
+            found = self.redis.zrevrangebyscore(
+                key, f"({before[0]}", "-inf", start=0, num=_PAGE_BATCHES, withscores=True
+            )
+        else:
+            found = self.redis.zrevrange(key, rank + 1, rank + _PAGE_BATCHES, withscores=True)
+        return list(found)
+
+    def batch_summaries(self, names: Sequence[str] | None = None) -> list[BatchSummary]:
+        """Return the summaries of those of these batches that exist, in the order of their names, in one round trip.
+
+        Without names, return those of ``batches()``.
+        """
+        names = self.batches() if names is None else names
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
             for name in names:
                 pipe.hmget(f"{{lf}}:batch:{name}", ["model", "state", "leased", "account"])
-            found: list[list[Any]] = pipe.execute()
-        # a batch that is deleted at this moment has no hash any more
+            pipe.get(SCHEMA_KEY)
+            *found, schema = pipe.execute()
+        self.check_schema(schema)
         return [
             BatchSummary(name, decode(model), BatchState(decode(state)), int(leased), *split_account(account))
             for name, (model, state, leased, account) in zip(names, found, strict=True)

@@ -8,7 +8,7 @@ import json
 import pytest
 from PIL import Image
 from tests.conftest import until
-from tests.support.http_server import RunningServer, RunningWorker
+from tests.support.http_server import RunningServer
 
 from latentfarm.farm import Farm
 
@@ -50,3 +50,34 @@ def test_a_batch_from_its_submission_to_its_images_and_its_deletion(server: Runn
 
     assert client.delete("/api/batches/cats").json()["state"] == "deleting"
     until(lambda: client.get("/api/batches/cats").status_code == 404)
+
+
+def test_events_are_resumed_where_a_client_was_cut_off(server: RunningServer, farm: Farm) -> None:
+    client = server.client
+    client.post("/api/batches", json={"name": "cats", "rows": ["a cat"], "model": "none"})
+
+    def read(count: int, **headers: str) -> list[dict[str, str]]:
+        """Return the first events of a stream."""
+        found: list[dict[str, str]] = []
+        with client.stream("GET", "/api/events?batch=cats", headers=headers) as stream:
+            for line in stream.iter_lines():
+                name, _, value = line.partition(": ")
+                if name in {"id", "event"} and (not found or "data" in found[-1]):
+                    found.append({})
+                if name in {"id", "event", "data"}:
+                    found[-1][name] = value
+                if len(found) == count and "data" in found[-1]:
+                    return found
+        raise AssertionError(found)
+
+    ready, progress = read(2)
+    assert (ready["event"], progress["event"]) == ("ready", "progress")
+    assert json.loads(progress["data"])["pending"] == 1
+    client.post("/api/batches/cats/pause", json={"reason": "lunch"})
+    client.post("/api/batches/cats/priority", json={"priority": 7})
+    events = read(4, **{"Last-Event-ID": ready["id"]})
+    assert [each["event"] for each in events] == ["change", "change", "ready", "progress"]
+    assert [json.loads(each["data"])["event"] for each in events[:2]] == ["paused", "priority"]
+    last = json.loads(events[-1]["data"])
+    assert (last["paused"], last["priority"]) == ("by its user: lunch", 7)
+    assert events[2]["id"] == farm.ledger.last_event_id()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latentfarm.server.api import batches, images, jobs, submission, workers
+from latentfarm.server.api import batches, events, images, jobs, submission, workers
 from latentfarm.server.api.document import document_operation
 from latentfarm.server.http.operation import Operation
 
@@ -12,5 +12,6 @@ _DESCRIBED: tuple[Operation, ...] = (
     *jobs.OPERATIONS,
     *images.OPERATIONS,
     *workers.OPERATIONS,
+    *events.OPERATIONS,
 )
 OPERATIONS: tuple[Operation, ...] = (*_DESCRIBED, document_operation(_DESCRIBED))

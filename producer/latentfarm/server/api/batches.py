@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import anyio
+from pydantic import BaseModel
 from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
 from latentfarm.batch import Batch, BatchStatus
+from latentfarm.batch_kind import BatchKind
+from latentfarm.batch_state import ACTIVE, BatchState
 from latentfarm.errors import LatentfarmError, NotFoundError
 from latentfarm.farm import Farm
 from latentfarm.server.api.models import (
     BatchAnswer,
     BatchesAnswer,
     BatchesQuery,
+    NoBody,
     NoQuery,
     PauseBody,
     PriorityBody,
     RetryAnswer,
     RetryBody,
 )
+from latentfarm.server.api.polled import polled_answer, polled_answers
 from latentfarm.server.api.request import batch_name, json_answer, read_optional_json, read_query
 from latentfarm.server.context import context_of
 from latentfarm.server.http.body import read_json
@@ -38,19 +44,20 @@ log = logging.getLogger(__name__)
 
 #: batches that one page looks at; what is found by then is the page
 _SCANNED = 2_000
+#: interactive batches whose progress is reported; each has a few images, and a client that waits for them
+_LISTED_INTERACTIVE = 200
+_UNFINISHED = ACTIVE | {BatchState.DELETING, BatchState.RECOVERING}
 
 
 async def list_batches(request: Request) -> Response:
-    query = read_query(request, BatchesQuery)
-    context = context_of(request)
-    return json_answer(await context.run(_page, context.farm, query))
+    return await polled_answer(request, _page, read_query(request, BatchesQuery))
 
 
 def _page(farm: Farm, query: BatchesQuery) -> BatchesAnswer:
-    before = _parse_cursor(query.cursor)
     found: list[BatchStatus] = []
-    last: tuple[int, str] | None = None
-    for scanned, last in enumerate(farm.ledger.newest_batches(before=before), start=1):
+    before, last = _parse_cursor(query.cursor), None
+    names = farm.ledger.newest_batches(interactive=query.kind is BatchKind.INTERACTIVE, before=before)
+    for scanned, last in enumerate(names, start=1):
         status = _status_or_none(farm, last[1])
         if status and _matches(status, query):
             found.append(status)
@@ -62,7 +69,12 @@ def _page(farm: Farm, query: BatchesQuery) -> BatchesAnswer:
 
 
 def _matches(status: BatchStatus, query: BatchesQuery) -> bool:
-    return (not query.state or status.state in query.state) and query.model in {"", status.model}
+    return (
+        (not query.state or status.state in query.state)
+        and query.kind in {None, status.kind}
+        and query.owner in {None, status.owner}
+        and query.model in {"", status.model}
+    )
 
 
 def _status_or_none(farm: Farm, name: str) -> BatchStatus | None:
@@ -84,52 +96,69 @@ def _parse_cursor(cursor: str) -> tuple[int, str] | None:
 
 async def show_batch(request: Request) -> Response:
     read_query(request, NoQuery)
-    context = context_of(request)
-    return json_answer(await context.run(_answer, context.farm, batch_name(request)))
+    return await polled_answer(request, batch_answer, batch_name(request))
 
 
-def _answer(farm: Farm, name: str) -> BatchAnswer:
+def batch_answer(farm: Farm, name: str) -> BatchAnswer:
+    """Return the progress of a batch."""
     status = farm.batch(name).status()
-    return BatchAnswer(**status.model_dump(), warnings=wait_reasons(farm.ledger, [status]).get(name, []))
+    return BatchAnswer(**status.model_dump(), warnings=tuple(wait_reasons(farm.ledger, [status]).get(name, ())))
+
+
+def active_statuses(farm: Farm, kind: BatchKind | None) -> list[BatchStatus]:
+    """Return the progress of the active batches of a kind; of None, of all but interactive ones."""
+    if kind is BatchKind.INTERACTIVE:
+        names = [name for _, name in islice(farm.ledger.newest_batches(interactive=True), _LISTED_INTERACTIVE)]
+    else:
+        summaries = farm.ledger.batch_summaries()
+        names = [each.name for each in summaries if each.state in _UNFINISHED and kind in {None, each.kind}]
+    found = (_status_or_none(farm, name) for name in names)
+    return [each for each in found if each is not None and not each.is_final]
 
 
 async def pause(request: Request) -> Response:
     body = await read_optional_json(request, PauseBody)
-    context = context_of(request)
-    return json_answer(await context.run(context.farm.batch(batch_name(request)).pause, body.reason))
+    return await _decide(request, lambda batch: batch.pause(body.reason))
 
 
 async def resume(request: Request) -> Response:
-    context = context_of(request)
-    batch = Batch(context.farm.connection, batch_name(request))
-    return json_answer(await context.run(batch.resume))
+    await read_optional_json(request, NoBody)
+    return await _decide(request, Batch.resume)
 
 
 async def cancel(request: Request) -> Response:
-    context = context_of(request)
-    batch = Batch(context.farm.connection, batch_name(request))
-    return json_answer(await context.run(batch.cancel))
+    await read_optional_json(request, NoBody)
+    return await _decide(request, Batch.cancel)
 
 
 async def retry(request: Request) -> Response:
     body = await read_optional_json(request, RetryBody)
-    context = context_of(request)
-    batch = Batch(context.farm.connection, batch_name(request))
-    return json_answer(RetryAnswer(retried=await context.run(batch.retry, code=body.code)))
+    return await _decide(request, lambda batch: RetryAnswer(retried=batch.retry(code=body.code)))
 
 
 async def set_priority(request: Request) -> Response:
     body = await read_json(request, PriorityBody)
+    return await _decide(request, lambda batch: batch.set_priority(body.priority))
+
+
+async def _decide(request: Request, decide: Callable[[Batch], BaseModel]) -> Response:
+    """Carry out a decision about the batch in the path, and answer with what it returns."""
+    read_query(request, NoQuery)
     context = context_of(request)
     batch = Batch(context.farm.connection, batch_name(request))
-    return json_answer(await context.run(batch.set_priority, body.priority))
+    try:
+        return json_answer(await context.run(decide, batch))
+    finally:
+        polled_answers(request).forget()
 
 
 async def delete(request: Request) -> Response:
     """Answer as soon as no job of the batch runs any more; its objects are removed after that."""
+    read_query(request, NoQuery)
     context = context_of(request)
     batch = Batch(context.farm.connection, batch_name(request))
     await context.run(context.farm.ledger.mark_deleting, batch.name)
+    polled_answers(request).forget()
     answer = json_answer(await context.run(batch.status), status=202)
     answer.background = BackgroundTask(_delete, context, batch)
     return answer
@@ -158,8 +187,8 @@ def _operations() -> Iterator[Operation]:
     yield Operation("GET", path, show_batch, Scope.READ, "Report a batch's progress", query=NoQuery, answer=BatchAnswer)
     for verb, endpoint, body, summary in (
         ("pause", pause, PauseBody, "Start no more jobs of a batch; running ones finish"),
-        ("resume", resume, None, "Continue a batch after a pause or a canary"),
-        ("cancel", cancel, None, "End a batch for good; finished images stay"),
+        ("resume", resume, NoBody, "Continue a batch after a pause or a canary"),
+        ("cancel", cancel, NoBody, "End a batch for good; finished images stay"),
         ("priority", set_priority, PriorityBody, "Set a batch's priority"),
     ):
         yield Operation(

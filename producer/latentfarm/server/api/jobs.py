@@ -25,6 +25,7 @@ from latentfarm.server.api.models import (
     NoQuery,
     StatesQuery,
 )
+from latentfarm.server.api.polled import polled_answer
 from latentfarm.server.api.request import batch_name, job_index, json_answer, read_query
 from latentfarm.server.context import context_of
 from latentfarm.server.http.operation import Operation, Scope
@@ -119,8 +120,7 @@ def _states(farm: Farm, name: str, query: StatesQuery) -> tuple[bytes, int]:
 
 async def list_failures(request: Request) -> Response:
     read_query(request, NoQuery)
-    context = context_of(request)
-    return json_answer(await context.run(_failures, context.farm, batch_name(request)))
+    return await polled_answer(request, _failures, batch_name(request))
 
 
 def _failures(farm: Farm, name: str) -> FailuresAnswer:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from latentfarm.batch import BatchStatus
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState
 from latentfarm.image_formats import IMAGE_FORMATS
 from latentfarm.job import Defaults
@@ -65,8 +66,13 @@ class NoQuery(Query):
 
 
 class BatchesQuery(Query):
-    """Which batches, newest first. ``cursor`` is ``next`` of the page before."""
+    """Which batches, newest first: all but interactive ones, unless ``kind`` is that.
 
+    ``owner`` is the name of an API key. ``cursor`` is ``next`` of the page before.
+    """
+
+    kind: BatchKind | None = None
+    owner: Text | None = None
     state: Annotated[tuple[BatchState, ...], Field(max_length=10)] = ()
     model: Text = ""
     cursor: Text = ""
@@ -108,9 +114,16 @@ class ThumbnailQuery(Query):
 
 
 class EventsQuery(Query):
-    """Which events. ``batch``: only those of one batch. ``live``: also steps and previews of running jobs."""
+    """Which events: of all batches but interactive ones, unless ``kind`` is that, and of workers.
 
+    ``batch``: only those of one batch. ``after``: the id of the last event that the client has; the header
+    ``Last-Event-ID`` is the same. ``progress``: also the counters of active batches, or of ``batch``, at most once a
+    second. ``live``: also steps and previews of jobs that clients wait for.
+    """
+
+    kind: BatchKind | None = None
     batch: Text = ""
+    after: Annotated[str, Field(pattern=r"^([0-9]{1,20}-[0-9]{1,20})?$")] = ""
     live: Flag = False
     progress: Flag = True
 
@@ -167,6 +180,10 @@ class SubmitForm(BaseModel):
 
     file: Annotated[bytes, WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream"})]
     options: SubmitOptionsBody = SubmitOptionsBody()
+
+
+class NoBody(Body):
+    """No fields."""
 
 
 class PauseBody(Body):
@@ -291,6 +308,12 @@ class WorkerAnswer(BaseModel):
     draining: bool
     since: datetime
     seen: datetime
+
+
+class DrainAnswer(BaseModel):
+    """The worker that takes no more jobs, and ends when it has ended those it has."""
+
+    worker: str
 
 
 class WorkersAnswer(BaseModel):

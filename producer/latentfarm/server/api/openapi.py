@@ -14,7 +14,7 @@ from latentfarm.server.api.models import ErrorAnswer
 from latentfarm.server.http.operation import Operation, Scope
 
 _REFERENCE = "#/components/schemas/{model}"
-_PARAMETERS = {
+_PARAMETERS: dict[str, dict[str, Any]] = {
     "name": {"type": "string", "pattern": "^[a-z0-9][a-z0-9_-]{0,63}$", "description": "Name of a batch"},
     "index": {"type": "integer", "minimum": 0, "maximum": 2**53 - 1, "description": "Index of a job"},
     "worker": {"type": "string", "minLength": 1, "maxLength": 200, "description": "Name of a worker"},

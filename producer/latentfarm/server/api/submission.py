@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import AsyncIterator, Callable
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,21 +137,20 @@ async def _read_upload(request: Request, folder: Path) -> _Submission:
     """Store the file of a form in a folder; return it with the options."""
     context = context_of(request)
     upload, options = _Upload(folder), bytearray()
-    async with aclosing(read_form(request, context.settings.max_file_bytes + _FORM_BYTES)) as events:
-        part = None
-        async for event in events:
-            if isinstance(event, FormPart):
-                part = event
-                if part.name == "file":
-                    upload.open(part.filename or "")
-                elif part.name != "options":
-                    raise _invalid_form(f"a field {part.name[:80]!r}")
-            elif part is not None and part.name == "file":
-                if upload.add(event):
-                    await context.run(upload.write)
-            else:
-                options += event
-                check_length(len(options), context.settings.max_body_bytes)
+    part: FormPart | None = None
+    async for event in read_form(request, context.settings.max_file_bytes + _FORM_BYTES):
+        if isinstance(event, FormPart):
+            part = event
+            if part.name == "file":
+                upload.open(part.filename or "")
+            elif part.name != "options":
+                raise _invalid_form(f"a field {part.name[:80]!r}")
+        elif part is not None and part.name == "file":
+            if upload.add(event):
+                await context.run(upload.write)
+        else:
+            options += event
+            check_length(len(options), context.settings.max_body_bytes)
     if upload.path is None:
         raise _invalid_form("no file")
     await context.run(upload.write)

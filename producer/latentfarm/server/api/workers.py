@@ -10,16 +10,26 @@ from starlette.responses import Response
 
 from latentfarm.farm import Farm
 from latentfarm.ledger import WorkerRecord
-from latentfarm.server.api.models import ModelAnswer, ModelQuery, ModelsAnswer, NoQuery, WorkerAnswer, WorkersAnswer
-from latentfarm.server.api.request import json_answer, read_query
+from latentfarm.server.api.models import (
+    DrainAnswer,
+    ModelAnswer,
+    ModelQuery,
+    ModelsAnswer,
+    NoBody,
+    NoQuery,
+    WorkerAnswer,
+    WorkersAnswer,
+)
+from latentfarm.server.api.polled import polled_answer, polled_answers
+from latentfarm.server.api.request import json_answer, read_optional_json, read_query
 from latentfarm.server.context import context_of
 from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.request_error import RequestError
 
 
 async def list_workers(request: Request) -> Response:
     query = read_query(request, ModelQuery)
-    context = context_of(request)
-    return json_answer(await context.run(_workers, context.farm, query.model or None))
+    return await polled_answer(request, _workers, query.model or None)
 
 
 def _workers(farm: Farm, model: str | None) -> WorkersAnswer:
@@ -32,10 +42,20 @@ def _answer(worker: WorkerRecord) -> WorkerAnswer:
     return WorkerAnswer(worker=fields.pop("name"), **fields, **times)
 
 
+async def drain_worker(request: Request) -> Response:
+    await read_optional_json(request, NoBody)
+    read_query(request, NoQuery)
+    context, worker = context_of(request), request.path_params["worker"]
+    if not await context.run(context.farm.ledger.request_drain, worker):
+        text = f"worker {worker[:100]!r} is unknown; GET /api/workers lists those that are alive"
+        raise RequestError(404, "not_found", text)
+    polled_answers(request).forget()
+    return json_answer(DrainAnswer(worker=worker), status=202)
+
+
 async def list_models(request: Request) -> Response:
     read_query(request, NoQuery)
-    context = context_of(request)
-    return json_answer(await context.run(_models, context.farm))
+    return await polled_answer(request, _models)
 
 
 def _models(farm: Farm) -> ModelsAnswer:
@@ -51,6 +71,18 @@ def _models(farm: Farm) -> ModelsAnswer:
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "GET", "/api/workers", list_workers, Scope.READ, "List live workers", query=ModelQuery, answer=WorkersAnswer
+    ),
+    Operation(
+        "POST",
+        "/api/workers/{worker}/drain",
+        drain_worker,
+        Scope.ADMIN,
+        "Let a worker take no more jobs, and end",
+        audited=True,
+        query=NoQuery,
+        body=NoBody,
+        answer=DrainAnswer,
+        status=202,
     ),
     Operation("GET", "/api/models", list_models, Scope.READ, "List models", query=NoQuery, answer=ModelsAnswer),
 )

@@ -9,17 +9,16 @@ from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
 
-_MAX_KEYS = 1_000
-
 
 class Cached(Generic[Value]):
     """Keeps values for ``ttl_s`` seconds. Clients that wait for the same value wait for one call.
 
-    An error is passed to all that wait, and not kept.
+    An error is passed to all that wait, and not kept. At most ``max_keys`` values are kept.
     """
 
-    def __init__(self, ttl_s: float) -> None:
+    def __init__(self, ttl_s: float, *, max_keys: int = 1_000) -> None:
         self._ttl_s = ttl_s
+        self._max_keys = max_keys
         self._values: dict[Hashable, tuple[float, asyncio.Task[Value]]] = {}
 
     async def get(self, key: Hashable, make: Callable[[], Awaitable[Value]]) -> Value:
@@ -34,9 +33,9 @@ class Cached(Generic[Value]):
         return await asyncio.shield(task)
 
     def _forget(self, now: float) -> None:
-        if len(self._values) >= _MAX_KEYS:
+        if len(self._values) >= self._max_keys:
             fresh = {key: entry for key, entry in self._values.items() if now - entry[0] <= self._ttl_s}
-            self._values = fresh if len(fresh) < _MAX_KEYS else {}
+            self._values = fresh if len(fresh) < self._max_keys else {}
 
 
 async def _await(make: Callable[[], Awaitable[Value]]) -> Value:
