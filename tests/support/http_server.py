@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +15,8 @@ from tests.support.tiny import make_tiny
 from latentfarm.doorbell import make_app as make_celery
 from latentfarm.doorbell import queue_name
 from latentfarm.farm import Farm
-from latentfarm.server.app import make_app
+from latentfarm.server.app import OPERATIONS, make_app
+from latentfarm.server.http.operation import Operation
 from latentfarm.server.http.process import HttpServer, listen, url_of
 from latentfarm.server.settings import ServerSettings
 from latentfarm_worker.service.worker import Worker
@@ -26,9 +28,16 @@ WORKER = "worker-a"
 class RunningServer:
     """A server on a free port of the loopback interface; a context manager. ``client`` sends to it, without a key."""
 
-    def __init__(self, farm: Farm, settings: ServerSettings, *, header_timeout_s: float = 15.0) -> None:
+    def __init__(
+        self,
+        farm: Farm,
+        settings: ServerSettings,
+        *,
+        operations: Sequence[Operation] = OPERATIONS,
+        header_timeout_s: float = 15.0,
+    ) -> None:
         self.settings = settings
-        self.app = make_app(farm, settings)
+        self.app = make_app(farm, settings, operations)
         listener = listen(settings.address)
         self.url = url_of(listener)
         self.server = HttpServer(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,6 +10,8 @@ import pytest
 from tests.support.http_server import RunningServer, RunningWorker
 
 from latentfarm.farm import Farm
+from latentfarm.server.app import OPERATIONS
+from latentfarm.server.http.operation import Operation
 from latentfarm.server.settings import ServerSettings
 
 Serving = Callable[..., RunningServer]
@@ -34,10 +36,17 @@ def serving(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     """Start further servers, with other settings; each ends with the test."""
     with ExitStack() as stack:
 
-        def start(on: Farm | None = None, *, header_timeout_s: float = 15.0, **fields: Any) -> RunningServer:
+        def start(
+            on: Farm | None = None,
+            *,
+            operations: Sequence[Operation] = OPERATIONS,
+            header_timeout_s: float = 15.0,
+            **fields: Any,
+        ) -> RunningServer:
             chosen = {"address": "127.0.0.1:0", "thumbnail_cache": tmp_path_factory.mktemp("thumbnails"), **fields}
             settings = ServerSettings(**chosen)
-            return stack.enter_context(RunningServer(on or farm, settings, header_timeout_s=header_timeout_s))
+            started = RunningServer(on or farm, settings, operations=operations, header_timeout_s=header_timeout_s)
+            return stack.enter_context(started)
 
         yield start
 

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 #: items that wait for a client; one that falls further behind is dropped
 _MAX_WAITING = 1_000
-#: seconds of one wait for the ledger, which is also how long `close` takes at most
+#: seconds of one wait for the ledger
 _BLOCK_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
 
@@ -102,21 +102,15 @@ class EventHub:
     async def run(self) -> AsyncIterator[None]:
         """Follow the farm meanwhile."""
         self._loop = asyncio.get_running_loop()
-        threads = [
-            threading.Thread(target=self._keep, args=(step, name), name=name, daemon=True)
-            for step, name in ((self._follow_events, "events"), (self._follow_reports, "live reports"))
-        ]
-        for thread in threads:
-            thread.start()
+        for follow, name in ((self._follow_events, "events"), (self._follow_reports, "live reports")):
+            threading.Thread(target=self._keep, args=(follow, name), name=name, daemon=True).start()
         try:
             yield
         finally:
+            # the threads end after their current wait; a Redis that hangs must not delay the end
             self._stopping.set()
             for subscription in self._subscriptions:
                 subscription.close()
-            for thread in threads:
-                # a daemon: a Redis that hangs must not delay the end
-                await asyncio.to_thread(thread.join, 2 * _BLOCK_S)
 
     def _keep(self, follow: Callable[[], None], name: str) -> None:
         """Call ``follow`` until the end, again after each outage."""
