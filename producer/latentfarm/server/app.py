@@ -24,37 +24,50 @@ from latentfarm.server.http.operation import Operation
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.live.hub import EventHub
 from latentfarm.server.openai import files
+from latentfarm.server.security import session_operations
+from latentfarm.server.security.guard import Guard
+from latentfarm.server.security.response_headers import origin_of, response_headers
 from latentfarm.server.settings import ServerSettings
 
 #: every operation of the server; a room adds its own here
-OPERATIONS: tuple[Operation, ...] = (*probes.OPERATIONS, *files.OPERATIONS, *api.OPERATIONS)
+OPERATIONS: tuple[Operation, ...] = (
+    *probes.OPERATIONS,
+    *session_operations.OPERATIONS,
+    *files.OPERATIONS,
+    *api.OPERATIONS,
+)
 
 #: threads for calls of Redis and the bucket
 _THREADS = 64
 _ANSWERED = (HTTPException, RequestError, LatentfarmError, ValidationError)
-#: of every answer that does not set them
-_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operation] = OPERATIONS) -> Starlette:
-    """Return the application of one server. Nothing is sent to the farm yet."""
+    """Return the application of one server. Nothing is sent to the farm yet.
+
+    Raises:
+        InputError: the server would be open to other machines, or its keys are invalid.
+    """
     context = ServerContext(farm, settings, EventHub(farm.ledger), CapacityLimiter(_THREADS))
+    guard = Guard(settings, farm.ledger, context.run)
     running: set[RunningRequest] = set()
+    headers = dict(response_headers())
 
     @asynccontextmanager
     async def life(_app: Starlette) -> AsyncIterator[None]:
+        headers.update(response_headers(await context.run(origin_of, farm.bucket)))
         async with context.hub.run():
             yield
 
     app = Starlette(
-        routes=[_route(operation) for operation in operations],
+        routes=[_route(operation, guard) for operation in operations],
         middleware=[
             Middleware(
                 RequestFrame,
                 metrics=context.metrics,
                 running=running,
                 max_requests=settings.max_connections,
-                headers=_HEADERS,
+                headers=headers,
             )
         ],
         exception_handlers=dict.fromkeys(_ANSWERED, _answer_error),
@@ -63,13 +76,17 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     # a redirected POST loses its body
     app.router.redirect_slashes = False
     app.state.context = context
+    app.state.guard = guard
     app.state.running = running
     return app
 
 
-def _route(operation: Operation) -> Route:
+def _route(operation: Operation, guard: Guard) -> Route:
     async def endpoint(request: Request) -> Response:
-        return await operation.endpoint(request)
+        await guard.admit(request, operation)
+        answer = await operation.endpoint(request)
+        guard.record(request, operation, answer)
+        return answer
 
     return Route(operation.path, endpoint, methods=[operation.method])
 

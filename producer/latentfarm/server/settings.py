@@ -31,12 +31,17 @@ class ServerSettings(BaseModel):
     """File of API keys, a line ``name:sha256:scopes`` each, read again when it changes [default: none]."""
     allowed_hosts: str = ""
     """Names in the Host header that are accepted besides the address, separated by commas [default: none]."""
+    trusted_proxies: str = ""
+    """Addresses or networks of proxies whose ``X-Forwarded-For`` names the client, separated by commas [default: none].
+    """
     default_model: str = ""
     """Model of requests that name none, or one of OpenAI's [default: the only one with workers]."""
     max_body_bytes: Annotated[int, Field(ge=1_024)] = 1_048_576
     """Bytes of a request's body, files excepted [default: 1048576]."""
     max_file_bytes: Annotated[int, Field(ge=1_024)] = 8 * 1024**3
     """Bytes of an uploaded file [default: 8589934592]."""
+    max_batch_lines: Annotated[int, Field(ge=1)] = 1_000_000
+    """Lines of a file that is rendered as one batch by OpenAI's protocol [default: 1000000]."""
     max_pending_images: Annotated[int, Field(ge=1)] = 1_000
     """Images that clients of the farm wait for; beyond it the answer is 429 [default: 1000]."""
     max_pending_images_per_key: Annotated[int, Field(ge=1)] = 200
