@@ -1,4 +1,4 @@
-"""The names of batches, models and jobs. They become parts of keys, queues and file names."""
+"""The names of batches, models and jobs, which become parts of keys, queues and file names; and of a column."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import re
 import unicodedata
 
 from latentfarm.errors import InputError
+
+#: the column of a row whose client wants the bytes of its images, and its value: OpenAI's names
+RESPONSE_FORMAT, BYTES = "response_format", "b64_json"
 
 _BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

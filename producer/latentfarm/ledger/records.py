@@ -44,8 +44,8 @@ class Lease:
     """A worker's right to render one job.
 
     ``epoch`` is higher than in every earlier call that leased jobs of the batch; those of one call share it.
-    ``attempts`` were charged before this lease. ``queued_ms`` is the time since the batch was created. A client waits for
-    the image if it is ``interactive``.
+    ``attempts`` were charged before this lease. ``queued_ms`` is the time since the batch was created. ``interactive``:
+    a client waits for the image.
     """
 
     batch: str
@@ -123,6 +123,8 @@ class BatchRecord:
     webhook: str
     first_ms: int
     last_ms: int
+    opened_ms: int = 0
+    ended_ms: int = 0
     errors: dict[str, int] = field(default_factory=dict)
     images_per_s: float | None = None
     kind: BatchKind = BatchKind.SUBMITTED
@@ -190,6 +192,8 @@ def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], ra
         webhook=facts["webhook_state"],
         first_ms=int(facts.get("first_ms", 0)),
         last_ms=int(facts.get("last_ms", 0)),
+        opened_ms=int(facts.get("opened_ms", 0)),
+        ended_ms=int(facts.get("ended_ms", 0)),
         errors=errors,
         images_per_s=rate,
         kind=kind,

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Generator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import anyio
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
+from latentfarm.farm import Farm
 from latentfarm.server.context import ServerContext, context_of
 from latentfarm.server.http.multipart import FormPart, read_form
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
-from latentfarm.server.openai import stored_files
+from latentfarm.server.openai import stored_batches, stored_files
 from latentfarm.server.openai.ids import created_at, new_stem
 from latentfarm.server.openai.models import (
     MAX_FILES_PAGE,
+    OUTPUT_PURPOSE,
     DeletedAnswer,
     FileAnswer,
     FileForm,
@@ -23,6 +26,7 @@ from latentfarm.server.openai.models import (
     FileQuery,
     UploadForm,
 )
+from latentfarm.server.openai.output_files import find_output, output_blocks, output_ids, parse_output_id
 from latentfarm.server.openai.stored_files import StoredFile
 from latentfarm.server.openai.uploads import Upload
 from latentfarm.storage.bucket import Bucket
@@ -61,7 +65,7 @@ async def create_file(request: Request) -> Response:
         with anyio.CancelScope(shield=True):
             await upload.abandon()
         raise
-    return JSONResponse(stored_files.file_object(record))
+    return JSONResponse(record.answer().model_dump())
 
 
 async def _receive(request: Request, upload: Upload) -> tuple[str, FileForm]:
@@ -109,36 +113,53 @@ async def list_files(request: Request) -> Response:
 
 
 def _page(context: ServerContext, query: FileQuery) -> tuple[list[FileAnswer], bool]:
-    limit = min(query.limit, MAX_FILES_PAGE)
-    bucket = context.farm.bucket
-    files = list(stored_files.file_ids(bucket))
-    if query.order == "asc":
-        files.reverse()
+    farm, limit = context.farm, min(query.limit, MAX_FILES_PAGE)
+    ids = list(stored_files.file_ids(farm.bucket))
+    if query.purpose in {"", OUTPUT_PURPOSE}:
+        ids += [file for batch in stored_batches.batch_ids(farm.bucket) for file in output_ids(batch)]
+    ids.sort(reverse=query.order == "asc")
     if query.after:
-        files = [file for file in files if (file > query.after) == (query.order == "desc") and file != query.after]
-    found: list[StoredFile] = []
-    for at in range(0, len(files), limit + 1):
-        records = stored_files.read_records(bucket, files[at : at + limit + 1])
-        found += [record for record in records if record is not None and query.purpose in {"", record.purpose}]
-        if len(found) > limit:
-            break
-    answers = [FileAnswer.model_validate(stored_files.file_object(record)) for record in found[:limit]]
-    return answers, len(found) > limit
+        ids = [file for file in ids if (file > query.after) == (query.order == "desc") and file != query.after]
+    found: list[FileAnswer] = []
+    with ThreadPoolExecutor(8, thread_name_prefix="files") as pool:
+        for at in range(0, len(ids), limit + 1):
+            answers = pool.map(lambda file: find_file(farm, file), ids[at : at + limit + 1])
+            found += [answer for answer in answers if answer is not None and query.purpose in {"", answer.purpose}]
+            if len(found) > limit:
+                break
+    return found[:limit], len(found) > limit
+
+
+def find_file(farm: Farm, file: str) -> FileAnswer | None:
+    """Return an uploaded file, or an output of a batch, None if there is none."""
+    if parse_output_id(file):
+        return find_output(farm, file)
+    record = stored_files.read_record(farm.bucket, file)
+    return record.answer() if record is not None else None
+
+
+def _require(farm: Farm, file: str) -> FileAnswer:
+    found = find_file(farm, file)
+    if found is None:
+        raise stored_files.missing_file(file, param="id")
+    return found
 
 
 async def get_file(request: Request) -> Response:
     """Return a file's record."""
     context = context_of(request)
-    file = request.path_params["id"]
-    record = await context.run(stored_files.find_file, context.farm.bucket, file, param="id")
-    return JSONResponse(stored_files.file_object(record))
+    found = await context.run(_require, context.farm, request.path_params["id"])
+    return JSONResponse(found.model_dump())
 
 
 async def delete_file(request: Request) -> Response:
-    """Remove a file."""
+    """Remove an uploaded file."""
     context = context_of(request)
     file = request.path_params["id"]
-    await context.run(stored_files.find_file, context.farm.bucket, file, param="id")
+    found = await context.run(_require, context.farm, file)
+    if found.purpose == OUTPUT_PURPOSE:
+        cure = "delete its batch, or create batches with output_expires_after"
+        raise RequestError(400, "invalid_request", f"the file is made of a batch's results; {cure}", param="id")
     await context.run(stored_files.delete_file, context.farm.bucket, file)
     return JSONResponse(DeletedAnswer(id=file).model_dump())
 
@@ -147,9 +168,13 @@ async def file_content(request: Request) -> Response:
     """Return a file's bytes."""
     context = context_of(request)
     file = request.path_params["id"]
-    record = await context.run(stored_files.find_file, context.farm.bucket, file, param="id")
+    found = await context.run(_require, context.farm, file)
+    headers = {"Content-Disposition": "attachment"}
+    if found.purpose == OUTPUT_PURPOSE:
+        blocks = output_blocks(context.farm, file, expires_s=context.settings.url_expires_s)
+        return StreamingResponse(_blocks(context, blocks), media_type="application/jsonl", headers=headers)
     content = await context.run(_open, context.farm.bucket, stored_files.content_key(file))
-    headers = {"Content-Length": str(record.bytes), "Content-Disposition": "attachment"}
+    headers["Content-Length"] = str(found.bytes)
     return StreamingResponse(_pieces(context, content), media_type="application/octet-stream", headers=headers)
 
 
@@ -161,6 +186,16 @@ async def _pieces(context: ServerContext, content: S3Object) -> AsyncIterator[by
     """Yield an object's bytes, a range at a time, as fast as the client reads them."""
     while piece := await context.run(content.read, RANGE_BYTES):
         yield piece
+
+
+async def _blocks(context: ServerContext, blocks: Generator[bytes, None, None]) -> AsyncIterator[bytes]:
+    """Yield an output's blocks, each made when the client has read the one before."""
+    try:
+        while (block := await context.run(next, blocks, None)) is not None:
+            yield block
+    finally:
+        with anyio.CancelScope(shield=True):
+            await context.run(blocks.close)
 
 
 OPERATIONS = (

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from latentfarm.server.openai.stored_files import Purpose
-
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+#: of the output of batches
+OUTPUT_PURPOSE = "batch_output"
 #: files in a page. OpenAI's clients ask for the next page, so that fewer than their limit is fewer requests' work
 MAX_FILES_PAGE, MAX_BATCHES_PAGE = 1_000, 100
 _HOUR_S, _MONTH_S = 3_600, 2_592_000

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.openai.ids import is_file_id
+from latentfarm.server.openai.models import FileAnswer, Purpose
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 
 PREFIX = "files/"
 _RECORD = "/file.json"
-
-Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 
 
 class StoredFile(BaseModel):
@@ -43,6 +40,10 @@ class StoredFile(BaseModel):
     def expired(self) -> bool:
         """Whether its time has passed."""
         return self.expires_at is not None and self.expires_at <= time.time()
+
+    def answer(self) -> FileAnswer:
+        """Return the file in OpenAI's shape."""
+        return FileAnswer.model_validate(self.model_dump(exclude={"lines", "owner"}))
 
 
 def content_key(file: str) -> str:
@@ -101,15 +102,3 @@ def file_ids(bucket: Bucket, *, after: str = "") -> Iterator[str]:
         file = key.removeprefix(PREFIX).removesuffix(_RECORD)
         if key.endswith(_RECORD) and is_file_id(file):
             yield file
-
-
-def read_records(bucket: Bucket, files: list[str]) -> list[StoredFile | None]:
-    """Return the records of several files."""
-    with ThreadPoolExecutor(8, thread_name_prefix="files") as pool:
-        return list(pool.map(lambda file: read_record(bucket, file), files))
-
-
-def file_object(file: StoredFile) -> dict[str, object]:
-    """Return a file in OpenAI's shape."""
-    shown = {"object": "file", "status": "processed", "status_details": None}
-    return shown | file.model_dump(exclude={"lines", "owner"})

@@ -102,7 +102,7 @@ def check_value(place: str, check: RowCheck, value: object, *, key: str | None =
     if not isinstance(value, dict):
         text = f'{place}: {abbreviate(value)} is not an object; write one such as {{"prompt": "a cat"}}'
         return RowError(text, "not an object")
-    if openai_batch.is_request(value):
+    if check.models or openai_batch.is_request(value):
         return openai_batch.check_request(place, check, value)
     has_other = not isinstance(value.get("p"), str) or check.names.prompt_name(value) is not None
     dialect = Dialect.LONG if has_other else Dialect.DIFFUSIONDB

@@ -39,11 +39,12 @@ class RowError:
     """The errors of an invalid row.
 
     ``text`` has a line per error: place, field, value and cure. ``reason`` groups rows with the same error: ``width``,
-    ``unknown field 'widht'``, ``not JSON``.
+    ``unknown field 'widht'``, ``not JSON``. ``id`` is the client's own name for the row, if it is known.
     """
 
     text: str
     reason: str
+    id: str | None = None
 
 
 ParsedRow = LocatedRow | RowError
@@ -71,7 +72,9 @@ class RowCheck:
         #: whether unknown columns are copied to the results
         self.keep = bool(options.keep_columns)
         #: whether columns are named like fields, and unknown ones are errors
-        self.direct = not options.keep_columns and not options.mapped
+        self.direct = not options.keep_columns and not options.mapped and not options.models
+        #: names of the model that requests of an OpenAI batch may have; empty: any, and rows need not be requests
+        self.models = options.models
 
     def field(self, column: str) -> str | None:
         """Return the field of a column, an empty text if it is passed over, or None for an unknown column."""

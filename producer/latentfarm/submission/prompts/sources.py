@@ -293,7 +293,7 @@ def _checked(name: str, rows: Iterable[ParsedRow]) -> Iterator[ParsedRow]:
         for found in rows:
             if isinstance(found, LocatedRow) and found.row.id is not None and ids.add(found.row.id) is not None:
                 text = f"{found.place}: id {abbreviate(found.row.id)} is not unique; an earlier row has it"
-                yield RowError(text, "id is not unique")
+                yield RowError(text, "id is not unique", found.row.id)
             else:
                 yield found
     if found is None:
