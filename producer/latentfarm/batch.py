@@ -21,7 +21,8 @@ from latentfarm.ledger import MAX_JOBS_PER_CALL
 from latentfarm.limits import PART_JOBS
 from latentfarm.storage import results
 from latentfarm.storage.bucket import check_expiry
-from latentfarm.storage.keys import batch_prefix, part_indices
+from latentfarm.storage.deletion import delete_batch
+from latentfarm.storage.keys import part_indices
 
 if TYPE_CHECKING:
     from latentfarm.fetch import FetchReport, Layout, Owner
@@ -260,7 +261,7 @@ class Batch:
         self._store_control()
         return self.status()
 
-    def delete(self, *, progress: Callable[[int], None] | None = None) -> int:
+    def delete(self, *, progress: Callable[[int], None] = lambda _: None) -> int:
         """Cancel the batch and remove it from the ledger and the bucket. Return the number of objects removed.
 
         If it is interrupted, a second call continues.
@@ -268,14 +269,7 @@ class Batch:
         Args:
             progress: called with the number of objects removed so far.
         """
-        self._ledger.mark_deleting(self.name)
-        removed = 0
-        for count in self._bucket.delete_all(batch_prefix(self.name)):
-            removed += count
-            if progress is not None:
-                progress(removed)
-        self._ledger.delete_batch(self.name)
-        return removed
+        return delete_batch(self._ledger, self._bucket, self.name, progress=progress)
 
     def _store_control(self) -> None:
         from latentfarm.storage.batch_control import BatchControl, write_control

@@ -29,7 +29,7 @@ def delete(
     """
     farm = Farm.from_env()
     names = [check_batch_name(name) for name in dict.fromkeys(batches)]
-    known = set(farm.ledger.batches())
+    known = {summary.name for summary in farm.ledger.batch_summaries(names)}
     if not yes:
         _confirm([farm.batch(name) for name in names if name in known])
     for name in names:

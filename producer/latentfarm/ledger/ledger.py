@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.errors import ConflictError
+from latentfarm.ledger.chosen_models import ChosenModels
 from latentfarm.ledger.constants import DEFAULT_BUDGET, MAX_JOBS_PER_CALL
 from latentfarm.ledger.events import Events
 from latentfarm.ledger.flush_queue import FlushQueue
@@ -37,7 +38,7 @@ _SCAN_COUNT = 1_000
 _SWEEP_LOCK_MS = 250
 
 
-class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue):
+class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, ChosenModels):
     """The Redis record of every batch and job.
 
     Thread-safe. Every method raises ``UnavailableError`` if Redis is unavailable, and ``SchemaError`` if another

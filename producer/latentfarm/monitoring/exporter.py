@@ -1,7 +1,7 @@
 """Export the ledger's jobs by batch and by model, for Prometheus and KEDA. Each scrape reads the ledger.
 
 The number of series is bounded: at most ``MAX_BATCHES`` batches are exported, first those that have not ended, then
-the latest.
+the latest. Interactive ones are counted by model only.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector, ProcessColle
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.ledger import BatchRecord, BatchSummary, Ledger
 
@@ -95,17 +96,24 @@ class LedgerCollector(Collector):
         workers = GaugeMetricFamily(
             "latentfarm_workers", "Workers with a heartbeat in the last 15 seconds.", labels=["model"]
         )
-        leased: Counter[str] = Counter()
-        for summary in summaries:
-            leased[summary.model] += summary.leased
+        pending = self._ledger.pending_jobs()
         alive = Counter(worker.model for worker in self._ledger.worker_records())
-        for model in sorted({*self._models, *leased, *alive}):
-            jobs.add_metric([model, "pending"], self._ledger.count_pending(model))
+        models = {*self._models, *pending, *alive, *(summary.model for summary in summaries)}
+        leased: Counter[str] = Counter()
+        for summary in [*summaries, *self._running_interactive(models)]:
+            leased[summary.model] += summary.leased
+        for model in sorted(models):
+            jobs.add_metric([model, "pending"], pending.get(model, 0))
             jobs.add_metric([model, "leased"], leased[model])
             throughput = self._ledger.throughput(model)
             images.add_metric([model], throughput.images if throughput else 0)
             workers.add_metric([model], alive[model])
         return [jobs, images, workers]
+
+    def _running_interactive(self, models: Iterable[str]) -> list[BatchSummary]:
+        """Return the interactive batches that run. They have no series of their own: there are thousands a day."""
+        active = [name for model in models for name in self._ledger.active_batches(model)]
+        return [each for each in self._ledger.batch_summaries(active) if each.kind is BatchKind.INTERACTIVE]
 
 
 def select_batches(summaries: Sequence[BatchSummary]) -> list[BatchSummary]:

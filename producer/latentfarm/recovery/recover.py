@@ -73,7 +73,7 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
     header = read_header(bucket, batch)
     if header is None:
         raise InputError(f"batch {batch!r} has no batch.json in the bucket, so nothing can be rebuilt from it")
-    before = ledger.batch(batch) if batch in ledger.batches() else None
+    before = ledger.batch(batch) if ledger.batch_summaries([batch]) else None
     extent, control = ManifestExtent.read(bucket, header), read_control(bucket, batch)
     restoration, tally = Restoration(ledger, batch), _Tally(before)
     if not dry_run:

@@ -14,7 +14,7 @@ from latentfarm.ledger import Ledger, Reservation
 from latentfarm.names import check_batch_name
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.bucket import Bucket
-from latentfarm.storage.keys import batch_prefix
+from latentfarm.storage.deletion import delete_batch
 from latentfarm.storage.manifest import Header, Part, PartWriter, read_header, write_header
 from latentfarm.submission.prompts import RowError
 from latentfarm.submission.request import Request, SubmitOptions
@@ -197,10 +197,7 @@ class Submission:
                 f"{self.batch}` and submit the corrected file, or submit this one again with a higher --max-invalid"
             )
         else:
-            self._ledger.mark_deleting(self.batch)
-            for _ in self._bucket.delete_all(batch_prefix(self.batch)):
-                pass
-            self._ledger.delete_batch(self.batch)
+            delete_batch(self._ledger, self._bucket, self.batch)
             outcome = "nothing was enqueued"
         return report.error(outcome) if report.invalid else InputError(f"{error}; {outcome}")
 

@@ -10,6 +10,7 @@ from threading import Event
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger import Ledger
 from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.deletion import delete_expired
 from latentfarm.storage.orphans import collect_due
 from latentfarm.storage.results import flush_due
 from latentfarm_worker.service.metrics import Metrics, Operation
@@ -17,8 +18,8 @@ from latentfarm_worker.service.threads import Threads
 
 log = logging.getLogger(__name__)
 
-#: parts stored in one turn, so that deletions wait for no more
-_FLUSH_LIMIT = 20
+#: parts stored in one turn, so that deletions wait for no more, and batches deleted in one turn
+_FLUSH_LIMIT, _DELETE_LIMIT = 20, 20
 #: objects that may wait for their deletion: the rest of a deleted batch is no harm
 _MAX_KEYS = 100_000
 
@@ -86,7 +87,12 @@ class Maintenance:
             raise errors[0]
 
     def _duties(self) -> list[tuple[Operation, Callable[[], object]]]:
-        return [("flush", self._flush_due), ("delete", self._delete_outdated), ("delete", self._collect_orphans)]
+        return [
+            ("flush", self._flush_due),
+            ("delete", self._delete_outdated),
+            ("delete", self._collect_orphans),
+            ("delete", self._delete_expired),
+        ]
 
     def _flush_due(self) -> None:
         if flush_due(self._ledger, self._bucket, limit=_FLUSH_LIMIT) == _FLUSH_LIMIT:
@@ -102,3 +108,8 @@ class Maintenance:
 
     def _collect_orphans(self) -> None:
         collect_due(self._ledger, self._bucket, delay_s=self._orphans_after_s)
+
+    def _delete_expired(self) -> None:
+        if delete_expired(self._ledger, self._bucket, limit=_DELETE_LIMIT) == _DELETE_LIMIT:
+            # more may be due
+            self._wake.set()
