@@ -23,7 +23,8 @@ from latentfarm.server.http.frame import RequestFrame, RunningRequest
 from latentfarm.server.http.operation import Operation
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.live.hub import EventHub
-from latentfarm.server.openai import files
+from latentfarm.server.openai import batches, files
+from latentfarm.server.openai.batch_submission import BatchSubmitter
 from latentfarm.server.security import session_operations
 from latentfarm.server.security.guard import Guard
 from latentfarm.server.security.response_headers import origin_of, response_headers
@@ -34,6 +35,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *probes.OPERATIONS,
     *session_operations.OPERATIONS,
     *files.OPERATIONS,
+    *batches.OPERATIONS,
     *api.OPERATIONS,
 )
 
@@ -52,11 +54,12 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     guard = Guard(settings, farm.ledger, context.run)
     running: set[RunningRequest] = set()
     headers = dict(response_headers())
+    submitter = BatchSubmitter(farm)
 
     @asynccontextmanager
     async def life(_app: Starlette) -> AsyncIterator[None]:
         headers.update(response_headers(await context.run(origin_of, farm.bucket)))
-        async with context.hub.run():
+        async with context.hub.run(), submitter.run():
             yield
 
     app = Starlette(
@@ -78,6 +81,7 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     app.state.context = context
     app.state.guard = guard
     app.state.running = running
+    app.state.submitter = submitter
     return app
 
 

@@ -21,6 +21,7 @@ from latentfarm.server.openai.batch_submission import BatchSubmitter
 from latentfarm.server.openai.ids import created_at, is_batch_id, new_stem
 from latentfarm.server.openai.models import BatchAnswer, BatchBody, BatchList, BatchQuery
 from latentfarm.server.openai.stored_batches import StoredBatch
+from latentfarm.server.security.access import access_of, audit_batch
 from latentfarm.submission.prompts.lines import MAX_LINE_BYTES
 from latentfarm.submission.prompts.openai_batch import URL
 from latentfarm.submission.prompts.s3_object import S3Object
@@ -32,8 +33,8 @@ async def create_batch(request: Request) -> Response:
     """Record a batch and queue its submission."""
     context, body = context_of(request), await read_json(request, BatchBody)
     _check(body)
-    owner = str(getattr(request.state, "key_name", ""))
-    answer = await context.run(_create, context, body, owner)
+    answer = await context.run(_create, context, body, access_of(request).name)
+    audit_batch(request, answer.id)
     submitter_of(request).wake()
     return JSONResponse(answer.model_dump())
 
@@ -93,7 +94,8 @@ def _first_model(farm: Farm, file: str) -> str | None:
 
 def _models(context: ServerContext, name: str | None) -> tuple[str, ...]:
     """Return the alias of a model, and the client's own name for it."""
-    alias = context.settings.default_model or "mini" if name is None else name
+    own = name is None or name.startswith(("gpt-image-", "dall-e-", "chatgpt-image-"))
+    alias = context.settings.default_model or "mini" if own or name is None else name
     return (alias,) if name in {None, alias} else (alias, str(name))
 
 

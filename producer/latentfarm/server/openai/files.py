@@ -29,6 +29,7 @@ from latentfarm.server.openai.models import (
 from latentfarm.server.openai.output_files import find_output, output_blocks, output_ids, parse_output_id
 from latentfarm.server.openai.stored_files import StoredFile
 from latentfarm.server.openai.uploads import Upload
+from latentfarm.server.security.access import access_of
 from latentfarm.storage.bucket import Bucket
 from latentfarm.submission.prompts.s3_object import RANGE_BYTES, S3Object
 
@@ -58,7 +59,7 @@ async def create_file(request: Request) -> Response:
             purpose=form.purpose,
             expires_at=created + expires_s if expires_s else None,
             lines=upload.lines,
-            owner=getattr(request.state, "key_name", ""),
+            owner=access_of(request).name,
         )
         await context.run(stored_files.write_record, context.farm.bucket, record)
     except BaseException:
