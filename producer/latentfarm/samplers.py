@@ -34,7 +34,7 @@ class Sampler(NamedTuple):
 
 
 #: AUTOMATIC1111's names, by solver
-_A1111: Mapping[str, str] = MappingProxyType(
+A1111_SAMPLERS: Mapping[str, str] = MappingProxyType(
     {
         "ddim": "DDIM",
         "dpm++2m": "DPM++ 2M",
@@ -55,7 +55,7 @@ _A1111: Mapping[str, str] = MappingProxyType(
     }
 )
 #: AUTOMATIC1111's names of schedule types, by the end of a short name
-_A1111_SCHEDULES: Mapping[str, str] = MappingProxyType(
+A1111_SCHEDULES: Mapping[str, str] = MappingProxyType(
     {
         "karras": "Karras",
         "exponential": "Exponential",
@@ -65,7 +65,7 @@ _A1111_SCHEDULES: Mapping[str, str] = MappingProxyType(
     }
 )
 #: what AUTOMATIC1111's schedule type "Automatic" is; for the others it is "Uniform"
-_AUTOMATIC: Mapping[str, str] = MappingProxyType(
+A1111_AUTOMATIC: Mapping[str, str] = MappingProxyType(
     {
         "dpm++2m": "karras",
         "dpm++sde": "karras",
@@ -157,7 +157,7 @@ _ENDS = sorted((name for name in _SCHEDULE_NAMES if name not in {"ddim", "none"}
 
 #: schedules that make no difference: the solver has these timesteps itself; AUTOMATIC1111's PLMS uses no schedule
 _OWN: Mapping[str, tuple[str, ...]] = MappingProxyType(
-    {"ddim": ("leading",), "lcm": ("trailing",), "tcd": ("trailing",), "pndm": tuple(_A1111_SCHEDULES)}
+    {"ddim": ("leading",), "lcm": ("trailing",), "tcd": ("trailing",), "pndm": tuple(A1111_SCHEDULES)}
 )
 #: values of a schedule's field that choose none
 _UNSET = frozenset({"", "automatic", "default", "none"})
@@ -189,7 +189,7 @@ def _compact(words: str) -> str:
 
 def _by_compact_name() -> Mapping[str, str]:
     found = {_compact(_words(solver)): solver for solver in schedulers.SOLVERS}
-    found |= {_compact(_words(name)): solver for solver, name in _A1111.items()}
+    found |= {_compact(_words(name)): solver for solver, name in A1111_SAMPLERS.items()}
     return MappingProxyType(found | {name: solver for solver, names in _NAMES.items() for name in names})
 
 
@@ -241,13 +241,13 @@ def a1111_sampler(scheduler: str | None, options: Mapping[str, object]) -> tuple
     except InputError:
         return None
     merged = {**spec.options, **options}
-    solver = next((each for each in _A1111 if _is_solver(each, spec.class_name, merged)), None)
+    solver = next((each for each in A1111_SAMPLERS if _is_solver(each, spec.class_name, merged)), None)
     if solver is None:
         return None
     # with two schedules, diffusers takes the noise levels
     found = (end for end, flags in schedulers.SCHEDULES.items() if flags.items() <= merged.items())
     schedule = next(found, "")
-    return _A1111[solver], _A1111_SCHEDULES[schedule] if _with(solver, schedule) != solver else None
+    return A1111_SAMPLERS[solver], A1111_SCHEDULES[schedule] if _with(solver, schedule) != solver else None
 
 
 def _is_solver(solver: str, class_name: str, options: Mapping[str, object]) -> bool:
@@ -287,7 +287,7 @@ def _schedule(solver: str, end: str, given: str) -> str:
         both = f"{_with(solver, first)} or {_with(solver, second)}"
         raise ValueError(f"is not supported: it names two schedules; write {both}")
     if given == "automatic" and not end:
-        return _AUTOMATIC.get(solver, "")
+        return A1111_AUTOMATIC.get(solver, "")
     found = first or second
     return "" if found in _OWN.get(solver, ()) else found
 
