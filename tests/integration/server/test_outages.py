@@ -1,0 +1,72 @@
+"""Redis and the bucket are unavailable, and then well again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.conftest import until
+from tests.integration.server.conftest import Serving
+from tests.support.http_server import RunningServer
+from tests.support.leasing import opened
+from tests.support.machines import free_ports
+from tests.support.s3_front import front, s3_error
+
+from latentfarm.farm import Farm
+from latentfarm.local.process import ManagedProcess
+from latentfarm.local.redis_server import find_redis
+from latentfarm.server.live import hub
+from latentfarm.settings import Settings
+
+pytestmark = pytest.mark.integration
+
+
+@contextmanager
+def redis_at(port: int, folder: Path) -> Iterator[None]:
+    folder.mkdir()
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    child = ManagedProcess("Redis", [find_redis(), *options], log=folder / "log")
+    try:
+        until(lambda: "Ready to accept" in (folder / "log").read_text(), timeout_s=20)
+        yield
+    finally:
+        child.terminate()
+        child.wait_or_kill(5)
+
+
+def readiness(server: RunningServer) -> tuple[int, str]:
+    answer = server.client.get("/readyz")
+    return answer.status_code, answer.text.strip()
+
+
+def test_a_server_starts_without_redis_and_bucket_and_is_well_again_after_each_outage(
+    serving: Serving, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "_LONGEST_PAUSE_S", 0.2)
+    [port] = free_ports(1)
+    # what is answered 503 is tried again for seconds
+    refusals = dict.fromkeys(("GET", "HEAD", "PUT", "POST"), s3_error("AccessDenied"))
+    with front(settings, refusals) as behind:
+        farm = Farm.open(behind.model_copy(update={"redis_url": f"redis://127.0.0.1:{port}/0"}))
+        server = serving(farm)
+        assert server.client.get("/livez").status_code == 200
+        assert readiness(server) == (503, "unavailable: Redis, the bucket")
+        for path, code in (("/api/batches", "the farm's ledger"), ("/v1/files", "the farm's store")):
+            answer = server.client.get(path)
+            assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+            assert answer.json()["error"]["code"] == "unavailable"
+            assert answer.json()["error"]["message"] == f"{code} is unavailable; try again later"
+        assert answer.headers["x-should-retry"] == "true"
+
+        refusals.clear()
+        for life in ("first", "second"):
+            with redis_at(port, tmp_path / life):
+                until(lambda: readiness(server) == (200, "ok"), timeout_s=20)
+                assert server.client.get("/api/batches").status_code == 200
+                # what follows the events connects again by itself
+                opened(farm.ledger, life)
+                event = farm.ledger.last_event_id()
+                until(lambda event=event: server.app.state.context.hub.latest_id == event, timeout_s=20)  # type: ignore[misc]
+            until(lambda: readiness(server) == (503, "unavailable: Redis"), timeout_s=20)
