@@ -56,6 +56,7 @@ COMMANDS = {
         "verify": CommandEntry("verify:verify", "Render images again and compare them with the stored ones"),
     },
     "Operate": {
+        "key": CommandEntry("key:key", "Make an API key for the HTTP server"),
         "doctor": CommandEntry("doctor:doctor", "Check Redis, the bucket, the model and the device"),
         "recover": CommandEntry("recover:recover", "Rebuild the ledger from the bucket"),
         "exporter": CommandEntry("exporter:exporter", "Serve metrics for Prometheus and KEDA"),

@@ -146,6 +146,25 @@ def read_keys(path: Path) -> tuple[ApiKey, ...]:
         raise InputError(f"the keys file {str(path)!r} is not UTF-8 at byte {error.start}; write plain text") from None
 
 
+def append_key(path: Path, key: ApiKey) -> None:
+    """Add a key to a file, which is made if there is none.
+
+    Raises:
+        InputError: the file is invalid, or has the name already. Nothing is written then.
+    """
+    text = ""
+    if path.exists():
+        names = {each.name for each in read_keys(path)}
+        if key.name in names:
+            raise InputError(f"{str(path)!r} has the name {key.name!r} already; remove its line, or choose another name")
+        text = path.read_text(encoding="utf-8")
+    separator = "" if not text or text.endswith("\n") else "\n"
+    # only the owner may read or change a new file
+    path.touch(0o600)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(f"{separator}{key.line}\n")
+
+
 def match(keys: Iterable[ApiKey], secret: str) -> ApiKey | None:
     """Return the key that a client has sent, None if it is none of ``keys``.
 
