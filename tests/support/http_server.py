@@ -9,18 +9,13 @@ from typing import Self
 
 import httpx2
 import redis
-import torch
-from tests.support.tiny import make_tiny
 
-from latentfarm.doorbell import make_app as make_celery
 from latentfarm.doorbell import queue_name
 from latentfarm.farm import Farm
 from latentfarm.server.app import OPERATIONS, make_app
 from latentfarm.server.http.operation import Operation
 from latentfarm.server.http.process import HttpServer, listen, url_of
 from latentfarm.server.settings import ServerSettings
-from latentfarm_worker.service.worker import Worker
-from latentfarm_worker.supervise.shared_state import SharedState
 
 WORKER = "worker-a"
 
@@ -73,6 +68,14 @@ class RunningWorker:
     """A worker with a tiny model that serves ``mini`` as ``worker-a``, woken by the doorbell as a real one is."""
 
     def __init__(self, farm: Farm, folder: Path) -> None:
+        # imported here: most tests of the server need no worker
+        import torch
+        from tests.support.tiny import make_tiny
+
+        from latentfarm.doorbell import make_app as make_celery
+        from latentfarm_worker.service.worker import Worker
+        from latentfarm_worker.supervise.shared_state import SharedState
+
         # with tiny convolutions, a second thread costs more than it gains
         torch.set_num_threads(1)
         chosen = {

@@ -45,7 +45,7 @@ class EventStream(Response):
         self,
         events: AsyncIterator[ServerEvent],
         *,
-        keep_alive_s: float = KEEP_ALIVE_S,
+        keep_alive_s: float,
         lasting: bool = False,
         headers: Mapping[str, str] | None = None,
     ) -> None:
@@ -131,4 +131,4 @@ def event_stream(
     events: AsyncIterator[ServerEvent], *, lasting: bool = False, headers: Mapping[str, str] | None = None
 ) -> EventStream:
     """Return an answer of events. ``lasting``: it has no end of its own, so it ends as soon as the server is to end."""
-    return EventStream(events, lasting=lasting, headers=headers)
+    return EventStream(events, keep_alive_s=KEEP_ALIVE_S, lasting=lasting, headers=headers)
