@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 from anyio import CapacityLimiter
@@ -63,7 +63,7 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
             yield
 
     app = Starlette(
-        routes=[_route(operation, guard) for operation in operations],
+        routes=_routes(operations, guard),
         middleware=[
             Middleware(
                 RequestFrame,
@@ -85,14 +85,23 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     return app
 
 
-def _route(operation: Operation, guard: Guard) -> Route:
+def _routes(operations: Sequence[Operation], guard: Guard) -> list[Route]:
+    """Return a route for each path, so that the answer to another method lists all methods of the path."""
+    by_path: dict[str, dict[str, Operation]] = {}
+    for operation in operations:
+        by_path.setdefault(operation.path, {})[operation.method] = operation
+    return [_route(path, methods, guard) for path, methods in by_path.items()]
+
+
+def _route(path: str, operations: Mapping[str, Operation], guard: Guard) -> Route:
     async def endpoint(request: Request) -> Response:
+        operation = operations["GET" if request.method == "HEAD" else request.method]
         await guard.admit(request, operation)
         answer = await operation.endpoint(request)
         guard.record(request, operation, answer)
         return answer
 
-    return Route(operation.path, endpoint, methods=[operation.method])
+    return Route(path, endpoint, methods=list(operations))
 
 
 async def _answer_error(request: Request, error: Exception) -> Response:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from latentfarm.server.api import batches, events, images, jobs, submission, workers
 from latentfarm.server.api.document import document_operation
 from latentfarm.server.http.operation import Operation
+from latentfarm.server.security import session_operations
 
-_DESCRIBED: tuple[Operation, ...] = (
+_OWN: tuple[Operation, ...] = (
     *submission.OPERATIONS,
     *batches.OPERATIONS,
     *jobs.OPERATIONS,
@@ -14,4 +15,5 @@ _DESCRIBED: tuple[Operation, ...] = (
     *workers.OPERATIONS,
     *events.OPERATIONS,
 )
-OPERATIONS: tuple[Operation, ...] = (*_DESCRIBED, document_operation(_DESCRIBED))
+#: sessions are of the security room, and of the same protocol
+OPERATIONS: tuple[Operation, ...] = (*_OWN, document_operation((*_OWN, *session_operations.OPERATIONS)))

@@ -105,6 +105,8 @@ def _query_parameters(operation: Operation, schemas: dict[str, Any]) -> list[dic
 
 
 def _success(operation: Operation) -> dict[str, Any]:
+    if operation.status == 204:
+        return {"description": operation.summary}
     schema = _reference(operation.answer) if operation.answer is not None else {}
     return {"description": operation.summary, "content": {operation.media_type: {"schema": schema}}}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,31 +15,41 @@ from starlette.responses import Response
 
 from latentfarm.errors import InvalidRowsError
 from latentfarm.farm import Farm
+from latentfarm.job import Defaults
 from latentfarm.server.api.models import (
     ErrorAnswer,
     ErrorBody,
+    NoQuery,
     PlanAnswer,
     SubmitAnswer,
     SubmitBody,
     SubmitForm,
     SubmitOptionsBody,
 )
-from latentfarm.server.api.request import json_answer
+from latentfarm.server.api.polled import polled_answers
+from latentfarm.server.api.request import json_answer, read_query
 from latentfarm.server.context import context_of
 from latentfarm.server.http.body import check_length, parse_json, read_json
 from latentfarm.server.http.multipart import FormPart, read_form
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.security.access import access_of, audit_batch
 from latentfarm.settings import DEFAULT_MODEL
+from latentfarm.storage.bucket import Bucket
 from latentfarm.submission.estimate import make_estimate
 from latentfarm.submission.expansion import Expansion
 from latentfarm.submission.prompts import ReadOptions, SourceLike
+from latentfarm.submission.prompts.columns import suggest_field
 from latentfarm.submission.request import SubmitOptions, make_request
 
 #: bytes that an upload may have besides its file: boundaries, headers and names
 _FORM_BYTES = 2_000_000
 #: bytes of an upload that are written at once, and characters of its name that are kept
 _WRITE_BYTES, _MAX_NAME = 1 << 20, 100
+_DISK_RETRY_S = 60
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -53,6 +64,10 @@ class _Submission:
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of ``make_request``."""
         options = self.options
+        for name in options.defaults.keys() - Defaults.model_fields.keys():
+            # others are arguments of the functions that these are passed to
+            text = f"defaults: {name[:80]!r} is not a field of rows; {suggest_field(name, Defaults.model_fields)}"
+            raise RequestError(400, "invalid_request", text, param="defaults")
         keep = options.keep_columns if isinstance(options.keep_columns, bool) else tuple(options.keep_columns)
         return {
             **options.defaults,
@@ -70,18 +85,30 @@ class _Submission:
 
 
 async def submit(request: Request) -> Response:
-    return await _answered(request, _submit, status=201)
+    owner = access_of(request).name
+
+    def work(farm: Farm, submission: _Submission) -> SubmitAnswer:
+        return _submit(farm, submission, owner)
+
+    return await _answered(request, work, status=201)
 
 
 async def plan(request: Request) -> Response:
     return await _answered(request, _plan, status=200)
 
 
-async def _answered(request: Request, work: Callable[[Farm, _Submission], object], *, status: int) -> Response:
+async def _answered(
+    request: Request, work: Callable[[Farm, _Submission], SubmitAnswer | PlanAnswer], *, status: int
+) -> Response:
+    read_query(request, NoQuery)
     context = context_of(request)
     async with _read(request) as submission:
         try:
-            return json_answer(await context.run(work, context.farm, submission), status=status)
+            found = await context.run(work, context.farm, submission)
+            if isinstance(found, SubmitAnswer):
+                audit_batch(request, found.batch)
+                polled_answers(request).forget()
+            return json_answer(found, status=status)
         except InvalidRowsError as error:
             body = ErrorBody(
                 code="invalid_rows",
@@ -94,7 +121,7 @@ async def _answered(request: Request, work: Callable[[Farm, _Submission], object
             return json_answer(ErrorAnswer(error=body), status=422)
 
 
-def _submit(farm: Farm, submission: _Submission) -> SubmitAnswer:
+def _submit(farm: Farm, submission: _Submission, owner: str) -> SubmitAnswer:
     options = submission.options
     batch = farm.submit(
         submission.source,
@@ -106,6 +133,7 @@ def _submit(farm: Farm, submission: _Submission) -> SubmitAnswer:
             webhook=options.webhook,
             validate_first=options.validate_first,
             max_invalid=options.max_invalid,
+            owner=owner,
         ),
         **submission.arguments(),
     )
@@ -127,7 +155,8 @@ def _plan(farm: Farm, submission: _Submission) -> PlanAnswer:
 async def _read(request: Request) -> AsyncIterator[_Submission]:
     """Read the body: JSON, or a form with a file, which is on disk within the block."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
-        yield _of_body(await read_json(request, SubmitBody), context_of(request).farm.bucket.name)
+        context, body = context_of(request), await read_json(request, SubmitBody)
+        yield await context.run(_of_body, body, context.farm.bucket)
         return
     with tempfile.TemporaryDirectory(prefix="latentfarm-upload-") as folder:
         yield await _read_upload(request, Path(folder))
@@ -178,10 +207,16 @@ class _Upload:
 
     def write(self) -> None:
         """Write the pieces that are kept."""
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with self.path.open("ab") as out:
                 out.write(self._ahead)
-            self._ahead.clear()
+        except OSError as error:
+            log.warning("an upload is refused: %s", error)
+            text = "the server's disk has no space for the file; store it in the bucket, and name it as source"
+            raise RequestError(503, "unavailable", text, retry_after_s=_DISK_RETRY_S) from None
+        self._ahead.clear()
 
 
 def _invalid_form(found: str) -> RequestError:
@@ -189,20 +224,21 @@ def _invalid_form(found: str) -> RequestError:
     return RequestError(400, "invalid_request", f"the form has {found}; {cure}", param="file")
 
 
-def _of_body(body: SubmitBody, bucket: str) -> _Submission:
+def _of_body(body: SubmitBody, bucket: Bucket) -> _Submission:
     if (body.rows is None) == (body.source is None):
         raise RequestError(400, "invalid_request", "write either rows or source", param="rows")
     if body.rows is not None:
         return _Submission(body.rows, body, "rows")
-    source = body.source or ""
-    if source.startswith("s3://") and not source.startswith(f"s3://{bucket}/"):
-        raise RequestError(
-            400,
-            "invalid_request",
-            f"source: the object is in another bucket; copy it to s3://{bucket}/",
-            param="source",
-        )
-    return _Submission(source if source.startswith("s3://") else f"s3://{bucket}/{source}", body, "source")
+    source, root = body.source or "", f"s3://{bucket.name}/"
+    if source.startswith("s3://") and not source.startswith(root):
+        text = f"source: the object is in another bucket; copy it to {root}"
+        raise RequestError(400, "invalid_request", text, param="source")
+    key = source.removeprefix(root)
+    # before it is opened: the error of a reader names the store's host
+    if not bucket.exists(key):
+        text = f"source: {root}{key} is not in the bucket; check its name"
+        raise RequestError(400, "invalid_request", text, param="source")
+    return _Submission(f"{root}{key}", body, "source")
 
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -213,6 +249,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Scope.SUBMIT,
         "Submit rows, an object of the bucket, or a prompt file as a batch",
         audited=True,
+        query=NoQuery,
         body=SubmitBody,
         form=SubmitForm,
         answer=SubmitAnswer,
@@ -224,6 +261,7 @@ OPERATIONS: tuple[Operation, ...] = (
         plan,
         Scope.SUBMIT,
         "Report what a submission would enqueue; nothing is stored",
+        query=NoQuery,
         body=SubmitBody,
         form=SubmitForm,
         answer=PlanAnswer,
