@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Command, until
+from tests.support.leasing import keys_left
 
 from latentfarm import Farm
 
@@ -132,7 +133,7 @@ def test_bad_input_is_rejected_in_little_memory_and_stores_nothing(farm: Farm, t
     assert "Traceback" not in ended.stderr
     assert len(ended.stderr) < 6_000
     assert memory_mb < 200
-    assert farm.ledger.redis.keys("{lf}:*") == []
+    assert keys_left(farm.ledger) == []
     assert list(farm.bucket.keys("")) == []
 
 
@@ -144,4 +145,4 @@ def test_a_batch_name_outside_its_alphabet_is_rejected(
     ended = latentfarm("submit", "p.txt", "--batch", batch, settings=farm.settings)
     assert ended.returncode == 2
     assert "batch name" in ended.stderr
-    assert farm.ledger.redis.keys("{lf}:*") == []
+    assert keys_left(farm.ledger) == []

@@ -14,6 +14,12 @@ def opened(ledger: Ledger, batch: str = "cats", total: int = 5, *, model: str = 
     return batch
 
 
+def keys_left(ledger: Ledger) -> list[str]:
+    """Return the keys of the ledger, without the events of the past."""
+    client: Any = ledger.redis
+    return sorted(key.decode() for key in client.keys("{lf}:*") if key != b"{lf}:events")
+
+
 def fail(ledger: Ledger, leases: list[Lease], code: str = "nan") -> None:
     """Fail jobs for good."""
     for each in leases:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.leasing import keys_left
 from tests.support.tiny_images import png, store
 
 from latentfarm import Batch, Farm, InputError
@@ -72,7 +73,7 @@ def test_a_dry_run_reports_the_same_and_changes_nothing(farm: Farm) -> None:
     work(farm, 5)
     farm.ledger.redis.flushall()
     report = recover(farm, dry_run=True)
-    assert farm.ledger.redis.keys("{lf}:*") == []
+    assert keys_left(farm.ledger) == []
     assert report == recover(farm)
 
 
@@ -198,7 +199,7 @@ def test_a_submission_never_overwrites_a_batch_that_the_ledger_has_lost(farm: Fa
         farm.submit(rows(3), batch="cats")
     with pytest.raises(InputError, match="other content"):
         farm.submit(["another"], batch="cats")
-    assert farm.ledger.redis.keys("{lf}:*") == []
+    assert keys_left(farm.ledger) == []
     assert recover(farm).total == 3
 
 
