@@ -19,21 +19,21 @@ def write_audit(request: Request, operation: Operation, answer: Response, addres
     """Write the line of a request, if its operation is audited and has succeeded."""
     if not operation.audited or answer.status_code >= 400:
         return
-    subjects = dict(request.path_params)
-    created = getattr(request.state, "audited_batch", "")
-    if created:
+    subjects = {"batch" if name == "name" else name: value for name, value in request.path_params.items()}
+    if created := getattr(request.state, "audited_batch", ""):
         subjects["batch"] = created
+    key, status, request_id = access_of(request).name, answer.status_code, request.state.request_id
     parts = {
-        "key": access_of(request).name,
+        "key": key,
         "operation": f"{operation.method} {operation.path}",
         **subjects,
         "from": address,
-        "status": answer.status_code,
-        "request": request.state.request_id,
+        "status": status,
+        "request": request_id,
     }
-    batch = created or request.path_params.get("name", "")
     text = " ".join(f"{name}={_plain(value)}" for name, value in parts.items())
-    log.info("audit %s", text, extra={"batch": batch} if batch else None)
+    extra = {"key": key, "status": status, "request": request_id}
+    log.info("audit %s", text, extra={**extra, "batch": subjects["batch"]} if "batch" in subjects else extra)
 
 
 def _plain(value: object) -> str:

@@ -125,7 +125,7 @@ class Guard:
 
     def keys(self) -> tuple[ApiKey, ...]:
         """Return the keys of now."""
-        return self._file.keys() if self._file else ()
+        return self._file.current() if self._file else ()
 
     def key_of(self, request: Request, secret: str) -> ApiKey:
         """Return the key that a client has sent.

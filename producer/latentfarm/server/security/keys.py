@@ -195,7 +195,7 @@ class KeyFile:
             raise InputError(f"the keys file {str(path)!r} has no key; `latentfarm key new NAME` prints a line for it")
         self._looked = clock()
 
-    def keys(self) -> tuple[ApiKey, ...]:
+    def current(self) -> tuple[ApiKey, ...]:
         """Return the keys of now, or of a second ago."""
         now = self._clock()
         if now - self._looked >= _LOOK_S:
