@@ -14,6 +14,7 @@ from latentfarm.cli import app
 from latentfarm.job_state import INVALID_ROW
 from latentfarm.ledger.constants import POISON
 from latentfarm.schedulers import SCHEDULES, SOLVERS
+from latentfarm.server import settings as server_settings
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -97,7 +98,7 @@ def test_every_command_and_option_that_is_shown_exists(page: str) -> None:
 
 @pytest.mark.parametrize("page", CURRENT)
 def test_every_setting_that_is_named_exists(page: str) -> None:
-    known = {f"LATENTFARM_{name.upper()}" for name in Settings.model_fields}
+    known = {f"LATENTFARM_{name.upper()}" for name in Settings.model_fields} | set(server_settings.variables().values())
     assert set(re.findall(r"LATENTFARM_[A-Z_0-9]+", text_of(page))) - known == set()
 
 
