@@ -7,6 +7,7 @@
     batches/<batch>/manifest/part-00017.jsonl.gz             jobs 17000 to 17999, prompts included
     batches/<batch>/images/00017/00017042-<epoch>.png        image of job 17042, made under that lease; or .webp, .jpg
     batches/<batch>/intermediates/00017/00017042-<epoch>.png its strip of intermediate images, with save_intermediates
+    batches/<batch>/previews/00017042-<epoch>-<number>.png   its partial image <number>, with partial_images
     batches/<batch>/results/part-00017.jsonl.gz              receipts of jobs 17000 to 17999
     batches/<batch>/results/part-00017.<generation>.jsonl.gz those after a retry or a recovery; the highest counts
 """
@@ -95,6 +96,11 @@ def image_key(batch: str, index: int, epoch: int, image_format: ImageFormat = PN
 def intermediates_key(batch: str, index: int, epoch: int) -> str:
     """Return the key of a job's strip of intermediate images: always a PNG."""
     return f"{intermediates_prefix(batch, part_of(index))}{index:08d}-{epoch}{PNG.extension}"
+
+
+def preview_key(batch: str, index: int, epoch: int, number: int, image_format: ImageFormat = PNG) -> str:
+    """Return the key of a job's partial image; ``number`` counts them from 0."""
+    return f"{batch_prefix(batch)}previews/{index:08d}-{epoch}-{number}{image_format.extension}"
 
 
 def parse_image_key(key: str) -> tuple[int, int] | None:

@@ -60,7 +60,7 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(farm
 
     hooks = RecordingHooks()
     with render_loop(farm, cast("Family", Paced(family, before_step)), hooks=hooks) as loop:
-        loop._step_s.append(0.1)  # a measured step
+        loop._supply.add_step(0.1)
         thread = Thread(target=loop.render_all)
         thread.start()
         steps.acquire()
@@ -92,7 +92,7 @@ def test_a_job_that_no_longer_fits_is_released_even_if_the_engine_hangs(farm: Fa
         go.wait()
 
     with render_loop(farm, cast("Family", Paced(family, before_step))) as loop:
-        loop._step_s.append(0.01)
+        loop._supply.add_step(0.01)
         thread = Thread(target=loop.render_all)
         thread.start()
         assert blocked.wait(30)

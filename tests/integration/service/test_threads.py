@@ -188,8 +188,9 @@ def test_every_call_that_leaves_the_process_is_among_those_that_raise(subject: S
 
 
 def test_every_thread_is_counted_from_the_start(subject: Subject) -> None:
-    names = {"cancellations", "commit", "deadline", "drain", "heartbeat", "leases", "maintenance", "prefetch", "upload"}
-    assert set(subject.worker.threads.names()) == names | {"engine", "watchdog", "webhooks"}
+    names = {"commit", "deadline", "drain", "engine", "heartbeat", "leases", "live", "maintenance", "prefetch", "preview"}
+    names |= {"interactive", "prefetch-interactive", "signals", "upload", "upload-interactive", "watchdog", "webhooks"}
+    assert set(subject.worker.threads.names()) == names
     counted = {key[2] for key in samples_of(subject.worker._metrics.registry) if "thread_errors_total" in key[0]}
     assert counted == set(subject.worker.threads.names())
 
@@ -267,7 +268,7 @@ def test_a_job_waits_for_its_manifest_and_no_other_job_waits_for_it(subject: Sub
 
 
 def test_a_job_fails_whose_manifest_stays_away(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(subject.worker.render_loop._prefetcher, "_patience_s", 0.3)
+    monkeypatch.setattr(subject.worker.render_loop._supply.ahead, "_patience_s", 0.3)
     batch = subject.submit(3)
     key = manifest_key(batch.name, 0)
     subject.farm.bucket.put(key, subject.farm.bucket.get(key)[:-20])

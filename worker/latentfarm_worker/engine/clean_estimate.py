@@ -21,11 +21,9 @@ Factors = tuple[float, float]
 
 
 def estimate_factors(scheduler: Any, timesteps: Sequence[float], input_scales: Sequence[float]) -> tuple[Factors, ...]:
-    """Return the factors ``(p, q)`` of each evaluation.
+    """Return the factors ``(p, q)`` of each evaluation of a diffusers scheduler whose steps are set.
 
-    Args:
-        scheduler: a diffusers scheduler whose steps are set.
-        timesteps, input_scales: those of the plan.
+    Timesteps and input scales are those of the plan.
     """
     factors = _factors_by_timestep(scheduler)
     return tuple(

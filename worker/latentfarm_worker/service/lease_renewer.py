@@ -1,17 +1,13 @@
-"""Renew the leases of a worker on a thread of its own, and record those that are lost.
-
-A second thread listens for cancelled batches, so that their jobs stop at the next step and not at the next renewal. An
-error of one of them does not stop the other.
-"""
+"""Renew the leases of a worker on a thread of its own, and record those that are lost."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from threading import Event, Lock
+from threading import Lock
 
 from latentfarm.errors import UnavailableError
-from latentfarm.ledger import Lease, Ledger, WorkerSignals
+from latentfarm.ledger import Lease, Ledger
 from latentfarm.monitoring.logs import log_fields
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.threads import Threads
@@ -20,9 +16,7 @@ log = logging.getLogger(__name__)
 
 #: renewals within the time of one lease, so that some may fail
 _RENEWALS_PER_LEASE = 6
-#: seconds that one call waits for a cancellation, and the pause if Redis is unavailable
-_LISTEN_S = 0.25
-#: seconds to wait at the end for calls to Redis that hang
+#: seconds to wait at the end for a call to Redis that hangs
 _CLOSE_S = 1.0
 
 
@@ -36,10 +30,7 @@ class LeaseRenewer:
         self._held: set[Lease] = set()
         self._lost: set[Lease] = set()
         self._lock = Lock()
-        self._closing = Event()
-        self._signals: WorkerSignals | None = None
         self._renewals = threads.loop("leases", self._renew, interval_s=lease_ttl_s / _RENEWALS_PER_LEASE)
-        self._listener = threads.loop("cancellations", self._listen, interval_s=0)
 
     def hold(self, leases: Iterable[Lease]) -> None:
         """Renew these leases from now on.
@@ -78,35 +69,18 @@ class LeaseRenewer:
             lost, self._lost = self._lost, set()
         return lost
 
+    def check_batch(self, batch: str) -> None:
+        """Renew now if a lease is on a job of this batch: if it was cancelled, its leases are found lost."""
+        if any(lease.batch == batch for lease in self.held()):
+            self._renewals.wake()
+
     def held(self) -> set[Lease]:
         with self._lock:
             return set(self._held)
 
     def close(self) -> None:
         """Renew no more."""
-        self._closing.set()
-        for loop in (self._listener, self._renewals):
-            loop.stop(_CLOSE_S)
-        if self._signals is not None:
-            self._signals.close()
-
-    def _listen(self) -> None:
-        """Wait for a cancellation; let a batch of ours be renewed at once, which finds its leases lost."""
-        signals = self._signals or self._ledger.signals()
-        # after any error the next call begins with a new subscription; a missed message shows at the next renewal
-        self._signals = None
-        try:
-            signal = signals.wait(_LISTEN_S)
-            self._signals = signals
-        except UnavailableError:
-            # not logged: the next renewal reports the outage
-            self._closing.wait(_LISTEN_S)
-            return
-        finally:
-            if self._signals is None:
-                signals.close()
-        if signal and signal.kind == "cancelled" and any(lease.batch == signal.name for lease in self.held()):
-            self._renewals.wake()
+        self._renewals.stop(_CLOSE_S)
 
     def _renew(self) -> None:
         held = self.held()

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from functools import partial
-from threading import Condition, Lock
+from threading import Lock
 from typing import Protocol
 
 from latentfarm.errors import InputError, JobError, SchemaError, UnavailableError
 from latentfarm.job import Job
-from latentfarm.ledger import Lease, Ledger
+from latentfarm.ledger import Lease
 from latentfarm.monitoring.logs import log_fields
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import part_of
@@ -23,6 +21,7 @@ from latentfarm.storage.manifest import ManifestReader
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
+from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.threads import Threads
 
@@ -91,53 +90,53 @@ class PrefetchState(Enum):
 class Prefetcher:
     """Lease and prepare jobs in rounds, so that no step of the engine waits for Redis or the bucket.
 
-    ``on_doorbell``, ``request`` and ``take`` are for the engine's thread, the rest is thread-safe.
+    ``take`` is for the engine's thread, the rest is thread-safe.
 
     Args:
-        ledger: the ledger to lease from.
+        requests: leases jobs.
         bucket: the bucket with the manifests.
         leases: renews the leases until the jobs have ended.
         prepare: makes a job ready for the engine; it gets the lease as the handle.
         fail: records that a job cannot be rendered.
         on_device_lost: called with a device error that this process cannot recover from.
-        changed: notified after each round.
+        on_end: called after each round.
         metrics: counts retries.
         threads: starts the thread.
-        model: alias of the model to lease for.
-        worker: name of the worker in the ledger.
-        lease_ttl_s: seconds until a lease expires unless it is renewed.
+        interactive: lease only interactive jobs.
         patience_s: seconds until a job fails whose part of the manifest cannot be read.
     """
 
     def __init__(  # noqa: PLR0913 (all are collaborators, passed by name)
         self,
         *,
-        ledger: Ledger,
+        requests: LeaseRequests,
         bucket: Bucket,
         leases: LeaseRenewer,
         prepare: Callable[[Job, Lease], ImageState],
         fail: Fail,
         on_device_lost: Callable[[Exception], None],
-        changed: Condition,
+        on_end: Callable[[], object],
         metrics: Metrics,
         threads: Threads,
-        model: str,
-        worker: str,
-        lease_ttl_s: float,
+        interactive: bool = False,
         patience_s: float = _PATIENCE_S,
     ) -> None:
-        self._ledger = ledger
+        self._requests = requests
         self._manifest = ManifestReader(bucket)
         self._leases = leases
         self._prepare = prepare
         self._fail = fail
         self._on_device_lost = on_device_lost
-        self._changed = changed
+        self._on_end = on_end
         self._metrics = metrics
-        self._model, self._worker, self._lease_ttl_s = model, worker, lease_ttl_s
+        self._interactive = interactive
         self._patience_s = patience_s
-        self._pool = threads.pool("prefetch", 1)
+        self._pool = threads.pool("prefetch-interactive" if interactive else "prefetch", 1)
         self._working = False
+        #: of the flag above
+        self._starting = Lock()
+        #: doorbells so far, and how many of them the ledger's last answer without further jobs came after
+        self._rung, self._answered = 0, 0
         #: of the two collections below
         self._lock = Lock()
         self._unread: list[_Unread] = []
@@ -146,7 +145,6 @@ class Prefetcher:
         self._absent: dict[tuple[str, int], _Absence] = {}
         self._pause_s, self._retry_at = _FIRST_PAUSE_S, 0.0
         self._empty_until = 0.0
-        self._request_id = uuid.uuid4().hex
         self._stopped = False
 
     @property
@@ -175,7 +173,13 @@ class Prefetcher:
 
     def on_doorbell(self) -> None:
         """Forget that the ledger had no job just now, so that the next request is not refused."""
+        self._rung += 1
         self._empty_until = 0.0
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the ledger may have a job that was announced by a doorbell."""
+        return self._rung > self._answered
 
     def request(self, count: int, *, alone: bool = True, others_first: bool = False) -> None:
         """Start a round for up to ``count`` more jobs, unless one is running or a pause has not ended.
@@ -183,11 +187,14 @@ class Prefetcher:
         ``alone``: one of them may be a job that must run alone; with ``others_first`` only if there are no others.
         """
         now = time.monotonic()
-        if self._working or self._stopped or now < self._retry_at:
-            return
-        if self._due(now) or (count > 0 and now >= self._empty_until and len(self._unread) < _MAX_POSTPONED):
+        with self._starting:
+            if self._working or self._stopped or now < self._retry_at:
+                return
+            can_lease = count > 0 and now >= self._empty_until and len(self._unread) < _MAX_POSTPONED
+            if not can_lease and not self._due(now):
+                return
             self._working = True
-            self._pool.submit(self._round, count, alone, others_first, on_error=lambda _: self._end_round())
+        self._pool.submit(self._round, count, alone, others_first, on_error=lambda _: self._end_round())
 
     def take(self) -> list[ImageState]:
         """Return the prepared jobs whose lease is still held."""
@@ -230,31 +237,20 @@ class Prefetcher:
 
     def _end_round(self) -> None:
         self._working = False
-        with self._changed:
-            self._changed.notify_all()
+        self._on_end()
 
     def _lease(self, count: int, *, alone: bool, others_first: bool) -> None:
-        # the id stays the same until the leases are held: a repeated request returns the leases of a lost answer
-        lease = partial(
-            self._ledger.lease,
-            self._model,
-            self._worker,
-            count,
-            lease_s=self._lease_ttl_s,
-            request=self._request_id,
-        )
-        leases = lease(alone=alone and not others_first)
-        if not leases and alone and others_first:
-            leases = lease(alone=True)
-        if not leases:
+        rung = self._rung
+        leases = self._requests.lease(count, alone=alone, others_first=others_first, interactive=self._interactive)
+        if len(leases) < count:
+            self._answered = rung
+        if not leases and rung == self._rung:
             self._empty_until = time.monotonic() + _EMPTY_PAUSE_S
-        self._leases.hold(leases)
         now = time.perf_counter()
         with self._lock:
             self._unread.extend(_Unread(lease, now) for lease in leases)
-        self._request_id = uuid.uuid4().hex
         if self._stopped:
-            self._ledger.release(self._leases.withdraw(leases))
+            self._requests.give_back(leases)
 
     def _due(self, now: float) -> list[_Unread]:
         """Return the jobs to read now: all but those whose part could not be read just before."""

@@ -12,10 +12,10 @@ import time
 from collections import deque
 from collections.abc import Collection
 from operator import itemgetter
-from threading import Condition, Event, Lock
-from typing import Any, cast
+from threading import TIMEOUT_MAX, Condition, Event, Lock
+from typing import cast
 
-from latentfarm.ledger import Company, Lease, Ledger
+from latentfarm.ledger import Lease, Ledger
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
@@ -23,11 +23,15 @@ from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import engine_error
 from latentfarm_worker.engine.self_test import find_fault
 from latentfarm_worker.images.receipt import ImageFileEncoder
+from latentfarm_worker.service.job_supply import JobSupply
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
+from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.lease_returns import LeaseReturns
+from latentfarm_worker.service.live_reporter import LiveReporter
 from latentfarm_worker.service.metrics import Metrics
-from latentfarm_worker.service.prefetcher import Prefetcher, PrefetchState
-from latentfarm_worker.service.suspects import AtRiskRecorder, cohort_of
+from latentfarm_worker.service.prefetcher import PrefetchState
+from latentfarm_worker.service.signal_listener import SignalListener
+from latentfarm_worker.service.suspects import AtRiskRecorder
 from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.service.uploader import Uploader, UploadHooks
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
@@ -39,8 +43,6 @@ log = logging.getLogger(__name__)
 MAX_BACKLOG = 64
 #: seconds between two checks of what no notification announces
 _POLL_S = 0.2
-#: seconds before a slot becomes free in which its next job is leased
-_AHEAD_S = 1.0
 #: seconds to the next turn after an unexpected error, doubled for each one in a row
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
 #: safety factor of an estimated time, and the number of measurements it is made of
@@ -58,6 +60,9 @@ class WorkerHooks(UploadHooks):
 
     def on_device_lost(self) -> None:
         """Handle a device error that this process cannot recover from."""
+
+    def on_urgent(self) -> None:
+        """Handle a job for which a client waits: if ``render_all`` does not run, it must be called."""
 
 
 class RenderLoop:
@@ -99,7 +104,6 @@ class RenderLoop:
         self._has_rendered = False
         #: images on their way to the engine
         self._admitting: list[ImageState] = []
-        self._max_backlog = max_backlog
         self._hooks = hooks or WorkerHooks()
         self.metrics = metrics or Metrics(model)
         self.threads = threads or Threads(self.metrics)
@@ -123,32 +127,33 @@ class RenderLoop:
             threads=self.threads,
             worker=worker,
         )
-        self._prefetcher = self._make_prefetcher(ledger, bucket, model=model, worker=worker, lease_ttl_s=lease_ttl_s)
+        self._live = LiveReporter(ledger=ledger, bucket=bucket, leases=self._leases, threads=self.threads)
+        self._supply = JobSupply(
+            engine=engine,
+            requests=LeaseRequests(ledger, self._leases, model=model, worker=worker, lease_ttl_s=lease_ttl_s),
+            bucket=bucket,
+            leases=self._leases,
+            uploader=self._uploader,
+            max_backlog=max_backlog,
+            on_device_lost=self._on_device_lost,
+            changed=self._changed,
+            metrics=self.metrics,
+            threads=self.threads,
+        )
         engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
         # only one thread may use the engine: a doorbell that rings meanwhile waits, and then finds no job left
         self._engine_lock = Lock()
         self._stopping, self._draining, self._device_lost = Event(), Event(), Event()
         #: time.monotonic() by which a draining worker must have committed
         self._deadline = float("inf")
-        self._step_s: deque[float] = deque(maxlen=_RECENT)
         self._decode_s: deque[float] = deque(maxlen=_RECENT)
-
-    def _make_prefetcher(
-        self, ledger: Ledger, bucket: Bucket, *, model: str, worker: str, lease_ttl_s: float
-    ) -> Prefetcher:
-        return Prefetcher(
-            ledger=ledger,
-            bucket=bucket,
-            leases=self._leases,
-            prepare=lambda job, lease: self._engine.prepare(job, lease, cohort=cohort_of(lease)),
-            fail=self._uploader.fail,
-            on_device_lost=self._on_device_lost,
-            changed=self._changed,
-            metrics=self.metrics,
-            threads=self.threads,
+        # last: it may call at once
+        self._signals = SignalListener(
+            ledger,
             model=model,
-            worker=worker,
-            lease_ttl_s=lease_ttl_s,
+            on_cancelled=self._leases.check_batch,
+            on_urgent=self._on_urgent,
+            threads=self.threads,
         )
 
     def render_all(self) -> int:
@@ -158,7 +163,7 @@ class RenderLoop:
         """
         ended = 0
         with self._engine_lock:
-            self._prefetcher.on_doorbell()
+            self._supply.on_doorbell()
             while not self._stopping.is_set() and not self._device_lost.is_set():
                 try:
                     turn = self._turn()
@@ -177,11 +182,8 @@ class RenderLoop:
         """Lease and admit jobs, and run one step; return how many jobs ended, or None if no more will come."""
         for lease in self._leases.take_lost():
             self._engine.cancel(lease)
-        capacity = self._capacity()
-        alone = capacity > 0 and not self._has_lone_suspect()
-        # on a device that breaks with every job, the few suspects would be charged for it one after the other
-        self._prefetcher.request(capacity, alone=alone, others_first=not self._has_rendered)
-        self._admitting = self._prefetcher.take()
+        self._supply.request(others_first=not self._has_rendered)
+        self._admitting = self._supply.take()
         for image in self._admitting:
             self._engine.admit(image)
         self._admitting = []
@@ -200,14 +202,23 @@ class RenderLoop:
         finally:
             self._hooks.state.enter(Phase.IDLE)
         busy_s = time.perf_counter() - began
+        self._report_progress()
         for outcome in outcomes:
             self._dispatch(outcome)
         self.metrics.step(busy_s)
         self._has_rendered |= any(isinstance(outcome, Rendered) for outcome in outcomes)
         decode_s = [outcome.timings["decode"] for outcome in outcomes if isinstance(outcome, Rendered)]
         self._decode_s.extend(decode_s)
-        self._step_s.append(busy_s - sum(decode_s))
+        self._supply.add_step(busy_s - sum(decode_s))
         return len(outcomes)
+
+    def _report_progress(self) -> None:
+        """Hand over partial images, and the steps of images that clients wait for."""
+        for preview in self._engine.take_previews():
+            self._live.store_preview(cast("Lease", preview.handle), preview)
+        self._live.report_steps(
+            (cast("Lease", handle), step, steps) for handle, step, steps in self._engine.interactive_progress()
+        )
 
     def _dispatch(self, outcome: Rendered | Failed) -> None:
         lease = cast("Lease", outcome.handle)
@@ -254,7 +265,7 @@ class RenderLoop:
             self._on_device_lost(error)
         else:
             unfinished += self._engine.abort_all()
-        self._returns.release([*cast("list[Lease]", unfinished), *self._prefetcher.leases])
+        self._returns.release([*cast("list[Lease]", unfinished), *self._supply.leases])
 
     def _on_device_lost(self, error: Exception, at_risk: Collection[Lease] | None = None) -> None:
         """End this process: the jobs at risk, by default those in the broken call, run alone next.
@@ -263,61 +274,34 @@ class RenderLoop:
         """
         log.critical("the device is lost to this process: %s", error)
         self._device_lost.set()
-        self._prefetcher.stop()
+        self._supply.stop()
         self._returns.record_crash(cast("list[Lease]", self._engine.at_risk()) if at_risk is None else at_risk)
         self.release_unfinishable()
         self._hooks.on_device_lost()
 
-    # -- leasing ---------------------------------------------------------------------------------------------
+    # -- waiting ---------------------------------------------------------------------------------------------
 
-    def _has_lone_suspect(self) -> bool:
-        """Return whether a job that must run alone is here: one at a time, so that the others go on."""
-        handles = (handle for handle, _ in self._engine.remaining())
-        return any(lease.company is Company.ALONE for lease in (*self._prefetcher.leases, *cast("Any", handles)))
-
-    def _capacity(self) -> int:
-        """Return how many more jobs to lease: as many as the engine can admit soon, within the limit of the backlog.
-
-        So about twice the slots are in flight, and the engine always finds the next job prepared. The result is 0
-        until the engine has taken half of the prefetched jobs: one Redis serves the whole farm, so jobs are leased
-        several at a time.
-        """
-        if self._draining.is_set():
-            return 0
-        soon = int(_AHEAD_S / statistics.median(self._step_s)) if self._step_s else 0
-        wanted, prefetched = self._engine.free_within(soon), self._prefetcher.prefetched
-        if 2 * prefetched > wanted:
-            return 0
-        in_flight = self._uploader.backlog + len(self._engine.remaining())
-        return min(wanted, self._max_backlog + 2 * self._engine.slots - in_flight) - prefetched
+    def _on_urgent(self) -> None:
+        self._supply.on_urgent()
+        self._hooks.on_urgent()
 
     def _wait_for_jobs(self) -> bool:
         """Wait until a job may be ready or leased; return False if no more will come."""
         with self._changed:
-            self._changed.wait_for(self._is_worth_a_turn, _POLL_S)
-        state = self._prefetcher.state
+            self._changed.wait_for(
+                lambda: self._stopping.is_set() or self._supply.has_work(ending=self._is_ending), _POLL_S
+            )
+        state = self._supply.state
         if state in {PrefetchState.WORKING, PrefetchState.READY}:
             return True
         return not self._draining.is_set() and state is not PrefetchState.QUEUE_EMPTY
-
-    def _is_worth_a_turn(self) -> bool:
-        """Return whether the next turn of the loop can take or lease a job, or must end the loop."""
-        match self._prefetcher.state:
-            case PrefetchState.WORKING:
-                return self._stopping.is_set()
-            case PrefetchState.READY | PrefetchState.QUEUE_EMPTY:
-                return True
-            case PrefetchState.BACKING_OFF:
-                return self._is_ending
-            case PrefetchState.IDLE:
-                return self._is_ending or self._capacity() > 0
 
     # -- ending ----------------------------------------------------------------------------------------------
 
     def stop(self) -> None:
         """Make ``render_all`` return after the current step. Abandon requests to an unavailable Redis or bucket."""
         self._stopping.set()
-        self._prefetcher.stop()
+        self._supply.stop()
         self._uploader.stop_waiting()
 
     def drain(self, deadline: float) -> None:
@@ -327,7 +311,7 @@ class RenderLoop:
         """
         self._deadline = deadline
         self._draining.set()
-        self._prefetcher.stop()
+        self._supply.drain()
         self.release_unfinishable()
         with self._changed:
             self._changed.notify_all()
@@ -362,14 +346,19 @@ class RenderLoop:
     def close(self) -> None:
         """Store what is finished, release the rest uncharged, and end all threads.
 
-        After ``drain`` it waits for the bucket until the deadline.
+        After ``drain`` it waits for the engine and the bucket until the deadline.
         """
+        self._signals.close()
         if self._draining.is_set():
+            # the caller of `render_all` may be a thread that nobody waits for
+            if self._engine_lock.acquire(timeout=max(0.0, min(self._deadline - time.monotonic(), TIMEOUT_MAX))):
+                self._engine_lock.release()
             self.wait_for_uploads(max(0.0, self._deadline - time.monotonic()))
         self.stop()
         with self._engine_lock:
             self._engine.abort_all()
-        self._prefetcher.close()
+        self._supply.close()
+        self._live.close()
         # the uploader first: an image that is stored now need not be rendered again
         self._uploader.close()
         self.release_all()
@@ -386,12 +375,13 @@ class RenderLoop:
         Waiting jobs are always among them, as no work is lost with them.
         """
         remaining = [(cast("Lease", handle), evaluations) for handle, evaluations in self._engine.remaining()]
-        late = [*self._prefetcher.leases, *(lease for lease, evaluations in remaining if evaluations is None)]
+        late = [*self._supply.leases, *(lease for lease, evaluations in remaining if evaluations is None)]
         begun = [(evaluations, lease) for lease, evaluations in remaining if evaluations is not None]
-        if self._device_lost.is_set() or not self._step_s:
+        step_s = self._supply.step_s
+        if self._device_lost.is_set() or step_s is None:
             return late + [lease for _, lease in begun]
         left_s = self._deadline - time.monotonic() - self._uploader.median_latency_s
-        step_s, decode_s = statistics.median(self._step_s), statistics.median(self._decode_s or (0.0,))
+        decode_s = statistics.median(self._decode_s or (0.0,))
         for position, (evaluations, lease) in enumerate(sorted(begun, key=itemgetter(0)), 1):
             # images that end together are decoded one after the other
             if _SAFETY * (evaluations * step_s + position * decode_s) > left_s:

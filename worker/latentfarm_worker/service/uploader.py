@@ -3,6 +3,8 @@
 One Redis serves the whole farm, so a worker commits once a second at most, and each commit records all images that
 were stored since the last one. Images that end together are committed together, once the last of them is stored. A
 slower worker may save up to four commits, so that its images are committed at once.
+
+For an interactive image a client waits, so it has threads of its own, and is committed as soon as it is stored.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ from latentfarm_worker.supervise.shared_state import SharedState
 
 log = logging.getLogger(__name__)
 
-_THREADS = 4
+_THREADS, _INTERACTIVE_THREADS = 4, 2
 #: seconds between commits in the long run, and how much earlier one commit may be (GCRA, ITU-T I.371)
 _COMMIT_EVERY_S, _COMMIT_EARLY_S = 1.0, 3.0
 #: how long a commit waits for other images that are being stored
@@ -124,8 +126,11 @@ class Uploader:
         self._stopping = Event()
         self._retries = Retries(self._stopping, leases, metrics)
         self._pool = threads.pool("upload", _THREADS)
+        self._interactive_pool = threads.pool("upload-interactive", _INTERACTIVE_THREADS)
         self._committer = threads.pool("commit", 1)
         self._stored: deque[_Stored] = deque()
+        #: of them those that a client waits for
+        self._interactive_stored = 0
         self._commit_due = 0.0
         self._backlog = 0
         #: images of the backlog that are not in the bucket yet
@@ -148,7 +153,8 @@ class Uploader:
             self._backlog += 1
             self._storing += 1
         stored = _Waiting(lease, image)
-        self._pool.submit(self._store, stored, on_error=lambda error: self._on_store_error(stored, error))
+        pool = self._interactive_pool if lease.interactive else self._pool
+        pool.submit(self._store, stored, on_error=lambda error: self._on_store_error(stored, error))
 
     def fail(self, lease: Lease, error: JobError, *, retry: bool = False) -> None:
         """Record that a job failed by its own fault. If ``retry``, it may run again."""
@@ -164,6 +170,7 @@ class Uploader:
         """Stop waiting, and end the threads."""
         self.stop_waiting()
         # in this order, because uploads are followed by commits
+        self._interactive_pool.close()
         self._pool.close()
         self._committer.close()
 
@@ -196,7 +203,10 @@ class Uploader:
             "upload": time.perf_counter() - began - encode_s,
         }
         rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
-        receipt = {**outcome.value, **provenance, "worker": self._worker, "timings": rounded}
+        facts = {"tokens": image.tokens, "worker": self._worker, "timings": rounded}
+        receipt = {**outcome.value, **provenance, **facts}
+        with self._changed:
+            self._interactive_stored += lease.interactive
         self._stored.append(_Stored(lease, receipt, image.job, image.width * image.height, began))
         self._end_storing(waiting)
         self._committer.submit(self._commit)
@@ -238,12 +248,10 @@ class Uploader:
         """Commit all images that are stored when the next commit is due. It is called once for each stored image."""
         if not self._stored:
             return
-        self._stopping.wait(max(0.0, self._commit_due - _COMMIT_EARLY_S - time.monotonic()))
-        with self._changed:
-            # images of one step end together: else the first ones would use up the commits, and the last would wait
-            self._changed.wait_for(lambda: self._stopping.is_set() or not self._storing, _GATHER_S)
-        self._commit_due = max(self._commit_due, time.monotonic()) + _COMMIT_EVERY_S
+        self._wait_for_commit()
         stored = [self._stored.popleft() for _ in range(min(len(self._stored), _MAX_COMMITS_PER_CALL))]
+        with self._changed:
+            self._interactive_stored -= sum(each.lease.interactive for each in stored)
         try:
             self._commit_together(stored)
         except Exception as error:  # noqa: BLE001 - the leases must end after any
@@ -252,6 +260,18 @@ class Uploader:
                 self._give_back(each.lease)
         finally:
             self._decrement_backlog(len(stored))
+
+    def _wait_for_commit(self) -> None:
+        """Wait until a commit is due, and for images that are being stored; not if a client waits for a stored one."""
+        with self._changed:
+            self._changed.wait_for(self._must_commit, max(0.0, self._commit_due - _COMMIT_EARLY_S - time.monotonic()))
+            # images of one step end together: else the first ones would use up the commits, and the last would wait
+            self._changed.wait_for(lambda: self._must_commit() or not self._storing, _GATHER_S)
+            if not self._interactive_stored:
+                self._commit_due = max(self._commit_due, time.monotonic()) + _COMMIT_EVERY_S
+
+    def _must_commit(self) -> bool:
+        return self._stopping.is_set() or self._interactive_stored > 0
 
     def _commit_together(self, stored: list[_Stored]) -> None:
         finished = [(each.lease, each.receipt) for each in stored]

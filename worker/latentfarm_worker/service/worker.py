@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 from contextlib import suppress
+from threading import Event
 
 import torch
 from celery import Celery
@@ -67,6 +68,8 @@ class Worker(WorkerHooks):
         self._settings = settings
         self._app = app
         self._name = name
+        #: set by an interactive job
+        self._urgent = Event()
         self._metrics = Metrics(settings.model)
         self.threads = Threads(self._metrics)
         self._health = Health(state, self.threads, stall_timeout_s=settings.stall_timeout_s)
@@ -89,6 +92,8 @@ class Worker(WorkerHooks):
         self._spot_watch = self._start_spot_watch()
         interval_s = settings.housekeeping_interval_s
         self._heartbeats = self.threads.loop("heartbeat", self._do_housekeeping, interval_s=interval_s)
+        # a doorbell is heard a second late at worst: kombu listens again when its event loop turns
+        self._interactive = self.threads.loop("interactive", self._render_urgent, interval_s=0)
         # a thread of its own, because a slow endpoint would delay the heartbeats
         self._webhooks = self.threads.loop("webhooks", self._send_webhooks, interval_s=interval_s)
         if not supervised:
@@ -182,6 +187,10 @@ class Worker(WorkerHooks):
         """End the process, so that the supervisor starts another; images that wait for the bucket are stored first."""
         self.shutdown.begin_failed(EXIT_RESTART)
 
+    def on_urgent(self) -> None:
+        """Render without a doorbell."""
+        self._urgent.set()
+
     def on_full_part(self) -> None:
         """Store the part's results."""
         self._maintenance.flush()
@@ -197,10 +206,15 @@ class Worker(WorkerHooks):
         model = self._settings.model
         about = {**self._info, "draining": int(self.render_loop.draining)}
         try:
-            self._metrics.report(lambda measured: self._ledger.heartbeat(model, self._name, measured, about=about))
+            reply = self._metrics.report(
+                lambda measured: self._ledger.heartbeat(model, self._name, measured, about=about)
+            )
         except UnavailableError as error:
             self._metrics.retry("heartbeat", error)
             raise
+        if reply.drain and not self.render_loop.draining:
+            log.info("a drain is requested")
+            _terminate()
 
     def _do_housekeeping(self) -> None:
         """Report to the ledger, and do the farm's upkeep in Redis that any worker can do."""
@@ -226,6 +240,12 @@ class Worker(WorkerHooks):
             expired = self._ledger.expire_leases()
         return expired
 
+    def _render_urgent(self) -> None:
+        """Wait for an interactive job, and render all jobs. While a doorbell does so, this finds none left after it."""
+        self._urgent.wait()
+        self._urgent.clear()
+        self.render_loop.render_all()
+
     def _send_webhooks(self) -> None:
         """Send the due webhooks of all batches."""
         deliver_due(self._ledger, self._settings)
@@ -237,6 +257,8 @@ class Worker(WorkerHooks):
         if self._spot_watch is not None:
             self._spot_watch.close()
         self.render_loop.close()
+        self._interactive.stop()
+        self._urgent.set()
         self._heartbeats.stop(_CLOSE_S)
         self._webhooks.stop()
         self._maintenance.close()

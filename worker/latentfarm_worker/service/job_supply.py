@@ -1,0 +1,223 @@
+"""Which jobs a worker leases when: those of batches ahead of the engine, and interactive ones at once.
+
+A worker hears of an interactive job by a signal of the ledger. It asks for it as soon as the engine has a slot for it,
+or is about to have one. So of many workers one with a free slot takes it, and a full one leaves it to others. What is
+leased already waits behind it.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Callable
+from threading import Condition
+from typing import Any, cast
+
+from latentfarm.ledger import Company, Lease
+from latentfarm.storage.bucket import Bucket
+from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.service.lease_renewer import LeaseRenewer
+from latentfarm_worker.service.lease_requests import LeaseRequests
+from latentfarm_worker.service.metrics import Metrics
+from latentfarm_worker.service.prefetcher import Prefetcher, PrefetchState
+from latentfarm_worker.service.suspects import cohort_of
+from latentfarm_worker.service.threads import Threads
+from latentfarm_worker.service.uploader import Uploader
+
+#: seconds before a slot becomes free in which its next job is leased, and its next interactive job
+_AHEAD_S, _INTERACTIVE_AHEAD_S = 1.0, 0.05
+#: steps of which the median time is taken
+_RECENT = 16
+
+
+class JobSupply:
+    """Leases and prepares jobs for the engine. ``take`` and ``request`` are for the engine's thread.
+
+    Args:
+        engine: the engine.
+        requests: leases jobs.
+        bucket: the bucket with the manifests.
+        leases: renews the leases.
+        uploader: records failures; no job is leased while too many images wait for it.
+        max_backlog: images that may wait for the bucket, besides two for each slot.
+        on_device_lost: called with a device error that this process cannot recover from.
+        changed: notified after each round.
+        metrics: counts retries.
+        threads: starts the threads.
+    """
+
+    def __init__(  # noqa: PLR0913 (all are collaborators, passed by name)
+        self,
+        *,
+        engine: Engine,
+        requests: LeaseRequests,
+        bucket: Bucket,
+        leases: LeaseRenewer,
+        uploader: Uploader,
+        max_backlog: int,
+        on_device_lost: Callable[[Exception], None],
+        changed: Condition,
+        metrics: Metrics,
+        threads: Threads,
+    ) -> None:
+        self._engine = engine
+        self._uploader = uploader
+        self._max_backlog = max_backlog
+        self._changed = changed
+        self._draining = False
+        self._others_first = True
+        self._recent_step_s: deque[float] = deque(maxlen=_RECENT)
+
+        def make_prefetcher(on_end: Callable[[], object], *, interactive: bool) -> Prefetcher:
+            return Prefetcher(
+                requests=requests,
+                bucket=bucket,
+                leases=leases,
+                prepare=lambda job, lease: engine.prepare(
+                    job, lease, cohort=cohort_of(lease), interactive=lease.interactive
+                ),
+                fail=uploader.fail,
+                on_device_lost=on_device_lost,
+                on_end=on_end,
+                metrics=metrics,
+                threads=threads,
+                interactive=interactive,
+            )
+
+        self.ahead = make_prefetcher(self._notify, interactive=False)
+        #: a prefetcher of its own, because a round of the other may take long
+        self.interactive = make_prefetcher(self._on_interactive_round, interactive=True)
+
+    @property
+    def leases(self) -> list[Lease]:
+        """The leases of jobs that the engine has not taken yet."""
+        return [*self.interactive.leases, *self.ahead.leases]
+
+    @property
+    def step_s(self) -> float | None:
+        """The median seconds of recent steps, without the decoder's; None before the first."""
+        return statistics.median(self._recent_step_s) if self._recent_step_s else None
+
+    def add_step(self, seconds: float) -> None:
+        """Record how long a step took."""
+        self._recent_step_s.append(seconds)
+
+    # -- leasing ---------------------------------------------------------------------------------------------
+
+    def on_doorbell(self) -> None:
+        """Handle a doorbell: the ledger may have jobs again."""
+        self.ahead.on_doorbell()
+
+    def on_urgent(self) -> None:
+        """Handle a signal that the ledger has an interactive job. Thread-safe."""
+        self.interactive.on_doorbell()
+        # now, not at the engine's next turn: so the job is ready when the step ends
+        self._request_interactive()
+        self._notify()
+
+    def request(self, *, others_first: bool) -> None:
+        """Start to lease what the engine can soon take. ``others_first``: jobs that run alone come last.
+
+        On a device that breaks with every job, the few suspects would be charged for it one after the other.
+        """
+        self._others_first = others_first
+        self._request_interactive()
+        capacity = self.capacity()
+        alone = capacity > 0 and not self._has_lone_suspect()
+        self.ahead.request(capacity, alone=alone, others_first=others_first)
+
+    def take(self) -> list[ImageState]:
+        """Return the prepared jobs whose lease is still held, interactive ones first."""
+        return [*self.interactive.take(), *self.ahead.take()]
+
+    def capacity(self) -> int:
+        """Return how many more jobs to lease: as many as the engine can admit soon, within the limit of the backlog.
+
+        So about twice the slots are in flight, and the engine always finds the next job prepared. The result is 0
+        until the engine has taken half of the prefetched jobs: one Redis serves the whole farm, so jobs are leased
+        several at a time.
+        """
+        if self._draining:
+            return 0
+        wanted, prefetched = self._engine.free_within(self._steps_in(_AHEAD_S)), self.ahead.prefetched
+        if 2 * prefetched > wanted:
+            return 0
+        return min(wanted, self._room()) - prefetched
+
+    def interactive_capacity(self) -> int:
+        """Return how many more interactive jobs to lease: as many as can begin now or after the next steps.
+
+        Other jobs that wait are not counted, as they wait behind these.
+        """
+        if self._draining:
+            return 0
+        steps = max(1, self._steps_in(_INTERACTIVE_AHEAD_S))
+        wanted, prefetched = self._engine.free_within(steps, interactive=True), self.interactive.prefetched
+        return min(wanted, self._room() + self._engine.slots) - prefetched
+
+    def _request_interactive(self) -> None:
+        count = self.interactive_capacity() if self.interactive.wanted else 0
+        alone = count > 0 and not self._has_lone_suspect()
+        # also for none: the manifest of a job that is leased may be due to be read again
+        self.interactive.request(count, alone=alone, others_first=self._others_first)
+
+    def _room(self) -> int:
+        """Return how many more images may be in flight."""
+        in_flight = self._uploader.backlog + len(self._engine.remaining())
+        return self._max_backlog + 2 * self._engine.slots - in_flight
+
+    def _steps_in(self, seconds: float) -> int:
+        return int(seconds / self.step_s) if self.step_s else 0
+
+    def _has_lone_suspect(self) -> bool:
+        """Return whether a job that must run alone is here: one at a time, so that the others go on."""
+        handles = (handle for handle, _ in self._engine.remaining())
+        return any(lease.company is Company.ALONE for lease in (*self.leases, *cast("Any", handles)))
+
+    def _on_interactive_round(self) -> None:
+        # a signal may have come during the round, and the engine's next turn after a long step
+        self._request_interactive()
+        self._notify()
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    # -- waiting ---------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> PrefetchState:
+        """What can be done for the engine now, the first that applies to one of the prefetchers."""
+        states = (self.interactive.state, self.ahead.state)
+        first = (PrefetchState.WORKING, PrefetchState.READY, PrefetchState.BACKING_OFF)
+        return next((state for state in first if state in states), states[1])
+
+    def has_work(self, *, ending: bool) -> bool:
+        """Return whether the next turn can take or lease a job. ``ending``: the loop is to end, if it can."""
+        match self.state:
+            case PrefetchState.WORKING:
+                return False
+            case PrefetchState.READY | PrefetchState.QUEUE_EMPTY:
+                return True
+            case PrefetchState.BACKING_OFF:
+                return ending
+            case PrefetchState.IDLE:
+                return ending or self.capacity() > 0
+
+    # -- ending ----------------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Lease no more."""
+        self._draining = True
+        self.stop()
+
+    def stop(self) -> None:
+        """Start no more rounds. Jobs that a running round still leases are released uncharged."""
+        self.ahead.stop()
+        self.interactive.stop()
+
+    def close(self) -> None:
+        """Stop, and wait for the running rounds."""
+        self.ahead.close()
+        self.interactive.close()
