@@ -122,6 +122,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Return the image of a job",
         query=ImageQuery,
         media_type="image/*",
+        also=(304, 307),
     ),
     Operation(
         "GET",
@@ -131,5 +132,6 @@ OPERATIONS: tuple[Operation, ...] = (
         "Return a thumbnail of a job's image: WebP, at most 256 pixels wide and high",
         query=ThumbnailQuery,
         media_type="image/webp",
+        also=(304,),
     ),
 )

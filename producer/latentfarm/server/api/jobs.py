@@ -176,6 +176,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "Report the states of jobs, a byte each: 0 pending, 1 leased, 2 done, 3 failed, 4 cancelled",
         query=StatesQuery,
         media_type="application/octet-stream",
+        also=(304,),
     ),
     Operation(
         "GET",

@@ -31,6 +31,7 @@ _ERRORS = {
     429: "Too many requests, or the farm is full; try again after Retry-After",
     503: "Redis or the bucket is unavailable; try again after Retry-After",
 }
+_BODILESS = {304: "The client has it already", 307: "It is at the URL in Location"}
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "A key of the farm"},
     "key": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key"},
@@ -77,7 +78,11 @@ def _describe(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
         "summary": operation.summary,
         "description": f"Scope of the key: {operation.scope}.",
         "parameters": [*_path_parameters(operation.path), *_query_parameters(operation, schemas)],
-        "responses": {str(operation.status): _success(operation), **_failures(operation)},
+        "responses": {
+            str(operation.status): _success(operation),
+            **{str(status): {"description": _BODILESS[status]} for status in operation.also},
+            **_failures(operation),
+        },
     }
     if operation.body is not None:
         content = {"application/json": {"schema": _reference(operation.body)}}

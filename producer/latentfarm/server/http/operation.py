@@ -38,6 +38,7 @@ class Operation:
         query, body, answer: models of the query, the JSON body and the JSON answer, for the OpenAPI document.
         form: model of a multipart body that is accepted instead of the JSON one.
         status: of a successful answer.
+        also: other statuses of successful answers, which have no body.
         media_type: of a successful answer.
     """
 
@@ -52,4 +53,5 @@ class Operation:
     answer: type[BaseModel] | None = None
     form: type[BaseModel] | None = None
     status: int = 200
+    also: tuple[int, ...] = ()
     media_type: str = "application/json"
