@@ -16,12 +16,13 @@ from starlette.routing import Route
 
 from latentfarm.errors import LatentfarmError
 from latentfarm.farm import Farm
-from latentfarm.server import api, probes
+from latentfarm.server import a1111, api, probes
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.error_answer import error_answer
 from latentfarm.server.http.frame import RequestFrame, RunningRequest
 from latentfarm.server.http.operation import Operation
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.interactive.renderer import InteractiveRenderer
 from latentfarm.server.live.hub import EventHub
 from latentfarm.server.openai import batches, files
 from latentfarm.server.openai.batch_submission import BatchSubmitter
@@ -36,6 +37,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *session_operations.OPERATIONS,
     *files.OPERATIONS,
     *batches.OPERATIONS,
+    *a1111.OPERATIONS,
     *api.OPERATIONS,
 )
 
@@ -55,11 +57,12 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     running: set[RunningRequest] = set()
     headers = dict(response_headers())
     submitter = BatchSubmitter(farm)
+    interactive = InteractiveRenderer(context)
 
     @asynccontextmanager
     async def life(_app: Starlette) -> AsyncIterator[None]:
         headers.update(response_headers(await context.run(origin_of, farm.bucket)))
-        async with context.hub.run(), submitter.run():
+        async with context.hub.run(), submitter.run(), interactive.run():
             yield
 
     app = Starlette(
@@ -82,6 +85,7 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     app.state.guard = guard
     app.state.running = running
     app.state.submitter = submitter
+    app.state.interactive = interactive
     return app
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import anyio
 from anyio import CapacityLimiter
 from starlette.requests import Request
 
 from latentfarm.farm import Farm
+from latentfarm.server.live.cache import Cached
 from latentfarm.server.live.hub import EventHub
 from latentfarm.server.metrics import ServerMetrics
 from latentfarm.server.settings import ServerSettings
@@ -29,6 +30,8 @@ class ServerContext:
     #: threads for calls of Redis and the bucket, which block
     threads: CapacityLimiter
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
+    #: what each request for images looks up, such as the models of the farm
+    looked_up: Cached[Any] = field(default_factory=lambda: Cached(1.0))
     #: set when the server begins to end
     stopping: anyio.Event = field(default_factory=anyio.Event)
 

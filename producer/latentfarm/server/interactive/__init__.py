@@ -1,1 +1,1 @@
-"""Images that a client waits for: small batches of high priority."""
+"""Images that a client waits for: a batch of the ledger each, which goes before all others."""

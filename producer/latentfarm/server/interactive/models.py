@@ -1,0 +1,96 @@
+"""The models of the farm, and the one that a request means."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from latentfarm.server.context import ServerContext
+from latentfarm.server.http.request_error import RequestError
+
+#: beginnings of the names of OpenAI's own image models, which clients send when nobody configures them
+_OPENAI_NAMES = ("gpt-image-", "dall-e-", "chatgpt-image-")
+#: seconds after which a client tries again if there is no worker
+NO_WORKER_RETRY_S = 10
+_MAX_NAMED = 20
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of the farm. ``since`` is the first heartbeat of its oldest worker, in seconds since 1970, or now.
+
+    ``working``: it has a worker; otherwise it has only jobs that wait.
+    """
+
+    name: str
+    since: int
+    working: bool
+
+
+async def find_models(context: ServerContext) -> list[ServedModel]:
+    """Return the models that have workers, or jobs that wait for a worker, by name."""
+    found: list[ServedModel] = await context.looked_up.get("models", lambda: context.run(_find, context))
+    return found
+
+
+async def served_models(context: ServerContext) -> list[str]:
+    """Return the names of the farm's models."""
+    return [model.name for model in await find_models(context)]
+
+
+def _find(context: ServerContext) -> list[ServedModel]:
+    ledger = context.farm.ledger
+    since: dict[str, int] = {}
+    for worker in ledger.worker_records():
+        since[worker.model] = min(worker.since_ms // 1000, since.get(worker.model, worker.since_ms))
+    working, now = set(since), int(time.time())
+    names = working | ledger.pending_jobs().keys()
+    if context.settings.default_model:
+        names |= {context.settings.default_model}
+    return [ServedModel(name, since.get(name, now), name in working) for name in sorted(names)]
+
+
+async def resolve_model(context: ServerContext, name: str | None) -> str:
+    """Return the model that a request means: the one that it names, or the default for none and for OpenAI's own.
+
+    Raises:
+        RequestError: 404 for an unknown model, 503 if the farm has none now, 400 if it has several and no default.
+    """
+    known = await find_models(context)
+    names = [model.name for model in known]
+    if name and (name in names or not is_openai_name(name)):
+        return _named(name, names)
+    if context.settings.default_model:
+        return context.settings.default_model
+    candidates = [model.name for model in known if model.working] or names
+    if not candidates:
+        raise _no_worker()
+    if len(candidates) > 1:
+        raise RequestError(
+            400, "model_required", f"the farm has several models; send one as model: {_list(names)}", param="model"
+        )
+    return candidates[0]
+
+
+def is_openai_name(name: str) -> bool:
+    """Return whether a name is that of one of OpenAI's own image models."""
+    return name.startswith(_OPENAI_NAMES)
+
+
+def _named(name: str, names: list[str]) -> str:
+    if name in names:
+        return name
+    if not names:
+        raise _no_worker()
+    text = f"the model {name[:80]!r} is not served; write one of {_list(names)}"
+    raise RequestError(404, "model_not_found", text, param="model")
+
+
+def _no_worker() -> RequestError:
+    text = "no worker serves the farm now, so it has no model; start one, or try again later"
+    return RequestError(503, "no_worker", text, retry_after_s=NO_WORKER_RETRY_S)
+
+
+def _list(names: list[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more
