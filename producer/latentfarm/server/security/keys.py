@@ -156,7 +156,7 @@ def append_key(path: Path, key: ApiKey) -> None:
     if path.exists():
         names = {each.name for each in read_keys(path)}
         if key.name in names:
-            raise InputError(f"{str(path)!r} has the name {key.name!r} already; remove its line, or choose another name")
+            raise InputError(f"{str(path)!r} has the name {key.name!r} already; remove its line or choose another name")
         text = path.read_text(encoding="utf-8")
     separator = "" if not text or text.endswith("\n") else "\n"
     # only the owner may read or change a new file
