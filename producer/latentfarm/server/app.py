@@ -24,8 +24,9 @@ from latentfarm.server.http.operation import Operation
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.interactive.renderer import InteractiveRenderer
 from latentfarm.server.live.hub import EventHub
-from latentfarm.server.openai import batches, files
+from latentfarm.server.openai import batches, files, images, model_list
 from latentfarm.server.openai.batch_submission import BatchSubmitter
+from latentfarm.server.openai.sweep import Sweeper
 from latentfarm.server.security import session_operations
 from latentfarm.server.security.guard import Guard
 from latentfarm.server.security.response_headers import origin_of, response_headers
@@ -35,6 +36,8 @@ from latentfarm.server.settings import ServerSettings
 OPERATIONS: tuple[Operation, ...] = (
     *probes.OPERATIONS,
     *session_operations.OPERATIONS,
+    *model_list.OPERATIONS,
+    *images.OPERATIONS,
     *files.OPERATIONS,
     *batches.OPERATIONS,
     *a1111.OPERATIONS,
@@ -56,13 +59,13 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     guard = Guard(settings, farm.ledger, context.run)
     running: set[RunningRequest] = set()
     headers = dict(response_headers())
-    submitter = BatchSubmitter(farm)
+    submitter, sweeper = BatchSubmitter(farm), Sweeper(farm)
     interactive = InteractiveRenderer(context)
 
     @asynccontextmanager
     async def life(_app: Starlette) -> AsyncIterator[None]:
         headers.update(response_headers(await context.run(origin_of, farm.bucket)))
-        async with context.hub.run(), submitter.run(), interactive.run():
+        async with context.hub.run(), submitter.run(), sweeper.run(), interactive.run():
             yield
 
     app = Starlette(

@@ -1,0 +1,135 @@
+"""``/v1/images``: images that a client waits for, whole or as a stream."""
+
+from __future__ import annotations
+
+import time
+from base64 import b64encode
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic_core import to_json
+from starlette.requests import Request
+from starlette.responses import Response
+
+from latentfarm.server.context import context_of
+from latentfarm.server.http.body import read_json
+from latentfarm.server.http.disconnect import cancel_on_disconnect
+from latentfarm.server.http.multipart import read_form
+from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.interactive.models import resolve_model
+from latentfarm.server.interactive.renderer import renderer_of
+from latentfarm.server.interactive.rendering import RenderedImage, Rendering
+from latentfarm.server.openai.image_request import ImageRequest, read_image_request
+from latentfarm.server.openai.image_stream import image_stream
+from latentfarm.server.openai.shapes import EditBody, EditForm, ImageBody, ImageEntry, ImagesAnswer
+from latentfarm.server.openai.usage import usage_of
+from latentfarm.server.security.access import audit_batch
+
+#: bytes of a form that is refused: it is read, because many clients read no answer before they have sent all
+_MAX_REFUSED_BYTES = 64 * 1024 * 1024
+_GENERATIONS = "/v1/images/generations"
+
+
+async def generate_images(request: Request) -> Response:
+    """Render the images of a prompt, and answer with them or with a stream of events."""
+    wanted = read_image_request(await read_json(request))
+    model = await resolve_model(context_of(request), wanted.model)
+    if wanted.stream:
+        return await image_stream(request, wanted, model)
+    rendered = renderer_of(request).render(request, [wanted.row], model=model)
+    async with cancel_on_disconnect(request), rendered as rendering:
+        audit_batch(request, rendering.batch)
+        body = await _answer(request, wanted, rendering)
+    return Response(body, media_type="application/json")
+
+
+async def _answer(request: Request, wanted: ImageRequest, rendering: Rendering) -> bytes:
+    context = context_of(request)
+    if wanted.by_url:
+        results = await rendering.results()
+        expires_s = context.settings.url_expires_s
+        urls = [context.farm.bucket.presign(result["key"], expires_s=expires_s) for result in results]
+        return _encode(results, [ImageEntry(url=url) for url in urls])
+    images = await rendering.images()
+    # some megabytes in base64 take milliseconds
+    return await context.run(_encode_files, images)
+
+
+def _encode_files(images: Sequence[RenderedImage]) -> bytes:
+    entries = [ImageEntry(b64_json=b64encode(image.body).decode("ascii")) for image in images]
+    return _encode([image.result for image in images], entries)
+
+
+def _encode(results: Sequence[dict[str, Any]], entries: list[ImageEntry]) -> bytes:
+    first = results[0]["request"]
+    answer = ImagesAnswer(
+        created=int(time.time()),
+        data=entries,
+        output_format=first.get("image_format", "png"),
+        size=f"{first['width']}x{first['height']}",
+        usage=usage_of(results),
+    )
+    # clients written in JavaScript test for a key, not for its value
+    return to_json(answer, exclude_none=True)
+
+
+async def edit_images(request: Request) -> Response:
+    """Refuse."""
+    await _discard(request)
+    raise RequestError(
+        400,
+        "not_supported",
+        f"images cannot be edited yet: no model of this server takes an image; use {_GENERATIONS}",
+        param="image",
+    )
+
+
+async def vary_images(request: Request) -> Response:
+    """Refuse."""
+    await _discard(request)
+    raise RequestError(
+        400, "not_supported", f"variations are not supported; send a prompt to {_GENERATIONS}", param="image"
+    )
+
+
+async def _discard(request: Request) -> None:
+    """Read a body of images, and keep nothing of it."""
+    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+        async for _ in read_form(request, _MAX_REFUSED_BYTES):
+            pass
+    else:
+        await read_json(request, limit=_MAX_REFUSED_BYTES)
+
+
+OPERATIONS = (
+    Operation(
+        "POST",
+        _GENERATIONS,
+        generate_images,
+        Scope.SUBMIT,
+        "Render images of a prompt",
+        audited=True,
+        body=ImageBody,
+        answer=ImagesAnswer,
+    ),
+    Operation(
+        "POST",
+        "/v1/images/edits",
+        edit_images,
+        Scope.SUBMIT,
+        "Edit images: not supported yet",
+        body=EditBody,
+        form=EditForm,
+        answer=ImagesAnswer,
+    ),
+    Operation(
+        "POST",
+        "/v1/images/variations",
+        vary_images,
+        Scope.SUBMIT,
+        "Vary an image: not supported",
+        form=EditForm,
+        answer=ImagesAnswer,
+    ),
+)
