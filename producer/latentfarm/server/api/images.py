@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from latentfarm.farm import Farm
 from latentfarm.image_formats import IMAGE_FORMATS, PNG, format_of
 from latentfarm.job_state import JobState
+from latentfarm.server.api.jobs import check_index
 from latentfarm.server.api.models import ImageQuery, ThumbnailQuery
 from latentfarm.server.api.request import batch_name, job_index, read_query
 from latentfarm.server.api.thumbnails import Thumbnails, UnreadableImageError
@@ -89,7 +90,7 @@ async def _find(request: Request, epoch: int | None, image_format: str | None) -
 
 
 def _find_receipt(farm: Farm, name: str, index: int, epoch: int | None) -> _Image:
-    farm.batch(name).job(index)
+    check_index(farm, name, index)
     line = next(read_range(farm.ledger, farm.bucket, name, range(index, index + 1)))
     if line["state"] != JobState.DONE.word:
         raise RequestError(404, "no_image", f"job {name}/{index} is {line['state']}; only a done job has an image")

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Iterable, Iterator
+from itertools import chain, groupby, islice
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from latentfarm.batch import Batch
+from latentfarm.errors import NotFoundError
 from latentfarm.farm import Farm
 from latentfarm.image_formats import format_of
 from latentfarm.job_state import JobState
 from latentfarm.limits import PART_JOBS
+from latentfarm.parallel import ordered_parallel_map
 from latentfarm.server.api.models import (
     MAX_STATES,
     FailureAnswer,
@@ -30,9 +33,10 @@ from latentfarm.server.api.request import batch_name, job_index, json_answer, re
 from latentfarm.server.context import context_of
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.storage.keys import part_of
 
 #: parts that one answer reads: each is two objects of the bucket
-_MAX_PARTS = 8
+_MAX_PARTS = 16
 #: failed jobs that are listed for each code
 _LISTED_JOBS = 20
 
@@ -46,7 +50,7 @@ async def list_jobs(request: Request) -> Response:
 
 
 def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
-    batch, total = farm.batch(name), farm.ledger.batch(name).total
+    total = farm.ledger.batch(name).total
     states = {_STATE_OF[word] for word in query.state} or set(JobState)
     if query.code:
         # only failed jobs have one
@@ -56,13 +60,13 @@ def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
     parts: set[int] = set()
     wanted: list[int] = []
     for index in farm.ledger.find_states(name, states, query.start, total):
-        parts.add(index // PART_JOBS)
+        parts.add(part_of(index))
         # with a code, more jobs are read than are wanted
         if len(parts) > _MAX_PARTS or (not query.code and len(wanted) == query.limit):
             following = index
             break
         wanted.append(index)
-    for line in batch.results(wanted):
+    for line in read_results(Batch(farm.connection, name), wanted):
         if query.code and line.get("error", {}).get("code") != query.code:
             continue
         if len(jobs) == query.limit:
@@ -88,10 +92,28 @@ async def show_job(request: Request) -> Response:
 
 
 def _job(farm: Farm, name: str, index: int) -> dict[str, Any]:
-    batch = farm.batch(name)
-    # an index out of range is reported with the range
-    batch.job(index)
-    return _with_paths(name, next(batch.results([index])))
+    check_index(farm, name, index)
+    return _with_paths(name, next(Batch(farm.connection, name).results([index])))
+
+
+def check_index(farm: Farm, name: str, index: int) -> None:
+    """Check that a batch has a job.
+
+    Raises:
+        NotFoundError: there is no such batch or job.
+    """
+    total = farm.ledger.batch(name).total
+    if index >= total:
+        raise NotFoundError(f"job {name}/{index} does not exist; the batch has the jobs 0 to {total - 1}")
+
+
+def read_results(batch: Batch, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+    """Yield the results of jobs given by rising indices. The parts are read at the same time: a store takes long."""
+    groups = [list(group) for _, group in groupby(indices, key=part_of)]
+    if len(groups) < 2:
+        return batch.results(groups[0]) if groups else iter(())
+    found = ordered_parallel_map(groups, lambda group: list(batch.results(group)), threads=_MAX_PARTS, group=1)
+    return chain.from_iterable(lines for _, lines in found)
 
 
 async def show_states(request: Request) -> Response:
@@ -128,7 +150,8 @@ def _failures(farm: Farm, name: str) -> FailuresAnswer:
     found = {
         code: FailureAnswer(code=code, count=count, indices=[], message="") for code, count in record.errors.items()
     }
-    for line in farm.batch(name).results(_in_few_parts(farm.ledger.indices(name, JobState.FAILED))):
+    failed = farm.ledger.find_states(name, {JobState.FAILED}, 0, record.total)
+    for line in read_results(Batch(farm.connection, name), _in_few_parts(failed)):
         error = line.get("error") or {}
         group = found.get(error.get("code", ""))
         if group is None:
@@ -143,7 +166,7 @@ def _failures(farm: Farm, name: str) -> FailuresAnswer:
 def _in_few_parts(indices: Iterator[int]) -> Iterator[int]:
     parts: set[int] = set()
     for index in islice(indices, _MAX_PARTS * PART_JOBS):
-        parts.add(index // PART_JOBS)
+        parts.add(part_of(index))
         if len(parts) > _MAX_PARTS:
             return
         yield index

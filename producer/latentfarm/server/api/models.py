@@ -29,6 +29,7 @@ MAX_INDEX = 2**53 - 1
 _MAX_PRIORITY = 1_000
 #: rows in a JSON body, which the limit of bodies bounds as well
 _MAX_ROWS = 100_000
+_ROWS_SCHEMA = {"type": "array", "maxItems": _MAX_ROWS, "items": {"type": ["string", "object"]}}
 
 _FLAGS = {"1": True, "true": True, "0": False, "false": False}
 
@@ -171,7 +172,8 @@ class SubmitBody(SubmitOptionsBody):
     farm's bucket.
     """
 
-    rows: Annotated[list[str | dict[str, Any]], Field(max_length=_MAX_ROWS)] | None = None
+    # the reader of rows reports those that are neither, each with its number
+    rows: Annotated[list[Any], Field(max_length=_MAX_ROWS), WithJsonSchema(_ROWS_SCHEMA)] | None = None
     source: Annotated[str, Field(min_length=1, max_length=1_100)] | None = None
 
 

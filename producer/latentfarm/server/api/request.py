@@ -14,6 +14,7 @@ from latentfarm.names import check_batch_name
 from latentfarm.server.api.models import MAX_INDEX
 from latentfarm.server.http.body import declared_length, read_json
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.http.validation import invalid_request
 
 QueryModel = TypeVar("QueryModel", bound=BaseModel)
 
@@ -37,12 +38,7 @@ def read_query(request: Request, model: type[QueryModel]) -> QueryModel:
     try:
         return model.model_validate(found)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        name = str(first["loc"][0])[:80] if first["loc"] else ""
-        known = ", ".join(model.model_fields) or "none"
-        cure = f"; the parameters are: {known}" if first["type"] == "extra_forbidden" else ""
-        text = f"query parameter {name}: {first['msg']}{cure}"
-        raise RequestError(400, "invalid_request", text, param=name or None) from None
+        raise invalid_request(error, what="query parameter", known=model.model_fields.keys()) from None
 
 
 async def read_optional_json(request: Request, model: type[QueryModel]) -> QueryModel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from latentfarm.errors import InvalidRowsError
+from latentfarm.errors import ConflictError, InputError, InvalidRowsError
 from latentfarm.farm import Farm
 from latentfarm.job import Defaults
 from latentfarm.server.api.models import (
@@ -47,6 +48,19 @@ _FORM_BYTES = 2_000_000
 #: bytes of an upload that are written at once, and characters of its name that are kept
 _WRITE_BYTES, _MAX_NAME = 1 << 20, 100
 _DISK_RETRY_S = 60
+#: bytes of a key: S3's limit
+_MAX_KEY_BYTES = 1_024
+#: a key that every store accepts: no empty segment, none of dots, no control character
+_KEY = re.compile(r"(?!\.{1,2}(/|$))[^/\x00-\x1f\x7f]+(/(?!\.{1,2}(/|$))[^/\x00-\x1f\x7f]+)*")
+#: options of the command line that messages name, and what they are here; the longer ones first
+_OPTIONS = {
+    "--keep-columns": "keep_columns",
+    "--prompt-column": "prompt_column",
+    "--max-invalid": "max_invalid",
+    "--column": "columns",
+    "--format": "format",
+    "--batch name": "name",
+}
 
 
 log = logging.getLogger(__name__)
@@ -109,16 +123,27 @@ async def _answered(
                 audit_batch(request, found.batch)
                 polled_answers(request).forget()
             return json_answer(found, status=status)
+        except ConflictError as error:
+            raise RequestError(409, "conflict", _in_words_of_api(str(error)), param="name") from None
         except InvalidRowsError as error:
             body = ErrorBody(
                 code="invalid_rows",
-                message=str(error),
+                message=_in_words_of_api(str(error)),
                 param=submission.param,
-                problems=error.problems,
+                problems=[_in_words_of_api(each) for each in error.problems],
                 total=error.total,
                 reasons=error.reasons,
             )
             return json_answer(ErrorAnswer(error=body), status=422)
+        except InputError as error:
+            raise RequestError(400, "invalid_request", _in_words_of_api(str(error))) from None
+
+
+def _in_words_of_api(message: str) -> str:
+    """Return a message with the names of this API's options instead of the command line's."""
+    for option, name in _OPTIONS.items():
+        message = message.replace(option, name)
+    return message
 
 
 def _submit(farm: Farm, submission: _Submission, owner: str) -> SubmitAnswer:
@@ -234,6 +259,9 @@ def _of_body(body: SubmitBody, bucket: Bucket) -> _Submission:
         text = f"source: the object is in another bucket; copy it to {root}"
         raise RequestError(400, "invalid_request", text, param="source")
     key = source.removeprefix(root)
+    if not _KEY.fullmatch(key) or len(key.encode()) > _MAX_KEY_BYTES:
+        text = f"source: {source[:100]!r} is no key; write one such as prompts/cats.jsonl"
+        raise RequestError(400, "invalid_request", text, param="source")
     # before it is opened: the error of a reader names the store's host
     if not bucket.exists(key):
         text = f"source: {root}{key} is not in the bucket; check its name"

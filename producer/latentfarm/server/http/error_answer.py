@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,11 +14,16 @@ from starlette.responses import JSONResponse
 
 from latentfarm.errors import ConflictError, InputError, NotFoundError, SchemaError, UnavailableError
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.http.validation import invalid_request
 
 log = logging.getLogger(__name__)
 
 #: seconds after which a client tries again while Redis or the bucket is unavailable
 _OUTAGE_RETRY_S = 5
+#: seconds between two log lines of one outage, whose requests may be many
+_LOG_PAUSE_S = 10.0
+#: when each cause of an outage was logged last
+_logged: dict[str, float] = {}
 _OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -31,14 +37,11 @@ def as_request_error(error: Exception, request_id: str) -> RequestError:
     return RequestError(500, "internal_error", text)
 
 
-def _of_validation(error: ValidationError) -> RequestError:
-    first = error.errors(include_url=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return RequestError(400, "invalid_request", f"{place or 'the body'}: {first['msg']}", param=place or None)
-
-
 def _of_outage(error: UnavailableError) -> RequestError:
-    log.warning("answered 503: %s", error)
+    now = time.monotonic()
+    if now - _logged.get(error.cause, -_LOG_PAUSE_S) >= _LOG_PAUSE_S:
+        _logged[error.cause] = now
+        log.warning("requests are answered 503: %s", error)
     # the error's own text names hosts of the farm
     text = "the farm's store is unavailable" if error.cause == "store" else "the farm's ledger is unavailable"
     return RequestError(503, "unavailable", f"{text}; try again later", retry_after_s=_OUTAGE_RETRY_S)
@@ -60,7 +63,7 @@ def _of_schema(error: SchemaError) -> RequestError:
 #: subclasses first
 _KINDS: tuple[tuple[type[Exception], Callable[[Any], RequestError]], ...] = (
     (RequestError, lambda error: error),
-    (ValidationError, _of_validation),
+    (ValidationError, invalid_request),
     (NotFoundError, lambda error: RequestError(404, "not_found", str(error))),
     (ConflictError, lambda error: RequestError(409, "conflict", str(error))),
     (InputError, lambda error: RequestError(400, "invalid_request", str(error))),
