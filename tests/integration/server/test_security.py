@@ -71,7 +71,7 @@ def test_t17_no_operation_runs_without_a_key_of_its_scope(keyed: RunningServer) 
         path = path_of(operation)
         answer = keyed.client.request(operation.method, path)
         assert answer.status_code == 401, (operation, answer.text)
-        # a browser asks its user for a password only where clients use one
+        # a browser prompts its user for a password only where clients use one
         scheme = "Basic" if path.startswith("/sdapi/") else "Bearer"
         assert answer.headers["www-authenticate"].startswith(scheme)
         if operation.scope in lower:
@@ -157,7 +157,7 @@ def test_t21_a_session_is_a_cookie_with_a_token_that_every_server_knows(
         assert browser.get("/api/session", headers={"Cookie": forged}).status_code == 401
         # the key is replaced: its sessions end
         file.write_text(f"{new_key('alice', 'submit')[1].line}\n")
-        second.app.state.guard._file._looked = 0.0
+        second.app.state.guard._file._checked_at = 0.0
         assert browser.get("/api/session").status_code == 401
     ended = first.client.delete("/api/session")
     assert (ended.status_code, ended.headers.get_list("set-cookie")[1].partition(";")[0]) == (204, 'latentfarm=""')

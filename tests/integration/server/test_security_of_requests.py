@@ -1,4 +1,4 @@
-"""What a request may not do whoever sends it: reach a rebound name, act for another page, exhaust, or find out."""
+"""What no request may do: reach a rebound name, act for another page, exhaust the server, or read others' data."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
 
-CANARY = "canary in a prompt of somebody else"
+CANARY = "canary in a prompt of another user"
 HOSTILE = ("../../etc/passwd", "%2e%2e%2f", "a%00b", "\u732b", "%0d%0aX-Evil:%201", "9" * 40, "a" * 300)
 
 QUERIES = (("", b""), ("?limit=x&cursor=%00&after=../x", b""), ("?limit=1e99&state=x&code=x&cursor=1:theirs", b""))
@@ -80,9 +80,9 @@ def test_t24_a_page_of_another_site_changes_and_reads_nothing(server: RunningSer
     embedded = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"}
     assert server.client.get("/v1/files", headers=embedded).status_code == 403
     preflight = {"Origin": "https://evil.example", "Access-Control-Request-Method": "POST"}
-    asked = server.client.options("/api/batches", headers=preflight)
-    assert asked.status_code == 405
-    assert not [name for name in asked.headers if name.startswith("access-control")]
+    answer = server.client.options("/api/batches", headers=preflight)
+    assert answer.status_code == 405
+    assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 def test_t25_every_answer_has_the_headers_that_protect_a_page(server: RunningServer, farm: Farm) -> None:

@@ -38,7 +38,7 @@ class Access:
 #: everybody on this machine, if the server has no keys
 LOCAL = Access("local", frozenset({Scope.ADMIN}))
 #: the sender of a request that needs no key
-NOBODY = Access("", frozenset())
+ANONYMOUS = Access("", frozenset())
 
 
 def access_of(request: Request) -> Access:

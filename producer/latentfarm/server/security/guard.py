@@ -16,7 +16,7 @@ from latentfarm.ledger.ledger import Ledger
 from latentfarm.monitoring.listen_address import parse_address
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
-from latentfarm.server.security.access import LOCAL, NOBODY, Access, keep_access
+from latentfarm.server.security.access import ANONYMOUS, LOCAL, Access, keep_access
 from latentfarm.server.security.audit import write_audit
 from latentfarm.server.security.client_address import ClientAddresses, network_of
 from latentfarm.server.security.credentials import Credentials, credentials_of
@@ -71,7 +71,7 @@ class Guard:
         Raises:
             RequestError: 401, 403, 415, 421 or 429.
         """
-        keep_access(request, NOBODY)
+        keep_access(request, ANONYMOUS)
         self._hosts.check(request.headers)
         _check_encoding(request)
         if self._file is None:

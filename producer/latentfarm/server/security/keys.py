@@ -26,8 +26,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 #: every request is compared with all keys
 _MAX_KEYS = 1_000
 _MAX_FILE_BYTES = 1_048_576
-#: seconds between two looks at the file
-_LOOK_S = 1.0
+#: seconds between two checks of the file
+_CHECK_S = 1.0
 _SCOPES = {scope.value: scope for scope in Scope if scope is not Scope.NONE}
 
 
@@ -193,13 +193,13 @@ class KeyFile:
         self._keys = read_keys(path)
         if not self._keys:
             raise InputError(f"the keys file {str(path)!r} has no key; `latentfarm key new NAME` prints a line for it")
-        self._looked = clock()
+        self._checked_at = clock()
 
     def current(self) -> tuple[ApiKey, ...]:
         """Return the keys of now, or of a second ago."""
         now = self._clock()
-        if now - self._looked >= _LOOK_S:
-            self._looked = now
+        if now - self._checked_at >= _CHECK_S:
+            self._checked_at = now
             state = _state_of(self._path)
             if state != self._state:
                 self._state = state

@@ -16,7 +16,7 @@ from hashlib import sha256
 from latentfarm.errors import UnavailableError
 from latentfarm.ledger.ledger import Ledger
 from latentfarm.ledger.redis_errors import translate_errors
-from latentfarm.server.security.access import NOBODY
+from latentfarm.server.security.access import ANONYMOUS
 from latentfarm.server.security.keys import ApiKey
 
 #: seconds that a session lasts
@@ -28,7 +28,7 @@ _REDIS_KEY = "{lf}:session_secret"
 _SECRET_BYTES = 32
 #: seconds after which the secret is read again: Redis may have been emptied
 _REREAD_S = 60.0
-_NO_KEY = ApiKey(NOBODY, secrets.token_bytes(32))
+_NO_KEY = ApiKey(ANONYMOUS, secrets.token_bytes(32))
 
 
 class SessionSecret:

@@ -85,7 +85,7 @@ def _set_cookie(answer: Response, cookie: str, age_s: int, *, https: bool) -> No
 
 
 def _is_https(request: Request) -> bool:
-    """Return whether the browser uses https, also where a proxy ends it: the page's origin says so."""
+    """Return whether the browser uses https, also where a proxy ends it: the page's origin shows it."""
     return request.url.scheme == "https" or request.headers.get("origin", "").lower().startswith("https://")
 
 

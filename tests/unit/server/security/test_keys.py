@@ -111,11 +111,11 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not_used(
     (tmp_path / "new").write_text(f"eve:{'c' * 64}:read\n")
     file.symlink_to(tmp_path / "new")
     assert names_after(None) == ["eve"]
-    # the last key is revoked: nobody is admitted
+    # the last key is revoked: no client is admitted
     assert names_after(file.write_text("# none\n")) == []
 
 
-@pytest.mark.parametrize("body", [None, b"", b"# nobody\n", b"\xff", b"x" * 2_000_000])
+@pytest.mark.parametrize("body", [None, b"", b"# no key\n", b"\xff", b"x" * 2_000_000])
 def test_a_server_does_not_start_without_a_key(tmp_path: Path, body: bytes | None) -> None:
     file = tmp_path / "keys.txt"
     if body is not None:
