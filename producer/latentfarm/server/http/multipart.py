@@ -149,7 +149,8 @@ async def read_form(request: Request, limit: int) -> AsyncIterator[FormEvent]:
 def base_name(name: str) -> str:
     """Return a file's name without its folders, at most 255 characters; ``file`` if nothing is left."""
     base = PurePosixPath(PureWindowsPath(name).name).name
-    return "".join(each for each in base if each.isprintable())[-_MAX_NAME_CHARACTERS:] or "file"
+    printable = "".join(each for each in base if each.isprintable())[-_MAX_NAME_CHARACTERS:]
+    return printable if printable.strip(". ") else "file"
 
 
 def _text(raw: bytes) -> str:

@@ -203,7 +203,7 @@ class _Submission:
     def _cancel_if_wanted(self) -> None:
         record = find_record(self._farm, self._batch)
         if record is not None and record.state in {BatchState.OPENING, BatchState.OPEN} and self._cancelled():
-            Batch(self._farm.connection, self._batch).cancel()
+            Batch(self._farm.connection, self._batch).cancel(flush=False)
 
     def _end(self, outcome: Outcome) -> None:
         """Record the outcome. A batch that has failed leaves nothing but its record."""

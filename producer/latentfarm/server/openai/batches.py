@@ -11,16 +11,19 @@ from starlette.responses import JSONResponse, Response
 
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
+from latentfarm.names import check_model_alias
 from latentfarm.server.context import ServerContext, context_of
 from latentfarm.server.http.body import read_json
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.interactive.models import is_openai_name, resolve_model
 from latentfarm.server.openai import stored_batches, stored_files
 from latentfarm.server.openai.batch_state import describe, find_record
 from latentfarm.server.openai.batch_submission import BatchSubmitter
 from latentfarm.server.openai.ids import created_at, is_batch_id, new_stem
 from latentfarm.server.openai.models import BatchAnswer, BatchBody, BatchList, BatchQuery
 from latentfarm.server.openai.stored_batches import StoredBatch
+from latentfarm.server.openai.stored_files import StoredFile
 from latentfarm.server.security.access import access_of, audit_batch
 from latentfarm.submission.prompts.lines import MAX_LINE_BYTES
 from latentfarm.submission.prompts.openai_batch import URL
@@ -33,7 +36,21 @@ async def create_batch(request: Request) -> Response:
     """Record a batch and queue its submission."""
     context, body = context_of(request), await read_json(request, BatchBody)
     _check(body)
-    answer = await context.run(_create, context, body, access_of(request).name)
+    file, named = await context.run(_input_file, context, body.input_file_id)
+    stem = new_stem()
+    stored = StoredBatch(
+        id=f"batch_{stem}",
+        endpoint=body.endpoint,
+        input_file_id=file.id,
+        completion_window=body.completion_window,
+        created_at=created_at(stem),
+        models=await _models(context, named),
+        filename=file.filename,
+        metadata=body.metadata,
+        output_expires_s=body.output_expires_after.seconds if body.output_expires_after else None,
+        owner=access_of(request).name,
+    )
+    answer = await context.run(_store, context.farm, stored)
     audit_batch(request, answer.id)
     submitter_of(request).wake()
     return JSONResponse(answer.model_dump())
@@ -52,26 +69,20 @@ def _check(body: BatchBody) -> None:
         raise _refused(f"write {_WINDOW!r}; a batch here never expires", "completion_window")
 
 
-def _create(context: ServerContext, body: BatchBody, owner: str) -> BatchAnswer:
+def _input_file(context: ServerContext, file_id: str) -> tuple[StoredFile, str | None]:
+    """Return the file of a new batch and the model of its first line."""
     farm, limit = context.farm, context.settings.max_batch_lines
-    file = stored_files.find_file(farm.bucket, body.input_file_id, param="input_file_id")
+    file = stored_files.read_record(farm.bucket, file_id)
+    if file is None:
+        raise stored_files.missing_file(file_id, param="input_file_id")
     if file.purpose != "batch":
         raise _refused(f"the file's purpose is {file.purpose!r}; upload it with the purpose 'batch'", "input_file_id")
     if file.lines > limit:
         raise _refused(f"the file has {file.lines} lines, and a batch at most {limit}; split it", "input_file_id")
-    stem = new_stem()
-    stored = StoredBatch(
-        id=f"batch_{stem}",
-        endpoint=body.endpoint,
-        input_file_id=file.id,
-        completion_window=body.completion_window,
-        created_at=created_at(stem),
-        models=_models(context, _first_model(farm, file.id)),
-        filename=file.filename,
-        metadata=body.metadata,
-        output_expires_s=body.output_expires_after.seconds if body.output_expires_after else None,
-        owner=owner,
-    )
+    return file, _first_model(farm, file.id)
+
+
+def _store(farm: Farm, stored: StoredBatch) -> BatchAnswer:
     # from here on the batch exists; if this server dies, another one submits it when it is read
     stored_batches.write_batch(farm.bucket, stored)
     farm.ledger.queue_submission(stored.id)
@@ -92,10 +103,15 @@ def _first_model(farm: Farm, file: str) -> str | None:
     return model if isinstance(model, str) else None
 
 
-def _models(context: ServerContext, name: str | None) -> tuple[str, ...]:
+async def _models(context: ServerContext, name: str | None) -> tuple[str, ...]:
     """Return the alias of a model, and the client's own name for it."""
-    own = name is None or name.startswith(("gpt-image-", "dall-e-", "chatgpt-image-"))
-    alias = context.settings.default_model or "mini" if own or name is None else name
+    try:
+        alias = await resolve_model(context, name)
+    except RequestError as error:
+        # a batch may wait for its workers; an autoscaler starts them only then
+        if error.code != "no_worker" or name is None or is_openai_name(name):
+            raise
+        alias = check_model_alias(name)
     return (alias,) if name in {None, alias} else (alias, str(name))
 
 
@@ -160,7 +176,7 @@ def _cancel(farm: Farm, batch: str) -> BatchAnswer:
     # written before the ledger is looked at: a submission that begins meanwhile finds it
     stored_batches.write_cancellation(farm.bucket, batch, int(time.time()))
     if find_record(farm, batch) is not None:
-        Batch(farm.connection, batch).cancel()
+        Batch(farm.connection, batch).cancel(flush=False)
     return _find(farm, batch)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import groupby
 
 from pydantic import BaseModel, ConfigDict
 
@@ -23,7 +24,7 @@ _RECORD = "/file.json"
 
 
 class StoredFile(BaseModel):
-    """The record of a file. ``lines`` are the line ends in it; ``owner`` is the name of the key that uploaded it."""
+    """The record of a file. ``lines`` is the number of its lines; ``owner`` is the name of the key that uploaded it."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -72,18 +73,6 @@ def read_record(bucket: Bucket, file: str) -> StoredFile | None:
     return None if found.expired else found
 
 
-def find_file(bucket: Bucket, file: str, *, param: str) -> StoredFile:
-    """Return a file's record.
-
-    Raises:
-        RequestError: 404, there is no such file.
-    """
-    found = read_record(bucket, file)
-    if found is None:
-        raise missing_file(file, param=param)
-    return found
-
-
 def missing_file(file: str, *, param: str) -> RequestError:
     """Return the error for a file that does not exist."""
     return RequestError(404, "not_found", f"No such File object: {file[:100]!r}", param=param)
@@ -95,10 +84,14 @@ def delete_file(bucket: Bucket, file: str) -> None:
     bucket.delete([content_key(file)])
 
 
-def file_ids(bucket: Bucket, *, after: str = "") -> Iterator[str]:
-    """Yield the ids of all files, newest first; only those after a stem, if one is given."""
-    start = f"{PREFIX}file-{after}~" if after else ""
-    for key in bucket.keys(PREFIX, after=start):
-        file = key.removeprefix(PREFIX).removesuffix(_RECORD)
-        if key.endswith(_RECORD) and is_file_id(file):
-            yield file
+def file_ids(bucket: Bucket) -> Iterator[str]:
+    """Yield the ids of all files, newest first, also of those that have expired."""
+    yield from (file for file, whole in all_files(bucket) if whole)
+
+
+def all_files(bucket: Bucket) -> Iterator[tuple[str, bool]]:
+    """Yield the ids in the bucket, and whether each has a record. It has none while it is uploaded."""
+    keys = (key.removeprefix(PREFIX) for key in bucket.keys(PREFIX))
+    for file, group in groupby(keys, key=lambda key: key.partition("/")[0]):
+        if is_file_id(file):
+            yield file, f"{file}{_RECORD}" in list(group)

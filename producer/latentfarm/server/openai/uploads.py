@@ -31,8 +31,14 @@ class Upload:
         self._buffer = bytearray()
         self._multipart: MultipartUpload | None = None
         self._storing: asyncio.Task[None] | None = None
-        #: bytes so far, and line ends among them
-        self.size = self.lines = 0
+        #: bytes so far
+        self.size = 0
+        self._line_ends, self._last = 0, b"\n"
+
+    @property
+    def lines(self) -> int:
+        """Lines so far."""
+        return self._line_ends + (self._last != b"\n")
 
     async def write(self, data: bytes) -> None:
         """Add bytes. Waits if the store is slower than the client.
@@ -46,7 +52,8 @@ class Upload:
             raise RequestError(
                 413, "file_too_large", f"the file is larger than {self._limit} bytes; split it", param="file"
             )
-        self.lines += data.count(b"\n")
+        self._line_ends += data.count(b"\n")
+        self._last = data[-1:] or self._last
         self._buffer += data
         if len(self._buffer) >= self._part_bytes:
             await self._wait()

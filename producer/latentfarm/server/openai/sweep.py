@@ -1,0 +1,89 @@
+"""Removes what has expired: files, outputs of batches, and what uploads have left whose server died.
+
+Every server sweeps each hour. Two sweeps at once do no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+
+import anyio
+
+from latentfarm.errors import LatentfarmError
+from latentfarm.farm import Farm
+from latentfarm.server.openai import stored_batches, stored_files
+from latentfarm.server.openai.batch_state import describe
+from latentfarm.server.openai.ids import created_at, stem_of
+from latentfarm.storage.deletion import delete_batch
+from latentfarm.storage.multipart_upload import abort_uploads_before
+
+log = logging.getLogger(__name__)
+
+#: seconds until the first sweep, and from one to the next
+_FIRST_S, _INTERVAL_S = 60.0, 3_600.0
+#: seconds after which an upload has ended, one way or the other
+_LONGEST_UPLOAD_S = 24 * 3_600
+
+
+class Sweeper:
+    """Sweeps on a thread of its own until the server ends."""
+
+    def __init__(self, farm: Farm) -> None:
+        self._farm = farm
+        self._ending = threading.Event()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Sweep in the background."""
+        thread = threading.Thread(target=self._run, name="sweep", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            self._ending.set()
+            # a daemon: what it has not removed, a later sweep removes
+            await anyio.to_thread.run_sync(thread.join, 1.0)
+
+    def _run(self) -> None:
+        wait_s = _FIRST_S
+        while not self._ending.wait(wait_s):
+            wait_s = _INTERVAL_S
+            try:
+                sweep_files(self._farm)
+                sweep_batches(self._farm)
+            except LatentfarmError as error:
+                log.warning("what has expired is removed later: %s", error)
+            except Exception:
+                log.exception("what has expired is removed later")
+
+
+def sweep_files(farm: Farm) -> None:
+    """Remove files that have expired, and the remains of uploads."""
+    bucket, began = farm.bucket, time.time() - _LONGEST_UPLOAD_S
+    for file, whole in stored_files.all_files(bucket):
+        died = not whole and created_at(stem_of(file)) < began
+        if died or (whole and stored_files.read_record(bucket, file) is None):
+            stored_files.delete_file(bucket, file)
+    before = datetime.now(UTC) - timedelta(seconds=_LONGEST_UPLOAD_S)
+    abort_uploads_before(bucket, stored_files.PREFIX, before)
+
+
+def sweep_batches(farm: Farm) -> None:
+    """Remove batches whose output has expired, and the records of batches that were deleted.
+
+    Batches that nobody submits are queued again, because their state is looked at.
+    """
+    for batch in stored_batches.batch_ids(farm.bucket):
+        stored = stored_batches.read_batch(farm.bucket, batch)
+        state = describe(farm, stored) if stored else None
+        if state is not None and stored is not None:
+            ended_at = state.completed_at or state.cancelled_at
+            if stored.output_expires_s is None or ended_at is None or ended_at + stored.output_expires_s > time.time():
+                continue
+            delete_batch(farm.ledger, farm.bucket, batch)
+        stored_batches.remove_batch(farm.bucket, batch)
