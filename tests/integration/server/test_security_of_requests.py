@@ -6,6 +6,7 @@ import gzip
 import re
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from tests.integration.server.conftest import Serving
@@ -165,7 +166,7 @@ def test_t27_hostile_forms_are_refused_and_leave_nothing(server: RunningServer, 
 
 
 def test_t28_errors_name_no_path_host_or_prompt(server: RunningServer, farm: Farm) -> None:
-    rows = [{"prompt": CANARY}, {"prompt": CANARY, "num_inference_steps": -1}]
+    rows: list[str | dict[str, Any]] = [{"prompt": CANARY}, {"prompt": CANARY, "num_inference_steps": -1}]
     farm.submit(rows, batch="theirs", model="none", options=SubmitOptions(validate_first=False))
     settings = farm.settings
     secrets = [CANARY, settings.redis_url, settings.s3_endpoint_url, settings.s3_secret_key.get_secret_value()]
