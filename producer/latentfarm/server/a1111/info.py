@@ -84,4 +84,5 @@ def _infotext(body: bytes, result: Mapping[str, Any]) -> str:
 
 def _job(result: Mapping[str, Any]) -> Job:
     batch, _, index = str(result["job"]).rpartition("/")
-    return Job(batch=batch, index=int(index), **result["request"])
+    request = {name: value for name, value in result["request"].items() if name in Job.model_fields}
+    return Job(batch=batch, index=int(index), **request)
