@@ -188,8 +188,9 @@ def test_every_call_that_leaves_the_process_is_among_those_that_raise(subject: S
 
 
 def test_every_thread_is_counted_from_the_start(subject: Subject) -> None:
-    names = {"commit", "deadline", "drain", "engine", "heartbeat", "leases", "live", "maintenance", "prefetch", "preview"}
-    names |= {"interactive", "prefetch-interactive", "signals", "upload", "upload-interactive", "watchdog", "webhooks"}
+    names = {"commit", "deadline", "drain", "engine", "heartbeat", "interactive", "leases", "live", "maintenance"}
+    names |= {"prefetch", "prefetch-interactive", "preview", "signals", "upload", "upload-interactive", "webhooks"}
+    names |= {"watchdog"}
     assert set(subject.worker.threads.names()) == names
     counted = {key[2] for key in samples_of(subject.worker._metrics.registry) if "thread_errors_total" in key[0]}
     assert counted == set(subject.worker.threads.names())

@@ -2,8 +2,10 @@
 
 Images of one latent shape and cohort run together. An image with guidance takes two rows of the batch, one without
 takes one row. Images of another shape or cohort wait until the batch is empty; one with guidance waits for two rows. To
-prevent starvation, at most one full batch of later images may overtake an image. Interactive images begin before all
-others, and nothing overtakes them; no image that runs is interrupted for them.
+prevent starvation, at most one full batch of later images may overtake an image.
+
+Interactive images begin before all others, and nothing overtakes them. In a full batch of their key they take the rows
+of other images, which are paused and go on later: none is dropped, and none begins again.
 
 A cohort keeps a job that had trouble from others: an error or a crash then shows whose it is. Most images have none.
 """
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
+from itertools import takewhile
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from latentfarm_worker.latent_shape import LatentShape
@@ -135,6 +138,11 @@ class AdmissionQueue(Generic[T]):
         if not self._waiting:
             return None
         return running or _key_of(self._waiting[0])
+
+    def interactive_rows(self, key: BatchKey) -> int:
+        """Return the rows of the interactive images of a key that are the first to begin."""
+        first = takewhile(lambda image: image.interactive and _key_of(image) == key, self._waiting)
+        return sum(image.rows_needed for image in first)
 
     def next_images(self, key: BatchKey, *, rows: int, free: int) -> list[T]:
         """Return the images that begin now: those of the batch's key that fit into its ``free`` rows, in order.

@@ -48,12 +48,12 @@ class DeviceBatch:
         self.micro_batch = micro_batch
         self._pad = pad
         self._device = device = family.device
-        # the last place takes what rows without an image of their own write
-        places = rows + 1
+        #: of the images that run and as many that are paused; the next one takes what other rows write
+        self._places = 2 * rows
         self._state = LatentState(
-            history=torch.zeros((places, COLUMNS, family.latent_channels, *shape), device=device),
-            table=torch.zeros((places, _EVALUATIONS, TABLE_COLUMNS), device=device),
-            step_index=torch.zeros(places, dtype=torch.int64, device=device),
+            history=torch.zeros((self._places + 1, COLUMNS, family.latent_channels, *shape), device=device),
+            table=torch.zeros((self._places + 1, _EVALUATIONS, TABLE_COLUMNS), device=device),
+            step_index=torch.zeros(self._places + 1, dtype=torch.int64, device=device),
         )
         self._begin, self._update = begin, update
         if family.compiled and shape == native_shape(family):
@@ -77,7 +77,7 @@ class DeviceBatch:
     def is_whole(self, images: Sequence[ImageState]) -> bool:
         """Return whether the batch has exactly these images, each at a place of its own."""
         places = {image.place for image in images}
-        return {*images} == {*self._images} and len(places) == len(images) and places <= {*range(self.rows)}
+        return {*images} == {*self._images} and len(places) == len(images) and places <= {*range(self._places)}
 
     def allocate(self, image: ImageState, texts: Sequence[Tensors]) -> None:
         """Give an image a place and a row for each of its prompts.
@@ -85,7 +85,7 @@ class DeviceBatch:
         ``texts`` are the tensors of each prompt, without a dimension for rows.
         """
         taken = {other.place for other in self._images}
-        place = next(place for place in range(self.rows) if place not in taken)
+        place = next(place for place in range(self._places) if place not in taken)
         table = image.table()
         self._extend_table(len(table))
         self._state.history[place].zero_()
@@ -101,6 +101,25 @@ class DeviceBatch:
     def release(self, image: ImageState) -> None:
         """Free an image's place and rows."""
         del self._images[image]
+        self._micro_batches = None
+
+    def make_room(self, rows: int) -> int:
+        """Pause images so that interactive ones find this many free rows; return the rows that may be taken now.
+
+        Those that have begun last are paused. They go on, with the same numbers, before any other image begins.
+        """
+        running = [image for image in self._images if not image.paused and not image.interactive]
+        running.sort(key=lambda image: image.evaluations_left)
+        while self.free_rows < rows and running:
+            self._set_paused(running.pop(), paused=True)
+        paused = sorted((image for image in self._images if image.paused), key=lambda image: image.evaluations_left)
+        while paused and self.free_rows >= rows + paused[0].rows_held:
+            self._set_paused(paused.pop(0), paused=False)
+        return min(rows, self.free_rows) if paused else self.free_rows
+
+    def _set_paused(self, image: ImageState, *, paused: bool) -> None:
+        image.paused = paused
+        image.rows = 0 if paused else image.rows_held
         self._micro_batches = None
 
     def latents(self, image: ImageState) -> torch.Tensor:
@@ -122,14 +141,15 @@ class DeviceBatch:
 
     def begin_step(self) -> list[MicroBatch]:
         """Send the noise of this step to the device; return the step's micro-batches."""
-        self._send_noise([image for image in self._images if image.plan.uses_noise[image.step_index]])
+        running = [image for image in self._images if not image.paused]
+        self._send_noise([image for image in running if image.plan.uses_noise[image.step_index]])
         if self._micro_batches is None:
             self._micro_batches = form(
-                self._images,
+                running,
                 self._images,
                 rows=self.micro_batch,
                 pad=self._pad,
-                unused=self.rows,
+                unused=self._places,
                 device=self._device,
             )
         return self._micro_batches
@@ -140,8 +160,7 @@ class DeviceBatch:
         for image in micro_batch.images:
             rows = image.rows_computed
             image.step_index += 1
-            if image.step_index >= image.guided.stop:
-                image.rows = 1
+            image.rows = image.rows_held
             if image.rows_computed != rows:
                 self._micro_batches = None
 
@@ -158,7 +177,7 @@ class DeviceBatch:
 
         if not self._cuda_graphs:
             return evaluate
-        idle = torch.full((3, self.micro_batch), self.rows, device=self._device)
+        idle = torch.full((3, self.micro_batch), self._places, device=self._device)
         idle[2] = torch.arange(self.micro_batch, device=self._device)
         return GraphedEvaluation(evaluate, idle)
 

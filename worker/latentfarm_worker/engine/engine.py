@@ -108,10 +108,11 @@ class Engine:
     def free_within(self, evaluations: int, *, interactive: bool = False) -> int:
         """Return how many more guided images of the native size fit after so many model evaluations.
 
-        ``interactive`` images do not wait for others that wait.
+        ``interactive`` images wait only for their like.
         """
-        staying = [image for image in tuple(self._running) if image.evaluations_left > evaluations]
-        return self._queue.free_slots(sum(image.rows for image in staying), interactive=interactive)
+        running = (image for image in tuple(self._running) if image.interactive or not interactive)
+        staying = (image.rows_held for image in running if image.evaluations_left > evaluations)
+        return self._queue.free_slots(sum(staying), interactive=interactive)
 
     @property
     def slots_taken(self) -> float:
@@ -264,12 +265,13 @@ class Engine:
 
     def _admit_waiting(self) -> None:
         """Start the waiting images that fit, and encode their prompts together."""
-        first = self._running[0] if self._running else None
-        key = self._queue.next_key(BatchKey(first.shape, first.cohort) if first else None)
+        running = BatchKey(self._running[0].shape, self._running[0].cohort) if self._running else None
+        key = self._queue.next_key(running) or running
         if key is None:
             return
         batch = self._batch_of(key.shape)
-        starting = self._queue.next_images(key, rows=batch.rows, free=batch.free_rows)
+        free = batch.make_room(self._queue.interactive_rows(key))
+        starting = self._queue.next_images(key, rows=batch.rows, free=free)
         if not starting:
             return
         self._cohort = key.cohort
@@ -315,11 +317,12 @@ class Engine:
         """Run one evaluation of the model for every running image and update its latents."""
         if self._batch is None or not self._running:
             return
-        self._call.images = [*self._running]
+        running = [image for image in self._running if not image.paused]
+        self._call.images = running
         for micro_batch in self._batch.begin_step():
             self._call.begin(micro_batch.images)
             self._batch.denoise(micro_batch)
-        for image in self._running:
+        for image in running:
             if image.step_index in image.frame_steps:
                 self._call.images = [image]
                 image.frames.append(self._batch.frame(image))

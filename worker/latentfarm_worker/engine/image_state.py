@@ -28,12 +28,13 @@ class ImageState:
         handle: the caller's key, never read here; the worker passes its lease.
         cohort: images run together only if theirs are equal [default: None, that of most images].
         interactive: it begins before all images that are not, and is decoded at once.
+        paused: it keeps its place, but takes no part in steps, because an interactive one has its rows.
         prompts: the prompt and, for guidance with a second row, the negative prompt.
         noise: the initial noise and that of the steps.
         conditioning: the model's inputs besides the text, on the host, the same for all rows.
         width, height: pixels.
         place: the index of the image's state in the batch; -1 while it waits.
-        rows: rows of the model's batch that it takes: one for each prompt, and 1 after the guidance interval.
+        rows: rows of the model's batch that it takes: ``rows_held`` while it runs, 0 while it waits or is paused.
         step_index: model evaluations that are done.
         micro_batch: rows of a call of the model when the image began; its bytes depend on it.
         frames: the latents of its intermediates so far, float32 (C, h, w) each.
@@ -56,6 +57,7 @@ class ImageState:
     conditioning: Tensors = field(default_factory=dict)
     cohort: Hashable = None
     interactive: bool = False
+    paused: bool = False
     place: int = -1
     rows: int = 0
     step_index: int = 0
@@ -73,6 +75,11 @@ class ImageState:
     def rows_needed(self) -> int:
         """Return the rows that the image takes when it begins."""
         return len(self.prompts)
+
+    @property
+    def rows_held(self) -> int:
+        """Return the rows that it takes once it has begun: one for each prompt, and 1 after the guidance interval."""
+        return self.rows_needed if self.step_index < self.guided.stop else 1
 
     @property
     def text_chunks(self) -> int:
@@ -145,6 +152,7 @@ class ImageState:
     def restart(self) -> None:
         """Reset the progress."""
         self.noise.restart()
+        self.paused = False
         self.place, self.rows, self.step_index, self.timings, self.frames = -1, 0, 0, {}, []
 
     def table(self) -> torch.Tensor:

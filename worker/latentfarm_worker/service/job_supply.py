@@ -1,8 +1,7 @@
 """Which jobs a worker leases when: those of batches ahead of the engine, and interactive ones at once.
 
-A worker hears of an interactive job by a signal of the ledger. It asks for it as soon as the engine has a slot for it,
-or is about to have one. So of many workers one with a free slot takes it, and a full one leaves it to others. What is
-leased already waits behind it.
+A worker hears of an interactive job by a signal of the ledger, and leases it for the next step. What is leased already
+waits behind it, and what runs is paused for it if no slot is free. So a full worker leaves it a moment to others.
 """
 
 from __future__ import annotations
@@ -25,8 +24,10 @@ from latentfarm_worker.service.suspects import cohort_of
 from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.service.uploader import Uploader
 
-#: seconds before a slot becomes free in which its next job is leased, and its next interactive job
-_AHEAD_S, _INTERACTIVE_AHEAD_S = 1.0, 0.05
+#: seconds before a slot becomes free in which its next job is leased
+_AHEAD_S = 1.0
+#: seconds in which a worker with a free slot can take an interactive job before a full one
+_DELAY_S = 0.01
 #: steps of which the median time is taken
 _RECENT = 16
 
@@ -146,21 +147,21 @@ class JobSupply:
         return min(wanted, self._room()) - prefetched
 
     def interactive_capacity(self) -> int:
-        """Return how many more interactive jobs to lease: as many as can begin now or after the next steps.
+        """Return how many more interactive jobs to lease: as many as can begin now or at the next step.
 
-        Other jobs that wait are not counted, as they wait behind these.
+        Other jobs are not counted: those that wait do so behind these, and those that run are paused.
         """
         if self._draining:
             return 0
-        steps = max(1, self._steps_in(_INTERACTIVE_AHEAD_S))
-        wanted, prefetched = self._engine.free_within(steps, interactive=True), self.interactive.prefetched
+        wanted, prefetched = self._engine.free_within(1, interactive=True), self.interactive.prefetched
         return min(wanted, self._room() + self._engine.slots) - prefetched
 
     def _request_interactive(self) -> None:
         count = self.interactive_capacity() if self.interactive.wanted else 0
         alone = count > 0 and not self._has_lone_suspect()
         # also for none: the manifest of a job that is leased may be due to be read again
-        self.interactive.request(count, alone=alone, others_first=self._others_first)
+        delay_s = 0.0 if self._engine.free_within(1) else _DELAY_S
+        self.interactive.request(count, alone=alone, others_first=self._others_first, delay_s=delay_s)
 
     def _room(self) -> int:
         """Return how many more images may be in flight."""

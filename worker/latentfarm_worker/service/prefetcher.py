@@ -181,10 +181,11 @@ class Prefetcher:
         """Whether the ledger may have a job that was announced by a doorbell."""
         return self._rung > self._answered
 
-    def request(self, count: int, *, alone: bool = True, others_first: bool = False) -> None:
+    def request(self, count: int, *, alone: bool = True, others_first: bool = False, delay_s: float = 0.0) -> None:
         """Start a round for up to ``count`` more jobs, unless one is running or a pause has not ended.
 
         ``alone``: one of them may be a job that must run alone; with ``others_first`` only if there are no others.
+        ``delay_s``: seconds to leave the jobs to other workers.
         """
         now = time.monotonic()
         with self._starting:
@@ -194,7 +195,7 @@ class Prefetcher:
             if not can_lease and not self._due(now):
                 return
             self._working = True
-        self._pool.submit(self._round, count, alone, others_first, on_error=lambda _: self._end_round())
+        self._pool.submit(self._round, count, alone, others_first, delay_s, on_error=lambda _: self._end_round())
 
     def take(self) -> list[ImageState]:
         """Return the prepared jobs whose lease is still held."""
@@ -214,8 +215,10 @@ class Prefetcher:
 
     # -- on the prefetch thread ------------------------------------------------------------------------------
 
-    def _round(self, count: int, alone: bool, others_first: bool) -> None:  # noqa: FBT001 - by the pool, by position
+    def _round(self, count: int, alone: bool, others_first: bool, delay_s: float) -> None:  # noqa: FBT001 - positional
         try:
+            if delay_s:
+                time.sleep(delay_s)
             if not self._due(time.monotonic()) and count > 0:
                 self._lease(count, alone=alone, others_first=others_first)
             self._read()
