@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from base64 import b64encode
 from typing import Any
 
@@ -21,7 +22,7 @@ from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.interactive.models import resolve_model
 from latentfarm.server.interactive.renderer import renderer_of
-from latentfarm.server.security.access import access_of
+from latentfarm.server.security.access import access_of, audit_batch
 
 
 async def text_to_image(request: Request) -> Response:
@@ -35,17 +36,20 @@ async def text_to_image(request: Request) -> Response:
         renderer.render(request, wanted.rows, model=model) as rendering,
         running.follow(context.hub, rendering.batch),
     ):
+        audit_batch(request, rendering.batch)
         images = await rendering.images()
     found = [(image.body, image.result) for image in images]
-    return JSONResponse(await context.run(_answer, wanted, found))
+    # megabytes: not on the event loop
+    return Response(await context.run(_answer, wanted, found), media_type="application/json")
 
 
-def _answer(wanted: TextToImage, images: list[tuple[bytes, dict[str, Any]]]) -> dict[str, Any]:
-    return {
+def _answer(wanted: TextToImage, images: list[tuple[bytes, dict[str, Any]]]) -> bytes:
+    answer = {
         "images": [b64encode(body).decode() for body, _ in images] if wanted.send_images else [],
         "parameters": wanted.parameters,
         "info": info_text(images, batch_size=wanted.batch_size, notes=wanted.notes),
     }
+    return json.dumps(answer).encode()
 
 
 async def image_to_image(_request: Request) -> Response:
@@ -73,7 +77,7 @@ def _cancel(farm: Farm, owner: str) -> None:
 
 
 OPERATIONS = (
-    Operation("POST", "/sdapi/v1/txt2img", text_to_image, Scope.SUBMIT, "Render images of a prompt"),
+    Operation("POST", "/sdapi/v1/txt2img", text_to_image, Scope.SUBMIT, "Render images of a prompt", audited=True),
     Operation("POST", "/sdapi/v1/img2img", image_to_image, Scope.SUBMIT, "Change images: not supported yet"),
     Operation("GET", "/sdapi/v1/progress", get_progress, Scope.READ, "Get the progress of images"),
     Operation("POST", "/sdapi/v1/interrupt", interrupt, Scope.SUBMIT, "Cancel images", audited=True),
