@@ -12,6 +12,7 @@ from openai.types import FileDeleted, FileObject
 from tests.conftest import until
 from tests.integration.server.conftest import Serving
 from tests.support.http_server import RunningServer
+from tests.support.uploads import count_uploads
 
 from latentfarm.farm import Farm
 from latentfarm.server.openai import stored_files
@@ -82,14 +83,9 @@ def test_an_upload_that_breaks_off_leaves_nothing(server: RunningServer, farm: F
     head = "POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     with socket.create_connection(("127.0.0.1", server.port)) as raw:
         raw.sendall(f"{head}Content-Length: {20 * MIB}\r\n\r\n".encode() + body)
-        until(lambda: _uploads(farm) == 1, timeout_s=20)
-    until(lambda: _uploads(farm) == 0, timeout_s=20)
+        until(lambda: count_uploads(farm) == 1, timeout_s=20)
+    until(lambda: count_uploads(farm) == 0, timeout_s=20)
     assert list(farm.bucket.keys("")) == []
-
-
-def _uploads(farm: Farm) -> int:
-    bucket = farm.bucket
-    return len(bucket.client.list_multipart_uploads(Bucket=bucket.name).get("Uploads", []))
 
 
 def test_an_upload_is_refused_with_its_cure(serving: Serving, farm: Farm) -> None:

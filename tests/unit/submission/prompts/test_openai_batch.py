@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.support import prompt_files
 
-from latentfarm.submission.prompts import ReadOptions
+from latentfarm.submission.prompts import LocatedRow, ReadOptions, RowError, open_source
 
 pytestmark = pytest.mark.unit
 
@@ -25,6 +25,46 @@ def test_a_batch_line_is_a_row(tmp_path: Path) -> None:
     )
     expected = {"id": "request-1", "prompt": "a cat", "num_images_per_prompt": 2, "width": 512, "height": 768}
     assert prompt_files.given(row) == {**expected, **ours, "image_format": "png"}
+
+
+def test_a_file_that_is_answered_has_requests_of_one_model(tmp_path: Path) -> None:
+    lines = [
+        line({"model": "gpt-image-1", "prompt": "a", "response_format": "b64_json"}, custom_id="bytes"),
+        line({"model": "mini", "prompt": "a", "response_format": "url"}, custom_id="url"),
+        line({"prompt": "a"}, custom_id="no model"),
+        line({"model": "sdxl", "prompt": "a"}, custom_id="other"),
+        line({"model": ["mini"], "prompt": "a"}, custom_id="a list"),
+        line({"model": "mini", "prompt": "a"}, custom_id="edit", url="/v1/images/edits"),
+        line({"model": "mini", "prompt": "a", "widht": 64}, custom_id="unknown"),
+        line({"model": "mini", "prompt": "a"}, custom_id="url"),
+        line({"model": "mini", "prompt": "a"}, custom_id="\ud800"),
+        '{"prompt": "a cat"}',
+        '"a cat"',
+        '["a cat"]',
+    ]
+    file = tmp_path / "b.jsonl"
+    file.write_text("\n".join(lines))
+    found = list(open_source(file, ReadOptions(models=("mini", "gpt-image-1"))).read())
+    rows = [entry.row for entry in found if isinstance(entry, LocatedRow)]
+    assert [(row.id, row.columns) for row in rows] == [
+        ("bytes", {"response_format": "b64_json"}),
+        ("url", None),
+        ("no model", None),
+    ]
+    errors = [entry for entry in found if isinstance(entry, RowError)]
+    assert [(error.id, error.reason) for error in errors] == [
+        ("other", "model"),
+        ("a list", "model"),
+        ("edit", "url"),
+        ("unknown", "unknown field 'widht'"),
+        ("url", "id is not unique"),
+        (None, "not JSON"),
+        (None, "custom_id"),
+        (None, "custom_id"),
+        (None, "a list"),
+    ]
+    cure = "b.jsonl line 4: model 'sdxl' is not the batch's model, mini; write a file for each model"
+    assert errors[0].text == cure
 
 
 def test_batch_lines_and_rows_may_be_in_one_file(tmp_path: Path) -> None:
