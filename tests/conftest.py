@@ -140,11 +140,13 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 def latentfarm(tmp_path: Path) -> Command:
     """Run the real command in an empty folder."""
 
-    def run(*arguments: str, settings: Settings | None = None, **more: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: str, settings: Settings | None = None, folder: Path = tmp_path, **more: str
+    ) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, **(settings.environment() if settings else {}), **more}
         return subprocess.run(
             [sys.executable, "-m", "latentfarm", *arguments],
-            cwd=tmp_path,
+            cwd=folder,
             env=environment,
             capture_output=True,
             text=True,

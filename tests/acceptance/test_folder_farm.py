@@ -33,7 +33,7 @@ def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
 @contextmanager
 def up(folder: Path) -> Iterator[subprocess.Popen[str]]:
     """Run the servers of a farm in a folder; end them at the end if the test has not."""
-    process = start(folder, "up", "--workers", "0")
+    process = start(folder, "up", "--workers", "0", "--no-server")
     assert process.stderr is not None
     try:
         next(line for line in process.stderr if line.startswith("up;"))
@@ -147,7 +147,7 @@ def test_a_full_disk_is_named_and_the_farm_goes_on_when_it_has_space(small_disk:
         assert process.stderr.readline() == "the farm can store its data again\n"
         assert run("submit", "p.txt", "--batch", "b").returncode == 0
         fill(filler)
-    full = run("up", "--workers", "0")
+    full = run("up", "--workers", "0", "--no-server")
     assert (full.returncode, full.stderr) == (3, f"latentfarm: {problem}")
 
 

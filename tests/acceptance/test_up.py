@@ -19,6 +19,7 @@ from PIL import Image
 from tests.conftest import REPOSITORY, Command, until
 from tests.support.leasing import holders
 from tests.support.processes import alive, children_of, process_of
+from tests.support.scraping import http_get
 
 from latentfarm import Farm
 from latentfarm.local.process import ManagedProcess
@@ -30,7 +31,12 @@ pytestmark = pytest.mark.acceptance
 
 
 @contextmanager
-def running_up(folder: Path, *arguments: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
+def running_up(
+    folder: Path, *arguments: str, printed: list[str] | None = None, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """Run ``up``, without the HTTP server unless an argument names it; ``printed`` collects the lines of its start."""
+    if not {"--server", "--address"} & set(arguments):
+        arguments = (*arguments, "--no-server")
     process = subprocess.Popen(
         [sys.executable, "-m", "latentfarm", "up", *arguments],
         cwd=folder,
@@ -40,6 +46,8 @@ def running_up(folder: Path, *arguments: str, **environment: str) -> Iterator[su
     )
     assert process.stderr is not None
     for line in process.stderr:
+        if printed is not None:
+            printed.append(line.rstrip())
         if line.startswith("up;"):
             break
     try:
@@ -106,6 +114,26 @@ def test_up_runs_once_in_a_folder_listens_on_loopback_only_and_leaves_no_process
     assert process.returncode == 0
     assert not [pid for pid in servers if alive(pid)]
     assert not (tmp_path / ".latentfarm" / "farm.json").exists()
+
+
+def test_up_runs_the_http_server_and_works_without_it(latentfarm: Command, tmp_path: Path) -> None:
+    printed: list[str] = []
+    with running_up(tmp_path, "--workers", "0", "--address", "127.0.0.1:0", printed=printed) as process:
+        [url] = [line.split()[1] for line in printed if line.startswith("server ")]
+        address = url.removeprefix("http://")
+        assert http_get(address, "/readyz") == (200, "ok\n")
+        assert http_get(address, "/api/batches")[0] == 200
+        servers = children_of(process.pid)
+        assert len(servers) == 3
+
+        # another farm, on an address that is in use: chosen, it is an error; by default the farm works without it
+        (tmp_path / "other").mkdir()
+        refused = latentfarm("up", "--workers", "0", "--address", address, folder=tmp_path / "other")
+        assert refused.returncode == 3
+        assert f"latentfarm: cannot serve {address}: Address already in use" in refused.stderr
+    assert not [pid for pid in servers if alive(pid)]
+    wrong = latentfarm("up", "--workers", "0", "--address", "7860")
+    assert (wrong.returncode, wrong.stderr.startswith("latentfarm: --address is '7860'; write HOST:PORT")) == (2, True)
 
 
 def test_a_second_ctrl_c_waits_for_no_image(tmp_path: Path) -> None:
@@ -213,6 +241,9 @@ def test_the_light_install_submits_without_torch(settings: Settings, tmp_path: P
     (tmp_path / "p.txt").write_text("a cat\n")
     submitted = run(str(python), "-m", "latentfarm", "submit", "p.txt", "--batch", "light")
     assert (submitted.returncode, submitted.stdout) == (0, "light\n"), submitted.stderr
+    serve = run(str(python), "-m", "latentfarm", "serve")
+    assert serve.returncode == 2
+    assert "pip install 'latentfarm[server]'" in serve.stderr
     for command in (("worker",), ("up",), ("bench",), ("verify", "light"), ("render", "p.txt", "-o", "out")):
         refused = run(str(python), "-m", "latentfarm", *command)
         assert refused.returncode == 2, command

@@ -40,8 +40,9 @@ def serve(
     settings = Settings.load().require()
     logs.configure(settings.log_format, process="server")
     allow_connections(server_settings.max_connections)
+    # it checks the keys that an address needs, before the address is taken
+    app = make_app(Farm.open(settings), server_settings)
     with listen(server_settings.address) as listener:
-        app = make_app(Farm.open(settings), server_settings)
         server = HttpServer(
             app,
             max_connections=server_settings.max_connections,

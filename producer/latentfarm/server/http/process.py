@@ -66,12 +66,13 @@ def allow_connections(count: int) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft == resource.RLIM_INFINITY or soft >= wanted:
         return
-    if hard not in {resource.RLIM_INFINITY, -1} and hard < wanted:
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    except (ValueError, OSError):
         raise InputError(
-            f"LATENTFARM_SERVER_MAX_CONNECTIONS is {count}, and this process may open {hard} files; lower it to "
-            f"{max(8, hard - _OTHER_FILES)}, or raise the limit (ulimit -n {wanted})"
-        )
-    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            f"LATENTFARM_SERVER_MAX_CONNECTIONS is {count}, and this process may open {hard} files at most; lower it, "
+            f"or raise the limit (ulimit -n {wanted})"
+        ) from None
 
 
 def url_of(listener: socket.socket) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -113,16 +114,22 @@ class EventHub:
                 subscription.close()
 
     def _keep(self, follow: Callable[[], None], name: str) -> None:
-        """Call ``follow`` until the end, again after each outage."""
+        """Call ``follow`` until the end, again after each outage, which is logged once."""
+        reported = ""
         pause_s = _FIRST_PAUSE_S
         while not self._stopping.is_set():
+            began = time.monotonic()
             try:
                 follow()
-                pause_s = _FIRST_PAUSE_S
             except LatentfarmError as error:
-                log.warning("the %s are not followed now: %s", name, error)
+                if str(error) != reported:
+                    log.warning("the %s are not followed now: %s", name, error)
+                    reported = str(error)
             except Exception:
                 log.exception("the %s are not followed now", name)
+            if time.monotonic() - began > _LONGEST_PAUSE_S:
+                # it was well in between
+                reported, pause_s = "", _FIRST_PAUSE_S
             self._stopping.wait(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
