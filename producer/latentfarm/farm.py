@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 from latentfarm.batch import Batch
+from latentfarm.batch_kind import BatchKind
 from latentfarm.connection import Connection
 from latentfarm.errors import NotFoundError
 from latentfarm.names import check_batch_name
@@ -127,15 +128,20 @@ class Farm:
         from latentfarm.submission.request import SubmitOptions
         from latentfarm.submission.submit import Submission
 
-        submission = Submission(self.ledger, self.bucket, request, options or SubmitOptions(), batch=batch)
+        options = options or SubmitOptions()
+        submission = Submission(self.ledger, self.bucket, request, options, batch=batch)
+        # the ledger signals interactive jobs to the workers; one that misses it finds them at its next housekeeping
+        rings = options.kind is not BatchKind.INTERACTIVE
+        parts = 0
         with closing(submission.run()) as stored:
-            for part, jobs in enumerate(stored):
-                if part == 0:
+            for parts, jobs in enumerate(stored, 1):
+                if parts == 1 and rings:
                     # from here on, workers wake each other
                     self.connection.ring(request.model)
                 if progress is not None:
                     progress(jobs)
-        self.connection.ring(request.model)
+        if parts != 1 and rings:
+            self.connection.ring(request.model)
         return Batch(self.connection, submission.batch, rejected=submission.report.reasons, notes=request.notes)
 
     def workers(self, model: str | None = None) -> list[WorkerRecord]:

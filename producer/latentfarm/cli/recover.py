@@ -9,6 +9,7 @@ import typer
 
 from latentfarm.batch_state import ACTIVE
 from latentfarm.cli.output import echo_err
+from latentfarm.errors import NotFoundError
 from latentfarm.farm import Farm
 from latentfarm.ledger.server_check import check_server
 from latentfarm.names import check_batch_name
@@ -38,7 +39,14 @@ def recover(
     changed = 0
     names = [check_batch_name(name) for name in batches] if batches else list(list_batches(farm.bucket))
     for name in names:
-        found = recover_batch(farm.ledger, farm.bucket, name, dry_run=dry_run)
+        try:
+            found = recover_batch(farm.ledger, farm.bucket, name, dry_run=dry_run)
+        except NotFoundError as error:
+            if batches:
+                raise
+            # what a submission or a deletion leaves that ended midway
+            echo_err(f"skipped: {error}")
+            continue
         changed += found.changed
         typer.echo(json.dumps(found.model_dump(), ensure_ascii=False) if as_json else _text(found))
         if found.state in ACTIVE and not dry_run:

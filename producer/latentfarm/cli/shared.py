@@ -79,10 +79,10 @@ def fail_if(problem: object) -> None:
         raise typer.Exit(1)
 
 
-def statuses_of(farm: Farm, names: Iterable[str] | None = None) -> list[BatchStatus]:
-    """Return the status of these batches, oldest first [default: all]. Batches deleted meanwhile are left out."""
+def statuses_of(farm: Farm, names: Iterable[str]) -> list[BatchStatus]:
+    """Return the status of these batches, in their order. Batches deleted meanwhile are left out."""
     found = []
-    for name in farm.ledger.batches() if names is None else names:
+    for name in names:
         try:
             found.append(Batch(farm.connection, name).status())
         except InputError:

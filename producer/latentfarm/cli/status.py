@@ -10,7 +10,7 @@ import typer
 from latentfarm.batch import BatchStatus
 from latentfarm.batch_state import BatchState
 from latentfarm.cli import options
-from latentfarm.cli.output import print_columns, print_json
+from latentfarm.cli.output import echo_err, print_columns, print_json
 from latentfarm.cli.shared import statuses_of, worker_data
 from latentfarm.cli.status_text import format_eta, format_failures, format_rate, format_truncations
 from latentfarm.cli.waiting import echo_warnings
@@ -27,6 +27,7 @@ def status(
     state: Annotated[
         str | None, typer.Option(metavar="STATE", help="Only batches in this state, as listed above")
     ] = None,
+    every: Annotated[bool, typer.Option("--all", help="List interactive batches too")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Show the progress of one batch or all, oldest first.
@@ -34,18 +35,24 @@ def status(
     For one batch it also shows why it is paused, its errors by code, truncated prompts and its webhook. Warnings report
     why jobs wait. With --json each batch includes them, and the workers of its model.
 
-    The states are opening, open, paused, complete, cancelled, deleting and recovering.
+    The states are opening, open, paused, complete, cancelled, deleting and recovering. Each request for images to
+    `latentfarm serve` makes an interactive batch, which is deleted after a day.
 
     Example: `latentfarm status cats --json`
     """
     farm = Farm.from_env()
     if batch is not None:
-        if state is not None:
-            raise InputError("--state selects among all batches; leave out either it or BATCH")
+        if state is not None or every:
+            option = "--state" if state is not None else "--all"
+            raise InputError(f"{option} selects among all batches; leave out either it or BATCH")
         found = [farm.batch(batch).status()]
     else:
         wanted = options.require_choice("--state", state, list(BatchState)) if state is not None else None
-        found = [each for each in statuses_of(farm) if wanted in {None, each.state}]
+        names = farm.ledger.batches(interactive=every)
+        found = [each for each in statuses_of(farm, names) if wanted in {None, each.state}]
+        if not every and (omitted := farm.ledger.count_interactive()):
+            batches = "batch is" if omitted == 1 else "batches are"
+            echo_err(f"{omitted:,} interactive {batches} left out; --all lists all")
     warnings = wait_reasons(farm.ledger, found)
     if as_json:
         data = [{**_with_workers(farm, each), "warnings": warnings.get(each.batch, [])} for each in found]

@@ -31,8 +31,13 @@ class ManifestExtent:
 
     @classmethod
     def read(cls, bucket: Bucket, header: Header) -> Self:
-        """Return the extent from the header, or by reading every part if the header has no total."""
-        if header.total is not None:
+        """Return the extent from the header, or by reading every part if the header has no total.
+
+        A small batch is stored with its total at once, in any order, so its part is read too.
+        """
+        if header.total is not None and (
+            header.total >= PART_JOBS or len(_manifest_lines(bucket, header.batch, 0)) == header.total
+        ):
             return cls(header.batch, header.total, header.parts_digest, closed=True)
         digest, part = "", 0
         while len(lines := _manifest_lines(bucket, header.batch, part)) == PART_JOBS:

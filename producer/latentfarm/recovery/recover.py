@@ -13,7 +13,7 @@ from contextlib import closing
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm.batch_state import BatchState
-from latentfarm.errors import InputError
+from latentfarm.errors import NotFoundError
 from latentfarm.job_state import JobState
 from latentfarm.ledger import BatchRecord, Ledger, Restoration
 from latentfarm.parallel import ordered_parallel_map
@@ -68,11 +68,11 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
     """Rebuild the ledger's record of a batch from the bucket.
 
     Raises:
-        InputError: the bucket has no such batch.
+        NotFoundError: the bucket has no such batch.
     """
     header = read_header(bucket, batch)
     if header is None:
-        raise InputError(f"batch {batch!r} has no batch.json in the bucket, so nothing can be rebuilt from it")
+        raise NotFoundError(f"batch {batch!r} has no batch.json in the bucket, so nothing can be rebuilt from it")
     before = ledger.batch(batch) if ledger.batch_summaries([batch]) else None
     extent, control = ManifestExtent.read(bucket, header), read_control(bucket, batch)
     restoration, tally = Restoration(ledger, batch), _Tally(before)

@@ -5,12 +5,16 @@ Memory does not grow with the batch. A submission that was killed at any point c
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from itertools import chain
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.errors import ConflictError, InputError
 from latentfarm.ledger import Ledger, Reservation
+from latentfarm.limits import PART_JOBS
 from latentfarm.names import check_batch_name
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.bucket import Bucket
@@ -51,16 +55,15 @@ class Submission:
         if reserved.state is not BatchState.OPENING and self._request.source.digest:
             return
         self._stored = reserved.stored
-        if not reserved.stored:
-            write_header(self._bucket, self._header())
-        elif self._ledger.batch(self.batch).paused_by is PausedBy.SUBMISSION:
-            # an earlier run stopped at invalid rows; this one may have a higher --max-invalid
-            self._ledger.resume(self.batch)
         writer = PartWriter(self.batch, self._request.defaults)
         parts = self._missing_parts(writer, reserved)
-        with closing(ordered_parallel_map(parts, self._store, threads=_STORE_THREADS, group=1)) as stored:
-            for part, _ in stored:
-                yield self._append(part)
+        first = next(parts, None)
+        if first is not None and not reserved.stored and first.total < PART_JOBS:
+            # there is no other, for only the last part is not full
+            yield self._submit_small(first)
+            return
+        if first is not None:
+            yield from self._submit_parts(chain([first], parts), reserved)
         if self._read_error:
             raise self._stop(self._read_error)
         if writer.total < reserved.stored:
@@ -68,9 +71,33 @@ class Submission:
         if reserved.state is BatchState.OPENING:
             self._close(writer)
 
+    def _submit_small(self, part: Part) -> int:
+        """Store the only part and the header with the total at once, and open the batch; return the number of jobs."""
+        header = self._header(total=part.total, parts_digest=part.parts_digest)
+        with ThreadPoolExecutor(1, thread_name_prefix="header") as pool:
+            written = pool.submit(write_header, self._bucket, header)
+            self._store(part)
+            written.result()
+        return self._append(part, closed=True)
+
+    def _submit_parts(self, parts: Iterable[Part], reserved: Reservation) -> Generator[int, None, None]:
+        """Store parts and let workers lease their jobs. After each, yield the number of jobs so far."""
+        if not reserved.stored:
+            write_header(self._bucket, self._header())
+        elif self._ledger.batch(self.batch).paused_by is PausedBy.SUBMISSION:
+            # an earlier run stopped at invalid rows; this one may have a higher --max-invalid
+            self._ledger.resume(self.batch)
+        with closing(ordered_parallel_map(parts, self._store, threads=_STORE_THREADS, group=1)) as stored:
+            for part, _ in stored:
+                yield self._append(part)
+
     def _reserve(self) -> Reservation:
         """Create the batch, or find that an earlier run of this submission has created it."""
         options, digest = self._options, self._request.digest
+        # a server makes the name of an interactive batch at random; that of any other was checked before its creation
+        checked = options.kind is BatchKind.INTERACTIVE or self._ledger.batch_summaries([self.batch])
+        if not checked and (error := self._manifest_conflict()):
+            raise error
         reserved = self._ledger.create_batch(
             self.batch,
             digest=digest,
@@ -87,21 +114,17 @@ class Submission:
             raise self._other_content(reserved.digest, digest)
         if reserved.state in {BatchState.CANCELLED, BatchState.DELETING, BatchState.RECOVERING}:
             raise ConflictError(f"batch {self.batch!r} is {reserved.state}; choose another --batch name")
-        if not reserved.stored and (error := self._manifest_conflict()):
-            self._ledger.mark_deleting(self.batch)
-            self._ledger.delete_batch(self.batch)
-            raise error
         return reserved
 
     def _manifest_conflict(self) -> InputError | None:
-        """Return why the manifest in the bucket must not be overwritten by a batch without jobs; None if it may be."""
+        """Return why the bucket must not get a batch of this name, which the ledger has not; None if it may."""
         header = read_header(self._bucket, self.batch)
         if header is None:
             return None
         if header.digest != self._request.digest:
             return self._other_content(header.digest, self._request.digest)
         if header.total is not None:
-            # the total is written after the ledger has every job, so the ledger was lost since
+            # its submission has ended, or would continue with what the ledger has: so the ledger was lost since
             return ConflictError(
                 f"batch {self.batch!r} is in the bucket, but not in the ledger: `latentfarm recover {self.batch}` "
                 "restores it without rendering finished images again"
@@ -139,9 +162,9 @@ class Submission:
     def _store(self, part: Part) -> None:
         part.store(self._bucket, self.batch)
 
-    def _append(self, part: Part) -> int:
+    def _append(self, part: Part, *, closed: bool = False) -> int:
         """Let workers lease the jobs of a stored part; return the number of jobs so far."""
-        self._append_jobs(part.first, part.total, part.parts_digest, invalid=part.invalid)
+        self._append_jobs(part.first, part.total, part.parts_digest, closed=closed, invalid=part.invalid)
         self._stored = part.total
         return part.total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from math import ceil
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from tests.support.leasing import fail, lease, make_due, opened
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import PausedBy
 from latentfarm.job_state import JobState
 from latentfarm.ledger import Lease, Ledger, Restoration
@@ -19,6 +21,14 @@ from latentfarm.ledger.constants import LUA_CONSTANTS, SCHEMA_KEY
 pytestmark = pytest.mark.integration
 
 NAMES = st.sampled_from("abc")
+ACCOUNTS = st.sampled_from(
+    [
+        (BatchKind.SUBMITTED, ""),
+        (BatchKind.SUBMITTED, "alice"),
+        (BatchKind.INTERACTIVE, ""),
+        (BatchKind.OPENAI, "alice"),
+    ]
+)
 STEP = int(LUA_CONSTANTS["PRIORITY_STEP"])
 Facts = dict[str, Any]
 
@@ -45,11 +55,16 @@ class BatchQueues(RuleBasedStateMachine):
             due[queue] = sum(time <= now for time in times)
             due[f"later_{queue}"] = min((time for time in times if time > now), default=None)
             due[f"all_{queue}"] = len(times)
-        runs = found["state"] in {"open", "opening"} and not found["paused_by"]
-        return {"name": batch, "runs": runs, "sparse": found["sparse"] == "1", **numbers, **counts, **due}
+        active = found["state"] in {"open", "opening"}
+        runs, sparse = active and not found["paused_by"], found["sparse"] == "1"
+        facts = {"name": batch, "account": found["account"], "active": active, "runs": runs, "sparse": sparse}
+        return {**facts, **numbers, **counts, **due}
+
+    def names(self) -> list[str]:
+        return self.ledger.batches(interactive=True)
 
     def batches(self) -> list[Facts]:
-        return [self.facts(name) for name in self.ledger.batches()]
+        return [self.facts(name) for name in self.names()]
 
     @staticmethod
     def limit(batch: Facts) -> int:
@@ -61,22 +76,33 @@ class BatchQueues(RuleBasedStateMachine):
 
     # -- changes ---------------------------------------------------------------------------------------------
 
-    @rule(batch=NAMES, total=st.integers(1, 60), priority=st.integers(-1, 1), weight=st.integers(1, 3))
-    def submit(self, batch: str, total: int, priority: int, weight: int) -> None:
-        if batch not in self.ledger.batches():
+    @rule(
+        batch=NAMES,
+        total=st.integers(1, 60),
+        priority=st.integers(-1, 1),
+        weight=st.integers(1, 3),
+        account=ACCOUNTS,
+    )
+    def submit(self, batch: str, total: int, priority: int, weight: int, account: tuple[BatchKind, str]) -> None:
+        if batch not in self.names():
             canary = total // 2 if weight == 2 else 0
-            opened(self.ledger, batch, total, priority=priority, weight=weight, canary=canary)
+            options = {"priority": priority, "weight": weight, "canary": canary}
+            opened(self.ledger, batch, total, kind=account[0], owner=account[1], **options)
 
-    @rule(k=st.integers(1, 80), alone=st.booleans())
-    def lease(self, k: int, *, alone: bool) -> None:
-        expected = self.expected(k, alone=alone)
-        found = self.ledger.lease("mini", "w", k, lease_s=1000, alone=alone)
+    @rule(k=st.integers(1, 80), alone=st.booleans(), lowest=st.sampled_from([None, None, 0, 1]))
+    def lease(self, k: int, lowest: int | None, *, alone: bool) -> None:
+        batches = self.batches()
+        allowed = [each for each in batches if lowest is None or each["priority"] >= lowest]
+        expected = self.expected(k, allowed, alone=alone)
+        found = self.ledger.lease("mini", "w", k, lease_s=1000, alone=alone, min_priority=lowest)
         self.held += found
         assert [each.batch for each in found] == expected
+        interactive = {each["name"] for each in batches if each["account"] == "interactive/"}
+        assert [each.interactive for each in found] == [each.batch in interactive for each in found]
 
-    def expected(self, k: int, *, alone: bool) -> list[str]:
-        """Return the batch of each job, by reading every batch before every run of jobs."""
-        batches, taken = self.batches(), list[str]()
+    def expected(self, k: int, batches: list[Facts], *, alone: bool) -> list[str]:
+        """Return the batch of each job, by looking at every batch before every run of jobs."""
+        taken = list[str]()
         while len(taken) < k:
             first = min((each for each in batches if self.ready(each)), key=self.order, default=None)
             suspected = [each for each in batches if each["runs"] and each["suspects"] and alone]
@@ -118,7 +144,7 @@ class BatchQueues(RuleBasedStateMachine):
 
     @rule(batch=NAMES, change=st.sampled_from(["pause", "resume", "cancel", "delete", "make due"]))
     def change(self, batch: str, change: str) -> None:
-        if batch not in self.ledger.batches():
+        if batch not in self.names():
             return
         if change == "pause":
             self.ledger.pause(batch, PausedBy.USER)
@@ -136,25 +162,26 @@ class BatchQueues(RuleBasedStateMachine):
 
     @rule(batch=NAMES, priority=st.integers(-1, 1))
     def set_priority(self, batch: str, priority: int) -> None:
-        if batch in self.ledger.batches():
+        if batch in self.names():
             self.ledger.set_priority(batch, priority)
 
     @precondition(lambda self: self.failed)
     @rule()
     def retry(self) -> None:
         batch, index = self.failed.pop()
-        if batch in self.ledger.batches() and self.ledger.batch(batch).state in {"open", "complete"}:
+        if batch in self.names() and self.ledger.batch(batch).state in {"open", "complete"}:
             self.ledger.retry(batch, [(index, "nan")])
 
     @rule(batch=NAMES, cancelled=st.booleans())
     def recover(self, batch: str, *, cancelled: bool) -> None:
-        if batch not in self.ledger.batches():
+        if batch not in self.names():
             return
         before = self.ledger.batch(batch)
         states = self.ledger.states(batch, 0, before.total)
         restoration = Restoration(self.ledger, batch)
         fields: dict[str, str | int | float] = {"digest": "d", "model": "mini", "webhook": "", "paused_by": ""}
-        restoration.begin(total=before.total, fields=fields | {"priority": before.priority, "budget": 0, "canary": 0})
+        fields |= {"priority": before.priority, "budget": 0, "canary": 0}
+        restoration.begin(total=before.total, fields=fields, kind=before.kind, owner=before.owner)
         kept = [state if state is JobState.DONE else JobState.PENDING for state in states]
         restoration.write_part(0, kept, receipts={}, errors={}, flushed=True)
         restoration.end(parts_digest="c", closed=True, cancelled=cancelled)
@@ -186,6 +213,13 @@ class BatchQueues(RuleBasedStateMachine):
         }
         assert self.scores("waiting") == later
         assert self.ledger.count_pending("mini") == sum(map(self.waiting_jobs, batches.values()))
+        unfinished: Counter[str] = Counter()
+        for each in batches.values():
+            if each["active"] and each["account"] != "submitted/":
+                unfinished[each["account"]] += each["total"] - each["done"] - each["failed"]
+        # an owner whose jobs have all ended has no entry
+        counted = {f"{kind}/{owner}": jobs for (kind, owner), jobs in self.ledger.unfinished_by_owner().items()}
+        assert counted == +unfinished
 
     def waiting_jobs(self, batch: Facts) -> int:
         if not batch["runs"]:

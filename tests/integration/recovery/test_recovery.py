@@ -9,9 +9,12 @@ from tests.support.leasing import keys_left
 from tests.support.tiny_images import png, store
 
 from latentfarm import Batch, Farm, InputError
+from latentfarm.batch_kind import BatchKind
+from latentfarm.errors import NotFoundError, UnavailableError
 from latentfarm.job_state import JobState
-from latentfarm.ledger import Lease, Restoration
+from latentfarm.ledger import INTERACTIVE_PRIORITY, Lease, Restoration
 from latentfarm.recovery.recover import RecoveryReport, list_batches, recover_batch
+from latentfarm.storage.deletion import delete_expired
 from latentfarm.storage.keys import image_key
 from latentfarm.storage.orphans import collect_due
 from latentfarm.storage.results import flush_due
@@ -162,6 +165,70 @@ def test_an_interrupted_submission_is_recovered_up_to_its_last_full_part_and_res
     assert found.state == "opening"
     assert found.total in {2000, 3000}
     assert farm.submit(iter(rows(3600)), batch="cats").status().total == 3600
+
+
+@pytest.mark.parametrize("lost", [False, True])
+@pytest.mark.parametrize("killed_at", ["header", "part", "append"])
+def test_a_small_submission_that_is_killed_anywhere_is_continued(
+    farm: Farm, monkeypatch: pytest.MonkeyPatch, killed_at: str, *, lost: bool
+) -> None:
+    put, append = farm.bucket.put, farm.ledger.append_jobs
+    names = {"header": "batch.json", "part": "part-00000.jsonl.gz"}
+
+    def killed_before(key: str, body: bytes, **more: Any) -> None:
+        if key.endswith(names.get(killed_at, "-")):
+            raise UnavailableError("killed")
+        put(key, body, **more)
+
+    def killed_after(*args: Any, **more: Any) -> Any:
+        append(*args, **more)
+        if killed_at == "append":
+            raise UnavailableError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(farm.bucket, "put", killed_before)
+        patch.setattr(farm.ledger, "append_jobs", killed_after)
+        with pytest.raises(UnavailableError, match="killed"):
+            farm.submit(rows(3), batch="cats")
+    stored = {key.rpartition("/")[2] for key in farm.bucket.keys("")}
+    assert stored == {*names.values()} - {names.get(killed_at)}
+    if lost:
+        farm.ledger.redis.flushall()
+        if killed_at == "header":
+            # nothing is known of the batch, and others are recovered all the same
+            with pytest.raises(NotFoundError, match=r"no batch\.json"):
+                recover(farm)
+        else:
+            # without its part, it has no job
+            assert recover(farm).total == (0 if killed_at == "part" else 3)
+    batch = farm.submit(rows(3), batch="cats")
+    assert [job.index for job in work(farm, 9)] == [0, 1, 2]
+    assert batch.wait().done == 3
+
+
+def test_kind_owner_and_expiry_of_a_batch_survive_the_loss_of_the_ledger(farm: Farm) -> None:
+    openai = SubmitOptions(kind=BatchKind.OPENAI, owner="alice", keep_s=7200)
+    interactive = SubmitOptions(kind=BatchKind.INTERACTIVE, owner="bob", keep_s=3600, priority=INTERACTIVE_PRIORITY)
+    farm.submit(rows(1100), batch="large", options=openai)
+    farm.submit(rows(2), batch="small", options=interactive)
+    before = farm.batch("large").status(), farm.batch("small").status()
+    farm.ledger.redis.flushall()
+    for name in list_batches(farm.bucket):
+        recover(farm, name)
+    assert (farm.batch("large").status(), farm.batch("small").status()) == before
+    assert (before[0].kind, before[0].owner, before[1].owner) == (BatchKind.OPENAI, "alice", "bob")
+    assert farm.ledger.batches() == ["large"]
+    assert farm.ledger.unfinished_by_owner() == {(BatchKind.OPENAI, "alice"): 1100, (BatchKind.INTERACTIVE, "bob"): 2}
+    assert [lease.interactive for lease in farm.ledger.lease("mini", "w", 3, lease_s=30)] == [True, True, False]
+    client: Any = farm.ledger.redis
+    client.zadd("{lf}:expiring", {"small": 1}, xx=True)
+    assert delete_expired(farm.ledger, farm.bucket, limit=5) == 1
+    assert farm.ledger.batches(interactive=True) == ["large"]
+    assert list(farm.bucket.folders("batches/")) == ["batches/large/"]
+    client.zadd("{lf}:expiring", {"large": 1}, xx=True)
+    assert delete_expired(farm.ledger, farm.bucket, limit=1) == 1
+    assert keys_left(farm.ledger) == []
+    assert list(farm.bucket.keys("")) == []
 
 
 def test_the_users_decisions_survive_the_loss_of_the_ledger(farm: Farm) -> None:
