@@ -6,6 +6,7 @@ import io
 import json
 import threading
 from base64 import b64decode
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.support.http_server import RunningServer, RunningWorker
 from latentfarm.batch import Batch
 from latentfarm.batch_kind import BatchKind
 from latentfarm.farm import Farm
+from latentfarm.server.security.keys import new_key
 
 pytestmark = pytest.mark.integration
 
@@ -190,11 +192,39 @@ def test_what_is_not_supported_is_refused_in_the_web_uis_shape(server: RunningSe
     img2img = client.post("/sdapi/v1/img2img", json={"init_images": ["AAAA"], "prompt": "a cat"})
     assert (img2img.status_code, img2img.json()["error"]) == (400, "not_supported")
     assert client.post("/sdapi/v1/txt2img", json={"prompt": "a cat", "n_iter": "two"}).status_code == 400
-    assert (
-        client.post("/sdapi/v1/txt2img", content=b"{", headers={"Content-Type": "application/json"}).status_code == 400
-    )
-    # no worker is there: options still tell a client that the server is one
-    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == ""
+    assert client.post("/sdapi/v1/txt2img", json=[]).status_code == 400
+
+
+def test_a_model_that_is_not_served_is_reported_and_clients_still_find_the_server(serving: Serving, farm: Farm) -> None:
+    client = serving(default_model="absent", worker_wait_s=0).client
     missing = client.post("/sdapi/v1/txt2img", json=SMALL)
     assert (missing.status_code, missing.json()["error"]) == (503, "no_worker")
     assert int(missing.headers["Retry-After"]) > 0
+    farm.ledger.choose_model("local", "gone")
+    assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == ""
+    assert client.post("/sdapi/v1/txt2img", json=SMALL).status_code == 404
+
+
+def test_a_key_is_the_password_and_has_its_own_model(
+    serving: Serving, farm: Farm, rendering: RunningWorker, tmp_path: Path
+) -> None:
+    assert rendering
+    farm.submit(["a cat"], model="other")
+    made = {name: new_key(name, "read,submit") for name in ("alice", "bob")}
+    file = tmp_path / "keys.txt"
+    file.write_text("\n".join(key.line for _, key in made.values()))
+    url = serving(api_keys_file=file).url
+    alice, bob = (f"{name}:{secret}" for name, (secret, _) in made.items())
+    tavern = client_requests("sillytavern-stable-diffusion")
+    # without credentials, clients send an empty name and password
+    for credentials in ("", "alice:wrong", f"{alice}x"):
+        refused = tavern["options"].send(url, credentials)
+        assert (refused.status, refused.headers["WWW-Authenticate"]) == (401, 'Basic realm="latentfarm"')
+        assert refused.json()["error"] in {"no_api_key", "invalid_api_key"}
+    until(lambda: len(tavern["sd-models"].send(url, alice).json()) == 2)
+    assert tavern["set-model"].send(url, alice).status == 200
+    farm.ledger.choose_model("bob", "other")
+    models = [tavern["options"].send(url, who).json()["sd_model_checkpoint"] for who in (alice, bob)]
+    assert models == ["mini", "other"]
+    assert tavern["generate"].send(url, alice).status == 200
+    assert tavern["interrupt"].send(url, bob).status == 200

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -64,10 +64,19 @@ def info_text(images: Sequence[tuple[bytes, Mapping[str, Any]]], *, batch_size: 
             "clip_skip": job.clip_skip + 1,
             "is_using_inpainting_conditioning": False,
             "version": "latentfarm",
-            "notes": list(notes),
+            "notes": [*notes, *_truncations(result for _, result in images)],
         },
         ensure_ascii=False,
     )
+
+
+def _truncations(results: Iterable[Mapping[str, Any]]) -> set[str]:
+    return {
+        f"the {field.replace('_', ' ')} is longer than the model reads, so its end was ignored"
+        for result in results
+        for field in ("prompt", "negative_prompt")
+        if result.get(f"{field}_truncated")
+    }
 
 
 def _infotext(body: bytes, result: Mapping[str, Any]) -> str:

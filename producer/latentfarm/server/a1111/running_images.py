@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -80,16 +80,14 @@ def find_batches(farm: Farm, owner: str) -> list[BatchRecord]:
     ledger = farm.ledger
     if not ledger.unfinished_by_owner().get((BatchKind.INTERACTIVE, owner)):
         return []
+    models = {*ledger.pending_jobs(), *(worker.model for worker in ledger.worker_records())}
+    active = [name for model in models for name in ledger.active_batches(model)]
     found = []
-    for model in {*ledger.pending_jobs(), *(worker.model for worker in ledger.worker_records())}:
-        for name in ledger.active_batches(model):
-            try:
-                record = ledger.batch(name)
-            except NotFoundError:
-                # deleted meanwhile
-                continue
-            if record.kind is BatchKind.INTERACTIVE and record.owner == owner:
-                found.append(record)
+    for summary in ledger.batch_summaries(active):
+        # one may be deleted meanwhile
+        with suppress(NotFoundError):
+            if summary.kind is BatchKind.INTERACTIVE and summary.owner == owner:
+                found.append(ledger.batch(summary.name))
     return found
 
 
