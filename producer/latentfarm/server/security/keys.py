@@ -6,6 +6,7 @@ import hmac
 import logging
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -193,6 +194,8 @@ class KeyFile:
         self._keys = read_keys(path)
         if not self._keys:
             raise InputError(f"the keys file {str(path)!r} has no key; `latentfarm key new NAME` prints a line for it")
+        if path.stat().st_mode & stat.S_IWOTH:
+            log.warning("every user of this machine can write %s and so admit anyone; run chmod o-w on it", path)
         self._checked_at = clock()
 
     def current(self) -> tuple[ApiKey, ...]:

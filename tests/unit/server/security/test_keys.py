@@ -95,7 +95,9 @@ def test_a_changed_file_is_read_again_and_a_broken_one_is_not_used(
 ) -> None:
     file, clock = tmp_path / "keys.txt", Clock()
     file.write_text(f"alice:{DIGEST}:read\n")
+    file.chmod(0o666)
     keys = KeyFile(file, clock=clock)
+    assert "chmod o-w" in caplog.text
 
     def names_after(text: str | None) -> list[str]:
         if text is not None:

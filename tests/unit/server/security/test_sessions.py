@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from latentfarm.errors import UnavailableError
+from latentfarm.ledger.ledger import Ledger
 from latentfarm.server.security.keys import new_key
-from latentfarm.server.security.session import SESSION_S, csrf_token, expiry_of, find_session, new_session
+from latentfarm.server.security.session import (
+    SESSION_S,
+    SessionSecret,
+    csrf_token,
+    expiry_of,
+    find_session,
+    new_session,
+)
 from latentfarm.server.security.token_buckets import TokenBuckets
 
 pytestmark = pytest.mark.unit
@@ -39,6 +50,19 @@ def test_a_changed_cookie_is_none(old: str, new: str) -> None:
 def test_any_other_cookie_is_none(text: str) -> None:
     assert find_session(SECRET, (BOB, ALICE), text, now_s=1_000) is None
     assert csrf_token(SECRET, text) != csrf_token(SECRET, COOKIE)
+
+
+def test_without_redis_the_secret_from_before_is_used(tmp_path: Path) -> None:
+    clock = Clock()
+    secret = SessionSecret(Ledger.connect(f"unix://{tmp_path}/none.sock"), clock=clock)
+    with pytest.raises(UnavailableError):
+        secret.read()
+    assert secret.fresh == b""
+    secret._value = SECRET
+    assert secret.fresh == SECRET
+    clock.now += 60
+    assert secret.fresh == b""
+    assert secret.read() == SECRET
 
 
 class Clock:
