@@ -23,6 +23,7 @@ from latentfarm.limits import PART_JOBS
 MAX_OBJECT_BYTES = 256 * 1024 * 1024
 
 _RESULTS_KEY = re.compile(r"/results/part-(\d{5,})\.(?:([1-9]\d*)\.)?jsonl\.gz\Z")
+_PREVIEW_KEY = re.compile(rf"/previews/(\d{{8,}})-(\d+)-(\d+)\.(?:{EXTENSIONS})\Z")
 _IMAGE_KEY = re.compile(rf"/(\d{{8,}})-(\d+)\.(?:{EXTENSIONS})\Z")
 
 
@@ -101,6 +102,12 @@ def intermediates_key(batch: str, index: int, epoch: int) -> str:
 def preview_key(batch: str, index: int, epoch: int, number: int, image_format: ImageFormat = PNG) -> str:
     """Return the key of a job's partial image; ``number`` counts them from 0."""
     return f"{batch_prefix(batch)}previews/{index:08d}-{epoch}-{number}{image_format.extension}"
+
+
+def parse_preview_key(key: str) -> tuple[int, int, int] | None:
+    """Return index, epoch and number in the key of a partial image, None for any other key."""
+    found = _PREVIEW_KEY.search(key)
+    return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
 def parse_image_key(key: str) -> tuple[int, int] | None:

@@ -19,6 +19,7 @@ from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import LatentfarmError, NotFoundError, UnavailableError
 from latentfarm.ledger.events import Event
 from latentfarm.server.api.batches import active_statuses, batch_answer
+from latentfarm.server.api.images import preview_path
 from latentfarm.server.api.models import EventsQuery
 from latentfarm.server.api.polled import PolledAnswers, polled_answers
 from latentfarm.server.api.request import read_query
@@ -131,7 +132,8 @@ class _Stream:
 
     def _encode(self, item: Item) -> ServerEvent | None:
         if not isinstance(item, Event):
-            return ServerEvent(to_json(asdict(item)).decode(), "live")
+            report = {**asdict(item), "preview": preview_path(item.preview)}
+            return ServerEvent(to_json(report).decode(), "live")
         if _order(item.id) <= _order(self._sent):
             return None
         self._sent = item.id

@@ -12,14 +12,14 @@ from latentfarm.farm import Farm
 from latentfarm.image_formats import IMAGE_FORMATS, PNG, format_of
 from latentfarm.job_state import JobState
 from latentfarm.server.api.jobs import check_index
-from latentfarm.server.api.models import ImageQuery, ThumbnailQuery
+from latentfarm.server.api.models import ImageQuery, PreviewQuery, ThumbnailQuery
 from latentfarm.server.api.request import batch_name, job_index, read_query
 from latentfarm.server.api.thumbnails import Thumbnails, UnreadableImageError
 from latentfarm.server.context import ServerContext, context_of
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.storage.bucket import MissingObjectError
-from latentfarm.storage.keys import image_key, parse_image_key
+from latentfarm.storage.keys import image_key, parse_image_key, parse_preview_key, preview_key
 from latentfarm.storage.results import read_range
 
 #: an image of one epoch never changes
@@ -63,6 +63,25 @@ async def show_thumbnail(request: Request) -> Response:
     except UnreadableImageError as error:
         raise RequestError(404, "unreadable_image", f"the image cannot be read: {error}") from None
     return Response(body, headers=headers, media_type="image/webp")
+
+
+async def show_preview(request: Request) -> Response:
+    query = read_query(request, PreviewQuery)
+    context, name, index = context_of(request), batch_name(request), job_index(request)
+    key = preview_key(name, index, query.epoch, query.number, IMAGE_FORMATS[query.format])
+    await context.run(context.farm.ledger.batch, name)
+    body = await context.run(_read, context.farm, _Image(key, query.epoch))
+    return Response(body, headers={"Cache-Control": _IMMUTABLE}, media_type=IMAGE_FORMATS[query.format].content_type)
+
+
+def preview_path(key: str) -> str | None:
+    """Return the path on this server of a partial image, None for any other key."""
+    found, image_format = parse_preview_key(key), format_of(key)
+    if found is None or image_format is None:
+        return None
+    index, epoch, number = found
+    batch = key.removeprefix("batches/").partition("/")[0]
+    return f"/api/batches/{batch}/previews/{index}?epoch={epoch}&number={number}&format={image_format.name}"
 
 
 def _thumbnails(request: Request, context: ServerContext) -> Thumbnails:
@@ -124,6 +143,15 @@ OPERATIONS: tuple[Operation, ...] = (
         query=ImageQuery,
         media_type="image/*",
         also=(304, 307),
+    ),
+    Operation(
+        "GET",
+        "/api/batches/{name}/previews/{index}",
+        show_preview,
+        Scope.READ,
+        "Return a partial image of a job, which a live event has named",
+        query=PreviewQuery,
+        media_type="image/*",
     ),
     Operation(
         "GET",

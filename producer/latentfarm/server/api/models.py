@@ -114,6 +114,14 @@ class ThumbnailQuery(Query):
     format: ImageFormatWord | None = None
 
 
+class PreviewQuery(Query):
+    """Of which image, and which of its previews, counted from 0."""
+
+    epoch: Index
+    number: Annotated[int, Field(ge=0, le=100)]
+    format: ImageFormatWord
+
+
 class EventsQuery(Query):
     """Which events: of all batches but interactive ones, unless ``kind`` is that, and of workers.
 

@@ -105,8 +105,13 @@ def _path_parameters(path: str) -> list[dict[str, Any]]:
 def _query_parameters(operation: Operation, schemas: dict[str, Any]) -> list[dict[str, Any]]:
     if operation.query is None:
         return []
-    properties: dict[str, Any] = schemas[operation.query.__name__].get("properties", {})
-    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]
+    schema = schemas[operation.query.__name__]
+    properties: dict[str, Any] = schema.get("properties", {})
+    required = schema.get("required", ())
+    return [
+        {"name": name, "in": "query", "required": name in required, "schema": found}
+        for name, found in properties.items()
+    ]
 
 
 def _success(operation: Operation) -> dict[str, Any]:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -29,9 +26,9 @@ from latentfarm.server.api.models import (
 )
 from latentfarm.server.api.polled import polled_answers
 from latentfarm.server.api.request import json_answer, read_query
+from latentfarm.server.api.upload import read_upload
 from latentfarm.server.context import context_of
-from latentfarm.server.http.body import check_length, parse_json, read_json
-from latentfarm.server.http.multipart import FormPart, read_form
+from latentfarm.server.http.body import parse_json, read_json
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.security.access import access_of, audit_batch
@@ -43,11 +40,6 @@ from latentfarm.submission.prompts import ReadOptions, SourceLike
 from latentfarm.submission.prompts.columns import suggest_field
 from latentfarm.submission.request import SubmitOptions, make_request
 
-#: bytes that an upload may have besides its file: boundaries, headers and names
-_FORM_BYTES = 2_000_000
-#: bytes of an upload that are written at once, and characters of its name that are kept
-_WRITE_BYTES, _MAX_NAME = 1 << 20, 100
-_DISK_RETRY_S = 60
 #: bytes of a key: S3's limit
 _MAX_KEY_BYTES = 1_024
 #: a key that every store accepts: no empty segment, none of dots, no control character
@@ -61,9 +53,6 @@ _OPTIONS = {
     "--format": "format",
     "--batch name": "name",
 }
-
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -183,70 +172,9 @@ async def _read(request: Request) -> AsyncIterator[_Submission]:
         context, body = context_of(request), await read_json(request, SubmitBody)
         yield await context.run(_of_body, body, context.farm.bucket)
         return
-    with tempfile.TemporaryDirectory(prefix="latentfarm-upload-") as folder:
-        yield await _read_upload(request, Path(folder))
-
-
-async def _read_upload(request: Request, folder: Path) -> _Submission:
-    """Store the file of a form in a folder; return it with the options."""
-    context = context_of(request)
-    upload, options = _Upload(folder), bytearray()
-    part: FormPart | None = None
-    async for event in read_form(request, context.settings.max_file_bytes + _FORM_BYTES):
-        if isinstance(event, FormPart):
-            part = event
-            if part.name == "file":
-                upload.open(part.filename or "")
-            elif part.name != "options":
-                raise _invalid_form(f"a field {part.name[:80]!r}")
-        elif part is not None and part.name == "file":
-            if upload.add(event):
-                await context.run(upload.write)
-        else:
-            options += event
-            check_length(len(options), context.settings.max_body_bytes)
-    if upload.path is None:
-        raise _invalid_form("no file")
-    await context.run(upload.write)
-    return _Submission(upload.path, SubmitOptionsBody.model_validate(parse_json(bytes(options) or b"{}")), "file")
-
-
-class _Upload:
-    """The one file of a form, on its way to the disk. What blocks is called on a thread."""
-
-    def __init__(self, folder: Path) -> None:
-        self.path: Path | None = None
-        self._folder = folder
-        self._ahead = bytearray()
-
-    def open(self, name: str) -> None:
-        if self.path is not None:
-            raise _invalid_form("two files")
-        # the ending is the format, the rest the default name of the batch
-        self.path = self._folder / (name[-_MAX_NAME:] if name.strip(". ") else "upload")
-
-    def add(self, content: bytes) -> bool:
-        """Keep a piece; return whether enough of them are kept to be written."""
-        self._ahead += content
-        return len(self._ahead) >= _WRITE_BYTES
-
-    def write(self) -> None:
-        """Write the pieces that are kept."""
-        if self.path is None:
-            return
-        try:
-            with self.path.open("ab") as out:
-                out.write(self._ahead)
-        except OSError as error:
-            log.warning("an upload is refused: %s", error)
-            text = "the server's disk has no space for the file; store it in the bucket, and name it as source"
-            raise RequestError(503, "unavailable", text, retry_after_s=_DISK_RETRY_S) from None
-        self._ahead.clear()
-
-
-def _invalid_form(found: str) -> RequestError:
-    cure = "send the prompt file as `file` and, if you need any, the options as JSON in `options`"
-    return RequestError(400, "invalid_request", f"the form has {found}; {cure}", param="file")
+    async with read_upload(request) as upload:
+        options = SubmitOptionsBody.model_validate(parse_json(bytes(upload.options) or b"{}"))
+        yield _Submission(upload.path or "", options, "file")
 
 
 def _of_body(body: SubmitBody, bucket: Bucket) -> _Submission:
