@@ -121,6 +121,16 @@ def test_t26_bodies_are_bounded_and_never_unpacked(server: RunningServer, servin
                     operation.method, path, content=bomb, headers={"Content-Encoding": encoding}
                 )
                 assert answer.status_code == 415, operation
+    # a file may be compressed: it is unpacked a block at a time, and no line may be long
+    for name, content in (
+        ("a.txt.gz", gzip.compress(b"0" * 30_000_000)),
+        ("a.txt.gz", b"\x1f\x8b"),
+        ("a.parquet", b"P"),
+    ):
+        for path in ("/api/batches", "/api/plan"):
+            answer = server.client.post(path, files={"file": (name, content)})
+            assert answer.status_code in {400, 422}, answer.text
+            assert "latentfarm-upload" not in answer.text
     small = serving(max_body_bytes=2_000, max_file_bytes=5_000)
     rows = {"rows": ["x" * 100] * 100}
     assert small.client.post("/api/batches", json=rows).status_code == 413
