@@ -75,8 +75,7 @@ def _signed_get_client(bucket: Bucket) -> SignedGetClient | None:
     if bucket.credentials is None:
         return None
     with suppress(UnavailableError, OSError):
-        # boto3 decides whether the bucket is in the path or in the host name
-        base = bucket.presign("k", expires_s=1).partition("/k?")[0]
+        base = bucket.base_url
         if not get_environ_proxies(base):
             return SignedGetClient(base, bucket.client.meta.region_name, bucket.credentials)
     return None

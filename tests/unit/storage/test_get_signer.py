@@ -1,4 +1,4 @@
-"""The signer of GETs gives botocore's headers."""
+"""The signer of GETs gives botocore's headers and query."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def signed_by_botocore(url: str, region: str, credentials: Credentials, now: dat
     st.datetimes(datetime(2020, 1, 1), datetime(2100, 1, 1)),  # noqa: DTZ001 - given as UTC below
 )
 @example(BASES[0], "batches/b/images/00000/00000001-7.png", "us-east-1", "key", "secret", None, datetime(2026, 1, 1))  # noqa: DTZ001
-def test_the_headers_are_botocores(
+def test_the_headers_and_the_query_are_botocores(
     base: str, key: str, region: str, access: str, secret: str, token: str | None, now: datetime
 ) -> None:
     credentials, moment = Credentials(access, secret, token), now.replace(tzinfo=UTC)
@@ -53,6 +53,11 @@ def test_the_headers_are_botocores(
         name.lower(): value for name, value in GetSigner(base, region, credentials).headers(path, now=moment).items()
     }
     assert {name: found[name] for name in expected} == expected
+    request = AWSRequest("GET", url)
+    with patch.object(auth, "get_current_datetime", lambda: moment):
+        auth.S3SigV4QueryAuth(credentials, "s3", region, expires=600).add_auth(request)
+    query = GetSigner(base, region, credentials).query(path, expires_s=600, now=moment)
+    assert sorted(query.split("&")) == sorted(request.url.partition("?")[2].split("&"))
 
 
 def test_renewed_credentials_sign_the_next_request() -> None:
