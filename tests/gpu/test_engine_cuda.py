@@ -29,7 +29,10 @@ LONG = "a cat " * 30
 
 
 def jobs(**fields: Any) -> list[Job]:
-    """Return jobs of different schedulers, steps, guidance and text lengths; one saves its intermediates."""
+    """Return jobs of different schedulers, steps, guidance and text lengths; one saves its intermediates.
+
+    Another has partial images.
+    """
     return [
         Job(
             batch="b",
@@ -41,6 +44,7 @@ def jobs(**fields: Any) -> list[Job]:
             num_inference_steps=4 + index,
             guidance_scale=1.0 if index % 3 == 2 else 7.5,
             save_intermediates=index == 3,
+            partial_images=2 if index == 4 else 0,
             **fields,
         )
         for index, name in enumerate(NAMES)
@@ -127,6 +131,23 @@ def test_no_step_waits_for_the_device(folder: Path, *, cuda_graphs: bool) -> Non
         done = render(engine, prepared)
     assert len(done) == len(NAMES)
     assert len(done[3].frames) > 1
+    assert len(engine.take_previews()) == 2
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_an_image_that_is_paused_for_an_interactive_one_has_the_same_bytes(folder: Path, *, cuda_graphs: bool) -> None:
+    family = load_family(folder, dtype=torch.float16, device=CUDA)
+    wanted = jobs()[:3]
+    plain = run(family, wanted, cuda_graphs=cuda_graphs)
+    engine = Engine(family, slots=2, micro_batch=4, cuda_graphs=cuda_graphs)
+    for job in wanted[:2]:
+        engine.admit(job)
+    engine.step()
+    engine.admit(engine.prepare(wanted[2], interactive=True))
+    engine.step()
+    assert any(image.paused for image in engine._running)
+    done = render(engine, [])
+    assert all(torch.equal(done[index].pixels, plain[index]) for index in plain)
 
 
 @pytest.mark.skipif(
