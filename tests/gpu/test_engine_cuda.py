@@ -126,6 +126,7 @@ def test_no_step_waits_for_the_device(folder: Path, *, cuda_graphs: bool) -> Non
     engine = Engine(family, slots=4, micro_batch=4, decode_group=2, cuda_graphs=cuda_graphs)
     # the first call with each shape may wait: it chooses kernels, allocates memory and captures graphs
     render(engine, jobs())
+    engine.take_previews()
     prepared = [engine.prepare(job) for job in jobs(negative_prompt="rain")]
     with waits_forbidden():
         done = render(engine, prepared)
