@@ -1,4 +1,5 @@
-"""The HEALTHCHECK of both images: exit 0 if /livez at LATENTFARM_METRICS_ADDRESS returns 200.
+"""The HEALTHCHECK of both images: exit 0 if /livez returns 200, at LATENTFARM_METRICS_ADDRESS or, for a server, at
+LATENTFARM_SERVER_ADDRESS.
 
 A command that serves no /livez, such as `latentfarm wait`, is healthy as long as it runs.
 """
@@ -11,7 +12,8 @@ from http.client import HTTPConnection
 LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "[::]": "::1"}  # noqa: S104 (nothing is bound here)
 TIMEOUT_S = 4
 
-host, _, port = os.environ.get("LATENTFARM_METRICS_ADDRESS", "").rpartition(":")
+address = os.environ.get("LATENTFARM_METRICS_ADDRESS") or os.environ.get("LATENTFARM_SERVER_ADDRESS", "")
+host, _, port = address.rpartition(":")
 if port:
     connection = HTTPConnection(LOOPBACK.get(host, host), int(port), timeout=TIMEOUT_S)
     connection.request("GET", "/livez")

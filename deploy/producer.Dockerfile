@@ -1,4 +1,4 @@
-# Every command that needs no torch: submit, watch, fetch and the like, and `latentfarm exporter`.
+# Every command that needs no torch: submit, watch, fetch and the like, `latentfarm exporter` and `latentfarm serve`.
 #
 #   docker build --file deploy/producer.Dockerfile --tag latentfarm/producer .
 #
@@ -16,7 +16,7 @@ RUN python3 -m venv /build \
 RUN mkdir producer worker \
     && touch README.md \
     && /build/bin/pip wheel --no-deps --no-build-isolation --wheel-dir /empty . \
-    && /build/bin/pip --python /opt/latentfarm/bin/python install "$(echo /empty/*.whl)[parquet]"
+    && /build/bin/pip --python /opt/latentfarm/bin/python install "$(echo /empty/*.whl)[parquet,server]"
 COPY LICENSE README.md ./
 COPY producer producer
 COPY worker worker
@@ -32,7 +32,7 @@ COPY deploy/healthcheck.py /opt/latentfarm/healthcheck.py
 ENV PATH=/opt/latentfarm/bin:$PATH PYTHONUNBUFFERED=1 HOME=/work
 USER 10001:10001
 WORKDIR /work
-EXPOSE 9465
+EXPOSE 7860 9465
 HEALTHCHECK --interval=10s --timeout=5s --start-period=1m --retries=3 \
     CMD ["python3", "/opt/latentfarm/healthcheck.py"]
 ENTRYPOINT ["latentfarm"]

@@ -42,6 +42,10 @@ class Overlay:
     def exporter(self) -> Object:
         return self.one("Deployment", "latentfarm-exporter")
 
+    @property
+    def server(self) -> Object:
+        return self.one("Deployment", "latentfarm-server")
+
     def pods(self) -> dict[str, Object]:
         """Return the pod templates by their Deployment's name."""
         return {each["metadata"]["name"]: each["spec"]["template"] for each in self.of("Deployment")}
@@ -58,6 +62,10 @@ class Overlay:
 def labels_of(thing: Object) -> dict[str, str]:
     labels: dict[str, str] = thing["metadata"].get("labels", {})
     return labels
+
+
+def component_of(thing: Object) -> str:
+    return labels_of(thing)["app.kubernetes.io/component"]
 
 
 def selects(selector: Object, template: Object) -> bool:

@@ -1,4 +1,4 @@
-"""The series of workers and of the exporter, with their labels. An acceptance test compares them with a real run."""
+"""The series of workers, the exporter and the server, with labels. An acceptance test compares them with a real run."""
 
 from __future__ import annotations
 
@@ -36,7 +36,16 @@ EXPORTER = {
     "latentfarm_model_images_total": {"model"},
     "latentfarm_workers": {"model"},
 }
-ALL = WORKER | CUDA | EXPORTER
+SERVER = {
+    "latentfarm_server_requests_total": {"method", "operation", "status"},
+    "latentfarm_server_request_duration_seconds_bucket": {"method", "operation", "le"},
+    "latentfarm_server_request_duration_seconds_sum": {"method", "operation"},
+    "latentfarm_server_request_duration_seconds_count": {"method", "operation"},
+    "latentfarm_server_requests_running": set[str](),
+    "latentfarm_server_streams": set[str](),
+    "latentfarm_server_images_total": {"model"},
+}
+ALL = WORKER | CUDA | EXPORTER | SERVER
 #: series that prometheus_client adds for each process, and labels that Prometheus adds to each series
 OF_PROCESSES = {"process_resident_memory_bytes": set[str]()}
 TARGET = {"instance", "job"}

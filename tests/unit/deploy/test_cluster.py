@@ -13,6 +13,9 @@ import yaml
 from tests.conftest import REPOSITORY
 from tests.support.deploy.cluster import KUBERNETES, OVERLAYS, Object, Overlay, labels_of, overlay, render, selects
 
+from latentfarm.server.app import OPERATIONS
+from latentfarm.server.http.operation import Scope
+
 pytestmark = pytest.mark.unit
 
 GPU = [name for name in OVERLAYS if "gpu" in name]
@@ -43,7 +46,9 @@ def test_every_model_has_a_disruption_budget_of_its_own(name: str) -> None:
         ]
         assert [each["metadata"]["name"] for each in budgets] == [worker["metadata"]["name"]]
         assert budgets[0]["spec"]["maxUnavailable"] == 1
-    assert len(found.of("PodDisruptionBudget")) == len(found.workers)
+    budget = found.one("PodDisruptionBudget", "latentfarm-server")
+    assert selects(budget["spec"]["selector"], found.server["spec"]["template"])
+    assert len(found.of("PodDisruptionBudget")) == len(found.workers) + 1
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -81,7 +86,11 @@ def test_every_pod_has_the_least_privileges(name: str) -> None:
             "allowPrivilegeEscalation": False,
             "capabilities": {"drop": ["ALL"]},
         }
-        assert {kind for volume in spec["volumes"] for kind in volume} <= {"name", "emptyDir", "persistentVolumeClaim"}
+        kinds = {kind for volume in spec["volumes"] for kind in volume}
+        # a file, because it is read again when it changes; others are variables
+        assert kinds <= {"name", "emptyDir", "persistentVolumeClaim"} | (
+            {"secret"} if container["name"] == "server" else set()
+        )
         assert not {"hostNetwork", "hostPID", "hostIPC", "initContainers"} & set(spec)
         assert container["resources"]["limits"]["memory"]
         assert container["resources"]["requests"]["cpu"]
@@ -126,8 +135,9 @@ def allowed_into(found: Overlay, template: Object) -> list[Object]:
 
 
 def namespaces_of(rules: list[Object]) -> set[str]:
-    peers = [peer for rule in rules for peer in rule["from"]]
-    return {peer["namespaceSelector"]["matchLabels"]["kubernetes.io/metadata.name"] for peer in peers}
+    """Return the names, or the label, of the namespaces that rules allow."""
+    peers = [peer["namespaceSelector"]["matchLabels"] for rule in rules for peer in rule["from"]]
+    return {labels.get("kubernetes.io/metadata.name") or "=".join(*labels.items()) for labels in peers}
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -148,20 +158,25 @@ def test_every_other_policy_selects_a_pod_and_allows_something(name: str) -> Non
         }
 
 
-def test_only_prometheus_and_keda_reach_pods_and_only_their_metrics() -> None:
+def test_only_prometheus_keda_and_clients_of_the_server_reach_pods_and_only_their_port() -> None:
     found = overlay("gpu-spot-autoscaled")
     exporter, worker = found.exporter["spec"]["template"], found.workers[0]["spec"]["template"]
     assert namespaces_of(allowed_into(found, exporter)) == {"monitoring", "keda"}
     assert namespaces_of(allowed_into(found, worker)) == {"monitoring"}
     for rule in [*allowed_into(found, exporter), *allowed_into(found, worker)]:
         assert rule["ports"] == [{"protocol": "TCP", "port": "metrics"}]
+    server = allowed_into(found, found.server["spec"]["template"])
+    # the policy for metrics selects this pod too, which has no port of that name
+    assert namespaces_of(server) == {"monitoring", "latentfarm/client=true"}
+    assert [rule["ports"][0]["port"] for rule in server].count("http") == 2
 
 
 @pytest.mark.parametrize("name", ["cpu", "gpu"])
-def test_without_monitoring_no_ingress_is_allowed(name: str) -> None:
+def test_without_monitoring_only_the_server_is_reached(name: str) -> None:
     found = overlay(name)
-    for template in found.pods().values():
-        assert allowed_into(found, template) == []
+    for pod, template in found.pods().items():
+        expected = {"latentfarm/client=true"} if pod == "latentfarm-server" else set()
+        assert namespaces_of(allowed_into(found, template)) == expected
 
 
 # -- scaling and monitoring ----------------------------------------------------------------------------------
@@ -211,18 +226,33 @@ def test_keda_queries_the_exporters_service(found: Overlay, thing: Object) -> No
     assert port["port"] == served["containerPort"]
 
 
-def test_the_operator_scrapes_every_worker_and_the_exporter() -> None:
+def test_the_operator_scrapes_every_worker_the_exporter_and_the_server() -> None:
     found = overlay("gpu-spot-autoscaled")
-    [pods], [service] = found.of("PodMonitor"), found.of("ServiceMonitor")
+    [pods] = found.of("PodMonitor")
     for template in found.pods().values():
         is_worker = MODEL_LABEL in labels_of(template)
         assert selects(pods["spec"]["selector"], template) == is_worker
     [endpoint] = pods["spec"]["podMetricsEndpoints"]
     assert (endpoint["port"], endpoint["path"]) == ("metrics", "/metrics")
-    exporter = found.one("Service", "latentfarm-exporter")
-    assert selects(service["spec"]["selector"], exporter)
-    [endpoint] = service["spec"]["endpoints"]
-    assert (endpoint["port"], endpoint["path"]) == (exporter["spec"]["ports"][0]["name"], "/metrics")
+    for name in ("latentfarm-exporter", "latentfarm-server"):
+        service, monitor = found.one("Service", name), found.one("ServiceMonitor", name)
+        assert selects(monitor["spec"]["selector"], service)
+        [endpoint] = monitor["spec"]["endpoints"]
+        assert (endpoint["port"], endpoint["path"]) == (service["spec"]["ports"][0]["name"], "/metrics")
+        assert selects({"matchLabels": service["spec"]["selector"]}, found.one("Deployment", name)["spec"]["template"])
+    assert len(found.of("ServiceMonitor")) == 2
+
+
+def test_the_ingress_leads_to_the_server_without_its_metrics_and_its_probes() -> None:
+    found = overlay("gpu-spot-autoscaled")
+    [ingress], server = found.of("Ingress"), found.one("Service", "latentfarm-server")
+    [rule] = ingress["spec"]["rules"]
+    backends = {each["path"]: each["backend"]["service"] for each in rule["http"]["paths"]}
+    expected = {"name": server["metadata"]["name"], "port": {"name": server["spec"]["ports"][0]["name"]}}
+    assert backends == dict.fromkeys(("/v1", "/sdapi/v1", "/api"), expected)
+    unkeyed = {operation.path for operation in OPERATIONS if operation.scope is Scope.NONE}
+    served = {operation.path for operation in OPERATIONS if operation.path.startswith(tuple(backends))}
+    assert {operation.path for operation in OPERATIONS} - served == {"/livez", "/readyz", "/metrics"} <= unkeyed
 
 
 def test_the_cluster_has_the_alerts_and_the_dashboard_of_the_monitoring_folder() -> None:
@@ -268,6 +298,6 @@ def test_the_readmes_one_file_adds_a_model(tmp_path: Path) -> None:
 def test_the_readme_names_every_overlay_and_component() -> None:
     text = (KUBERNETES / "README.md").read_text()
     components = [file.parent for file in (KUBERNETES / "components").rglob("kustomization.yaml")]
-    assert len(components) == 8
+    assert len(components) == 9
     for folder in [*components, *(KUBERNETES / "overlays" / name for name in OVERLAYS)]:
         assert f"`{folder.relative_to(KUBERNETES)}`" in text, folder

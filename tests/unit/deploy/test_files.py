@@ -19,15 +19,17 @@ from tests.support.deploy.compose_file import COMPOSE, read, services
 from tests.support.deploy.compose_runner import PASSWORDS
 from tests.support.deploy.dockerfiles import DEPLOY, DOCKERFILES, Image
 
+from latentfarm.server.security.guard import check_exposure
+from latentfarm.server.settings import ServerSettings, variables
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.unit
 
-OURS = ("worker", "producer", "exporter")
+OURS = ("worker", "producer", "exporter", "server")
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 BUILT = services()
 #: read by Hugging Face's libraries, OpenMP, torch, Python, pip and the shell
-OTHERS = {"HF_HOME", "HF_TOKEN", "HOME", "OMP_NUM_THREADS", "PATH", "PYTHONUNBUFFERED", "PYTORCH_ALLOC_CONF"}
+OTHERS = {"HF_HOME", "HF_TOKEN", "HOME", "OMP_NUM_THREADS", "PATH", "PYTHONUNBUFFERED", "PYTORCH_ALLOC_CONF", "TMPDIR"}
 
 
 def run(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -45,7 +47,7 @@ def tool(name: str) -> str:
 
 
 def known_variables() -> set[str]:
-    return OTHERS | {
+    return {*OTHERS, *variables().values()} | {
         str(field.validation_alias or f"LATENTFARM_{name.upper()}") for name, field in Settings.model_fields.items()
     }
 
@@ -100,7 +102,7 @@ def test_the_files_conform_to_the_published_schema(schema: str, files: list[str]
 @pytest.mark.skipif(not DOCKER_COMPOSE, reason="no docker compose here")
 def test_docker_compose_reads_the_file_as_the_tests_do() -> None:
     config = composed("deploy/compose.yaml", profile="cpu")
-    assert set(BUILT) - set(config) == {"producer"}
+    assert set(BUILT) - set(config) == {"producer", "server"}
     for name, service in config.items():
         assert service.get("environment", {}) == BUILT[name].config.get("environment", {})
         words = [*(service.get("entrypoint") or []), *(service.get("command") or [])]
@@ -206,6 +208,29 @@ def test_no_deadline_kills_a_worker_before_it_has_released_its_jobs() -> None:
     assert float(found) > needed_s
 
 
+def test_the_server_has_keys_a_loopback_port_and_time_to_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = BUILT["server"]
+    for variable, value in service.environment.items():
+        monkeypatch.setenv(variable, value)
+    settings = ServerSettings()
+    check_exposure(settings)
+    [secret] = service.config["secrets"]
+    assert settings.api_keys_file == Path("/run/secrets") / secret
+    assert read()["secrets"][secret]["file"].removeprefix("./") in (REPOSITORY / ".gitignore").read_text()
+    port = settings.address.rpartition(":")[2]
+    assert service.config["ports"] == [f"127.0.0.1:7860:{port}"]
+    [volume] = service.config["volumes"]
+    assert settings.thumbnail_cache.is_relative_to(volume.partition(":")[2])
+    # its folder in the image belongs to the image's user, so the volume does
+    assert volume.endswith(f":{service.image.folder}")
+    assert seconds(service.config["stop_grace_period"]) >= settings.shutdown_timeout_s + 10
+    for name in ("prometheus.yaml", "prometheus.gpu.yaml"):
+        [scraped] = scrapes(DEPLOY / "monitoring" / name)["latentfarm-server"]["dns_sd_configs"]
+        assert (scraped["names"], str(scraped["port"])) == (["server"], port)
+    # the name that Prometheus and other containers use
+    assert settings.allowed_hosts == "server"
+
+
 def test_prometheus_scrapes_the_ports_of_the_services() -> None:
     served = {name: BUILT[name].environment.get("LATENTFARM_METRICS_ADDRESS", "") for name in OURS}
     ports = {name: address.rpartition(":")[2] for name, address in served.items()}
@@ -248,6 +273,8 @@ def test_the_health_check_passes_without_an_address_and_fails_without_an_answer(
     assert run(sys.executable, check, LATENTFARM_METRICS_ADDRESS="").returncode == 0
     # no process listens at port 1
     assert run(sys.executable, check, LATENTFARM_METRICS_ADDRESS="0.0.0.0:1").returncode == 1
+    server = {"LATENTFARM_METRICS_ADDRESS": "", "LATENTFARM_SERVER_ADDRESS": "0.0.0.0:1"}
+    assert run(sys.executable, check, **server).returncode == 1
 
 
 def test_every_started_command_exists() -> None:
@@ -256,9 +283,9 @@ def test_every_started_command_exists() -> None:
     from latentfarm.cli import app
 
     commands = set(get_command(app).commands)  # type: ignore[attr-defined]
-    started = {BUILT[name].command[1] for name in ("worker", "exporter")}
+    started = {BUILT[name].command[1] for name in ("worker", "exporter", "server")}
     started |= {
         found for file in UNITS for found in re.findall(r"^ExecStart=\S+ (\w+)", file.read_text(), re.MULTILINE)
     }
-    assert started == {"worker", "exporter"}
+    assert started == {"worker", "exporter", "serve"}
     assert started <= commands

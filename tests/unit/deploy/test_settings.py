@@ -11,18 +11,22 @@ from urllib.parse import urlsplit
 
 import pytest
 from tests.conftest import REPOSITORY
-from tests.support.deploy.cluster import OVERLAYS, Object, Overlay, labels_of, overlay
+from tests.support.deploy.cluster import OVERLAYS, Object, Overlay, component_of, labels_of, overlay
 from typer.main import get_command
 
 import latentfarm
 from latentfarm.cli import app
 from latentfarm.model_spec import parse_model
+from latentfarm.server.security.client_address import ClientAddresses
+from latentfarm.server.security.guard import check_exposure
+from latentfarm.server.settings import ServerSettings, variables
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.unit
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 OURS = {str(field.validation_alias or f"LATENTFARM_{name.upper()}") for name, field in Settings.model_fields.items()}
+OURS |= set(variables().values())
 #: read by boto3, huggingface_hub, torch and the C library
 OTHERS = {"AWS_DEFAULT_REGION", "HF_HOME", "HF_TOKEN", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "HOME"}
 #: seconds that a process needs to exit after its own deadline
@@ -62,7 +66,7 @@ def test_the_command_and_its_options_exist(kind: Overlay, template: Object) -> N
     # the images' entrypoint is `latentfarm`
     assert "command" not in container
     name, *options = container["args"]
-    assert name == {"worker": "worker", "exporter": "exporter"}[container["name"]]
+    assert name == {"worker": "worker", "exporter": "exporter", "server": "serve"}[container["name"]]
     COMMANDS[name].make_context(name, options)
 
 
@@ -71,12 +75,15 @@ def test_the_probes_use_the_port_of_the_metrics(
     kind: Overlay, template: Object, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [container] = template["spec"]["containers"]
-    host, _, port = settings_of(kind, template, monkeypatch).metrics_address.rpartition(":")
+    address, name = settings_of(kind, template, monkeypatch).metrics_address, "metrics"
+    if container["name"] == "server":
+        address, name = ServerSettings().address, "http"
+    host, _, port = address.rpartition(":")
     assert host == "0.0.0.0"  # noqa: S104 - probes come from the node
     [served] = container["ports"]
-    assert (served["name"], served["containerPort"]) == ("metrics", int(port))
+    assert (served["name"], served["containerPort"]) == (name, int(port))
     probes = {name: container[name]["httpGet"] for name in ("startupProbe", "readinessProbe", "livenessProbe")}
-    assert {probe["port"] for probe in probes.values()} == {"metrics"}
+    assert {probe["port"] for probe in probes.values()} == {name}
     assert probes["livenessProbe"]["path"] == "/livez"
     assert probes["readinessProbe"]["path"] == "/readyz"
 
@@ -143,20 +150,46 @@ def test_every_image_has_the_tag_of_this_version(name: str) -> None:
     }
     assert {tag for _, _, tag in images.values()} == {latentfarm.__version__}
     for pod, (image, _, _) in images.items():
-        assert image == ("latentfarm/producer" if pod == "latentfarm-exporter" else "latentfarm/worker")
+        assert image == ("latentfarm/worker" if pod.startswith("latentfarm-worker") else "latentfarm/producer")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
-def test_a_worker_reaches_its_redis_and_its_store(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_and_the_server_reach_their_redis_and_their_store(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = overlay(name)
-    [policy] = [each for each in found.of("NetworkPolicy") if each["metadata"]["name"] == "latentfarm-worker"]
-    [egress] = policy["spec"]["egress"]
-    ports = {each["port"] for each in egress["ports"]}
-    for worker in found.workers:
-        settings = settings_of(found, worker["spec"]["template"], monkeypatch)
+    for deployment in (*found.workers, found.server):
+        [egress] = found.one("NetworkPolicy", f"latentfarm-{component_of(deployment)}")["spec"]["egress"]
+        ports = {each["port"] for each in egress["ports"]}
+        settings = settings_of(found, deployment["spec"]["template"], monkeypatch)
         assert urlsplit(settings.redis_url).port in ports
         store = urlsplit(settings.s3_endpoint_url or "https://s3.amazonaws.com")
         assert (store.port or {"https": 443, "http": 80}[store.scheme]) in ports
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_the_server_has_keys_names_and_time_to_stop(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = overlay(name)
+    pod = found.server["spec"]["template"]
+    settings_of(found, pod, monkeypatch)
+    settings = ServerSettings()
+    check_exposure(settings)
+    [container] = pod["spec"]["containers"]
+    mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
+    assert mounts[str(settings.api_keys_file.parent)] == "api-keys"  # type: ignore[union-attr]
+    assert settings.thumbnail_cache.is_relative_to("/tmp")  # noqa: S108
+    assert mounts["/tmp"] == "tmp"  # noqa: S108
+    service = found.one("Service", "latentfarm-server")["metadata"]
+    names = settings.allowed_hosts.split(",")
+    assert {service["name"], f"{service['name']}.{service['namespace']}.svc"} <= set(names)
+    before_s = int(container["lifecycle"]["preStop"]["exec"]["command"][1])
+    assert pod["spec"]["terminationGracePeriodSeconds"] >= before_s + settings.shutdown_timeout_s + MARGIN_S
+    for ingress in found.of("Ingress"):
+        [rule] = ingress["spec"]["rules"]
+        assert [rule["host"]] == ingress["spec"]["tls"][0]["hosts"] == names[:1]
+        assert ClientAddresses(settings.trusted_proxies)
+        annotations = ingress["metadata"]["annotations"]
+        assert annotations["nginx.ingress.kubernetes.io/proxy-body-size"] == f"{settings.max_file_bytes // 2**30}g"
+        assert int(annotations["nginx.ingress.kubernetes.io/proxy-read-timeout"]) > settings.render_timeout_s
+    assert bool(found.of("Ingress")) == ("autoscaled" in name)
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
@@ -204,7 +237,14 @@ def test_the_readme_creates_every_secret_that_a_pod_needs() -> None:
         for each in template["spec"]["containers"][0]["env"]
         if "valueFrom" in each
     }
-    assert len(needed) == 6
+    needed |= {
+        (volume["secret"]["secretName"], "api-keys.txt")
+        for name in OVERLAYS
+        for template in overlay(name).pods().values()
+        for volume in template["spec"]["volumes"]
+        if "secret" in volume
+    }
+    assert len(needed) == 10
     for secret, key in needed:
         assert f"create secret generic {secret} " in text
         assert key in text
