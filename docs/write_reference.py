@@ -1,24 +1,32 @@
 """Write the generated parts of docs/reference from the code: ``make docs``.
 
-They are the commands of cli.md and the names of other tools in prompt-files.md.
+They are the commands of cli.md, the names of other tools in prompt-files.md, and the operations of http.md.
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
 from typer.main import get_command
 
 from latentfarm.cli import app
 from latentfarm.cli.command_group import parameter_help, parameter_names
+from latentfarm.server.api import OPERATIONS
+from latentfarm.server.api import models as api_models
+from latentfarm.server.http.operation import Scope
 from latentfarm.submission.prompts.aliases import FIELD_ALIASES, PASSED_ALIASES, Alias, Dialect
 
 REFERENCE = Path(__file__).parent / "reference" / "cli.md"
 PROMPT_FILES = REFERENCE.with_name("prompt-files.md")
+HTTP = REFERENCE.with_name("http.md")
 BEGIN, END = "<!-- commands: written by make docs -->", "<!-- /commands -->"
 NAMES_BEGIN, NAMES_END = "<!-- names: written by make docs -->", "<!-- /names -->"
+OPERATIONS_BEGIN, OPERATIONS_END = "<!-- operations: written by make docs -->", "<!-- /operations -->"
 #: commands that read prompts: their common options are listed once
 PROMPT_COMMANDS = ("render", "submit", "estimate")
 
@@ -57,6 +65,78 @@ def prompt_files_text() -> str:
     return _filled(PROMPT_FILES, NAMES_BEGIN, NAMES_END, names_text() + "\n")
 
 
+def http_text() -> str:
+    """Return the expected text of docs/reference/http.md."""
+    return _filled(HTTP, OPERATIONS_BEGIN, OPERATIONS_END, operations_text())
+
+
+def operations_text() -> str:
+    """Return a table of the operations, then the fields of their queries, bodies and answers."""
+    lines = ["## Requests", "", "| request | does | scope | query, body | answer |", "|---|---|---|---|---|"]
+    taken_models: dict[str, type[BaseModel]] = {}
+    given_models: dict[str, type[BaseModel]] = {}
+    for each in OPERATIONS:
+        inputs = [model for model in (each.query, each.body, each.form) if model is not None and model.model_fields]
+        for model in inputs:
+            _add_model(taken_models, model)
+        if each.answer is not None:
+            _add_model(given_models, each.answer)
+        taken = ", ".join(_model_link(model.__name__) for model in inputs)
+        given = _model_link(each.answer.__name__) if each.answer else f"`{each.media_type}`"
+        scope, answer = "" if each.scope is Scope.NONE else each.scope, f"{each.status} {given}"
+        lines.append(f"| `{each.method} {each.path}` | {each.summary} | {scope} | {taken} | {answer} |")
+    lines += ["", "## Queries and bodies", ""]
+    for name in sorted(taken_models):
+        lines += [f"### {name}", "", *_model_lines(taken_models[name], answer=False), ""]
+    lines += ["## Answers", ""]
+    for name in sorted(given_models):
+        lines += [f"### {name}", "", *_model_lines(given_models[name], answer=True), ""]
+    return "\n".join(lines)
+
+
+def _add_model(found: dict[str, type[BaseModel]], model: type[BaseModel]) -> None:
+    """Add a model and those that its fields have."""
+    found[model.__name__] = model
+    definitions = model.model_json_schema().get("$defs", {})
+    found |= {name: getattr(api_models, name) for name, schema in definitions.items() if "properties" in schema}
+
+
+def _model_lines(model: type[BaseModel], *, answer: bool) -> Iterator[str]:
+    yield from (model.__doc__ or "").replace("``", "`").replace("\n    ", "\n").strip().splitlines()
+    schema = model.model_json_schema(mode="serialization" if answer else "validation")
+    required = () if answer else schema.get("required", ())
+    yield ""
+    for name, field in schema["properties"].items():
+        plain = not answer and "default" in field and "$ref" not in field
+        default = f" [default: `{json.dumps(field['default'])}`]" if plain else ""
+        kind = _type(field, schema.get("$defs", {}))
+        yield f"- `{name}`: {kind}{', required' if name in required else ''}{default}"
+
+
+def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
+    """Return a JSON schema in words."""
+    if "$ref" in field:
+        name = field["$ref"].rpartition("/")[2]
+        found = definitions[name]
+        return _type(found, definitions) if "enum" in found else _model_link(name)
+    if "anyOf" in field:
+        return " or ".join(_type(each, definitions) for each in field["anyOf"])
+    if "enum" in field:
+        return "one of " + ", ".join(f"`{word}`" if word else "empty" for word in field["enum"])
+    kind = field.get("type", "any value")
+    if kind == "array":
+        return f"list of {_type(field['items'], definitions)}"
+    if kind == "object" and "properties" in field:
+        return f"object with any of {', '.join(f'`{name}`' for name in field['properties'])}"
+    words = {"maxLength": "at most {} characters", "minimum": "from {}", "maximum": "to {}"}
+    limits = " ".join(text.format(f"{field[name]:,}") for name, text in words.items() if name in field)
+    return " ".join(filter(None, (" or ".join(kind) if isinstance(kind, list) else kind, limits)))
+
+
+def _model_link(name: str) -> str:
+    return f"[{name}](#{name.lower()})"
+
+
 def _filled(path: Path, begin: str, end: str, text: str) -> str:
     before, _, rest = path.read_text().partition(begin)
     return f"{before}{begin}\n\n{text}\n{end}{rest.partition(end)[2]}"
@@ -88,3 +168,4 @@ def _entry(parameter: Any) -> str:
 if __name__ == "__main__":
     REFERENCE.write_text(reference_text())
     PROMPT_FILES.write_text(prompt_files_text())
+    HTTP.write_text(http_text())

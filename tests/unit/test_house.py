@@ -108,6 +108,7 @@ def test_the_reference_lists_the_commands_and_names_as_they_are() -> None:
     spec.loader.exec_module(writer)
     assert writer.REFERENCE.read_text() == writer.reference_text(), "run make docs"
     assert writer.PROMPT_FILES.read_text() == writer.prompt_files_text(), "run make docs"
+    assert writer.HTTP.read_text() == writer.http_text(), "run make docs"
 
 
 def test_every_setting_is_in_the_reference() -> None:

@@ -54,12 +54,12 @@ def test_a_batch_from_its_submission_to_its_images_and_its_deletion(server: Runn
 
 def test_events_are_resumed_where_a_client_was_cut_off(server: RunningServer, farm: Farm) -> None:
     client = server.client
-    client.post("/api/batches", json={"name": "cats", "rows": ["a cat"], "model": "none"})
+    client.post("/api/batches", json={"name": "events", "rows": ["a cat"], "model": "unserved"})
 
     def read(count: int, **headers: str) -> list[dict[str, str]]:
         """Return the first events of a stream."""
         found: list[dict[str, str]] = []
-        with client.stream("GET", "/api/events?batch=cats", headers=headers) as stream:
+        with client.stream("GET", "/api/events?batch=events", headers=headers) as stream:
             for line in stream.iter_lines():
                 name, _, value = line.partition(": ")
                 if name in {"id", "event"} and (not found or "data" in found[-1]):
@@ -73,8 +73,8 @@ def test_events_are_resumed_where_a_client_was_cut_off(server: RunningServer, fa
     ready, progress = read(2)
     assert (ready["event"], progress["event"]) == ("ready", "progress")
     assert json.loads(progress["data"])["pending"] == 1
-    client.post("/api/batches/cats/pause", json={"reason": "lunch"})
-    client.post("/api/batches/cats/priority", json={"priority": 7})
+    client.post("/api/batches/events/pause", json={"reason": "lunch"})
+    client.post("/api/batches/events/priority", json={"priority": 7})
     events = read(4, **{"Last-Event-ID": ready["id"]})
     assert [each["event"] for each in events] == ["change", "change", "ready", "progress"]
     assert [json.loads(each["data"])["event"] for each in events[:2]] == ["paused", "priority"]

@@ -17,9 +17,13 @@ from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
 
+# each test has a name of its own for its batch: the server keeps answers for half a second
+#: the worker that other tests have started does not serve it
+MODEL = "unserved"
+
 
 def submit(farm: Farm, name: str, rows: int = 1, **options: object) -> None:
-    farm.submit([f"a cat {each}" for each in range(rows)], batch=name, options=SubmitOptions(**options))  # type: ignore[arg-type]
+    farm.submit([f"a cat {each}" for each in range(rows)], batch=name, model=MODEL, options=SubmitOptions(**options))  # type: ignore[arg-type]
 
 
 def test_batches_are_listed_by_page_and_filter(server: RunningServer, farm: Farm) -> None:
@@ -37,7 +41,7 @@ def test_batches_are_listed_by_page_and_filter(server: RunningServer, farm: Farm
     assert names("kind=openai") == ["four"]
     assert names("owner=key") == ["two"]
     assert names("state=paused&state=complete") == ["three"]
-    assert names("model=other") == []
+    assert names("model=mini") == []
     page = server.client.get("/api/batches?limit=2").json()
     assert page["next"].endswith(":three")
     # the batch of the cursor is deleted meanwhile
@@ -50,15 +54,15 @@ def test_batches_are_listed_by_page_and_filter(server: RunningServer, farm: Farm
 
 
 def test_decisions_are_seen_by_the_next_poll_and_conflicts_are_409(server: RunningServer, farm: Farm) -> None:
-    client, path = server.client, "/api/batches/cats"
-    submit(farm, "cats", 2)
+    client, path = server.client, "/api/batches/cows"
+    submit(farm, "cows", 2)
     assert client.get(path).json()["state"] == "open"
     assert client.post(f"{path}/pause", json={"reason": "lunch"}).json()["paused"] == "by its user: lunch"
     # at once, though answers are kept for half a second
     assert client.get(path).json()["state"] == "paused"
     assert client.post(f"{path}/resume").json()["state"] == "open"
     assert client.post(f"{path}/priority", json={"priority": 9}).json()["priority"] == 9
-    [job, _] = farm.ledger.lease("mini", "worker-a", 2, lease_s=60)
+    [job, _] = farm.ledger.lease(MODEL, "worker-x", 2, lease_s=60)
     farm.ledger.fail(job, {"code": "nan", "message": "not a number"})
     assert client.post(f"{path}/retry", json={"code": "other"}).json() == {"retried": 0}
     assert client.post(f"{path}/retry", json={"code": "nan"}).json() == {"retried": 1}
@@ -68,35 +72,37 @@ def test_decisions_are_seen_by_the_next_poll_and_conflicts_are_409(server: Runni
     for verb in ("pause", "resume"):
         refused = client.post(f"{path}/{verb}")
         assert (refused.status_code, refused.json()["error"]["code"]) == (409, "conflict")
-    for method, other in (("GET", "dogs"), ("POST", "dogs/pause"), ("DELETE", "dogs"), ("GET", "A%2F.")):
+    for method, other in (("GET", "none"), ("POST", "none/pause"), ("DELETE", "none"), ("GET", "A%2F.")):
         assert client.request(method, f"/api/batches/{other}").status_code == 404
 
-    farm.ledger.heartbeat("mini", "worker-a")
-    assert [each["worker"] for each in client.get("/api/workers").json()["workers"]] == ["worker-a"]
-    assert client.get("/api/models").json()["models"][0]["workers"] == 1
-    assert client.post("/api/workers/worker-a/drain").status_code == 202
-    assert farm.ledger.heartbeat("mini", "worker-a").drain
-    assert client.post("/api/workers/worker-b/drain").status_code == 404
+    farm.ledger.heartbeat(MODEL, "worker-x")
+    workers = client.get(f"/api/workers?model={MODEL}").json()["workers"]
+    assert [each["worker"] for each in workers] == ["worker-x"]
+    [model] = [each for each in client.get("/api/models").json()["models"] if each["model"] == MODEL]
+    assert model["workers"] == 1
+    assert client.post("/api/workers/worker-x/drain").status_code == 202
+    assert farm.ledger.heartbeat(MODEL, "worker-x").drain
+    assert client.post("/api/workers/worker-y/drain").status_code == 404
 
 
 def test_pages_of_jobs_by_state_and_code_read_a_few_parts_each(
     server: RunningServer, farm: Farm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jobs, "_MAX_PARTS", 2)
-    submit(farm, "cats", 4_000)
+    submit(farm, "pages", 4_000)
     numbers = count()
     for _ in range(4):
-        leases = farm.ledger.lease("mini", "worker-a", 1_000, lease_s=60)
+        leases = farm.ledger.lease(MODEL, "worker-x", 1_000, lease_s=60)
         # one job of each part fails, and the first part is flushed
         farm.ledger.commit([(each, {"key": "k", "sha256": ""}) for each in leases[1:]])
         farm.ledger.fail(leases[0], {"code": f"code-{next(numbers) % 2}", "message": "why"})
-    flush_batch(farm.ledger, farm.bucket, "cats")
+    flush_batch(farm.ledger, farm.bucket, "pages")
 
     def pages(query: str) -> list[list[int]]:
         """Return the indices of each page."""
         found, start = [], 0
         while True:
-            page = server.client.get(f"/api/batches/cats/jobs?{query}&start={start}").json()
+            page = server.client.get(f"/api/batches/pages/jobs?{query}&start={start}").json()
             found.append([job["index"] for job in page["jobs"]])
             if page["next"] is None:
                 return found
@@ -107,20 +113,20 @@ def test_pages_of_jobs_by_state_and_code_read_a_few_parts_each(
     assert pages("code=code-1") == [[1_000], [3_000]]
     assert pages("code=code-1&state=done") == [[]]
     assert pages("state=pending") == [[]]
-    assert len(server.client.get("/api/batches/cats/jobs?limit=500").json()["jobs"]) == 500
-    assert server.client.get("/api/batches/cats/jobs?limit=501").status_code == 400
-    failures = server.client.get("/api/batches/cats/failures").json()["failures"]
+    assert len(server.client.get("/api/batches/pages/jobs?limit=500").json()["jobs"]) == 500
+    assert server.client.get("/api/batches/pages/jobs?limit=501").status_code == 400
+    failures = server.client.get("/api/batches/pages/failures").json()["failures"]
     assert failures == [
         {"code": "code-0", "count": 2, "indices": [0], "message": "why"},
         {"code": "code-1", "count": 2, "indices": [1_000], "message": "why"},
     ]
-    states = server.client.get("/api/batches/cats/states?start=999&stop=1002")
+    states = server.client.get("/api/batches/pages/states?start=999&stop=1002")
     assert (states.content, states.headers["x-total"]) == (b"\2\3\2", "4000")
     unchanged = {"If-None-Match": states.headers["etag"]}
-    assert server.client.get("/api/batches/cats/states?start=999&stop=1002", headers=unchanged).status_code == 304
-    assert server.client.get("/api/batches/cats/states?start=9999").content == b""
-    assert server.client.get("/api/batches/cats/images/0").json()["error"]["code"] == "no_image"
-    assert server.client.get("/api/batches/cats/images/1").json()["error"]["code"] == "no_image"
-    assert server.client.get("/api/batches/cats/thumbnails/4000").status_code == 404
-    assert server.client.delete("/api/batches/cats").status_code == 202
-    until(lambda: server.client.get("/api/batches/cats").status_code == 404)
+    assert server.client.get("/api/batches/pages/states?start=999&stop=1002", headers=unchanged).status_code == 304
+    assert server.client.get("/api/batches/pages/states?start=9999").content == b""
+    assert server.client.get("/api/batches/pages/images/0").json()["error"]["code"] == "no_image"
+    assert server.client.get("/api/batches/pages/images/1").json()["error"]["code"] == "no_image"
+    assert server.client.get("/api/batches/pages/thumbnails/4000").status_code == 404
+    assert server.client.delete("/api/batches/pages").status_code == 202
+    until(lambda: server.client.get("/api/batches/pages").status_code == 404)

@@ -24,13 +24,15 @@ def form(content: bytes, file_name: str = "prompts.jsonl", /, **options: Any) ->
 
 def test_the_same_rows_are_the_same_batch_however_they_arrive_twice(server: RunningServer, farm: Farm) -> None:
     client = server.client
-    uploaded = client.post("/api/batches", **form(FILE, name="cats", priority=3, defaults={"num_inference_steps": 4}))
+    uploaded = client.post(
+        "/api/batches", **form(FILE, name="cats", model="unserved", priority=3, defaults={"num_inference_steps": 4})
+    )
     assert (uploaded.status_code, uploaded.json()["total"]) == (201, 2)
     assert (farm.batch("cats").status().priority, farm.batch("cats").status().owner) == (3, "local")
     # a client that lost the answer sends it again
-    assert client.post("/api/batches", **form(FILE, name="cats", defaults={"num_inference_steps": 4})).json() == (
-        uploaded.json()
-    )
+    assert client.post(
+        "/api/batches", **form(FILE, name="cats", model="unserved", defaults={"num_inference_steps": 4})
+    ).json() == (uploaded.json())
     other = client.post("/api/batches", **form(FILE, name="cats"))
     assert (other.status_code, other.json()["error"]["param"]) == (409, "name")
 
@@ -65,7 +67,7 @@ def test_invalid_rows_are_reported_with_place_value_and_cure_and_nothing_is_stor
     [
         ({"json": {}}, 400, "write either rows or source"),
         ({"json": {"rows": ["a"], "source": "b"}}, 400, "write either rows or source"),
-        ({"json": {"rows": ["a"], "nam": "b"}}, 400, "nam is not known"),
+        ({"json": {"rows": ["a"], "naam": "b"}}, 400, "naam is not known"),
         ({"json": {"rows": ["a"], "priority": "5"}}, 400, "priority '5' is invalid"),
         ({"json": {"rows": ["a"], "name": "A/B"}}, 400, "batch name 'A/B': write 1 to 64 of"),
         ({"json": {"rows": ["a"], "model": "a b"}}, 400, "model alias 'a b': write"),
@@ -100,5 +102,5 @@ def test_an_upload_larger_than_the_limit_is_refused_while_it_is_read(shared_serv
         "/api/batches", content=b"", headers={"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "0"}
     )
     assert limited.status_code == 400
-    options = {"files": {"file": ("a.txt", b"a")}, "data": {"options": " " * 1_100_000}}
+    options: dict[str, Any] = {"files": {"file": ("a.txt", b"a")}, "data": {"options": " " * 1_100_000}}
     assert shared_server.client.post("/api/batches", **options).status_code == 413

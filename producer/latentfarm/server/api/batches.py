@@ -22,8 +22,8 @@ from latentfarm.server.api.models import (
     BatchAnswer,
     BatchesAnswer,
     BatchesQuery,
-    NoBody,
-    NoQuery,
+    EmptyBody,
+    EmptyQuery,
     PauseBody,
     PriorityBody,
     RetryAnswer,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: batches that one page looks at; what is found by then is the page
+#: batches that are read for one page; what is found by then is the page
 _SCANNED = 2_000
 #: interactive batches whose progress is reported; each has a few images, and a client that waits for them
 _LISTED_INTERACTIVE = 200
@@ -95,7 +95,7 @@ def _parse_cursor(cursor: str) -> tuple[int, str] | None:
 
 
 async def show_batch(request: Request) -> Response:
-    read_query(request, NoQuery)
+    read_query(request, EmptyQuery)
     return await polled_answer(request, batch_answer, batch_name(request))
 
 
@@ -122,12 +122,12 @@ async def pause(request: Request) -> Response:
 
 
 async def resume(request: Request) -> Response:
-    await read_optional_json(request, NoBody)
+    await read_optional_json(request, EmptyBody)
     return await _decide(request, Batch.resume)
 
 
 async def cancel(request: Request) -> Response:
-    await read_optional_json(request, NoBody)
+    await read_optional_json(request, EmptyBody)
     return await _decide(request, Batch.cancel)
 
 
@@ -143,7 +143,7 @@ async def set_priority(request: Request) -> Response:
 
 async def _decide(request: Request, decide: Callable[[Batch], BaseModel]) -> Response:
     """Carry out a decision about the batch in the path, and answer with what it returns."""
-    read_query(request, NoQuery)
+    read_query(request, EmptyQuery)
     context = context_of(request)
     batch = Batch(context.farm.connection, batch_name(request))
     try:
@@ -154,7 +154,7 @@ async def _decide(request: Request, decide: Callable[[Batch], BaseModel]) -> Res
 
 async def delete(request: Request) -> Response:
     """Answer as soon as no job of the batch runs any more; its objects are removed after that."""
-    read_query(request, NoQuery)
+    read_query(request, EmptyQuery)
     context = context_of(request)
     batch = Batch(context.farm.connection, batch_name(request))
     await context.run(context.farm.ledger.mark_deleting, batch.name)
@@ -184,11 +184,13 @@ def _operations() -> Iterator[Operation]:
         query=BatchesQuery,
         answer=BatchesAnswer,
     )
-    yield Operation("GET", path, show_batch, Scope.READ, "Report a batch's progress", query=NoQuery, answer=BatchAnswer)
+    yield Operation(
+        "GET", path, show_batch, Scope.READ, "Report a batch's progress", query=EmptyQuery, answer=BatchAnswer
+    )
     for verb, endpoint, body, summary in (
         ("pause", pause, PauseBody, "Start no more jobs of a batch; running ones finish"),
-        ("resume", resume, NoBody, "Continue a batch after a pause or a canary"),
-        ("cancel", cancel, NoBody, "End a batch for good; finished images stay"),
+        ("resume", resume, EmptyBody, "Continue a batch after a pause or a canary"),
+        ("cancel", cancel, EmptyBody, "End a batch for good; finished images stay"),
         ("priority", set_priority, PriorityBody, "Set a batch's priority"),
     ):
         yield Operation(
@@ -211,7 +213,7 @@ def _operations() -> Iterator[Operation]:
         Scope.SUBMIT,
         "Cancel a batch and delete it with all its objects",
         audited=True,
-        query=NoQuery,
+        query=EmptyQuery,
         answer=BatchStatus,
         status=202,
     )

@@ -8,7 +8,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from latentfarm.server.api.models import NoQuery
+from latentfarm.server.api.models import EmptyQuery
 from latentfarm.server.api.openapi import openapi_document
 from latentfarm.server.api.request import read_query
 from latentfarm.server.http.operation import Operation, Scope
@@ -19,7 +19,7 @@ def document_operation(described: Iterable[Operation]) -> Operation:
     body = to_json(openapi_document(described))
 
     async def show_document(request: Request) -> Response:
-        read_query(request, NoQuery)
+        read_query(request, EmptyQuery)
         return Response(body, media_type="application/json")
 
-    return Operation("GET", "/api/openapi.json", show_document, Scope.READ, "Return this document", query=NoQuery)
+    return Operation("GET", "/api/openapi.json", show_document, Scope.READ, "Return this document", query=EmptyQuery)

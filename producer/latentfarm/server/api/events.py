@@ -121,7 +121,7 @@ class _Stream:
                     if (event := self._encode(item)) is not None:
                         yield event
                 if self._query.progress and time.monotonic() >= due:
-                    # all clients at the same moment, so that one look at the ledger serves all of them
+                    # all clients at the same moment, so that the ledger is read once for all of them
                     due = floor(time.monotonic() / _PROGRESS_S + 1) * _PROGRESS_S
                     if (event := await self._report_progress()) is not None:
                         yield event

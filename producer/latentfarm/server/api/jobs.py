@@ -20,12 +20,12 @@ from latentfarm.limits import PART_JOBS
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.server.api.models import (
     MAX_STATES,
+    EmptyQuery,
     FailureAnswer,
     FailuresAnswer,
     JobAnswer,
     JobsAnswer,
     JobsQuery,
-    NoQuery,
     StatesQuery,
 )
 from latentfarm.server.api.polled import polled_answer
@@ -86,7 +86,7 @@ def _with_paths(batch: str, line: dict[str, Any]) -> dict[str, Any]:
 
 
 async def show_job(request: Request) -> Response:
-    read_query(request, NoQuery)
+    read_query(request, EmptyQuery)
     context = context_of(request)
     return json_answer(await context.run(_job, context.farm, batch_name(request), job_index(request)))
 
@@ -141,7 +141,7 @@ def _states(farm: Farm, name: str, query: StatesQuery) -> tuple[bytes, int]:
 
 
 async def list_failures(request: Request) -> Response:
-    read_query(request, NoQuery)
+    read_query(request, EmptyQuery)
     return await polled_answer(request, _failures, batch_name(request))
 
 
@@ -188,7 +188,7 @@ OPERATIONS: tuple[Operation, ...] = (
         show_job,
         Scope.READ,
         "Show one job with its receipt",
-        query=NoQuery,
+        query=EmptyQuery,
         answer=JobAnswer,
     ),
     Operation(
@@ -207,7 +207,7 @@ OPERATIONS: tuple[Operation, ...] = (
         list_failures,
         Scope.READ,
         "Report failures by error code",
-        query=NoQuery,
+        query=EmptyQuery,
         answer=FailuresAnswer,
     ),
 )

@@ -31,6 +31,16 @@ _MAX_PRIORITY = 1_000
 _MAX_ROWS = 100_000
 _ROWS_SCHEMA = {"type": "array", "maxItems": _MAX_ROWS, "items": {"type": ["string", "object"]}}
 
+#: fields of a submission's defaults. No client waits for its images, so none has partial ones
+DEFAULT_FIELDS = frozenset(Defaults.model_fields) - {"partial_images"}
+_DEFAULTS_SCHEMA: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        name: schema for name, schema in Defaults.model_json_schema()["properties"].items() if name in DEFAULT_FIELDS
+    },
+    "additionalProperties": False,
+}
+
 _FLAGS = {"1": True, "true": True, "0": False, "false": False}
 
 
@@ -59,7 +69,7 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
-class NoQuery(Query):
+class EmptyQuery(Query):
     """No parameters."""
 
 
@@ -161,9 +171,7 @@ class SubmitOptionsBody(Body):
     max_invalid: Annotated[float, Field(ge=0, le=1)] = DEFAULT_MAX_INVALID
     validate_first: bool | None = None
     webhook: Annotated[str, Field(max_length=2_000)] = ""
-    defaults: dict[str, Any] = Field(
-        default_factory=dict, json_schema_extra=lambda schema: schema.update(Defaults.model_json_schema())
-    )
+    defaults: Annotated[dict[str, Any], WithJsonSchema(_DEFAULTS_SCHEMA)] = {}
     format: Annotated[str, Field(max_length=20)] | None = None
     prompt_column: Annotated[str, Field(max_length=200)] | None = None
     columns: dict[str, Annotated[str, Field(max_length=200)]] = {}
@@ -192,7 +200,7 @@ class SubmitForm(BaseModel):
     options: SubmitOptionsBody = SubmitOptionsBody()
 
 
-class NoBody(Body):
+class EmptyBody(Body):
     """No fields."""
 
 

@@ -13,11 +13,11 @@ from starlette.responses import Response
 
 from latentfarm.errors import ConflictError, InputError, InvalidRowsError
 from latentfarm.farm import Farm
-from latentfarm.job import Defaults
 from latentfarm.server.api.models import (
+    DEFAULT_FIELDS,
+    EmptyQuery,
     ErrorAnswer,
     ErrorBody,
-    NoQuery,
     PlanAnswer,
     SubmitAnswer,
     SubmitBody,
@@ -67,9 +67,9 @@ class _Submission:
     def arguments(self) -> dict[str, Any]:
         """Return the arguments of ``make_request``."""
         options = self.options
-        for name in options.defaults.keys() - Defaults.model_fields.keys():
+        for name in options.defaults.keys() - DEFAULT_FIELDS:
             # others are arguments of the functions that these are passed to
-            text = f"defaults: {name[:80]!r} is not a field of rows; {suggest_field(name, Defaults.model_fields)}"
+            text = f"defaults: {name[:80]!r} is not a field of rows; {suggest_field(name, DEFAULT_FIELDS)}"
             raise RequestError(400, "invalid_request", text, param="defaults")
         keep = options.keep_columns if isinstance(options.keep_columns, bool) else tuple(options.keep_columns)
         return {
@@ -103,7 +103,7 @@ async def plan(request: Request) -> Response:
 async def _answered(
     request: Request, work: Callable[[Farm, _Submission], SubmitAnswer | PlanAnswer], *, status: int
 ) -> Response:
-    read_query(request, NoQuery)
+    read_query(request, EmptyQuery)
     context = context_of(request)
     async with _read(request) as submission:
         try:
@@ -205,7 +205,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Scope.SUBMIT,
         "Submit rows, an object of the bucket, or a prompt file as a batch",
         audited=True,
-        query=NoQuery,
+        query=EmptyQuery,
         body=SubmitBody,
         form=SubmitForm,
         answer=SubmitAnswer,
@@ -217,7 +217,7 @@ OPERATIONS: tuple[Operation, ...] = (
         plan,
         Scope.SUBMIT,
         "Report what a submission would enqueue; nothing is stored",
-        query=NoQuery,
+        query=EmptyQuery,
         body=SubmitBody,
         form=SubmitForm,
         answer=PlanAnswer,

@@ -39,7 +39,7 @@ class Thumbnails:
     Args:
         folder: created at the first thumbnail.
         limit_bytes: bytes in the folder; those unused for longest are removed beyond it.
-        source: what tells apart images of the same key: the farm's bucket.
+        source: what distinguishes images of the same key: the farm's bucket.
     """
 
     def __init__(self, folder: Path, limit_bytes: int, *, source: str) -> None:

@@ -12,11 +12,11 @@ from latentfarm.farm import Farm
 from latentfarm.ledger import WorkerRecord
 from latentfarm.server.api.models import (
     DrainAnswer,
+    EmptyBody,
+    EmptyQuery,
     ModelAnswer,
     ModelQuery,
     ModelsAnswer,
-    NoBody,
-    NoQuery,
     WorkerAnswer,
     WorkersAnswer,
 )
@@ -43,8 +43,8 @@ def _answer(worker: WorkerRecord) -> WorkerAnswer:
 
 
 async def drain_worker(request: Request) -> Response:
-    await read_optional_json(request, NoBody)
-    read_query(request, NoQuery)
+    await read_optional_json(request, EmptyBody)
+    read_query(request, EmptyQuery)
     context, worker = context_of(request), request.path_params["worker"]
     if not await context.run(context.farm.ledger.request_drain, worker):
         text = f"worker {worker[:100]!r} is unknown; GET /api/workers lists those that are alive"
@@ -54,7 +54,7 @@ async def drain_worker(request: Request) -> Response:
 
 
 async def list_models(request: Request) -> Response:
-    read_query(request, NoQuery)
+    read_query(request, EmptyQuery)
     return await polled_answer(request, _models)
 
 
@@ -79,10 +79,10 @@ OPERATIONS: tuple[Operation, ...] = (
         Scope.ADMIN,
         "Let a worker take no more jobs, and end",
         audited=True,
-        query=NoQuery,
-        body=NoBody,
+        query=EmptyQuery,
+        body=EmptyBody,
         answer=DrainAnswer,
         status=202,
     ),
-    Operation("GET", "/api/models", list_models, Scope.READ, "List models", query=NoQuery, answer=ModelsAnswer),
+    Operation("GET", "/api/models", list_models, Scope.READ, "List models", query=EmptyQuery, answer=ModelsAnswer),
 )
