@@ -29,7 +29,7 @@ class _Readiness:
         self._cached = Cached[str](_CHECKED_S)
 
     async def problem(self) -> str:
-        """Return what is unavailable, empty if nothing is. It names no host: anybody may ask."""
+        """Return what is unavailable, empty if nothing is. It names no host: any client may read it."""
         return await self._cached.get("", self._check)
 
     async def _check(self) -> str:

@@ -20,7 +20,7 @@ from latentfarm.server.http.request_error import RequestError
 
 pytestmark = pytest.mark.integration
 
-SECRET = "a prompt of somebody else"
+SECRET = "a prompt of another user"
 
 
 async def fail(request: Request) -> Response:

@@ -31,7 +31,7 @@ main()
 """
 
 
-def test_serve_says_where_answers_and_ends_at_a_signal_with_success(settings: Settings, tmp_path: Path) -> None:
+def test_serve_prints_its_address_answers_and_ends_at_a_signal_with_success(settings: Settings, tmp_path: Path) -> None:
     environment = {**os.environ, **settings.environment(), "LATENTFARM_LOG_FORMAT": "text"}
     command = [sys.executable, "-c", SERVE, "serve", "--address", "127.0.0.1:0"]
     with (

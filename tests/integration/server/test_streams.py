@@ -49,7 +49,7 @@ async def ticks(request: Request) -> Response:
 
 
 async def wait(request: Request) -> Response:
-    """Answer after a while; what the client does not wait for is cancelled."""
+    """Answer after some seconds; what the client does not wait for is cancelled."""
     seconds = float(request.path_params["seconds"])
     try:
         async with cancel_on_disconnect(request):
@@ -89,7 +89,7 @@ def streaming(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunningSe
         yield server
 
 
-def test_a_stream_is_sent_as_the_standard_says_and_is_closed_however_it_ends(streaming: RunningServer) -> None:
+def test_a_stream_is_sent_in_the_form_of_the_standard_and_is_closed_however_it_ends(streaming: RunningServer) -> None:
     whole = streaming.client.get("/ticks/whole")
     assert whole.headers["content-type"] == "text/event-stream; charset=utf-8"
     assert whole.headers["cache-control"] == "no-store"

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 #: seconds until the whole header of a request must be there, from the first connection or the first byte of the header
 HEADER_TIMEOUT_S = 15.0
-#: seconds in which the rest of a body that nobody reads is thrown away: a client that is cut while it sends may not
+#: seconds in which the rest of an unread body is discarded: a client that is cut while it sends may not
 #: see the answer
 _LINGER_S = 5.0
 #: milliseconds until a client that takes no bytes is cut, also by the kernel
@@ -61,7 +61,7 @@ class TimedConnection(H11Protocol):
             self._wait(self.header_timeout_s)
 
     def on_response_complete(self) -> None:
-        """Begin to be idle, or to throw the rest of the body away."""
+        """Begin to be idle, or to discard the rest of the body."""
         self.idle_since = self.loop.time()
         super().on_response_complete()
         if not self.busy and self.conn.their_state is h11.SEND_BODY:

@@ -84,7 +84,7 @@ def error_answer(request: Request, error: Exception) -> JSONResponse:
     if found.status == 401:
         headers["WWW-Authenticate"] = 'Basic realm="latentfarm"' if path.startswith("/sdapi/") else "Bearer"
     if path.startswith("/v1/"):
-        # OpenAI's clients repeat each 408, 409, 429 and 5xx unless they are told not to
+        # OpenAI's clients repeat each 408, 409, 429 and 5xx unless this header is false
         headers["x-should-retry"] = "false" if found.retry_after_s is None else "true"
     return JSONResponse(error_body(path, found), status_code=found.status, headers=headers)
 

@@ -97,7 +97,7 @@ class RunningRequest:
         metrics.duration.labels(method, self.operation).observe(seconds)
         if self.operation in _PROBES:
             return
-        # neither the query nor a path that is none of ours: they hold whatever a client puts into them
+        # neither the query nor a path that is none of ours: a client may put a prompt into them
         path = self.scope["raw_path"].decode("ascii", "replace") if self.operation != _UNKNOWN else _UNKNOWN
         facts = {
             "key": self.scope["state"].get("key_name", ""),
@@ -159,7 +159,7 @@ class RequestFrame:
                 raise _full()
             await self._app(running.scope, running.receive_timed, running.send_counted)
         except ClientDisconnect:
-            # there is nobody to answer
+            # the client gets no answer any more
             pass
         except Exception as error:
             if running.status:

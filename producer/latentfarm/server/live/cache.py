@@ -28,7 +28,7 @@ class Cached(Generic[Value]):
         if task is None or (task.done() and (now - made > self._ttl_s or task.cancelled() or task.exception())):
             self._forget(now)
             task = asyncio.create_task(_await(make))
-            # if all clients have hung up, nobody else looks at its error
+            # if all clients have hung up, no other code reads its error
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
             self._values[key] = (now, task)
         # a client that hangs up must not cancel the call of the others

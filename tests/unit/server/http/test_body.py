@@ -1,4 +1,4 @@
-"""Bodies are read within their limits, and whatever is wrong with one is a 4xx with the place and the cure."""
+"""Bodies are read within their limits, and an invalid one is a 4xx with the place and the cure."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_what_is_wrong_has_a_place_and_a_cure(body: bytes, part: str) -> None:
 
 def test_a_body_beyond_its_limit_is_refused_by_its_length_and_while_it_is_read() -> None:
     assert asyncio.run(read_body(request_of(b"ab", b"cd", length="4"), 4)) == b"abcd"
-    # nothing is read: the request has no chunk that is as long as it says
+    # nothing is read: the request has no chunk that is as long as declared
     assert refusal(request_of(length="101")).status == 413
     assert refusal(request_of(length="9" * 4_000)).status == 413
     unread = [b" " * 60] * 50

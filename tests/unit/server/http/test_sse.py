@@ -1,4 +1,4 @@
-"""An event is what a browser reads, whatever its data holds."""
+"""A browser reads the event that was sent, with any data."""
 
 from __future__ import annotations
 

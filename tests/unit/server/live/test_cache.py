@@ -45,7 +45,7 @@ def test_clients_share_one_call_and_one_that_hangs_up_does_not_cancel_it() -> No
     asyncio.run(run())
 
 
-def test_an_old_value_and_an_error_are_made_anew() -> None:
+def test_an_old_value_and_an_error_are_made_again() -> None:
     async def run() -> None:
         cached, calls = Cached[int](0), Calls()
         assert [await cached.get("a", calls) for _ in range(2)] == [1, 2]
