@@ -143,7 +143,7 @@ class InteractiveRenderer:
 
     def _cancel(self, name: str) -> None:
         try:
-            Batch(self._context.farm.connection, name).cancel()
+            Batch(self._context.farm.connection, name).cancel(flush=False)
         except NotFoundError:
             # it was refused before it was created
             return

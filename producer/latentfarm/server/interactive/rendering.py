@@ -23,7 +23,7 @@ from latentfarm.server.live.hub import Item, SlowSubscriberError, Subscription
 from latentfarm.storage import results
 
 #: events say when a batch has ended; one may be lost, so the ledger is read too: at first soon, then seldom
-_SHORTEST_POLL_S, _FIRST_POLL_S, _LONGEST_POLL_S = 0.05, 0.5, 5.0
+_SHORTEST_POLL_S, _FIRST_POLL_S, _LONGEST_POLL_S = 0.05, 0.25, 5.0
 #: errors of a job that another request does not have, so it may be sent again
 _PASSING = frozenset({"oom", "upload_error", "commit_error", "manifest_unreadable", "poison"})
 #: errors of a job that its request causes
@@ -145,9 +145,6 @@ class Rendering:
 
     async def _next(self) -> Item | None:
         """Return the next event or report of the batch, or None after a look into the ledger."""
-        if not self._looked_at:
-            await self._look()
-            return None
         item: Item | None = None
         with anyio.move_on_after(self._wait_s()):
             item = await self._item()

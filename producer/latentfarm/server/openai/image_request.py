@@ -24,8 +24,10 @@ _REFUSED = {
     "loras": "is not supported yet; remove it",
 }
 _PLACE = "the request"
-#: the name in a reason such as "unknown field 'sead'"
-_NAME = re.compile(r"[\"']?([A-Za-z_][A-Za-z0-9_]*)[\"']?(?: is .*)?$")
+#: what only a command can do
+_KEEP_COLUMNS = " Or use --keep-columns to copy it to the results"
+#: the client's name of the field at the beginning of an error's text
+_NAME = re.compile(r"(?:field )?['\"]?(\w+)")
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,9 @@ def read_image_request(value: Any) -> ImageRequest:
     # -1 and auto are given to fields by clients with forms
     row = RowCheck(ReadOptions(), Notes()).row(_PLACE, fields)
     if isinstance(row, RowError):
-        raise RequestError(400, "invalid_request", row.text.removeprefix(f"{_PLACE}: "), param=_param(row.reason))
+        text = row.text.removeprefix(f"{_PLACE}: ").replace(f"\n{_PLACE}: ", "; ").replace(_KEEP_COLUMNS, "")
+        name = _NAME.match(text)
+        raise RequestError(400, "invalid_request", text, param=name[1] if name else None)
     given = row.row.given()
     if given.get(IMAGES, 1) > MAX_IMAGES:
         text = f"the request has {given[IMAGES]} images; write 1 to {MAX_IMAGES}, or use /v1/batches"
@@ -72,8 +76,3 @@ def read_image_request(value: Any) -> ImageRequest:
         stream=stream,
         partial_images=(body.partial_images or 0) if stream else 0,
     )
-
-
-def _param(reason: str) -> str | None:
-    found = _NAME.search(reason)
-    return found[1] if found else None
