@@ -9,7 +9,6 @@ from latentfarm.batch import Batch
 from latentfarm.farm import Farm
 from latentfarm.fetch.openai_results import openai_lines, requested_entry
 from latentfarm.job_state import JobState
-from latentfarm.limits import PART_JOBS
 from latentfarm.server.openai.batch_state import describe, errors_id, output_id
 from latentfarm.server.openai.ids import is_batch_id
 from latentfarm.server.openai.models import OUTPUT_PURPOSE, FileAnswer
@@ -19,7 +18,7 @@ from latentfarm.storage.parallel_get import parallel_reader
 #: of a block that is sent at once
 _BLOCK_BYTES = 65_536
 #: jobs whose states are read at once
-_STATES = 100 * PART_JOBS
+_STATES = 100_000
 _OUTPUT = re.compile(r"file-(?P<stem>.+)-(?P<kind>output|errors)")
 _STATES_OF = {
     "output": frozenset({JobState.DONE}),
@@ -84,10 +83,7 @@ def output_blocks(farm: Farm, file: str, *, expires_s: int) -> Generator[bytes, 
 
 
 def _indices(farm: Farm, batch: str, total: int, wanted: frozenset[JobState]) -> Iterator[int]:
-    """Yield the jobs of the parts that have a job in one of these states: other parts need not be read."""
+    """Yield the jobs in one of these states: parts without one need not be read."""
     for start in range(0, total, _STATES):
-        states = farm.ledger.states(batch, start, min(start + _STATES, total))
-        for at in range(0, len(states), PART_JOBS):
-            part = states[at : at + PART_JOBS]
-            if not wanted.isdisjoint(part):
-                yield from range(start + at, start + at + len(part))
+        states = farm.ledger.state_bytes(batch, start, min(start + _STATES, total))
+        yield from (start + at for at, state in enumerate(states) if state in wanted)
