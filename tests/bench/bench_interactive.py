@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import mean, median
+from typing import Any
 
 from tests.bench.servers import farm_servers, temporary_folder, until, workers
 from tests.bench.table import Conditions, Line, parse_arguments, report
@@ -68,7 +69,7 @@ def request_images(farm: Farm, count: int, first: int) -> list[Image]:
 
 
 @contextmanager
-def beside(farm: Farm, source: SourceLike, name: str, **defaults: float) -> Iterator[None]:
+def beside(farm: Farm, source: SourceLike, name: str, **defaults: Any) -> Iterator[None]:
     """Let a batch run meanwhile."""
     batch = farm.submit(source, batch=name, **defaults)
     until(lambda: batch.status().leased > 0, "the first lease")
