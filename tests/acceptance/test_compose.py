@@ -1,4 +1,4 @@
-"""The services of `docker compose -f deploy/compose.yaml --profile cpu up --scale worker=3`, as processes."""
+"""The services of compose.yaml with the profiles `cpu` and `server` and three workers, as processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.conftest import until
 from tests.support.deploy.compose_runner import ComposeRunner
-from tests.support.scraping import scraped
+from tests.support.scraping import http_get, scraped
 
 pytestmark = pytest.mark.acceptance
 
@@ -21,6 +21,10 @@ def test_the_services_of_compose_render_a_batch_with_three_workers_and_stop_in_o
         servers = [compose.start("redis"), compose.start("s3")]
         workers = [compose.start("worker") for _ in range(3)]
         exporter = compose.start("exporter")
+        made = compose.run("producer", "key", "new", "alice")
+        (tmp_path / "secrets").mkdir()
+        (tmp_path / "secrets" / "api-keys").write_text(made.stdout)
+        server = compose.start("server")
         submitted = compose.run("producer", "submit", "-", "--format", "txt", "--batch", "b", *SMALL, stdin=PROMPTS)
         assert (submitted.returncode, submitted.stdout) == (0, "b\n"), submitted.stderr
         waited = compose.run("producer", "wait", "b", "--timeout", "180")
@@ -29,7 +33,9 @@ def test_the_services_of_compose_render_a_batch_with_three_workers_and_stop_in_o
         assert (status["done"], status["failed"]) == (24, 0)
 
         until(lambda: all(each.ready() for each in workers))
-        assert [each.healthy() for each in (*workers, exporter)] == [True] * 4
+        until(server.ready)
+        assert [each.healthy() for each in (*workers, exporter, server)] == [True] * 5
+        assert http_get(server.metrics_address, "/v1/files")[0] == 401
         samples = scraped(exporter.metrics_address)
         assert samples["latentfarm_batch_jobs", "b", "mini", "done"] == 24
         # a worker sends a heartbeat every few seconds
@@ -41,7 +47,7 @@ def test_the_services_of_compose_render_a_batch_with_three_workers_and_stop_in_o
         # the images are plain files of the volume
         assert len(list((tmp_path / "data" / "latentfarm" / "batches" / "b" / "images").rglob("*.png"))) == 24
 
-        assert [compose.stop(each) for each in (exporter, *workers)] == [0] * 4
+        assert [compose.stop(each) for each in (exporter, server, *workers)] == [0] * 5
         for each in servers:
             compose.stop(each)
 

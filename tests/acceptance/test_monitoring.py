@@ -6,7 +6,8 @@ import json
 import math
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
@@ -16,12 +17,13 @@ import yaml
 from tests.conftest import REPOSITORY, until
 from tests.support import tools
 from tests.support.deploy.cluster import overlay
-from tests.support.deploy.metrics import CUDA, EXPORTER, TARGET, WORKER, metrics_of
+from tests.support.deploy.metrics import CUDA, EXPORTER, SERVER, TARGET, WORKER, metrics_of
 from tests.support.machines import Machine, free_ports
 from tests.support.scraping import http_get
 
 from latentfarm import Farm
 from latentfarm.local.process import ManagedProcess
+from latentfarm.server.security.keys import new_key
 from latentfarm.settings import Settings
 from latentfarm.storage.keys import manifest_key
 from latentfarm.storage.part_codec import pack, unpack
@@ -123,12 +125,17 @@ def test_a_run_answers_every_query_and_raises_no_alert(
     cluster = overlay("cpu")
     pods = {
         name: cluster.one("Deployment", f"latentfarm-{name}")["spec"]["template"]
-        for name in ("worker-mini", "exporter")
+        for name in ("worker-mini", "exporter", "server")
     }
     for template in pods.values():
         for name, value in cluster.environment(template).items():
             if value is not None:
                 monkeypatch.setenv(name, value)
+    secret, key = new_key("alice", "read,submit")
+    keys = tmp_path / "api-keys.txt"
+    keys.write_text(key.line)
+    monkeypatch.setenv("LATENTFARM_API_KEYS_FILE", str(keys))
+    monkeypatch.setenv("LATENTFARM_SERVER_THUMBNAIL_CACHE", str(tmp_path / "thumbnails"))
     farm = Farm.open(settings)
     batch = farm.submit([{"prompt": f"image {n}", **ROW} for n in range(JOBS)], batch="seen")
     # one job fails, so that there is an error code to report
@@ -140,13 +147,18 @@ def test_a_run_answers_every_query_and_raises_no_alert(
         with prometheus(tmp_path / "prometheus", targets) as server:
             ended = batch.wait(timeout_s=120)
             assert (ended.done, ended.failed) == (JOBS - 1, 1)
+            until(lambda: running["server"].ready, timeout_s=30)
+            render_image(running["server"].address, secret)
             wanted = {name: query for name, query in queries().items() if not set(metrics_of(query)) & set(CUDA)}
             assert len(wanted) == len(queries()) - 1
             until(lambda: not unanswered(server, wanted), timeout_s=30)
-            until(lambda: server.values('latentfarm_images_total{outcome="done"}') == [JOBS - 1], timeout_s=30)
+            # those of the batch, and one that a client waited for
+            until(lambda: server.values('latentfarm_images_total{outcome="done"}') == [JOBS], timeout_s=30)
+            assert server.values("latentfarm_server_images_total") == [1]
             assert server.values("latentfarm_batch_failures") == [1]
             assert without_created(server.labels("worker-mini")) == WORKER
             assert without_created(server.labels("exporter")) == EXPORTER
+            assert without_created(server.labels("server")) == SERVER
 
             rules = [rule for group in server.get("rules")["groups"] for rule in group["rules"]]
             assert {rule["health"] for rule in rules} == {"ok"}
@@ -166,6 +178,17 @@ def test_a_run_answers_every_query_and_raises_no_alert(
         worker = running["worker-mini"].child
         worker.terminate()
         assert worker.wait_or_kill(pods["worker-mini"]["spec"]["terminationGracePeriodSeconds"]) == 0
+
+
+def render_image(address: str, key: str) -> None:
+    """Render an image as a client of the HTTP server."""
+    body = json.dumps({"prompt": "a red circle", "steps": 4, "width": 64, "height": 64})
+    connection = HTTPConnection(address, timeout=60)
+    with closing(connection):
+        headers = {"Content-Type": "application/json", "X-API-Key": key}
+        connection.request("POST", "/sdapi/v1/txt2img", body, headers)
+        answer = connection.getresponse()
+        assert (answer.status, len(json.loads(answer.read())["images"])) == (200, 1)
 
 
 @contextmanager

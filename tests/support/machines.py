@@ -43,6 +43,7 @@ class Machine:
         environment = {
             **settings.environment(),
             "LATENTFARM_METRICS_ADDRESS": address,
+            "LATENTFARM_SERVER_ADDRESS": address,
             "LATENTFARM_CACHE_DIR": str(folder / "cache"),
             "OMP_NUM_THREADS": "1",
         }

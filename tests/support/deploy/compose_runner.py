@@ -27,6 +27,8 @@ from latentfarm.local.redis_server import find_redis
 
 #: the variables of deploy/.env
 PASSWORDS = ("REDIS_PASSWORD", "S3_SECRET_KEY", "GRAFANA_PASSWORD")
+#: variables of the address at which a process serves its metrics and its health
+_ADDRESSES = frozenset({"LATENTFARM_METRICS_ADDRESS", "LATENTFARM_SERVER_ADDRESS"})
 #: longer than any `stop_grace_period`
 _STOP_TIMEOUT_S = 60.0
 
@@ -58,6 +60,7 @@ class ThisMachine:
             "/opt/latentfarm/healthcheck.py": str(DEPLOY / "healthcheck.py"),
             "/opt/latentfarm/bin:$PATH": os.pathsep.join(path),
             "/var/cache/latentfarm": os.environ["LATENTFARM_CACHE_DIR"],
+            "/run/secrets": str(folder / "secrets"),
             "/work": str(folder),
             "/data": str(folder / "data"),
         }
@@ -103,7 +106,8 @@ class Running:
 
     @property
     def metrics_address(self) -> str:
-        return self.environment["LATENTFARM_METRICS_ADDRESS"]
+        [address] = [self.environment[name] for name in _ADDRESSES if name in self.environment]
+        return address
 
     def ready(self) -> bool:
         """Return whether /readyz returns 200; a starting process refuses the connection."""
@@ -198,9 +202,9 @@ class ComposeRunner:
 
     def _environment(self, service: Service) -> dict[str, str]:
         environment = {name: self._translate(str(value)) for name, value in service.environment.items()}
-        if "LATENTFARM_METRICS_ADDRESS" in environment:
+        for name in environment.keys() & _ADDRESSES:
             # containers of a service have the same port but different addresses
-            environment["LATENTFARM_METRICS_ADDRESS"] = f"127.0.0.1:{free_ports(1)[0]}"
+            environment[name] = f"127.0.0.1:{free_ports(1)[0]}"
         return environment
 
     def _translate(self, text: str) -> str:
