@@ -8,15 +8,23 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
+from tests.conftest import until
 from tests.support.scraping import http_get
 
+from latentfarm.batch_kind import BatchKind
 from latentfarm.cli.serve import serve
 from latentfarm.errors import InputError, LatentfarmError, UnavailableError
+from latentfarm.farm import Farm
 from latentfarm.monitoring import logs
+from latentfarm.server.http.process import listen, url_of
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.integration
@@ -31,18 +39,24 @@ main()
 """
 
 
-def test_serve_prints_its_address_answers_and_ends_at_a_signal_with_success(settings: Settings, tmp_path: Path) -> None:
+@contextmanager
+def serving_process(settings: Settings) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """Run the command; yield the process and its address."""
     environment = {**os.environ, **settings.environment(), "LATENTFARM_LOG_FORMAT": "text"}
     command = [sys.executable, "-c", SERVE, "serve", "--address", "127.0.0.1:0"]
     with (
-        subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process,
+        subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True) as process,
         ExitStack() as cleanup,
     ):
         cleanup.callback(process.kill)
         assert process.stderr is not None
         line = process.stderr.readline()
         assert line.startswith("serving http://127.0.0.1:"), line
-        address = line.split()[1].removeprefix("http://").rstrip(";")
+        yield process, line.split()[1].removeprefix("http://").rstrip(";")
+
+
+def test_serve_prints_its_address_answers_and_ends_at_a_signal_with_success(settings: Settings) -> None:
+    with serving_process(settings) as (process, address):
         assert http_get(address, "/readyz") == (200, "ok\n")
         assert http_get(address, "/api/batches")[0] == 200
         process.send_signal(signal.SIGTERM)
@@ -52,6 +66,67 @@ def test_serve_prints_its_address_answers_and_ends_at_a_signal_with_success(sett
     assert UNNEEDED & set(modules.split()) == set()
     [access] = lines
     assert "server] GET /api/batches 200, " in access
+
+
+class Client:
+    """Requests one slow image on a thread of its own."""
+
+    def __init__(self, address: str) -> None:
+        self.answer: httpx2.Response | Exception | None = None
+        self._thread = threading.Thread(target=self._run, args=(f"http://{address}/v1/images/generations",))
+        self._thread.start()
+
+    def _run(self, url: str) -> None:
+        try:
+            body = {"prompt": "a red circle", "size": "64x64", "num_inference_steps": 60}
+            self.answer = httpx2.post(url, json=body, timeout=60)
+        except httpx2.HTTPError as error:
+            self.answer = error
+
+    def wait(self) -> httpx2.Response | Exception | None:
+        self._thread.join(60)
+        return self.answer
+
+
+@pytest.mark.usefixtures("rendering")
+def test_an_image_survives_the_end_of_its_server(farm: Farm, settings: Settings) -> None:
+    batches: list[str] = []
+
+    def begun() -> bool:
+        """Return whether the image of a further request is being rendered."""
+        found = [name for name in farm.ledger.batches(interactive=True) if name not in batches]
+        if not found or farm.ledger.batch(found[0]).leased == 0:
+            return False
+        batches.extend(found)
+        return True
+
+    with serving_process(settings) as (process, address):
+        client = Client(address)
+        until(begun, timeout_s=30)
+        process.send_signal(signal.SIGTERM)
+        answer = client.wait()
+        assert isinstance(answer, httpx2.Response), answer
+        assert answer.json()["data"][0]["b64_json"]
+        assert process.wait(20) == 0
+    with serving_process(settings) as (process, address):
+        client = Client(address)
+        until(begun, timeout_s=30)
+        process.kill()
+        assert isinstance(client.wait(), httpx2.RemoteProtocolError)
+    # the killed server's image is a job like any other: rendered, and deleted with its batch after some time
+    until(lambda: farm.ledger.batch(batches[1]).done == 1, timeout_s=30)
+    assert farm.ledger.batch(batches[1]).kind is BatchKind.INTERACTIVE
+
+
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [("localhost:0", "http://127.0.0.1:"), (":0", "http://127.0.0.1:"), ("[::1]:0", "http://[::1]:")],
+)
+def test_the_printed_address_leads_to_the_server(address: str, url: str) -> None:
+    with listen(address) as listener:
+        found = urlsplit(url_of(listener))
+        assert found.geturl().startswith(url)
+        socket.create_connection((str(found.hostname), int(found.port or 0))).close()
 
 
 def test_what_hinders_a_server_is_an_error_with_the_cure(

@@ -18,7 +18,7 @@ from tests.support.http_server import RunningServer
 from latentfarm.farm import Farm
 from latentfarm.server import probes
 from latentfarm.server.context import context_of
-from latentfarm.server.http import sse
+from latentfarm.server.http import connection, sse
 from latentfarm.server.http.disconnect import cancel_on_disconnect
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.sse import ServerEvent, event_stream
@@ -48,6 +48,18 @@ async def ticks(request: Request) -> Response:
     return event_stream(_ticks(name, 0 if name.startswith("endless") else 2), lasting=name == "endless-lasting")
 
 
+async def _flood() -> AsyncIterator[ServerEvent]:
+    try:
+        while True:
+            yield ServerEvent("x" * 100_000)
+    finally:
+        ended.append("flood")
+
+
+async def flood(_request: Request) -> Response:
+    return event_stream(_flood())
+
+
 async def wait(request: Request) -> Response:
     """Answer after some seconds; what the client does not wait for is cancelled."""
     seconds = float(request.path_params["seconds"])
@@ -75,6 +87,7 @@ async def follow(request: Request) -> Response:
 OPERATIONS = (
     *probes.OPERATIONS,
     Operation("GET", "/ticks/{name}", ticks, Scope.NONE, "Send events"),
+    Operation("GET", "/flood", flood, Scope.NONE, "Send events without end"),
     Operation("GET", "/wait/{seconds}", wait, Scope.NONE, "Wait"),
     Operation("GET", "/follow", follow, Scope.NONE, "Follow the farm"),
 )
@@ -105,6 +118,17 @@ def test_a_stream_is_sent_in_the_form_of_the_standard_and_is_closed_however_it_e
         assert next(line for line in lines if line.startswith(":")) == ": still here"
     until(lambda: ended[2:] == ["endless"], timeout_s=10)
     until(lambda: not streaming.app.state.running, timeout_s=10)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the kernel cannot cut such a client")
+def test_a_client_that_takes_nothing_of_its_answer_is_cut_off(
+    streaming: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "_UNREAD_MS", 500)
+    with socket.create_connection(("127.0.0.1", streaming.port)) as client:
+        client.sendall(b"GET /flood HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        until(lambda: len(streaming.app.state.running) == 1, timeout_s=10)
+        until(lambda: ended == ["flood"], timeout_s=20)
 
 
 def test_what_a_client_does_not_wait_for_is_cancelled(streaming: RunningServer) -> None:
