@@ -64,7 +64,11 @@ def client_requests(client: str) -> dict[str, ClientRequest]:
 
 def _parse(text: str) -> ClientRequest:
     header, _, body = text.partition("\n\n")
-    found = ClientRequest(f"{header.strip()}\n\n", body.strip("\n").encode())
+    body = body.strip("\n")
+    if "multipart/form-data" in header:
+        # the lines of a form end like those of a header, the last one too
+        body = f"{body}\n".replace("\n", "\r\n")
+    found = ClientRequest(f"{header.strip()}\n\n", body.encode())
     lengths = re.findall(r"^content-length: (\d+)$", found.header, re.MULTILINE | re.IGNORECASE)
     assert lengths == ([str(len(found.body))] if header.startswith("POST") else []), header
     return found

@@ -161,7 +161,7 @@ def test_edits_are_refused_in_every_form(server: RunningServer, client: openai.O
     with pytest.raises(openai.BadRequestError, match="images cannot be edited yet"):
         client.images.edit(image=[("a.png", b"x" * 100_000), ("b.png", b"y")], prompt="a hat", mask=("m.png", b"z"))
     with (
-        pytest.warns(DeprecationWarning),
+        pytest.warns(DeprecationWarning, match="deprecated"),
         pytest.raises(openai.BadRequestError, match="variations are not supported"),
     ):
         client.images.create_variation(image=("a.png", b"x"))

@@ -60,8 +60,8 @@ def read_image_request(value: Any) -> ImageRequest:
     row = RowCheck(ReadOptions(), Notes()).row(_PLACE, fields)
     if isinstance(row, RowError):
         text = row.text.removeprefix(f"{_PLACE}: ").replace(f"\n{_PLACE}: ", "; ").replace(_KEEP_COLUMNS, "")
-        name = _NAME.match(text)
-        raise RequestError(400, "invalid_request", text, param=name[1] if name else None)
+        label = _NAME.match(text)
+        raise RequestError(400, "invalid_request", text, param=label[1] if label else None)
     given = row.row.given()
     if given.get(IMAGES, 1) > MAX_IMAGES:
         text = f"the request has {given[IMAGES]} images; write 1 to {MAX_IMAGES}, or use /v1/batches"
