@@ -24,7 +24,7 @@ from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
 pytestmark = pytest.mark.integration
 
 
-def ask(farm: Farm, name: str = "interactive-1", *, images: int = 1, **fields: Any) -> Batch:
+def submit_interactive(farm: Farm, name: str = "interactive-1", *, images: int = 1, **fields: Any) -> Batch:
     """Submit an interactive batch of small jobs."""
     options = SubmitOptions(kind=BatchKind.INTERACTIVE, priority=INTERACTIVE_PRIORITY, keep_s=3600)
     rows = [{"prompt": f"i{n}", **SMALL} for n in range(images)]
@@ -74,7 +74,7 @@ def gate() -> Gate:
 @pytest.fixture
 def loop(farm: Farm, family: Family, gate: Gate) -> Iterator[RenderLoop]:
     """A render loop of two slots that renders ten jobs of a batch, and waits in its second step."""
-    with render_loop(farm, Paced(family, gate.wait), slots=2) as loop:  # type: ignore[arg-type]
+    with render_loop(farm, Paced(family, gate.wait), slots=2) as loop:
         submit(farm, 10, num_inference_steps=8)
         thread = Thread(target=loop.render_all, daemon=True)
         thread.start()
@@ -91,14 +91,15 @@ def test_an_idle_worker_hears_of_a_job_without_a_doorbell_and_reports_each_step(
     with farm.ledger.live_reports() as subscription, render_loop(farm, family, hooks=hooks) as loop:
         subscription.wait(0.01)
         until(lambda: farm.ledger.redis.pubsub_numsub("{lf}:urgent")[0][1] == 1, timeout_s=60)
-        batch = ask(farm, partial_images=1, num_inference_steps=3)
+        batch = submit_interactive(farm, partial_images=1, num_inference_steps=3)
         assert hooks.urgent.wait(60)
         # it is leased already, by the thread that heard of it
         until(lambda: batch.status().leased == 1, timeout_s=60)
         assert loop.render_all() == 1
         assert batch.wait(timeout_s=60).done == 1
         reports: list[LiveReport] = []
-        until(lambda: bool(reports.extend(subscription.wait(0.1)) or any(each.preview for each in reports)))
+        while not any(each.preview for each in reports):
+            reports += subscription.wait(60)
     [preview] = [each for each in reports if each.preview]
     assert (preview.job, preview.number, preview.step, preview.steps) == ("interactive-1/0", 0, 2, 3)
     assert Image.open(io.BytesIO(farm.bucket.get(preview.preview))).size == (64, 64)
@@ -116,7 +117,7 @@ def test_beside_a_full_batch_it_is_made_first_and_committed_at_once(
     monkeypatch.setattr("latentfarm_worker.service.uploader._COMMIT_EARLY_S", -60.0)
     before = {lease.name for lease in loop._leases.held()}
     assert not loop._engine.free
-    batch = ask(farm)
+    batch = submit_interactive(farm)
     until(lambda: bool(loop._supply.interactive._ready), timeout_s=60)
     # the step that ran as it came, and its own
     gate.open(1 + SMALL["num_inference_steps"])  # type: ignore[operator]
@@ -129,7 +130,7 @@ def test_beside_a_full_batch_it_is_made_first_and_committed_at_once(
 def test_a_cancelled_interactive_job_gives_its_slot_back_at_the_next_step(
     farm: Farm, loop: RenderLoop, gate: Gate
 ) -> None:
-    batch = ask(farm, num_inference_steps=8)
+    batch = submit_interactive(farm, num_inference_steps=8)
     until(lambda: bool(loop._supply.interactive._ready), timeout_s=60)
     gate.open()
     until(lambda: len(loop._engine.interactive_progress()) == 1, timeout_s=60)
@@ -144,6 +145,6 @@ def test_a_cancelled_interactive_job_gives_its_slot_back_at_the_next_step(
 
 def test_more_interactive_jobs_than_slots_are_leased_one_after_the_other(farm: Farm, family: Family) -> None:
     with render_loop(farm, family, slots=2) as loop:
-        batch = ask(farm, images=5)
+        batch = submit_interactive(farm, images=5)
         assert loop.render_all() == 5
         assert batch.wait(timeout_s=60).done == 5

@@ -1,4 +1,4 @@
-"""Partial images: what each evaluation says about the finished image, without any effect on it."""
+"""Partial images: what each evaluation implies for the finished image, without any effect on it."""
 
 from __future__ import annotations
 

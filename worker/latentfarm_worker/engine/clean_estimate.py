@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-#: the smallest cumulative alpha: with zero terminal SNR it is 0, and noise says nothing about x0
+#: the smallest cumulative alpha: with zero terminal SNR it is 0, and the noise does not determine x0
 _MIN_ALPHA = 2.0**-24
 
 Factors = tuple[float, float]

@@ -1,6 +1,6 @@
 """Report how far interactive images are, and store partial images, without delay for the engine or its jobs.
 
-Nothing is retried: a report that is lost does no harm, and the next one says the same.
+Nothing is retried: a report that is lost does no harm, because the next one replaces it.
 """
 
 from __future__ import annotations

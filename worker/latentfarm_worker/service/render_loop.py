@@ -213,7 +213,7 @@ class RenderLoop:
         return len(outcomes)
 
     def _report_progress(self) -> None:
-        """Hand over partial images, and the steps of images that clients wait for."""
+        """Pass on partial images, and the steps of images that clients wait for."""
         for preview in self._engine.take_previews():
             self._live.store_preview(cast("Lease", preview.handle), preview)
         self._live.report_steps(
@@ -350,7 +350,7 @@ class RenderLoop:
         """
         self._signals.close()
         if self._draining.is_set():
-            # the caller of `render_all` may be a thread that nobody waits for
+            # if a doorbell did not begin `render_all`, Celery does not wait for its end
             if self._engine_lock.acquire(timeout=max(0.0, min(self._deadline - time.monotonic(), TIMEOUT_MAX))):
                 self._engine_lock.release()
             self.wait_for_uploads(max(0.0, self._deadline - time.monotonic()))

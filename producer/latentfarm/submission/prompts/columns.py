@@ -12,7 +12,7 @@ from latentfarm.job import Row
 from latentfarm.submission.prompts.aliases import ALIASES, Alias, Dialect, is_off, normalize
 
 #: fields that a row may set. ``columns`` is filled by ``ReadOptions.keep_columns`` only; ``partial_images`` is for a
-#: submission that is watched: rows of files for OpenAI's API have it, and would pay for images that nobody sees
+#: submission that is watched: rows of files for OpenAI's API have it, and would pay for images without a reader
 FIELDS = frozenset(Row.model_fields) - {"columns", "partial_images"}
 
 _MAX_NAME_CHARACTERS = 60
