@@ -128,7 +128,7 @@ async def resume(request: Request) -> Response:
 
 async def cancel(request: Request) -> Response:
     await read_optional_json(request, EmptyBody)
-    return await _decide(request, Batch.cancel)
+    return await _decide(request, lambda batch: batch.cancel(flush=False))
 
 
 async def retry(request: Request) -> Response:

@@ -99,9 +99,9 @@ def make_thumbnail(image: bytes) -> bytes:
             # a JPEG is decoded at a part of its size
             opened.draft("RGB", (2 * SIDE, 2 * SIDE))
             small = opened.convert("RGB")
-        small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC, reducing_gap=2.0)
+        small.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)
         out = io.BytesIO()
-        small.save(out, "WEBP", quality=80, method=2)
+        small.save(out, "WEBP", quality=80, method=1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImageError(str(error)[:200]) from None
     return out.getvalue()

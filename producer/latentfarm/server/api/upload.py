@@ -9,7 +9,6 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from functools import cache
 from pathlib import Path
 from typing import IO
 
@@ -38,7 +37,7 @@ class Upload:
     """The one file of a form, and the options beside it. What blocks is called on a thread."""
 
     def __init__(self) -> None:
-        remove_abandoned_once()
+        remove_abandoned(Path(tempfile.gettempdir()), now_s=time.time())
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         # held until the process ends, however that happens
         self._lock: IO[str] = (self._folder / "lock").open("w")
@@ -118,14 +117,8 @@ def invalid_form(found: str) -> RequestError:
     return RequestError(400, "invalid_request", f"the form has {found}; {cure}", param="file")
 
 
-@cache
-def remove_abandoned_once() -> None:
-    """Remove the uploads of servers on this machine that were killed, once a process."""
-    remove_abandoned(Path(tempfile.gettempdir()), now_s=time.time())
-
-
 def remove_abandoned(parent: Path, *, now_s: float) -> None:
-    """Remove the folders of uploads whose process has ended, which holds a lock while it lives."""
+    """Remove the uploads of servers on this machine that were killed: a server holds a lock while it lives."""
     for folder in parent.glob(f"{_PREFIX}*"):
         with suppress(OSError):
             if now_s - folder.stat().st_mtime < _LOCKED_S:
