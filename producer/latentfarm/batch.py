@@ -224,12 +224,7 @@ class Batch:
         return status
 
     def cancel(self, *, flush: bool = True) -> BatchStatus:
-        """End the batch for good. Running jobs stop at their next denoising step; finished images stay.
-
-        Args:
-            flush: store all results in the bucket now, which takes half a minute for a million jobs. Else workers do
-                so within minutes; nobody who reads the results sees a difference.
-        """
+        """End the batch for good; finished images stay. Store its results, unless workers are to do so later."""
         self._ledger.cancel(self.name)
         self._store_control()
         if flush:
@@ -270,10 +265,7 @@ class Batch:
     def delete(self, *, progress: Callable[[int], None] = lambda _: None) -> int:
         """Cancel the batch and remove it from the ledger and the bucket. Return the number of objects removed.
 
-        If it is interrupted, a second call continues.
-
-        Args:
-            progress: called with the number of objects removed so far.
+        If it is interrupted, a second call continues. ``progress`` is called with the number of objects so far.
         """
         return delete_batch(self._ledger, self._bucket, self.name, progress=progress)
 

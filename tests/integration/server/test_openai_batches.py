@@ -156,7 +156,10 @@ def test_a_request_for_a_batch_is_refused_with_its_cure(waiting: openai.OpenAI, 
         error = answer.json()["error"]
         return answer.status_code, error["param"], error["message"]
 
-    assert refusal() == (404, "model", "the model 'other' is not served; write one of waiting")
+    status, param, message = refusal()
+    assert (status, param) == (404, "model")
+    # the worker of other tests may report itself
+    assert message.startswith("the model 'other' is not served; write one of ")
     assert refusal(endpoint="/v1/responses")[:2] == (400, "endpoint")
     assert refusal(completion_window="1h")[:2] == (400, "completion_window")
     assert refusal(input_file_id="file-1")[:2] == (404, "input_file_id")
@@ -173,7 +176,7 @@ def test_a_request_for_a_batch_is_refused_with_its_cure(waiting: openai.OpenAI, 
 
 def test_a_batch_whose_server_died_is_submitted_when_it_is_read(waiting: openai.OpenAI, farm: Farm) -> None:
     batch = create(waiting, [line("a", model="waiting")])
-    until(lambda: waiting.batches.retrieve(batch.id).status == "in_progress")
+    until(lambda: stored_batches.read_outcome(farm.bucket, batch.id) is not None)
     stored = stored_batches.read_batch(farm.bucket, batch.id)
     assert stored is not None
     # the record is there, and the server died before it queued the submission

@@ -61,7 +61,7 @@ def test_files_are_listed_in_pages_newest_first(client: openai.OpenAI, farm: Far
     first = client.files.list(limit=2)
     assert (first.has_more, [file.id for file in first.data]) == (True, made[:0:-1])
     # one that has expired, and one whose upload died, do not exist
-    record = stored_files.read_record(farm.bucket, made[0])
+    record = stored_files.read_record(farm.bucket, made[0], 0)
     assert record is not None
     stored_files.write_record(farm.bucket, record.model_copy(update={"expires_at": 1}))
     farm.bucket.delete([stored_files.record_key(made[1])])
@@ -73,7 +73,7 @@ def test_a_large_file_goes_through_in_parts(client: openai.OpenAI, farm: Farm) -
     content = bytes(range(256)) * (17 * MIB // 256) + b"\nend"
     file = client.files.create(file=io.BytesIO(content), purpose="user_data")
     assert client.files.content(file.id).read() == content
-    record = stored_files.read_record(farm.bucket, file.id)
+    record = stored_files.read_record(farm.bucket, file.id, 0)
     assert record is not None
     assert record.lines == content.count(b"\n") + 1
 

@@ -10,8 +10,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from typing import Literal
 
 import anyio
 
@@ -23,6 +24,7 @@ from latentfarm.farm import Farm
 from latentfarm.job import Defaults
 from latentfarm.server.openai import stored_batches, stored_files
 from latentfarm.server.openai.batch_state import find_record
+from latentfarm.server.openai.ids import now_s
 from latentfarm.server.openai.models import BatchError
 from latentfarm.server.openai.stored_batches import Outcome, StoredBatch
 from latentfarm.submission.expansion import Expansion
@@ -122,16 +124,16 @@ class _Submission:
         recorded = stored_batches.read_outcome(self._farm.bucket, self._batch)
         if stored is None or recorded is not None:
             # the server that recorded it died before it took the submission from the queue
-            return recorded or _outcome("failed")
+            return recorded or self._new("failed")
         try:
             return self._submit(stored)
         except (_ClaimLostError, _EndingError, UnavailableError):
             raise
         except InputError as error:
-            return _outcome("failed", [_error("invalid_input_file", str(error))])
+            return self._new("failed", [_error("invalid_input_file", str(error))])
         except Exception:
             log.exception("the submission of %s fails", self._batch)
-            return _outcome("failed", [BatchError(code="internal_error", message="the server's log has the reason")])
+            return self._new("failed", [BatchError(code="internal_error", message="the server's log has the reason")])
 
     def _submit(self, stored: StoredBatch) -> Outcome | None:
         """Submit the batch, or continue it.
@@ -141,10 +143,10 @@ class _Submission:
         """
         known = find_record(self._farm, self._batch) is not None
         if not known and self._cancelled():
-            return _outcome("cancelled")
+            return self._new("cancelled")
         request = _request(self._farm, stored)
         if not known and (errors := self._errors(request)):
-            return _outcome("failed", errors)
+            return self._new("failed", errors)
         options = SubmitOptions(
             failure_budget=0, max_invalid=1, validate_first=False, kind=BatchKind.OPENAI, owner=stored.owner
         )
@@ -154,15 +156,15 @@ class _Submission:
             return self._of_conflict(error, request.digest)
         # a cancellation is recorded before its server looks for the batch
         self._cancel_if_wanted()
-        return _outcome("submitted")
+        return self._new("submitted")
 
     def _of_conflict(self, error: ConflictError, digest: str) -> Outcome | None:
         record = find_record(self._farm, self._batch)
         if record is None or record.state in {BatchState.CANCELLED, BatchState.DELETING}:
-            return _outcome("submitted")
+            return self._new("submitted")
         if record.digest != digest:
             # an update of latentfarm between two servers may read a file otherwise
-            return _outcome("failed", [_error("conflict", str(error))])
+            return self._new("failed", [_error("conflict", str(error))])
         # the server that had the claim before has stored one more part, after this one had read their number
         log.warning("the submission of %s continues in %d s: %s", self._batch, _CLAIM_S, error)
         return None
@@ -184,6 +186,9 @@ class _Submission:
             if number == VALIDATE_FIRST_ROWS:
                 break
         return errors
+
+    def _new(self, status: Literal["submitted", "failed", "cancelled"], errors: Sequence[BatchError] = ()) -> Outcome:
+        return Outcome(status=status, at=now_s(self._farm.ledger), errors=list(errors))
 
     def _check(self, _jobs: int = 0) -> None:
         """Keep the claim, and stop if the server ends or the batch is cancelled."""
@@ -219,7 +224,7 @@ def _request(farm: Farm, stored: StoredBatch) -> Request:
     Raises:
         InputError: the file was deleted.
     """
-    if stored_files.read_record(farm.bucket, stored.input_file_id) is None:
+    if stored_files.read_record(farm.bucket, stored.input_file_id, now_s(farm.ledger)) is None:
         raise InputError(f"the file {stored.input_file_id} was deleted before it was read; upload it again")
     reading = ReadOptions(format="jsonl", models=stored.models)
     url = f"s3://{farm.bucket.name}/{stored_files.content_key(stored.input_file_id)}"
@@ -227,10 +232,6 @@ def _request(farm: Farm, stored: StoredBatch) -> Request:
     # for messages
     source.name = stored.filename
     return Request(source, stored.models[0], Defaults(), Expansion.parse(), reading)
-
-
-def _outcome(status: str, errors: list[BatchError] | None = None) -> Outcome:
-    return Outcome.model_validate({"status": status, "at": int(time.time()), "errors": errors or []})
 
 
 def _error(code: str, message: str, *, param: str | None = None) -> BatchError:

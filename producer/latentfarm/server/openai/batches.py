@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +19,7 @@ from latentfarm.server.interactive.models import is_openai_name, resolve_model
 from latentfarm.server.openai import stored_batches, stored_files
 from latentfarm.server.openai.batch_state import describe, find_record
 from latentfarm.server.openai.batch_submission import BatchSubmitter
-from latentfarm.server.openai.ids import created_at, is_batch_id, new_stem
+from latentfarm.server.openai.ids import created_at, is_batch_id, new_stem, now_s
 from latentfarm.server.openai.models import BatchAnswer, BatchBody, BatchList, BatchQuery
 from latentfarm.server.openai.stored_batches import StoredBatch
 from latentfarm.server.openai.stored_files import StoredFile
@@ -37,7 +36,7 @@ async def create_batch(request: Request) -> Response:
     context, body = context_of(request), await read_json(request, BatchBody)
     _check(body)
     file, named = await context.run(_input_file, context, body.input_file_id)
-    stem = new_stem()
+    stem = await context.run(new_stem, context.farm.ledger)
     stored = StoredBatch(
         id=f"batch_{stem}",
         endpoint=body.endpoint,
@@ -72,7 +71,7 @@ def _check(body: BatchBody) -> None:
 def _input_file(context: ServerContext, file_id: str) -> tuple[StoredFile, str | None]:
     """Return the file of a new batch and the model of its first line."""
     farm, limit = context.farm, context.settings.max_batch_lines
-    file = stored_files.read_record(farm.bucket, file_id)
+    file = stored_files.read_record(farm.bucket, file_id, now_s(farm.ledger))
     if file is None:
         raise stored_files.missing_file(file_id, param="input_file_id")
     if file.purpose != "batch":
@@ -174,7 +173,7 @@ def _cancel(farm: Farm, batch: str) -> BatchAnswer:
     if found.status == "cancelled":
         return found
     # written before the ledger is looked at: a submission that begins meanwhile finds it
-    stored_batches.write_cancellation(farm.bucket, batch, int(time.time()))
+    stored_batches.write_cancellation(farm.bucket, batch, now_s(farm.ledger))
     if find_record(farm, batch) is not None:
         Batch(farm.connection, batch).cancel(flush=False)
     return _find(farm, batch)

@@ -15,7 +15,7 @@ from latentfarm.server.http.multipart import FormPart, read_form
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.openai import stored_batches, stored_files
-from latentfarm.server.openai.ids import created_at, new_stem
+from latentfarm.server.openai.ids import created_at, new_stem, now_s
 from latentfarm.server.openai.models import (
     MAX_FILES_PAGE,
     OUTPUT_PURPOSE,
@@ -42,7 +42,7 @@ _BATCH_EXPIRES_S = 30 * 24 * 3600
 async def create_file(request: Request) -> Response:
     """Store an upload while it is received."""
     context = context_of(request)
-    stem = new_stem()
+    stem = await context.run(new_stem, context.farm.ledger)
     file = f"file-{stem}"
     upload = Upload(context, stored_files.content_key(file), limit=context.settings.max_file_bytes)
     try:
@@ -114,7 +114,7 @@ async def list_files(request: Request) -> Response:
 
 
 def _page(context: ServerContext, query: FileQuery) -> tuple[list[FileAnswer], bool]:
-    farm, limit = context.farm, min(query.limit, MAX_FILES_PAGE)
+    farm, limit, now = context.farm, min(query.limit, MAX_FILES_PAGE), now_s(context.farm.ledger)
     ids = list(stored_files.file_ids(farm.bucket))
     if query.purpose in {"", OUTPUT_PURPOSE}:
         ids += [file for batch in stored_batches.batch_ids(farm.bucket) for file in output_ids(batch)]
@@ -124,23 +124,23 @@ def _page(context: ServerContext, query: FileQuery) -> tuple[list[FileAnswer], b
     found: list[FileAnswer] = []
     with ThreadPoolExecutor(8, thread_name_prefix="files") as pool:
         for at in range(0, len(ids), limit + 1):
-            answers = pool.map(lambda file: find_file(farm, file), ids[at : at + limit + 1])
+            answers = pool.map(lambda file: find_file(farm, file, now), ids[at : at + limit + 1])
             found += [answer for answer in answers if answer is not None and query.purpose in {"", answer.purpose}]
             if len(found) > limit:
                 break
     return found[:limit], len(found) > limit
 
 
-def find_file(farm: Farm, file: str) -> FileAnswer | None:
-    """Return an uploaded file, or an output of a batch, None if there is none."""
+def find_file(farm: Farm, file: str, now: int) -> FileAnswer | None:
+    """Return an uploaded file, or an output of a batch, None if there is none at the time ``now``."""
     if parse_output_id(file):
         return find_output(farm, file)
-    record = stored_files.read_record(farm.bucket, file)
+    record = stored_files.read_record(farm.bucket, file, now)
     return record.answer() if record is not None else None
 
 
 def _require(farm: Farm, file: str) -> FileAnswer:
-    found = find_file(farm, file)
+    found = find_file(farm, file, now_s(farm.ledger))
     if found is None:
         raise stored_files.missing_file(file, param="id")
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import secrets
-import time
+
+from latentfarm.ledger import Ledger
 
 #: milliseconds count down from here, so that a later id comes first
 _TOP_MS = 0xFFF_FFFF_FFFF
@@ -13,9 +14,14 @@ _FILE = re.compile(rf"file-{_STEM}")
 _BATCH = re.compile(rf"batch_{_STEM}")
 
 
-def new_stem() -> str:
-    """Return what follows the prefix of a new id: 11 hex digits of time and 13 random ones."""
-    return f"{_TOP_MS - time.time_ns() // 1_000_000:011x}{secrets.token_hex(7)[:13]}"
+def new_stem(ledger: Ledger) -> str:
+    """Return what follows the prefix of a new id: 11 hex digits of Redis' time and 13 random ones."""
+    return f"{_TOP_MS - ledger.now_us() // 1_000:011x}{secrets.token_hex(7)[:13]}"
+
+
+def now_s(ledger: Ledger) -> int:
+    """Return Redis' time in seconds since 1970: the clocks of servers may differ."""
+    return ledger.now_us() // 1_000_000
 
 
 def created_at(stem: str) -> int:

@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from itertools import groupby
 
@@ -37,10 +36,9 @@ class StoredFile(BaseModel):
     lines: int = 0
     owner: str = ""
 
-    @property
-    def expired(self) -> bool:
-        """Whether its time has passed."""
-        return self.expires_at is not None and self.expires_at <= time.time()
+    def expired(self, now: int) -> bool:
+        """Return whether its time has passed."""
+        return self.expires_at is not None and self.expires_at <= now
 
     def answer(self) -> FileAnswer:
         """Return the file in OpenAI's shape."""
@@ -62,15 +60,15 @@ def write_record(bucket: Bucket, file: StoredFile) -> None:
     bucket.put(record_key(file.id), file.model_dump_json().encode(), content_type="application/json")
 
 
-def read_record(bucket: Bucket, file: str) -> StoredFile | None:
-    """Return a file's record; None if there is no such file, or it has expired."""
+def read_record(bucket: Bucket, file: str, now: int) -> StoredFile | None:
+    """Return a file's record; None if there is no such file, or it has expired at the time ``now``."""
     if not is_file_id(file):
         return None
     try:
         found = StoredFile.model_validate_json(bucket.get(record_key(file)))
     except MissingObjectError:
         return None
-    return None if found.expired else found
+    return None if found.expired(now) else found
 
 
 def missing_file(file: str, *, param: str) -> RequestError:

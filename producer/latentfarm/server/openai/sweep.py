@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import anyio
 
@@ -18,7 +17,7 @@ from latentfarm.errors import LatentfarmError
 from latentfarm.farm import Farm
 from latentfarm.server.openai import stored_batches, stored_files
 from latentfarm.server.openai.batch_state import describe
-from latentfarm.server.openai.ids import created_at, stem_of
+from latentfarm.server.openai.ids import created_at, now_s, stem_of
 from latentfarm.storage.deletion import delete_batch
 from latentfarm.storage.multipart_upload import abort_uploads_before
 
@@ -64,13 +63,13 @@ class Sweeper:
 
 def sweep_files(farm: Farm) -> None:
     """Remove files that have expired, and the remains of uploads."""
-    bucket, began = farm.bucket, time.time() - _LONGEST_UPLOAD_S
+    bucket, now = farm.bucket, now_s(farm.ledger)
+    began = now - _LONGEST_UPLOAD_S
     for file, whole in stored_files.all_files(bucket):
         died = not whole and created_at(stem_of(file)) < began
-        if died or (whole and stored_files.read_record(bucket, file) is None):
+        if died or (whole and stored_files.read_record(bucket, file, now) is None):
             stored_files.delete_file(bucket, file)
-    before = datetime.now(UTC) - timedelta(seconds=_LONGEST_UPLOAD_S)
-    abort_uploads_before(bucket, stored_files.PREFIX, before)
+    abort_uploads_before(bucket, stored_files.PREFIX, datetime.fromtimestamp(began, UTC))
 
 
 def sweep_batches(farm: Farm) -> None:
@@ -78,12 +77,13 @@ def sweep_batches(farm: Farm) -> None:
 
     Batches that nobody submits are queued again, because their state is looked at.
     """
+    now = now_s(farm.ledger)
     for batch in stored_batches.batch_ids(farm.bucket):
         stored = stored_batches.read_batch(farm.bucket, batch)
         state = describe(farm, stored) if stored else None
         if state is not None and stored is not None:
             ended_at = state.completed_at or state.cancelled_at
-            if stored.output_expires_s is None or ended_at is None or ended_at + stored.output_expires_s > time.time():
+            if stored.output_expires_s is None or ended_at is None or ended_at + stored.output_expires_s > now:
                 continue
             delete_batch(farm.ledger, farm.bucket, batch)
         stored_batches.remove_batch(farm.bucket, batch)
