@@ -98,7 +98,9 @@ class LeaseRenewer:
             self._lost |= lost
         self._metrics.leased("lost", len(lost))
         for lease in lost:
-            log.warning(
+            # clients hang up all the time
+            log.log(
+                logging.INFO if lease.interactive else logging.WARNING,
                 "the lease on %s is lost: the job runs on another worker, or its batch was cancelled",
                 lease.name,
                 extra=log_fields(lease.name),
