@@ -41,7 +41,7 @@ def opened(encoded: str | None) -> Image.Image:
 
 def test_a_client_without_settings_gets_bytes(client: openai.OpenAI, farm: Farm, rendering: RunningWorker) -> None:
     assert rendering
-    assert [model.id for model in client.models.list()] == ["mini"]
+    assert "mini" in [model.id for model in client.models.list()]
     assert client.models.retrieve("mini").owned_by == "latentfarm"
     answer = client.images.generate(prompt="a red circle", model="gpt-image-1", n=2, quality="auto", **SMALL)
     ImagesResponse.model_validate(answer.model_dump(), strict=True)

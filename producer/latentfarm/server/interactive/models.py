@@ -30,7 +30,7 @@ class ServedModel:
 async def find_models(context: ServerContext) -> list[ServedModel]:
     """Return the models that have workers, or jobs that wait for a worker, by name."""
     found: list[ServedModel] = await context.looked_up.get("models", lambda: context.run(_find, context))
-    return found
+    return found or await context.run(_find, context)
 
 
 async def served_models(context: ServerContext) -> list[str]:
@@ -56,12 +56,20 @@ async def resolve_model(context: ServerContext, name: str | None) -> str:
     Raises:
         RequestError: 404 for an unknown model, 503 if the farm has none now, 400 if it has several and no default.
     """
-    known = await find_models(context)
+    default = context.settings.default_model
+    try:
+        return _choose(name, await find_models(context), default)
+    except RequestError:
+        # a worker may have started since they were looked up
+        return _choose(name, await context.run(_find, context), default)
+
+
+def _choose(name: str | None, known: list[ServedModel], default: str) -> str:
     names = [model.name for model in known]
     if name and (name in names or not is_openai_name(name)):
         return _named(name, names)
-    if context.settings.default_model:
-        return context.settings.default_model
+    if default:
+        return default
     candidates = [model.name for model in known if model.working] or names
     if not candidates:
         raise _no_worker()

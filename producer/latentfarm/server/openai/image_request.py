@@ -32,13 +32,17 @@ _NAME = re.compile(r"(?:field )?['\"]?(\w+)")
 
 @dataclass(frozen=True)
 class ImageRequest:
-    """What a client wants. ``row`` has the fields of a prompt row; the file is sent in base64 unless ``by_url``."""
+    """What a client wants. ``row`` has the fields of a prompt row; the file is sent in base64 unless ``by_url``.
+
+    ``notes`` say what was passed over, and what differs from what the client has named.
+    """
 
     model: str | None
     row: dict[str, Any]
     by_url: bool
     stream: bool
     partial_images: int
+    notes: tuple[str, ...] = ()
 
 
 def read_image_request(value: Any) -> ImageRequest:
@@ -49,15 +53,19 @@ def read_image_request(value: Any) -> ImageRequest:
         ValidationError: a field of OpenAI's is invalid.
     """
     body = ImageBody.model_validate(value)
-    fields: dict[str, Any] = {"prompt": body.prompt, "n": body.n}
+    fields: dict[str, Any] = {"prompt": body.prompt, IMAGES: body.n}
+    passed: list[str] = []
     for name, found in (body.model_extra or {}).items():
-        if found is None or name in _PASSED_OVER:
+        if found is None:
+            continue
+        if name in _PASSED_OVER:
+            passed.append(f"{name!r} is passed over: it has no effect on the image here")
             continue
         if cure := _REFUSED.get(name):
             raise RequestError(400, "not_supported", f"{name} {cure}", param=name)
         fields[name] = found
-    # -1 and auto are given to fields by clients with forms
-    row = RowCheck(ReadOptions(), Notes()).row(_PLACE, fields)
+    notes = Notes()
+    row = RowCheck(ReadOptions(), notes).row(_PLACE, fields)
     if isinstance(row, RowError):
         text = row.text.removeprefix(f"{_PLACE}: ").replace(f"\n{_PLACE}: ", "; ").replace(_KEEP_COLUMNS, "")
         label = _NAME.match(text)
@@ -75,4 +83,6 @@ def read_image_request(value: Any) -> ImageRequest:
         by_url=body.response_format == "url",
         stream=stream,
         partial_images=(body.partial_images or 0) if stream else 0,
+        # another name of the same value is no news
+        notes=(*passed, *(note for note in notes if "passed over" in note or "differs" in note)),
     )

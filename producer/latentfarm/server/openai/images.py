@@ -50,18 +50,18 @@ async def _answer(request: Request, wanted: ImageRequest, rendering: Rendering) 
         results = await rendering.results()
         expires_s = context.settings.url_expires_s
         urls = [context.farm.bucket.presign(result["key"], expires_s=expires_s) for result in results]
-        return _encode(results, [ImageEntry(url=url) for url in urls])
+        return _encode(wanted, results, [ImageEntry(url=url) for url in urls])
     images = await rendering.images()
     # some megabytes in base64 take milliseconds
-    return await context.run(_encode_files, images)
+    return await context.run(_encode_files, wanted, images)
 
 
-def _encode_files(images: Sequence[RenderedImage]) -> bytes:
+def _encode_files(wanted: ImageRequest, images: Sequence[RenderedImage]) -> bytes:
     entries = [ImageEntry(b64_json=b64encode(image.body).decode("ascii")) for image in images]
-    return _encode([image.result for image in images], entries)
+    return _encode(wanted, [image.result for image in images], entries)
 
 
-def _encode(results: Sequence[dict[str, Any]], entries: list[ImageEntry]) -> bytes:
+def _encode(wanted: ImageRequest, results: Sequence[dict[str, Any]], entries: list[ImageEntry]) -> bytes:
     first = results[0]["request"]
     answer = ImagesAnswer(
         created=int(time.time()),
@@ -69,6 +69,7 @@ def _encode(results: Sequence[dict[str, Any]], entries: list[ImageEntry]) -> byt
         output_format=first.get("image_format", "png"),
         size=f"{first['width']}x{first['height']}",
         usage=usage_of(results),
+        notes=list(wanted.notes) or None,
     )
     # clients written in JavaScript test for a key, not for its value
     return to_json(answer, exclude_none=True)

@@ -76,6 +76,8 @@ class ImagesAnswer(BaseModel):
     output_format: str
     size: str
     usage: Usage
+    #: what was passed over or read otherwise; OpenAI's clients ignore it
+    notes: list[str] | None = None
 
 
 class ModelAnswer(BaseModel):
