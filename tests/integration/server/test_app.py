@@ -78,6 +78,8 @@ def test_an_error_has_the_shape_of_its_protocol(failing: RunningServer) -> None:
     assert failing.client.get("/v1/nothing").json()["error"]["code"] == "not_found"
     method = failing.client.get("/v1/fail/full")
     assert (method.status_code, method.headers["allow"]) == (405, "POST")
+    header = failing.client.get("/livez", headers={"X-Long": "x" * 33_000})
+    assert (header.status_code, header.json()["error"]["code"]) == (431, "header_too_large")
 
 
 def test_a_fault_of_the_server_is_logged_and_its_answer_names_the_request_only(

@@ -60,6 +60,9 @@ class TimedConnection(H11Protocol):
         elif self._deadline is None:
             self._wait(self.header_timeout_s)
 
+    def _unsupported_upgrade_warning(self) -> None:
+        """Log nothing: any client may send the header, and it is answered without an upgrade, as HTTP allows."""
+
     def on_response_complete(self) -> None:
         """Begin to be idle, or to discard the rest of the body."""
         self.idle_since = self.loop.time()

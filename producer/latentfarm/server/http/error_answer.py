@@ -38,10 +38,7 @@ def as_request_error(error: Exception, request_id: str) -> RequestError:
 
 
 def _of_outage(error: UnavailableError) -> RequestError:
-    now = time.monotonic()
-    if now - _logged.get(error.cause, -_LOG_PAUSE_S) >= _LOG_PAUSE_S:
-        _logged[error.cause] = now
-        log.warning("requests are answered 503: %s", error)
+    _log_outage(error.cause, error)
     # the error's own text names hosts of the farm
     text = "the farm's store is unavailable" if error.cause == "store" else "the farm's ledger is unavailable"
     return RequestError(503, "unavailable", f"{text}; try again later", retry_after_s=_OUTAGE_RETRY_S)
@@ -55,8 +52,15 @@ def _of_framework(error: HTTPException) -> RequestError:
     return RequestError(error.status_code, "invalid_request", str(error.detail))
 
 
+def _log_outage(cause: str, error: Exception) -> None:
+    now = time.monotonic()
+    if now - _logged.get(cause, -_LOG_PAUSE_S) >= _LOG_PAUSE_S:
+        _logged[cause] = now
+        log.warning("requests are answered 503: %s", error)
+
+
 def _of_schema(error: SchemaError) -> RequestError:
-    log.error("%s", error)
+    _log_outage("schema", error)
     return RequestError(503, "unavailable", "another version of latentfarm wrote the farm's ledger")
 
 

@@ -24,6 +24,8 @@ access_log = logging.getLogger("latentfarm.server.access")
 _BODY_PAUSE_S = 30.0
 #: after so many seconds of waiting, bytes a second that a body must bring
 _BODY_GRACE_S, _BODY_RATE = 30.0, 512
+#: of a request
+MAX_HEADER_BYTES = 32_768
 #: nginx's status of a request whose client hung up; no client sees it
 _HUNG_UP = 499
 #: they come every few seconds, and an answer 503 to them would have the server restarted
@@ -157,6 +159,8 @@ class RequestFrame:
         try:
             if len(self._running) > self._max_requests and running.scope["path"] not in _PROBES:
                 raise _full()
+            if sum(len(name) + len(value) for name, value in running.scope["headers"]) > MAX_HEADER_BYTES:
+                raise RequestError(431, "header_too_large", f"the header has more than {MAX_HEADER_BYTES} bytes")
             await self._app(running.scope, running.receive_timed, running.send_counted)
         except ClientDisconnect:
             # the client gets no answer any more

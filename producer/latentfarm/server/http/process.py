@@ -18,10 +18,10 @@ from starlette.applications import Starlette
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.monitoring.listen_address import parse_address
 from latentfarm.server.http.connection import limited
+from latentfarm.server.http.frame import MAX_HEADER_BYTES
 
 #: seconds that an idle connection is kept; longer than the 60 of common proxies, which send the next request into it
 _KEEP_ALIVE_S = 75
-_MAX_HEADER_BYTES = 32_768
 _BACKLOG = 1_024
 #: files besides the connections of clients: those to Redis and the bucket, and spooled uploads
 _OTHER_FILES = 300
@@ -110,7 +110,7 @@ class HttpServer(uvicorn.Server):
             backlog=_BACKLOG,
             timeout_keep_alive=_KEEP_ALIVE_S,
             timeout_graceful_shutdown=int(shutdown_timeout_s) + 2,
-            h11_max_incomplete_event_size=_MAX_HEADER_BYTES,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
         )
         super().__init__(config)
         # at INFO it repeats what the command prints
