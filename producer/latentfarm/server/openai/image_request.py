@@ -53,7 +53,7 @@ def read_image_request(value: Any) -> ImageRequest:
         ValidationError: a field of OpenAI's is invalid.
     """
     body = ImageBody.model_validate(value)
-    fields: dict[str, Any] = {"prompt": body.prompt, IMAGES: body.n}
+    fields: dict[str, Any] = {"prompt": body.prompt, "n": body.n}
     passed: list[str] = []
     for name, found in (body.model_extra or {}).items():
         if found is None:
