@@ -27,6 +27,7 @@ from latentfarm.server.live.hub import EventHub
 from latentfarm.server.openai import batches, files, images, model_list
 from latentfarm.server.openai.batch_submission import BatchSubmitter
 from latentfarm.server.openai.sweep import Sweeper
+from latentfarm.server.openai.uploads import UploadSlots
 from latentfarm.server.security import session_operations
 from latentfarm.server.security.guard import Guard
 from latentfarm.server.security.response_headers import origin_of, response_headers
@@ -88,6 +89,7 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     app.state.guard = guard
     app.state.running = running
     app.state.submitter = submitter
+    app.state.uploads = UploadSlots()
     app.state.interactive = interactive
     return app
 

@@ -28,6 +28,14 @@ LINES = 8_000
 MIB = 2**20
 
 
+def requests() -> list[str]:
+    body = {"model": "waiting", "prompt": "a red circle", "size": "64x64"}
+    return [
+        json.dumps({"custom_id": f"{number}", "method": "POST", "url": "/v1/images/generations", "body": body})
+        for number in range(LINES)
+    ]
+
+
 @pytest.fixture
 def victim(farm: Farm) -> Iterator[tuple[subprocess.Popen[str], int]]:
     """A server in a process of its own, and its port."""
@@ -45,22 +53,29 @@ def victim(farm: Farm) -> Iterator[tuple[subprocess.Popen[str], int]]:
     process.stderr.close()
 
 
+def test_a_server_that_ends_hands_its_submission_over(farm: Farm, serving: Serving) -> None:
+    ending, other = serving(default_model="waiting"), serving(default_model="waiting")
+    with openai.OpenAI(base_url=f"{ending.url}/v1", api_key="none", max_retries=0) as client:
+        file = client.files.create(file="\n".join(requests()).encode(), purpose="batch")
+        # the other one looks at the queue each second
+        batch = client.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")
+        until(lambda: farm.ledger.redis.hget(f"{{lf}}:batch:{batch.id}", "total") not in {None, b"0"})
+    ending.stop()
+    until(lambda: farm.ledger.redis.zcard("{lf}:submissions") == 0, timeout_s=15)
+    assert other.client.get(f"/v1/batches/{batch.id}").json()["request_counts"]["total"] == LINES
+
+
 def test_a_killed_server_leaves_no_file_and_another_one_submits_its_batch(
     victim: tuple[subprocess.Popen[str], int], farm: Farm, serving: Serving
 ) -> None:
     process, port = victim
-    body = {"model": "waiting", "prompt": "a red circle", "size": "64x64"}
-    lines = [
-        json.dumps({"custom_id": f"{number}", "method": "POST", "url": "/v1/images/generations", "body": body})
-        for number in range(LINES)
-    ]
     head = "POST /v1/files HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: multipart/form-data; boundary=b\r\n"
     part = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n' + bytes(9 * MIB)
     with (
         openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=0) as client,
         socket.create_connection(("127.0.0.1", port)) as upload,
     ):
-        file = client.files.create(file="\n".join(lines).encode(), purpose="batch")
+        file = client.files.create(file="\n".join(requests()).encode(), purpose="batch")
         upload.sendall(f"{head}Content-Length: {20 * MIB}\r\n\r\n".encode() + part)
         until(lambda: count_uploads(farm) == 1, timeout_s=20)
         batch = client.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")

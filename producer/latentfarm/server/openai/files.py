@@ -28,7 +28,7 @@ from latentfarm.server.openai.models import (
 )
 from latentfarm.server.openai.output_files import find_output, output_blocks, output_ids, parse_output_id
 from latentfarm.server.openai.stored_files import StoredFile
-from latentfarm.server.openai.uploads import Upload
+from latentfarm.server.openai.uploads import Upload, UploadSlots
 from latentfarm.server.security.access import access_of
 from latentfarm.storage.bucket import Bucket
 from latentfarm.submission.prompts.s3_object import RANGE_BYTES, S3Object
@@ -41,6 +41,13 @@ _BATCH_EXPIRES_S = 30 * 24 * 3600
 
 async def create_file(request: Request) -> Response:
     """Store an upload while it is received."""
+    slots: UploadSlots = request.app.state.uploads
+    with slots.take():
+        record = await _upload(request)
+    return JSONResponse(record.answer().model_dump())
+
+
+async def _upload(request: Request) -> StoredFile:
     context = context_of(request)
     stem = await context.run(new_stem, context.farm.ledger)
     file = f"file-{stem}"
@@ -66,7 +73,7 @@ async def create_file(request: Request) -> Response:
         with anyio.CancelScope(shield=True):
             await upload.abandon()
         raise
-    return JSONResponse(record.answer().model_dump())
+    return record
 
 
 async def _receive(request: Request, upload: Upload) -> tuple[str, FileForm]:

@@ -1,9 +1,10 @@
-"""Stores an upload while it is received. At most two parts of it are in memory."""
+"""Stores uploads while they are received. At most two parts of each are in memory."""
 
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from latentfarm.errors import UnavailableError
 from latentfarm.server.context import ServerContext
@@ -12,6 +13,32 @@ from latentfarm.storage.multipart_upload import MAX_PARTS, MultipartUpload
 
 #: bytes of a part, unless so many would be too many parts
 _PART_BYTES = 8 * 2**20
+#: uploads that a server receives at once: each may have two parts in memory
+_MAX_UPLOADS = 32
+_RETRY_S = 5
+
+
+class UploadSlots:
+    """Bounds the uploads that one server receives at once."""
+
+    def __init__(self) -> None:
+        self._taken = 0
+
+    @contextmanager
+    def take(self) -> Iterator[None]:
+        """Hold a slot.
+
+        Raises:
+            RequestError: 503, there is none.
+        """
+        if self._taken == _MAX_UPLOADS:
+            text = f"the server receives {_MAX_UPLOADS} files now, its limit; try again later"
+            raise RequestError(503, "too_many_uploads", text, retry_after_s=_RETRY_S)
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
 
 
 class Upload:
