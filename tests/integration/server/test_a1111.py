@@ -147,8 +147,8 @@ def test_a_chosen_model_is_that_of_later_requests(server: RunningServer, farm: F
     assert client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "mini"
 
 
-def test_progress_rises_and_an_interrupt_cancels_the_images_of_the_key(
-    server: RunningServer, farm: Farm, rendering: RunningWorker
+def test_progress_rises_and_an_interrupt_at_any_server_cancels_the_images_of_the_key(
+    server: RunningServer, serving: Serving, farm: Farm, rendering: RunningWorker
 ) -> None:
     assert rendering
     answers: list[Any] = []
@@ -169,7 +169,10 @@ def test_progress_rises_and_an_interrupt_cancels_the_images_of_the_key(
     assert 0 < seen[-1]["progress"] < 1
     assert (seen[-1]["state"]["job_count"], seen[-1]["state"]["sampling_steps"]) == (2, 100)
     assert seen[-1]["eta_relative"] > 0
-    interrupt = client_requests("sillytavern-stable-diffusion")["interrupt"].send(server.url)
+    other = serving()
+    elsewhere = other.client.get("/sdapi/v1/progress").json()
+    assert (elsewhere["state"]["job_count"], elsewhere["state"]["sampling_step"]) == (2, 0)
+    interrupt = client_requests("sillytavern-stable-diffusion")["interrupt"].send(other.url)
     assert (interrupt.status, interrupt.json()) == (200, {})
     waiting.join(30)
     assert (answers[0].status_code, answers[0].json()["error"]) == (409, "cancelled")
