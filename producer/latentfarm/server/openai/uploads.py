@@ -9,12 +9,10 @@ from contextlib import contextmanager, suppress
 from latentfarm.errors import UnavailableError
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
-from latentfarm.storage.multipart_upload import MAX_PARTS, MultipartUpload
+from latentfarm.storage.multipart_upload import MAX_PARTS, MIN_PART_BYTES, MultipartUpload
 
-#: bytes of a part, unless so many would be too many parts
-_PART_BYTES = 8 * 2**20
 #: uploads that a server receives at once: each may have two parts in memory
-_MAX_UPLOADS = 32
+_MAX_UPLOADS = 16
 _RETRY_S = 5
 
 
@@ -54,7 +52,7 @@ class Upload:
         self._context = context
         self._key = key
         self._limit = limit
-        self._part_bytes = max(_PART_BYTES, -(-limit // MAX_PARTS))
+        self._part_bytes = max(MIN_PART_BYTES, -(-limit // MAX_PARTS))
         self._buffer = bytearray()
         self._multipart: MultipartUpload | None = None
         self._storing: asyncio.Task[None] | None = None

@@ -44,7 +44,7 @@ def test_only_ids_that_this_server_makes_become_keys() -> None:
 def test_uploads_beyond_the_limit_are_refused_for_now() -> None:
     slots = UploadSlots()
     with ExitStack() as taken:
-        for _ in range(32):
+        for _ in range(16):
             taken.enter_context(slots.take())
         with pytest.raises(RequestError) as caught, slots.take():
             pass
