@@ -107,6 +107,27 @@ def test_a_batch_that_somebody_cancels_is_answered_at_once(serving: Serving, far
     assert answer.headers["x-should-retry"] == "false"
 
 
+def test_a_request_waits_for_the_first_worker(serving: Serving, farm: Farm) -> None:
+    # the worker of other tests reports to the first database
+    empty = Farm.open(farm.settings.model_copy(update={"redis_url": f"{farm.settings.redis_url}?db=1"}))
+    ledger = empty.ledger
+    refused = serving(empty, worker_wait_s=0.2).client.post(GENERATIONS, json={"prompt": "a red circle"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_worker")
+    server = serving(empty)
+    answers: list[Any] = []
+    body = {"prompt": "a red circle", "model": "gpt-image-1"}
+    client = threading.Thread(target=lambda: answers.append(server.client.post(GENERATIONS, json=body)))
+    client.start()
+    until(lambda: server.app.state.running)
+    ledger.heartbeat("late", "worker")
+    until(lambda: ledger.pending_jobs() == {"late": 1})
+    (name,) = ledger.batches(interactive=True)
+    empty.batch(name).delete()
+    client.join()
+    assert (answers[0].status_code, answers[0].json()["error"]["code"]) == (409, "cancelled")
+    ledger.redis.flushdb()
+
+
 def test_the_images_of_a_server_that_is_killed_are_finished(
     settings: Settings, farm: Farm, rendering: RunningWorker, tmp_path: Path
 ) -> None:

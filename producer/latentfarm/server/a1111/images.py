@@ -20,7 +20,7 @@ from latentfarm.server.http.body import read_json
 from latentfarm.server.http.disconnect import cancel_on_disconnect
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
-from latentfarm.server.interactive.models import resolve_model
+from latentfarm.server.interactive.models import await_models, resolve_model
 from latentfarm.server.interactive.renderer import renderer_of
 from latentfarm.server.security.access import access_of, audit_batch
 
@@ -29,6 +29,8 @@ async def text_to_image(request: Request) -> Response:
     """Render the images of a prompt, and answer with all of them."""
     wanted = read_text_to_image(await read_json(request))
     context = context_of(request)
+    async with cancel_on_disconnect(request):
+        await await_models(context)
     model = await resolve_model(context, wanted.model) if wanted.model else await chosen_model(request)
     renderer, running = renderer_of(request), running_images(request)
     async with (

@@ -5,14 +5,20 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
+import anyio
+
+from latentfarm.ledger.events import Event
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.live.hub import Item, SlowSubscriberError
 
 #: beginnings of the names of OpenAI's own image models, which clients send when nobody configures them
 _OPENAI_NAMES = ("gpt-image-", "dall-e-", "chatgpt-image-")
 #: seconds after which a client tries again if there is no worker
 NO_WORKER_RETRY_S = 10
 _MAX_NAMED = 20
+#: an event may be lost
+_POLL_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,24 @@ async def resolve_model(context: ServerContext, name: str | None) -> str:
     except RequestError:
         # a worker may have started since they were looked up
         return _choose(name, await context.run(_find, context), default)
+
+
+async def await_models(context: ServerContext) -> None:
+    """Wait until the farm has a model: a worker may be starting. Give up after ``worker_wait_s``."""
+    if await find_models(context):
+        return
+    give_up = time.monotonic() + context.settings.worker_wait_s
+    async with context.hub.subscribe(_is_start) as starts:
+        while not await context.run(_find, context) and (left_s := give_up - time.monotonic()) > 0:
+            with anyio.move_on_after(min(left_s, _POLL_S)):
+                try:
+                    await anext(starts)
+                except (StopAsyncIteration, SlowSubscriberError):
+                    await anyio.sleep(_POLL_S)
+
+
+def _is_start(item: Item) -> bool:
+    return isinstance(item, Event) and item.event == "worker_started"
 
 
 def _choose(name: str | None, known: list[ServedModel], default: str) -> str:

@@ -17,7 +17,7 @@ from latentfarm.server.http.disconnect import cancel_on_disconnect
 from latentfarm.server.http.multipart import read_form
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
-from latentfarm.server.interactive.models import resolve_model
+from latentfarm.server.interactive.models import await_models, resolve_model
 from latentfarm.server.interactive.renderer import renderer_of
 from latentfarm.server.interactive.rendering import RenderedImage, Rendering
 from latentfarm.server.openai.image_request import ImageRequest, read_image_request
@@ -34,7 +34,9 @@ _GENERATIONS = "/v1/images/generations"
 async def generate_images(request: Request) -> Response:
     """Render the images of a prompt, and answer with them or with a stream of events."""
     wanted = read_image_request(await read_json(request))
-    model = await resolve_model(context_of(request), wanted.model)
+    async with cancel_on_disconnect(request):
+        await await_models(context_of(request))
+        model = await resolve_model(context_of(request), wanted.model)
     if wanted.stream:
         return await image_stream(request, wanted, model)
     rendered = renderer_of(request).render(request, [wanted.row], model=model)
