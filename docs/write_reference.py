@@ -123,7 +123,7 @@ def _type(field: dict[str, Any], definitions: dict[str, Any]) -> str:
         return " or ".join(_type(each, definitions) for each in field["anyOf"])
     if "enum" in field:
         return "one of " + ", ".join(f"`{word}`" if word else "empty" for word in field["enum"])
-    kind = field.get("type", "any value")
+    kind = field.get("type") or field["description"]
     if kind == "array":
         return f"list of {_type(field['items'], definitions)}"
     if kind == "object" and "properties" in field:

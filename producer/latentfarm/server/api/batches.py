@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
 
-import anyio
 from pydantic import BaseModel
-from starlette.background import BackgroundTask
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -42,8 +41,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-#: batches that are read for one page; what is found by then is the page
-_SCANNED = 2_000
+#: deletions that run: the loop itself keeps no reference
+_deletions: set[asyncio.Task[None]] = set()
+#: batches whose summaries are read at once, and how often for one page; what is found by then is the page
+_GROUP, _SCANNED_GROUPS = 200, 50
 #: interactive batches whose progress is reported; each has a few images, and a client that waits for them
 _LISTED_INTERACTIVE = 200
 _UNFINISHED = ACTIVE | {BatchState.DELETING, BatchState.RECOVERING}
@@ -55,26 +56,35 @@ async def list_batches(request: Request) -> Response:
 
 def _page(farm: Farm, query: BatchesQuery) -> BatchesAnswer:
     found: list[BatchStatus] = []
-    before, last = _parse_cursor(query.cursor), None
-    names = farm.ledger.newest_batches(interactive=query.kind is BatchKind.INTERACTIVE, before=before)
-    for scanned, last in enumerate(names, start=1):
-        status = _status_or_none(farm, last[1])
-        if status and _matches(status, query):
-            found.append(status)
-        if len(found) == query.limit or scanned == _SCANNED:
-            break
-    else:
-        last = None
-    return BatchesAnswer(batches=found, next=None if last is None else f"{last[0]}:{last[1]}")
+    interactive = query.kind is BatchKind.INTERACTIVE
+    names = farm.ledger.newest_batches(interactive=interactive, before=_parse_cursor(query.cursor))
+    for _ in range(_SCANNED_GROUPS):
+        group = list(islice(names, _GROUP))
+        candidates = _candidates(farm, [name for _, name in group], query)
+        for created, name in group:
+            status = _status_or_none(farm, name) if name in candidates else None
+            if status and (not query.state or status.state in query.state):
+                found.append(status)
+            if len(found) == query.limit:
+                return BatchesAnswer(batches=found, next=f"{created}:{name}")
+        if len(group) < _GROUP:
+            return BatchesAnswer(batches=found, next=None)
+    return BatchesAnswer(batches=found, next=f"{created}:{name}")
 
 
-def _matches(status: BatchStatus, query: BatchesQuery) -> bool:
-    return (
-        (not query.state or status.state in query.state)
-        and query.kind in {None, status.kind}
-        and query.owner in {None, status.owner}
-        and query.model in {"", status.model}
-    )
+def _candidates(farm: Farm, names: Sequence[str], query: BatchesQuery) -> set[str]:
+    """Return those of the batches that may match, in one round trip; a summary does not have pauses."""
+    stored = set(query.state)
+    if BatchState.PAUSED in stored:
+        stored |= ACTIVE
+    return {
+        each.name
+        for each in farm.ledger.batch_summaries(names)
+        if (not stored or each.state in stored)
+        and query.kind in {None, each.kind}
+        and query.owner in {None, each.owner}
+        and query.model in {"", each.model}
+    }
 
 
 def _status_or_none(farm: Farm, name: str) -> BatchStatus | None:
@@ -160,17 +170,29 @@ async def delete(request: Request) -> Response:
     await context.run(context.farm.ledger.mark_deleting, batch.name)
     polled_answers(request).forget()
     answer = json_answer(await context.run(batch.status), status=202)
-    answer.background = BackgroundTask(_delete, context, batch)
+    # no background task of the answer: that holds the connection, on which the client polls
+    task = asyncio.create_task(_delete(context, batch))
+    _deletions.add(task)
+    task.add_done_callback(_deletions.discard)
     return answer
 
 
 async def _delete(context: ServerContext, batch: Batch) -> None:
+    def check(_removed: int) -> None:
+        if context.stopping.is_set():
+            raise _StoppingError
+
     try:
-        # the client may hang up: the deletion goes on
-        with anyio.CancelScope(shield=True):
-            await context.run(batch.delete)
-    except LatentfarmError as error:
-        log.warning("batch %s is not deleted yet; delete it again: %s", batch.name, error)
+        await context.run(batch.delete, progress=check)
+    except NotFoundError:
+        # another request was quicker
+        return
+    except (LatentfarmError, _StoppingError) as error:
+        log.warning("batch %s is not deleted yet; delete it again: %s", batch.name, str(error) or "the server ends")
+
+
+class _StoppingError(Exception):
+    """The server ends."""
 
 
 def _operations() -> Iterator[Operation]:

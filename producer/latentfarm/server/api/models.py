@@ -29,7 +29,7 @@ MAX_INDEX = 2**53 - 1
 _MAX_PRIORITY = 1_000
 #: rows in a JSON body, which the limit of bodies bounds as well
 _MAX_ROWS = 100_000
-_ROWS_SCHEMA = {"type": "array", "maxItems": _MAX_ROWS, "items": {"type": ["string", "object"]}}
+_ROWS_SCHEMA = {"type": "array", "maxItems": _MAX_ROWS, "items": {"description": "prompts or objects"}}
 
 #: fields of a submission's defaults. No client waits for its images, so none has partial ones
 DEFAULT_FIELDS = frozenset(Defaults.model_fields) - {"partial_images"}
