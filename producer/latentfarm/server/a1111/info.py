@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 from PIL import Image
@@ -59,7 +59,7 @@ def info_text(images: Sequence[tuple[bytes, Mapping[str, Any]]], *, batch_size: 
             "index_of_first_image": 0,
             "infotexts": [_infotext(body, result) for body, result in images],
             "styles": [],
-            "job_timestamp": datetime.now(UTC).strftime("%Y%m%d%H%M%S"),
+            "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime()),
             # the web UI counts from 1, the last layer
             "clip_skip": job.clip_skip + 1,
             "is_using_inpainting_conditioning": False,
