@@ -22,6 +22,7 @@ PASSWORDS = {user: f"{user}-pass" for user in ("admin", "producer", "worker", "v
 #: each command, and the roles that it refuses
 COMMANDS = {
     "status": "",
+    "status --all": "",
     "status cats": "",
     "watch ended": "",
     "jobs cats": "",
@@ -41,9 +42,9 @@ COMMANDS = {
     "resume cats": "viewer",
     "set-priority cats 3": "viewer",
     "submit rows.txt --batch more": "viewer",
-    "cancel cats": "worker viewer",
-    "delete ended --yes": "worker viewer",
-    "delete cats --yes": "worker viewer",
+    "cancel cats": "viewer",
+    "delete ended --yes": "viewer",
+    "delete cats --yes": "viewer",
 }
 #: nothing of `ended` was rendered
 CODES = {"verify ended": 2, "wait ended": 1}

@@ -13,10 +13,12 @@ from tests.conftest import Command
 from tests.support.scraping import Samples, http_get, samples_of
 
 from latentfarm import Farm, InputError, UnavailableError
+from latentfarm.batch_kind import BatchKind
 from latentfarm.ledger import Ledger
 from latentfarm.monitoring.exporter import make_registry
 from latentfarm.monitoring.http_server import Check, MetricsServer
 from latentfarm.settings import Settings
+from latentfarm.submission.request import SubmitOptions
 from latentfarm_worker.service.metrics import STAGES, Metrics
 
 pytestmark = pytest.mark.integration
@@ -34,6 +36,8 @@ def test_a_scrape_returns_the_counts_of_the_ledger(farm: Farm) -> None:
     farm.submit([{"prompt": "a"}] * 10, batch="cats")
     paused = farm.submit([{"prompt": "a"}] * 5, batch="dogs")
     paused.pause()
+    farm.submit([{"prompt": "a"}] * 2, batch="now", options=SubmitOptions(kind=BatchKind.INTERACTIVE, priority=900))
+    assert len(farm.ledger.lease("mini", "w", 2, lease_s=30)) == 2
     leases = farm.ledger.lease("mini", "w", 4, lease_s=30)
     farm.ledger.fail(leases[0], {"code": "non_finite", "message": "not finite"})
     farm.ledger.commit([(leases[1], {"key": "k", "sha256": "s", "bytes": 1})])
@@ -46,8 +50,10 @@ def test_a_scrape_returns_the_counts_of_the_ledger(farm: Farm) -> None:
     assert jobs(samples, "dogs") == {"pending": 5, "leased": 0, "done": 0, "failed": 0, "cancelled": 0}
     assert samples["latentfarm_batch_failures", "cats", "non_finite", "mini"] == 1
     # the jobs of a paused batch cannot be leased, so no worker is needed for them
+    # interactive batches are in the sums only
+    assert jobs(samples, "now") == {}
     assert samples["latentfarm_model_jobs", "mini", "pending"] == 6
-    assert samples["latentfarm_model_jobs", "mini", "leased"] == 2
+    assert samples["latentfarm_model_jobs", "mini", "leased"] == 4
     assert samples["latentfarm_model_images_total", "mini"] == 1
     assert samples["latentfarm_workers", "mini"] == 1
     assert samples["latentfarm_batches_omitted",] == 0

@@ -66,7 +66,7 @@ def test_every_key_is_in_the_data_model() -> None:
         for kinds in re.findall(r"for _, kind in ipairs\(\{(.*?)\}\)", script, re.DOTALL):
             used |= set(re.findall(r"'(\w+)'", kinds))
     # keys that no script uses
-    for path in Path(lua_scripts.__file__).parent.glob("*.py"):
+    for path in Path(lua_scripts.__file__).parents[1].rglob("*.py"):
         used |= set(re.findall(r'"\{lf\}:([a-z_]+)"', path.read_text())) - channels
     assert used == documented
 

@@ -29,6 +29,7 @@
 -- unfinished_by_owner  hash    account -> jobs of its active batches that have not ended,   count_unfinished
 --                              if there are any; without the account UNCOUNTED
 -- chosen_models        hash    API key -> the model that it has chosen for its requests     never (one field a key)
+-- session_secret       string  what servers sign sessions of browsers with                 never
 -- submissions          zset    batches that servers are to submit, by due time; a claim     submission_resolve,
 --                              delays it                                                    delete_batch
 -- submission_claims    hash    <b> -> number of the latest claim on its submission         submission_resolve,
