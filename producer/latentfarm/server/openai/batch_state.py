@@ -37,6 +37,10 @@ def describe(farm: Farm, stored: StoredBatch) -> BatchAnswer | None:
     if outcome is None and record is None:
         return _of_queue(farm, stored)
     if outcome is None or outcome.status == "submitted":
+        # it may have been submitted since the first look
+        record = find_record(farm, stored.id)
+        if record is not None and record.state is not BatchState.DELETING:
+            return _of_ledger(farm, stored, record)
         if record is None and farm.bucket.exists(header_key(stored.id)):
             raise UnavailableError("the ledger has lost a batch: run `latentfarm recover`")
         return None

@@ -39,11 +39,15 @@ log = logging.getLogger(__name__)
 _CLAIM_S, _EXTEND_S = 20.0, 5.0
 #: seconds until the queue is looked at again
 _POLL_S = 1.0
+#: a small batch need not wait for a large one
+_THREADS = 2
 #: rows between two looks at the clock
 _ROWS_PER_CHECK = 1_000
 #: lines that a failed batch lists
 _MAX_ERRORS = 20
 _LINE = re.compile(r" line (\d+)")
+#: what a submission adds to the reason why it stopped
+_STOPPED = re.compile(r"; (?:nothing was enqueued|batch \S+ is paused with)")
 
 
 class _ClaimLostError(Exception):
@@ -55,7 +59,7 @@ class _EndingError(Exception):
 
 
 class BatchSubmitter:
-    """Submits batches one after the other, until the server ends."""
+    """Submits batches, two at once, until the server ends."""
 
     def __init__(self, farm: Farm) -> None:
         self._farm = farm
@@ -65,15 +69,17 @@ class BatchSubmitter:
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
         """Submit in the background."""
-        thread = threading.Thread(target=self._run, name="submissions", daemon=True)
-        thread.start()
+        # daemons: a store that hangs must not delay the end, and another server continues
+        threads = [threading.Thread(target=self._run, name="submissions", daemon=True) for _ in range(_THREADS)]
+        for thread in threads:
+            thread.start()
         try:
             yield
         finally:
             self._ending.set()
             self._wake.set()
-            # a daemon: a store that hangs must not delay the end, and another server continues
-            await anyio.to_thread.run_sync(thread.join, _POLL_S * 3)
+            for thread in threads:
+                await anyio.to_thread.run_sync(thread.join, _POLL_S)
 
     def wake(self) -> None:
         """Look at the queue now."""
@@ -90,8 +96,8 @@ class BatchSubmitter:
                 log.warning("batches are not submitted now: %s", error)
             except Exception:
                 log.exception("batches are not submitted now")
-            self._wake.wait(_POLL_S)
-            self._wake.clear()
+            if self._wake.wait(_POLL_S) and not self._ending.is_set():
+                self._wake.clear()
 
 
 class _Submission:
@@ -106,8 +112,13 @@ class _Submission:
 
     def run(self) -> None:
         """Submit the batch, or record why it cannot be."""
+        stored = stored_batches.read_batch(self._farm.bucket, self._batch)
+        if stored is None:
+            # it was removed
+            self._farm.ledger.resolve_submission(self._batch, self._claim)
+            return
         try:
-            outcome = self._outcome()
+            outcome = self._outcome(stored)
         except _ClaimLostError:
             log.warning("the submission of %s was taken over by another server", self._batch)
         except _EndingError:
@@ -118,19 +129,17 @@ class _Submission:
             if outcome is not None:
                 self._end(outcome)
 
-    def _outcome(self) -> Outcome | None:
+    def _outcome(self, stored: StoredBatch) -> Outcome | None:
         """Return how the submission ended, None if it is to be tried again."""
-        stored = stored_batches.read_batch(self._farm.bucket, self._batch)
-        recorded = stored_batches.read_outcome(self._farm.bucket, self._batch)
-        if stored is None or recorded is not None:
+        if recorded := stored_batches.read_outcome(self._farm.bucket, self._batch):
             # the server that recorded it died before it took the submission from the queue
-            return recorded or self._new("failed")
+            return recorded
         try:
             return self._submit(stored)
-        except (_ClaimLostError, _EndingError, UnavailableError):
-            raise
         except InputError as error:
-            return self._new("failed", [_error("invalid_input_file", str(error))])
+            return self._new("failed", [_error("invalid_input_file", _reason(str(error)))])
+        except (_ClaimLostError, _EndingError, LatentfarmError):
+            raise
         except Exception:
             log.exception("the submission of %s fails", self._batch)
             return self._new("failed", [BatchError(code="internal_error", message="the server's log has the reason")])
@@ -232,6 +241,14 @@ def _request(farm: Farm, stored: StoredBatch) -> Request:
     # for messages
     source.name = stored.filename
     return Request(source, stored.models[0], Defaults(), Expansion.parse(), reading)
+
+
+def _reason(text: str) -> str:
+    """Return the reason of a failed submission without what became of it: it is deleted, whatever the text says."""
+    if text.startswith("s3://"):
+        # the text names the store
+        return "the file was deleted while it was read; upload it again"
+    return _STOPPED.split(text)[0]
 
 
 def _error(code: str, message: str, *, param: str | None = None) -> BatchError:

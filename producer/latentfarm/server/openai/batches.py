@@ -26,7 +26,6 @@ from latentfarm.server.openai.stored_files import StoredFile
 from latentfarm.server.security.access import access_of, audit_batch
 from latentfarm.submission.prompts.lines import MAX_LINE_BYTES
 from latentfarm.submission.prompts.openai_batch import URL
-from latentfarm.submission.prompts.s3_object import S3Object
 
 _WINDOW = "24h"
 
@@ -92,8 +91,7 @@ def _store(farm: Farm, stored: StoredBatch) -> BatchAnswer:
 
 def _first_model(farm: Farm, file: str) -> str | None:
     """Return the model of a file's first line, None if it names none. An invalid line is reported later."""
-    content = S3Object(farm.bucket.client, f"s3://{farm.bucket.name}/{stored_files.content_key(file)}")
-    line, _, _ = content.read(MAX_LINE_BYTES).lstrip().partition(b"\n")
+    line, _, _ = stored_files.open_content(farm.bucket, file).read(MAX_LINE_BYTES).lstrip().partition(b"\n")
     try:
         found: Any = json.loads(line)
         model = found["body"]["model"]

@@ -30,7 +30,6 @@ from latentfarm.server.openai.output_files import find_output, output_blocks, ou
 from latentfarm.server.openai.stored_files import StoredFile
 from latentfarm.server.openai.uploads import Upload, UploadSlots
 from latentfarm.server.security.access import access_of
-from latentfarm.storage.bucket import Bucket
 from latentfarm.submission.prompts.s3_object import RANGE_BYTES, S3Object
 
 #: bytes of the fields and headers of an upload beside its file, and of one field
@@ -141,7 +140,7 @@ def _page(context: ServerContext, query: FileQuery) -> tuple[list[FileAnswer], b
 def find_file(farm: Farm, file: str, now: int) -> FileAnswer | None:
     """Return an uploaded file, or an output of a batch, None if there is none at the time ``now``."""
     if parse_output_id(file):
-        return find_output(farm, file)
+        return find_output(farm, file, now)
     record = stored_files.read_record(farm.bucket, file, now)
     return record.answer() if record is not None else None
 
@@ -181,13 +180,9 @@ async def file_content(request: Request) -> Response:
     if found.purpose == OUTPUT_PURPOSE:
         blocks = output_blocks(context.farm, file, expires_s=context.settings.url_expires_s)
         return StreamingResponse(_blocks(context, blocks), media_type="application/jsonl", headers=headers)
-    content = await context.run(_open, context.farm.bucket, stored_files.content_key(file))
+    content = await context.run(stored_files.open_content, context.farm.bucket, file)
     headers["Content-Length"] = str(found.bytes)
     return StreamingResponse(_pieces(context, content), media_type="application/octet-stream", headers=headers)
-
-
-def _open(bucket: Bucket, key: str) -> S3Object:
-    return S3Object(bucket.client, f"s3://{bucket.name}/{key}")
 
 
 async def _pieces(context: ServerContext, content: S3Object) -> AsyncIterator[bytes]:

@@ -39,21 +39,27 @@ def parse_output_id(file: str) -> tuple[str, frozenset[JobState]] | None:
     return (batch, _STATES_OF[found["kind"]]) if found and is_batch_id(batch) else None
 
 
-def find_output(farm: Farm, file: str) -> FileAnswer | None:
-    """Return the record of an output or error file, None if there is none: its batch runs, or has no such lines."""
+def find_output(farm: Farm, file: str, now: int) -> FileAnswer | None:
+    """Return the record of an output or error file, None if there is none.
+
+    That is so while its batch runs, if the batch has no such lines, and if the file has expired at the time ``now``.
+    """
     parsed = parse_output_id(file)
     stored = read_batch(farm.bucket, parsed[0]) if parsed else None
     batch = describe(farm, stored) if stored else None
     if stored is None or batch is None or file not in {batch.output_file_id, batch.error_file_id}:
         return None
     created_at = batch.completed_at or batch.cancelled_at or batch.created_at
+    expires_at = created_at + stored.output_expires_s if stored.output_expires_s else None
+    if expires_at is not None and expires_at <= now:
+        return None
     return FileAnswer(
         id=file,
         bytes=0,
         created_at=created_at,
         filename=f"{batch.id}_{file.rpartition('-')[2]}.jsonl",
         purpose=OUTPUT_PURPOSE,
-        expires_at=created_at + stored.output_expires_s if stored.output_expires_s else None,
+        expires_at=expires_at,
     )
 
 

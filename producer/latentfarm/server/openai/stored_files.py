@@ -13,10 +13,12 @@ from itertools import groupby
 
 from pydantic import BaseModel, ConfigDict
 
+from latentfarm.errors import InputError
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.openai.ids import is_file_id
 from latentfarm.server.openai.models import FileAnswer, Purpose
 from latentfarm.storage.bucket import Bucket, MissingObjectError
+from latentfarm.submission.prompts.s3_object import S3Object
 
 PREFIX = "files/"
 _RECORD = "/file.json"
@@ -74,6 +76,18 @@ def read_record(bucket: Bucket, file: str, now: int) -> StoredFile | None:
 def missing_file(file: str, *, param: str) -> RequestError:
     """Return the error for a file that does not exist."""
     return RequestError(404, "not_found", f"No such File object: {file[:100]!r}", param=param)
+
+
+def open_content(bucket: Bucket, file: str) -> S3Object:
+    """Return a file's bytes as a stream.
+
+    Raises:
+        RequestError: 404, it has just been deleted.
+    """
+    try:
+        return S3Object(bucket.client, f"s3://{bucket.name}/{content_key(file)}")
+    except InputError:
+        raise missing_file(file, param="id") from None
 
 
 def delete_file(bucket: Bucket, file: str) -> None:
