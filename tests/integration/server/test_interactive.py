@@ -90,7 +90,7 @@ def test_another_worker_renders_the_image_of_one_that_dies(serving: Serving, far
     assert b64decode(answers[0].json()["data"][0]["b64_json"]) == b"image"
 
 
-def test_a_batch_that_somebody_cancels_is_answered_at_once(serving: Serving, farm: Farm) -> None:
+def test_a_batch_that_is_cancelled_meanwhile_is_answered_at_once(serving: Serving, farm: Farm) -> None:
     server = serving(default_model="idle")
     farm.ledger.heartbeat("idle", "first")
 

@@ -30,7 +30,7 @@ def find(client: str, request: str) -> ClientRequest:
     return client_requests(client)[request]
 
 
-def test_each_client_finds_its_images_where_it_looks_for_them(server: RunningServer, rendering: RunningWorker) -> None:
+def test_each_client_finds_its_images_where_it_reads_them(server: RunningServer, rendering: RunningWorker) -> None:
     assert rendering
     for client, request, number, size, image_format in RENDERED:
         answer = find(client, request).send(server.url)

@@ -12,7 +12,7 @@ from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.live.hub import Item, SlowSubscriberError
 
-#: beginnings of the names of OpenAI's own image models, which clients send when nobody configures them
+#: beginnings of the names of OpenAI's own image models, the defaults of their clients
 _OPENAI_NAMES = ("gpt-image-", "dall-e-", "chatgpt-image-")
 #: seconds after which a client tries again if there is no worker
 NO_WORKER_RETRY_S = 10
@@ -71,12 +71,12 @@ async def resolve_model(context: ServerContext, name: str | None) -> str:
 
 
 async def await_models(context: ServerContext) -> None:
-    """Wait until the farm has a model: a worker may be starting. Give up after ``worker_wait_s``."""
+    """Wait until the farm has a model: a worker may be starting; at most ``worker_wait_s`` seconds."""
     if await find_models(context):
         return
-    give_up = time.monotonic() + context.settings.worker_wait_s
+    deadline = time.monotonic() + context.settings.worker_wait_s
     async with context.hub.subscribe(_is_start) as starts:
-        while not await context.run(_find, context) and (left_s := give_up - time.monotonic()) > 0:
+        while not await context.run(_find, context) and (left_s := deadline - time.monotonic()) > 0:
             with anyio.move_on_after(min(left_s, _POLL_S)):
                 try:
                     await anext(starts)

@@ -148,7 +148,7 @@ class InteractiveRenderer:
             # it was refused before it was created
             return
         except LatentfarmError as error:
-            log.warning("%s is not cancelled, so its images are rendered for nobody: %s", name, error)
+            log.warning("%s is not cancelled, so its images are rendered in vain: %s", name, error)
 
 
 def _requests(submitted: Submitted, batch: str) -> list[dict[str, Any]]:

@@ -72,10 +72,10 @@ class Rendering:
         self._poll_s = _FIRST_POLL_S
         settings = context.settings
         now = time.monotonic()
-        self._give_up = now + settings.render_timeout_s
+        self._deadline = now + settings.render_timeout_s
         #: the last moments at which the ledger has answered, and a worker was there
         self._answered = self._served = now
-        self._looked_at = 0.0
+        self._polled_at = 0.0
 
     async def previews(self) -> AsyncIterator[Preview]:
         """Yield the previews of all images as they come, at most one of each number, until the batch has ended.
@@ -158,8 +158,8 @@ class Rendering:
     def _wait_s(self) -> float:
         """Return the seconds until the ledger is read again."""
         now, settings = time.monotonic(), self._context.settings
-        until = [self._give_up, self._poll_s + now]
-        if self._served < self._looked_at:
+        until = [self._deadline, self._poll_s + now]
+        if self._served < self._polled_at:
             until.append(self._served + settings.worker_wait_s)
         return max(_SHORTEST_POLL_S, min(until) - now)
 
@@ -176,7 +176,7 @@ class Rendering:
 
     async def _look(self) -> None:
         """Read the ledger: whether the batch has ended, and whether a worker is there."""
-        now = self._looked_at = time.monotonic()
+        now = self._polled_at = time.monotonic()
         wait_s = self._context.settings.worker_wait_s
         try:
             ended, served = await self._context.run(self._state)
@@ -192,7 +192,7 @@ class Rendering:
         elif not ended and now - self._served >= wait_s:
             text = f"no worker serves the model {self.model!r} now; start one, or try again later"
             raise RequestError(503, "no_worker", text, retry_after_s=NO_WORKER_RETRY_S)
-        if not ended and now >= self._give_up:
+        if not ended and now >= self._deadline:
             limit = self._context.settings.render_timeout_s
             text = f"the images were not finished within {limit:g} s, and are cancelled; request fewer or smaller ones"
             raise RequestError(504, "timeout", text)

@@ -1,4 +1,4 @@
-"""Bodies of requests for images, whatever they are."""
+"""Bodies of requests for images: valid, invalid and hostile ones."""
 
 from __future__ import annotations
 
