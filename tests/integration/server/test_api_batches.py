@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import count
 
 import pytest
@@ -115,6 +116,9 @@ def test_pages_of_jobs_by_state_and_code_read_a_few_parts_each(
     assert pages("state=pending") == [[]]
     assert len(server.client.get("/api/batches/pages/jobs?limit=500").json()["jobs"]) == 500
     assert server.client.get("/api/batches/pages/jobs?limit=501").status_code == 400
+    lines = server.client.get("/api/batches/pages/results?state=failed").text.splitlines()
+    assert [json.loads(line)["error"]["code"] for line in lines] == ["code-0", "code-1"] * 2
+    assert server.client.get("/api/batches/none/results").status_code == 404
     failures = server.client.get("/api/batches/pages/failures").json()["failures"]
     assert failures == [
         {"code": "code-0", "count": 2, "indices": [0], "message": "why"},

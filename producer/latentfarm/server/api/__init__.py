@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latentfarm.server.api import batches, events, images, jobs, submission, workers
+from latentfarm.server.api import batches, events, images, jobs, results, submission, workers
 from latentfarm.server.api.document import document_operation
 from latentfarm.server.http.operation import Operation
 from latentfarm.server.security import session_operations
@@ -11,6 +11,7 @@ _OWN: tuple[Operation, ...] = (
     *submission.OPERATIONS,
     *batches.OPERATIONS,
     *jobs.OPERATIONS,
+    *results.OPERATIONS,
     *images.OPERATIONS,
     *workers.OPERATIONS,
     *events.OPERATIONS,

@@ -111,7 +111,8 @@ async def show_batch(request: Request) -> Response:
 
 def batch_answer(farm: Farm, name: str) -> BatchAnswer:
     """Return the progress of a batch."""
-    status = farm.batch(name).status()
+    # `farm.batch` would search all names for similar ones
+    status = Batch(farm.connection, name).status()
     return BatchAnswer(**status.model_dump(), warnings=tuple(wait_reasons(farm.ledger, [status]).get(name, ())))
 
 

@@ -40,7 +40,8 @@ _MAX_PARTS = 16
 #: failed jobs that are listed for each code
 _LISTED_JOBS = 20
 
-_STATE_OF = {state.word: state for state in JobState}
+#: states by their words
+STATE_OF = {state.word: state for state in JobState}
 
 
 async def list_jobs(request: Request) -> Response:
@@ -51,7 +52,7 @@ async def list_jobs(request: Request) -> Response:
 
 def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
     total = farm.ledger.batch(name).total
-    states = {_STATE_OF[word] for word in query.state} or set(JobState)
+    states = {STATE_OF[word] for word in query.state} or set(JobState)
     if query.code:
         # only failed jobs have one
         states &= {JobState.FAILED}
@@ -94,6 +95,11 @@ async def show_job(request: Request) -> Response:
 def _job(farm: Farm, name: str, index: int) -> dict[str, Any]:
     check_index(farm, name, index)
     return _with_paths(name, next(Batch(farm.connection, name).results([index])))
+
+
+def results_with_paths(batch: Batch, indices: Iterable[int] | None) -> Iterator[dict[str, Any]]:
+    """Yield the results of jobs given by rising indices, or of all, with the paths of their images."""
+    return (_with_paths(batch.name, line) for line in batch.results(indices))
 
 
 def check_index(farm: Farm, name: str, index: int) -> None:

@@ -99,6 +99,12 @@ class JobsQuery(Query):
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE_JOBS)] = 100
 
 
+class ResultsQuery(Query):
+    """``state``: only jobs in these states."""
+
+    state: Annotated[tuple[JobWord, ...], Field(max_length=10)] = ()
+
+
 class StatesQuery(Query):
     """The jobs ``start`` to ``stop - 1``, at most a million [default: all from ``start`` on]."""
 
