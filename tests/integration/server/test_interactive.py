@@ -138,7 +138,7 @@ def test_the_images_of_a_server_that_is_killed_are_finished(
         assert process.stderr is not None
         try:
             url = process.stderr.readline().split()[1].rstrip(";")
-            with sent(url, {**LONG, "num_inference_steps": 40}) as connection:
+            with sent(url, {**LONG, "num_inference_steps": 20}) as connection:
                 name = wait_for_batch(farm, leased=1)
                 process.kill()
                 assert connection.recv(1) == b""

@@ -112,6 +112,24 @@ def test_a_stream_without_partial_images_has_each_image(client: openai.OpenAI, r
     assert [opened(event.b64_json).format for event in found] == ["JPEG", "JPEG"]
 
 
+def test_each_of_many_clients_gets_its_own_image(server: RunningServer, rendering: RunningWorker) -> None:
+    assert rendering
+
+    async def render(seeds: range) -> list[ImagesResponse]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
+            body = {"num_inference_steps": 2, "guidance_scale": 0}
+            pending = [
+                client.images.generate(prompt="a circle", size="64x64", extra_body={**body, "seed": seed})
+                for seed in seeds
+            ]
+            return await asyncio.gather(*pending)
+
+    seeds = range(100, 120)
+    for seed, answer in zip(seeds, asyncio.run(render(seeds)), strict=True):
+        (entry,) = answer.data or []
+        assert f"Seed: {seed}," in str(opened(entry.b64_json).info["parameters"])
+
+
 REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({}, "prompt", "prompt is missing; write it"),
     ({"prompt": ""}, "prompt", "prompt '' is empty"),

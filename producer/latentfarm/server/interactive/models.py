@@ -48,7 +48,8 @@ def _find(context: ServerContext) -> list[ServedModel]:
     ledger = context.farm.ledger
     since: dict[str, int] = {}
     for worker in ledger.worker_records():
-        since[worker.model] = min(worker.since_ms // 1000, since.get(worker.model, worker.since_ms))
+        first = worker.since_ms // 1000
+        since[worker.model] = min(first, since.get(worker.model, first))
     working, now = set(since), int(time.time())
     names = working | ledger.pending_jobs().keys()
     if context.settings.default_model:

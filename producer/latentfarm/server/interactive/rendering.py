@@ -200,11 +200,12 @@ class Rendering:
     def _state(self) -> tuple[bool, bool]:
         ledger = self._context.farm.ledger
         try:
-            ended = ledger.batch_summaries([self.batch])[0].state in FINAL
-        except IndexError:
+            (batch,) = ledger.batch_summaries([self.batch])
+        except ValueError:
             raise RequestError(409, "cancelled", "the images were deleted; send the request again") from None
-        served = any(not worker.draining for worker in ledger.worker_records(self.model))
-        return ended, served
+        # a worker that drains finishes the jobs that it has
+        served = batch.leased > 0 or any(not worker.draining for worker in ledger.worker_records(self.model))
+        return batch.state in FINAL, served
 
 
 def _raise_failure(error: dict[str, str]) -> NoReturn:

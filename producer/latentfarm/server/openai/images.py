@@ -11,8 +11,8 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from latentfarm.server.context import context_of
-from latentfarm.server.http.body import read_json
+from latentfarm.server.context import ServerContext, context_of
+from latentfarm.server.http.body import check_length, declared_length, read_json
 from latentfarm.server.http.disconnect import cancel_on_disconnect
 from latentfarm.server.http.multipart import read_form
 from latentfarm.server.http.operation import Operation, Scope
@@ -49,13 +49,16 @@ async def generate_images(request: Request) -> Response:
 async def _answer(request: Request, wanted: ImageRequest, rendering: Rendering) -> bytes:
     context = context_of(request)
     if wanted.by_url:
-        results = await rendering.results()
-        expires_s = context.settings.url_expires_s
-        urls = [context.farm.bucket.presign(result["key"], expires_s=expires_s) for result in results]
-        return _encode(wanted, results, [ImageEntry(url=url) for url in urls])
+        return await context.run(_encode_urls, context, wanted, await rendering.results())
     images = await rendering.images()
     # some megabytes in base64 take milliseconds
     return await context.run(_encode_files, wanted, images)
+
+
+def _encode_urls(context: ServerContext, wanted: ImageRequest, results: Sequence[dict[str, Any]]) -> bytes:
+    bucket, expires_s = context.farm.bucket, context.settings.url_expires_s
+    urls = [bucket.presign(result["key"], expires_s=expires_s) for result in results]
+    return _encode(wanted, results, [ImageEntry(url=url) for url in urls])
 
 
 def _encode_files(wanted: ImageRequest, images: Sequence[RenderedImage]) -> bytes:
@@ -98,11 +101,16 @@ async def vary_images(request: Request) -> Response:
 
 async def _discard(request: Request) -> None:
     """Read a body of images, and keep nothing of it."""
-    if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
+    kind = request.headers.get("content-type", "").lower()
+    if kind.startswith("application/json"):
+        received = 0
+        check_length(declared_length(request) or 0, _MAX_REFUSED_BYTES)
+        async for chunk in request.stream():
+            received += len(chunk)
+            check_length(received, _MAX_REFUSED_BYTES)
+    else:
         async for _ in read_form(request, _MAX_REFUSED_BYTES):
             pass
-    else:
-        await read_json(request, limit=_MAX_REFUSED_BYTES)
 
 
 OPERATIONS = (
