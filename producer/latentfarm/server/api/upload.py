@@ -6,7 +6,6 @@ import fcntl
 import logging
 import shutil
 import tempfile
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -37,11 +36,12 @@ class Upload:
     """The one file of a form, and the options beside it. What blocks is called on a thread."""
 
     def __init__(self) -> None:
-        remove_abandoned(Path(tempfile.gettempdir()), now_s=time.time())
         self._folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         # held until the process ends, however that happens
         self._lock: IO[str] = (self._folder / "lock").open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        # the time by the clock of the disk, which may be another machine's
+        remove_abandoned(self._folder.parent, now_s=self._folder.stat().st_mtime)
         #: where the file is; None before it has begun
         self.path: Path | None = None
         self.options = bytearray()
