@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -87,7 +88,17 @@ class RunningWorker:
         }
         settings = farm.settings.model_copy(update=chosen)
         celery = make_celery(settings.redis_url, model="mini")
-        self.worker = Worker(settings, celery, state=SharedState(), name=WORKER, supervised=True)
+        in_use = threading.Event()
+
+        class QuietWorker(Worker):
+            """Reports to the ledger only while a test uses it: other tests have a farm without workers."""
+
+            def _do_housekeeping(self) -> None:
+                if in_use.is_set():
+                    super()._do_housekeeping()
+
+        self._in_use = in_use
+        self.worker = QuietWorker(settings, celery, state=SharedState(), name=WORKER, supervised=True)
         self._redis: redis.Redis = farm.ledger.redis
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
@@ -98,9 +109,15 @@ class RunningWorker:
             if self._redis.blpop([queue_name("mini")], timeout=1) and not self._stopping.is_set():
                 self.worker.render_loop.render_all()
 
-    def report(self) -> None:
-        """Send a heartbeat now."""
+    @contextmanager
+    def used(self) -> Iterator[Self]:
+        """Be a worker of the farm meanwhile."""
+        self._in_use.set()
         self.worker._heartbeat()
+        try:
+            yield self
+        finally:
+            self._in_use.clear()
 
     def stop(self) -> None:
         """End as at a stop request."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
+from botocore.httpsession import URLLib3Session
+from redis.connection import ConnectionPool
 from tests.support.http_server import RunningServer, RunningWorker
 
 from latentfarm.farm import Farm
@@ -15,6 +18,26 @@ from latentfarm.server.http.operation import Operation
 from latentfarm.server.settings import ServerSettings
 
 Serving = Callable[..., RunningServer]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_blocking_calls() -> Iterator[None]:
+    """Refuse calls of Redis and the bucket on the thread of an event loop: they would stop all clients of a server."""
+    targets: tuple[tuple[Any, str], ...] = ((ConnectionPool, "get_connection"), (URLLib3Session, "send"))
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in targets:
+            patch.setattr(owner, name, _off_the_loop(getattr(owner, name)))
+        yield
+
+
+def _off_the_loop(call: Callable[..., Any]) -> Callable[..., Any]:
+    def checked(*arguments: Any, **options: Any) -> Any:
+        with suppress(RuntimeError):
+            asyncio.get_running_loop()
+            pytest.fail("a blocking call on the thread of an event loop")
+        return call(*arguments, **options)
+
+    return checked
 
 
 @pytest.fixture(scope="session")
@@ -59,8 +82,8 @@ def shared_worker(connected: Farm, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture
-def rendering(shared_worker: RunningWorker, farm: Farm) -> RunningWorker:
+def rendering(shared_worker: RunningWorker, farm: Farm) -> Iterator[RunningWorker]:
     """A worker that renders the jobs of ``mini``."""
     assert farm.ledger
-    shared_worker.report()
-    return shared_worker
+    with shared_worker.used() as worker:
+        yield worker
