@@ -1,6 +1,6 @@
 """Signs GETs of S3 objects: AWS Signature Version 4 for requests without a body, in headers or in the query.
 
-botocore's signer gives the same headers in four times the CPU, because it derives the key anew for each request and
+botocore's signer gives the same headers in four times the CPU, because it derives the key for each request and
 copies the headers into a message of the email package. The source is "Create a signed AWS API request" in AWS's
 documentation of IAM.
 """

@@ -57,7 +57,7 @@ def test_a_server_that_ends_hands_its_submission_over(farm: Farm, serving: Servi
     ending, other = serving(default_model="waiting"), serving(default_model="waiting")
     with openai.OpenAI(base_url=f"{ending.url}/v1", api_key="none", max_retries=0) as client:
         file = client.files.create(file="\n".join(requests()).encode(), purpose="batch")
-        # the other one looks at the queue each second
+        # the other one polls the queue each second
         batch = client.batches.create(input_file_id=file.id, endpoint="/v1/images/generations", completion_window="24h")
         until(lambda: farm.ledger.redis.hget(f"{{lf}}:batch:{batch.id}", "total") not in {None, b"0"})
     ending.stop()

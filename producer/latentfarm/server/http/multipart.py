@@ -154,7 +154,7 @@ def base_name(name: str) -> str:
 
 
 def _text(raw: bytes) -> str:
-    """Return a name that browsers and clients encode in UTF-8, whatever its bytes are."""
+    """Return a name that browsers and clients encode in UTF-8; other bytes are replaced."""
     return raw.decode("utf-8", "replace")
 
 

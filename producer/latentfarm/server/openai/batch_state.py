@@ -25,7 +25,7 @@ _NO_COUNTS = RequestCounts(total=0, completed=0, failed=0)
 def describe(farm: Farm, stored: StoredBatch) -> BatchAnswer | None:
     """Return a batch in OpenAI's shape; None if it was deleted.
 
-    A batch that nobody submits is queued again: its server died before it did so.
+    A batch that no server submits is queued again: its own died before it did so.
 
     Raises:
         UnavailableError: the ledger was lost, and is not recovered yet.

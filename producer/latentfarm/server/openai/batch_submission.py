@@ -37,11 +37,11 @@ log = logging.getLogger(__name__)
 
 #: seconds that a claim is held without being extended, and between two extensions
 _CLAIM_S, _EXTEND_S = 20.0, 5.0
-#: seconds until the queue is looked at again
+#: seconds until the queue is polled again
 _POLL_S = 1.0
 #: a small batch need not wait for a large one
 _THREADS = 2
-#: rows between two looks at the clock
+#: rows between two reads of the clock
 _ROWS_PER_CHECK = 1_000
 #: lines that a failed batch lists
 _MAX_ERRORS = 20
@@ -82,7 +82,7 @@ class BatchSubmitter:
                 await anyio.to_thread.run_sync(thread.join, _POLL_S)
 
     def wake(self) -> None:
-        """Look at the queue now."""
+        """Poll the queue now."""
         self._wake.set()
 
     def _run(self) -> None:
@@ -163,7 +163,7 @@ class _Submission:
             self._farm.enqueue(request, options, batch=self._batch, progress=self._check)
         except ConflictError as error:
             return self._of_conflict(error, request.digest)
-        # a cancellation is recorded before its server looks for the batch
+        # a cancellation is recorded before its server reads the ledger
         self._cancel_if_wanted()
         return self._new("submitted")
 
@@ -244,7 +244,7 @@ def _request(farm: Farm, stored: StoredBatch) -> Request:
 
 
 def _reason(text: str) -> str:
-    """Return the reason of a failed submission without what became of it: it is deleted, whatever the text says."""
+    """Return the reason of a failed submission without the outcome: its batch is deleted here."""
     if text.startswith("s3://"):
         # the text names the store
         return "the file was deleted while it was read; upload it again"

@@ -85,7 +85,7 @@ def _store(farm: Farm, stored: StoredBatch) -> BatchAnswer:
     stored_batches.write_batch(farm.bucket, stored)
     farm.ledger.queue_submission(stored.id)
     answer = describe(farm, stored)
-    assert answer is not None  # noqa: S101 (nobody has deleted it yet)
+    assert answer is not None  # noqa: S101 (no other server knows its id yet)
     return answer
 
 
@@ -170,7 +170,7 @@ def _cancel(farm: Farm, batch: str) -> BatchAnswer:
         raise RequestError(409, "conflict", f"Cannot cancel a batch with status {found.status!r}.", param="batch_id")
     if found.status == "cancelled":
         return found
-    # written before the ledger is looked at: a submission that begins meanwhile finds it
+    # written before the ledger is read: a submission that begins meanwhile finds it
     stored_batches.write_cancellation(farm.bucket, batch, now_s(farm.ledger))
     if find_record(farm, batch) is not None:
         Batch(farm.connection, batch).cancel(flush=False)

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 #: of the output of batches
 OUTPUT_PURPOSE = "batch_output"
-#: files in a page. OpenAI's clients ask for the next page, so that fewer than their limit is fewer requests' work
+#: files in a page. OpenAI's clients read further pages by themselves, so one may have fewer files than their limit
 MAX_FILES_PAGE, MAX_BATCHES_PAGE = 1_000, 100
 _HOUR_S, _MONTH_S = 3_600, 2_592_000
 _MAX_PAIRS, _MAX_KEY, _MAX_VALUE = 16, 64, 512

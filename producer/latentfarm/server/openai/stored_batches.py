@@ -2,7 +2,7 @@
 
 ::
 
-    openai/batches/<id>.json         what was asked: written before the answer, never changed
+    openai/batches/<id>.json         the request: written before the answer, never changed
     openai/cancellations/<id>.json   when a client cancelled it
     openai/outcomes/<id>.json        how its submission ended: submitted, failed or cancelled
 
@@ -27,7 +27,7 @@ _JSON = "application/json"
 
 
 class StoredBatch(BaseModel):
-    """What a client asked for.
+    """The request of a client.
 
     Attributes:
         models: the alias of its model, and the name that the client has for it.
@@ -80,12 +80,12 @@ def _get(bucket: Bucket, key: str) -> bytes | None:
 
 
 def write_batch(bucket: Bucket, batch: StoredBatch) -> None:
-    """Store what a client asked for."""
+    """Store the request of a client."""
     bucket.put(_batch_key(batch.id), batch.model_dump_json().encode(), content_type=_JSON)
 
 
 def read_batch(bucket: Bucket, batch: str) -> StoredBatch | None:
-    """Return what a client asked for, None if there is no such batch."""
+    """Return the request of a client, None if there is no such batch."""
     found = _get(bucket, _batch_key(batch)) if is_batch_id(batch) else None
     return None if found is None else StoredBatch.model_validate_json(found)
 

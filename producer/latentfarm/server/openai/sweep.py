@@ -75,7 +75,7 @@ def sweep_files(farm: Farm) -> None:
 def sweep_batches(farm: Farm) -> None:
     """Remove batches whose output has expired, and the records of batches that were deleted.
 
-    Batches that nobody submits are queued again, because their state is looked at.
+    Batches that no server submits are queued again, because their state is read.
     """
     now = now_s(farm.ledger)
     for batch in stored_batches.batch_ids(farm.bucket):

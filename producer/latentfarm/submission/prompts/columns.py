@@ -36,7 +36,7 @@ class ReadOptions:
     ``format``: txt, jsonl, json, csv, tsv or parquet, each also with .gz [default: from the source's name].
     ``columns``: pairs of a field and the column that sets it.
     ``models``: for a file of an OpenAI batch that is answered: the names of its model. Then a line that is no request,
-    or names another model, is an error, and ``response_format`` is kept if it asks for bytes.
+    or names another model, is an error, and ``response_format`` is kept if it is ``b64_json``.
     """
 
     prompt_column: str | None = None
