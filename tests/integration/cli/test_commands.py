@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 from tests.conftest import Command
+from tests.support.invocation import invoke
 from tests.support.leasing import lease
 
 from latentfarm import Farm
-from latentfarm.storage.keys import image_key, images_prefix
+from latentfarm.batch_kind import BatchKind
+from latentfarm.storage.keys import image_key, images_prefix, manifest_key
+from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
 
@@ -66,3 +69,29 @@ def test_workers_and_jobs_of_an_idle_farm_are_listed(farm: Farm, latentfarm: Com
     workers = latentfarm("workers", settings=farm.settings)
     assert (workers.returncode, workers.stdout) == (0, "")
     assert "no worker is running now" in workers.stderr
+
+
+def test_status_leaves_interactive_batches_out_unless_all_are_listed(farm: Farm) -> None:
+    farm.submit(["a cat"], batch="cats")
+    farm.submit(["a dog"], batch="interactive-0", options=SubmitOptions(kind=BatchKind.INTERACTIVE, owner="alice"))
+    code, text = invoke(farm.settings, "status")
+    assert (code, "interactive-0" in text) == (0, False)
+    assert "1 interactive batch is left out; --all lists all" in text
+    code, text = invoke(farm.settings, "status", "--all", "--json")
+    listed = json.loads(text[text.index("[") : text.rindex("]") + 1])
+    assert [(each["batch"], each["kind"], each["owner"]) for each in listed] == [
+        ("cats", "submitted", ""),
+        ("interactive-0", "interactive", "alice"),
+    ]
+    assert "interactive-0" in invoke(farm.settings, "status", "interactive-0")[1]
+    assert invoke(farm.settings, "status", "cats", "--all")[0] == 2
+
+
+def test_recover_skips_what_has_no_header_unless_it_is_named(farm: Farm) -> None:
+    farm.submit(["a cat"], batch="cats")
+    farm.bucket.put(manifest_key("half", 0), b"of a submission that was killed")
+    code, text = invoke(farm.settings, "recover")
+    assert code == 0
+    assert "skipped: batch 'half' has no batch.json" in text
+    assert "cats" in text
+    assert invoke(farm.settings, "recover", "half")[0] == 2
