@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 from starlette.requests import Request
@@ -30,14 +29,12 @@ from latentfarm.server.api.models import (
 )
 from latentfarm.server.api.polled import polled_answer, polled_answers
 from latentfarm.server.api.request import batch_name, json_answer, read_optional_json, read_query
+from latentfarm.server.api.threads import run_with_bucket
 from latentfarm.server.context import context_of
 from latentfarm.server.http.body import read_json
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.waiting import wait_reasons
-
-if TYPE_CHECKING:
-    from latentfarm.server.context import ServerContext
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +155,7 @@ async def _decide(request: Request, decide: Callable[[Batch], BaseModel]) -> Res
     context = context_of(request)
     batch = Batch(context.farm.connection, batch_name(request))
     try:
-        return json_answer(await context.run(decide, batch))
+        return json_answer(await run_with_bucket(request, decide, batch))
     finally:
         polled_answers(request).forget()
 
@@ -172,19 +169,21 @@ async def delete(request: Request) -> Response:
     polled_answers(request).forget()
     answer = json_answer(await context.run(batch.status), status=202)
     # no background task of the answer: that holds the connection, on which the client polls
-    task = asyncio.create_task(_delete(context, batch))
+    task = asyncio.create_task(_delete(request, batch))
     _deletions.add(task)
     task.add_done_callback(_deletions.discard)
     return answer
 
 
-async def _delete(context: ServerContext, batch: Batch) -> None:
+async def _delete(request: Request, batch: Batch) -> None:
+    context = context_of(request)
+
     def check(_removed: int) -> None:
         if context.stopping.is_set():
             raise _StoppingError
 
     try:
-        await context.run(batch.delete, progress=check)
+        await run_with_bucket(request, batch.delete, progress=check)
     except NotFoundError:
         # another request was quicker
         return

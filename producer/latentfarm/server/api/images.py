@@ -14,6 +14,7 @@ from latentfarm.job_state import JobState
 from latentfarm.server.api.jobs import check_index
 from latentfarm.server.api.models import ImageQuery, PreviewQuery, ThumbnailQuery
 from latentfarm.server.api.request import batch_name, job_index, read_query
+from latentfarm.server.api.threads import run_with_bucket
 from latentfarm.server.api.thumbnails import Thumbnails, UnreadableImageError
 from latentfarm.server.context import ServerContext, context_of
 from latentfarm.server.http.operation import Operation, Scope
@@ -46,7 +47,7 @@ async def show_image(request: Request) -> Response:
         return RedirectResponse(url, 307, headers={"Cache-Control": "no-store"})
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    body = await context.run(_read, context.farm, found)
+    body = await run_with_bucket(request, _read, context.farm, found)
     kind = (format_of(found.key) or PNG).content_type
     return Response(body, headers=headers, media_type=kind)
 
@@ -70,7 +71,7 @@ async def show_preview(request: Request) -> Response:
     context, name, index = context_of(request), batch_name(request), job_index(request)
     key = preview_key(name, index, query.epoch, query.number, IMAGE_FORMATS[query.format])
     await context.run(context.farm.ledger.batch, name)
-    body = await context.run(_read, context.farm, _Image(key, query.epoch))
+    body = await run_with_bucket(request, _read, context.farm, _Image(key, query.epoch))
     return Response(body, headers={"Cache-Control": _IMMUTABLE}, media_type=IMAGE_FORMATS[query.format].content_type)
 
 
@@ -105,7 +106,7 @@ async def _find(request: Request, epoch: int | None, image_format: str | None) -
     if epoch is not None and image_format is not None:
         await context.run(context.farm.ledger.batch, name)
         return _Image(image_key(name, index, epoch, IMAGE_FORMATS[image_format]), epoch)
-    return await context.run(_find_receipt, context.farm, name, index, epoch)
+    return await run_with_bucket(request, _find_receipt, context.farm, name, index, epoch)
 
 
 def _find_receipt(farm: Farm, name: str, index: int, epoch: int | None) -> _Image:

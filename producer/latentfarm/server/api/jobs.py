@@ -30,6 +30,7 @@ from latentfarm.server.api.models import (
 )
 from latentfarm.server.api.polled import polled_answer
 from latentfarm.server.api.request import batch_name, job_index, json_answer, read_query
+from latentfarm.server.api.threads import run_with_bucket
 from latentfarm.server.context import context_of
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
@@ -47,7 +48,7 @@ STATE_OF = {state.word: state for state in JobState}
 async def list_jobs(request: Request) -> Response:
     query = read_query(request, JobsQuery)
     context = context_of(request)
-    return json_answer(await context.run(_page, context.farm, batch_name(request), query))
+    return json_answer(await run_with_bucket(request, _page, context.farm, batch_name(request), query))
 
 
 def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
@@ -89,7 +90,7 @@ def _with_paths(batch: str, line: dict[str, Any]) -> dict[str, Any]:
 async def show_job(request: Request) -> Response:
     read_query(request, EmptyQuery)
     context = context_of(request)
-    return json_answer(await context.run(_job, context.farm, batch_name(request), job_index(request)))
+    return json_answer(await run_with_bucket(request, _job, context.farm, batch_name(request), job_index(request)))
 
 
 def _job(farm: Farm, name: str, index: int) -> dict[str, Any]:

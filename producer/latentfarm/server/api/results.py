@@ -15,7 +15,8 @@ from latentfarm.limits import PART_JOBS
 from latentfarm.server.api.jobs import STATE_OF, results_with_paths
 from latentfarm.server.api.models import ResultsQuery
 from latentfarm.server.api.request import batch_name, read_query
-from latentfarm.server.context import ServerContext, context_of
+from latentfarm.server.api.threads import run_with_bucket
+from latentfarm.server.context import context_of
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.storage.part_codec import dump_line
 
@@ -25,9 +26,9 @@ async def stream_results(request: Request) -> Response:
     context, name = context_of(request), batch_name(request)
     lines = await context.run(_open, context.farm, name, query)
     # before the answer begins: an error is reported with its status
-    first = await context.run(_next, lines)
+    first = await run_with_bucket(request, _next, lines)
     headers = {"Content-Disposition": f'attachment; filename="{name}.jsonl"'}
-    return StreamingResponse(_stream(context, lines, first), headers=headers, media_type="application/x-ndjson")
+    return StreamingResponse(_stream(request, lines, first), headers=headers, media_type="application/x-ndjson")
 
 
 def _open(farm: Farm, name: str, query: ResultsQuery) -> Iterator[dict[str, Any]]:
@@ -42,10 +43,10 @@ def _next(lines: Iterator[dict[str, Any]]) -> bytes:
     return b"".join(map(dump_line, islice(lines, PART_JOBS)))
 
 
-async def _stream(context: ServerContext, lines: Iterator[dict[str, Any]], first: bytes) -> AsyncIterator[bytes]:
+async def _stream(request: Request, lines: Iterator[dict[str, Any]], first: bytes) -> AsyncIterator[bytes]:
     while first:
         yield first
-        first = await context.run(_next, lines)
+        first = await run_with_bucket(request, _next, lines)
 
 
 OPERATIONS: tuple[Operation, ...] = (

@@ -6,10 +6,8 @@ import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-import anyio
-from anyio import CapacityLimiter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -28,6 +26,7 @@ from latentfarm.server.api.models import (
 )
 from latentfarm.server.api.polled import polled_answers
 from latentfarm.server.api.request import json_answer, read_query
+from latentfarm.server.api.threads import run_submission, run_with_bucket
 from latentfarm.server.api.upload import read_upload
 from latentfarm.server.context import context_of
 from latentfarm.server.http.body import parse_json, read_json
@@ -42,8 +41,6 @@ from latentfarm.submission.prompts import ReadOptions, SourceLike
 from latentfarm.submission.prompts.columns import suggest_field
 from latentfarm.submission.request import SubmitOptions, make_request
 
-#: submissions whose rows are read at the same time; others wait
-_MAX_RUNNING = 4
 #: bytes of a key: S3's limit
 _MAX_KEY_BYTES = 1_024
 #: a key that every store accepts: no empty segment, none of dots, no control character
@@ -111,8 +108,7 @@ async def _answered(
     context = context_of(request)
     async with _read(request) as submission:
         try:
-            # not on the threads of all other requests: a million rows take one for half a minute
-            found = await anyio.to_thread.run_sync(work, context.farm, submission, limiter=_threads(request))
+            found = await run_submission(request, work, context.farm, submission)
             if isinstance(found, SubmitAnswer):
                 audit_batch(request, found.batch)
                 polled_answers(request).forget()
@@ -131,14 +127,6 @@ async def _answered(
             return json_answer(ErrorAnswer(error=body), status=422)
         except InputError as error:
             raise RequestError(400, "invalid_request", _in_words_of_api(str(error))) from None
-
-
-def _threads(request: Request) -> CapacityLimiter:
-    """Return the threads of this server's submissions."""
-    state = request.app.state
-    if not hasattr(state, "submission_threads"):
-        state.submission_threads = CapacityLimiter(_MAX_RUNNING)
-    return cast("CapacityLimiter", state.submission_threads)
 
 
 def _in_words_of_api(message: str) -> str:
@@ -183,7 +171,7 @@ async def _read(request: Request) -> AsyncIterator[_Submission]:
     """Read the body: JSON, or a form with a file, which is on disk within the block."""
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         context, body = context_of(request), await read_json(request, SubmitBody)
-        yield await context.run(_of_body, body, context.farm.bucket)
+        yield await run_with_bucket(request, _of_body, body, context.farm.bucket)
         return
     async with read_upload(request) as upload:
         options = SubmitOptionsBody.model_validate(parse_json(bytes(upload.options) or b"{}"))
