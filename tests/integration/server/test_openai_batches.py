@@ -18,8 +18,11 @@ from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState
 from latentfarm.farm import Farm
 from latentfarm.server.openai import stored_batches
+from latentfarm.server.openai.batch_submission import make_request
 from latentfarm.server.openai.sweep import sweep_batches
 from latentfarm.storage.deletion import delete_batch
+from latentfarm.submission.request import SubmitOptions
+from latentfarm.submission.submit import Submission
 
 pytestmark = pytest.mark.integration
 
@@ -175,7 +178,7 @@ def test_a_request_for_a_batch_is_refused_with_its_cure(waiting: openai.OpenAI, 
 
 
 def test_a_batch_whose_server_died_is_submitted_when_it_is_read(waiting: openai.OpenAI, farm: Farm) -> None:
-    batch = create(waiting, [line("a", model="waiting")])
+    batch = create(waiting, [line(f"{number}", model="waiting") for number in range(1_500)])
     until(lambda: stored_batches.read_outcome(farm.bucket, batch.id) is not None)
     stored = stored_batches.read_batch(farm.bucket, batch.id)
     assert stored is not None
@@ -184,7 +187,18 @@ def test_a_batch_whose_server_died_is_submitted_when_it_is_read(waiting: openai.
     delete_batch(farm.ledger, farm.bucket, batch.id)
     stored_batches.write_batch(farm.bucket, stored)
     assert waiting.batches.retrieve(batch.id).status == "validating"
-    until(lambda: waiting.batches.retrieve(batch.id).status == "in_progress")
+    until(lambda: stored_batches.read_outcome(farm.bucket, batch.id) is not None)
+    assert farm.ledger.batch(batch.id).total == 1_500
+    # a recovery restores a batch that was half submitted, and no queue
+    half = stored.model_copy(update={"id": f"batch_{'0' * 24}"})
+    stored_batches.write_batch(farm.bucket, half)
+    options = SubmitOptions(failure_budget=0, kind=BatchKind.OPENAI, owner=half.owner)
+    parts = Submission(farm.ledger, farm.bucket, make_request(farm, half), options, batch=half.id).run()
+    assert next(parts) == 1_000
+    parts.close()
+    assert waiting.batches.retrieve(half.id).status == "validating"
+    until(lambda: waiting.batches.retrieve(half.id).status == "in_progress")
+    assert farm.ledger.batch(half.id).total == 1_500
 
 
 def test_a_batch_that_is_cancelled_before_its_submission_is_never_submitted(waiting: openai.OpenAI, farm: Farm) -> None:

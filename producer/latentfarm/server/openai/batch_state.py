@@ -60,14 +60,21 @@ def find_record(farm: Farm, batch: str) -> BatchRecord | None:
 
 def _of_queue(farm: Farm, stored: StoredBatch) -> BatchAnswer:
     cancelled_at = stored_batches.read_cancellation(farm.bucket, stored.id)
-    if not farm.ledger.has_submission(stored.id):
-        farm.ledger.queue_submission(stored.id)
+    _queue(farm, stored)
     if cancelled_at is not None:
         return _answer(stored, "cancelling", _NO_COUNTS, cancelling_at=cancelled_at)
     return _answer(stored, "validating", _NO_COUNTS)
 
 
+def _queue(farm: Farm, stored: StoredBatch) -> None:
+    if not farm.ledger.has_submission(stored.id):
+        farm.ledger.queue_submission(stored.id)
+
+
 def _of_ledger(farm: Farm, stored: StoredBatch, record: BatchRecord) -> BatchAnswer:
+    if record.state is BatchState.OPENING:
+        # after a recovery the queue is empty, and a submission that was interrupted is to go on
+        _queue(farm, stored)
     status: BatchStatusWord = _WORDS.get(record.state, "in_progress")
     failed = record.failed + record.cancelled
     more: dict[str, Any] = {"in_progress_at": _seconds(record.opened_ms or record.first_ms)}

@@ -153,7 +153,7 @@ class _Submission:
         known = find_record(self._farm, self._batch) is not None
         if not known and self._cancelled():
             return self._new("cancelled")
-        request = _request(self._farm, stored)
+        request = make_request(self._farm, stored)
         if not known and (errors := self._errors(request)):
             return self._new("failed", errors)
         options = SubmitOptions(
@@ -227,7 +227,7 @@ class _Submission:
         self._farm.ledger.resolve_submission(self._batch, self._claim)
 
 
-def _request(farm: Farm, stored: StoredBatch) -> Request:
+def make_request(farm: Farm, stored: StoredBatch) -> Request:
     """Return the request that a batch's input file is.
 
     Raises:
