@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack
@@ -55,17 +54,19 @@ async def _image_events(
     if wanted.partial_images:
         async for preview in rendering.previews():
             request = rendering.requests[preview.index]
-            yield await context.run(_encode, _PARTIAL, preview.body, request, partial_image_index=preview.number)
+            yield await context.run(
+                _encode, context, _PARTIAL, preview.body, request, partial_image_index=preview.number
+            )
     for image in await rendering.images():
         request, usage = image.result["request"], usage_of([image.result])
-        yield await context.run(_encode, _COMPLETED, image.body, request, usage=usage)
+        yield await context.run(_encode, context, _COMPLETED, image.body, request, usage=usage)
 
 
-def _encode(kind: str, body: bytes, request: Mapping[str, Any], **more: object) -> ServerEvent:
+def _encode(context: ServerContext, kind: str, body: bytes, request: Mapping[str, Any], **more: object) -> ServerEvent:
     fields = {
         "type": kind,
         "b64_json": b64encode(body).decode("ascii"),
-        "created_at": int(time.time()),
+        "created_at": context.farm.ledger.now_us() // 1_000_000,
         "size": _size(body, request),
         "quality": "auto",
         "background": "opaque",

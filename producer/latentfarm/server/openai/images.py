@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from base64 import b64encode
 from collections.abc import Sequence
 from typing import Any
@@ -52,24 +51,26 @@ async def _answer(request: Request, wanted: ImageRequest, rendering: Rendering) 
         return await context.run(_encode_urls, context, wanted, await rendering.results())
     images = await rendering.images()
     # some megabytes in base64 take milliseconds
-    return await context.run(_encode_files, wanted, images)
+    return await context.run(_encode_files, context, wanted, images)
 
 
 def _encode_urls(context: ServerContext, wanted: ImageRequest, results: Sequence[dict[str, Any]]) -> bytes:
     bucket, expires_s = context.farm.bucket, context.settings.url_expires_s
     urls = [bucket.presign(result["key"], expires_s=expires_s) for result in results]
-    return _encode(wanted, results, [ImageEntry(url=url) for url in urls])
+    return _encode(context, wanted, results, [ImageEntry(url=url) for url in urls])
 
 
-def _encode_files(wanted: ImageRequest, images: Sequence[RenderedImage]) -> bytes:
+def _encode_files(context: ServerContext, wanted: ImageRequest, images: Sequence[RenderedImage]) -> bytes:
     entries = [ImageEntry(b64_json=b64encode(image.body).decode("ascii")) for image in images]
-    return _encode(wanted, [image.result for image in images], entries)
+    return _encode(context, wanted, [image.result for image in images], entries)
 
 
-def _encode(wanted: ImageRequest, results: Sequence[dict[str, Any]], entries: list[ImageEntry]) -> bytes:
+def _encode(
+    context: ServerContext, wanted: ImageRequest, results: Sequence[dict[str, Any]], entries: list[ImageEntry]
+) -> bytes:
     first = results[0]["request"]
     answer = ImagesAnswer(
-        created=int(time.time()),
+        created=context.farm.ledger.now_us() // 1_000_000,
         data=entries,
         output_format=first.get("image_format", "png"),
         size=f"{first['width']}x{first['height']}",
