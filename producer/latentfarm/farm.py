@@ -149,7 +149,7 @@ class Farm:
         return self.ledger.worker_records(model)
 
     def batches(self) -> list[Batch]:
-        """Return every batch, oldest first."""
+        """Return every batch, oldest first, but the interactive ones."""
         return [Batch(self.connection, name) for name in self.ledger.batches()]
 
     def batch(self, name: str) -> Batch:

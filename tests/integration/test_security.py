@@ -66,6 +66,7 @@ def dump(client: Any) -> list[str]:
         b"set": client.smembers,
         b"list": lambda key: client.lrange(key, 0, -1),
         b"zset": lambda key: client.zrange(key, 0, -1),
+        b"stream": client.xrange,
     }
     return [f"{key.decode()} {readers[client.type(key)](key)}" for key in client.scan_iter()]
 
@@ -104,6 +105,14 @@ def test_a_pickle_in_the_queue_is_refused(run: Run) -> None:
 
 def test_a_workers_permissions_suffice_to_remove_orphans(run: Run) -> None:
     for key in run.leftovers:
+        assert Right("s3:DeleteObject", key) in run.requests["worker"]
+        assert not Bucket.connect(run.settings["producer"]).exists(key)
+
+
+def test_a_workers_permissions_suffice_for_previews_and_to_delete_what_has_expired(run: Run) -> None:
+    previews = {right.key for right in run.requests["worker"] if "/previews/" in right.key}
+    assert previews
+    for key in (*previews, "batches/interactive-0/batch.json", "batches/interactive-0/manifest/part-00000.jsonl.gz"):
         assert Right("s3:DeleteObject", key) in run.requests["worker"]
         assert not Bucket.connect(run.settings["producer"]).exists(key)
 
@@ -213,6 +222,8 @@ def test_every_permission_of_a_policy_is_used(run: Run, role: str) -> None:
 
 
 def test_a_worker_cannot_change_manifests_headers_and_decisions() -> None:
+    for key in ("manifest/part-00000.jsonl.gz", "batch.json", "control.json"):
+        assert not allows("worker", Right("s3:PutObject", f"batches/interactive-0/{key}"))
     for key in ("batches/cats/manifest/part-00000.jsonl.gz", "batches/cats/batch.json", "batches/cats/control.json"):
         for action in ("s3:PutObject", "s3:DeleteObject"):
             assert not allows("worker", Right(action, key))

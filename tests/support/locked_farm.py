@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -22,13 +23,15 @@ from tests.support.locked_redis import locked_redis
 from tests.support.s3_front import Right, front
 
 from latentfarm import doorbell
+from latentfarm.batch_kind import BatchKind
 from latentfarm.farm import Farm
-from latentfarm.ledger import Ledger
+from latentfarm.ledger import INTERACTIVE_PRIORITY, Ledger, LiveReport
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
 from latentfarm.storage.keys import image_key, intermediates_key, manifest_key
+from latentfarm.storage.multipart_upload import MultipartUpload, abort_uploads_before
 from latentfarm.storage.part_codec import pack, unpack
 from latentfarm.submission.request import SubmitOptions
 
@@ -147,6 +150,7 @@ def collect(run: Run) -> None:
     until(lambda: bool(run.client("admin").hget("{lf}:batch:cats", "webhook_error")), timeout_s=60)
     run.webhook = str(run.client("admin").hget("{lf}:batch:cats", "webhook_error"))
     run.results = list(batch.results())
+    serve(run, farm)
     batch.fetch(run.logs[0].parent / "out")
     check_bucket(farm.bucket)
     assert farm.ledger.ping()
@@ -158,6 +162,43 @@ def collect(run: Run) -> None:
     other.resume()
     other.set_priority(3)
     other.cancel()
+
+
+def serve(run: Run, farm: Farm) -> None:
+    """Use the farm as a server does: for an image that a client waits for, and that expires."""
+    options = SubmitOptions(kind=BatchKind.INTERACTIVE, owner="alice", priority=INTERACTIVE_PRIORITY, keep_s=3600)
+    with farm.ledger.live_reports() as reports:
+        assert reports.wait(0.01) == []
+        after = farm.ledger.last_event_id()
+        row = {**SMALL, "prompt": CANARY, "num_inference_steps": 4}
+        image = farm.submit([row], batch="interactive-0", options=options, partial_images=1)
+        found: list[LiveReport] = []
+        until(lambda: len(found.extend(reports.wait(0.1)) or found) > 0 and any(each.preview for each in found))
+    ended = ("complete", "interactive-0")
+    until(lambda: ended in [(each.event, each.batch) for each in farm.ledger.read_events(after, block_s=1)])
+    assert image.status().complete
+    use_files(farm.bucket)
+    assert farm.ledger.queue_submission("later")
+    assert farm.ledger.resolve_submission(*farm.ledger.claim_submission(30) or ("", 0))
+    assert not farm.ledger.has_submission("later")
+    assert not farm.ledger.request_drain("nobody")
+    assert [name for _, name in farm.ledger.newest_batches(before=(2**53, "none"))] == ["cats"]
+    run.client("admin").zadd("{lf}:expiring", {"interactive-0": 1}, xx=True)
+    until(lambda: farm.ledger.count_interactive() == 0, timeout_s=60)
+
+
+def use_files(bucket: Bucket) -> None:
+    """Store, read and delete objects where a server has the files and batches of OpenAI's clients."""
+    whole, cut = (MultipartUpload(bucket, f"files/{name}") for name in ("whole", "cut"))
+    for upload in (whole, cut):
+        upload.put_part(b"a line")
+    whole.complete()
+    cut.abort()
+    abort_uploads_before(bucket, "files/", datetime.now(UTC))
+    bucket.put("openai/batches/b.json", b"{}")
+    for key in ("files/whole", "openai/batches/b.json"):
+        assert bucket.get(key)
+        bucket.delete([key])
 
 
 @contextmanager

@@ -215,8 +215,13 @@ def rights_of(method: str, path: str, body: bytes) -> Iterator[Right]:
     if method == "POST" and "delete" in query:
         for found in re.findall(r"<Key>(.*?)</Key>", body.decode()):
             yield Right("s3:DeleteObject", found)
+    elif method == "DELETE" and "uploadId" in query:
+        yield Right("s3:AbortMultipartUpload", key)
     elif key:
-        yield Right({"PUT": "s3:PutObject", "DELETE": "s3:DeleteObject"}.get(method, "s3:GetObject"), key)
+        actions = {"PUT": "s3:PutObject", "POST": "s3:PutObject", "DELETE": "s3:DeleteObject"}
+        yield Right(actions.get(method, "s3:GetObject"), key)
+    elif method == "GET" and "uploads" in query:
+        yield Right("s3:ListBucketMultipartUploads", prefix=query.get("prefix", [""])[0])
     elif method in {"GET", "HEAD"}:
         yield Right("s3:ListBucket", prefix=query.get("prefix", [""])[0])
     else:
