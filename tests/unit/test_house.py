@@ -68,10 +68,11 @@ def test_no_function_has_over_60_lines() -> None:
 
 
 def test_no_clock_but_that_of_redis_decides_anything() -> None:
-    # a presigned URL expires by the clock of the machine that signs it
+    # a presigned URL expires by the clock of the machine that signs it, and so does a session of the HTTP server
     own_clock = re.compile(r"\btime\.time(_ns)?\(|datetime\.(now|utcnow|today)\(")
     product = [file for file in FILES if "mini_training" not in file.parts]
-    assert [file.name for file in product if own_clock.search(file.read_text())] == ["batch.py"]
+    allowed = {"batch.py", "get_signer.py", "guard.py", "session_operations.py"}
+    assert {file.name for file in product if own_clock.search(file.read_text())} == allowed
 
 
 def test_every_exported_name_exists() -> None:
