@@ -54,7 +54,7 @@ async def list_batches(request: Request) -> Response:
 def _page(farm: Farm, query: BatchesQuery) -> BatchesAnswer:
     found: list[BatchStatus] = []
     interactive = query.kind is BatchKind.INTERACTIVE
-    names = farm.ledger.newest_batches(interactive=interactive, before=_parse_cursor(query.cursor))
+    names = farm.ledger.newest_batches(interactive=interactive, before=parse_cursor(query.cursor))
     for _ in range(_SCANNED_GROUPS):
         group = list(islice(names, _GROUP))
         candidates = _candidates(farm, [name for _, name in group], query)
@@ -92,7 +92,12 @@ def _status_or_none(farm: Farm, name: str) -> BatchStatus | None:
         return None
 
 
-def _parse_cursor(cursor: str) -> tuple[int, str] | None:
+def parse_cursor(cursor: str) -> tuple[int, str] | None:
+    """Return the batch after which a page begins.
+
+    Raises:
+        RequestError: 400, it is no cursor.
+    """
     if not cursor:
         return None
     created, _, name = cursor.partition(":")

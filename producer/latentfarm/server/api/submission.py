@@ -188,7 +188,7 @@ def _of_body(body: SubmitBody, bucket: Bucket) -> _Submission:
         text = f"source: the object is in another bucket; copy it to {root}"
         raise RequestError(400, "invalid_request", text, param="source")
     key = source.removeprefix(root)
-    if not _KEY.fullmatch(key) or len(key.encode()) > _MAX_KEY_BYTES:
+    if not is_key(key):
         text = f"source: {source[:100]!r} is no key; write one such as prompts/cats.jsonl"
         raise RequestError(400, "invalid_request", text, param="source")
     # before it is opened: the error of a reader names the store's host
@@ -196,6 +196,11 @@ def _of_body(body: SubmitBody, bucket: Bucket) -> _Submission:
         text = f"source: {root}{key} is not in the bucket; check its name"
         raise RequestError(400, "invalid_request", text, param="source")
     return _Submission(f"{root}{key}", body, "source")
+
+
+def is_key(text: str) -> bool:
+    """Return whether every store accepts a text as a key."""
+    return _KEY.fullmatch(text) is not None and len(text.encode()) <= _MAX_KEY_BYTES
 
 
 OPERATIONS: tuple[Operation, ...] = (
