@@ -16,16 +16,19 @@ import pytest
 import redis
 from tests.conftest import empty, until
 from tests.support.raising_worker import Fault, Subject, serving
+from tests.support.rendering import SMALL
 from tests.support.scraping import http_get, samples_of
 from tests.support.tiny import make_tiny
 
 from latentfarm import Batch, Farm
+from latentfarm.batch_kind import BatchKind
 from latentfarm.doorbell import queue_name
 from latentfarm.image_formats import PNG
-from latentfarm.ledger import Lease
+from latentfarm.ledger import INTERACTIVE_PRIORITY, Lease
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import MissingObjectError
 from latentfarm.storage.keys import image_key, manifest_key, parse_image_key
+from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
 
@@ -57,6 +60,7 @@ COMMON = [
     "signals.wait",
     "doorbell.ring",
     "ledger.batch",
+    "ledger.claim_expired",
     "ledger.claim_full_part",
     "ledger.claim_orphans",
     "ledger.commit",
@@ -74,6 +78,8 @@ COMMON = [
 ORPHANS = ["bucket.delete", "bucket.keys", "ledger.now_us", "ledger.resolve_orphans"]
 #: those of a release
 RELEASE = ["ledger.release", "ledger.count_pending"]
+#: those about an image for which a client waits
+REPORTS = ["ledger.publish_live", "bucket.put /previews/"]
 #: a new subscription sends nothing yet
 OTHER = [*RELEASE, "ledger.signals"]
 
@@ -185,6 +191,18 @@ def test_every_call_that_leaves_the_process_is_among_those_that_raise(subject: S
     tested = {call.partition(" ")[0] for call in (*COMMON, *ORPHANS, *OWN, *DEVICE, *OTHER)}
     until(lambda: tested - subject.faults.calls <= set(OTHER), timeout_s=60)
     assert subject.faults.calls <= tested
+
+
+def test_an_interactive_image_is_made_also_if_its_reports_raise(subject: Subject) -> None:
+    before = subject.thread_errors()
+    faults = [subject.faults.arm(call, cycle_of(KeyError("no"), 1)) for call in REPORTS]
+    options = SubmitOptions(kind=BatchKind.INTERACTIVE, priority=INTERACTIVE_PRIORITY)
+    # the worker's own thread renders it
+    batch = subject.farm.submit(["p"], batch="interactive-1", options=options, partial_images=1, **SMALL)
+    until(lambda: batch.status().complete and not any(fault.errors for fault in faults), timeout_s=60)
+    assert attempts(batch) == [("done", 1)]
+    assert subject.thread_errors() == before + len(REPORTS)
+    subject.require_well()
 
 
 def test_every_thread_is_counted_from_the_start(subject: Subject) -> None:

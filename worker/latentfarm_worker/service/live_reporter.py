@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 #: seconds between two messages about steps
 _PAUSE_S = 0.2
+#: seconds after which a wait for reports counts as success of the thread, whose failures would stay otherwise
+_IDLE_S = 5.0
 _PREVIEW_THREADS = 2
 #: partial images that may wait for the bucket; beyond it they are left out
 _MAX_WAITING = 16
@@ -76,7 +78,7 @@ class LiveReporter:
         self._pool.close()
 
     def _publish_steps(self) -> None:
-        self._wake.wait()
+        self._wake.wait(_IDLE_S)
         self._wake.clear()
         with self._lock:
             steps, self._steps = self._steps, {}

@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 #: seconds to wait at the end for a heartbeat that hangs
 _CLOSE_S = 5.0
+#: seconds after which a wait for an interactive job counts as success of its thread, whose failures would stay otherwise
+_IDLE_S = 5.0
 
 
 def _terminate() -> None:
@@ -242,9 +244,9 @@ class Worker(WorkerHooks):
 
     def _render_urgent(self) -> None:
         """Wait for an interactive job, and render all jobs. While a doorbell does so, this finds none left after it."""
-        self._urgent.wait()
-        self._urgent.clear()
-        self.render_loop.render_all()
+        if self._urgent.wait(_IDLE_S):
+            self._urgent.clear()
+            self.render_loop.render_all()
 
     def _send_webhooks(self) -> None:
         """Send the due webhooks of all batches."""
