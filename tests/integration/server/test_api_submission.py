@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,10 @@ def form(content: bytes, file_name: str = "prompts.jsonl", /, **options: Any) ->
     return {"files": {"file": (file_name, content)}, "data": {"options": json.dumps(options)}}
 
 
-def test_the_same_rows_are_the_same_batch_however_they_arrive_twice(server: RunningServer, farm: Farm) -> None:
+def test_the_same_rows_are_the_same_batch_if_they_arrive_twice(
+    server: RunningServer, farm: Farm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     client = server.client
     uploaded = client.post(
         "/api/batches", **form(FILE, name="cats", model="unserved", priority=3, defaults={"num_inference_steps": 4})
@@ -43,7 +45,7 @@ def test_the_same_rows_are_the_same_batch_however_they_arrive_twice(server: Runn
     jobs = client.get("/api/batches/cats/jobs").json()["jobs"]
     assert [job["request"]["prompt"] for job in jobs] == ["a cat", "a dog"]
     assert [each["batch"] for each in client.get("/api/batches").json()["batches"]] == ["dogs", "cats"]
-    assert not list(Path(tempfile.gettempdir()).glob("latentfarm-upload-*"))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_invalid_rows_are_reported_with_place_value_and_cure_and_nothing_is_stored(
