@@ -25,7 +25,7 @@ from tests.support.s3_front import Right, front
 from latentfarm import doorbell
 from latentfarm.batch_kind import BatchKind
 from latentfarm.farm import Farm
-from latentfarm.ledger import INTERACTIVE_PRIORITY, Ledger, LiveReport
+from latentfarm.ledger import INTERACTIVE_PRIORITY, Ledger
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
@@ -172,8 +172,7 @@ def serve(run: Run, farm: Farm) -> None:
         after = farm.ledger.last_event_id()
         row = {**SMALL, "prompt": CANARY, "num_inference_steps": 4}
         image = farm.submit([row], batch="interactive-0", options=options, partial_images=1)
-        found: list[LiveReport] = []
-        until(lambda: len(found.extend(reports.wait(0.1)) or found) > 0 and any(each.preview for each in found))
+        until(lambda: any(report.preview for report in reports.wait(0.1)))
     ended = ("complete", "interactive-0")
     until(lambda: ended in [(each.event, each.batch) for each in farm.ledger.read_events(after, block_s=1)])
     assert image.status().complete
@@ -181,7 +180,7 @@ def serve(run: Run, farm: Farm) -> None:
     assert farm.ledger.queue_submission("later")
     assert farm.ledger.resolve_submission(*farm.ledger.claim_submission(30) or ("", 0))
     assert not farm.ledger.has_submission("later")
-    assert not farm.ledger.request_drain("nobody")
+    assert not farm.ledger.request_drain("unknown")
     assert [name for _, name in farm.ledger.newest_batches(before=(2**53, "none"))] == ["cats"]
     run.client("admin").zadd("{lf}:expiring", {"interactive-0": 1}, xx=True)
     until(lambda: farm.ledger.count_interactive() == 0, timeout_s=60)

@@ -75,7 +75,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
             webhook: URL to notify when the batch ends, or empty.
             kind: what the batch is submitted for.
             owner: name of the API key that submits it, empty for none.
-            keep_s: seconds after which ``claim_expired`` returns it, whatever its state; 0 for never.
+            keep_s: seconds after which ``claim_expired`` returns it, in any state; 0 for never.
         """
         options = (priority, weight, budget, canary, webhook, account_of(kind, owner), keep_s * 1000)
         holder, state, stored, parts_digest = self.run(self.scripts.create_batch, batch, digest, model, *options)

@@ -77,8 +77,13 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
     extent, control = ManifestExtent.read(bucket, header), read_control(bucket, batch)
     restoration, tally = Restoration(ledger, batch), _Tally(before)
     if not dry_run:
-        account = {"kind": header.kind, "owner": header.owner, "keep_s": header.keep_s}
-        restoration.begin(total=extent.total, fields=_fields(header, control), **account)
+        restoration.begin(
+            total=extent.total,
+            fields=_fields(header, control),
+            kind=header.kind,
+            owner=header.owner,
+            keep_s=header.keep_s,
+        )
     # now that no part of the batch is flushed any more
     generations = list_generations(bucket, batch)
 

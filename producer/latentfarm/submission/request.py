@@ -50,7 +50,7 @@ class SubmitOptions:
     row on.
     ``kind``: what the batch is submitted for.
     ``owner``: name of the API key that submits it; empty: none.
-    ``keep_s``: seconds after which the batch is deleted, whatever its state; 0: never.
+    ``keep_s``: seconds after which the batch is deleted, in any state; 0: never.
     """
 
     priority: int = 0

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 INTERACTIVE: dict[str, Any] = {"kind": BatchKind.INTERACTIVE, "owner": "alice", "priority": INTERACTIVE_PRIORITY}
 
 
-def told(ledger: Ledger, after: str = "0-0") -> list[str]:
+def event_names(ledger: Ledger, after: str = "0-0") -> list[str]:
     return [event.event for event in ledger.read_events(after)]
 
 
@@ -44,7 +44,7 @@ def test_each_change_of_a_batch_is_an_event(ledger: Ledger) -> None:
     ledger.cancel("cats")
     ledger.delete_batch("cats")
     changes = ["paused", "resumed", "priority", "complete", "retried", "cancelled", "deleted"]
-    assert told(ledger, is_open.id) == changes
+    assert event_names(ledger, is_open.id) == changes
     assert [event.event for event in ledger.read_events("0-0", limit=2)] == ["created", "open"]
     assert {(event.batch, event.owner) for event in ledger.read_events("0-0")} == {("cats", "alice")}
 
@@ -69,7 +69,7 @@ def test_workers_that_come_drain_and_go_are_events(ledger: Ledger) -> None:
     ledger.heartbeat("mini", "a", about={"draining": 1})
     ledger.sign_off("mini", "a")
     ledger.sign_off("mini", "a")
-    assert told(ledger) == ["worker_started", "worker_draining", "worker_ended"]
+    assert event_names(ledger) == ["worker_started", "worker_draining", "worker_ended"]
     assert not ledger.heartbeat("mini", "a").drain
     # a worker that was killed: another one finds that it sends nothing any more
     client: Any = ledger.redis
@@ -161,13 +161,14 @@ def test_live_reports_reach_every_subscriber(ledger: Ledger) -> None:
         assert (one.wait(0.01), other.wait(0.01)) == ([], [])
         ledger.publish_live([])
         ledger.publish_live(reports)
-        # of a version to come, or of nobody's
+        # of a later version, or no report at all
         ledger.redis.publish("{lf}:live", b'{"job": "cats/1"}')
         ledger.redis.publish("{lf}:live", b"\xff")
         ledger.publish_live(reports[:1])
         for subscriber in (one, other):
             found: list[LiveReport] = []
-            until(lambda found=found, subscriber=subscriber: len(found.extend(subscriber.wait(1)) or found) >= 3)
+            while len(found) < 3 and (more := subscriber.wait(5)):
+                found += more
             assert found == [*reports, reports[0]]
 
 
@@ -197,7 +198,7 @@ def test_a_submission_is_claimed_by_one_server_at_a_time(ledger: Ledger) -> None
     assert batch == "a"
     assert (ledger.claim_submission(0.001) or ("", 0))[0] == "b"
     assert ledger.extend_submission(batch, claim, 30)
-    # the other server is late, and its submission is claimed anew
+    # the other server is late, and its submission is claimed again
     again = None
     while again is None:
         again = ledger.claim_submission(30)

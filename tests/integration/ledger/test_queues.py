@@ -86,7 +86,7 @@ class BatchQueues(RuleBasedStateMachine):
     def submit(self, batch: str, total: int, priority: int, weight: int, account: tuple[BatchKind, str]) -> None:
         if batch not in self.names():
             canary = total // 2 if weight == 2 else 0
-            options = {"priority": priority, "weight": weight, "canary": canary}
+            options: Facts = {"priority": priority, "weight": weight, "canary": canary}
             opened(self.ledger, batch, total, kind=account[0], owner=account[1], **options)
 
     @rule(k=st.integers(1, 80), alone=st.booleans(), lowest=st.sampled_from([None, None, 0, 1]))
@@ -101,7 +101,7 @@ class BatchQueues(RuleBasedStateMachine):
         assert [each.interactive for each in found] == [each.batch in interactive for each in found]
 
     def expected(self, k: int, batches: list[Facts], *, alone: bool) -> list[str]:
-        """Return the batch of each job, by looking at every batch before every run of jobs."""
+        """Return the batch of each job, by reading every batch before every run of jobs."""
         taken = list[str]()
         while len(taken) < k:
             first = min((each for each in batches if self.ready(each)), key=self.order, default=None)
