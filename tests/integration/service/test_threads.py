@@ -198,7 +198,8 @@ def test_an_interactive_image_is_made_also_if_its_reports_raise(subject: Subject
     faults = [subject.faults.arm(call, cycle_of(KeyError("no"), 1)) for call in REPORTS]
     options = SubmitOptions(kind=BatchKind.INTERACTIVE, priority=INTERACTIVE_PRIORITY)
     # the worker's own thread renders it
-    batch = subject.farm.submit(["p"], batch="interactive-1", options=options, partial_images=1, **SMALL)
+    rows = [{"prompt": "p", **SMALL}]
+    batch = subject.farm.submit(rows, batch="interactive-1", options=options, partial_images=1)
     until(lambda: batch.status().complete and not any(fault.errors for fault in faults), timeout_s=60)
     assert attempts(batch) == [("done", 1)]
     assert subject.thread_errors() == before + len(REPORTS)

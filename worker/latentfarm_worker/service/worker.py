@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 #: seconds to wait at the end for a heartbeat that hangs
 _CLOSE_S = 5.0
-#: seconds after which a wait for an interactive job counts as success of its thread, whose failures would stay otherwise
+#: seconds after which a wait for an interactive job counts as success of its thread, or its failures would stay
 _IDLE_S = 5.0
 
 
