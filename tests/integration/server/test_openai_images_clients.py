@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64decode
+from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 
 import pytest
@@ -32,8 +33,10 @@ def find(client: str, request: str) -> ClientRequest:
 
 def test_each_client_finds_its_images_where_it_reads_them(server: RunningServer, rendering: RunningWorker) -> None:
     assert rendering
-    for client, request, number, size, image_format in RENDERED:
-        answer = find(client, request).send(server.url)
+    requests = [find(client, request) for client, request, *_ in RENDERED]
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda request: request.send(server.url), requests))
+    for (client, request, number, size, image_format), answer in zip(RENDERED, answers, strict=True):
         assert answer.status == 200, (client, request, answer.body)
         data = answer.json()["data"]
         # Vercel's schema and n8n's code take each entry's b64_json; no entry has a key of another kind
