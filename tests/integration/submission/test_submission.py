@@ -12,6 +12,7 @@ import pytest
 from tests.support.leasing import keys_left
 
 from latentfarm import Batch, Farm, InputError, InvalidRowsError, UnavailableError
+from latentfarm.batch_kind import BatchKind
 from latentfarm.job_state import JobState
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import manifest_key
@@ -324,3 +325,27 @@ def test_kept_columns_are_in_the_results(farm: Farm, tmp_path: Path) -> None:
     [line] = batch.results()
     assert (line["request"]["prompt"], line["columns"]) == ("a cat", {"mood": "calm"})
     assert "columns" not in line["request"]
+
+
+def test_an_interactive_batch_needs_two_objects_and_two_calls_of_the_ledger(farm: Farm) -> None:
+    requests: list[str] = []
+    events = farm.bucket.client.meta.events
+
+    def count(request: Any, **_: Any) -> None:
+        requests.append(f"{request.method} {request.url.rpartition('/')[2]}")
+
+    options = SubmitOptions(kind=BatchKind.INTERACTIVE, owner="alice", keep_s=60)
+    # the scripts are loaded
+    farm.submit(["a"], batch="first", options=options)
+    events.register("before-send.s3", count)
+    farm.ledger.redis.config_resetstat()
+    try:
+        batch = farm.submit(["a", "b"], batch="second", options=options)
+    finally:
+        events.unregister("before-send.s3", count)
+    assert sorted(requests) == ["PUT batch.json", "PUT part-00000.jsonl.gz"]
+    commands: Any = farm.ledger.redis.info("commandstats")
+    assert commands["cmdstat_evalsha"]["calls"] == 2
+    # no doorbell: the ledger signals the jobs itself
+    assert "cmdstat_lpush" not in commands
+    assert [job.index for job in farm.ledger.lease("mini", "w", 9, lease_s=30) if job.batch == batch.name] == [0, 1]
