@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from base64 import b64decode
 from collections.abc import Iterator
+from hashlib import sha256
 from io import BytesIO
+from pathlib import Path
 from typing import Any, cast
 
 import httpx2
@@ -25,6 +27,8 @@ pytestmark = pytest.mark.integration
 #: a size that OpenAI's clients may choose, with fields of diffusers
 SMALL: dict[str, Any] = {"size": "64x128", "extra_body": {"num_inference_steps": 4, "guidance_scale": 3, "seed": 7}}
 GENERATIONS = "/v1/images/generations"
+#: scope by key and name
+KEYS = {"ann": "submit", "bob": "submit", "ray": "read"}
 
 
 @pytest.fixture
@@ -205,7 +209,7 @@ def test_a_full_farm_answers_429_and_one_without_workers_503(serving: Serving, f
     farm.ledger.append_jobs("other", before=0, total=1, parts_digest="c", closed=True)
     full = server.client.post(GENERATIONS, json=body)
     assert (full.status_code, full.headers["retry-after"], full.headers["x-should-retry"]) == (429, "5", "true")
-    assert full.json()["error"]["message"].startswith("the key waits for 1 images, and 2 are allowed")
+    assert full.json()["error"]["message"].startswith("the key has 1 of 2 images that may wait")
     assert full.json()["error"]["type"] == "rate_limit_error"
     many = server.client.post(GENERATIONS, json={**body, "n": 3})
     assert (many.status_code, many.json()["error"]["param"]) == (400, "n")
@@ -215,3 +219,20 @@ def test_a_full_farm_answers_429_and_one_without_workers_503(serving: Serving, f
         with pytest.raises(openai.InternalServerError) as unavailable:
             client.images.generate(prompt="a", model="idle")
     assert cast("dict[str, Any]", unavailable.value.body)["code"] == "no_worker"
+
+
+def test_images_belong_to_the_key_that_waits_for_them(serving: Serving, farm: Farm, tmp_path: Path) -> None:
+    keys = tmp_path / "keys.txt"
+    lines = [f"{name}:{sha256(name.encode()).hexdigest()}:{scope}" for name, scope in KEYS.items()]
+    keys.write_text("\n".join(lines))
+    server = serving(api_keys_file=keys, max_pending_images_per_key=1, worker_wait_s=0.1, default_model="idle")
+    # one image of ann is waited for at another server
+    farm.ledger.create_batch("other", digest="d", model="idle", kind=BatchKind.INTERACTIVE, owner="ann")
+    farm.ledger.append_jobs("other", before=0, total=1, parts_digest="c", closed=True)
+    found = {}
+    for name in (*KEYS, "eve"):
+        headers = {"Authorization": f"Bearer {name}"}
+        found[name] = server.client.post(GENERATIONS, json={"prompt": "a"}, headers=headers).status_code
+    assert found == {"ann": 429, "bob": 503, "ray": 403, "eve": 401}
+    (name,) = (name for name in farm.ledger.batches(interactive=True) if name != "other")
+    assert farm.ledger.batch(name).owner == "bob"

@@ -137,7 +137,7 @@ class InteractiveRenderer:
                 raise RequestError(
                     429,
                     "too_many_images",
-                    f"{whose} waits for {count - images} images, and {limit} are allowed; try again later",
+                    f"{whose} has {count - images} of {limit} images that may wait; try again later, or request fewer",
                     retry_after_s=_FULL_RETRY_S,
                 )
 
