@@ -1,7 +1,7 @@
-"""The HEALTHCHECK of both images: exit 0 if /livez returns 200, at LATENTFARM_METRICS_ADDRESS or, for a server, at
-LATENTFARM_SERVER_ADDRESS.
+"""The HEALTHCHECK of both images: exit 0 if /livez returns 200.
 
-A command that serves no /livez, such as `latentfarm wait`, is healthy as long as it runs.
+Its address is LATENTFARM_METRICS_ADDRESS, of a server LATENTFARM_SERVER_ADDRESS. A command
+that serves no /livez, such as `latentfarm wait`, is healthy as long as it runs.
 """
 
 import os

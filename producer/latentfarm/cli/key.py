@@ -19,7 +19,7 @@ class Action(StrEnum):
 
 
 def key(
-    action: Annotated[Action, typer.Argument(metavar="new", help="Make a key")],
+    _action: Annotated[Action, typer.Argument(metavar="new", help="Make a key")],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of its owner, in logs and as owner of batches")],
     scopes: Annotated[
         str,
@@ -40,7 +40,6 @@ def key(
     require_server_packages()
     from latentfarm.server.security.keys import append_key, new_key
 
-    assert action is Action.NEW
     secret, made = new_key(name, scopes)
     if append is None:
         echo_err(f"the key of {name}, which nothing stores: {secret}")

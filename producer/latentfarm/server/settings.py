@@ -55,7 +55,7 @@ class ServerSettings(BaseModel):
     worker_wait_s: Annotated[float, Field(ge=0, le=3_600)] = 30.0
     """Seconds until the answer is 503 if no worker serves the model [default: 30]."""
     render_timeout_s: Annotated[float, Field(ge=1, le=86_400)] = 600.0
-    """Seconds until a request for images is given up and its images are cancelled [default: 600]."""
+    """Seconds until a request for images ends with 504 and its images are cancelled [default: 600]."""
     keep_s: Annotated[int, Field(ge=60)] = 86_400
     """Seconds that images of such requests are kept in the bucket [default: 86400, a day]."""
     url_expires_s: Annotated[int, Field(ge=1, le=604_800)] = 86_400
