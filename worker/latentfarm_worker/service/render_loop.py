@@ -128,18 +128,8 @@ class RenderLoop:
             worker=worker,
         )
         self._live = LiveReporter(ledger=ledger, bucket=bucket, leases=self._leases, threads=self.threads)
-        self._supply = JobSupply(
-            engine=engine,
-            requests=LeaseRequests(ledger, self._leases, model=model, worker=worker, lease_ttl_s=lease_ttl_s),
-            bucket=bucket,
-            leases=self._leases,
-            uploader=self._uploader,
-            max_backlog=max_backlog,
-            on_device_lost=self._on_device_lost,
-            changed=self._changed,
-            metrics=self.metrics,
-            threads=self.threads,
-        )
+        requests = LeaseRequests(ledger, self._leases, model=model, worker=worker, lease_ttl_s=lease_ttl_s)
+        self._supply = self._make_supply(requests, bucket, max_backlog)
         engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
         # only one thread may use the engine: a doorbell that rings meanwhile waits, and then finds no job left
         self._engine_lock = Lock()
@@ -148,11 +138,22 @@ class RenderLoop:
         self._deadline = float("inf")
         self._decode_s: deque[float] = deque(maxlen=_RECENT)
         # last: it may call at once
+        on_cancelled, on_urgent = self._leases.check_batch, self._on_urgent
         self._signals = SignalListener(
-            ledger,
-            model=model,
-            on_cancelled=self._leases.check_batch,
-            on_urgent=self._on_urgent,
+            ledger, model=model, on_cancelled=on_cancelled, on_urgent=on_urgent, threads=self.threads
+        )
+
+    def _make_supply(self, requests: LeaseRequests, bucket: Bucket, max_backlog: int) -> JobSupply:
+        return JobSupply(
+            engine=self._engine,
+            requests=requests,
+            bucket=bucket,
+            leases=self._leases,
+            uploader=self._uploader,
+            max_backlog=max_backlog,
+            on_device_lost=self._on_device_lost,
+            changed=self._changed,
+            metrics=self.metrics,
             threads=self.threads,
         )
 
