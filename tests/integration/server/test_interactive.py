@@ -66,6 +66,17 @@ def test_a_client_that_hangs_up_cancels_its_images(server: RunningServer, farm: 
     assert server.client.post(GENERATIONS, json={**LONG, "num_inference_steps": 1}).status_code == 200
 
 
+def test_images_that_take_too_long_are_cancelled_even_while_they_are_reported(
+    serving: Serving, farm: Farm, rendering: RunningWorker
+) -> None:
+    assert rendering
+    body = {**LONG, "stream": True, "partial_images": 1}
+    answer = serving(render_timeout_s=1).client.post(GENERATIONS, json=body)
+    assert '"code":"timeout"' in answer.text.splitlines()[-2]
+    (name,) = farm.ledger.batches(interactive=True)
+    assert farm.ledger.batch(name).state is BatchState.CANCELLED
+
+
 def test_another_worker_renders_the_image_of_one_that_dies(serving: Serving, farm: Farm) -> None:
     server = serving(default_model="idle")
     ledger = farm.ledger

@@ -74,8 +74,7 @@ class Rendering:
         now = time.monotonic()
         self._deadline = now + settings.render_timeout_s
         #: the last moments at which the ledger has answered, and a worker was there
-        self._answered = self._served = now
-        self._polled_at = 0.0
+        self._answered = self._served = self._polled_at = now
 
     async def previews(self) -> AsyncIterator[Preview]:
         """Yield the previews of all images as they come, at most one of each number, until the batch has ended.
@@ -146,8 +145,10 @@ class Rendering:
     async def _next(self) -> Item | None:
         """Return the next event or report of the batch, or None after a look into the ledger."""
         item: Item | None = None
-        with anyio.move_on_after(self._wait_s()):
-            item = await self._item()
+        # reports that follow each other quickly must not keep the ledger from being read
+        if (wait_s := self._poll_at() - time.monotonic()) > 0:
+            with anyio.move_on_after(wait_s):
+                item = await self._item()
         if item is None:
             self._poll_s = min(2 * self._poll_s, _LONGEST_POLL_S)
             await self._look()
@@ -155,13 +156,12 @@ class Rendering:
             self.ended = True
         return item
 
-    def _wait_s(self) -> float:
-        """Return the seconds until the ledger is read again."""
-        now, settings = time.monotonic(), self._context.settings
-        until = [self._deadline, self._poll_s + now]
+    def _poll_at(self) -> float:
+        """Return the moment at which the ledger is read again."""
+        moments = [self._deadline, self._polled_at + self._poll_s]
         if self._served < self._polled_at:
-            until.append(self._served + settings.worker_wait_s)
-        return max(_SHORTEST_POLL_S, min(until) - now)
+            moments.append(self._served + self._context.settings.worker_wait_s)
+        return max(min(moments), self._polled_at + _SHORTEST_POLL_S)
 
     async def _item(self) -> Item | None:
         if self._items is None:
