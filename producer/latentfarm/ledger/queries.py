@@ -50,7 +50,8 @@ class Queries(LedgerClient):
             pipe.get(SCHEMA_KEY)
             *found, schema = pipe.execute()
         self.check_schema(schema)
-        return [decode(name) for name, _ in sorted(chain(*found), key=lambda entry: entry[1])]
+        # as Redis sorts: by time, then by name
+        return [decode(name) for name, _ in sorted(chain(*found), key=lambda entry: entry[::-1])]
 
     def count_interactive(self) -> int:
         """Return the number of interactive batches."""

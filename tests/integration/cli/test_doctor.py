@@ -163,7 +163,7 @@ def published_user(refusing: RefusingRedis, role: str, *changes: str) -> str:
 
 
 def test_the_published_users_suffice_for_the_check_and_a_missing_permission_is_named(refusing: RefusingRedis) -> None:
-    for role, limit in (("producer", "may not render, as it may not run"), ("worker", "may not delete, as it may not")):
+    for role, limit in (("producer", "may not render, as it may not run"), ("worker", "may not serve, as it may not")):
         found = check_server(Ledger.connect(published_user(refusing, role)), queue_keys=["render.mini:probe"])
         assert limit in found
         problem = problem_of(published_user(refusing, role, "-hset", "-zadd"))
