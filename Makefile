@@ -12,7 +12,7 @@ PARALLEL = --numprocesses $(PROCESSES) --dist worksteal --durations 25 --duratio
 # what builds an image where there is neither Docker nor a registry
 BUILDERS := buildah debootstrap debian-archive-keyring
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
-BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory images server
+BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory images interactive server
 
 .PHONY: demo test test-chaos test-images test-s3 unit check format bench docs chaos clean
 
