@@ -55,6 +55,10 @@ def check_reads(ledger: Ledger) -> None:
     assert [worker.name for worker in ledger.worker_records()] == ledger.workers("mini") == ["worker-a"]
     assert ledger.throughput("mini") is not None
     assert ledger.memory_bytes() > 0
+    assert [event.event for event in ledger.read_events("0-0", limit=2)] == ["created", "open"]
+    assert ledger.last_event_id() > "0-0"
+    assert [name for _, name in ledger.newest_batches()] == ["cats"]
+    assert (ledger.unfinished_by_owner(), ledger.count_interactive()) == ({}, 0)
     [up] = [each for each in LedgerCollector(ledger).collect() if each.name == "latentfarm_ledger_up"]
     assert up.samples[0].value == 1
 
