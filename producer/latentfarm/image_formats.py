@@ -29,6 +29,8 @@ PNG = ImageFormat("png", ".png", "image/png", "PNG")
 WEBP = ImageFormat("webp", ".webp", "image/webp", "WEBP")
 JPEG = ImageFormat("jpeg", ".jpg", "image/jpeg", "JPEG")
 IMAGE_FORMATS = MappingProxyType({each.name: each for each in (PNG, WEBP, JPEG)})
+#: what Pillow may read: it knows dozens of formats more, each with faults of its own
+PILLOW_FORMATS = tuple(each.pillow for each in IMAGE_FORMATS.values())
 
 _BY_EXTENSION = {each.extension: each for each in IMAGE_FORMATS.values()}
 #: alternatives of a regular expression, without the dot

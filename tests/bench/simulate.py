@@ -193,7 +193,8 @@ class SimulatedWorker:
         if 2 * len(self._prefetched) <= capacity and not self._leasing:
             self._leasing = True
             room = capacity - len(self._prefetched)
-            self._send("lease", due, MODEL, self._name, room, int(LEASE_TTL_S * 1000), f"{next(self._requests):032x}")
+            request = f"{next(self._requests):032x}"
+            self._send("lease", due, MODEL, self._name, room, int(LEASE_TTL_S * 1000), request, 1, "")
 
     def _accept(self, reply: list[list[Any]]) -> None:
         self._leasing = False
@@ -249,8 +250,8 @@ def _flush(url: str) -> None:
         time.sleep(HOUSEKEEPING_S / 10)
 
 
-def simulate(url: str, count: int, seconds: float) -> LoadResult:
-    """Simulate ``count`` workers on an empty ledger."""
+def simulate(url: str, count: int, seconds: float, *, rewrite: bool = False) -> LoadResult:
+    """Simulate ``count`` workers on an empty ledger, with ``rewrite`` beside a rewrite of Redis' append-only file."""
     ledger = Ledger.connect(url)
     ledger.redis.flushall()
     for number in range(BATCHES):
@@ -262,6 +263,8 @@ def simulate(url: str, count: int, seconds: float) -> LoadResult:
     simulation.start()
     time.sleep(WARM_UP_S)
     redis_s, began = redis_cpu_s(ledger.redis), time.monotonic()
+    if rewrite:
+        ledger.redis.bgrewriteaof()
     measured: Measured = receiver.recv()
     wall_s, redis_s = time.monotonic() - began, redis_cpu_s(ledger.redis) - redis_s
     simulation.join()
@@ -352,11 +355,14 @@ def main() -> int:
         conditions = Conditions(Ledger.connect(url).ping())
         open_lines = open_batches(url, (1, 100) if arguments.quick else (1, 1_000, 100_000))
         loads = [simulate(url, count, seconds) for count in counts]
+        rewriting = simulate(url, counts[-1], seconds, rewrite=True)
     note = (
         f"{SLOTS} slots a worker, render times spread by {SPREAD:g} (sigma of the logarithm), {BATCHES:,} batches; a "
         f"connection a worker, over a unix socket. {os.cpu_count()} cores for Redis, its disk and all workers."
     )
-    return report("simulation", [*open_lines, *lines_of(loads)], conditions, write=arguments.write, note=note)
+    label = f"{counts[-1]:,} workers while the append-only file is rewritten once: a lease, p99"
+    lines = [*open_lines, *lines_of(loads), Line(label, rewriting.lease_p99_ms, "ms")]
+    return report("simulation", lines, conditions, write=arguments.write, note=note)
 
 
 if __name__ == "__main__":

@@ -193,6 +193,9 @@ class RedisHost:
         old, new = self._pair()
         self.allow()
         new.wait_for_sync()
+        # the primary counts a replica as online only with its first acknowledgement, up to a second after the sync
+        online = lambda: old.client.info("replication").get("slave0", {}).get("state") == "online"  # noqa: E731
+        old._wait(online, _SYNC_S, "has no replica")
         old.client.execute_command("FAILOVER", "TO", "127.0.0.1", new.port, "TIMEOUT", 5000)
         old._wait(lambda: old.client.info("replication")["role"] == "slave", _SYNC_S, "is no replica")
         old.wait_for_sync()

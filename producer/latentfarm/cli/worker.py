@@ -34,7 +34,7 @@ def up(
         str | None,
         typer.Option(
             metavar="HOST:PORT",
-            help="Address of the HTTP server [default: 127.0.0.1:7860] [env: LATENTFARM_SERVER_ADDRESS]",
+            help="HTTP server's address [default: 127.0.0.1:7860] [env: LATENTFARM_SERVER_ADDRESS]",
         ),
     ] = None,
     server: Annotated[

@@ -183,8 +183,8 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
         lowest = "" if min_priority is None else min_priority
         found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, int(alone), lowest)
         return [
-            Lease(decode(batch), index + at, epoch, attempts, queued_ms, Company(company), bool(interactive))
-            for batch, index, count, epoch, attempts, queued_ms, company, interactive in found
+            Lease(decode(batch), index + at, epoch, attempts, created_ms, Company(company), bool(interactive))
+            for batch, index, count, epoch, attempts, created_ms, company, interactive in found
             for at in range(count)
         ]
 

@@ -44,15 +44,15 @@ class Lease:
     """A worker's right to render one job.
 
     ``epoch`` is higher than in every earlier call that leased jobs of the batch; those of one call share it.
-    ``attempts`` were charged before this lease. ``queued_ms`` is the time since the batch was created. ``interactive``:
-    a client waits for the image.
+    ``attempts`` were charged before this lease. ``created_ms`` is the creation of the batch: a deleted batch and a
+    later one of its name differ in it. ``interactive``: a client waits for the image.
     """
 
     batch: str
     index: int
     epoch: int
     attempts: int
-    queued_ms: int = field(default=0, compare=False)
+    created_ms: int = field(default=0, compare=False)
     company: Company = field(default=Company.ANY, compare=False)
     interactive: bool = field(default=False, compare=False)
 
@@ -60,6 +60,12 @@ class Lease:
     def name(self) -> str:
         """The job's id, ``<batch>/<index>``."""
         return f"{self.batch}/{self.index}"
+
+    @property
+    def queued_ms(self) -> int:
+        """Milliseconds from the creation of the batch to the lease."""
+        # an epoch is the time of its lease, in microseconds, or later
+        return max(0, self.epoch // 1000 - self.created_ms)
 
 
 @dataclass(frozen=True)

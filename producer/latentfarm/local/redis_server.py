@@ -74,6 +74,8 @@ def start_redis(folder: Path, *, log: Path, lock: IO[str] | None = None) -> tupl
         "unixsocketperm": "700",
         "dir": str(folder.resolve()),
         "appendonly": "yes",
+        # the child that rewrites the file stops a busy Redis for up to 0.4 s, at 64 MB by default and at each doubling
+        "auto-aof-rewrite-min-size": "512mb",
         "maxmemory-policy": "noeviction",
         # no snapshots: the append-only file is enough
         "save": "",

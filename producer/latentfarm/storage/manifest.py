@@ -153,63 +153,67 @@ def read_header(bucket: Bucket, batch: str) -> Header | None:
 
 
 class ManifestReader:
-    """Reads jobs by index and caches the last ``parts`` parts. Thread-safe."""
+    """Reads jobs by index and caches the last ``parts`` parts. Thread-safe.
+
+    ``created_ms`` is the creation of the batch. A reader that lives as long as a worker needs it: a batch may be
+    deleted, and another one submitted under its name.
+    """
 
     def __init__(self, bucket: Bucket, *, parts: int = 8) -> None:
         self._bucket = bucket
         self._limit = parts
         # cached unparsed: a few MB of brackets would be gigabytes of objects
-        self._parts: OrderedDict[tuple[str, int], list[bytes]] = OrderedDict()
+        self._parts: OrderedDict[tuple[str, int, int], list[bytes]] = OrderedDict()
         self._lock = Lock()
 
-    def job(self, batch: str, index: int) -> Job:
+    def job(self, batch: str, index: int, created_ms: int = 0) -> Job:
         """Return a job, validated again: others may be able to write to the bucket.
 
         Raises:
             InputError: the manifest has no such job, or its entry is invalid.
         """
-        entry = self.entry(batch, index)
+        entry = self.entry(batch, index, created_ms)
         try:
             return Job.model_validate({**entry, "batch": batch, "index": index})
         except ValidationError as error:
-            self._forget(batch, part_of(index))
+            self._forget(batch, part_of(index), created_ms)
             raise InputError(f"job {batch}/{index} is not valid in the manifest: {_describe(error)}") from None
 
-    def load(self, batch: str, index: int) -> None:
+    def load(self, batch: str, index: int, created_ms: int = 0) -> None:
         """Read the part that has a job.
 
         Raises:
             InputError: it is not a part of a manifest.
         """
-        self._part(batch, part_of(index))
+        self._part(batch, part_of(index), created_ms)
 
-    def entry(self, batch: str, index: int) -> dict[str, Any]:
+    def entry(self, batch: str, index: int, created_ms: int = 0) -> dict[str, Any]:
         """Return a job's fields as stored. An invalid row's entry has ``invalid`` instead of a prompt.
 
         Raises:
             InputError: the manifest has no such job.
         """
         part = part_of(index)
-        lines = self._part(batch, part)
+        lines = self._part(batch, part, created_ms)
         try:
             if index % PART_JOBS >= len(lines):
                 raise InputError(f"job {batch}/{index} is not in the manifest")
             entry = parse(lines[index % PART_JOBS], name=manifest_key(batch, part))
         except InputError:
-            self._forget(batch, part)
+            self._forget(batch, part, created_ms)
             raise
         if "trace" in entry:
             # written by latentfarm 0.1
             entry["save_intermediates"] = entry.pop("trace")
         return entry
 
-    def _forget(self, batch: str, part: int) -> None:
+    def _forget(self, batch: str, part: int, created_ms: int) -> None:
         """Drop a part that is damaged or too short, so that it is read again: the store may have it whole by then."""
         with self._lock:
-            self._parts.pop((batch, part), None)
+            self._parts.pop((batch, part, created_ms), None)
 
-    def _part(self, batch: str, part: int) -> list[bytes]:
-        cached = (batch, part)
+    def _part(self, batch: str, part: int, created_ms: int) -> list[bytes]:
+        cached = (batch, part, created_ms)
         with self._lock:
             if cached in self._parts:
                 self._parts.move_to_end(cached)

@@ -74,7 +74,8 @@ def serving(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield start
 
 
-@pytest.fixture(scope="session")
+# of this folder only: it would take the jobs of other tests, and end with the devices that they break
+@pytest.fixture(scope="package")
 def shared_worker(connected: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     worker = RunningWorker(connected, tmp_path_factory.mktemp("model"))
     yield worker

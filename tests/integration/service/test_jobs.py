@@ -41,6 +41,18 @@ def test_a_cancelled_batch_frees_its_slots_within_two_steps(farm: Farm, family: 
     assert (status.state, status.done, status.cancelled, status.leased) == ("cancelled", 0, 2, 0)
 
 
+def test_a_batch_under_the_name_of_a_deleted_one_is_rendered_from_its_own_prompts(farm: Farm, family: Family) -> None:
+    with render_loop(farm, family) as loop:
+        for prompt in ("a cat", "a dog"):
+            batch = submit(farm, 1, prompt=prompt)
+            loop.render_all()
+            until(lambda: batch.status().done == 1)  # noqa: B023 - called here only
+            [result] = batch.results()
+            image = Image.open(io.BytesIO(farm.bucket.get(result["key"])), formats=["PNG"])
+            assert image.text["parameters"].startswith(prompt)  # type: ignore[attr-defined]
+            batch.delete()
+
+
 def test_a_worker_reports_its_throughput_since_the_last_report(farm: Farm, family: Family) -> None:
     submit(farm, 3)
     with render_loop(farm, family) as loop:

@@ -279,7 +279,7 @@ class Prefetcher:
         lease = each.lease
         try:
             self._load_part(each)
-            return self._prepare(self._manifest.job(lease.batch, lease.index), lease)
+            return self._prepare(self._manifest.job(lease.batch, lease.index, lease.created_ms), lease)
         except _PostponedError:
             raise
         except JobError as error:
@@ -309,7 +309,7 @@ class Prefetcher:
             # another job of the part was tried in this round
             raise _PostponedError
         try:
-            self._manifest.load(each.lease.batch, each.lease.index)
+            self._manifest.load(each.lease.batch, each.lease.index, each.lease.created_ms)
         except Exception as error:
             if isinstance(error, UnavailableError) and not isinstance(error, MissingObjectError):
                 raise

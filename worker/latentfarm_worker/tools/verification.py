@@ -18,7 +18,7 @@ from PIL import Image
 
 from latentfarm.batch import Batch
 from latentfarm.errors import InputError, JobError, ModelError
-from latentfarm.image_formats import IMAGE_FORMATS, JPEG, format_of
+from latentfarm.image_formats import JPEG, PILLOW_FORMATS, format_of
 from latentfarm.job_state import JobState
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import MissingObjectError
@@ -54,7 +54,6 @@ JPEG_TOLERANCE = 32
 #: receipts sorted at once, so that images of the same conditions are rendered together
 _WINDOW = 1_000
 _MAX_SHOWN_CHARACTERS = 60
-_PILLOW_FORMATS = tuple(each.pillow for each in IMAGE_FORMATS.values())
 
 
 @dataclass(frozen=True)
@@ -337,7 +336,7 @@ def _largest_difference(stored: bytes, rendered: bytes) -> int | None:
     """Return the largest difference of a channel between two files; None if the first is no image of that size."""
     ours = _decoded(rendered)
     try:
-        with Image.open(io.BytesIO(stored), formats=_PILLOW_FORMATS) as image:
+        with Image.open(io.BytesIO(stored), formats=PILLOW_FORMATS) as image:
             # check the size before decoding: a forged file may claim gigabytes
             if image.size != (ours.shape[1], ours.shape[0]):
                 return None
@@ -348,5 +347,5 @@ def _largest_difference(stored: bytes, rendered: bytes) -> int | None:
 
 
 def _decoded(body: bytes) -> np.ndarray[Any, np.dtype[np.int16]]:
-    with Image.open(io.BytesIO(body), formats=_PILLOW_FORMATS) as image:
+    with Image.open(io.BytesIO(body), formats=PILLOW_FORMATS) as image:
         return np.asarray(image.convert("RGB"), dtype=np.int16)

@@ -7,8 +7,8 @@
 -- min_priority ('' for any: only batches of at least that priority are leased from).
 -- If a request has the id of the one before, the reply to that one may have been lost: its leases that are still held
 -- are returned again, with their full time, for any k.
--- Returns a list of runs of consecutive jobs under one epoch: [batch, first index, jobs, epoch, charged attempts, ms
--- since the batch was created, company, 1 if the batch is interactive].
+-- Returns a list of runs of consecutive jobs under one epoch: [batch, first index, jobs, epoch, charged attempts,
+-- creation of the batch, company, 1 if the batch is interactive].
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local may_run_alone = ARGV[6] == '1'
 -- the order of leases ends there
@@ -33,7 +33,8 @@ local function repeat_reply()
       local name = job_name(batch, index + at)
       if holder_of(name) == tonumber(epoch) then
         redis.call('ZADD', '{lf}:leases', 'XX', now + lease_ms, name)
-        held[#held + 1] = { batch, index + at, 1, tonumber(epoch), tonumber(attempts), 0, tonumber(company),
+        local created_ms = tonumber(redis.call('HGET', batch_key(batch), 'created_ms'))
+        held[#held + 1] = { batch, index + at, 1, tonumber(epoch), tonumber(attempts), created_ms, tonumber(company),
           tonumber(interactive) }
       end
     end
@@ -76,7 +77,7 @@ local function read_batch(name)
   return {
     name = name, limit = canary == '0' and tonumber(total) or math.min(total, canary), cursor = tonumber(cursor),
     taken = 0, virtual_time = tonumber(virtual_time), weight = tonumber(weight), sparse = sparse ~= '0',
-    leased = tonumber(leased), first_ms = first_ms or now, age_ms = now - created_ms, priority = priority,
+    leased = tonumber(leased), first_ms = first_ms or now, created_ms = tonumber(created_ms), priority = priority,
     counted = counted, interactive = is_interactive(account) and 1 or 0,
     -- the clock keeps epochs rising even if Redis was restored from an older snapshot
     epoch = math.max(tonumber(epoch), started_us) + 1,
@@ -93,7 +94,7 @@ local function record(batch, index, count, attempts, company)
   end
   set_states(batch.name, index, count, LEASED)
   batch.taken, taken = batch.taken + count, taken + count
-  runs[#runs + 1] = { batch.name, index, count, batch.epoch, attempts, batch.age_ms, company, batch.interactive }
+  runs[#runs + 1] = { batch.name, index, count, batch.epoch, attempts, batch.created_ms, company, batch.interactive }
 end
 
 -- Lease requeued jobs of a queue

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from latentfarm.a1111_parameters import parameters_text
-from latentfarm.image_formats import embedded_text
+from latentfarm.image_formats import PILLOW_FORMATS, embedded_text
 from latentfarm.job import Job
 from latentfarm.samplers import a1111_sampler
 
@@ -81,7 +81,7 @@ def _truncations(results: Iterable[Mapping[str, Any]]) -> set[str]:
 
 def _infotext(body: bytes, result: Mapping[str, Any]) -> str:
     """Return the parameters that the file has, or, if its worker writes none into files, those of its receipt."""
-    with Image.open(io.BytesIO(body)) as image:
+    with Image.open(io.BytesIO(body), formats=PILLOW_FORMATS) as image:
         found = embedded_text(image).get("parameters")
     if found is not None:
         return found

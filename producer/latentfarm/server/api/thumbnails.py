@@ -17,7 +17,7 @@ import anyio
 from anyio import CapacityLimiter
 from PIL import Image
 
-from latentfarm.image_formats import IMAGE_FORMATS
+from latentfarm.image_formats import PILLOW_FORMATS
 
 SIDE = 256
 #: thumbnails that are made at the same time
@@ -91,9 +91,8 @@ def make_thumbnail(image: bytes) -> bytes:
     Raises:
         UnreadableImageError: it is no PNG, WebP or JPEG, or too large.
     """
-    formats = [each.pillow for each in IMAGE_FORMATS.values()]
     try:
-        with Image.open(io.BytesIO(image), formats=formats) as opened:
+        with Image.open(io.BytesIO(image), formats=PILLOW_FORMATS) as opened:
             if opened.width * opened.height > _MAX_PIXELS:
                 raise UnreadableImageError(f"it has {opened.width} x {opened.height} pixels")
             # a JPEG is decoded at a part of its size

@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
+from latentfarm.image_formats import PILLOW_FORMATS
 from latentfarm.server.context import ServerContext, context_of
 from latentfarm.server.http.error_answer import as_request_error, error_body
 from latentfarm.server.http.sse import ServerEvent, event_stream
@@ -80,6 +81,6 @@ def _size(body: bytes, request: Mapping[str, Any]) -> str:
     width, height = request.get("width"), request.get("height")
     if not (width and height):
         # the model's native size
-        with Image.open(BytesIO(body)) as image:
+        with Image.open(BytesIO(body), formats=PILLOW_FORMATS) as image:
             width, height = image.size
     return f"{width}x{height}"

@@ -16,7 +16,7 @@ from latentfarm.server.security.credentials import credentials_of
 from latentfarm.server.security.guard import guard_of
 from latentfarm.server.security.session import SESSION_S, cookie_name, csrf_token, expiry_of, new_session
 
-_MAX_BODY_BYTES = 4_096
+_MAX_BODY_BYTES = 16_384
 
 
 class SessionBody(BaseModel):
