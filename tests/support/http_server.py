@@ -91,23 +91,32 @@ class RunningWorker:
         in_use = threading.Event()
 
         class QuietWorker(Worker):
-            """Reports to the ledger only while a test uses it: other tests have a farm without workers."""
+            """Reports and renders only while a test uses it: other tests have workers of their own, or none."""
 
             def _do_housekeeping(self) -> None:
                 if in_use.is_set():
                     super()._do_housekeeping()
 
+            def on_urgent(self) -> None:
+                if in_use.is_set():
+                    super().on_urgent()
+
         self._in_use = in_use
         self.worker = QuietWorker(settings, celery, state=SharedState(), name=WORKER, supervised=True)
         self._redis: redis.Redis = farm.ledger.redis
+        #: held while it may take a doorbell and jobs
+        self._turn = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="worker", daemon=True)
         self._thread.start()
 
     def _run(self) -> None:
         while not self._stopping.is_set():
-            if self._redis.blpop([queue_name("mini")], timeout=1) and not self._stopping.is_set():
-                self.worker.render_loop.render_all()
+            if not self._in_use.wait(0.5):
+                continue
+            with self._turn:
+                if self._in_use.is_set() and self._redis.blpop([queue_name("mini")], timeout=0.2):
+                    self.worker.render_loop.render_all()
 
     @contextmanager
     def used(self) -> Iterator[Self]:
@@ -118,11 +127,14 @@ class RunningWorker:
             yield self
         finally:
             self._in_use.clear()
+            # the jobs that it has not begun must not keep it busy, and those that it has must not outlive the test
+            self._redis.flushall()
+            with self._turn, self.worker.render_loop._engine_lock:
+                pass
 
     def stop(self) -> None:
         """End as at a stop request."""
         self._stopping.set()
         self.worker.render_loop.stop()
-        self._redis.rpush(queue_name("mini"), "")
         self._thread.join(30)
         self.worker.close()

@@ -74,8 +74,7 @@ def serving(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield start
 
 
-# of this folder only: it would take the jobs of other tests, and end with the devices that they break
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="session")
 def shared_worker(connected: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     worker = RunningWorker(connected, tmp_path_factory.mktemp("model"))
     yield worker
