@@ -74,7 +74,8 @@ def serving(farm: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
         yield start
 
 
-@pytest.fixture(scope="session")
+# not of the session: its threads would serve the farm of the tests of other folders too
+@pytest.fixture(scope="module")
 def shared_worker(connected: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningWorker]:
     worker = RunningWorker(connected, tmp_path_factory.mktemp("model"))
     yield worker
