@@ -20,6 +20,16 @@ NATIVE = 64
 _TEXT_WIDTH = 64
 #: of sdxl: the widths of the encoders' hidden states, of the second projection, and of an embedded size
 _TEXT_WIDTHS, _PROJECTED_WIDTH, _SIZE_WIDTH = (32, 64), 48, 32
+#: the noise schedule of Stable Diffusion 1.x
+SD_SCHEDULE: dict[str, Any] = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 _SCHEDULERS: dict[str, dict[str, Any]] = {
     "sd1": {"_class_name": "PNDMScheduler", "skip_prk_steps": True, "prediction_type": "epsilon"},
     "sd2": {"_class_name": "DDIMScheduler", "prediction_type": "v_prediction"},
@@ -60,13 +70,7 @@ def _write(folder: Path, kind: str) -> None:
     (folder / "scheduler").mkdir()
     scheduler = {
         "_diffusers_version": "0.42.1",
-        "num_train_timesteps": 1000,
-        "beta_start": 0.00085,
-        "beta_end": 0.012,
-        "beta_schedule": "scaled_linear",
-        "clip_sample": False,
-        "set_alpha_to_one": False,
-        "steps_offset": 1,
+        **SD_SCHEDULE,
         **_SCHEDULERS[kind],
     }
     _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)

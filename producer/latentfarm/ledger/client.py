@@ -90,6 +90,10 @@ class LedgerClient:
             seconds, micros = self.redis.time()
         return int(seconds) * 1_000_000 + int(micros)
 
+    def now_s(self) -> int:
+        """Return Redis ``TIME`` in seconds since 1970: the clocks of servers may differ."""
+        return self.now_us() // 1_000_000
+
     def memory_bytes(self) -> int:
         """Return the memory in use by the Redis server."""
         with translate_errors(self.where):

@@ -38,6 +38,12 @@ class Event:
     worker: str = ""
 
 
+def event_order(event_id: str) -> tuple[int, int]:
+    """Return what sorts the ids of events by time; an empty id comes before all."""
+    milliseconds, _, number = (event_id or _NO_EVENT).partition("-")
+    return int(milliseconds), int(number)
+
+
 class Events(LedgerClient):
     """The stream of events."""
 

@@ -67,7 +67,7 @@ class Queries(LedgerClient):
             interactive: only interactive batches instead of only others.
             before: the batch, as it was yielded, after which to begin; it may be deleted since.
         """
-        key = "{lf}:interactive" if interactive else "{lf}:batches"
+        key = _LISTS[interactive]
         while True:
             with translate_errors(self.where):
                 found = self._batches_before(key, before)
@@ -137,6 +137,15 @@ class Queries(LedgerClient):
         errors = {decode(code): int(count) for code, count in counted.items()}
         return batch_record(name, facts, errors, rate)
 
+    def require_batch(self, name: str) -> None:
+        """Check that a batch exists; cheaper than ``batch``.
+
+        Raises:
+            NotFoundError: the batch is unknown.
+        """
+        if not self.batch_summaries([name]):
+            raise unknown_batch(name)
+
     def states(self, batch: str, start: int, stop: int) -> list[JobState]:
         """Return the states of the jobs ``start`` to ``stop - 1``."""
         return [JobState(byte) for byte in self.state_bytes(batch, start, stop)]
@@ -159,17 +168,8 @@ class Queries(LedgerClient):
                 at = found.find(1, at + 1)
 
     def indices(self, batch: str, state: JobState) -> Iterator[int]:
-        """Yield the indices of the jobs that are leased, done or failed, in order.
-
-        Pending and cancelled jobs cannot be found: their byte may never have been written.
-        """
-        total, wanted = self.batch(batch).total, bytes([state])
-        for start in range(0, total, CHUNK_JOBS):
-            chunk = self._state_bytes(batch, start, min(start + CHUNK_JOBS, total))
-            at = chunk.find(wanted)
-            while at >= 0:
-                yield start + at
-                at = chunk.find(wanted, at + 1)
+        """Yield the indices of all jobs in a state, in order."""
+        yield from self.find_states(batch, {state}, 0, self.batch(batch).total)
 
     def jobs(self, batch: str, indices: Sequence[int]) -> list[JobRecord]:
         """Return the records of jobs of one chunk, in the order given."""

@@ -9,7 +9,7 @@
     interactive/   images that a client waits for, as jobs of the ledger
     live/          events and progress of the farm, followed once for all clients
     security/      keys, limits, origins, the audit log
-    http/          operations, problems, bodies, server-sent events
+    http/          operations, errors, bodies, server-sent events
 
 The server has no state of its own: any number of servers serve one farm.
 """

@@ -40,6 +40,14 @@ class ServerContext:
         return await anyio.to_thread.run_sync(partial(function, *args, **options), limiter=self.threads)
 
 
+def of_server(request: Request, name: str, make: Callable[[], Returned]) -> Returned:
+    """Return an object of which each server has one, made when it is first needed. ``name`` is unique among them."""
+    state = request.app.state
+    if not hasattr(state, name):
+        setattr(state, name, make())
+    return cast("Returned", getattr(state, name))
+
+
 def context_of(request: Request) -> ServerContext:
     """Return the context of the server that answers a request."""
     return cast("ServerContext", request.app.state.context)

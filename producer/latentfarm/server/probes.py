@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from latentfarm.errors import LatentfarmError
-from latentfarm.server.context import ServerContext, context_of
+from latentfarm.server.context import ServerContext, context_of, of_server
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.live.cache import Cached
 
@@ -59,10 +59,8 @@ async def livez(_request: Request) -> Response:
 
 
 async def readyz(request: Request) -> Response:
-    state = request.app.state
-    if not hasattr(state, "readiness"):
-        state.readiness = _Readiness(context_of(request))
-    problem = await state.readiness.problem()
+    readiness = of_server(request, "readiness", lambda: _Readiness(context_of(request)))
+    problem = await readiness.problem()
     return PlainTextResponse(f"{problem or 'ok'}\n", status_code=503 if problem else 200)
 
 

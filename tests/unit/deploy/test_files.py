@@ -220,7 +220,9 @@ def test_the_server_has_keys_a_loopback_port_and_time_to_stop(monkeypatch: pytes
     port = settings.address.rpartition(":")[2]
     assert service.config["ports"] == [f"127.0.0.1:7860:{port}"]
     [volume] = service.config["volumes"]
-    assert settings.thumbnail_cache.is_relative_to(volume.partition(":")[2])
+    # the process starts in the image's folder
+    cache = Path(service.image.folder) / settings.thumbnail_cache
+    assert cache.is_relative_to(volume.partition(":")[2])
     # its folder in the image belongs to the image's user, so the volume does
     assert volume.endswith(f":{service.image.folder}")
     assert seconds(service.config["stop_grace_period"]) >= settings.shutdown_timeout_s + 10

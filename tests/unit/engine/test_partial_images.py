@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from tests.support.engines import Faulty, make, pixels
+from tests.support.tiny import SD_SCHEDULE
 
 from latentfarm import schedulers
 from latentfarm_worker.engine.engine import Engine
@@ -15,16 +16,7 @@ from latentfarm_worker.engine.sampling_plan import make_scheduler, plan_for, sca
 
 pytestmark = pytest.mark.unit
 
-CONFIG = {
-    "_class_name": "DDIMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "steps_offset": 1,
-}
+CONFIG = {"_class_name": "DDIMScheduler", **SD_SCHEDULE}
 
 
 def render(engine: Engine, *jobs: Any) -> tuple[dict[int, Any], list[Preview]]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.tiny import SD_SCHEDULE
 
 from latentfarm import schedulers
 from latentfarm.errors import JobError
@@ -16,17 +17,7 @@ from latentfarm_worker.engine import sampling_plan as plans
 
 pytestmark = pytest.mark.unit
 
-CONFIG: dict[str, Any] = {
-    "_class_name": "PNDMScheduler",
-    "num_train_timesteps": 1000,
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "clip_sample": False,
-    "set_alpha_to_one": False,
-    "skip_prk_steps": True,
-    "steps_offset": 1,
-}
+CONFIG: dict[str, Any] = {"_class_name": "PNDMScheduler", **SD_SCHEDULE, "skip_prk_steps": True}
 BOUND = 2e-6
 
 

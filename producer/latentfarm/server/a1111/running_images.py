@@ -16,6 +16,7 @@ from latentfarm.errors import NotFoundError
 from latentfarm.farm import Farm
 from latentfarm.ledger import BatchRecord
 from latentfarm.ledger.live_reports import LiveReport
+from latentfarm.server.context import of_server
 from latentfarm.server.live.hub import EventHub, Item, SlowSubscriberError
 
 #: the least progress of images that are not done, as in the web UI
@@ -69,10 +70,7 @@ class RunningImages:
 
 def running_images(request: Request) -> RunningImages:
     """Return the running images of the server that answers a request."""
-    state = request.app.state
-    if not hasattr(state, "running_images"):
-        state.running_images = RunningImages()
-    return cast("RunningImages", state.running_images)
+    return of_server(request, "running_images", RunningImages)
 
 
 def find_batches(farm: Farm, owner: str) -> list[BatchRecord]:

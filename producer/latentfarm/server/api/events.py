@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import LatentfarmError, NotFoundError, UnavailableError
-from latentfarm.ledger.events import Event
+from latentfarm.ledger.events import Event, event_order
 from latentfarm.server.api.batches import active_statuses, batch_answer
 from latentfarm.server.api.images import preview_path
 from latentfarm.server.api.models import EventsQuery
@@ -44,7 +44,7 @@ async def stream_events(request: Request) -> Response:
     after = _last_event_id(request) or query.after
     if query.batch:
         # a client that connects again learns that the batch is deleted, and ends
-        await context.run(context.farm.ledger.batch, query.batch)
+        await context.run(context.farm.ledger.require_batch, query.batch)
     return event_stream(_Stream(context, polled_answers(request), query, after).run(), lasting=True)
 
 
@@ -134,7 +134,7 @@ class _Stream:
         if not isinstance(item, Event):
             report = {**asdict(item), "preview": preview_path(item.preview)}
             return ServerEvent(to_json(report).decode(), "live")
-        if _order(item.id) <= _order(self._sent):
+        if event_order(item.id) <= event_order(self._sent):
             return None
         self._sent = item.id
         return _change(item)
@@ -165,11 +165,6 @@ class _Stream:
 
 def _change(event: Event) -> ServerEvent:
     return ServerEvent(to_json(asdict(event)).decode(), "change", event.id)
-
-
-def _order(event_id: str) -> tuple[int, int]:
-    milliseconds, _, number = (event_id or "0-0").partition("-")
-    return int(milliseconds), int(number)
 
 
 OPERATIONS: tuple[Operation, ...] = (

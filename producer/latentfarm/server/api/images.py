@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -16,7 +17,7 @@ from latentfarm.server.api.models import ImageQuery, PreviewQuery, ThumbnailQuer
 from latentfarm.server.api.request import batch_name, job_index, read_query
 from latentfarm.server.api.threads import run_with_bucket
 from latentfarm.server.api.thumbnails import Thumbnails, UnreadableImageError
-from latentfarm.server.context import ServerContext, context_of
+from latentfarm.server.context import ServerContext, context_of, of_server
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.storage.bucket import MissingObjectError
@@ -70,7 +71,7 @@ async def show_preview(request: Request) -> Response:
     query = read_query(request, PreviewQuery)
     context, name, index = context_of(request), batch_name(request), job_index(request)
     key = preview_key(name, index, query.epoch, query.number, IMAGE_FORMATS[query.format])
-    await context.run(context.farm.ledger.batch, name)
+    await context.run(context.farm.ledger.require_batch, name)
     body = await run_with_bucket(request, _read, context.farm, _Image(key, query.epoch))
     return Response(body, headers={"Cache-Control": _IMMUTABLE}, media_type=IMAGE_FORMATS[query.format].content_type)
 
@@ -86,15 +87,10 @@ def preview_path(key: str) -> str | None:
 
 
 def _thumbnails(request: Request, context: ServerContext) -> Thumbnails:
-    """Return the thumbnails of this server, which are made when they are first needed."""
-    state = request.app.state
-    if not hasattr(state, "thumbnails"):
-        settings = context.settings
-        state.thumbnails = Thumbnails(
-            settings.thumbnail_cache, settings.thumbnail_cache_bytes, source=context.farm.bucket.where
-        )
-    found: Thumbnails = state.thumbnails
-    return found
+    """Return the thumbnails of this server."""
+    settings, source = context.settings, context.farm.bucket.where
+    make = partial(Thumbnails, settings.thumbnail_cache, settings.thumbnail_cache_bytes, source=source)
+    return of_server(request, "thumbnails", make)
 
 
 async def _find(request: Request, epoch: int | None, image_format: str | None) -> _Image:
@@ -104,7 +100,7 @@ async def _find(request: Request, epoch: int | None, image_format: str | None) -
     """
     context, name, index = context_of(request), batch_name(request), job_index(request)
     if epoch is not None and image_format is not None:
-        await context.run(context.farm.ledger.batch, name)
+        await context.run(context.farm.ledger.require_batch, name)
         return _Image(image_key(name, index, epoch, IMAGE_FORMATS[image_format]), epoch)
     return await run_with_bucket(request, _find_receipt, context.farm, name, index, epoch)
 

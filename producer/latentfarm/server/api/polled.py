@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
 
 from pydantic_core import to_json
 from starlette.requests import Request
 from starlette.responses import Response
 
-from latentfarm.server.context import ServerContext, context_of
+from latentfarm.server.context import ServerContext, context_of, of_server
 from latentfarm.server.live.cache import Cached
 
 #: seconds for which an answer is kept
@@ -42,10 +41,7 @@ def _encode(function: Callable[..., object], *args: object) -> bytes:
 
 def polled_answers(request: Request) -> PolledAnswers:
     """Return the answers of the server that answers a request."""
-    state = request.app.state
-    if not hasattr(state, "polled"):
-        state.polled = PolledAnswers(context_of(request))
-    return cast("PolledAnswers", state.polled)
+    return of_server(request, "polled", lambda: PolledAnswers(context_of(request)))
 
 
 async def polled_answer(request: Request, function: Callable[..., object], *args: object) -> Response:

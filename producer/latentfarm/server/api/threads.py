@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar, cast
+from typing import TypeVar
 
 import anyio
 from anyio import CapacityLimiter
 from starlette.requests import Request
+
+from latentfarm.server.context import of_server
 
 Returned = TypeVar("Returned")
 
@@ -27,10 +29,7 @@ class _Threads:
 
 
 def _threads(request: Request) -> _Threads:
-    state = request.app.state
-    if not hasattr(state, "api_threads"):
-        state.api_threads = _Threads()
-    return cast("_Threads", state.api_threads)
+    return of_server(request, "api_threads", _Threads)
 
 
 async def run_with_bucket(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
 from typing import Any, NoReturn, TypeVar, overload
 
 from pydantic import BaseModel
@@ -26,14 +27,23 @@ def check_length(length: int, limit: int) -> None:
         raise RequestError(413, "body_too_large", f"the body is longer than {limit} bytes; send less at once")
 
 
+async def body_chunks(request: Request, limit: int) -> AsyncIterator[bytes]:
+    """Yield the body as it arrives. One of more than ``limit`` bytes is refused before they are read.
+
+    Raises:
+        RequestError: 413.
+    """
+    check_length(declared_length(request) or 0, limit)
+    received = 0
+    async for chunk in request.stream():
+        received += len(chunk)
+        check_length(received, limit)
+        yield chunk
+
+
 async def read_body(request: Request, limit: int) -> bytes:
     """Return the body, of at most ``limit`` bytes. A longer one is refused before it is in memory."""
-    check_length(declared_length(request) or 0, limit)
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        check_length(len(body), limit)
-    return bytes(body)
+    return b"".join([chunk async for chunk in body_chunks(request, limit)])
 
 
 @overload

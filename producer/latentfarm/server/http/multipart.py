@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from latentfarm.server.http.body import check_length, declared_length
+from latentfarm.server.http.body import body_chunks
 from latentfarm.server.http.request_error import RequestError
 
 #: images/edits has up to 16 files and 30 fields
@@ -135,11 +135,8 @@ async def read_form(request: Request, limit: int) -> AsyncIterator[FormEvent]:
     Raises:
         RequestError: 400, 413 or 415.
     """
-    parser, received = FormParser(request.headers.get("content-type", "")), 0
-    check_length(declared_length(request) or 0, limit)
-    async for chunk in request.stream():
-        received += len(chunk)
-        check_length(received, limit)
+    parser = FormParser(request.headers.get("content-type", ""))
+    async for chunk in body_chunks(request, limit):
         for event in parser.feed(chunk):
             yield event
     if not parser.ended:

@@ -50,7 +50,7 @@ def _find(context: ServerContext) -> list[ServedModel]:
     for worker in ledger.worker_records():
         first = worker.since_ms // 1000
         since[worker.model] = min(first, since.get(worker.model, first))
-    working, now = set(since), ledger.now_us() // 1_000_000
+    working, now = set(since), ledger.now_s()
     names = working | ledger.pending_jobs().keys()
     if context.settings.default_model:
         names |= {context.settings.default_model}

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager, suppress
 
 from latentfarm.errors import LatentfarmError
 from latentfarm.ledger import Ledger
-from latentfarm.ledger.events import Event
+from latentfarm.ledger.events import Event, event_order
 from latentfarm.ledger.live_reports import LiveReport
 
 Item = Event | LiveReport
@@ -135,7 +135,7 @@ class EventHub:
 
     def _follow_events(self) -> None:
         latest = self._ledger.last_event_id()
-        if not self.latest_id or _order(latest) < _order(self.latest_id):
+        if not self.latest_id or event_order(latest) < event_order(self.latest_id):
             # the first time, or a Redis that has lost its latest events
             self.latest_id = latest
         while not self._stopping.is_set():
@@ -158,8 +158,3 @@ class EventHub:
     def _deliver(self, items: Items) -> None:
         for subscription in list(self._subscriptions):
             subscription.put(items)
-
-
-def _order(event_id: str) -> tuple[int, int]:
-    milliseconds, _, number = event_id.partition("-")
-    return int(milliseconds), int(number)

@@ -22,6 +22,13 @@ _WORDS: dict[BatchState, BatchStatusWord] = {
 _NO_COUNTS = RequestCounts(total=0, completed=0, failed=0)
 
 
+def find_batch(farm: Farm, batch: str) -> tuple[StoredBatch, BatchAnswer] | None:
+    """Return what a client has requested under an id, and its state; None if there is no such batch, or no more."""
+    stored = stored_batches.read_batch(farm.bucket, batch)
+    answer = describe(farm, stored) if stored else None
+    return (stored, answer) if stored and answer else None
+
+
 def describe(farm: Farm, stored: StoredBatch) -> BatchAnswer | None:
     """Return a batch in OpenAI's shape; None if it was deleted.
 

@@ -24,7 +24,6 @@ from latentfarm.farm import Farm
 from latentfarm.job import Defaults
 from latentfarm.server.openai import stored_batches, stored_files
 from latentfarm.server.openai.batch_state import find_record
-from latentfarm.server.openai.ids import now_s
 from latentfarm.server.openai.models import BatchError
 from latentfarm.server.openai.stored_batches import Outcome, StoredBatch
 from latentfarm.submission.expansion import Expansion
@@ -197,7 +196,7 @@ class _Submission:
         return errors
 
     def _new(self, status: Literal["submitted", "failed", "cancelled"], errors: Sequence[BatchError] = ()) -> Outcome:
-        return Outcome(status=status, at=now_s(self._farm.ledger), errors=list(errors))
+        return Outcome(status=status, at=self._farm.ledger.now_s(), errors=list(errors))
 
     def _check(self, _jobs: int = 0) -> None:
         """Keep the claim, and stop if the server ends or the batch is cancelled."""
@@ -233,7 +232,7 @@ def make_request(farm: Farm, stored: StoredBatch) -> Request:
     Raises:
         InputError: the file was deleted.
     """
-    if stored_files.read_record(farm.bucket, stored.input_file_id, now_s(farm.ledger)) is None:
+    if stored_files.read_record(farm.bucket, stored.input_file_id, farm.ledger.now_s()) is None:
         raise InputError(f"the file {stored.input_file_id} was deleted before it was read; upload it again")
     reading = ReadOptions(format="jsonl", models=stored.models)
     url = f"s3://{farm.bucket.name}/{stored_files.content_key(stored.input_file_id)}"

@@ -17,9 +17,9 @@ from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.interactive.models import is_openai_name, resolve_model
 from latentfarm.server.openai import stored_batches, stored_files
-from latentfarm.server.openai.batch_state import describe, find_record
+from latentfarm.server.openai.batch_state import describe, find_batch, find_record
 from latentfarm.server.openai.batch_submission import BatchSubmitter
-from latentfarm.server.openai.ids import created_at, is_batch_id, new_stem, now_s
+from latentfarm.server.openai.ids import created_at, is_batch_id, new_stem
 from latentfarm.server.openai.models import BatchAnswer, BatchBody, BatchList, BatchQuery
 from latentfarm.server.openai.stored_batches import StoredBatch
 from latentfarm.server.openai.stored_files import StoredFile
@@ -70,7 +70,7 @@ def _check(body: BatchBody) -> None:
 def _input_file(context: ServerContext, file_id: str) -> tuple[StoredFile, str | None]:
     """Return the file of a new batch and the model of its first line."""
     farm, limit = context.farm, context.settings.max_batch_lines
-    file = stored_files.read_record(farm.bucket, file_id, now_s(farm.ledger))
+    file = stored_files.read_record(farm.bucket, file_id, farm.ledger.now_s())
     if file is None:
         raise stored_files.missing_file(file_id, param="input_file_id")
     if file.purpose != "batch":
@@ -132,10 +132,8 @@ def _page(farm: Farm, query: BatchQuery) -> list[BatchAnswer]:
         raise _refused(f"{query.after[:100]!r} is no id of a batch", "after")
     found: list[BatchAnswer] = []
     for batch in stored_batches.batch_ids(farm.bucket, after=query.after):
-        stored = stored_batches.read_batch(farm.bucket, batch)
-        answer = describe(farm, stored) if stored else None
-        if answer is not None:
-            found.append(answer)
+        if known := find_batch(farm, batch):
+            found.append(known[1])
         if len(found) > query.limit:
             break
     return found
@@ -149,11 +147,10 @@ async def get_batch(request: Request) -> Response:
 
 
 def _find(farm: Farm, batch: str) -> BatchAnswer:
-    stored = stored_batches.read_batch(farm.bucket, batch)
-    answer = describe(farm, stored) if stored else None
-    if answer is None:
+    found = find_batch(farm, batch)
+    if found is None:
         raise stored_batches.missing_batch(batch)
-    return answer
+    return found[1]
 
 
 async def cancel_batch(request: Request) -> Response:
@@ -171,7 +168,7 @@ def _cancel(farm: Farm, batch: str) -> BatchAnswer:
     if found.status == "cancelled":
         return found
     # written before the ledger is read: a submission that begins meanwhile finds it
-    stored_batches.write_cancellation(farm.bucket, batch, now_s(farm.ledger))
+    stored_batches.write_cancellation(farm.bucket, batch, farm.ledger.now_s())
     if find_record(farm, batch) is not None:
         Batch(farm.connection, batch).cancel(flush=False)
     return _find(farm, batch)

@@ -15,7 +15,7 @@ from latentfarm.server.http.multipart import FormPart, read_form
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.openai import stored_batches, stored_files
-from latentfarm.server.openai.ids import created_at, new_stem, now_s
+from latentfarm.server.openai.ids import created_at, new_stem
 from latentfarm.server.openai.models import (
     MAX_FILES_PAGE,
     OUTPUT_PURPOSE,
@@ -120,7 +120,7 @@ async def list_files(request: Request) -> Response:
 
 
 def _page(context: ServerContext, query: FileQuery) -> tuple[list[FileAnswer], bool]:
-    farm, limit, now = context.farm, min(query.limit, MAX_FILES_PAGE), now_s(context.farm.ledger)
+    farm, limit, now = context.farm, min(query.limit, MAX_FILES_PAGE), context.farm.ledger.now_s()
     ids = list(stored_files.file_ids(farm.bucket))
     if query.purpose in {"", OUTPUT_PURPOSE}:
         ids += [file for batch in stored_batches.batch_ids(farm.bucket) for file in output_ids(batch)]
@@ -146,7 +146,7 @@ def find_file(farm: Farm, file: str, now: int) -> FileAnswer | None:
 
 
 def _require(farm: Farm, file: str) -> FileAnswer:
-    found = find_file(farm, file, now_s(farm.ledger))
+    found = find_file(farm, file, farm.ledger.now_s())
     if found is None:
         raise stored_files.missing_file(file, param="id")
     return found

@@ -19,11 +19,6 @@ def new_stem(ledger: Ledger) -> str:
     return f"{_TOP_MS - ledger.now_us() // 1_000:011x}{secrets.token_hex(7)[:13]}"
 
 
-def now_s(ledger: Ledger) -> int:
-    """Return Redis' time in seconds since 1970: the clocks of servers may differ."""
-    return ledger.now_us() // 1_000_000
-
-
 def created_at(stem: str) -> int:
     """Return the time in an id's stem, in seconds since 1970."""
     return (_TOP_MS - int(stem[:11], 16)) // 1000

@@ -67,7 +67,7 @@ def _encode(context: ServerContext, kind: str, body: bytes, request: Mapping[str
     fields = {
         "type": kind,
         "b64_json": b64encode(body).decode("ascii"),
-        "created_at": context.farm.ledger.now_us() // 1_000_000,
+        "created_at": context.farm.ledger.now_s(),
         "size": _size(body, request),
         "quality": "auto",
         "background": "opaque",

@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from latentfarm.server.context import ServerContext, context_of
-from latentfarm.server.http.body import check_length, declared_length, read_json
+from latentfarm.server.http.body import body_chunks, read_json
 from latentfarm.server.http.disconnect import cancel_on_disconnect
 from latentfarm.server.http.multipart import read_form
 from latentfarm.server.http.operation import Operation, Scope
@@ -70,7 +70,7 @@ def _encode(
 ) -> bytes:
     first = results[0]["request"]
     answer = ImagesAnswer(
-        created=context.farm.ledger.now_us() // 1_000_000,
+        created=context.farm.ledger.now_s(),
         data=entries,
         output_format=first.get("image_format", "png"),
         size=f"{first['width']}x{first['height']}",
@@ -104,11 +104,8 @@ async def _discard(request: Request) -> None:
     """Read a body of images, and keep nothing of it."""
     kind = request.headers.get("content-type", "").lower()
     if kind.startswith("application/json"):
-        received = 0
-        check_length(declared_length(request) or 0, _MAX_REFUSED_BYTES)
-        async for chunk in request.stream():
-            received += len(chunk)
-            check_length(received, _MAX_REFUSED_BYTES)
+        async for _ in body_chunks(request, _MAX_REFUSED_BYTES):
+            pass
     else:
         async for _ in read_form(request, _MAX_REFUSED_BYTES):
             pass

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 from latentfarm.batch import Batch
 from latentfarm.farm import Farm
 from latentfarm.fetch.openai_results import openai_lines, requested_entry
 from latentfarm.job_state import JobState
-from latentfarm.server.openai.batch_state import describe, errors_id, output_id
-from latentfarm.server.openai.ids import is_batch_id
+from latentfarm.server.openai.batch_state import errors_id, find_batch, output_id
+from latentfarm.server.openai.ids import is_batch_id, stem_of
 from latentfarm.server.openai.models import OUTPUT_PURPOSE, FileAnswer
-from latentfarm.server.openai.stored_batches import read_batch
 from latentfarm.storage.parallel_get import parallel_reader
 
 #: of a block that is sent at once
 _BLOCK_BYTES = 65_536
-#: jobs whose states are read at once
-_STATES = 100_000
 _OUTPUT = re.compile(r"file-(?P<stem>.+)-(?P<kind>output|errors)")
 _STATES_OF = {
     "output": frozenset({JobState.DONE}),
@@ -28,7 +25,7 @@ _STATES_OF = {
 
 def output_ids(batch: str) -> tuple[str, str]:
     """Return the ids that the files of a batch have, if they exist."""
-    stem = batch.removeprefix("batch_")
+    stem = stem_of(batch)
     return errors_id(stem), output_id(stem)
 
 
@@ -45,10 +42,10 @@ def find_output(farm: Farm, file: str, now: int) -> FileAnswer | None:
     That is so while its batch runs, if the batch has no such lines, and if the file has expired at the time ``now``.
     """
     parsed = parse_output_id(file)
-    stored = read_batch(farm.bucket, parsed[0]) if parsed else None
-    batch = describe(farm, stored) if stored else None
-    if stored is None or batch is None or file not in {batch.output_file_id, batch.error_file_id}:
+    found = find_batch(farm, parsed[0]) if parsed else None
+    if found is None or file not in {found[1].output_file_id, found[1].error_file_id}:
         return None
+    stored, batch = found
     created_at = batch.completed_at or batch.cancelled_at or batch.created_at
     expires_at = created_at + stored.output_expires_s if stored.output_expires_s else None
     if expires_at is not None and expires_at <= now:
@@ -75,7 +72,7 @@ def output_blocks(farm: Farm, file: str, *, expires_s: int) -> Generator[bytes, 
     assert parsed is not None  # noqa: S101 (the caller has found the file)
     batch, states = parsed
     record = farm.ledger.batch(batch)
-    results = Batch(farm.connection, batch).results(_indices(farm, batch, record.total, states))
+    results = Batch(farm.connection, batch).results(farm.ledger.find_states(batch, states, 0, record.total))
     words = {state.word for state in states}
     block = bytearray()
     with parallel_reader(farm.bucket) as read:
@@ -86,10 +83,3 @@ def output_blocks(farm: Farm, file: str, *, expires_s: int) -> Generator[bytes, 
                 yield bytes(block)
                 block.clear()
     yield bytes(block)
-
-
-def _indices(farm: Farm, batch: str, total: int, wanted: frozenset[JobState]) -> Iterator[int]:
-    """Yield the jobs in one of these states: parts without one need not be read."""
-    for start in range(0, total, _STATES):
-        states = farm.ledger.state_bytes(batch, start, min(start + _STATES, total))
-        yield from (start + at for at, state in enumerate(states) if state in wanted)

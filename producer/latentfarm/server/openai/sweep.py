@@ -16,8 +16,8 @@ import anyio
 from latentfarm.errors import LatentfarmError
 from latentfarm.farm import Farm
 from latentfarm.server.openai import stored_batches, stored_files
-from latentfarm.server.openai.batch_state import describe
-from latentfarm.server.openai.ids import created_at, now_s, stem_of
+from latentfarm.server.openai.batch_state import find_batch
+from latentfarm.server.openai.ids import created_at, stem_of
 from latentfarm.storage.deletion import delete_batch
 from latentfarm.storage.multipart_upload import abort_uploads_before
 
@@ -63,7 +63,7 @@ class Sweeper:
 
 def sweep_files(farm: Farm) -> None:
     """Remove files that have expired, and the remains of uploads."""
-    bucket, now = farm.bucket, now_s(farm.ledger)
+    bucket, now = farm.bucket, farm.ledger.now_s()
     began = now - _LONGEST_UPLOAD_S
     for file, whole in stored_files.all_files(bucket):
         died = not whole and created_at(stem_of(file)) < began
@@ -77,11 +77,10 @@ def sweep_batches(farm: Farm) -> None:
 
     Batches that no server submits are queued again, because their state is read.
     """
-    now = now_s(farm.ledger)
+    now = farm.ledger.now_s()
     for batch in stored_batches.batch_ids(farm.bucket):
-        stored = stored_batches.read_batch(farm.bucket, batch)
-        state = describe(farm, stored) if stored else None
-        if state is not None and stored is not None:
+        if found := find_batch(farm, batch):
+            stored, state = found
             ended_at = state.completed_at or state.cancelled_at
             if stored.output_expires_s is None or ended_at is None or ended_at + stored.output_expires_s > now:
                 continue
