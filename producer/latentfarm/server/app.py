@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from latentfarm.errors import LatentfarmError
 from latentfarm.farm import Farm
-from latentfarm.server import a1111, api, probes
+from latentfarm.server import a1111, api, dashboard, probes
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.error_answer import error_answer
 from latentfarm.server.http.frame import RequestFrame, RunningRequest
@@ -43,6 +43,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *batches.OPERATIONS,
     *a1111.OPERATIONS,
     *api.OPERATIONS,
+    *dashboard.OPERATIONS,
 )
 
 #: threads for calls of Redis and the bucket

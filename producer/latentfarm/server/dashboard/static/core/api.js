@@ -1,0 +1,164 @@
+/** Requests to `/api`. */
+
+/** @typedef {Record<string, string | number | boolean | readonly (string | number)[] | null | undefined>} Query */
+
+/** An answer that is an error, or no answer: then `status` is 0. `message` has place, value and cure. */
+export class ApiError extends Error {
+  /**
+   * @param {number} status
+   * @param {string} code short and stable
+   * @param {string} message
+   * @param {{problems?: string[], total?: number, retryAfter?: number}} [more]
+   */
+  constructor(status, code, message, more = {}) {
+    super(message);
+    this.status = status;
+    this.code = code;
+    this.problems = more.problems ?? [];
+    this.total = more.total ?? this.problems.length;
+    this.retryAfter = more.retryAfter ?? 0;
+  }
+
+  /** Whether the same request may succeed later: the server, Redis or the bucket is unavailable. */
+  get temporary() {
+    return this.status === 0 || this.status === 429 || this.status >= 502;
+  }
+}
+
+let csrfToken = "";
+/** @type {() => void} */
+let onSignedOut = () => {};
+
+/**
+ * Send this token with every change, and call back when the server wants a key.
+ *
+ * @param {string} token
+ * @param {() => void} signedOut
+ */
+export function useSession(token, signedOut) {
+  csrfToken = token;
+  onSignedOut = signedOut;
+}
+
+/**
+ * Return a path with a query; values that are null, undefined or "" are left out.
+ *
+ * @param {string} path
+ * @param {Query} [query]
+ */
+export function url(path, query = {}) {
+  const params = new URLSearchParams();
+  for (const [name, value] of Object.entries(query)) {
+    for (const each of Array.isArray(value) ? value : [value]) {
+      if (each !== null && each !== undefined && each !== "") params.append(name, String(each));
+    }
+  }
+  return params.size ? `${path}?${params}` : path;
+}
+
+/** @param {string} name */
+export const batchPath = (name) => `/api/batches/${encodeURIComponent(name)}`;
+
+/**
+ * Return the JSON of an answer.
+ *
+ * @param {string} path
+ * @param {{query?: Query, signal?: AbortSignal}} [options]
+ * @returns {Promise<any>}
+ */
+export function get(path, { query, signal } = {}) {
+  return send("GET", url(path, query), { signal });
+}
+
+/**
+ * @param {string} path
+ * @param {unknown} [body]
+ * @param {{signal?: AbortSignal}} [options]
+ * @returns {Promise<any>}
+ */
+export function post(path, body = {}, { signal } = {}) {
+  return send("POST", path, {
+    signal,
+    body: JSON.stringify(body),
+    headers: { "Content-Type": "application/json" },
+  });
+}
+
+/** @param {string} path */
+export function remove(path) {
+  return send("DELETE", path, {});
+}
+
+/**
+ * Send a form with a file. `fetch` reports no progress of what it sends, so this is an XMLHttpRequest.
+ *
+ * @param {string} path
+ * @param {FormData} form
+ * @param {{signal?: AbortSignal, onProgress?: (share: number) => void}} [options]
+ * @returns {Promise<any>}
+ */
+export function upload(path, form, { signal, onProgress } = {}) {
+  return new Promise((resolve, reject) => {
+    const request = new XMLHttpRequest();
+    request.open("POST", path);
+    if (csrfToken) request.setRequestHeader("X-CSRF-Token", csrfToken);
+    request.upload.onprogress = (event) => onProgress?.(event.total ? event.loaded / event.total : 0);
+    request.onload = () => {
+      const body = parse(request.responseText);
+      if (request.status < 400) resolve(body);
+      else reject(errorOf(request.status, body, request.getResponseHeader("Retry-After")));
+    };
+    request.onerror = () => reject(unreachable());
+    request.onabort = () => reject(new DOMException("the upload was cancelled", "AbortError"));
+    signal?.addEventListener("abort", () => request.abort());
+    request.send(form);
+  });
+}
+
+/**
+ * @param {string} method
+ * @param {string} path
+ * @param {RequestInit} options
+ */
+async function send(method, path, options) {
+  const headers = new Headers(options.headers);
+  if (csrfToken && method !== "GET") headers.set("X-CSRF-Token", csrfToken);
+  let answer;
+  try {
+    answer = await fetch(path, { ...options, method, headers });
+  } catch (error) {
+    throw options.signal?.aborted ? error : unreachable();
+  }
+  const body = parse(await answer.text());
+  if (answer.ok) return body;
+  if (answer.status === 401) onSignedOut();
+  throw errorOf(answer.status, body, answer.headers.get("Retry-After"));
+}
+
+/** @param {string} text */
+function parse(text) {
+  try {
+    return text ? JSON.parse(text) : null;
+  } catch {
+    return null;
+  }
+}
+
+/**
+ * @param {number} status
+ * @param {any} body
+ * @param {string | null} retryAfter
+ */
+function errorOf(status, body, retryAfter) {
+  const error = body?.error ?? {};
+  const message = error.message ?? `the server answered ${status}`;
+  return new ApiError(status, error.code ?? "unknown", message, {
+    problems: error.problems,
+    total: error.total,
+    retryAfter: Number(retryAfter) || 0,
+  });
+}
+
+function unreachable() {
+  return new ApiError(0, "unreachable", "the server does not answer; the page tries again by itself");
+}

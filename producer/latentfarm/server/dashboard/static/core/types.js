@@ -1,0 +1,83 @@
+/**
+ * The answers of `/api` that the dashboard reads; docs/reference/http.md describes them.
+ *
+ * @typedef {"pending" | "leased" | "done" | "failed" | "cancelled"} JobState
+ * @typedef {"opening" | "open" | "complete" | "cancelled" | "deleting" | "recovering" | "paused"} BatchState
+ * @typedef {"picked" | "rejected" | null} Pick
+ *
+ * @typedef {object} Batch
+ * @property {string} batch
+ * @property {string} model
+ * @property {BatchState} state
+ * @property {string} paused describes the pause; empty if the batch is not paused
+ * @property {"" | "user" | "submission" | "canary" | "failure_budget"} paused_by
+ * @property {number} priority
+ * @property {number} total
+ * @property {number} pending
+ * @property {number} leased
+ * @property {number} done
+ * @property {number} failed
+ * @property {number} cancelled
+ * @property {Record<string, number>} errors failed jobs by code
+ * @property {number | null} images_per_s
+ * @property {number | null} eta_s
+ * @property {string} owner
+ * @property {string} [created]
+ * @property {string[]} [warnings] why its jobs wait; only of a single batch
+ *
+ * @typedef {object} Job the line of a job's result; a done job has the fields of its receipt as well
+ * @property {string} job
+ * @property {number} index
+ * @property {JobState} state
+ * @property {number} attempts
+ * @property {string | null} worker
+ * @property {{code: string, message: string} | null} error
+ * @property {Record<string, any>} request the row
+ * @property {string | null} image
+ * @property {string | null} thumbnail
+ * @property {Pick} [pick]
+ * @property {number | null} [rating]
+ * @property {string | null} [parameters] text in the form of AUTOMATIC1111; only of a single job
+ * @property {string | null} [intermediates] path of the strip of intermediate images; only of a single job
+ * @property {string} [sha256]
+ * @property {number} [seed]
+ *
+ * @typedef {object} Failure
+ * @property {string} code
+ * @property {number} count
+ * @property {number[]} indices
+ * @property {string} message
+ *
+ * @typedef {object} Worker
+ * @property {string} worker
+ * @property {string} model
+ * @property {string} device
+ * @property {string} device_name
+ * @property {string} dtype
+ * @property {number} slots
+ * @property {number} images
+ * @property {number | null} images_per_s
+ * @property {number | null} busy_share
+ * @property {boolean} draining
+ * @property {string} since
+ * @property {string} seen
+ *
+ * @typedef {object} Slot an image on a worker's device
+ * @property {string} job
+ * @property {number} step
+ * @property {number} steps
+ * @property {string | null} preview a data URL
+ *
+ * @typedef {object} Model
+ * @property {string} model
+ * @property {number} workers
+ * @property {number} pending
+ * @property {number} images_per_s
+ *
+ * @typedef {object} Session
+ * @property {string} name
+ * @property {string[]} scopes
+ * @property {string} csrf_token
+ */
+
+export {};

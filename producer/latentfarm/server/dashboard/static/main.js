@@ -1,0 +1,97 @@
+/** The beginning of the page: the session, the navigation and the view of the current path. */
+
+import { connectionLabel } from "./core/connection.js";
+import { fill, h } from "./core/dom.js";
+import { readAgain } from "./core/retry.js";
+import { show, start } from "./core/router.js";
+import { keyName, maySubmit, restoreSession, signOut } from "./core/session.js";
+import { chosenTheme, themeButton } from "./parts/theme.js";
+import { empty, problem } from "./parts/placeholder.js";
+import { showBatch } from "./views/batch.js";
+import { showBatches } from "./views/batches.js";
+import { showGallery } from "./views/gallery.js";
+import { showGrid } from "./views/grid.js";
+import { showImage } from "./views/image.js";
+import { showSignIn } from "./views/sign_in.js";
+import { showSubmit } from "./views/submit.js";
+import { showWorkers } from "./views/workers.js";
+
+/** @typedef {import("./core/router.js").Page} Page */
+/** @typedef {import("./core/router.js").Route} Route */
+
+const SECTIONS = [
+  { section: "batches", path: "/", label: "Batches" },
+  { section: "workers", path: "/workers", label: "Workers" },
+  { section: "submit", path: "/submit", label: "Submit" },
+];
+
+let signedIn = false;
+
+/**
+ * @param {string} pattern
+ * @param {string} section
+ * @param {(page: Page) => void | Promise<void>} view
+ * @returns {Route}
+ */
+function route(pattern, section, view) {
+  const guarded = (/** @type {Page} */ page) => (signedIn ? view(page) : showSignIn(page, enter));
+  return { pattern: new RegExp(`^${pattern}/?$`), section, show: guarded };
+}
+
+const ROUTES = [
+  route("", "batches", showBatches),
+  route("/workers", "workers", showWorkers),
+  route("/submit", "submit", showSubmit),
+  route("/batches/(?<name>[^/]+)", "batches", showBatch),
+  route("/batches/(?<name>[^/]+)/gallery", "batches", showGallery),
+  route("/batches/(?<name>[^/]+)/grid", "batches", showGrid),
+  route("/batches/(?<name>[^/]+)/images/(?<index>\\d+)", "batches", showImage),
+  route("/.*", "", ({ root, setTitle }) => {
+    setTitle("Not found");
+    root.append(empty("There is no such page", "", h("a", { href: "/" }, "Go to the batches")));
+  }),
+];
+
+/** @param {Route | null} shown */
+function updateNavigation(shown) {
+  const visible = SECTIONS.filter(({ section }) => signedIn && (section !== "submit" || maySubmit()));
+  const links = visible.map(({ section, path, label }) =>
+    h("a", { href: path, "aria-current": section === shown?.section ? "page" : null }, label),
+  );
+  fill(/** @type {Element} */ (document.getElementById("nav")), ...links);
+  const name = keyName();
+  const leave = h("button", { class: "link", type: "button", onclick: exit, title: `Signed in as ${name}` }, "Sign out");
+  const end = /** @type {Element} */ (document.getElementById("top-end"));
+  fill(end, signedIn && connectionLabel(), themeButton(), signedIn && name && leave);
+}
+
+/** Ask for a key: there is no session, or it has ended. */
+function askForKey() {
+  if (!signedIn) return;
+  signedIn = false;
+  show();
+}
+
+function enter() {
+  signedIn = true;
+  show();
+}
+
+async function exit() {
+  await signOut();
+  askForKey();
+}
+
+async function begin() {
+  chosenTheme();
+  const main = /** @type {Element} */ (document.getElementById("main"));
+  const waiting = (/** @type {unknown} */ error) => fill(main, problem("The farm is not available", error));
+  try {
+    signedIn = await readAgain(() => restoreSession(askForKey), new AbortController().signal, waiting);
+    start(ROUTES, updateNavigation);
+  } catch (error) {
+    fill(main, problem("The dashboard cannot begin", error));
+  }
+}
+
+begin();

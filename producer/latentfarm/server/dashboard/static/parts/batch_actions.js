@@ -1,0 +1,118 @@
+/** Decisions about a batch. What can be undone has an undo, what cannot asks first. */
+
+import { batchPath, post, remove } from "../core/api.js";
+import { h } from "../core/dom.js";
+import { plural } from "../core/format.js";
+import { maySubmit } from "../core/session.js";
+import { confirmed, entered } from "./dialogs.js";
+import { toast, toastError } from "./toasts.js";
+
+/** @typedef {import("../core/types.js").Batch} Batch */
+
+/**
+ * @typedef {object} Action
+ * @property {string} label
+ * @property {(batch: Batch) => boolean} offered
+ * @property {(batch: Batch) => Promise<void>} run
+ */
+
+/**
+ * @param {Batch} batch
+ * @param {string} verb
+ * @param {object} [body]
+ */
+const decide = (batch, verb, body) => post(`${batchPath(batch.batch)}/${verb}`, body);
+
+/** @param {Batch} batch */
+const isActive = (batch) => ["opening", "open", "paused"].includes(batch.state);
+
+/** @param {Batch} batch */
+async function pause(batch) {
+  await decide(batch, "pause", { reason: "in the dashboard" });
+  const undo = () => decide(batch, "resume").catch(toastError);
+  toast(`${batch.batch} is paused. Jobs that run are finished.`, { label: "Undo", onaction: undo });
+}
+
+/** @param {Batch} batch */
+async function resume(batch) {
+  await decide(batch, "resume");
+  const undo = () => decide(batch, "pause", { reason: "in the dashboard" }).catch(toastError);
+  toast(`${batch.batch} goes on.`, { label: "Undo", onaction: undo });
+}
+
+/** @param {Batch} batch */
+async function cancel(batch) {
+  const left = batch.pending + batch.leased;
+  const text = `${plural(left, "job")} will not be rendered, for good. Finished images stay.`;
+  if (!(await confirmed({ title: `Cancel ${batch.batch}?`, text, confirm: "Cancel the batch" }))) return;
+  await decide(batch, "cancel");
+  toast(`${batch.batch} is cancelled.`);
+}
+
+/**
+ * Run failed jobs again.
+ *
+ * @param {Batch} batch
+ * @param {string | null} [code] only those with this error code [default: all but those of invalid rows]
+ */
+export async function retry(batch, code = null) {
+  const { retried } = await decide(batch, "retry", { code });
+  toast(retried ? `${plural(retried, "job")} of ${batch.batch} will run again.` : "No failed job can run again.");
+}
+
+/** @param {Batch} batch */
+async function setPriority(batch) {
+  const text = "Batches of a higher priority run first. The default is 0.";
+  const question = { title: "Priority", text, label: "From -1,000 to 1,000", type: "number", confirm: "Set" };
+  const answer = await entered({ ...question, value: String(batch.priority) });
+  if (answer === null || Number(answer) === batch.priority) return;
+  await decide(batch, "priority", { priority: Number(answer) });
+  const undo = () => decide(batch, "priority", { priority: batch.priority }).catch(toastError);
+  toast(`${batch.batch} has the priority ${Number(answer)}.`, { label: "Undo", onaction: undo });
+}
+
+/** @param {Batch} batch */
+async function deleteBatch(batch) {
+  const name = batch.batch;
+  const text = `All images, results and prompts of ${plural(batch.total, "job")} are deleted from the bucket, for good.`;
+  if (!(await confirmed({ title: `Delete ${name}?`, text, confirm: "Delete", typed: name }))) return;
+  await remove(batchPath(name));
+  toast(`${name} is being deleted.`);
+}
+
+/** @type {readonly Action[]} */
+const ACTIONS = [
+  { label: "Pause", offered: (batch) => isActive(batch) && batch.state !== "paused", run: pause },
+  { label: "Resume", offered: (batch) => batch.state === "paused", run: resume },
+  {
+    label: "Retry failed",
+    offered: (batch) => Object.keys(batch.errors).some((code) => code !== "invalid_row") && batch.state !== "cancelled",
+    run: retry,
+  },
+  { label: "Priority …", offered: isActive, run: setPriority },
+  { label: "Cancel …", offered: isActive, run: cancel },
+  { label: "Delete …", offered: (batch) => !["deleting", "recovering"].includes(batch.state), run: deleteBatch },
+];
+
+/**
+ * Return the buttons for a batch, empty if the key allows no decisions. `updateBatchActions` shows those that apply.
+ *
+ * @param {() => Batch} batch returns the batch as it is now
+ */
+export function batchActions(batch) {
+  const buttons = ACTIONS.map((action) => {
+    const run = () => action.run(batch()).catch(toastError);
+    return h("button", { type: "button", onclick: run }, action.label);
+  });
+  return h("div", { class: "row actions" }, ...(maySubmit() ? buttons : []));
+}
+
+/**
+ * @param {Element} actions
+ * @param {Batch} batch
+ */
+export function updateBatchActions(actions, batch) {
+  [...actions.children].forEach((button, place) => {
+    if (button instanceof HTMLElement) button.hidden = !ACTIONS[place].offered(batch);
+  });
+}

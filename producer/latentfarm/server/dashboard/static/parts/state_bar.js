@@ -1,0 +1,67 @@
+/** The stacked bar of a batch: the share of its jobs in each state. */
+
+import { h, setText } from "../core/dom.js";
+import { number, percent } from "../core/format.js";
+
+/** @typedef {import("../core/types.js").Batch} Batch */
+/** @typedef {import("../core/types.js").JobState} JobState */
+
+/** The states in the order of the bar, with what users call them. @type {readonly [JobState, string][]} */
+export const STATES = [
+  ["done", "done"],
+  ["failed", "failed"],
+  ["cancelled", "cancelled"],
+  ["leased", "running"],
+  ["pending", "pending"],
+];
+
+/** @returns {HTMLElement} */
+export function stateBar() {
+  const segments = STATES.map(([state]) => h("span", { data: { state } }));
+  return h("div", { class: "state-bar", role: "img" }, ...segments);
+}
+
+/**
+ * @param {Element} bar
+ * @param {Batch} batch
+ */
+export function updateStateBar(bar, batch) {
+  for (const segment of /** @type {Iterable<HTMLElement>} */ (bar.children)) {
+    const jobs = batch[/** @type {JobState} */ (segment.dataset.state)];
+    segment.style.flexGrow = String(jobs);
+    segment.hidden = !jobs;
+  }
+  const counted = STATES.filter(([state]) => batch[state]).map(([state, word]) => `${number(batch[state])} ${word}`);
+  bar.setAttribute("aria-label", `${counted.join(", ") || "no jobs"} of ${number(batch.total)}`);
+}
+
+/** The word for a batch's state, with its share where jobs are left. @param {Batch} batch */
+export function describeState(batch) {
+  const ended = batch.done + batch.failed + batch.cancelled;
+  switch (batch.state) {
+    case "open":
+      return batch.leased ? "running" : "waiting";
+    case "opening":
+      return "being submitted";
+    case "complete":
+      return batch.failed ? "complete, with failures" : "complete";
+    case "paused":
+      return `paused at ${percent(batch.total ? ended / batch.total : 0)}`;
+    default:
+      return batch.state;
+  }
+}
+
+/** @returns {HTMLElement} */
+export function stateBadge() {
+  return h("span", { class: "badge" });
+}
+
+/**
+ * @param {HTMLElement} badge
+ * @param {Batch} batch
+ */
+export function updateStateBadge(badge, batch) {
+  badge.dataset.state = batch.state === "complete" && batch.failed ? "failed" : batch.state;
+  setText(badge, describeState(batch));
+}

@@ -1,0 +1,38 @@
+/** Short messages at the bottom: what was done, with a way back where there is one. */
+
+import { h } from "../core/dom.js";
+
+const SHOWN_MS = 8_000;
+
+/**
+ * Show a message. One with an action stays while it has the pointer or the focus.
+ *
+ * @param {string} text
+ * @param {{label?: string, onaction?: () => void, kind?: "plain" | "error"}} [options]
+ */
+export function toast(text, { label, onaction, kind = "plain" } = {}) {
+  const close = () => element.remove();
+  const act = () => {
+    close();
+    onaction?.();
+  };
+  const element = h(
+    "div",
+    { class: "toast", data: { kind } },
+    h("p", {}, text),
+    label && h("button", { class: "link", type: "button", onclick: act }, label),
+    h("button", { class: "icon", type: "button", "aria-label": "Close this message", onclick: close }, "×"),
+  );
+  document.getElementById("toasts")?.append(element);
+  const expire = () => {
+    if (element.matches(":hover, :focus-within")) setTimeout(expire, SHOWN_MS / 4);
+    else close();
+  };
+  setTimeout(expire, SHOWN_MS);
+}
+
+/** @param {unknown} error */
+export function toastError(error) {
+  if (error instanceof DOMException && error.name === "AbortError") return;
+  toast(error instanceof Error ? error.message : String(error), { kind: "error" });
+}

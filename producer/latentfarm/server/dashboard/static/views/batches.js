@@ -1,0 +1,125 @@
+/** All batches, newest first: how far each is, and why it waits. */
+
+import { get } from "../core/api.js";
+import { fill, find, h, setText, syncList } from "../core/dom.js";
+import { follow } from "../core/events.js";
+import { ago, duration, number, rate } from "../core/format.js";
+import { readAgain } from "../core/retry.js";
+import { setQuery } from "../core/router.js";
+import { maySubmit } from "../core/session.js";
+import { batchActions, updateBatchActions } from "../parts/batch_actions.js";
+import { chips } from "../parts/chips.js";
+import { menu } from "../parts/menu.js";
+import { empty, problem, reading } from "../parts/placeholder.js";
+import { stateBadge, stateBar, updateStateBadge, updateStateBar } from "../parts/state_bar.js";
+import { toastError } from "../parts/toasts.js";
+
+/** @typedef {import("../core/types.js").Batch} Batch */
+
+const STATES = ["open", "paused", "complete", "cancelled"];
+const PAGE = 50;
+
+/** @param {import("../core/router.js").Page} page */
+export async function showBatches({ root, query, signal, setTitle }) {
+  setTitle("Batches");
+  /** @type {Map<string, Batch>} */
+  const batches = new Map();
+  /** @type {string | null} */
+  let next = null;
+  const chosen = new Set(query.getAll("state").filter((state) => STATES.includes(state)));
+  const filters = chips("Only batches that are", chosen, () => {
+    setQuery({ state: [...chosen] });
+    read().catch(toastError);
+  });
+  filters.update(STATES.map((value) => ({ value, label: value })));
+  const list = h("ul", { class: "batches" });
+  const more = h("button", { type: "button", onclick: () => readMore().catch(toastError), hidden: true }, "Older batches");
+  const body = h("div", {}, reading("Reading the batches …"));
+  root.append(h("div", { class: "title" }, h("h1", {}, "Batches"), filters.element), body);
+
+  /** @param {string | null} cursor */
+  const readPage = (cursor) =>
+    readAgain(
+      () => get("/api/batches", { query: { state: [...chosen], limit: PAGE, cursor }, signal }),
+      signal,
+      (error) => batches.size || fill(body, problem("The batches cannot be read", error)),
+    );
+
+  async function read() {
+    const found = await readPage(null);
+    batches.clear();
+    add(found);
+  }
+
+  async function readMore() {
+    add(await readPage(next));
+  }
+
+  /** @param {{batches: Batch[], next: string | null}} found */
+  function add(found) {
+    for (const batch of found.batches) batches.set(batch.batch, batch);
+    next = found.next;
+    more.hidden = !next;
+    render();
+  }
+
+  function render() {
+    if (!batches.size) return fill(body, nothing(chosen.size > 0));
+    syncList(list, [...batches.values()], (batch) => batch.batch, createRow, updateRow);
+    if (!list.parentElement) fill(body, list, more);
+  }
+
+  /** @param {Batch} batch */
+  function createRow(batch) {
+    const current = () => batches.get(batch.batch) ?? batch;
+    return h(
+      "li",
+      { class: "card batch-row" },
+      h("a", { class: "name", href: `/batches/${encodeURIComponent(batch.batch)}` }, batch.batch),
+      stateBadge(),
+      h("p", { class: "facts" }),
+      stateBar(),
+      h("p", { class: "pace" }),
+      maySubmit() && menu(`Actions of ${batch.batch}`, batchActions(current)),
+      h("ul", { class: "warnings" }),
+    );
+  }
+
+  let reread = 0;
+  function readSoon() {
+    clearTimeout(reread);
+    reread = setTimeout(() => read().catch(toastError), 100);
+  }
+  const update = (/** @type {Batch[]} */ active) => {
+    for (const batch of active) if (batches.has(batch.batch)) batches.set(batch.batch, batch);
+    if (batches.size) render();
+  };
+  // a batch of workers' events has none
+  follow({}, { ready: readSoon, change: (event) => event.batch && readSoon(), progress: update }, signal);
+  signal.addEventListener("abort", () => clearTimeout(reread));
+}
+
+/**
+ * @param {HTMLElement} row
+ * @param {Batch} batch
+ */
+function updateRow(row, batch) {
+  updateStateBadge(find(row, ".badge"), batch);
+  updateStateBar(find(row, ".state-bar"), batch);
+  const facts = [batch.model, batch.owner && `by ${batch.owner}`, batch.priority && `priority ${batch.priority}`];
+  setText(find(row, ".facts"), [...facts, batch.created && ago(batch.created)].filter(Boolean).join(" · "));
+  const ended = batch.done + batch.failed + batch.cancelled;
+  const pace = [`${number(ended)} of ${number(batch.total)}`, rate(batch.images_per_s)];
+  if (batch.eta_s !== null && ended < batch.total) pace.push(`${duration(batch.eta_s)} left`);
+  setText(find(row, ".pace"), pace.filter((text) => text !== "–").join(" · "));
+  fill(find(row, ".warnings"), ...(batch.warnings ?? []).map((text) => h("li", {}, text)));
+  const actions = row.querySelector(".actions");
+  if (actions) updateBatchActions(actions, batch);
+}
+
+/** @param {boolean} filtered */
+function nothing(filtered) {
+  if (filtered) return empty("No batch is in these states", "Choose others, or none to see all.");
+  const link = h("a", { class: "button primary", href: "/submit" }, "Submit a prompt file");
+  return empty("No batches yet", "A batch is a file of prompts: one image for each row.", maySubmit() && link);
+}

@@ -1,0 +1,5 @@
+/** @param {import("../core/router.js").Page} page */
+export function showImage({ root, setTitle }) {
+  setTitle("Image");
+  root.append("Image");
+}
