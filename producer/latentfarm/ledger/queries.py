@@ -34,6 +34,8 @@ from latentfarm.limits import PART_JOBS
 _LISTS = ("{lf}:batches", "{lf}:interactive")
 #: batches in one reply, and jobs whose states are in one: a page of a list needs few
 _PAGE_BATCHES, _WINDOW_JOBS = 100, 65_536
+#: counters alone do not do: if one job is released and another one leased, they are as before, but for the epoch
+_VERSION_FIELDS = ["total", "epoch", "leased", "done", "failed", "cancelled", "retries", "state", "created_ms"]
 #: state, retries and generation of a batch, as Redis has them
 _Facts = tuple[bytes | None, bytes | None, bytes | None]
 
@@ -145,6 +147,18 @@ class Queries(LedgerClient):
         """
         if not self.batch_summaries([name]):
             raise unknown_batch(name)
+
+    def states_version(self, batch: str) -> tuple[int, tuple[bytes, ...]]:
+        """Return the number of a batch's jobs, and a version that is another one after each change of a job's state.
+
+        Raises:
+            NotFoundError: the batch is unknown.
+        """
+        with translate_errors(self.where):
+            version: Any = self.redis.hmget(f"{{lf}}:batch:{batch}", _VERSION_FIELDS)
+        if version[0] is None:
+            raise unknown_batch(batch)
+        return int(version[0]), tuple(version)
 
     def states(self, batch: str, start: int, stop: int) -> list[JobState]:
         """Return the states of the jobs ``start`` to ``stop - 1``."""

@@ -57,6 +57,8 @@ class LedgerMoves(RuleBasedStateMachine):
         self.closed = self.paused = self.cancelled = self.flushed = False
         #: whether a job has ended since the part was flushed, even if all that did were retried
         self.counted = True
+        #: the states that the jobs had at each version of them
+        self.versions: dict[tuple[bytes, ...], list[JobState]] = {}
 
     @property
     def ended(self) -> bool:
@@ -289,6 +291,9 @@ class LedgerMoves(RuleBasedStateMachine):
         if not hasattr(self, "states"):
             return
         assert self.ledger.states("b", 0, TOTAL) == self.states
+        total, version = self.ledger.states_version("b")
+        assert total == TOTAL
+        assert self.versions.setdefault(version, list(self.states)) == self.states
         record = self.ledger.batch("b")
         counted = (record.pending, record.leased, record.done, record.failed, record.cancelled)
         assert counted == tuple(self.states.count(state) for state in JobState)

@@ -49,6 +49,7 @@ def check_reads(ledger: Ledger) -> None:
     assert record.errors == {"non_finite": 1}
     states = [JobState.DONE, JobState.FAILED, JobState.LEASED, *[JobState.PENDING] * (JOBS - 3)]
     assert ledger.states("cats", 0, JOBS) == states
+    assert ledger.states_version("cats")[0] == JOBS
     assert [job.state for job in ledger.jobs("cats", range(JOBS))] == states
     assert list(ledger.indices("cats", JobState.FAILED)) == [1]
     assert ledger.count_pending("mini") == JOBS - 3

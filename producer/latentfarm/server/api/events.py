@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import asdict
 from math import floor
@@ -16,13 +16,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from latentfarm.batch_kind import BatchKind
-from latentfarm.errors import LatentfarmError, NotFoundError, UnavailableError
+from latentfarm.errors import LatentfarmError, UnavailableError
 from latentfarm.ledger.events import Event, event_order
 from latentfarm.server.api.batches import active_statuses, batch_answer
 from latentfarm.server.api.images import preview_path
 from latentfarm.server.api.models import EventsQuery
 from latentfarm.server.api.polled import PolledAnswers, polled_answers
 from latentfarm.server.api.request import read_query
+from latentfarm.server.api.state_blocks import StatesSnapshot, WatchedStates, watched_states
 from latentfarm.server.context import ServerContext, context_of
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
@@ -42,10 +43,13 @@ async def stream_events(request: Request) -> Response:
     query = read_query(request, EventsQuery)
     context = context_of(request)
     after = _last_event_id(request) or query.after
+    if query.states is not None and not query.batch:
+        raise RequestError(400, "invalid_request", "states needs a batch; write its name as batch", param="states")
     if query.batch:
         # a client that connects again learns that the batch is deleted, and ends
         await context.run(context.farm.ledger.require_batch, query.batch)
-    return event_stream(_Stream(context, polled_answers(request), query, after).run(), lasting=True)
+    stream = _Stream(context, polled_answers(request), watched_states(request), query, after)
+    return event_stream(stream.run(), lasting=True)
 
 
 def _last_event_id(request: Request) -> str:
@@ -61,13 +65,23 @@ def _last_event_id(request: Request) -> str:
 class _Stream:
     """The events of one client."""
 
-    def __init__(self, context: ServerContext, answers: PolledAnswers, query: EventsQuery, after: str) -> None:
+    def __init__(
+        self, context: ServerContext, answers: PolledAnswers, states: WatchedStates, query: EventsQuery, after: str
+    ) -> None:
         self._context = context
         self._answers = answers
+        self._watched_states = states
         self._query = query
         self._sent = after
         self._progress = b""
+        self._states: StatesSnapshot | None = None
         self._outage = False
+        #: what is sent at most once a second
+        self._reports: list[Callable[[], Awaitable[ServerEvent | None]]] = []
+        if query.progress:
+            self._reports.append(self._report_progress)
+        if query.states is not None:
+            self._reports.append(self._report_states)
 
     async def run(self) -> AsyncIterator[ServerEvent]:
         """Yield the events since the last one that the client has, then those to come."""
@@ -110,7 +124,7 @@ class _Stream:
         coming = asyncio.ensure_future(anext(items))
         try:
             while True:
-                wait_s = max(0.0, due - time.monotonic()) if self._query.progress else None
+                wait_s = max(0.0, due - time.monotonic()) if self._reports else None
                 await asyncio.wait({coming}, timeout=wait_s)
                 if coming.done():
                     try:
@@ -120,10 +134,10 @@ class _Stream:
                     coming = asyncio.ensure_future(anext(items))
                     if (event := self._encode(item)) is not None:
                         yield event
-                if self._query.progress and time.monotonic() >= due:
+                if self._reports and time.monotonic() >= due:
                     # all clients at the same moment, so that the ledger is read once for all of them
                     due = floor(time.monotonic() / _PROGRESS_S + 1) * _PROGRESS_S
-                    if (event := await self._report_progress()) is not None:
+                    async for event in self._report():
                         yield event
         finally:
             coming.cancel()
@@ -139,28 +153,40 @@ class _Stream:
         self._sent = item.id
         return _change(item)
 
+    async def _report(self) -> AsyncIterator[ServerEvent]:
+        """Yield what has changed of the counters and of the states, or that an outage has begun or ended."""
+        try:
+            for report in self._reports:
+                event = await report()
+                if self._outage:
+                    self._outage = False
+                    yield ServerEvent('{"unavailable":false}', "outage")
+                if event is not None:
+                    yield event
+        except UnavailableError:
+            if not self._outage:
+                self._outage = True
+                yield ServerEvent('{"unavailable":true}', "outage")
+        except LatentfarmError:
+            # such as a batch that is deleted: an event says so
+            return
+
     async def _report_progress(self) -> ServerEvent | None:
         """Return the counters, if they have changed: of the batch, or of all active batches of these kinds."""
-        try:
-            if self._query.batch:
-                found = await self._answers.get(batch_answer, self._query.batch)
-            else:
-                found = await self._answers.get(active_statuses, self._query.kind)
-        except NotFoundError:
-            return None
-        except LatentfarmError as error:
-            if self._outage or not isinstance(error, UnavailableError):
-                return None
-            self._outage = True
-            return ServerEvent('{"unavailable":true}', "outage")
-        if self._outage:
-            self._outage = False
-            # the counters follow a second later
-            return ServerEvent('{"unavailable":false}', "outage")
+        if self._query.batch:
+            found = await self._answers.get(batch_answer, self._query.batch)
+        else:
+            found = await self._answers.get(active_statuses, self._query.kind)
         if found == self._progress:
             return None
         self._progress = found
         return ServerEvent(found.decode(), "progress")
+
+    async def _report_states(self) -> ServerEvent | None:
+        """Return the blocks of states that have changed, if any have."""
+        start = self._query.states or 0
+        self._states, data = await self._watched_states.next_event(self._query.batch, start, self._states)
+        return ServerEvent(data, "states") if data else None
 
 
 def _change(event: Event) -> ServerEvent:

@@ -143,7 +143,8 @@ class EventsQuery(Query):
 
     ``batch``: only those of one batch. ``after``: the id of the last event that the client has; the header
     ``Last-Event-ID`` is the same. ``progress``: also the counters of active batches, or of ``batch``, at most once a
-    second. ``live``: also steps and previews of jobs that clients wait for.
+    second. ``live``: also steps and previews of jobs that clients wait for. ``states``: also the states of the jobs of
+    ``batch`` from this index on, at most a million, and their changes at most once a second.
     """
 
     kind: BatchKind | None = None
@@ -151,6 +152,7 @@ class EventsQuery(Query):
     after: Annotated[str, Field(pattern=r"^([0-9]{1,20}-[0-9]{1,20})?$")] = ""
     live: Flag = False
     progress: Flag = True
+    states: Index | None = None
 
 
 class ModelQuery(Query):
