@@ -47,7 +47,9 @@ class ServerSettings(BaseModel):
     max_pending_images_per_key: Annotated[int, Field(ge=1)] = 200
     """Images that the clients of one key wait for [default: 200]."""
     requests_per_minute: Annotated[int, Field(ge=1)] = 1_200
-    """Requests of one key in a minute, at one server [default: 1200]."""
+    """Requests of one key in a minute, at one server, but for images [default: 1200]."""
+    images_per_minute: Annotated[int, Field(ge=1)] = 12_000
+    """Images, thumbnails and previews that one key requests in a minute, at one server [default: 12000]."""
     max_connections: Annotated[int, Field(ge=8)] = 1_000
     """Connections, and requests at once, of one server; beyond it the longest idle one is closed [default: 1000]."""
     shutdown_timeout_s: Annotated[float, Field(ge=1, le=3_600)] = 25.0

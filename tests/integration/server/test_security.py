@@ -129,6 +129,16 @@ def test_t20_a_key_has_a_rate(serving: Serving, keys_file: Path) -> None:
     assert server.client.get("/v1/files", headers=bearer("submit")).status_code == 200
 
 
+def test_t20_images_have_a_rate_of_their_own(serving: Serving, keys_file: Path) -> None:
+    server = serving(api_keys_file=keys_file, requests_per_minute=2, images_per_minute=3)
+    paths = ["images/0", "thumbnails/0", "previews/0?epoch=1&number=0&format=png", "images/1"]
+    answers = [server.client.get(f"/api/batches/none/{path}", headers=bearer("read")) for path in paths]
+    assert [answer.status_code for answer in answers] == [404, 404, 404, 429]
+    assert int(answers[-1].headers["retry-after"]) == 20
+    answers = [server.client.get("/api/workers", headers=bearer("read")) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+
+
 def test_t21_a_session_is_a_cookie_with_a_token_that_every_server_knows(
     serving: Serving, tmp_path: Path, farm: Farm
 ) -> None:

@@ -18,7 +18,7 @@ from latentfarm.server.api.request import batch_name, job_index, read_query
 from latentfarm.server.api.threads import run_with_bucket
 from latentfarm.server.api.thumbnails import Thumbnails, UnreadableImageError
 from latentfarm.server.context import ServerContext, context_of, of_server
-from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.operation import Operation, Rate, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.storage.bucket import MissingObjectError
 from latentfarm.storage.keys import image_key, parse_image_key, parse_preview_key, preview_key
@@ -137,6 +137,7 @@ OPERATIONS: tuple[Operation, ...] = (
         show_image,
         Scope.READ,
         "Return the image of a job",
+        rate=Rate.IMAGES,
         query=ImageQuery,
         media_type="image/*",
         also=(304, 307),
@@ -147,6 +148,7 @@ OPERATIONS: tuple[Operation, ...] = (
         show_preview,
         Scope.READ,
         "Return a partial image of a job, which a live event has named",
+        rate=Rate.IMAGES,
         query=PreviewQuery,
         media_type="image/*",
     ),
@@ -156,6 +158,7 @@ OPERATIONS: tuple[Operation, ...] = (
         show_thumbnail,
         Scope.READ,
         "Return a thumbnail of a job's image: WebP, at most 256 pixels wide and high",
+        rate=Rate.IMAGES,
         query=ThumbnailQuery,
         media_type="image/webp",
         also=(304,),

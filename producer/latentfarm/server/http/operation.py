@@ -28,12 +28,20 @@ class Scope(StrEnum):
     ADMIN = "admin"
 
 
+class Rate(StrEnum):
+    """Which requests of a key in a minute count together. A page of images sends a request for each of them."""
+
+    REQUESTS = "requests"
+    IMAGES = "images"
+
+
 @dataclass(frozen=True)
 class Operation:
     """One method of one path.
 
     Attributes:
         path: as Starlette writes it, such as ``/api/batches/{name}``.
+        rate: with which requests of a key it counts.
         audited: whether an audit line is written when it succeeds: it changes something.
         query, body, answer: models of the query, the JSON body and the JSON answer, for the OpenAPI document.
         form: model of a multipart body that is accepted instead of the JSON one.
@@ -47,6 +55,7 @@ class Operation:
     endpoint: Endpoint
     scope: Scope
     summary: str
+    rate: Rate = Rate.REQUESTS
     audited: bool = False
     query: type[BaseModel] | None = None
     body: type[BaseModel] | None = None

@@ -14,7 +14,7 @@ from starlette.responses import Response
 from latentfarm.errors import InputError
 from latentfarm.ledger.ledger import Ledger
 from latentfarm.monitoring.listen_address import parse_address
-from latentfarm.server.http.operation import Operation, Scope
+from latentfarm.server.http.operation import Operation, Rate, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.security.access import ANONYMOUS, LOCAL, Access, keep_access
 from latentfarm.server.security.audit import write_audit
@@ -55,7 +55,10 @@ class Guard:
         self._file = KeyFile(settings.api_keys_file) if settings.api_keys_file else None
         self._hosts = HostCheck(settings.address, settings.allowed_hosts)
         self._addresses = ClientAddresses(settings.trusted_proxies)
-        self._requests = TokenBuckets(settings.requests_per_minute, max_names=_MAX_NAMES)
+        self._rates = {
+            Rate.REQUESTS: TokenBuckets(settings.requests_per_minute, max_names=_MAX_NAMES),
+            Rate.IMAGES: TokenBuckets(settings.images_per_minute, max_names=_MAX_NAMES),
+        }
         self._wrong_keys = TokenBuckets(_WRONG_KEYS, max_names=_MAX_ADDRESSES)
         self._secret = SessionSecret(ledger)
         self._run = run
@@ -85,9 +88,10 @@ class Guard:
         keep_access(request, access)
         if self._file is None:
             check_origin(request.method, request.headers)
-        elif wait_s := self._requests.take(access.name):
+        elif wait_s := self._rates[operation.rate].take(access.name):
+            sent = "requests for images" if operation.rate is Rate.IMAGES else "requests"
             raise RequestError(
-                429, "too_many_requests", "the key has sent too many requests; send fewer", retry_after_s=wait_s
+                429, "too_many_requests", f"the key has sent too many {sent}; send fewer", retry_after_s=wait_s
             )
         if not access.allows(operation.scope):
             raise RequestError(
