@@ -88,6 +88,16 @@ export function syncList(parent, items, key, create, update) {
 }
 
 /**
+ * Return a text of the server with its commands, which are between backticks, as code.
+ *
+ * @param {string} text
+ * @returns {Child[]}
+ */
+export function withCode(text) {
+  return text.split("`").map((part, place) => (place % 2 ? h("code", {}, part) : part));
+}
+
+/**
  * Return the first element within another that matches.
  *
  * @param {ParentNode} parent

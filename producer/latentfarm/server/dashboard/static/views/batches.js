@@ -1,7 +1,7 @@
 /** All batches, newest first: how far each is, and why it waits. */
 
 import { get } from "../core/api.js";
-import { fill, find, h, setText, syncList } from "../core/dom.js";
+import { fill, find, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { ago, duration, number, rate } from "../core/format.js";
 import { readAgain } from "../core/retry.js";
@@ -45,20 +45,33 @@ export async function showBatches({ root, query, signal, setTitle }) {
       (error) => batches.size || fill(body, problem("The batches cannot be read", error)),
     );
 
+  /** Read as many batches again as are shown, so that the page does not become shorter under its reader. */
   async function read() {
-    const found = await readPage(null);
+    const pages = Math.ceil(batches.size / PAGE) || 1;
+    /** @type {Batch[]} */
+    const found = [];
+    let cursor = null;
+    for (let page = 0; page < pages && (page === 0 || cursor); page += 1) {
+      const answer = await readPage(cursor);
+      found.push(...answer.batches);
+      cursor = answer.next;
+    }
     batches.clear();
-    add(found);
+    add(found, cursor);
   }
 
   async function readMore() {
-    add(await readPage(next));
+    const answer = await readPage(next);
+    add(answer.batches, answer.next);
   }
 
-  /** @param {{batches: Batch[], next: string | null}} found */
-  function add(found) {
-    for (const batch of found.batches) batches.set(batch.batch, batch);
-    next = found.next;
+  /**
+   * @param {Batch[]} found
+   * @param {string | null} cursor of the next page
+   */
+  function add(found, cursor) {
+    for (const batch of found) batches.set(batch.batch, batch);
+    next = cursor;
     more.hidden = !next;
     render();
   }
@@ -86,15 +99,18 @@ export async function showBatches({ root, query, signal, setTitle }) {
   }
 
   let reread = 0;
+  // several changes at once are read once
   function readSoon() {
-    clearTimeout(reread);
-    reread = setTimeout(() => read().catch(toastError), 100);
+    reread ||= setTimeout(() => {
+      reread = 0;
+      read().catch(toastError);
+    }, 100);
   }
   const update = (/** @type {Batch[]} */ active) => {
     for (const batch of active) if (batches.has(batch.batch)) batches.set(batch.batch, batch);
     if (batches.size) render();
   };
-  // a batch of workers' events has none
+  // events of workers have no batch
   follow({}, { ready: readSoon, change: (event) => event.batch && readSoon(), progress: update }, signal);
   signal.addEventListener("abort", () => clearTimeout(reread));
 }
@@ -112,7 +128,7 @@ function updateRow(row, batch) {
   const pace = [`${number(ended)} of ${number(batch.total)}`, rate(batch.images_per_s)];
   if (batch.eta_s !== null && ended < batch.total) pace.push(`${duration(batch.eta_s)} left`);
   setText(find(row, ".pace"), pace.filter((text) => text !== "–").join(" · "));
-  fill(find(row, ".warnings"), ...(batch.warnings ?? []).map((text) => h("li", {}, text)));
+  fill(find(row, ".warnings"), ...(batch.warnings ?? []).map((text) => h("li", {}, ...withCode(text))));
   const actions = row.querySelector(".actions");
   if (actions) updateBatchActions(actions, batch);
 }
