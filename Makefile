@@ -11,22 +11,29 @@ PROCESSES ?= 3
 PARALLEL = --numprocesses $(PROCESSES) --dist worksteal --durations 25 --durations-min 2
 # what builds an image where there is neither Docker nor a registry
 BUILDERS := buildah debootstrap debian-archive-keyring
+# what checks the dashboard's JavaScript: a node and an npm that pip installs
+NODE := $(BIN)/node
+JAVASCRIPT := .ci/javascript
+PRETTIER := $(NODE) $(JAVASCRIPT)/node_modules/prettier/bin/prettier.cjs --config $(JAVASCRIPT)/prettier.json --log-level warn
+DASHBOARD := producer/latentfarm/server/dashboard
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory images interactive server
 
-.PHONY: demo test test-chaos test-images test-s3 unit check format bench docs chaos clean
+.PHONY: demo install test test-chaos test-images test-s3 unit check check-javascript format bench docs chaos clean
 
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
 
-test: $(VENV)/.tools  ## every test that needs no GPU and no model of full size, 105 s of chaos among them
+install: $(VENV)/.dev $(VENV)/.javascript $(VENV)/.tools  ## what check and test need; with --jobs, pip, npm and apt-get run at the same time
+
+test: install  ## every test that needs no GPU and no model of full size, 105 s of chaos among them
 	$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL)
 
 unit: PROCESSES = auto
-unit: $(VENV)/.tools  ## the tests that need no server and no process of ours
+unit: $(VENV)/.dev $(VENV)/.tools  ## the tests that need no server and no process of ours
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
 
-test-chaos: $(VENV)/.tools  ## three and a half minutes of chaos
+test-chaos: $(VENV)/.dev  ## three and a half minutes of chaos
 	$(BIN)/python -m pytest -k "210" tests/chaos/test_chaos.py
 
 test-s3: $(VENV)/.chaos  ## every S3 server that can be installed here; with WRITE=1, the table of docs/reference/s3-stores.md
@@ -38,7 +45,7 @@ test-images: $(VENV)/.images  ## build the images of deploy/ and render with the
 		$(SUDO) apt-get install --yes --quiet --no-install-recommends $(BUILDERS); }
 	$(SUDO) $(BIN)/python -m pytest -m acceptance -p no:cacheprovider -rP tests/acceptance/test_images.py
 
-check: $(VENV)/.dev  ## lint, format, import contracts, spelling, banned words, types
+check: $(VENV)/.dev check-javascript  ## lint, format, import contracts, spelling, banned words, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
@@ -46,9 +53,15 @@ check: $(VENV)/.dev  ## lint, format, import contracts, spelling, banned words, 
 	$(BIN)/python .ci/banned_words.py
 	$(BIN)/mypy
 
-format: $(VENV)/.dev
+check-javascript: $(VENV)/.javascript  ## lint, format and types of the dashboard
+	$(NODE) $(JAVASCRIPT)/node_modules/typescript/bin/tsc --project $(JAVASCRIPT)
+	$(NODE) $(JAVASCRIPT)/node_modules/eslint/bin/eslint.js --config $(JAVASCRIPT)/eslint.config.js $(DASHBOARD)
+	$(PRETTIER) --check "$(DASHBOARD)/**/*.{js,css,html}" "$(JAVASCRIPT)/*.js"
+
+format: $(VENV)/.javascript
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+	$(PRETTIER) --write "$(DASHBOARD)/**/*.{js,css,html}" "$(JAVASCRIPT)/*.js"
 
 bench: export PYTHONPATH = worker
 bench: $(VENV)/.dev  ## measurements, an hour of them; fails if a bar is missed, after all have run
@@ -70,7 +83,7 @@ deploy/.env:  ## passwords for deploy/compose.yaml, drawn at random
 	@echo "$@ is written; it is read by docker compose"
 
 clean:
-	rm -rf $(VENV) .latentfarm out build
+	rm -rf $(VENV) $(JAVASCRIPT)/node_modules .latentfarm out build
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "latentfarm needs Python 3.11 or newer; name one with make PYTHON=python3.12 ...")'
@@ -93,6 +106,10 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP_INSTALL) --editable '.[worker,local,server,parquet,dev]'
 	touch $@ $(VENV)/.run
 
-$(VENV)/.tools: tests/support/tools.py $(VENV)/.dev
+$(VENV)/.javascript: $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json $(VENV)/.dev
+	$(BIN)/npm ci --prefix $(JAVASCRIPT) --no-progress
+	touch $@
+
+$(VENV)/.tools: tests/support/tools.py | $(VENV)/bin/python
 	$(BIN)/python -m tests.support.tools
 	touch $@

@@ -9,7 +9,10 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 LIST = REPOSITORY / ".ci" / "banned-words.txt"
-FILES = ("*.py", "*.lua", "*.md", "*.toml", "*.yml", "*.yaml", "*.sh", "Makefile", "*Dockerfile", "*.service", "*.json")
+FILES = (
+    *("*.py", "*.lua", "*.js", "*.css", "*.html", "*.sh", "*.md"),
+    *("*.toml", "*.yml", "*.yaml", "*.json", "Makefile", "*Dockerfile", "*.service"),
+)
 #: what quotes old names, the words of prompts, and dashboards' schema
 EXCLUDED = (
     "CHANGELOG.md",

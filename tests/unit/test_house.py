@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -65,6 +66,17 @@ def test_no_function_has_over_60_lines() -> None:
             if length > MAX_FUNCTION_LINES:
                 long[f"{file.relative_to(REPOSITORY).as_posix()}:{name}"] = length
     assert long == {}
+
+
+def test_the_dashboard_has_under_2500_lines_of_javascript() -> None:
+    lines = [len(file.read_text().splitlines()) for file in (REPOSITORY / "producer").rglob("*.js")]
+    assert 0 < sum(lines) < 2_500
+
+
+def test_the_lock_of_the_javascript_tools_names_no_registry() -> None:
+    lock = json.loads((REPOSITORY / ".ci" / "javascript" / "package-lock.json").read_text())
+    assert [name for name, package in lock["packages"].items() if "resolved" in package] == []
+    assert all("integrity" in package for name, package in lock["packages"].items() if name)
 
 
 def test_no_clock_but_that_of_redis_decides_anything() -> None:

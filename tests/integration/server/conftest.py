@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from typing import Any
@@ -20,7 +21,8 @@ from latentfarm.server.settings import ServerSettings
 Serving = Callable[..., RunningServer]
 
 
-@pytest.fixture(scope="session", autouse=True)
+# not of the session: tests of other folders have loops of their own
+@pytest.fixture(scope="module", autouse=True)
 def no_blocking_calls() -> Iterator[None]:
     """Refuse calls of Redis and the bucket on the thread of an event loop: they would stop all clients of a server."""
     targets: tuple[tuple[Any, str], ...] = ((ConnectionPool, "get_connection"), (URLLib3Session, "send"))
@@ -34,6 +36,10 @@ def _off_the_loop(call: Callable[..., Any]) -> Callable[..., Any]:
     def checked(*arguments: Any, **options: Any) -> Any:
         with suppress(RuntimeError):
             asyncio.get_running_loop()
+            if threading.current_thread() is threading.main_thread():
+                return call(
+                    *arguments, **options
+                )  # the test's: the server has a thread, and Playwright a loop on this one
             pytest.fail("a blocking call on the thread of an event loop")
         return call(*arguments, **options)
 

@@ -1,0 +1,84 @@
+"""A browser for the tests of the dashboard.
+
+- ``page`` is a new page in a context of its own. After the test, an error on the console, an uncaught error and a
+  request to another host fail it. A test that stops the server calls ``problems.allow(EXPRESSION)`` before.
+- ``look`` is its window. With ``@pytest.mark.parametrize("look", LOOKS, ids=str)``, a test runs with 1600 and 375
+  pixels of width, in light and in dark.
+- ``open_page(server)`` opens further pages, of other servers too: ``open_page(serving(api_keys_file=...))``.
+- ``server``, ``serving`` and ``rendering`` (a worker with a tiny model) are those of the folder above.
+- In tests/support: ``browser.violations(page)`` is what axe-core finds; ``large_batch`` makes a batch of 10^6 jobs.
+
+``expect(...)`` waits 10 s for what it states, and ``page.wait_for_function(...)`` for anything else; nothing sleeps.
+While a module with these fixtures runs, Playwright's event loop occupies the test's thread: no ``asyncio.run`` there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
+
+import pytest
+from playwright.sync_api import Browser, Page
+from tests.support.browser import DESK, Look, Problems, chromium, new_context
+from tests.support.http_server import RunningServer
+
+OpenPage = Callable[..., Page]
+_PAGE = pytest.StashKey[list[Page]]()
+
+
+# not of the session: Playwright's event loop would be in the way of tests in other modules
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as started:
+        yield started
+
+
+@pytest.fixture
+def look() -> Look:
+    return DESK
+
+
+@pytest.fixture
+def all_problems() -> list[Problems]:
+    return []
+
+
+@pytest.fixture
+def open_page(
+    browser: Browser, look: Look, all_problems: list[Problems], request: pytest.FixtureRequest
+) -> Iterator[OpenPage]:
+    """Open blank pages of servers, each in a context of its own."""
+    pages = request.node.stash.setdefault(_PAGE, [])
+    with ExitStack() as stack:
+
+        def open_one(server: RunningServer, look: Look = look) -> Page:
+            context = stack.enter_context(new_context(browser, server.url, look))
+            all_problems.append(Problems(context, server.url))
+            page: Page = context.new_page()
+            pages.append(page)
+            return page
+
+        yield open_one
+    assert [text for problems in all_problems for text in problems.found()] == []
+
+
+@pytest.fixture
+def page(open_page: OpenPage, server: RunningServer) -> Page:
+    """A blank page; ``page.goto("/")`` opens the dashboard."""
+    return open_page(server)
+
+
+@pytest.fixture
+def problems(page: Page, all_problems: list[Problems]) -> Problems:
+    assert page
+    return all_problems[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Report what the pages of a failed test show."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for page in item.stash.get(_PAGE, []):
+            report.sections.append((f"page {page.url}", page.locator("body").aria_snapshot()[:5_000]))
+    return report
