@@ -11,6 +11,7 @@ from tests.support.http_server import RunningServer
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.farm import Farm
+from latentfarm.job import default_seed
 from latentfarm.job_state import JobState
 from latentfarm.server.api import jobs
 from latentfarm.storage.results import flush_batch
@@ -114,6 +115,14 @@ def test_pages_of_jobs_by_state_and_code_read_a_few_parts_each(
     assert pages("code=code-1") == [[1_000], [3_000]]
     assert pages("code=code-1&state=done") == [[]]
     assert pages("state=pending") == [[]]
+    # by what the rows have: `submit` writes their number into the prompts
+    assert pages("prompt=CAT 19&limit=60") == [[19, *range(190, 200), *range(1_900, 1_949)], [*range(1_949, 2_000)], []]
+    assert pages("prompt=cat 19&code=code-0") == [[], []]
+    assert pages("prompt=cat 2000&code=code-0") == [[], [2_000]]
+    seed = default_seed("pages", 2_345)
+    assert pages(f"seed={seed}") == [[], [2_345]]
+    assert pages(f"seed={seed}&prompt=cat 2345&state=done") == [[], [2_345]]
+    assert pages(f"seed={seed}&prompt=cat 17") == [[], []]
     assert len(server.client.get("/api/batches/pages/jobs?limit=500").json()["jobs"]) == 500
     assert server.client.get("/api/batches/pages/jobs?limit=501").status_code == 400
     lines = server.client.get("/api/batches/pages/results?state=failed").text.splitlines()

@@ -30,6 +30,7 @@ from latentfarm.server.api.models import (
 )
 from latentfarm.server.api.polled import polled_answer
 from latentfarm.server.api.request import batch_name, job_index, json_answer, read_query
+from latentfarm.server.api.row_search import find_rows
 from latentfarm.server.api.threads import run_with_bucket
 from latentfarm.server.context import context_of
 from latentfarm.server.http.operation import Operation, Scope
@@ -61,13 +62,21 @@ def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
     following: int | None = None
     parts: set[int] = set()
     wanted: list[int] = []
+    by_row = bool(query.prompt) or query.seed is not None
+    filtered = by_row or bool(query.code)
     for index in farm.ledger.find_states(name, states, query.start, total):
         parts.add(part_of(index))
-        # with a code, more jobs are read than are wanted
-        if len(parts) > _MAX_PARTS or (not query.code and len(wanted) == query.limit):
+        # with a filter, more jobs are read than are wanted
+        if len(parts) > _MAX_PARTS or (not filtered and len(wanted) == query.limit):
             following = index
             break
         wanted.append(index)
+    if by_row:
+        wanted = find_rows(farm.bucket, name, wanted, query)
+        if not query.code and len(wanted) > query.limit:
+            # the results of the others are not read
+            following = wanted[query.limit]
+            del wanted[query.limit :]
     for line in read_results(Batch(farm.connection, name), wanted):
         if query.code and line.get("error", {}).get("code") != query.code:
             continue

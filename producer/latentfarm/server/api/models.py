@@ -15,6 +15,7 @@ from latentfarm.image_formats import IMAGE_FORMATS
 from latentfarm.job import Defaults
 from latentfarm.job_state import JobState
 from latentfarm.ledger.constants import CHUNK_JOBS, DEFAULT_BUDGET
+from latentfarm.limits import MAX_SEED
 from latentfarm.submission.estimate import Estimate
 from latentfarm.submission.request import DEFAULT_MAX_INVALID
 
@@ -91,10 +92,16 @@ class BatchesQuery(Query):
 
 
 class JobsQuery(Query):
-    """Which jobs, by rising index from ``start``. ``code``: only failed jobs with this error code."""
+    """Which jobs, by rising index from ``start``.
+
+    ``code``: only failed jobs with this error code. ``prompt``: only jobs whose prompt, as their row has it, contains
+    this text, in capitals or not. ``seed``: only jobs with this seed.
+    """
 
     state: Annotated[tuple[JobWord, ...], Field(max_length=10)] = ()
     code: Text = ""
+    prompt: Annotated[str, Field(max_length=1_000)] = ""
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     start: Index = 0
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE_JOBS)] = 100
 
