@@ -16,15 +16,17 @@ from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import ACTIVE, BatchState
 from latentfarm.errors import LatentfarmError, NotFoundError
 from latentfarm.farm import Farm
-from latentfarm.server.api.models import (
+from latentfarm.server.api.answers import (
     BatchAnswer,
     BatchesAnswer,
+    RetryAnswer,
+)
+from latentfarm.server.api.models import (
     BatchesQuery,
     EmptyBody,
     EmptyQuery,
     PauseBody,
     PriorityBody,
-    RetryAnswer,
     RetryBody,
 )
 from latentfarm.server.api.polled import polled_answer, polled_answers

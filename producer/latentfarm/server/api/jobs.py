@@ -18,13 +18,15 @@ from latentfarm.image_formats import format_of
 from latentfarm.job_state import JobState
 from latentfarm.limits import PART_JOBS
 from latentfarm.parallel import ordered_parallel_map
-from latentfarm.server.api.models import (
-    MAX_STATES,
-    EmptyQuery,
+from latentfarm.server.api.answers import (
     FailureAnswer,
     FailuresAnswer,
     JobAnswer,
     JobsAnswer,
+)
+from latentfarm.server.api.models import (
+    MAX_STATES,
+    EmptyQuery,
     JobsQuery,
     StatesQuery,
 )

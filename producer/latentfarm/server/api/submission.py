@@ -13,13 +13,15 @@ from starlette.responses import Response
 
 from latentfarm.errors import ConflictError, InputError, InvalidRowsError
 from latentfarm.farm import Farm
-from latentfarm.server.api.models import (
-    DEFAULT_FIELDS,
-    EmptyQuery,
+from latentfarm.server.api.answers import (
     ErrorAnswer,
     ErrorBody,
     PlanAnswer,
     SubmitAnswer,
+)
+from latentfarm.server.api.models import (
+    DEFAULT_FIELDS,
+    EmptyQuery,
     SubmitBody,
     SubmitForm,
     SubmitOptionsBody,

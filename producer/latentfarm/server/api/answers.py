@@ -1,0 +1,163 @@
+"""The models of the answers of ``/api``. The OpenAPI document and its reference are made of them."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from latentfarm.batch import BatchStatus
+from latentfarm.server.api.models import JobWord
+from latentfarm.submission.estimate import Estimate
+
+
+class BatchAnswer(BatchStatus):
+    """A batch. ``warnings`` are the reasons why its jobs wait, each with its cure."""
+
+    warnings: tuple[str, ...] = ()
+
+
+class BatchesAnswer(BaseModel):
+    """A page of batches, newest first. ``next`` is the cursor of the next page, null if there is none."""
+
+    batches: list[BatchStatus]
+    next: str | None
+
+
+class SubmitAnswer(BaseModel):
+    """The batch of a submission. The same rows with the same options find the batch again.
+
+    ``rejected`` counts invalid rows by reason; they are failed jobs. ``notes`` are numbers of rows by what was mapped,
+    dropped or chosen.
+    """
+
+    batch: str
+    model: str
+    total: int
+    rejected: dict[str, int]
+    notes: dict[str, int]
+
+
+class PlanAnswer(Estimate):
+    """What a submission would enqueue. ``hours`` are of the workers that run now; null if that is unknown."""
+
+    workers: int
+    hours: float | None
+
+
+class RetryAnswer(BaseModel):
+    """The number of jobs that run again."""
+
+    retried: int
+
+
+class JobAnswer(BaseModel):
+    """A job: the line of its result. ``image`` and ``thumbnail`` are paths on this server; null without an image.
+
+    A done job has the fields of its receipt as well, see the reference of results.
+    """
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str | None
+    row: int | None
+    job: str
+    index: int
+    state: JobWord
+    attempts: int
+    worker: str | None = None
+    error: dict[str, str] | None = None
+    request: dict[str, Any]
+    image: str | None
+    thumbnail: str | None
+
+
+class JobsAnswer(BaseModel):
+    """A page of jobs. ``next`` is the ``start`` of the next page, null if there is none.
+
+    A page ends early where its jobs are far apart, so it may be short or empty while ``next`` is set.
+    """
+
+    jobs: list[JobAnswer]
+    next: int | None
+
+
+class FailureAnswer(BaseModel):
+    """The failed jobs of one error code: their number, the first of them, and the message of the first."""
+
+    code: str
+    count: int
+    indices: list[int]
+    message: str
+
+
+class FailuresAnswer(BaseModel):
+    """Failures by error code, the most frequent first. Indices are of the first parts with failures."""
+
+    failures: list[FailureAnswer]
+
+
+class WorkerAnswer(BaseModel):
+    """A worker that sent a heartbeat in the last 15 seconds, with its rate over the last two minutes."""
+
+    worker: str
+    model: str
+    device: str
+    device_name: str
+    dtype: str
+    slots: int
+    images: int
+    images_per_s: float | None
+    busy_share: float | None
+    draining: bool
+    since: datetime
+    seen: datetime
+
+
+class DrainAnswer(BaseModel):
+    """The worker that takes no more jobs, and ends when it has ended those it has."""
+
+    worker: str
+
+
+class WorkersAnswer(BaseModel):
+    """The workers."""
+
+    workers: list[WorkerAnswer]
+
+
+class ModelAnswer(BaseModel):
+    """A model that workers serve or batches need, with its jobs that wait and its workers' rate."""
+
+    model: str
+    workers: int
+    pending: int
+    images_per_s: float
+
+
+class ModelsAnswer(BaseModel):
+    """The models."""
+
+    models: list[ModelAnswer]
+
+
+class ErrorBody(BaseModel):
+    """What is wrong: ``code`` is a short, stable word, ``message`` has place, value and cure.
+
+    With the code ``invalid_rows``, ``problems`` are the messages of the first 20 rows, ``total`` the number of invalid
+    rows, and ``reasons`` their numbers by reason.
+    """
+
+    code: str
+    message: str
+    param: str | None
+    problems: list[str] | None = None
+    total: int | None = None
+    reasons: dict[str, int] | None = None
+
+
+class ErrorAnswer(BaseModel):
+    """An error."""
+
+    error: ErrorBody
