@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from typer.main import get_command
 from latentfarm.cli import app
 from latentfarm.cli.command_group import parameter_help, parameter_names
 from latentfarm.server.api import OPERATIONS
-from latentfarm.server.api import models as api_models
 from latentfarm.server.http.operation import Scope
 from latentfarm.submission.prompts.aliases import FIELD_ALIASES, PASSED_ALIASES, Alias, Dialect
 
@@ -98,7 +98,8 @@ def _add_model(found: dict[str, type[BaseModel]], model: type[BaseModel]) -> Non
     """Add a model and those that its fields have."""
     found[model.__name__] = model
     definitions = model.model_json_schema().get("$defs", {})
-    found |= {name: getattr(api_models, name) for name, schema in definitions.items() if "properties" in schema}
+    known = vars(sys.modules[model.__module__])
+    found |= {name: known[name] for name, schema in definitions.items() if "properties" in schema}
 
 
 def _model_lines(model: type[BaseModel], *, answer: bool) -> Iterator[str]:

@@ -16,19 +16,8 @@ from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import ACTIVE, BatchState
 from latentfarm.errors import LatentfarmError, NotFoundError
 from latentfarm.farm import Farm
-from latentfarm.server.api.answers import (
-    BatchAnswer,
-    BatchesAnswer,
-    RetryAnswer,
-)
-from latentfarm.server.api.models import (
-    BatchesQuery,
-    EmptyBody,
-    EmptyQuery,
-    PauseBody,
-    PriorityBody,
-    RetryBody,
-)
+from latentfarm.server.api.answers import BatchAnswer, BatchesAnswer, RetryAnswer
+from latentfarm.server.api.models import BatchesQuery, EmptyBody, EmptyQuery, PauseBody, PriorityBody, RetryBody
 from latentfarm.server.api.polled import polled_answer, polled_answers
 from latentfarm.server.api.request import batch_name, json_answer, read_optional_json, read_query
 from latentfarm.server.api.threads import run_with_bucket

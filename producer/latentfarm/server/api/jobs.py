@@ -18,18 +18,8 @@ from latentfarm.image_formats import format_of
 from latentfarm.job_state import JobState
 from latentfarm.limits import PART_JOBS
 from latentfarm.parallel import ordered_parallel_map
-from latentfarm.server.api.answers import (
-    FailureAnswer,
-    FailuresAnswer,
-    JobAnswer,
-    JobsAnswer,
-)
-from latentfarm.server.api.models import (
-    MAX_STATES,
-    EmptyQuery,
-    JobsQuery,
-    StatesQuery,
-)
+from latentfarm.server.api.answers import FailureAnswer, FailuresAnswer, JobAnswer, JobsAnswer
+from latentfarm.server.api.models import MAX_STATES, EmptyQuery, JobsQuery, StatesQuery
 from latentfarm.server.api.polled import polled_answer
 from latentfarm.server.api.request import batch_name, job_index, json_answer, read_query
 from latentfarm.server.api.row_search import find_rows

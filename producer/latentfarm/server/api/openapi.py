@@ -10,9 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from latentfarm.server.api.answers import (
-    ErrorAnswer,
-)
+from latentfarm.server.api.answers import ErrorAnswer
 from latentfarm.server.http.operation import Operation, Scope
 
 _REFERENCE = "#/components/schemas/{model}"

@@ -13,19 +13,8 @@ from starlette.responses import Response
 
 from latentfarm.errors import ConflictError, InputError, InvalidRowsError
 from latentfarm.farm import Farm
-from latentfarm.server.api.answers import (
-    ErrorAnswer,
-    ErrorBody,
-    PlanAnswer,
-    SubmitAnswer,
-)
-from latentfarm.server.api.models import (
-    DEFAULT_FIELDS,
-    EmptyQuery,
-    SubmitBody,
-    SubmitForm,
-    SubmitOptionsBody,
-)
+from latentfarm.server.api.answers import ErrorAnswer, ErrorBody, PlanAnswer, SubmitAnswer
+from latentfarm.server.api.models import DEFAULT_FIELDS, EmptyQuery, SubmitBody, SubmitForm, SubmitOptionsBody
 from latentfarm.server.api.polled import polled_answers
 from latentfarm.server.api.request import json_answer, read_query
 from latentfarm.server.api.threads import run_submission, run_with_bucket

@@ -10,18 +10,8 @@ from starlette.responses import Response
 
 from latentfarm.farm import Farm
 from latentfarm.ledger import WorkerRecord
-from latentfarm.server.api.answers import (
-    DrainAnswer,
-    ModelAnswer,
-    ModelsAnswer,
-    WorkerAnswer,
-    WorkersAnswer,
-)
-from latentfarm.server.api.models import (
-    EmptyBody,
-    EmptyQuery,
-    ModelQuery,
-)
+from latentfarm.server.api.answers import DrainAnswer, ModelAnswer, ModelsAnswer, WorkerAnswer, WorkersAnswer
+from latentfarm.server.api.models import EmptyBody, EmptyQuery, ModelQuery
 from latentfarm.server.api.polled import polled_answer, polled_answers
 from latentfarm.server.api.request import json_answer, read_optional_json, read_query
 from latentfarm.server.context import context_of
