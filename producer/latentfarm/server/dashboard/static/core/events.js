@@ -16,7 +16,8 @@ const LONGEST_PAUSE_MS = 5_000;
  *
  * @param {Query} query of `GET /api/events`
  * @param {Record<string, (data: any) => void>} handlers by the name of the event: `change`, `progress`, `states`,
- *   `slots`, `live`; and `ready`, which comes after each connection: what is read from then on has every change
+ *   `slots`, `live`; `ready`, which comes after each connection: what is read from then on has every change; and
+ *   `lost`, after each attempt that failed
  * @param {AbortSignal} signal
  */
 export function follow(query, handlers, signal) {
@@ -55,6 +56,7 @@ export function follow(query, handlers, signal) {
   function retry() {
     close();
     setConnection("lost");
+    handlers.lost?.(null);
     timer = setTimeout(open, pause);
     pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
   }

@@ -3,11 +3,11 @@
 import { get } from "../core/api.js";
 import { fill, find, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
-import { ago, duration, number, rate } from "../core/format.js";
 import { readAgain } from "../core/retry.js";
 import { setQuery } from "../core/router.js";
 import { maySubmit } from "../core/session.js";
 import { batchActions, updateBatchActions } from "../parts/batch_actions.js";
+import { describeFacts, describePace } from "../parts/batch_texts.js";
 import { chips } from "../parts/chips.js";
 import { menu } from "../parts/menu.js";
 import { empty, problem, reading } from "../parts/placeholder.js";
@@ -122,12 +122,8 @@ export async function showBatches({ root, query, signal, setTitle }) {
 function updateRow(row, batch) {
   updateStateBadge(find(row, ".badge"), batch);
   updateStateBar(find(row, ".state-bar"), batch);
-  const facts = [batch.model, batch.owner && `by ${batch.owner}`, batch.priority && `priority ${batch.priority}`];
-  setText(find(row, ".facts"), [...facts, batch.created && ago(batch.created)].filter(Boolean).join(" · "));
-  const ended = batch.done + batch.failed + batch.cancelled;
-  const pace = [`${number(ended)} of ${number(batch.total)}`, rate(batch.images_per_s)];
-  if (batch.eta_s !== null && ended < batch.total) pace.push(`${duration(batch.eta_s)} left`);
-  setText(find(row, ".pace"), pace.filter((text) => text !== "–").join(" · "));
+  setText(find(row, ".facts"), describeFacts(batch));
+  setText(find(row, ".pace"), describePace(batch));
   fill(find(row, ".warnings"), ...(batch.warnings ?? []).map((text) => h("li", {}, ...withCode(text))));
   const actions = row.querySelector(".actions");
   if (actions) updateBatchActions(actions, batch);

@@ -1,0 +1,111 @@
+/** The top of each view of a batch, and how such a view keeps itself current. */
+
+import { ApiError, batchPath, get } from "../core/api.js";
+import { fill, h, setText, syncList, withCode } from "../core/dom.js";
+import { follow } from "../core/events.js";
+import { number } from "../core/format.js";
+import { readAgain } from "../core/retry.js";
+import { batchActions, updateBatchActions } from "./batch_actions.js";
+import { describeFacts, describePace } from "./batch_texts.js";
+import { empty, problem } from "./placeholder.js";
+import { STATES, stateBadge, stateBar, updateStateBadge, updateStateBar } from "./state_bar.js";
+
+/** @typedef {import("../core/types.js").Batch} Batch */
+/** @typedef {import("../core/router.js").Page} Page */
+
+const TABS = [
+  { view: "overview", label: "Overview", path: "" },
+  { view: "gallery", label: "Gallery", path: "/gallery" },
+  { view: "grid", label: "Grid", path: "/grid" },
+];
+
+/**
+ * Return the header of a batch: its name, how far it is, its actions and its views.
+ *
+ * @param {Page} page
+ * @param {"overview" | "gallery" | "grid" | ""} current which view is shown
+ */
+export function batchHeader({ params, setTitle }, current) {
+  const name = params.name;
+  setTitle(name);
+  /** @type {Batch | null} */
+  let shown = null;
+  const badge = stateBadge();
+  const facts = h("p", { class: "facts" });
+  const actions = batchActions(() => /** @type {Batch} */ (shown));
+  const bar = stateBar();
+  const counts = STATES.map(([state]) => h("li", { data: { state }, hidden: true }));
+  const pace = h("p", { class: "pace" });
+  const warnings = h("ul", { class: "warnings" });
+  const tabs = TABS.map(({ view, label, path }) => {
+    const href = `/batches/${encodeURIComponent(name)}${path}`;
+    return h("a", { href, "aria-current": view === current ? "page" : null }, label);
+  });
+  const title = h("div", { class: "row" }, h("h1", {}, name), badge);
+  const progress = h("div", { class: "progress" }, bar, h("ul", { class: "counts" }, ...counts), pace);
+  const nav = h("nav", { class: "tabs", "aria-label": "Views of the batch" }, ...tabs);
+  const element = h("header", { class: "batch-header" }, h("div", {}, title, facts), actions, progress, warnings, nav);
+  for (const each of [badge, actions]) each.hidden = true;
+
+  /** @param {Batch} batch */
+  function update(batch) {
+    shown = batch;
+    for (const each of [badge, actions]) each.hidden = false;
+    updateStateBadge(badge, batch);
+    setText(facts, describeFacts(batch));
+    updateBatchActions(actions, batch);
+    updateStateBar(bar, batch);
+    STATES.forEach(([state, word], place) => {
+      counts[place].hidden = !batch[state];
+      setText(counts[place], `${number(batch[state])} ${word}`);
+    });
+    setText(pace, describePace(batch));
+    syncList(warnings, batch.warnings ?? [], String, (text) => h("li", {}, ...withCode(text)));
+  }
+
+  return { element, update };
+}
+
+/**
+ * Read the page's batch and follow its events, until `signal` is aborted or the batch is deleted: then the page says so.
+ *
+ * @param {Page} page
+ * @param {import("../core/api.js").Query} query of the events, besides `batch`
+ * @param {Record<string, (data: any) => void>} handlers of the events; `progress` gets the first status too
+ * @param {AbortSignal} [signal]
+ */
+export async function followBatch(page, query, handlers, signal = page.signal) {
+  const name = page.params.name;
+  const ended = new AbortController();
+  const following = AbortSignal.any([signal, ended.signal]);
+
+  /** @param {string} title */
+  function end(title) {
+    if (following.aborted) return;
+    ended.abort();
+    fill(page.root, empty(title, "", h("a", { class: "button", href: "/" }, "Go to the batches")));
+  }
+
+  const read = () => get(batchPath(name), { signal: following });
+  const isUnknown = (/** @type {unknown} */ error) => error instanceof ApiError && error.status === 404;
+  const unavailable = h("div");
+  const tell = (/** @type {ApiError} */ error) => {
+    fill(unavailable, problem("The batch cannot be read", error));
+    page.root.append(unavailable);
+  };
+  try {
+    handlers.progress(await readAgain(read, following, tell));
+    unavailable.remove();
+  } catch (error) {
+    if (isUnknown(error)) end(`There is no batch ${name}`);
+    else if (!following.aborted) fill(page.root, problem("The batch cannot be read", error));
+    return;
+  }
+  const change = (/** @type {any} */ event) => {
+    if (event.event === "deleted") end(`${name} was deleted`);
+    else handlers.change?.(event);
+  };
+  // without a connection, its end is not heard
+  const lost = () => read().catch((error) => isUnknown(error) && end(`${name} was deleted`));
+  follow({ ...query, batch: name }, { ...handlers, change, lost }, following);
+}
