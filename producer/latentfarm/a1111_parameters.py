@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
+
+from pydantic import ValidationError
 
 from latentfarm import schedulers
-from latentfarm.job import Job
+from latentfarm.job import Job, job_of_result
 from latentfarm.samplers import a1111_sampler
 
 #: schedule types that become part of a sampler's name. Before 1.9 the web UI knew them in no other form; later versions
@@ -69,6 +72,23 @@ def parameters_text(
         lines.append(f"{_NEGATIVE} {_prompt(job, job.negative_prompt)}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
     return "\n".join(lines)
+
+
+def parameters_of_result(result: Mapping[str, Any]) -> str | None:
+    """Return the parameters of a done job, None if its result lacks what they need.
+
+    They are made of its receipt. The image has the same, unless its model's own scheduler config sets options.
+    """
+    try:
+        job = job_of_result(result)
+        model, digest = str(result["model"]), str(result["model_digest"])
+    except (KeyError, ValidationError):
+        # others may be able to write to the bucket
+        return None
+    width, height, scheduler = job.width, job.height, job.scheduler
+    if not (width and height and scheduler):
+        return None
+    return parameters_text(job, width=width, height=height, scheduler=scheduler, model=model, model_digest=digest)
 
 
 def _sampler(job: Job, default: str, config: Mapping[str, object]) -> dict[str, str]:

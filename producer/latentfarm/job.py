@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
 
@@ -244,6 +245,17 @@ class Job(BaseModel):
         """Return the fields that determine the image, in diffusers' names, less rare fields at their default."""
         unused = {name for name in _RARE_FIELDS if getattr(self, name) == Job.model_fields[name].default}
         return self.model_dump(exclude={"batch", "index", "row", "id", "columns", *_BESIDES, *unused})
+
+
+def job_of_result(result: Mapping[str, Any]) -> Job:
+    """Return the job of a result, as ``Batch.results`` has it: with what the worker has filled in, such as the size.
+
+    Raises:
+        ValidationError: the result is not one that latentfarm writes.
+    """
+    request = {name: value for name, value in result["request"].items() if name in Job.model_fields}
+    batch, _, index = str(result["job"]).rpartition("/")
+    return Job.model_validate({**request, "batch": batch, "index": index})
 
 
 def default_seed(batch: str, index: int) -> int:

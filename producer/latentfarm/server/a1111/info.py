@@ -10,9 +10,9 @@ from typing import Any
 
 from PIL import Image
 
-from latentfarm.a1111_parameters import parameters_text
+from latentfarm.a1111_parameters import parameters_of_result
 from latentfarm.image_formats import PILLOW_FORMATS, embedded_text
-from latentfarm.job import Job
+from latentfarm.job import job_of_result
 from latentfarm.samplers import a1111_sampler
 
 
@@ -25,7 +25,7 @@ def info_text(images: Sequence[tuple[bytes, Mapping[str, Any]]], *, batch_size: 
         notes: what differs from the web UI.
     """
     first = images[0][1]
-    jobs = [_job(result) for _, result in images]
+    jobs = [job_of_result(result) for _, result in images]
     job = jobs[0]
     found = a1111_sampler(job.scheduler, job.scheduler_options)
     return json.dumps(
@@ -83,15 +83,4 @@ def _infotext(body: bytes, result: Mapping[str, Any]) -> str:
     """Return the parameters that the file has, or, if its worker writes none into files, those of its receipt."""
     with Image.open(io.BytesIO(body), formats=PILLOW_FORMATS) as image:
         found = embedded_text(image).get("parameters")
-    if found is not None:
-        return found
-    job = _job(result)
-    width, height, scheduler = job.width or 0, job.height or 0, job.scheduler or ""
-    model, digest = result["model"], result["model_digest"]
-    return parameters_text(job, width=width, height=height, scheduler=scheduler, model=model, model_digest=digest)
-
-
-def _job(result: Mapping[str, Any]) -> Job:
-    batch, _, index = str(result["job"]).rpartition("/")
-    request = {name: value for name, value in result["request"].items() if name in Job.model_fields}
-    return Job(batch=batch, index=int(index), **request)
+    return found if found is not None else parameters_of_result(result) or ""

@@ -53,9 +53,10 @@ class RetryAnswer(BaseModel):
 
 
 class JobAnswer(BaseModel):
-    """A job: the line of its result. ``image`` and ``thumbnail`` are paths on this server; null without an image.
+    """A job: the line of its result.
 
-    A done job has the fields of its receipt as well, see the reference of results.
+    ``image``, ``thumbnail`` and ``intermediates``, the strip of intermediate images, are paths on this server; null
+    without such an image. A done job has the fields of its receipt as well, see the reference of results.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -71,6 +72,16 @@ class JobAnswer(BaseModel):
     request: dict[str, Any]
     image: str | None
     thumbnail: str | None
+    intermediates: str | None
+
+
+class OneJobAnswer(JobAnswer):
+    """A job as in a page of jobs, with the ``parameters`` that AUTOMATIC1111's web UI reads; null without an image.
+
+    They are made of the receipt. The image has the same, unless its model's own scheduler config sets options.
+    """
+
+    parameters: str | None
 
 
 class JobsAnswer(BaseModel):

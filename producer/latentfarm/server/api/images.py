@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
@@ -13,7 +14,7 @@ from latentfarm.farm import Farm
 from latentfarm.image_formats import IMAGE_FORMATS, PNG, format_of
 from latentfarm.job_state import JobState
 from latentfarm.server.api.jobs import check_index
-from latentfarm.server.api.models import ImageQuery, PreviewQuery, ThumbnailQuery
+from latentfarm.server.api.models import ImageQuery, IntermediatesQuery, PreviewQuery, ThumbnailQuery
 from latentfarm.server.api.request import batch_name, job_index, read_query
 from latentfarm.server.api.threads import run_with_bucket
 from latentfarm.server.api.thumbnails import Thumbnails, UnreadableImageError
@@ -21,7 +22,7 @@ from latentfarm.server.context import ServerContext, context_of, of_server
 from latentfarm.server.http.operation import Operation, Rate, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.storage.bucket import MissingObjectError
-from latentfarm.storage.keys import image_key, parse_image_key, parse_preview_key, preview_key
+from latentfarm.storage.keys import image_key, intermediates_key, parse_image_key, parse_preview_key, preview_key
 from latentfarm.storage.results import read_range
 
 #: an image of one epoch never changes
@@ -67,6 +68,21 @@ async def show_thumbnail(request: Request) -> Response:
     return Response(body, headers=headers, media_type="image/webp")
 
 
+async def show_intermediates(request: Request) -> Response:
+    query = read_query(request, IntermediatesQuery)
+    context, name, index = context_of(request), batch_name(request), job_index(request)
+    if query.epoch is None:
+        found = await run_with_bucket(request, _find_strip, context.farm, name, index)
+    else:
+        await context.run(context.farm.ledger.require_batch, name)
+        found = _Image(intermediates_key(name, index, query.epoch), query.epoch)
+    headers = _headers(found, query.epoch)
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    body = await run_with_bucket(request, _read, context.farm, found)
+    return Response(body, headers=headers, media_type=PNG.content_type)
+
+
 async def show_preview(request: Request) -> Response:
     query = read_query(request, PreviewQuery)
     context, name, index = context_of(request), batch_name(request), job_index(request)
@@ -105,11 +121,25 @@ async def _find(request: Request, epoch: int | None, image_format: str | None) -
     return await run_with_bucket(request, _find_receipt, context.farm, name, index, epoch)
 
 
-def _find_receipt(farm: Farm, name: str, index: int, epoch: int | None) -> _Image:
+def _find_strip(farm: Farm, name: str, index: int) -> _Image:
+    line = _read_receipt(farm, name, index)
+    strip = line.get("intermediates")
+    if not isinstance(strip, dict) or parse_image_key(strip["key"]) is None:
+        text = f"job {name}/{index} has no intermediate images; submit it with save_intermediates"
+        raise RequestError(404, "no_image", text)
+    return _Image(strip["key"], line["epoch"], strip["sha256"])
+
+
+def _read_receipt(farm: Farm, name: str, index: int) -> dict[str, Any]:
     check_index(farm, name, index)
     line = next(read_range(farm.ledger, farm.bucket, name, range(index, index + 1)))
     if line["state"] != JobState.DONE.word:
         raise RequestError(404, "no_image", f"job {name}/{index} is {line['state']}; only a done job has an image")
+    return line
+
+
+def _find_receipt(farm: Farm, name: str, index: int, epoch: int | None) -> _Image:
+    line = _read_receipt(farm, name, index)
     found = _Image(line["key"], line["epoch"], line["sha256"])
     if epoch not in {None, found.epoch} or parse_image_key(found.key) is None:
         raise RequestError(404, "no_image", f"job {name}/{index} has another image now; leave out epoch", param="epoch")
@@ -141,6 +171,17 @@ OPERATIONS: tuple[Operation, ...] = (
         query=ImageQuery,
         media_type="image/*",
         also=(304, 307),
+    ),
+    Operation(
+        "GET",
+        "/api/batches/{name}/intermediates/{index}",
+        show_intermediates,
+        Scope.READ,
+        "Return the intermediate images of a job as a strip, from noise to result",
+        rate=Rate.IMAGES,
+        query=IntermediatesQuery,
+        media_type="image/png",
+        also=(304,),
     ),
     Operation(
         "GET",

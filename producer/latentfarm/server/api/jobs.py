@@ -11,6 +11,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
+from latentfarm.a1111_parameters import parameters_of_result
 from latentfarm.batch import Batch
 from latentfarm.errors import NotFoundError
 from latentfarm.farm import Farm
@@ -18,7 +19,7 @@ from latentfarm.image_formats import format_of
 from latentfarm.job_state import JobState
 from latentfarm.limits import PART_JOBS
 from latentfarm.parallel import ordered_parallel_map
-from latentfarm.server.api.answers import FailureAnswer, FailuresAnswer, JobAnswer, JobsAnswer
+from latentfarm.server.api.answers import FailureAnswer, FailuresAnswer, JobsAnswer, OneJobAnswer
 from latentfarm.server.api.models import MAX_STATES, EmptyQuery, JobsQuery, StatesQuery
 from latentfarm.server.api.polled import polled_answer
 from latentfarm.server.api.request import batch_name, job_index, json_answer, read_query
@@ -80,12 +81,13 @@ def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
 
 
 def _with_paths(batch: str, line: dict[str, Any]) -> dict[str, Any]:
-    """Return a job with the paths of its image and its thumbnail."""
-    path = None
+    """Return a job with the paths of its image, its thumbnail and its intermediates."""
+    image = thumbnail = intermediates = None
     if line["state"] == JobState.DONE.word and "key" in line and (found := format_of(line["key"])):
-        path = f"/{{}}/{line['index']}?epoch={line['epoch']}&format={found.name}"
-    image, thumbnail = (path and f"/api/batches/{batch}{path.format(kind)}" for kind in ("images", "thumbnails"))
-    return {**line, "image": image, "thumbnail": thumbnail}
+        path = f"/api/batches/{batch}/{{}}/{line['index']}?epoch={line['epoch']}"
+        image, thumbnail = (f"{path.format(kind)}&format={found.name}" for kind in ("images", "thumbnails"))
+        intermediates = path.format("intermediates") if "intermediates" in line else None
+    return {**line, "image": image, "thumbnail": thumbnail, "intermediates": intermediates}
 
 
 async def show_job(request: Request) -> Response:
@@ -96,7 +98,8 @@ async def show_job(request: Request) -> Response:
 
 def _job(farm: Farm, name: str, index: int) -> dict[str, Any]:
     check_index(farm, name, index)
-    return _with_paths(name, next(Batch(farm.connection, name).results([index])))
+    job = _with_paths(name, next(Batch(farm.connection, name).results([index])))
+    return {**job, "parameters": parameters_of_result(job) if job["image"] else None}
 
 
 def results_with_paths(batch: Batch, indices: Iterable[int] | None) -> Iterator[dict[str, Any]]:
@@ -197,7 +200,7 @@ OPERATIONS: tuple[Operation, ...] = (
         Scope.READ,
         "Show one job with its receipt",
         query=EmptyQuery,
-        answer=JobAnswer,
+        answer=OneJobAnswer,
     ),
     Operation(
         "GET",

@@ -134,6 +134,12 @@ class ThumbnailQuery(Query):
     format: ImageFormatWord | None = None
 
 
+class IntermediatesQuery(Query):
+    """Of which image: with ``epoch`` the answer never changes, and no receipt is read for it."""
+
+    epoch: Index | None = None
+
+
 class PreviewQuery(Query):
     """Of which image, and which of its previews, counted from 0."""
 
