@@ -10,6 +10,7 @@
     batches/<batch>/previews/00017042-<epoch>-<number>.png   its partial image <number>, with partial_images
     batches/<batch>/results/part-00017.jsonl.gz              receipts of jobs 17000 to 17999
     batches/<batch>/results/part-00017.<generation>.jsonl.gz those after a retry or a recovery; the highest counts
+    batches/<batch>/picks/<time>-<id>-<images>.jsonl.gz      changes of picks and ratings, of so many images
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ MAX_OBJECT_BYTES = 256 * 1024 * 1024
 
 _RESULTS_KEY = re.compile(r"/results/part-(\d{5,})\.(?:([1-9]\d*)\.)?jsonl\.gz\Z")
 _PREVIEW_KEY = re.compile(rf"/previews/(\d{{8,}})-(\d+)-(\d+)\.(?:{EXTENSIONS})\Z")
+_PICKS_KEY = re.compile(r"/picks/(\d{16,})-([0-9a-f]{16})-(\d+)\.jsonl\.gz\Z")
 _IMAGE_KEY = re.compile(rf"/(\d{{8,}})-(\d+)\.(?:{EXTENSIONS})\Z")
 
 
@@ -108,6 +110,22 @@ def parse_preview_key(key: str) -> tuple[int, int, int] | None:
     """Return index, epoch and number in the key of a partial image, None for any other key."""
     found = _PREVIEW_KEY.search(key)
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def picks_prefix(batch: str) -> str:
+    """Return the prefix of a batch's picks."""
+    return f"{batch_prefix(batch)}picks/"
+
+
+def picks_key(batch: str, at_us: int, unique: str, images: int) -> str:
+    """Return the key of changes of picks; ``images`` is the number of images that are changed."""
+    return f"{picks_prefix(batch)}{at_us:016d}-{unique}-{images}.jsonl.gz"
+
+
+def parse_picks_key(key: str) -> int | None:
+    """Return the number of images in the key of changes of picks, None for any other key."""
+    found = _PICKS_KEY.search(key)
+    return int(found[3]) if found else None
 
 
 def parse_image_key(key: str) -> tuple[int, int] | None:

@@ -9,8 +9,11 @@ from latentfarm.storage.keys import (
     image_key,
     manifest_key,
     parse_image_key,
+    parse_picks_key,
     parse_results_key,
     part_of,
+    picks_key,
+    picks_prefix,
     results_key,
     results_prefix,
 )
@@ -44,3 +47,12 @@ def test_the_key_of_results_has_their_part_and_generation(part: int, generation:
 def test_other_keys_below_results_are_not_parts(name: str) -> None:
     assert results_key("b", 0) == "batches/b/results/part-00000.jsonl.gz"
     assert parse_results_key(f"batches/b/results/{name}") is None
+
+
+@given(st.integers(0, 2**60), st.integers(0, 10**6))
+def test_the_key_of_picks_has_their_number_of_images(at_us: int, images: int) -> None:
+    key = picks_key("b", at_us, "0123456789abcdef", images)
+    assert parse_picks_key(key) == images
+    assert key.startswith(picks_prefix("b"))
+    assert (parse_image_key(key), parse_results_key(key)) == (None, None)
+    assert parse_picks_key(key + ".bak") is None

@@ -1,0 +1,138 @@
+"""Lines of the journal of picks: in any order, any number of times and merged in any way, the latest ones count."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from latentfarm.errors import InputError
+from latentfarm.storage.pick_state import (
+    MAX_RATING,
+    MIN_RATING,
+    Decision,
+    Pick,
+    PickCounts,
+    PickLine,
+    PickState,
+    dump_lines,
+    parse_lines,
+)
+
+pytestmark = pytest.mark.unit
+
+IMAGES = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(1, 3)), min_size=1, max_size=4, unique_by=lambda image: image[0]
+)
+VALUES = st.fixed_dictionaries(
+    {},
+    optional={
+        "pick": st.sampled_from([None, *Pick]),
+        "rating": st.none() | st.integers(MIN_RATING, MAX_RATING),
+    },
+).filter(bool)
+
+
+@st.composite
+def journals(draw: st.DrawFn) -> list[PickLine]:
+    stamps = draw(st.lists(st.tuples(st.integers(1, 3), st.sampled_from("abcde")), unique=True, max_size=12))
+    return [PickLine(at=at, id=unique, by="ann", images=draw(IMAGES), **draw(VALUES)) for at, unique in stamps]
+
+
+def joined(lines: Iterable[PickLine]) -> PickState:
+    state = PickState()
+    for line in lines:
+        state.join(line)
+    return state
+
+
+def expected(lines: list[PickLine]) -> dict[int, Decision]:
+    """Return the decisions by index, by the definition: of the newest image, the latest value of each field."""
+    found: dict[int, Decision] = {}
+    newest: dict[int, int] = {}
+    for line in lines:
+        for index, epoch in line.images:
+            newest[index] = max(newest.get(index, 0), epoch)
+    for index, epoch in newest.items():
+        own = sorted((line for line in lines if (index, epoch) in line.images), key=lambda line: (line.at, line.id))
+        values: dict[str, Any] = {"pick": None, "rating": None}
+        for line in own:
+            values |= line.model_dump(include={"pick", "rating"}, exclude_unset=True)
+        if values["pick"] or values["rating"]:
+            found[index] = Decision(index, epoch, **values)
+    return found
+
+
+@given(journals(), st.randoms(use_true_random=False))
+def test_of_each_image_and_field_the_latest_line_counts_in_any_order_and_any_number_of_times(
+    lines: list[PickLine], random: Any
+) -> None:
+    shuffled = [*lines, *random.sample(lines, len(lines) // 2)]
+    random.shuffle(shuffled)
+    state, decided = joined(shuffled), expected(lines)
+    assert state.decisions() == [decided[index] for index in sorted(decided)]
+    values = decided.values()
+    assert state.counts() == PickCounts(
+        sum(each.pick is Pick.PICKED for each in values),
+        sum(each.pick is Pick.REJECTED for each in values),
+        sum(each.rating is not None for each in values),
+    )
+    assert state.latest_us == max((line.at for line in lines), default=0)
+
+
+@given(journals(), st.lists(st.booleans(), min_size=12, max_size=12))
+def test_some_lines_may_be_replaced_by_those_of_their_join(lines: list[PickLine], merged: list[bool]) -> None:
+    some = [line for line, chosen in zip(lines, merged, strict=False) if chosen]
+    rest = [line for line, chosen in zip(lines, merged, strict=False) if not chosen]
+    stored = list(parse_lines(dump_lines(joined(some).lines()), "key")) if some else []
+    assert joined([*stored, *rest]).decisions() == joined(lines).decisions()
+    # a change of several images and of both fields stays one line
+    assert len(stored) <= 2 * sum(len(line.images) for line in some)
+
+
+def test_a_bulk_change_stays_one_line_after_it_is_merged() -> None:
+    line = PickLine(at=1, id="a", pick=Pick.REJECTED, rating=None, images=[(index, 1) for index in range(1_000)])
+    assert list(joined([line]).lines()) == [line]
+
+
+@given(journals(), st.integers(0, MAX_RATING), st.integers(0, 5), st.sets(st.sampled_from([*Pick, "none"])))
+def test_images_are_selected_by_pick_and_rating(
+    lines: list[PickLine], rating: int, start: int, words: set[str]
+) -> None:
+    state = joined(lines)
+    decided = {each.index: each for each in state.decisions()}
+    images = {index for line in lines for index, _ in line.images if index >= start}
+
+    def fits(index: int) -> bool:
+        found = decided.get(index)
+        pick, stars = (found.pick or "none", found.rating or 0) if found else ("none", 0)
+        return stars >= rating and (not words or pick in words)
+
+    assert state.select(words, rating, start) == sorted(filter(fits, images))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"no gzip",
+        gzip.compress(b"no JSON\n"),
+        gzip.compress(b'{"at": 1, "id": "a", "images": [[1, 1]], "rating": 6}\n'),
+        gzip.compress(b'{"at": 1, "id": "a", "images": [["1", 1]]}\n'),
+        gzip.compress(b'{"at": 1, "id": "a", "images": [[1, 1]], "pick": "kept"}\n'),
+        gzip.compress(b'{"at": 1, "id": "a", "images": [[1, 1]]}\n')[:-9],
+    ],
+)
+def test_a_damaged_object_is_named_with_the_cure(body: bytes) -> None:
+    with pytest.raises(InputError, match=r"^batches/b/picks/x is damaged; delete the object"):
+        list(parse_lines(body, "batches/b/picks/x"))
+
+
+def test_a_small_object_that_expands_to_gigabytes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("latentfarm.storage.pick_state.MAX_OBJECT_BYTES", 1_000)
+    with pytest.raises(InputError, match="is damaged"):
+        list(parse_lines(gzip.compress(b"\n" * 1_001), "key"))
