@@ -43,6 +43,7 @@ class BatchStatus(BaseModel):
     ``images_per_s`` covers the last two minutes; of a final batch, its whole run.
     ``eta_s`` is None while the speed is unknown.
     ``owner`` is the name of the API key that submitted the batch, empty for none.
+    ``created`` is the time of its submission; if the ledger had lost it, of its recovery.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -66,6 +67,7 @@ class BatchStatus(BaseModel):
     eta_s: float | None
     kind: BatchKind = BatchKind.SUBMITTED
     owner: str = ""
+    created: datetime
 
     @property
     def ended(self) -> int:
@@ -168,6 +170,7 @@ class Batch:
             eta_s=left / rate if rate and left else (0.0 if not left else None),
             kind=record.kind,
             owner=record.owner,
+            created=datetime.fromtimestamp(record.created_ms / 1000, UTC),
         )
 
     def wait(

@@ -117,5 +117,5 @@ def _for_each(names: list[str], act: Callable[[Batch], str], *, as_json: bool) -
     farm = Farm.from_env()
     for batch in [farm.batch(name) for name in dict.fromkeys(names)]:
         result = act(batch)
-        status = json.dumps(batch.status().model_dump(), ensure_ascii=False) if as_json else None
+        status = json.dumps(batch.status().model_dump(mode="json"), ensure_ascii=False) if as_json else None
         typer.echo(status or f"{batch.name} {result}")

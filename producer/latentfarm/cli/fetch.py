@@ -38,7 +38,7 @@ def wait(
     finally:
         if as_json:
             status = found.status()
-            print_json({**status.model_dump(), "warnings": warnings_of(found.connection.ledger, status)})
+            print_json({**status.model_dump(mode="json"), "warnings": warnings_of(found.connection.ledger, status)})
 
 
 def fetch(

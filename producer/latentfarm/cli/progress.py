@@ -165,7 +165,7 @@ class _JsonLines(_Lines):
     interval_s = 0.0
 
     def _print(self, status: BatchStatus, warnings: Sequence[str]) -> None:
-        typer.echo(json.dumps({**status.model_dump(), "warnings": list(warnings)}, ensure_ascii=False))
+        typer.echo(json.dumps({**status.model_dump(mode="json"), "warnings": list(warnings)}, ensure_ascii=False))
 
 
 def _same(status: BatchStatus, printed: BatchStatus | None) -> bool:

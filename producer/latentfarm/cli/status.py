@@ -65,7 +65,7 @@ def status(
 
 
 def _with_workers(farm: Farm, found: BatchStatus) -> dict[str, Any]:
-    return {**found.model_dump(), "workers": [worker_data(worker) for worker in farm.workers(found.model)]}
+    return {**found.model_dump(mode="json"), "workers": [worker_data(worker) for worker in farm.workers(found.model)]}
 
 
 def _print_table(statuses: Sequence[BatchStatus]) -> None:

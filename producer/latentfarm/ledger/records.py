@@ -129,6 +129,7 @@ class BatchRecord:
     webhook: str
     first_ms: int
     last_ms: int
+    created_ms: int = 0
     opened_ms: int = 0
     ended_ms: int = 0
     errors: dict[str, int] = field(default_factory=dict)
@@ -198,6 +199,7 @@ def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], ra
         webhook=facts["webhook_state"],
         first_ms=int(facts.get("first_ms", 0)),
         last_ms=int(facts.get("last_ms", 0)),
+        created_ms=int(facts.get("created_ms", 0)),
         opened_ms=int(facts.get("opened_ms", 0)),
         ended_ms=int(facts.get("ended_ms", 0)),
         errors=errors,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,10 @@ def test_status_leaves_interactive_batches_out_unless_all_are_listed(farm: Farm)
         ("cats", "submitted", ""),
         ("interactive-0", "interactive", "alice"),
     ]
+    # the times of the ledger, to the millisecond
+    [created] = [time for time, name in farm.ledger.newest_batches() if name == "cats"]
+    assert datetime.fromisoformat(listed[0]["created"]).timestamp() == created / 1000
+    assert farm.batch("cats").status().created == datetime.fromisoformat(listed[0]["created"])
     assert "interactive-0" in invoke(farm.settings, "status", "interactive-0")[1]
     assert invoke(farm.settings, "status", "cats", "--all")[0] == 2
 
