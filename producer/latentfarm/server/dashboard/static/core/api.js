@@ -8,14 +8,13 @@ export class ApiError extends Error {
    * @param {number} status
    * @param {string} code short and stable
    * @param {string} message
-   * @param {{problems?: string[], total?: number, retryAfter?: number}} [more]
+   * @param {{param?: string | null, retryAfter?: number}} [more] `param` is the field that is wrong
    */
   constructor(status, code, message, more = {}) {
     super(message);
     this.status = status;
     this.code = code;
-    this.problems = more.problems ?? [];
-    this.total = more.total ?? this.problems.length;
+    this.param = more.param ?? null;
     this.retryAfter = more.retryAfter ?? 0;
   }
 
@@ -79,7 +78,7 @@ export function get(path, { query, signal } = {}) {
 export function post(path, body = {}, { signal } = {}) {
   return send("POST", path, {
     signal,
-    body: JSON.stringify(body),
+    body: toJson(body),
     headers: { "Content-Type": "application/json" },
   });
 }
@@ -105,8 +104,9 @@ export function upload(path, form, { signal, onProgress } = {}) {
     request.upload.onprogress = (event) => onProgress?.(event.total ? event.loaded / event.total : 0);
     request.onload = () => {
       const body = parse(request.responseText);
-      if (request.status < 400) resolve(body);
-      else reject(errorOf(request.status, body, request.getResponseHeader("Retry-After")));
+      if (request.status < 400) return resolve(body);
+      if (request.status === 401) onSignedOut();
+      return reject(errorOf(request.status, body, request.getResponseHeader("Retry-After")));
     };
     request.onerror = () => reject(unreachable());
     request.onabort = () => reject(new DOMException("the upload was cancelled", "AbortError"));
@@ -135,10 +135,33 @@ async function send(method, path, options) {
   throw errorOf(answer.status, body, answer.headers.get("Retry-After"));
 }
 
+/**
+ * Return a value as JSON. What was read as a BigInt is the same number again.
+ *
+ * @param {unknown} value
+ * @returns {string}
+ */
+export function toJson(value) {
+  const { rawJSON } = /** @type {any} */ (JSON);
+  return JSON.stringify(value, (_, each) => (typeof each === "bigint" ? rawJSON(String(each)) : each));
+}
+
+/**
+ * Return a number as it was written: JavaScript rounds a whole one above 2^53, such as a seed.
+ *
+ * @param {string} _
+ * @param {unknown} value
+ * @param {{source?: string}} [context]
+ */
+function exact(_, value, context) {
+  if (typeof value !== "number" || Math.abs(value) <= Number.MAX_SAFE_INTEGER) return value;
+  return /^-?\d+$/.test(context?.source ?? "") ? BigInt(/** @type {string} */ (context?.source)) : value;
+}
+
 /** @param {string} text */
 function parse(text) {
   try {
-    return text ? JSON.parse(text) : null;
+    return text ? JSON.parse(text, /** @type {any} */ (exact)) : null;
   } catch {
     return null;
   }
@@ -153,8 +176,7 @@ function errorOf(status, body, retryAfter) {
   const error = body?.error ?? {};
   const message = error.message ?? `the server answered ${status}`;
   return new ApiError(status, error.code ?? "unknown", message, {
-    problems: error.problems,
-    total: error.total,
+    param: error.param,
     retryAfter: Number(retryAfter) || 0,
   });
 }
