@@ -6,8 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from latentfarm.batch import BatchStatus
 from latentfarm.batch_state import BatchState
-from latentfarm.errors import InputError
-from latentfarm.ledger import Ledger, WorkerRecord
+from latentfarm.ledger import BatchSummary, Ledger, WorkerRecord
 from latentfarm.settings import DEFAULT_MODEL
 
 #: aliases and batches that are listed one by one
@@ -34,11 +33,21 @@ def wait_reasons(ledger: Ledger, statuses: Iterable[BatchStatus], *, starting: b
     workers: dict[str, list[WorkerRecord]] = {}
     for worker in ledger.worker_records():
         workers.setdefault(worker.model, []).append(worker)
-    found = {each.batch: _reasons(ledger, each, workers, starting=starting) for each in left}
-    return {batch: reasons for batch, reasons in found.items() if reasons}
+    rivals: dict[str, list[BatchSummary]] = {}
+    found: dict[str, list[str]] = {}
+    for status in left:
+        reasons = _reasons(status, workers, starting=starting)
+        if not reasons and status.pending and not status.leased:
+            if status.model not in rivals:
+                rivals[status.model] = ledger.batch_summaries(ledger.active_batches(status.model))
+            reasons = _batches_before(status, rivals[status.model])
+        if reasons:
+            found[status.batch] = reasons
+    return found
 
 
-def _reasons(ledger: Ledger, status: BatchStatus, workers: Workers, *, starting: bool) -> list[str]:
+def _reasons(status: BatchStatus, workers: Workers, *, starting: bool) -> list[str]:
+    """Return the reasons that are no other batches."""
     if status.state in _UNFINISHED:
         return [f"the batch {_UNFINISHED[status.state].format(status.batch)}"]
     found = []
@@ -51,11 +60,7 @@ def _reasons(ledger: Ledger, status: BatchStatus, workers: Workers, *, starting:
         return found if starting else [*found, _unserved(status.model, workers)]
     if all(worker.draining for worker in serving):
         names = _listed(worker.name for worker in serving)
-        return [*found, f"all workers of {status.model!r} stop and take no more jobs ({names}); {_cure(status.model)}"]
-    if not found and not status.leased and (first := _batches_before(ledger, status)):
-        found.append(
-            f"batches of a higher priority run first ({_listed(first)}): `latentfarm set-priority {status.batch} N`"
-        )
+        found.append(f"all workers of {status.model!r} stop and take no more jobs ({names}); {_cure(status.model)}")
     return found
 
 
@@ -73,18 +78,12 @@ def _cure(model: str) -> str:
     return f"start one with `latentfarm worker --model {name}`"
 
 
-def _batches_before(ledger: Ledger, status: BatchStatus) -> list[str]:
-    """Return the batches of the model that have jobs and a higher priority."""
-    found = []
-    for name in ledger.active_batches(status.model):
-        try:
-            record = ledger.batch(name)
-        except InputError:
-            # deleted meanwhile
-            continue
-        if record.priority > status.priority and not record.paused_by and record.pending + record.leased:
-            found.append(name)
-    return found
+def _batches_before(status: BatchStatus, rivals: Iterable[BatchSummary]) -> list[str]:
+    """Return the reason that is the batches of the model with a higher priority, if they have jobs."""
+    first = [each.name for each in rivals if each.priority > status.priority and each.left and not each.paused]
+    if not first:
+        return []
+    return [f"batches of a higher priority run first ({_listed(first)}): `latentfarm set-priority {status.batch} N`"]
 
 
 def _listed(names: Iterable[str]) -> str:

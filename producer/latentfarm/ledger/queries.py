@@ -18,11 +18,13 @@ from latentfarm.job_state import JobState
 from latentfarm.ledger.client import LedgerClient
 from latentfarm.ledger.constants import CHUNK_JOBS, RATE_SLOT_MS, RATE_SLOTS, SCHEMA_KEY
 from latentfarm.ledger.records import (
+    SUMMARY_FIELDS,
     BatchRecord,
     BatchSummary,
     JobRecord,
     Snapshot,
     batch_record,
+    batch_summary,
     decode,
     job_record,
     split_account,
@@ -99,15 +101,11 @@ class Queries(LedgerClient):
         with translate_errors(self.where):
             pipe = self.redis.pipeline(transaction=False)
             for name in names:
-                pipe.hmget(f"{{lf}}:batch:{name}", ["model", "state", "leased", "account"])
+                pipe.hmget(f"{{lf}}:batch:{name}", SUMMARY_FIELDS)
             pipe.get(SCHEMA_KEY)
             *found, schema = pipe.execute()
         self.check_schema(schema)
-        return [
-            BatchSummary(name, decode(model), BatchState(decode(state)), int(leased), *split_account(account))
-            for name, (model, state, leased, account) in zip(names, found, strict=True)
-            if model is not None
-        ]
+        return [batch_summary(name, facts) for name, facts in zip(names, found, strict=True) if facts[0] is not None]
 
     def unfinished_by_owner(self) -> dict[tuple[BatchKind, str], int]:
         """Return how many jobs of active batches have not ended, by kind and owner of the batch, where any.

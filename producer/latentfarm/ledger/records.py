@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
@@ -84,7 +84,7 @@ class Reservation:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """A batch's model, state, leased jobs, kind and owner."""
+    """A batch's main facts. ``left`` jobs have not ended, ``leased`` ones among them."""
 
     name: str
     model: str
@@ -92,6 +92,9 @@ class BatchSummary:
     leased: int
     kind: BatchKind = BatchKind.SUBMITTED
     owner: str = ""
+    priority: int = 0
+    paused: bool = False
+    left: int = 0
 
     @property
     def ended(self) -> bool:
@@ -181,6 +184,31 @@ class Snapshot:
     retries: int
     generation: int
     jobs: list[JobRecord]
+
+
+#: fields of ``{lf}:batch:<b>`` that a summary is made of
+SUMMARY_FIELDS = (
+    *("model", "state", "account", "priority", "paused_by"),
+    *("leased", "total", "done", "failed", "cancelled"),
+)
+
+
+def batch_summary(name: str, facts: Sequence[Any]) -> BatchSummary:
+    """Return a summary of the values of ``SUMMARY_FIELDS``."""
+    model, state, account, priority, paused_by, *counters = facts
+    leased, total, done, failed, cancelled = map(int, counters)
+    kind, owner = split_account(account)
+    return BatchSummary(
+        name=name,
+        model=decode(model),
+        state=BatchState(decode(state)),
+        leased=leased,
+        kind=kind,
+        owner=owner,
+        priority=int(priority),
+        paused=bool(paused_by),
+        left=total - done - failed - cancelled,
+    )
 
 
 def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], rate: float | None) -> BatchRecord:

@@ -7,6 +7,7 @@ from itertools import count
 
 import pytest
 from tests.conftest import until
+from tests.support.event_stream import following, next_of
 from tests.support.http_server import RunningServer
 
 from latentfarm.batch_kind import BatchKind
@@ -53,6 +54,22 @@ def test_batches_are_listed_by_page_and_filter(server: RunningServer, farm: Farm
     last = server.client.get("/api/batches", params={"cursor": rest["next"]}).json()
     assert last == {"batches": [], "next": None}
     assert server.client.get("/api/batches?cursor=x").status_code == 400
+
+
+def test_a_client_that_learns_of_a_change_reads_no_answer_from_before_it(server: RunningServer, farm: Farm) -> None:
+    def states() -> dict[str, str]:
+        return {each["batch"]: each["state"] for each in server.client.get("/api/batches").json()["batches"]}
+
+    with following(server.client, "progress=0") as events:
+        next_of(events, "ready")
+        assert states() == {}
+        submit(farm, "learned")
+        # each answer is kept for half a second
+        until(lambda: next_of(events, "change")["event"] == "open")
+        assert states() == {"learned": "open"}
+        farm.batch("learned").pause()
+        assert next_of(events, "change")["event"] == "paused"
+        assert states() == {"learned": "paused"}
 
 
 def test_decisions_are_seen_by_the_next_poll_and_conflicts_are_409(server: RunningServer, farm: Farm) -> None:

@@ -21,7 +21,7 @@ class BatchAnswer(BatchStatus):
 class BatchesAnswer(BaseModel):
     """A page of batches, newest first. ``next`` is the cursor of the next page, null if there is none."""
 
-    batches: list[BatchStatus]
+    batches: list[BatchAnswer]
     next: str | None
 
 

@@ -54,10 +54,10 @@ def _page(farm: Farm, query: BatchesQuery) -> BatchesAnswer:
             if status and (not query.state or status.state in query.state):
                 found.append(status)
             if len(found) == query.limit:
-                return BatchesAnswer(batches=found, next=f"{created}:{name}")
+                return BatchesAnswer(batches=_with_warnings(farm, found), next=f"{created}:{name}")
         if len(group) < _GROUP:
-            return BatchesAnswer(batches=found, next=None)
-    return BatchesAnswer(batches=found, next=f"{created}:{name}")
+            return BatchesAnswer(batches=_with_warnings(farm, found), next=None)
+    return BatchesAnswer(batches=_with_warnings(farm, found), next=f"{created}:{name}")
 
 
 def _candidates(farm: Farm, names: Sequence[str], query: BatchesQuery) -> set[str]:
@@ -105,11 +105,16 @@ async def show_batch(request: Request) -> Response:
 def batch_answer(farm: Farm, name: str) -> BatchAnswer:
     """Return the progress of a batch."""
     # `farm.batch` would search all names for similar ones
-    status = Batch(farm.connection, name).status()
-    return BatchAnswer(**status.model_dump(), warnings=tuple(wait_reasons(farm.ledger, [status]).get(name, ())))
+    [answer] = _with_warnings(farm, [Batch(farm.connection, name).status()])
+    return answer
 
 
-def active_statuses(farm: Farm, kind: BatchKind | None) -> list[BatchStatus]:
+def _with_warnings(farm: Farm, statuses: Sequence[BatchStatus]) -> list[BatchAnswer]:
+    reasons = wait_reasons(farm.ledger, statuses)
+    return [BatchAnswer(**each.model_dump(), warnings=tuple(reasons.get(each.batch, ()))) for each in statuses]
+
+
+def active_answers(farm: Farm, kind: BatchKind | None) -> list[BatchAnswer]:
     """Return the progress of the active batches of a kind; of None, of all but interactive ones."""
     if kind is BatchKind.INTERACTIVE:
         names = [name for _, name in islice(farm.ledger.newest_batches(interactive=True), _LISTED_INTERACTIVE)]
@@ -117,7 +122,7 @@ def active_statuses(farm: Farm, kind: BatchKind | None) -> list[BatchStatus]:
         summaries = farm.ledger.batch_summaries()
         names = [each.name for each in summaries if each.state in _UNFINISHED and kind in {None, each.kind}]
     found = (_status_or_none(farm, name) for name in names)
-    return [each for each in found if each is not None and not each.is_final]
+    return _with_warnings(farm, [each for each in found if each is not None and not each.is_final])
 
 
 async def pause(request: Request) -> Response:

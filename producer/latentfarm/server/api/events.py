@@ -18,7 +18,7 @@ from starlette.responses import Response
 from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import LatentfarmError, UnavailableError
 from latentfarm.ledger.events import Event, event_order
-from latentfarm.server.api.batches import active_statuses, batch_answer
+from latentfarm.server.api.batches import active_answers, batch_answer
 from latentfarm.server.api.images import preview_path
 from latentfarm.server.api.models import EventsQuery
 from latentfarm.server.api.polled import PolledAnswers, polled_answers
@@ -176,7 +176,7 @@ class _Stream:
         if self._query.batch:
             found = await self._answers.get(batch_answer, self._query.batch)
         else:
-            found = await self._answers.get(active_statuses, self._query.kind)
+            found = await self._answers.get(active_answers, self._query.kind)
         if found == self._progress:
             return None
         self._progress = found

@@ -17,7 +17,7 @@ FRESH_S = 0.5
 
 
 class PolledAnswers:
-    """The answers of one server. A decision that this server carries out makes all of them outdated."""
+    """The answers of one server. They are outdated by each event of the ledger, and by this server's own decisions."""
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -26,8 +26,9 @@ class PolledAnswers:
 
     async def get(self, function: Callable[..., object], *args: object) -> bytes:
         """Return as JSON what a blocking function returns for these arguments."""
-        # its name, because a bound method would be another key for each request
-        key = (self._decisions, function.__qualname__, *args)
+        # the event: a client that learns of a change must not read an answer from before it.
+        # the name: a bound method would be another key for each request
+        key = (self._decisions, self._context.hub.latest_id, function.__qualname__, *args)
         return await self._cached.get(key, partial(self._context.run, _encode, function, self._context.farm, *args))
 
     def forget(self) -> None:

@@ -54,9 +54,9 @@ def test_a_batch_appears_runs_and_completes_under_an_open_page(
 def test_a_batch_says_why_it_waits_until_a_worker_serves_its_model(page: Page, farm: Farm) -> None:
     submit(farm, "cats")
     page.goto("/")
-    warning = row(page, "cats").get_by_text("no worker")
+    warning = row(page, "cats").get_by_text("no worker", exact=False)
     expect(warning).to_be_visible()
-    about = {"device": "cpu", "device_name": "cpu", "dtype": "float32", "slots": 1, "draining": 0}
+    about: dict[str, str | int] = {"device": "cpu", "device_name": "cpu", "dtype": "float32", "slots": 1, "draining": 0}
     farm.ledger.heartbeat(UNSERVED, "worker-b", about=about)
     expect(warning).to_be_hidden()
     # its operator starts it again with another alias of the model
@@ -107,7 +107,7 @@ def test_a_batch_is_paused_by_keyboard_alone(page: Page, farm: Farm) -> None:
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Pause")).to_be_focused()
+    expect(page.get_by_role("button", name="Pause", exact=True)).to_be_focused()
     page.keyboard.press("Enter")
     expect(row(page, "cats").get_by_text("paused at 0%")).to_be_visible()
 
@@ -169,7 +169,7 @@ def test_the_page_says_that_redis_is_unavailable_and_recovers(
 
 @pytest.mark.parametrize("look", LOOKS, ids=str)
 def test_axe_core_finds_nothing_among_batches_in_all_states(page: Page, farm: Farm) -> None:
-    submit(farm, "a-batch-with-a-name-as-long-as-names-may-be-which-is-64-letters-x")
+    submit(farm, "a-batch-with-a-name-as-long-as-names-may-be-which-is-64-letters")
     submit(farm, "dogs", rows=12)
     farm.batch("dogs").pause("lunch")
     submit(farm, "cows")

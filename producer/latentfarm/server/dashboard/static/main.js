@@ -7,14 +7,7 @@ import { show, start } from "./core/router.js";
 import { keyName, maySubmit, restoreSession, signOut } from "./core/session.js";
 import { chosenTheme, themeButton } from "./parts/theme.js";
 import { empty, problem } from "./parts/placeholder.js";
-import { showBatch } from "./views/batch.js";
-import { showBatches } from "./views/batches.js";
-import { showGallery } from "./views/gallery.js";
-import { showGrid } from "./views/grid.js";
-import { showImage } from "./views/image.js";
 import { showSignIn } from "./views/sign_in.js";
-import { showSubmit } from "./views/submit.js";
-import { showWorkers } from "./views/workers.js";
 
 /** @typedef {import("./core/router.js").Page} Page */
 /** @typedef {import("./core/router.js").Route} Route */
@@ -27,30 +20,44 @@ const SECTIONS = [
 
 let signedIn = false;
 
+/** @typedef {(page: Page) => void | Promise<void>} View */
+
 /**
  * @param {string} pattern
  * @param {string} section
- * @param {(page: Page) => void | Promise<void>} view
+ * @param {() => Promise<View>} load reads the view's module when it is first shown
  * @returns {Route}
  */
-function route(pattern, section, view) {
-  const guarded = (/** @type {Page} */ page) => (signedIn ? view(page) : showSignIn(page, enter));
+function route(pattern, section, load) {
+  /** @param {Page} page */
+  async function guarded(page) {
+    if (!signedIn) return showSignIn(page, enter);
+    try {
+      const view = await load();
+      if (!page.signal.aborted) await view(page);
+    } catch (error) {
+      if (!page.signal.aborted) fill(page.root, problem("The page cannot be shown", error));
+    }
+  }
   return { pattern: new RegExp(`^${pattern}/?$`), section, show: guarded };
 }
 
 const ROUTES = [
-  route("", "batches", showBatches),
-  route("/workers", "workers", showWorkers),
-  route("/submit", "submit", showSubmit),
-  route("/batches/(?<name>[^/]+)", "batches", showBatch),
-  route("/batches/(?<name>[^/]+)/gallery", "batches", showGallery),
-  route("/batches/(?<name>[^/]+)/grid", "batches", showGrid),
-  route("/batches/(?<name>[^/]+)/images/(?<index>\\d+)", "batches", showImage),
-  route("/.*", "", ({ root, setTitle }) => {
-    setTitle("Not found");
-    root.append(empty("There is no such page", "", h("a", { href: "/" }, "Go to the batches")));
-  }),
+  route("", "batches", async () => (await import("./views/batches.js")).showBatches),
+  route("/workers", "workers", async () => (await import("./views/workers.js")).showWorkers),
+  route("/submit", "submit", async () => (await import("./views/submit.js")).showSubmit),
+  route("/batches/(?<name>[^/]+)", "batches", async () => (await import("./views/batch.js")).showBatch),
+  route("/batches/(?<name>[^/]+)/gallery", "batches", async () => (await import("./views/gallery.js")).showGallery),
+  route("/batches/(?<name>[^/]+)/grid", "batches", async () => (await import("./views/grid.js")).showGrid),
+  route("/batches/(?<name>[^/]+)/images/(?<index>\\d+)", "batches", async () => (await import("./views/image.js")).showImage),
+  route("/.*", "", async () => showNothing),
 ];
+
+/** @param {Page} page */
+function showNothing({ root, setTitle }) {
+  setTitle("Not found");
+  root.append(empty("There is no such page", "", h("a", { href: "/" }, "Go to the batches")));
+}
 
 /** @param {Route | null} shown */
 function updateNavigation(shown) {
