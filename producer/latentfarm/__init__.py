@@ -11,7 +11,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from latentfarm.batch import Batch, BatchStatus, JobStatus
+    from latentfarm.batch import Batch, BatchStatus
+    from latentfarm.batch_jobs import JobStatus
     from latentfarm.batch_state import BatchState, PausedBy
     from latentfarm.errors import (
         InputError,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "batch": ("Batch", "BatchStatus", "JobStatus"),
+    "batch": ("Batch", "BatchStatus"),
+    "batch_jobs": ("JobStatus",),
     "batch_state": ("BatchState", "PausedBy"),
     "errors": ("InputError", "InvalidRowsError", "JobError", "LatentfarmError", "ModelError", "UnavailableError"),
     "submission.expansion": ("Expansion",),

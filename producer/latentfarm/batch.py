@@ -5,14 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
+from latentfarm.batch_jobs import JobStatus, PresignedUrl, job_status, joined_result
 from latentfarm.batch_kind import BatchKind
+from latentfarm.batch_picks import ImagePick, check_pick, check_pick_words, decide, has_pick, select_indices
 from latentfarm.batch_state import ACTIVE, FINAL, BatchState, PausedBy, describe_pause
 from latentfarm.connection import Connection
 from latentfarm.errors import ConflictError, InputError, NotFoundError
@@ -23,6 +25,8 @@ from latentfarm.storage import results
 from latentfarm.storage.bucket import check_expiry
 from latentfarm.storage.deletion import delete_batch
 from latentfarm.storage.keys import part_indices
+from latentfarm.storage.pick_state import UNCHANGED, Decision, NewPick, NewRating, PickCounts
+from latentfarm.storage.picks import PickJournal
 
 if TYPE_CHECKING:
     from latentfarm.fetch import FetchReport, Layout, Owner
@@ -90,32 +94,6 @@ class BatchStatus(BaseModel):
         return self.state is BatchState.PAUSED and self.paused_by is not PausedBy.USER
 
 
-class JobStatus(BaseModel):
-    """A job's state, with fields of its receipt or its error."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    id: str
-    state: str
-    attempts: int
-    seed: int | None
-    key: str | None = None
-    sha256: str | None = None
-    worker: str | None = None
-    error: dict[str, str] | None = None
-    timings: dict[str, float] | None = None
-
-
-class PresignedUrl(BaseModel):
-    """A URL that gives access to a job's image, without credentials, until ``expires``."""
-
-    model_config = ConfigDict(frozen=True)
-
-    job: str
-    url: str
-    expires: datetime
-
-
 class Batch:
     """A submitted batch. Methods raise ``UnavailableError`` if Redis or the store does not answer."""
 
@@ -126,6 +104,7 @@ class Batch:
         *,
         rejected: Mapping[str, int] | None = None,
         notes: Mapping[str, int] | None = None,
+        journal: PickJournal | None = None,
     ) -> None:
         self.connection = connection
         self.name = name
@@ -134,6 +113,8 @@ class Batch:
         #: numbers of rows by sentence, if this object was returned by ``submit``: what was mapped, dropped or chosen
         self.notes = dict(notes or {})
         self._ledger, self._bucket = connection.ledger, connection.bucket
+        #: a server passes one that it keeps, so that it reads each object once
+        self._journal = journal or PickJournal(connection.bucket, name)
 
     def __repr__(self) -> str:
         return f"Batch({self.name!r})"
@@ -307,25 +288,44 @@ class Batch:
         found = results.read_range(self._ledger, self._bucket, self.name, range(index, index + 1))
         return self._job_status(next(found))
 
-    def results(self, indices: Iterable[int] | None = None) -> Iterator[dict[str, Any]]:
+    def results(self, indices: Iterable[int] | None = None, *, picks: Collection[str] = ()) -> Iterator[dict[str, Any]]:
         """Yield a result for each job, in order: its request in diffusers' names, joined with its receipt or error.
 
-        ``indices`` are those of the jobs, rising [default: all].
+        Args:
+            indices: those of the jobs, rising [default: all].
+            picks: only jobs whose image is ``picked``, ``rejected`` or ``none`` of both [default: all].
         """
-        from latentfarm.storage.manifest import NOT_THE_REQUEST
+        words = check_pick_words(picks)
+        self._journal.refresh()
+        total = self._ledger.batch(self.name).total if indices is None else 0
+        wanted = select_indices(self._journal, words, indices, total)
+        for line in results.read_indices(self._ledger, self._bucket, self.name, wanted):
+            entry = self._manifest.entry(self.name, line["index"])
+            found = joined_result(line, entry, self._journal.fields_of(line))
+            if has_pick(found, words):
+                yield found
 
-        wanted = range(self._ledger.batch(self.name).total) if indices is None else indices
-        for result in results.read_indices(self._ledger, self._bucket, self.name, wanted):
-            entry = self._manifest.entry(self.name, result["index"])
-            request = {name: value for name, value in entry.items() if name not in NOT_THE_REQUEST}
-            joined = {"id": entry.get("id"), "row": entry.get("row"), **result}
-            # the receipt's request has what the worker filled in: the native size, the model's own scheduler
-            joined["request"] = {**request, **result.get("request", {})}
-            if "invalid" in entry:
-                joined["error"] = entry["invalid"]
-            yield {**joined, "columns": entry["columns"]} if "columns" in entry else joined
+    def picks(self) -> list[Decision]:
+        """Return what was decided about images, by rising index of their jobs."""
+        self._ledger.require_batch(self.name)
+        self._journal.refresh()
+        return self._journal.decisions()
 
-    def fetch(
+    def pick(
+        self, indices: Iterable[int], pick: NewPick | str = UNCHANGED, *, rating: NewRating = UNCHANGED
+    ) -> PickCounts:
+        """Decide about the images of done jobs: ``picked`` or ``rejected``, a rating from 1 to 5, or both.
+
+        None removes a value; what is not given stays. Return how many images of the batch are picked, rejected, rated.
+
+        Raises:
+            InputError: a value or an index is invalid.
+            ConflictError: a job is not done.
+        """
+        chosen = check_pick(pick) if isinstance(pick, str) else pick
+        return decide(self._ledger, self._bucket, self._journal, [ImagePick(each, chosen, rating) for each in indices])
+
+    def fetch(  # noqa: PLR0913 - all are options, passed by name
         self,
         directory: str | Path,
         *,
@@ -333,6 +333,7 @@ class Batch:
         name_template: str | None = None,
         skip_fetched: bool = False,
         states: Collection[JobState] = (),
+        picks: Collection[str] = (),
         image_format: str | None = None,
         force: bool = False,
         progress: Callable[[FetchReport], None] = lambda _: None,
@@ -347,6 +348,7 @@ class Batch:
             skip_fetched: skip images that an earlier fetch into the directory has fetched, even if their files were
                 removed since.
             states: only jobs in these states [default: all]. Only done jobs have images.
+            picks: only jobs whose image is ``picked``, ``rejected`` or ``none`` of both [default: all].
             image_format: only jobs of this format [default: all]. A webdataset has one format.
             force: write into the directory of another batch, whose images are removed, and over files of others.
             progress: called after each job with the counts so far.
@@ -366,9 +368,8 @@ class Batch:
             image_format=image_format,
             force=force,
         )
-        return fetch_batch(
-            self._bucket, self.results, Path(directory), self.owner(), options=options, progress=progress
-        )
+        chosen = partial(self.results, picks=check_pick_words(picks))
+        return fetch_batch(self._bucket, chosen, Path(directory), self.owner(), options=options, progress=progress)
 
     def owner(self) -> Owner:
         """Return what identifies the batch in the folder that it is fetched into."""
@@ -393,9 +394,4 @@ class Batch:
                 yield PresignedUrl(job=result["job"], url=url, expires=expires.replace(microsecond=0))
 
     def _job_status(self, result: dict[str, Any]) -> JobStatus:
-        entry = self._manifest.entry(self.name, result["index"])
-        fields = {**result, "id": result["job"], "seed": entry.get("seed")}
-        if "invalid" in entry:
-            # the manifest has the whole message; ledger and results have only its code
-            fields["error"] = entry["invalid"]
-        return JobStatus.model_validate(fields)
+        return job_status(result, self._manifest.entry(self.name, result["index"]))

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from latentfarm.batch import JobStatus
+from latentfarm.batch_jobs import JobStatus
 from latentfarm.cli import options
 from latentfarm.cli.output import plural, print_json
 from latentfarm.farm import Farm

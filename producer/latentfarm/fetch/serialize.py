@@ -35,6 +35,8 @@ TABLE_COLUMNS = {
     "clip_skip": "int64",
     "image_format": "string",
     "intermediates": "string",
+    "pick": "string",
+    "rating": "int64",
     "error_code": "string",
     "error_message": "string",
     "columns": "string",
@@ -44,11 +46,13 @@ TABLE_COLUMNS = {
 #: columns of objects and lists: JSON text in a table, and the text for a missing one
 _JSON_COLUMNS = {"columns": "{}", "guidance_interval": "[]", "scheduler_options": "{}"}
 _EMPTY = {"string": "", "int64": 0, "float64": 0.0}
+#: what is decided about an image changes after it is fetched: a shard, which is costly to write again, has it not
+DECISION_COLUMNS = {name: TABLE_COLUMNS[name] for name in ("pick", "rating")}
 #: the columns of an image: those of a job, less its outcome
 IMAGE_COLUMNS = {
     name: kind
     for name, kind in TABLE_COLUMNS.items()
-    if name not in {"state", "attempts", "error_code", "error_message"}
+    if name not in {"state", "attempts", "error_code", "error_message", *DECISION_COLUMNS}
 }
 #: a request lists these only if they differ from their defaults; a result always has them
 _DEFAULTS = {name: Job.model_fields[name].default for name in ("prompt_syntax", "clip_skip", "image_format")}
@@ -58,7 +62,8 @@ def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result with the fields of its request, in diffusers' names, on the same level.
 
     ``intermediates`` is the key of the strip of intermediate images. ``columns`` are other columns of the row, if kept.
-    ``error`` has a failed job's ``code`` and ``message``. An invalid row has no prompt.
+    ``pick`` and ``rating`` are there if they are decided. ``error`` has a failed job's ``code`` and ``message``. An
+    invalid row has no prompt.
     """
     request = result.get("request", {})
     line = {
@@ -77,7 +82,7 @@ def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
         line |= {name: value for name, value in _DEFAULTS.items() if name not in request}
     if "intermediates" in result:
         line["intermediates"] = result["intermediates"]["key"]
-    return line | {name: result[name] for name in ("columns", "error") if name in result}
+    return line | {name: result[name] for name in (*DECISION_COLUMNS, "columns", "error") if name in result}
 
 
 def table_row(result: dict[str, Any]) -> dict[str, Any]:
@@ -105,12 +110,17 @@ def image_entry(result: dict[str, Any]) -> dict[str, Any]:
     return {**entry, "guidance_scale": float(entry["guidance_scale"])}
 
 
+def decision_entry(result: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of ``DECISION_COLUMNS``: an empty text and 0 for what is not decided."""
+    return {name: result.get(name) or _EMPTY[kind] for name, kind in DECISION_COLUMNS.items()}
+
+
 def metadata_entry(result: dict[str, Any], file_name: str) -> dict[str, Any]:
     """Return an image's line of ``metadata.jsonl`` for Hugging Face's ImageFolder.
 
     ``file_name`` is the path relative to the metadata file, ``text`` the prompt.
     """
-    entry = image_entry(result)
+    entry = {**image_entry(result), **decision_entry(result)}
     return {"file_name": file_name, "text": entry.pop("prompt"), **entry}
 
 

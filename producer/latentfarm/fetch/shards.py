@@ -21,7 +21,14 @@ from typing import IO, Any
 from latentfarm.errors import InputError
 from latentfarm.fetch.atomic_files import atomic_write, make_folder
 from latentfarm.fetch.report import FetchReport
-from latentfarm.fetch.serialize import IMAGE_COLUMNS, flatten_result, image_entry, to_json
+from latentfarm.fetch.serialize import (
+    DECISION_COLUMNS,
+    IMAGE_COLUMNS,
+    decision_entry,
+    flatten_result,
+    image_entry,
+    to_json,
+)
 from latentfarm.fetch.state_file import FetchState
 from latentfarm.fetch.tables import ParquetTable, require_parquet
 from latentfarm.image_formats import extension_for
@@ -37,7 +44,12 @@ INDEX_FILE = "index.parquet"
 #: images per task: downloaded images are held until their turn in the tar, two tasks per thread
 _GROUP = 2
 #: ``key`` is that of the sample
-_INDEX_COLUMNS = {"key": "string", "shard": "string", **{k: v for k, v in IMAGE_COLUMNS.items() if k != "key"}}
+_INDEX_COLUMNS = {
+    "key": "string",
+    "shard": "string",
+    **{name: kind for name, kind in IMAGE_COLUMNS.items() if name != "key"},
+    **DECISION_COLUMNS,
+}
 
 #: a file of a sample: its name, and its body or the receipt of the object that is downloaded
 _Member = tuple[str, bytes | dict[str, Any]]
@@ -102,7 +114,7 @@ def fetch_shards(
                 lines.write(f"{to_json(_result_line(job, shard))}\n".encode())
                 report.states[job["state"]] += 1
             for job in done:
-                table.add({**image_entry(job), "key": _key(job), "shard": shard})
+                table.add({**image_entry(job), **decision_entry(job), "key": _key(job), "shard": shard})
                 state.add(job["index"], job["sha256"])
             progress(report)
     return report

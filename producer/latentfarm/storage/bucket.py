@@ -157,7 +157,7 @@ class Bucket:
                 raise InputError(f"{key} has more than {MAX_OBJECT_BYTES:,} bytes; latentfarm writes no such object")
         finally:
             stream.close()
-        _require(_ERROR_BODY.match(body) is None, "an error in the body of a 200")
+        _require(not is_error(body), "an error in the body of a 200")
         return body
 
     def presign(self, key: str, *, expires_s: int) -> str:
@@ -296,6 +296,11 @@ class Bucket:
             # the last four: boto3's parsers meet fields that S3 never sends, such as a date that is none
             message = f"the store ({self.where}) gives an answer that is not S3's for {key or 'the bucket'}: {error!r}"
             raise UnavailableError(message, cause="store") from error
+
+
+def is_error(body: bytes) -> bool:
+    """Return whether the body of a 200 is an error of the store instead of an object."""
+    return _ERROR_BODY.match(body) is not None
 
 
 def error_code(error: UnavailableError) -> str:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from latentfarm.errors import UnavailableError
-from latentfarm.storage.bucket import MAX_CONNECTIONS, Bucket
+from latentfarm.storage.bucket import MAX_CONNECTIONS, Bucket, is_error
 from latentfarm.storage.get_signer import GetSigner
 from latentfarm.storage.keys import MAX_OBJECT_BYTES
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _TIMEOUT_S = 30
+_NOT_FOUND = 404
 #: failures in a row after which boto3 reads everything
 _MAX_FAILURES = 8
 
@@ -44,6 +45,10 @@ def parallel_reader(bucket: Bucket) -> Iterator[ParallelReader]:
             client.close()
 
 
+class DamagedObjectError(UnavailableError):
+    """An object has another sha256 than its receipt."""
+
+
 class ParallelReader:
     """Reads objects by key and sha256. Thread-safe; ``threads`` is the number that is worth using."""
 
@@ -54,18 +59,23 @@ class ParallelReader:
         host = urlsplit(bucket.client.meta.endpoint_url).hostname
         self.threads = 4 if host in _LOOPBACK else MAX_CONNECTIONS
 
-    def __call__(self, key: str, sha256: str) -> bytes:
-        """Return an object.
+    def __call__(self, key: str, sha256: str = "") -> bytes:
+        """Return an object. If its ``sha256`` is unknown, only its length is compared.
 
         Raises:
-            UnavailableError: as ``Bucket.get``, or the object has another sha256.
+            UnavailableError: as ``Bucket.get``.
+            DamagedObjectError: the object has another sha256.
         """
         body = self._signed_get.get(key) if self._signed_get is not None else None
-        if body is None or hashlib.sha256(body).hexdigest() != sha256:
+        if body is None or not _is_object(body, sha256):
             body = self._bucket.get(key)
-            if hashlib.sha256(body).hexdigest() != sha256:
-                raise UnavailableError(f"{key} does not match its receipt: its sha256 differs", cause="store")
+            if not _is_object(body, sha256):
+                raise DamagedObjectError(f"{key} does not match its receipt: its sha256 differs", cause="store")
         return body
+
+
+def _is_object(body: bytes, sha256: str) -> bool:
+    return hashlib.sha256(body).hexdigest() == sha256 if sha256 else not is_error(body)
 
 
 def _signed_get_client(bucket: Bucket) -> SignedGetClient | None:
@@ -79,6 +89,10 @@ def _signed_get_client(bucket: Bucket) -> SignedGetClient | None:
         if not get_environ_proxies(base):
             return SignedGetClient(base, bucket.client.meta.region_name, bucket.credentials)
     return None
+
+
+class _MissingError(Exception):
+    """The store has no such object."""
 
 
 class SignedGetClient:
@@ -100,7 +114,12 @@ class SignedGetClient:
             return None
         body = None
         with suppress(BotoCoreError, HTTPException, OSError, ValueError):
-            body = self._send(key)
+            try:
+                body = self._send(key)
+            except _MissingError:
+                # an answer like any other
+                self._failures = 0
+                return None
         self._failures = 0 if body is not None else self._failures + 1
         return body
 
@@ -134,6 +153,8 @@ class SignedGetClient:
             connection.request("GET", path, headers=headers)
             answer = connection.getresponse()
             size = answer.length
+            if answer.status == _NOT_FOUND:
+                raise _MissingError
             if answer.status == 200 and size is not None and size <= MAX_OBJECT_BYTES:
                 body = answer.read()
         finally:

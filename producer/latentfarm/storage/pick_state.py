@@ -124,6 +124,10 @@ class PickState:
         """Return the number of jobs about whose images something was decided, or withdrawn again."""
         return len(self._images)
 
+    def __contains__(self, index: int) -> bool:
+        """Return whether a job is one of them."""
+        return index in self._images
+
     def join(self, line: PickLine) -> None:
         """Take a line into account."""
         stamp, named = (line.at, line.id), line.model_fields_set

@@ -12,7 +12,9 @@ the object that has its lines was stored before.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
+import time
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import accumulate
@@ -52,11 +54,14 @@ _THREADS = 8
 class PickJournal:
     """The picks of one batch, as they were at the last ``refresh`` or ``write``. Thread-safe.
 
-    Objects are immutable, so each is read once, however often the journal is refreshed.
+    Objects are immutable, so each is read once, however often the journal is refreshed. For ``fresh_s`` seconds after
+    that, it is not refreshed again.
     """
 
-    def __init__(self, bucket: Bucket, batch: str) -> None:
+    def __init__(self, bucket: Bucket, batch: str, *, fresh_s: float = 0) -> None:
         self.batch = batch
+        self._fresh_s = fresh_s
+        self._read_at = -math.inf
         self._bucket = bucket
         self._state = PickState()
         self._known: set[str] = set()
@@ -70,19 +75,24 @@ class PickJournal:
             InputError: an object is damaged.
         """
         with self._lock:
-            for _ in range(_LISTINGS):
-                keys = {key for key in self._bucket.keys(picks_prefix(self.batch)) if parse_picks_key(key) is not None}
-                if self._known and self._known.isdisjoint(keys):
-                    # the batch was deleted, and perhaps submitted again
-                    self._state, self._known = PickState(), set()
-                try:
-                    for key, body in _read(self._bucket, sorted(keys - self._known)):
-                        self._join(key, parse_lines(body, key))
-                except MissingObjectError:
-                    # merged since the listing, which outdates what was listed before as well
-                    continue
-                self._known = keys
-                return
+            if time.monotonic() - self._read_at >= self._fresh_s:
+                self._read_new()
+
+    def _read_new(self) -> None:
+        began = time.monotonic()
+        for _ in range(_LISTINGS):
+            keys = {key for key in self._bucket.keys(picks_prefix(self.batch)) if parse_picks_key(key) is not None}
+            if self._known and self._known.isdisjoint(keys):
+                # the batch was deleted, and perhaps submitted again
+                self._state, self._known = PickState(), set()
+            try:
+                for key, body in _read(self._bucket, sorted(keys - self._known)):
+                    self._join(key, parse_lines(body, key))
+            except MissingObjectError:
+                # merged since the listing, which outdates what was listed before as well
+                continue
+            self._known, self._read_at = keys, began
+            return
         raise UnavailableError(f"{picks_prefix(self.batch)} changes faster than it is read", cause="store")
 
     def write(self, ledger: Ledger, changes: Sequence[PickChange], *, by: str = "") -> None:
@@ -98,14 +108,15 @@ class PickJournal:
             NotFoundError: the batch is deleted.
         """
         with self._lock:
-            self.refresh()
+            self._read_new()
             lines = _lines_of(changes, at=max(ledger.now_us(), self._state.latest_us + 1), by=by)
             if not lines:
                 return
-            if len(self._state) + len(changes) > MAX_DECIDED:
+            more = sum(each.index not in self._state for each in changes)
+            if len(self._state) + more > MAX_DECIDED:
                 raise InputError(
-                    f"batch {self.batch} has {len(self._state):,} images with picks, and {len(changes):,} more are too "
-                    f"many; at most {MAX_DECIDED:,} are kept: pick fewer, such as only those to keep"
+                    f"batch {self.batch} has {len(self._state):,} images with picks, and {more:,} more are too many; "
+                    f"at most {MAX_DECIDED:,} are kept: pick fewer, such as only those to keep"
                 )
             key = self._put(lines)
             self._join(key, lines)
