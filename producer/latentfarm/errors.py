@@ -29,7 +29,15 @@ class LatentfarmError(Exception):
 
 
 class InputError(LatentfarmError):
-    """A command, a setting or a row is invalid."""
+    """A command, a setting or a row is invalid.
+
+    Attributes:
+        field: the field of a batch's defaults that is invalid; empty if it is none of them.
+    """
+
+    def __init__(self, message: str = "", *, field: str = "") -> None:
+        self.field = field
+        super().__init__(message)
 
 
 class NotFoundError(InputError):

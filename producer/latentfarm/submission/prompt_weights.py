@@ -65,7 +65,7 @@ def check_default_weights(defaults: Defaults) -> None:
     """
     text = defaults.negative_prompt
     if text and defaults.prompt_syntax == "a1111" and (problem := _compel_weight(text)):
-        raise InputError(f"options: negative_prompt {abbreviate(text)}: {problem}")
+        raise InputError(f"options: negative_prompt {abbreviate(text)}: {problem}", field="negative_prompt")
 
 
 def looks_weighted(text: str) -> str | None:

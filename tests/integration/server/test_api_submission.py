@@ -99,6 +99,28 @@ def test_a_wrong_submission_is_refused_with_the_cure(
     assert (refused.status_code, message in refused.json()["error"]["message"]) == (status, True), refused.text
 
 
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"name": "A/B"}, "name"),
+        ({"model": "a b"}, "model"),
+        ({"priority": 3.5}, "priority"),
+        ({"sweeps": ["sed=1"]}, "sweeps"),
+        ({"defaults": {"width": 1030}}, "defaults.width"),
+        ({"defaults": {"scheduler": "nonsense"}}, "defaults.scheduler"),
+        ({"defaults": {"sampler": "nonsense"}}, "defaults"),
+        ({"defaults": {"negative_prompt": "(a)++", "prompt_syntax": "a1111"}}, "defaults.negative_prompt"),
+        ({"columns": {"promt": "a"}}, None),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/plan", "/api/batches"])
+def test_an_error_names_the_option_that_it_is_about(
+    shared_server: RunningServer, path: str, options: dict[str, Any], param: str | None
+) -> None:
+    error = shared_server.client.post(path, json={"rows": ["a cat"], **options}).json()["error"]
+    assert (error["param"], "--" in error["message"]) == (param, False), error
+
+
 def test_an_upload_larger_than_the_limit_is_refused_while_it_is_read(shared_server: RunningServer) -> None:
     limited = shared_server.client.post(
         "/api/batches", content=b"", headers={"Content-Type": "multipart/form-data; boundary=x", "Content-Length": "0"}

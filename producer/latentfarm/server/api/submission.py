@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from latentfarm.errors import ConflictError, InputError, InvalidRowsError
 from latentfarm.farm import Farm
+from latentfarm.names import check_batch_name, check_model_alias
 from latentfarm.server.api.answers import ErrorAnswer, ErrorBody, PlanAnswer, SubmitAnswer
 from latentfarm.server.api.models import DEFAULT_FIELDS, EmptyQuery, SubmitBody, SubmitForm, SubmitOptionsBody
 from latentfarm.server.api.polled import polled_answers
@@ -44,6 +45,7 @@ _OPTIONS = {
     "--column": "columns",
     "--format": "format",
     "--batch name": "name",
+    "--sweep": "sweep",
 }
 
 
@@ -63,6 +65,15 @@ class _Submission:
             # others are arguments of the functions that these are passed to
             text = f"defaults: {name[:80]!r} is not a field of rows; {suggest_field(name, DEFAULT_FIELDS)}"
             raise RequestError(400, "invalid_request", text, param="defaults")
+        if options.name is not None:
+            with _about("name"):
+                check_batch_name(options.name)
+        with _about("model"):
+            check_model_alias(options.model or DEFAULT_MODEL)
+        with _about("sweeps"):
+            expansion = Expansion.parse(
+                options.sweeps, dynamic=options.dynamic_prompts, seed=options.dynamic_prompts_seed
+            )
         keep = options.keep_columns if isinstance(options.keep_columns, bool) else tuple(options.keep_columns)
         return {
             **options.defaults,
@@ -73,9 +84,7 @@ class _Submission:
                 format=options.format,
                 columns=tuple(options.columns.items()),
             ),
-            "expansion": Expansion.parse(
-                options.sweeps, dynamic=options.dynamic_prompts, seed=options.dynamic_prompts_seed
-            ),
+            "expansion": expansion,
         }
 
 
@@ -117,7 +126,17 @@ async def _answered(
             )
             return json_answer(ErrorAnswer(error=body), status=422)
         except InputError as error:
-            raise RequestError(400, "invalid_request", _in_words_of_api(str(error))) from None
+            param = f"defaults.{error.field}" if error.field else None
+            raise RequestError(400, "invalid_request", _in_words_of_api(str(error)), param=param) from None
+
+
+@contextmanager
+def _about(param: str) -> Iterator[None]:
+    """Name the parameter that an error is about."""
+    try:
+        yield
+    except InputError as error:
+        raise RequestError(400, "invalid_request", _in_words_of_api(str(error)), param=param) from None
 
 
 def _in_words_of_api(message: str) -> str:

@@ -245,9 +245,10 @@ def check_defaults(fields: dict[str, Any], notes: Notes) -> Defaults:
         set_scheduler(given, notes)
         return Defaults(**given)
     except FieldError as error:
-        raise InputError(value_error("options", error).text) from None
+        raise InputError(value_error("options", error).text, field="scheduler") from None
     except ValidationError as error:
-        raise InputError("\n".join(text for _, text in _field_errors(error, "options", Defaults, {}))) from None
+        texts, first = _field_errors(error, "options", Defaults, {}), error.errors(include_url=False)[0]["loc"]
+        raise InputError("\n".join(text for _, text in texts), field=str(first[0]) if first else "") from None
 
 
 def abbreviate(value: object) -> str:
