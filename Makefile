@@ -19,12 +19,13 @@ DASHBOARD := producer/latentfarm/server/dashboard
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 BENCHMARKS := mini submission first_image ledger fair_share fetch throughput mixed start memory images interactive server
 
-.PHONY: demo install test test-chaos test-images test-s3 unit check check-javascript format bench docs chaos clean
+.PHONY: demo install test test-chaos test-images test-s3 unit check check-javascript format bench docs screenshots chaos clean
 
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
 
-install: $(VENV)/.dev $(VENV)/.javascript $(VENV)/.tools  ## what check and test need; with --jobs, pip, npm and apt-get run at the same time
+# what check and test need; with --jobs, pip, npm and apt-get run at the same time
+install: $(VENV)/.dev $(VENV)/.javascript $(VENV)/.tools $(VENV)/.compiled
 
 test: install  ## every test that needs no GPU and no model of full size, 105 s of chaos among them
 	$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL)
@@ -77,6 +78,9 @@ docs: $(VENV)/.dev  ## write the commands into docs/reference/cli.md, and the al
 	$(BIN)/python docs/write_reference.py
 	$(BIN)/python deploy/kubernetes/write_prometheus_rule.py
 
+screenshots: install  ## photograph the dashboard over a farm that renders, into docs/dashboard; SHOTS="batch gallery" names some
+	$(BIN)/python -m tests.integration.server.dashboard.screenshots $(SHOTS)
+
 deploy/.env:  ## passwords for deploy/compose.yaml, drawn at random
 	@umask 077; for name in REDIS_PASSWORD S3_SECRET_KEY GRAFANA_PASSWORD; do \
 		echo "$$name=$$($(PYTHON) -c 'import secrets; print(secrets.token_hex(24))')"; done >$@
@@ -102,9 +106,15 @@ $(VENV)/.chaos: $(VENV)/.dev
 	$(PIP_INSTALL) --editable '.[chaos]'
 	touch $@
 
+# pip would compile every file before anything else may run, which takes as long as the rest of it
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(PIP_INSTALL) --editable '.[worker,local,server,parquet,dev]'
+	$(PIP_INSTALL) --no-compile --editable '.[worker,local,server,parquet,dev]'
 	touch $@ $(VENV)/.run
+
+$(VENV)/.compiled: $(VENV)/.dev
+	@# some packages have templates of code, which do not compile
+	$(BIN)/python -m compileall -qq $(VENV)/lib producer worker || true
+	touch $@
 
 $(VENV)/.javascript: $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json $(VENV)/.dev
 	$(BIN)/npm ci --prefix $(JAVASCRIPT) --no-progress

@@ -1,0 +1,143 @@
+"""Screenshots of each view for docs/dashboard: ``make screenshots``.
+
+A local farm renders batches with mini, as a user's would: one whose images are all done, one that runs, one with
+failures, a paused one, one that its canary paused, and a sweep.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+from tests.conftest import REPOSITORY, until
+from tests.support.browser import DESK, DESK_DARK, PHONE, PHONE_DARK, Look, chromium, new_context, wait_until
+
+from latentfarm import Batch, Farm
+from latentfarm.batch_state import BatchState
+from latentfarm.local import LocalFarm
+from latentfarm.model_spec import parse_model
+from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.request import SubmitOptions
+
+FOLDER = REPOSITORY / "docs" / "dashboard"
+MAX_BYTES = 300_000
+#: enough for mini; its best is 25
+STEPS = 10
+COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
+SHAPES = ("circle", "square", "triangle", "star", "ring", "heart", "cross", "diamond")
+PROMPTS = [f"a {color} {shape} on a white background" for color, shape in product(COLORS, SHAPES)]
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A file of docs/dashboard without its ending, the path that it shows, and what is done there before."""
+
+    name: str
+    path: str
+    look: Look = DESK
+    act: Callable[[Page], None] = lambda _: None
+
+
+def _pick(page: Page) -> None:
+    """Pick, reject and rate images by the keyboard, as a user does."""
+    page.get_by_role("main").locator("img").first.click()
+    page.keyboard.press("Escape")
+
+
+SHOTS = (
+    Shot("batches", "/"),
+    Shot("batches-dark", "/", DESK_DARK),
+    Shot("batches-phone", "/", PHONE),
+    Shot("batch", "/batches/overnight"),
+    Shot("batch-dark", "/batches/overnight", DESK_DARK),
+    Shot("batch-phone", "/batches/overnight", PHONE_DARK),
+    Shot("failures", "/batches/mixed"),
+    Shot("gallery", "/batches/shapes/gallery"),
+    Shot("gallery-dark", "/batches/shapes/gallery", DESK_DARK),
+    Shot("gallery-phone", "/batches/shapes/gallery", PHONE),
+    Shot("grid", "/batches/guidance/grid"),
+    Shot("image", "/batches/shapes/images/17"),
+    Shot("image-dark", "/batches/shapes/images/17", DESK_DARK),
+    Shot("image-phone", "/batches/shapes/images/17", PHONE),
+    Shot("workers", "/workers"),
+    Shot("workers-dark", "/workers", DESK_DARK),
+    Shot("workers-phone", "/workers", PHONE_DARK),
+    Shot("submit", "/submit"),
+    Shot("submit-phone", "/submit", PHONE),
+)
+
+
+def fill(farm: Farm) -> None:
+    """Submit the batches, and wait until each is in the state that the screenshots show."""
+    submit = partial(farm.submit, guidance_scale=4.0, num_inference_steps=STEPS)
+    shapes = submit(PROMPTS, batch="shapes")
+    guidance = submit(
+        ["a large red star on a blue background"],
+        batch="guidance",
+        expansion=Expansion.parse(("guidance_scale=1,2,4,8", "num_inference_steps=2,4,8,16")),
+        seed=7,
+    )
+    deep = [{"prompt": prompt, "clip_skip": 12} for prompt in PROMPTS[20:25]]
+    heavy = [{"prompt": f"a (({color}:90):90) circle on a white background"} for color in COLORS[:2]]
+    mixed: list[str | dict[str, Any]] = [*PROMPTS[:20], *deep, *heavy]
+    failures = submit(mixed, batch="mixed", options=SubmitOptions(failure_budget=0.0))
+    canary = submit(PROMPTS, batch="canary", options=SubmitOptions(canary=4))
+    paused = submit(PROMPTS, batch="later")
+    paused.pause()
+    for batch in (shapes, guidance, failures):
+        _wait(batch, BatchState.COMPLETE)
+    _wait(canary, BatchState.PAUSED)
+    overnight = submit(PROMPTS * 30, batch="overnight", num_images_per_prompt=2)
+    until(lambda: overnight.status().done >= 30)
+
+
+def _wait(batch: Batch, state: BatchState) -> None:
+    until(lambda: batch.status().state is state)
+
+
+def photograph(browser: Browser, origin: str, shot: Shot) -> int:
+    """Write the screenshot; return its bytes."""
+    with new_context(browser, origin, shot.look) as context:
+        page = context.new_page()
+        page.goto(shot.path)
+        expect(page.get_by_role("status").filter(has_text="Live").first).to_be_visible()
+        shot.act(page)
+        wait_until(page, "[...document.images].every((image) => image.complete)")
+        png = page.screenshot(animations="disabled")
+    body = _small(png)
+    (FOLDER / f"{shot.name}.png").write_bytes(body)
+    return len(body)
+
+
+def _small(png: bytes) -> bytes:
+    """Return the image with 256 colours, which nobody sees on a page of few."""
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE).save(out, "PNG", optimize=True)
+    return out.getvalue()
+
+
+def main(names: Sequence[str]) -> int:
+    """Write the screenshots of these names [default: all]; fail if one is too large."""
+    FOLDER.mkdir(exist_ok=True)
+    chosen = [shot for shot in SHOTS if not names or shot.name in names]
+    with TemporaryDirectory() as folder, LocalFarm(Path(folder)) as local, chromium() as browser:
+        local.start_workers(2, parse_model("mini"), dtype="auto", slots=0)
+        url = local.start_http_server("127.0.0.1:0").wait_for_url()
+        fill(Farm.open(local.settings))
+        sizes = {shot.name: photograph(browser, url, shot) for shot in chosen}
+    for name, size in sizes.items():
+        print(f"{name}.png {size / 1000:.0f} kB")
+    return int(max(sizes.values()) > MAX_BYTES)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
