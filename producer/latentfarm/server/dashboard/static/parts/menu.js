@@ -5,9 +5,10 @@ import { h } from "../core/dom.js";
 /**
  * @param {string} label what a screen reader says, such as "Actions of cats"
  * @param {HTMLElement} content
+ * @param {string} [text] of the button
  */
-export function menu(label, content) {
-  const details = h("details", { class: "menu", name: "menu" }, h("summary", { "aria-label": label }, "⋯"), content);
+export function menu(label, content, text = "⋯") {
+  const details = h("details", { class: "menu", name: "menu" }, h("summary", { "aria-label": label }, text), content);
   const close = () => (details.open = false);
   content.addEventListener("click", close);
   details.addEventListener("focusout", (event) => {

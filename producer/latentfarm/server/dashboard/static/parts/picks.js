@@ -27,7 +27,7 @@ export function picksOf(batch) {
   return found;
 }
 
-class Picks {
+export class Picks {
   counts = { picked: 0, rejected: 0, rated: 0 };
   /** Why decisions are not stored yet; empty if nothing is wrong. */
   problem = "";

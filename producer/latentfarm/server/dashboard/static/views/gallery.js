@@ -1,5 +1,204 @@
+/** The images of a batch, page by page: to look through, to decide about, to export. */
+
+import { batchPath, get } from "../core/api.js";
+import { fill, h, setText } from "../core/dom.js";
+import { number, plural } from "../core/format.js";
+import { readAgain } from "../core/retry.js";
+import { setQuery } from "../core/router.js";
+import { batchHeader, followBatch } from "../parts/batch_header.js";
+import { menu } from "../parts/menu.js";
+import { picksOf } from "../parts/picks.js";
+import { empty, problem, reading } from "../parts/placeholder.js";
+import { toastError } from "../parts/toasts.js";
+import { exportChoices, galleryFilters } from "./gallery_filters.js";
+import { KEYS, Tiles } from "./gallery_tiles.js";
+
+/** @typedef {import("../core/types.js").Batch} Batch */
+/** @typedef {import("../core/types.js").Job} Job */
+
+const PAGE = 60;
+
 /** @param {import("../core/router.js").Page} page */
-export function showGallery({ root, setTitle }) {
-  setTitle("Gallery");
-  root.append("Gallery");
+export function showGallery(page) {
+  const header = batchHeader(page, "gallery");
+  const gallery = new Gallery(page);
+  page.root.append(header.element, ...gallery.elements);
+  gallery.read(Number(page.query.get("start")) || 0);
+  const progress = (/** @type {Batch} */ batch) => {
+    header.update(batch);
+    gallery.update(batch);
+  };
+  return followBatch(page, {}, { progress });
+}
+
+class Gallery {
+  start = 0;
+  /** Where the next page begins. @type {number | null} */
+  next = null;
+  /** Where the pages before began. @type {number[]} */
+  before = [];
+  /** @type {Job[]} */
+  jobs = [];
+  search = new AbortController();
+  /** How many images the batch has, and had when the page was read. */
+  done = -1;
+  seen = -1;
+  body = h("div", { class: "gallery-body" }, reading("Reading the images …"));
+  counts = h("p", { class: "muted" });
+  status = h("p", { role: "status" });
+  warning = h("p", { class: "warnings", role: "status" });
+  stop = button("Stop", () => this.end());
+  fresh = button("", () => this.read(this.start, this.before));
+  back = button("Previous", () => this.read(this.before.at(-1) ?? this.startBefore(), this.before.slice(0, -1)));
+  forth = button("Next", () => this.read(this.next ?? 0, [...this.before, this.start]));
+  target = h("input", { type: "number", min: 0, required: true, "aria-label": "Job", placeholder: "Job" });
+  keys = menu("Keys", h("ul", { class: "actions keys" }, ...KEYS.map((key) => h("li", {}, key))), "Keys");
+
+  /** @param {import("../core/router.js").Page} page */
+  constructor({ params, query, signal }) {
+    this.path = batchPath(params.name);
+    this.signal = signal;
+    this.picks = picksOf(params.name);
+    this.picks.onchange = () => this.showPicks();
+    this.tiles = new Tiles(params.name, this.picks);
+    this.filters = galleryFilters(query, () => this.read(0));
+    const exported = menu("Export", exportChoices(params.name), "Export");
+    const jump = (/** @type {Event} */ event) => {
+      event.preventDefault();
+      this.tiles.focus();
+      this.read(Number(this.target.value));
+    };
+    const form = h("form", { class: "row", onsubmit: jump }, this.target, h("button", {}, "Jump"));
+    const said = h("div", { class: "row" }, this.status, this.tiles.selection, this.warning);
+    this.elements = [
+      h("div", { class: "row gallery-tools" }, this.counts, this.keys, exported),
+      this.filters.element,
+      this.body,
+      h("div", { class: "gallery-bar" }, said, this.stop, this.fresh, this.back, this.forth, form),
+    ];
+    document.addEventListener("keydown", (event) => this.onKey(event), { signal });
+    this.readPicks().catch(toastError);
+  }
+
+  async readPicks() {
+    const read = () => get(`${this.path}/picks`, { signal: this.signal });
+    this.picks.counts = await readAgain(read, this.signal, () => {});
+    this.showPicks();
+  }
+
+  showPicks() {
+    const { picked, rejected, rated } = this.picks.counts;
+    setText(this.counts, `${number(picked)} picked · ${number(rejected)} rejected · ${number(rated)} rated`);
+    setText(this.warning, this.picks.problem);
+    this.tiles.update();
+  }
+
+  /** @param {Batch} batch as it is now */
+  update(batch) {
+    if (this.seen < 0) this.seen = batch.done;
+    this.done = batch.done;
+    this.target.max = String(batch.total - 1);
+    this.filters.update(batch);
+    this.showTurns();
+    // with nothing to look at, nothing moves
+    if (!this.jobs.length && !this.fresh.hidden) this.fresh.click();
+  }
+
+  /** Show the page of the jobs from `start` on that fit. @param {number} start @param {number[]} before */
+  async read(start, before = []) {
+    if (this.signal.aborted) return;
+    this.search.abort();
+    this.search = new AbortController();
+    const signal = AbortSignal.any([this.signal, this.search.signal]);
+    const query = this.filters.query();
+    const state = query.state.join() === "done" ? null : query.state.length ? query.state : "all";
+    setQuery({ ...query, state, start: start || null });
+    const focused = this.tiles.element.contains(document.activeElement);
+    Object.assign(this, { start, before, next: start, seen: this.done });
+    const fail = (/** @type {unknown} */ error) => this.fail(error);
+    /** @type {Job[]} */
+    const jobs = [];
+    this.showTurns();
+    try {
+      while (this.next !== null && jobs.length < PAGE) {
+        const part = { ...query, start: this.next, limit: PAGE - jobs.length };
+        /** @type {{jobs: Job[], next: number | null}} */
+        const found = await readAgain(() => get(`${this.path}/jobs`, { query: part, signal }), signal, fail);
+        this.next = found.next;
+        jobs.push(...found.jobs);
+        this.show(jobs);
+        if (focused && document.activeElement === document.body) this.tiles.focus();
+      }
+      this.end();
+    } catch (error) {
+      if (!signal.aborted) this.fail(error);
+    }
+  }
+
+  /** @param {Job[]} jobs */
+  show(jobs) {
+    this.jobs = jobs;
+    this.tiles.show(jobs);
+    if (jobs.length && !this.tiles.element.isConnected) fill(this.body, this.tiles.element);
+    this.showTurns();
+  }
+
+  /** End the search: the page is full, no job is left, or the user stops it. */
+  end() {
+    this.search.abort();
+    if (!this.jobs.length) fill(this.body, nothing());
+    this.showTurns();
+  }
+
+  /** @param {unknown} error */
+  fail(error) {
+    if (!this.jobs.length) fill(this.body, problem("The images cannot be read", error));
+    setText(this.status, error instanceof Error ? error.message : String(error));
+  }
+
+  /** Where the page before may begin, after a jump: before as many jobs as this one reaches over. */
+  startBefore() {
+    return Math.max(0, this.start - Math.max(PAGE, (this.next ?? 0) - this.start));
+  }
+
+  /** Show how far the search is, or what the page has, and where to go from it. */
+  showTurns() {
+    const [busy, first, last] = [!this.search.signal.aborted, this.jobs[0], this.jobs.at(-1)];
+    const range = first && last ? `Jobs ${number(first.index)} to ${number(last.index)}` : "";
+    const searching = `Searching from job ${number(this.next ?? 0)} on; ${number(this.jobs.length)} found`;
+    setText(this.status, busy ? searching : range);
+    this.status.classList.toggle("searching", busy);
+    this.stop.hidden = !busy;
+    this.fresh.hidden = busy || this.done <= this.seen;
+    setText(this.fresh, plural(this.done - this.seen, "new image"));
+    this.back.disabled = !this.start;
+    this.forth.disabled = busy || this.next === null;
+  }
+
+  /** @param {KeyboardEvent} event */
+  onKey(event) {
+    const { target, key } = event;
+    const within = target instanceof Node && this.tiles.element.contains(target);
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (!within && target !== document.body && target !== document.getElementById("main")) return;
+    const name = key.toLowerCase();
+    this.keys.open = name === "?" && !this.keys.open;
+    if (name === "j") this.target.focus();
+    else if (name === "n" || (within && name === "pagedown")) this.forth.click();
+    else if (name === "b" || (within && name === "pageup")) this.back.click();
+    else if (name === "arrowright" && !within) this.tiles.focus();
+    else if (name !== "?") return;
+    event.preventDefault();
+  }
+}
+
+/** @param {string} text @param {() => void} onclick */
+function button(text, onclick) {
+  return h("button", { type: "button", onclick }, text);
+}
+
+function nothing() {
+  if (!location.search) return empty("No images yet", "They are here as soon as jobs are done.");
+  const all = h("a", { class: "button", href: location.pathname }, "Show all images");
+  return empty("Nothing fits these filters", "", all);
 }

@@ -1,0 +1,77 @@
+/** The filters of the gallery, and what can be exported of it. */
+
+import { batchPath } from "../core/api.js";
+import { h, syncList } from "../core/dom.js";
+import { chips } from "../parts/chips.js";
+import { STATES } from "../parts/state_bar.js";
+import { toast } from "../parts/toasts.js";
+
+const TYPING_MS = 300;
+const PICKS = [
+  { value: "picked", label: "picked" },
+  { value: "rejected", label: "rejected" },
+  { value: "none", label: "undecided" },
+];
+
+/**
+ * @param {URLSearchParams} query of the page
+ * @param {() => void} onchange
+ */
+export function galleryFilters(query, onchange) {
+  const states = new Set(query.has("state") ? query.getAll("state").filter((each) => each !== "all") : ["done"]);
+  const picks = new Set(query.getAll("pick"));
+  const stateChips = chips("Only jobs that are", states, onchange);
+  const pickChips = chips("Only images that are", picks, onchange);
+  pickChips.update(PICKS);
+  const ratings = ["", 1, 2, 3, 4, 5].map((value) => h("option", { value }, value ? `★ ${value} or more` : "Any"));
+  const fields = {
+    "Text of the prompt": h("input", { type: "search", name: "prompt", maxlength: 1000 }),
+    Seed: h("input", { type: "number", name: "seed", min: 0 }),
+    Rating: h("select", { name: "rating" }, ...ratings),
+    "Error code": h("select", { name: "code" }),
+  };
+  const labels = Object.entries(fields).map(([label, field]) => h("label", {}, h("span", {}, label), field));
+  let timer = 0;
+  const typed = () => {
+    clearTimeout(timer);
+    timer = setTimeout(onchange, TYPING_MS);
+  };
+  const stay = (/** @type {Event} */ event) => event.preventDefault();
+  const form = h("form", { class: "filters", role: "search", oninput: typed, onsubmit: stay }, ...labels);
+  const showCodes = (/** @type {readonly string[]} */ codes) => {
+    const all = new Set(["", ...query.getAll("code"), ...codes]);
+    syncList(fields["Error code"], [...all], String, (value) => h("option", { value }, value || "Any"));
+  };
+  showCodes([]);
+  for (const field of Object.values(fields)) field.value = query.get(field.name) ?? "";
+
+  return {
+    element: h("div", { class: "gallery-filters" }, form, stateChips.element, pickChips.element),
+    /** Return the filters as a query of jobs. A code is one of failed jobs, whatever states are chosen. */
+    query: () => {
+      const texts = /** @type {Record<string, string>} */ (Object.fromEntries(new FormData(form)));
+      return { ...texts, state: texts.code ? [] : [...states], pick: [...picks] };
+    },
+    update: (/** @type {import("../core/types.js").Batch} */ batch) => {
+      stateChips.update(STATES.map(([value, label]) => ({ value, label, state: value, count: batch[value] })));
+      showCodes(Object.keys(batch.errors));
+    },
+  };
+}
+
+/** @param {string} batch */
+export function exportChoices(batch) {
+  const [path, command] = [batchPath(batch), `latentfarm fetch ${batch} --pick picked`];
+  const copy = () => navigator.clipboard.writeText(command).then(() => toast("The command is copied."));
+  const link = (/** @type {string} */ href, /** @type {string} */ label) =>
+    h("a", { class: "button", href, download: true }, label);
+  return h(
+    "div",
+    { class: "actions row" },
+    link(`${path}/results?pick=picked`, "Results of picked (JSON lines)"),
+    link(`${path}/preferences`, "Preference set (Parquet)"),
+    // browsers have no clipboard without https
+    navigator.clipboard && h("button", { type: "button", onclick: copy }, "Copy the command line"),
+    h("code", {}, command),
+  );
+}
