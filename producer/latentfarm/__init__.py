@@ -11,9 +11,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from latentfarm.batch import Batch, BatchStatus
+    from latentfarm.batch import Batch
     from latentfarm.batch_jobs import JobStatus
     from latentfarm.batch_state import BatchState, PausedBy
+    from latentfarm.batch_status import BatchStatus
     from latentfarm.errors import (
         InputError,
         InvalidRowsError,
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "batch": ("Batch", "BatchStatus"),
+    "batch": ("Batch",),
+    "batch_status": ("BatchStatus",),
     "batch_jobs": ("JobStatus",),
     "batch_state": ("BatchState", "PausedBy"),
     "errors": ("InputError", "InvalidRowsError", "JobError", "LatentfarmError", "ModelError", "UnavailableError"),

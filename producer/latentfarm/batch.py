@@ -10,12 +10,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict
-
 from latentfarm.batch_jobs import JobStatus, PresignedUrl, job_status, joined_result
-from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_picks import ImagePick, check_pick, check_pick_words, decide, has_pick, select_indices
-from latentfarm.batch_state import ACTIVE, FINAL, BatchState, PausedBy, describe_pause
+from latentfarm.batch_state import ACTIVE, BatchState, PausedBy
+from latentfarm.batch_status import BatchStatus, batch_status
 from latentfarm.connection import Connection
 from latentfarm.errors import ConflictError, InputError, NotFoundError
 from latentfarm.job_state import INVALID_ROW, JobState
@@ -30,68 +28,11 @@ from latentfarm.storage.picks import PickJournal
 
 if TYPE_CHECKING:
     from latentfarm.fetch import FetchReport, Layout, Owner
+    from latentfarm.fetch.preferences import PreferenceForm, PreferenceImages
     from latentfarm.storage.manifest import ManifestReader
 
 #: seconds between two polls of ``Batch.wait``
 _POLL_S = 0.25
-
-
-class BatchStatus(BaseModel):
-    """A batch's progress.
-
-    ``total`` grows while the state is OPENING.
-    ``paused`` describes the pause, such as ``by its user: lunch``; empty if the batch is not paused.
-    ``errors`` counts failed jobs by code.
-    ``truncated`` counts done jobs whose prompt or negative prompt was cut at the model's token limit.
-    ``webhook`` is empty, ``due``, ``sent`` or ``failed``.
-    ``images_per_s`` covers the last two minutes; of a final batch, its whole run.
-    ``eta_s`` is None while the speed is unknown.
-    ``owner`` is the name of the API key that submitted the batch, empty for none.
-    ``created`` is the time of its submission; if the ledger had lost it, of its recovery.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    batch: str
-    model: str
-    state: BatchState
-    paused: str
-    paused_by: PausedBy
-    priority: int
-    total: int
-    pending: int
-    leased: int
-    done: int
-    failed: int
-    cancelled: int
-    errors: dict[str, int]
-    truncated: int
-    webhook: str
-    images_per_s: float | None
-    eta_s: float | None
-    kind: BatchKind = BatchKind.SUBMITTED
-    owner: str = ""
-    created: datetime
-
-    @property
-    def ended(self) -> int:
-        """Number of jobs that are done, failed or cancelled."""
-        return self.done + self.failed + self.cancelled
-
-    @property
-    def complete(self) -> bool:
-        """Whether every job is done or failed."""
-        return self.state is BatchState.COMPLETE
-
-    @property
-    def is_final(self) -> bool:
-        """Whether no job changes by itself any more: the batch is complete or cancelled."""
-        return self.state in FINAL
-
-    @property
-    def needs_attention(self) -> bool:
-        """Whether it is paused, and not by its user: it continues only after ``resume``."""
-        return self.state is BatchState.PAUSED and self.paused_by is not PausedBy.USER
 
 
 class Batch:
@@ -113,8 +54,8 @@ class Batch:
         #: numbers of rows by sentence, if this object was returned by ``submit``: what was mapped, dropped or chosen
         self.notes = dict(notes or {})
         self._ledger, self._bucket = connection.ledger, connection.bucket
-        #: a server passes one that it keeps, so that it reads each object once
-        self._journal = journal or PickJournal(connection.bucket, name)
+        #: the picks as they were last read; a server passes one that it keeps, so that it reads each object once
+        self.journal = journal or PickJournal(connection.bucket, name)
 
     def __repr__(self) -> str:
         return f"Batch({self.name!r})"
@@ -128,31 +69,7 @@ class Batch:
 
     def status(self) -> BatchStatus:
         """Return the batch's progress."""
-        record = self._ledger.batch(self.name)
-        left = record.pending + record.leased
-        rate = record.images_per_s
-        return BatchStatus(
-            batch=record.name,
-            model=record.model,
-            state=BatchState.PAUSED if record.paused_by else record.state,
-            paused=describe_pause(record.paused_by, record.paused),
-            paused_by=record.paused_by,
-            priority=record.priority,
-            total=record.total,
-            pending=record.pending,
-            leased=record.leased,
-            done=record.done,
-            failed=record.failed,
-            cancelled=record.cancelled,
-            errors=record.errors,
-            truncated=record.truncated,
-            webhook=record.webhook,
-            images_per_s=rate,
-            eta_s=left / rate if rate and left else (0.0 if not left else None),
-            kind=record.kind,
-            owner=record.owner,
-            created=datetime.fromtimestamp(record.created_ms / 1000, UTC),
-        )
+        return batch_status(self._ledger.batch(self.name))
 
     def wait(
         self, *, timeout_s: float | None = None, progress: Callable[[BatchStatus], None] | None = None
@@ -296,20 +213,20 @@ class Batch:
             picks: only jobs whose image is ``picked``, ``rejected`` or ``none`` of both [default: all].
         """
         words = check_pick_words(picks)
-        self._journal.refresh()
+        self.journal.refresh()
         total = self._ledger.batch(self.name).total if indices is None else 0
-        wanted = select_indices(self._journal, words, indices, total)
+        wanted = select_indices(self.journal, words, indices, total)
         for line in results.read_indices(self._ledger, self._bucket, self.name, wanted):
             entry = self._manifest.entry(self.name, line["index"])
-            found = joined_result(line, entry, self._journal.fields_of(line))
+            found = joined_result(line, entry, self.journal.fields_of(line))
             if has_pick(found, words):
                 yield found
 
     def picks(self) -> list[Decision]:
         """Return what was decided about images, by rising index of their jobs."""
         self._ledger.require_batch(self.name)
-        self._journal.refresh()
-        return self._journal.decisions()
+        self.journal.refresh()
+        return self.journal.decisions()
 
     def pick(
         self, indices: Iterable[int], pick: NewPick | str = UNCHANGED, *, rating: NewRating = UNCHANGED
@@ -323,7 +240,7 @@ class Batch:
             ConflictError: a job is not done.
         """
         chosen = check_pick(pick) if isinstance(pick, str) else pick
-        return decide(self._ledger, self._bucket, self._journal, [ImagePick(each, chosen, rating) for each in indices])
+        return decide(self._ledger, self._bucket, self.journal, [ImagePick(each, chosen, rating) for each in indices])
 
     def fetch(  # noqa: PLR0913 - all are options, passed by name
         self,
@@ -370,6 +287,22 @@ class Batch:
         )
         chosen = partial(self.results, picks=check_pick_words(picks))
         return fetch_batch(self._bucket, chosen, Path(directory), self.owner(), options=options, progress=progress)
+
+    def preferences(self, *, images: PreferenceImages = "keys", form: PreferenceForm = "preference") -> Iterator[bytes]:
+        """Yield the pieces of a Parquet file of pairs of images, of which the first is preferred by its pick or rating.
+
+        Args:
+            images: ``bytes`` writes the images, ``keys`` only their keys in the bucket.
+            form: ``preference`` has prompt, chosen and rejected; ``pickapic`` the columns of diffusers' DPO scripts.
+
+        Raises:
+            InputError: pyarrow is missing, or an option is invalid.
+        """
+        from latentfarm.fetch.preferences import PreferenceOptions, preference_set
+
+        options = PreferenceOptions(images, form)
+        decided = self.results(each.index for each in self.picks())
+        return preference_set(self._bucket, decided, options)
 
     def owner(self) -> Owner:
         """Return what identifies the batch in the folder that it is fetched into."""

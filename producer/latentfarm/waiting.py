@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from latentfarm.batch import BatchStatus
 from latentfarm.batch_state import BatchState
+from latentfarm.batch_status import BatchStatus
 from latentfarm.ledger import BatchSummary, Ledger, WorkerRecord
 from latentfarm.settings import DEFAULT_MODEL
 

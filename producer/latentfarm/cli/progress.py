@@ -16,7 +16,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from latentfarm.batch import BatchStatus
+from latentfarm.batch_status import BatchStatus
 from latentfarm.cli.output import echo_err
 from latentfarm.cli.status_text import format_eta, format_failures, format_progress, format_rate
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from latentfarm.batch import Batch, BatchStatus
+from latentfarm.batch import Batch
 from latentfarm.batch_state import BatchState
+from latentfarm.batch_status import BatchStatus
 from latentfarm.cli.options import require_choice
 from latentfarm.cli.output import echo_err, plural
 from latentfarm.cli.status_text import format_ends, format_truncations

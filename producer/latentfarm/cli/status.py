@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from latentfarm.batch import BatchStatus
 from latentfarm.batch_state import BatchState
+from latentfarm.batch_status import BatchStatus
 from latentfarm.cli import options
 from latentfarm.cli.output import echo_err, print_columns, print_json
 from latentfarm.cli.shared import statuses_of, worker_data

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latentfarm.batch import BatchStatus
+from latentfarm.batch_status import BatchStatus
 from latentfarm.cli.output import format_duration
 from latentfarm.limits import MAX_TOKENS
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from latentfarm.batch import BatchStatus
+from latentfarm.batch_status import BatchStatus
 from latentfarm.cli.output import echo_err
 from latentfarm.ledger import Ledger
 from latentfarm.waiting import wait_reasons

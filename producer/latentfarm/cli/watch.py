@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from latentfarm.batch import BatchStatus
+from latentfarm.batch_status import BatchStatus
 from latentfarm.cli.output import echo_err
 from latentfarm.cli.progress import make_display
 from latentfarm.cli.shared import statuses_of

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
-from latentfarm.batch import BatchStatus
+from latentfarm.batch_status import BatchStatus
 from latentfarm.server.api.models import JobWord
 from latentfarm.submission.estimate import Estimate
 

@@ -11,9 +11,10 @@ from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
-from latentfarm.batch import Batch, BatchStatus
+from latentfarm.batch import Batch
 from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import ACTIVE, BatchState
+from latentfarm.batch_status import BatchStatus
 from latentfarm.errors import LatentfarmError, NotFoundError
 from latentfarm.farm import Farm
 from latentfarm.server.api.answers import BatchAnswer, BatchesAnswer, RetryAnswer
