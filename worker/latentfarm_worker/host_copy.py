@@ -1,4 +1,4 @@
-"""Copies of host tensors to the device that never wait for the device's queue."""
+"""Copies between the host and the device that never wait for the device's queue."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type == "cpu":
         return tensor
     return pin(tensor, device).to(device, non_blocking=True)
+
+
+def receive(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
+    """Begin a copy from a GPU to pinned host memory on a side stream; return what will hold it."""
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    stream.wait_stream(torch.cuda.current_stream(tensor.device))
+    with torch.cuda.stream(stream):
+        host.copy_(tensor, non_blocking=True)
+    # without it, the allocator could reuse the memory before the copy has read it
+    tensor.record_stream(stream)
+    return host

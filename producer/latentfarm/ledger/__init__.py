@@ -10,6 +10,7 @@ from latentfarm.ledger.ledger import Ledger
 from latentfarm.ledger.live_reports import LiveReport, LiveReports
 from latentfarm.ledger.records import BatchRecord, BatchSummary, Company, JobRecord, Lease, Reservation, Snapshot
 from latentfarm.ledger.restore import Restoration
+from latentfarm.ledger.slot_reports import Slot, SlotReports, SlotsReport
 from latentfarm.ledger.worker_signals import WorkerSignal, WorkerSignals
 from latentfarm.ledger.workers import HeartbeatReply, Throughput, WorkerRecord
 
@@ -28,6 +29,9 @@ __all__ = [
     "LiveReports",
     "Reservation",
     "Restoration",
+    "Slot",
+    "SlotReports",
+    "SlotsReport",
     "Snapshot",
     "Throughput",
     "WorkerRecord",

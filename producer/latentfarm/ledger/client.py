@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
@@ -14,7 +14,8 @@ from latentfarm.ledger.live_reports import CHANNEL, LiveReport, LiveReports, rep
 from latentfarm.ledger.lua_scripts import Script, Scripts
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import outage_cause, translate_errors
-from latentfarm.ledger.worker_signals import WorkerSignals
+from latentfarm.ledger.slot_reports import SlotReports, SlotsReport, slots_message
+from latentfarm.ledger.worker_signals import WorkerSignals, watched_channels
 from latentfarm.redis_address import RedisAddress
 
 #: answers of a server that is a replica now
@@ -99,9 +100,26 @@ class LedgerClient:
         with translate_errors(self.where):
             return int(self.redis.info("memory")["used_memory"])
 
-    def signals(self) -> WorkerSignals:
-        """Subscribe to what workers are to know at once, from now on."""
-        return WorkerSignals(self.redis, self.where)
+    def signals(self, *, worker: str = "") -> WorkerSignals:
+        """Subscribe to what workers are to know at once, from now on. ``worker``: also that this one is watched."""
+        return WorkerSignals(self.redis, self.where, worker=worker)
+
+    def watch_workers(self, workers: Iterable[str]) -> None:
+        """Signal to workers that they are watched for the next ``WATCHED_S`` seconds, in one round trip."""
+        with translate_errors(self.where):
+            pipe = self.redis.pipeline(transaction=False)
+            for channel in watched_channels(workers):
+                pipe.publish(channel, b"")
+            pipe.execute()
+
+    def slot_reports(self, workers: Iterable[str]) -> SlotReports:
+        """Subscribe to the slots of workers, from now on. They are reported while the workers are watched."""
+        return SlotReports(self.redis, self.where, workers)
+
+    def publish_slots(self, report: SlotsReport) -> None:
+        """Send the slots of a worker to all subscribers. Nothing is stored."""
+        with translate_errors(self.where):
+            self.redis.publish(*slots_message(report))
 
     def live_reports(self) -> LiveReports:
         """Subscribe to the live reports of all workers, from now on."""

@@ -1,7 +1,8 @@
-"""What the ledger signals to workers at once: cancelled batches, and jobs for which a client waits."""
+"""What is signalled to workers at once: cancelled batches, jobs for which a client waits, and that they are watched."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,25 +11,34 @@ import redis
 from latentfarm.ledger.subscription import Subscription
 
 _CANCELLED, _URGENT = "{lf}:cancelled", "{lf}:urgent"
+#: followed by the worker's name: the others are not woken
+_WATCHED = "{lf}:watched:"
+#: seconds after which a watched worker is signalled again, and for which one signal holds: two may be missed
+WATCH_REPEAT_S, WATCHED_S = 2.0, 6.0
 
 
 @dataclass(frozen=True)
 class WorkerSignal:
-    """A batch that is cancelled, or a model with a new job of an interactive batch."""
+    """A batch that is cancelled, a model with a new job of an interactive batch, or a worker that is watched."""
 
-    kind: Literal["cancelled", "urgent"]
-    #: of the batch, or the alias of the model
+    kind: Literal["cancelled", "urgent", "watched"]
+    #: of the batch, the alias of the model, or of the worker
     name: str
 
 
 class WorkerSignals(Subscription):
     """A subscription to signals; a context manager.
 
-    A signal may be missed. Then the worker finds its leases lost at the next renewal, and the job at its next lease.
+    A signal may be missed. Then the worker finds its leases lost at the next renewal, the job at its next lease, and
+    that it is watched with the next repetition.
+
+    Args:
+        worker: also signal that this worker is watched [default: none].
     """
 
-    def __init__(self, client: redis.Redis, where: str) -> None:
-        super().__init__(client, where, (_CANCELLED, _URGENT))
+    def __init__(self, client: redis.Redis, where: str, *, worker: str = "") -> None:
+        watched = watched_channels([worker] if worker else [])
+        super().__init__(client, where, (_CANCELLED, _URGENT, *watched))
 
     def wait(self, timeout_s: float) -> WorkerSignal | None:
         """Return the next signal, or None after ``timeout_s`` seconds.
@@ -40,4 +50,11 @@ class WorkerSignals(Subscription):
         if message is None:
             return None
         channel, content = message
+        if channel.startswith(_WATCHED):
+            return WorkerSignal("watched", channel.removeprefix(_WATCHED))
         return WorkerSignal("cancelled" if channel == _CANCELLED else "urgent", content.decode())
+
+
+def watched_channels(workers: Iterable[str]) -> list[str]:
+    """Return the channel of each worker on which it is signalled that it is watched."""
+    return [f"{_WATCHED}{worker}" for worker in workers]

@@ -206,10 +206,26 @@ def test_an_interactive_image_is_made_also_if_its_reports_raise(subject: Subject
     subject.require_well()
 
 
+def test_images_are_made_also_if_a_report_of_slots_raises(subject: Subject) -> None:
+    before = subject.thread_errors()
+    fault = subject.faults.arm("ledger.publish_slots", cycle_of(KeyError("no"), 1))
+    # an idle worker answers, one that renders reports
+    subject.farm.ledger.watch_workers(["worker-a"])
+    until(lambda: not fault.errors, timeout_s=60)
+    batch = subject.submit()
+    with subject.farm.ledger.slot_reports(["worker-a"]) as reports:
+        assert reports.wait(0) is None
+        subject.render(batch)
+        assert reports.wait(10) is not None
+    assert attempts(batch) == [("done", 1)] * 3
+    assert subject.thread_errors() == before + 1
+    subject.require_well()
+
+
 def test_every_thread_is_counted_from_the_start(subject: Subject) -> None:
     names = {"commit", "deadline", "drain", "engine", "heartbeat", "interactive", "leases", "live", "maintenance"}
-    names |= {"prefetch", "prefetch-interactive", "preview", "signals", "upload", "upload-interactive", "webhooks"}
-    names |= {"watchdog"}
+    names |= {"prefetch", "prefetch-interactive", "preview", "signals", "slots", "upload", "upload-interactive"}
+    names |= {"watchdog", "webhooks"}
     assert set(subject.worker.threads.names()) == names
     counted = {key[2] for key in samples_of(subject.worker._metrics.registry) if "thread_errors_total" in key[0]}
     assert counted == set(subject.worker.threads.names())

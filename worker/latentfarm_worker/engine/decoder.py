@@ -40,6 +40,14 @@ class _PendingDecode:
     transfer: HostTransfer | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Decoded:
+    """An image's finished latents (C, h, w), and its pixels, uint8 (H, W, 3) on the host."""
+
+    latents: torch.Tensor
+    pixels: torch.Tensor
+
+
 class Decoder:
     """Decodes images in groups of a fixed size, so that an image's bytes do not depend on the others.
 
@@ -51,6 +59,9 @@ class Decoder:
         family: the model.
         call: records which images are decoded.
         group: images of the native size in a group.
+
+    Attributes:
+        examples: the first and the last image that were decoded. The first one is that of the warm-up.
     """
 
     def __init__(self, family: Family, call: DeviceCall, *, group: int = 1) -> None:
@@ -64,6 +75,7 @@ class Decoder:
         #: by (height, width) of the latents: images in a group; 0 for one, in tiles
         self._limits: dict[tuple[int, int], int] = {}
         self.groups = GroupDecoder(family, call)
+        self.examples: tuple[Decoded, ...] = ()
 
     @property
     def images(self) -> list[ImageState]:
@@ -217,6 +229,7 @@ class Decoder:
             began = time.perf_counter()
             pixels = self._decode_in_float32(latents)
             seconds += time.perf_counter() - began
+        self.examples = (*self.examples[:1], Decoded(latents, pixels))
         return Rendered(
             job=image.job,
             handle=image.handle,

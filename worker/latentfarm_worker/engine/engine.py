@@ -22,10 +22,12 @@ from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.micro_batch import rows_of_call
 from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.engine.preparation import prepare
 from latentfarm_worker.engine.previews import Previews
 from latentfarm_worker.engine.sampling_plan import plan_for
+from latentfarm_worker.engine.slot_views import SlotViewer
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family, native_shape
@@ -60,6 +62,7 @@ class Engine:
 
     Attributes:
         on_forward: called before each forward pass of the text encoder, the model and the decoder, as a sign of life.
+        slot_viewer: has what ``view_slots`` reads.
     """
 
     def __init__(
@@ -86,6 +89,7 @@ class Engine:
         self._texts = TextCache(family.encode)
         self._decoder = Decoder(family, self._call, group=decode_group)
         self._previews = Previews(self._decoder.groups, self._decoder.group_size)
+        self.slot_viewer = SlotViewer(family.device)
         self._queue: AdmissionQueue[ImageState] = AdmissionQueue(slots=slots, native=native_shape(family))
         self._running: list[ImageState] = []
         self._batch: DeviceBatch | None = None
@@ -175,7 +179,6 @@ class Engine:
 
         Raises:
             JobError: as ``prepare``; then nothing is queued.
-
         """
         self._queue.append(job if isinstance(job, ImageState) else self.prepare(job))
 
@@ -186,14 +189,11 @@ class Engine:
         Return whether it was there.
         """
         self._previews.drop(handle)
-        for image in self._running:
-            if image.handle == handle:
-                self._remove(image)
-                return True
-        for image in self._queue:
-            if image.handle == handle:
-                self._queue.remove(image)
-                return True
+        for images, remove in ((self._running, self._remove), (self._queue, self._queue.remove)):
+            for image in images:
+                if image.handle == handle:
+                    remove(image)
+                    return True
         return self._decoder.drop(handle)
 
     def abort_all(self) -> list[Hashable]:
@@ -234,6 +234,11 @@ class Engine:
     def take_previews(self) -> list[Preview]:
         """Return the partial images that were finished since the last call."""
         return self._previews.take()
+
+    @torch.inference_mode()
+    def view_slots(self) -> None:
+        """Begin to read what is on the device now, for ``slot_viewer``."""
+        self.slot_viewer.begin(self._batch, self._running, self._decoder.examples)
 
     @torch.inference_mode()
     def isolate(self, error: Exception) -> list[Failed]:
@@ -299,17 +304,12 @@ class Engine:
                 self.family,
                 shape,
                 rows=rows,
-                micro_batch=self._micro_batch_of(shape),
+                micro_batch=rows_of_call(self.micro_batch, shape, native_shape(self.family), most=rows),
                 # each other number of rows would be compiled for itself
                 pad=self.deterministic or self.family.compiled,
                 cuda_graphs=self._cuda_graphs,
             )
         return self._batch
-
-    def _micro_batch_of(self, shape: LatentShape) -> int:
-        """Return the rows of a call of the model, an even number."""
-        rows = min(self.micro_batch, self.micro_batch * native_shape(self.family).area // shape.area)
-        return max(2, min(rows, self._queue.max_rows(shape)) // 2 * 2)
 
     # -- denoise, retire -------------------------------------------------------------------------------------
 

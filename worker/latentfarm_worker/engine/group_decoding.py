@@ -10,6 +10,7 @@ import torch
 
 from latentfarm_worker.engine.device_call import DeviceCall
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.host_copy import receive
 from latentfarm_worker.models.base import Family
 
 
@@ -50,7 +51,7 @@ class GroupDecoder:
         validity = validity_of(stacked, pixels, finite)
         timer.decoded()
         if self._stream is not None:
-            pixels, validity = _copy_async(pixels, self._stream), _copy_async(validity, self._stream)
+            pixels, validity = receive(pixels, self._stream), receive(validity, self._stream)
         timer.copied(self._stream)
         return [HostTransfer(pixels[at], validity[at], group=size, timer=timer) for at in range(len(latents))]
 
@@ -100,14 +101,3 @@ def validity_of(latents: torch.Tensor, pixels: torch.Tensor, finite: torch.Tenso
     finite_latents = torch.isfinite(latents).flatten(1).all(dim=1)
     varied = (pixels != pixels[:, :1, :1]).flatten(1).any(dim=1)
     return torch.stack([finite_latents, finite, varied], dim=1)
-
-
-def _copy_async(tensor: torch.Tensor, stream: torch.cuda.Stream) -> torch.Tensor:
-    """Begin a copy to pinned host memory on a side stream."""
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    stream.wait_stream(torch.cuda.current_stream(tensor.device))
-    with torch.cuda.stream(stream):
-        host.copy_(tensor, non_blocking=True)
-    # without it, the allocator could reuse the memory before the copy has read it
-    tensor.record_stream(stream)
-    return host

@@ -15,6 +15,7 @@ import torch
 
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.host_copy import send
+from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.text_encoder import Tensors
 
 #: a row of a micro-batch: its image and which of the image's prompts it has
@@ -36,6 +37,14 @@ class MicroBatch:
     images: tuple[ImageState, ...]
     indices: torch.Tensor
     conditioning: Tensors
+
+
+def rows_of_call(rows: int, shape: LatentShape, native: LatentShape, *, most: int) -> int:
+    """Return the rows of a call of the model with images of ``shape``, an even number from 2, at most ``most``.
+
+    ``rows`` are those at the native size; larger images have fewer, in inverse proportion to their area.
+    """
+    return max(2, min(rows, rows * native.area // shape.area, most) // 2 * 2)
 
 
 def form(

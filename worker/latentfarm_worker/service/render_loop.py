@@ -31,6 +31,7 @@ from latentfarm_worker.service.live_reporter import LiveReporter
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.prefetcher import PrefetchState
 from latentfarm_worker.service.signal_listener import SignalListener
+from latentfarm_worker.service.slot_reporter import SlotReporter
 from latentfarm_worker.service.suspects import AtRiskRecorder
 from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.service.uploader import Uploader, UploadHooks
@@ -128,6 +129,7 @@ class RenderLoop:
             worker=worker,
         )
         self._live = LiveReporter(ledger=ledger, bucket=bucket, leases=self._leases, threads=self.threads)
+        self._slots = SlotReporter(engine, ledger=ledger, leases=self._leases, worker=worker, threads=self.threads)
         requests = LeaseRequests(ledger, self._leases, model=model, worker=worker, lease_ttl_s=lease_ttl_s)
         self._supply = self._make_supply(requests, bucket, max_backlog)
         engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
@@ -138,10 +140,8 @@ class RenderLoop:
         self._deadline = float("inf")
         self._decode_s: deque[float] = deque(maxlen=_RECENT)
         # last: it may call at once
-        on_cancelled, on_urgent = self._leases.check_batch, self._on_urgent
-        self._signals = SignalListener(
-            ledger, model=model, on_cancelled=on_cancelled, on_urgent=on_urgent, threads=self.threads
-        )
+        handlers = (self._leases.check_batch, self._on_urgent, self._slots.on_watched)
+        self._signals = SignalListener(ledger, *handlers, model=model, worker=worker, threads=self.threads)
 
     def _make_supply(self, requests: LeaseRequests, bucket: Bucket, max_backlog: int) -> JobSupply:
         return JobSupply(
@@ -206,6 +206,8 @@ class RenderLoop:
         self._report_progress()
         for outcome in outcomes:
             self._dispatch(outcome)
+        if self._slots.watched:
+            self._slots.report()
         self.metrics.step(busy_s)
         self._has_rendered |= any(isinstance(outcome, Rendered) for outcome in outcomes)
         decode_s = [outcome.timings["decode"] for outcome in outcomes if isinstance(outcome, Rendered)]
@@ -360,6 +362,7 @@ class RenderLoop:
             self._engine.abort_all()
         self._supply.close()
         self._live.close()
+        self._slots.close()
         # the uploader first: an image that is stored now need not be rendered again
         self._uploader.close()
         self.release_all()

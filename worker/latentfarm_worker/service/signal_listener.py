@@ -1,4 +1,4 @@
-"""Listen for what the ledger signals, on a thread of its own: cancelled batches, and interactive jobs.
+"""Listen for signals to workers, on a thread of its own: cancelled batches, interactive jobs, and that it is watched.
 
 So a cancelled job stops at the next step and not at the next renewal, and an interactive job need not wait for the next
 lease. A signal may be missed; then it comes about as without it.
@@ -24,25 +24,31 @@ class SignalListener:
 
     Args:
         ledger: the ledger.
-        model: alias of the model whose interactive jobs count.
         on_cancelled: called with the name of each batch that is cancelled.
         on_urgent: called for each interactive job of the model.
+        on_watched: called again and again while somebody watches the worker.
+        model: alias of the model whose interactive jobs count.
+        worker: name of the worker in the ledger.
         threads: starts the thread.
     """
 
     def __init__(
         self,
         ledger: Ledger,
-        *,
-        model: str,
         on_cancelled: Callable[[str], object],
         on_urgent: Callable[[], object],
+        on_watched: Callable[[], object],
+        *,
+        model: str,
+        worker: str,
         threads: Threads,
     ) -> None:
         self._ledger = ledger
         self._model = model
+        self._worker = worker
         self._on_cancelled = on_cancelled
         self._on_urgent = on_urgent
+        self._on_watched = on_watched
         self._closing = Event()
         self._signals: WorkerSignals | None = None
         self._loop = threads.loop("signals", self._listen, interval_s=0)
@@ -56,7 +62,7 @@ class SignalListener:
 
     def _listen(self) -> None:
         """Wait for a signal and pass it on."""
-        signals = self._signals or self._ledger.signals()
+        signals = self._signals or self._ledger.signals(worker=self._worker)
         # after any error the next call begins with a new subscription
         self._signals = None
         try:
@@ -73,5 +79,7 @@ class SignalListener:
             return
         if signal.kind == "cancelled":
             self._on_cancelled(signal.name)
+        elif signal.kind == "watched":
+            self._on_watched()
         elif signal.name == self._model:
             self._on_urgent()

@@ -17,12 +17,14 @@ from starlette.responses import Response
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import LatentfarmError, UnavailableError
+from latentfarm.ledger import SlotsReport
 from latentfarm.ledger.events import Event, event_order
 from latentfarm.server.api.batches import active_answers, batch_answer
 from latentfarm.server.api.images import preview_path
 from latentfarm.server.api.models import EventsQuery
 from latentfarm.server.api.polled import PolledAnswers, polled_answers
 from latentfarm.server.api.request import read_query
+from latentfarm.server.api.slot_events import slots_event
 from latentfarm.server.api.state_blocks import StatesSnapshot, WatchedStates, watched_states
 from latentfarm.server.context import ServerContext, context_of
 from latentfarm.server.http.operation import Operation, Scope
@@ -85,13 +87,14 @@ class _Stream:
 
     async def run(self) -> AsyncIterator[ServerEvent]:
         """Yield the events since the last one that the client has, then those to come."""
-        with suppress(SlowSubscriberError):
-            async with self._context.hub.subscribe(self._wants) as items:
+        hub = self._context.hub
+        with suppress(SlowSubscriberError), hub.watched_workers.watch(self._query.worker):
+            async with hub.subscribe(self._wants) as items:
                 if self._sent:
                     async for event in self._missed():
                         yield event
                 else:
-                    self._sent = self._context.hub.latest_id
+                    self._sent = hub.latest_id
                 # what a client reads after this has every change before it
                 yield ServerEvent("{}", "ready", self._sent)
                 async for event in self._follow(items):
@@ -100,6 +103,8 @@ class _Stream:
     def _wants(self, item: Item) -> bool:
         if isinstance(item, Event):
             return self._query.batch in {"", item.batch} and (bool(self._query.batch) or self._is_listed(item.kind))
+        if isinstance(item, SlotsReport):
+            return item.worker in self._query.worker
         return self._query.live and (not self._query.batch or item.job.rpartition("/")[0] == self._query.batch)
 
     def _is_listed(self, kind: BatchKind | None) -> bool:
@@ -145,6 +150,8 @@ class _Stream:
                 await coming
 
     def _encode(self, item: Item) -> ServerEvent | None:
+        if isinstance(item, SlotsReport):
+            return slots_event(item)
         if not isinstance(item, Event):
             report = {**asdict(item), "preview": preview_path(item.preview)}
             return ServerEvent(to_json(report).decode(), "live")

@@ -154,7 +154,8 @@ class EventsQuery(Query):
     ``batch``: only those of one batch. ``after``: the id of the last event that the client has; the header
     ``Last-Event-ID`` is the same. ``progress``: also the counters of active batches, or of ``batch``, at most once a
     second. ``live``: also steps and previews of jobs that clients wait for. ``states``: also the states of the jobs of
-    ``batch`` from this index on, at most a million, and their changes at most once a second.
+    ``batch`` from this index on, at most a million, and their changes at most once a second. ``worker``: also the slots
+    of this worker, with a preview of each image; about once a second.
     """
 
     kind: BatchKind | None = None
@@ -163,6 +164,7 @@ class EventsQuery(Query):
     live: Flag = False
     progress: Flag = True
     states: Index | None = None
+    worker: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=16)] = ()
 
 
 class ModelQuery(Query):

@@ -16,6 +16,7 @@ from latentfarm.batch import Batch
 from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import LatentfarmError, NotFoundError
 from latentfarm.ledger.constants import INTERACTIVE_PRIORITY
+from latentfarm.ledger.events import Event
 from latentfarm.ledger.live_reports import LiveReport
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
@@ -81,7 +82,9 @@ class InteractiveRenderer:
         prefix = f"{name}/"
 
         def wanted(item: Item) -> bool:
-            return item.job.startswith(prefix) if isinstance(item, LiveReport) else item.batch == name
+            if isinstance(item, LiveReport):
+                return item.job.startswith(prefix)
+            return isinstance(item, Event) and item.batch == name
 
         ended = False
         async with context.hub.subscribe(wanted) as items:

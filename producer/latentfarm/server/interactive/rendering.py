@@ -13,6 +13,7 @@ import anyio
 from latentfarm.batch_state import FINAL
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job_state import JobState
+from latentfarm.ledger.events import Event
 from latentfarm.ledger.live_reports import LiveReport
 from latentfarm.names import parse_job_name
 from latentfarm.server.context import ServerContext
@@ -152,7 +153,7 @@ class Rendering:
         if item is None:
             self._poll_s = min(2 * self._poll_s, _LONGEST_POLL_S)
             await self._look()
-        elif not isinstance(item, LiveReport) and item.event in {"complete", "cancelled", "deleted"}:
+        elif isinstance(item, Event) and item.event in {"complete", "cancelled", "deleted"}:
             self.ended = True
         return item
 

@@ -11,12 +11,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from latentfarm.errors import LatentfarmError
-from latentfarm.ledger import Ledger
+from latentfarm.ledger import Ledger, SlotsReport
 from latentfarm.ledger.events import Event, event_order
 from latentfarm.ledger.live_reports import LiveReport
+from latentfarm.server.live.watched_workers import WatchedWorkers
 
-Item = Event | LiveReport
-Items = Sequence[Event] | Sequence[LiveReport]
+Item = Event | LiveReport | SlotsReport
+Items = Sequence[Event] | Sequence[LiveReport] | Sequence[SlotsReport]
 
 log = logging.getLogger(__name__)
 
@@ -46,10 +47,13 @@ class Subscription:
         self._dropped = False
 
     def put(self, items: Items) -> None:
-        """Add those of the items that the client wants."""
+        """Add those of the items that the client wants. Of the slots of a worker, only the newest ones wait."""
         if self._dropped or self._closed:
             return
-        self._items.extend(item for item in items if self._wanted(item))
+        for item in filter(self._wanted, items):
+            if isinstance(item, SlotsReport):
+                self._items = deque(each for each in self._items if not _is_of(each, item.worker))
+            self._items.append(item)
         if len(self._items) > _MAX_WAITING:
             self._dropped = True
             self._items.clear()
@@ -75,16 +79,25 @@ class Subscription:
         return self._items.popleft()
 
 
+def _is_of(item: Item, worker: str) -> bool:
+    """Return whether an item is the slots of a worker."""
+    return isinstance(item, SlotsReport) and item.worker == worker
+
+
 class EventHub:
-    """Follows the events and live reports of a farm, once for all clients. Redis may be unavailable meanwhile.
+    """Follows the events and reports of a farm, once for all clients. Redis may be unavailable meanwhile.
 
     ``run`` is entered by the application's life; ``subscribe`` works within it, on its event loop.
+
+    Attributes:
+        watched_workers: the workers whose slots are reported, while at least one client watches them.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._subscriptions: set[Subscription] = set()
         self._stopping = threading.Event()
+        self.watched_workers = WatchedWorkers()
         self._loop: asyncio.AbstractEventLoop | None = None
         #: id of the last event, empty before the first answer of Redis
         self.latest_id = ""
@@ -103,7 +116,8 @@ class EventHub:
     async def run(self) -> AsyncIterator[None]:
         """Follow the farm meanwhile."""
         self._loop = asyncio.get_running_loop()
-        for follow, name in ((self._follow_events, "events"), (self._follow_reports, "live reports")):
+        followed = {"events": self._follow_events, "live reports": self._follow_reports, "slots": self._follow_slots}
+        for name, follow in followed.items():
             threading.Thread(target=self._keep, args=(follow, name), name=name, daemon=True).start()
         try:
             yield
@@ -148,6 +162,9 @@ class EventHub:
             while not self._stopping.is_set():
                 if found := reports.wait(_BLOCK_S):
                     self._pass_on(found)
+
+    def _follow_slots(self) -> None:
+        self.watched_workers.follow(self._ledger, self._stopping, self._pass_on)
 
     def _pass_on(self, items: Items) -> None:
         # the loop has ended if it refuses
