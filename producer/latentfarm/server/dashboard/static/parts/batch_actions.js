@@ -34,7 +34,7 @@ async function pause(batch) {
 }
 
 /** @param {Batch} batch */
-async function resume(batch) {
+export async function resume(batch) {
   await decide(batch, "resume");
   const undo = () => decide(batch, "pause", { reason: "in the dashboard" }).catch(toastError);
   toast(`${batch.batch} goes on.`, { label: "Undo", onaction: undo });

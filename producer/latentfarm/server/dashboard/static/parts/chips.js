@@ -1,6 +1,6 @@
 /** Filters as chips with counts. Those of a group are combined by "or"; the URL has them. */
 
-import { fill, h } from "../core/dom.js";
+import { h, setText, syncList } from "../core/dom.js";
 import { number } from "../core/format.js";
 
 /**
@@ -20,34 +20,35 @@ import { number } from "../core/format.js";
  */
 export function chips(label, chosen, onchange) {
   const element = h("div", { class: "chips", role: "group", "aria-label": label });
+  /** @type {readonly Chip[]} */
+  let shown = [];
 
-  /** @param {Chip} chip */
-  function button({ value, label: text, count, state }) {
-    const toggle = () => {
-      if (!chosen.delete(value)) chosen.add(value);
-      pressed.setAttribute("aria-pressed", String(chosen.has(value)));
-      onchange(chosen);
-    };
-    const props = { class: "chip", type: "button", "aria-pressed": String(chosen.has(value)), onclick: toggle };
-    const counted = count === undefined ? null : h("span", { class: "count" }, number(count));
-    const pressed = h("button", { ...props, data: { value, ...(state ? { state } : {}) } }, text, counted);
-    return pressed;
+  /** @param {string} value */
+  function toggle(value) {
+    if (!chosen.delete(value)) chosen.add(value);
+    update(shown);
+    onchange(chosen);
   }
 
   /** @param {readonly Chip[]} all */
   function update(all) {
-    const focused = element.contains(document.activeElement) && document.activeElement;
-    const value = focused instanceof HTMLElement ? focused.dataset.value : undefined;
-    fill(element, ...all.map(button));
-    if (value !== undefined) [...element.children].find((each) => isOf(each, value))?.focus();
+    shown = all;
+    const create = (/** @type {Chip} */ { value, label: text, count, state }) => {
+      const counted = count === undefined ? null : h("span", { class: "count" });
+      const data = { value, ...(state ? { state } : {}) };
+      return h("button", { class: "chip", type: "button", data, onclick: () => toggle(value) }, text, counted);
+    };
+    syncList(
+      element,
+      all,
+      ({ value }) => value,
+      create,
+      (button, { value, count }) => {
+        button.setAttribute("aria-pressed", String(chosen.has(value)));
+        if (button.lastElementChild) setText(button.lastElementChild, number(count ?? 0));
+      },
+    );
   }
 
   return { element, update };
 }
-
-/**
- * @param {Element} element
- * @param {string} value
- * @returns {element is HTMLElement}
- */
-const isOf = (element, value) => element instanceof HTMLElement && element.dataset.value === value;
