@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 
 from anyio import CapacityLimiter
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ from latentfarm.server.http.error_answer import error_answer
 from latentfarm.server.http.frame import RequestFrame, RunningRequest
 from latentfarm.server.http.operation import Operation
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.image_reader import ImageReader
 from latentfarm.server.interactive.renderer import InteractiveRenderer
 from latentfarm.server.live.hub import EventHub
 from latentfarm.server.openai import batches, files, images, model_list
@@ -57,7 +58,7 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     Raises:
         InputError: the server would be open to other machines, or its keys are invalid.
     """
-    context = ServerContext(farm, settings, EventHub(farm.ledger), CapacityLimiter(_THREADS))
+    context = ServerContext(farm, settings, EventHub(farm.ledger), CapacityLimiter(_THREADS), ImageReader(farm.bucket))
     guard = Guard(settings, farm.ledger, context.run)
     running: set[RunningRequest] = set()
     headers = dict(response_headers())
@@ -67,8 +68,9 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     @asynccontextmanager
     async def life(_app: Starlette) -> AsyncIterator[None]:
         headers.update(response_headers(await context.run(origin_of, farm.bucket)))
-        async with context.hub.run(), submitter.run(), sweeper.run(), interactive.run():
-            yield
+        with closing(context.images):
+            async with context.hub.run(), submitter.run(), sweeper.run():
+                yield
 
     app = Starlette(
         routes=_routes(operations, guard),

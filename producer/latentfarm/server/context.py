@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from starlette.requests import Request
 
 from latentfarm.farm import Farm
+from latentfarm.server.image_reader import ImageReader
 from latentfarm.server.live.cache import Cached
 from latentfarm.server.live.hub import EventHub
 from latentfarm.server.metrics import ServerMetrics
@@ -22,13 +23,14 @@ Returned = TypeVar("Returned")
 
 @dataclass(frozen=True)
 class ServerContext:
-    """The farm, the settings, the hub and the metrics of one server."""
+    """The farm, the settings, the hub, the reader of images and the metrics of one server."""
 
     farm: Farm
     settings: ServerSettings
     hub: EventHub
     #: threads for calls of Redis and the bucket, which block
     threads: CapacityLimiter
+    images: ImageReader
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
     #: what each request for images looks up, such as the models of the farm
     looked_up: Cached[Any] = field(default_factory=lambda: Cached(1.0))

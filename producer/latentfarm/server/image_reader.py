@@ -6,12 +6,12 @@ import threading
 from contextlib import ExitStack
 
 from latentfarm.errors import UnavailableError
-from latentfarm.storage.bucket import Bucket
-from latentfarm.storage.parallel_get import ParallelReader, parallel_reader
+from latentfarm.storage.bucket import Bucket, MissingObjectError
+from latentfarm.storage.parallel_get import DamagedObjectError, ParallelReader, parallel_reader
 
 
 class ImageReader:
-    """Reads images by key and sha256. Thread-safe."""
+    """Reads images by key. Thread-safe."""
 
     def __init__(self, bucket: Bucket) -> None:
         self._bucket = bucket
@@ -19,15 +19,19 @@ class ImageReader:
         self._reader: ParallelReader | None = None
         self._lock = threading.Lock()
 
-    def read(self, key: str, sha256: str) -> bytes:
-        """Return an image.
+    def read(self, key: str, sha256: str = "") -> bytes:
+        """Return an image, compared with its sha256 if that is known.
 
         Raises:
-            UnavailableError: the store is unavailable, or the object has another sha256.
+            MissingObjectError: the key is not in the bucket.
+            DamagedObjectError: the object has another sha256.
+            UnavailableError: the store is unavailable.
         """
         reader = self._open()
         try:
             return reader(key, sha256)
+        except (MissingObjectError, DamagedObjectError):
+            raise
         except UnavailableError:
             # after some failures a reader is slow for good; a new one is not
             self.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +22,7 @@ from latentfarm.server.http.operation import Operation, Rate, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.storage.bucket import MissingObjectError
 from latentfarm.storage.keys import image_key, intermediates_key, parse_image_key, parse_preview_key, preview_key
+from latentfarm.storage.parallel_get import DamagedObjectError
 from latentfarm.storage.results import read_range
 
 #: an image of one epoch never changes
@@ -49,7 +49,7 @@ async def show_image(request: Request) -> Response:
         return RedirectResponse(url, 307, headers={"Cache-Control": "no-store"})
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    body = await run_with_bucket(request, _read, context.farm, found)
+    body = await _read(request, found)
     kind = (format_of(found.key) or PNG).content_type
     return Response(body, headers=headers, media_type=kind)
 
@@ -62,7 +62,7 @@ async def show_thumbnail(request: Request) -> Response:
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
     try:
-        body = await _thumbnails(request, context).get(found.key, lambda: _read(context.farm, found))
+        body = await _thumbnails(request, context).get(found.key, lambda: _read(request, found))
     except UnreadableImageError as error:
         raise RequestError(404, "unreadable_image", f"the image cannot be read: {error}") from None
     return Response(body, headers=headers, media_type="image/webp")
@@ -79,7 +79,7 @@ async def show_intermediates(request: Request) -> Response:
     headers = _headers(found, query.epoch)
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
-    body = await run_with_bucket(request, _read, context.farm, found)
+    body = await _read(request, found)
     return Response(body, headers=headers, media_type=PNG.content_type)
 
 
@@ -88,7 +88,7 @@ async def show_preview(request: Request) -> Response:
     context, name, index = context_of(request), batch_name(request), job_index(request)
     key = preview_key(name, index, query.epoch, query.number, IMAGE_FORMATS[query.format])
     await context.run(context.farm.ledger.require_batch, name)
-    body = await run_with_bucket(request, _read, context.farm, _Image(key, query.epoch))
+    body = await _read(request, _Image(key, query.epoch))
     return Response(body, headers={"Cache-Control": _IMMUTABLE}, media_type=IMAGE_FORMATS[query.format].content_type)
 
 
@@ -146,14 +146,14 @@ def _find_receipt(farm: Farm, name: str, index: int, epoch: int | None) -> _Imag
     return found
 
 
-def _read(farm: Farm, image: _Image) -> bytes:
+async def _read(request: Request, image: _Image) -> bytes:
     try:
-        body = farm.bucket.get(image.key)
+        return await run_with_bucket(request, context_of(request).images.read, image.key, image.sha256)
     except MissingObjectError:
         raise RequestError(404, "no_image", "the bucket has no such image") from None
-    if image.sha256 and hashlib.sha256(body).hexdigest() != image.sha256:
-        raise RequestError(404, "damaged_image", "the image in the bucket is not the one of the receipt; run `verify`")
-    return body
+    except DamagedObjectError:
+        text = "the image in the bucket is not the one of the receipt; run `verify`"
+        raise RequestError(404, "damaged_image", text) from None
 
 
 def _headers(image: _Image, epoch: int | None) -> dict[str, str]:

@@ -20,7 +20,6 @@ from latentfarm.ledger.events import Event
 from latentfarm.ledger.live_reports import LiveReport
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
-from latentfarm.server.interactive.image_reader import ImageReader
 from latentfarm.server.interactive.rendering import Rendering
 from latentfarm.server.live.hub import Item
 from latentfarm.server.security.access import access_of
@@ -41,17 +40,8 @@ class InteractiveRenderer:
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
-        self._reader = ImageReader(context.farm.bucket)
         #: images by owner that are not in the ledger yet
         self._submitting: Counter[str] = Counter()
-
-    @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        """Keep connections to the bucket meanwhile."""
-        try:
-            yield
-        finally:
-            self._reader.close()
 
     @asynccontextmanager
     async def render(
@@ -91,7 +81,7 @@ class InteractiveRenderer:
             try:
                 with self._reserved(owner, len(requests)):
                     await context.run(self._submit, submitted, name, owner, len(requests))
-                rendering = Rendering(context, self._reader, name, model, requests, items)
+                rendering = Rendering(context, name, model, requests, items)
                 yield rendering
                 ended = rendering.ended
             finally:

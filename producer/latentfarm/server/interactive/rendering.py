@@ -18,7 +18,6 @@ from latentfarm.ledger.live_reports import LiveReport
 from latentfarm.names import parse_job_name
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
-from latentfarm.server.interactive.image_reader import ImageReader
 from latentfarm.server.interactive.models import NO_WORKER_RETRY_S
 from latentfarm.server.live.hub import Item, SlowSubscriberError, Subscription
 from latentfarm.storage import results
@@ -56,7 +55,6 @@ class Rendering:
     def __init__(
         self,
         context: ServerContext,
-        reader: ImageReader,
         batch: str,
         model: str,
         requests: list[dict[str, Any]],
@@ -68,7 +66,6 @@ class Rendering:
         #: whether no job of the batch will change any more
         self.ended = False
         self._context = context
-        self._reader = reader
         self._items: Subscription | None = items
         self._poll_s = _FIRST_POLL_S
         settings = context.settings
@@ -112,7 +109,7 @@ class Rendering:
         bodies: list[bytes] = [b""] * len(found)
 
         async def read(at: int, key: str, sha256: str) -> None:
-            bodies[at] = await self._context.run(self._reader.read, key, sha256)
+            bodies[at] = await self._context.run(self._context.images.read, key, sha256)
 
         await asyncio.gather(*(read(at, result["key"], result["sha256"]) for at, result in enumerate(found)))
         self._context.metrics.images.labels(self.model).inc(len(found))

@@ -6,8 +6,8 @@ import asyncio
 import io
 import os
 import struct
-import threading
 import zlib
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,13 @@ def image(size: tuple[int, int], pillow: str = "PNG", mode: str = "RGB") -> byte
     out = io.BytesIO()
     Image.new(mode, size, 1).save(out, pillow)
     return out.getvalue()
+
+
+def reads(content: bytes) -> Callable[[], Awaitable[bytes]]:
+    async def read() -> bytes:
+        return content
+
+    return read
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -60,11 +67,11 @@ def test_other_bytes_and_bombs_are_refused(content: bytes) -> None:
 
 def test_a_thumbnail_is_made_once_for_all_who_request_it(tmp_path: Path) -> None:
     reads: list[str] = []
-    waiting = threading.Event()
+    waiting = asyncio.Event()
 
-    def read() -> bytes:
+    async def read() -> bytes:
         reads.append("read")
-        waiting.wait(10)
+        await waiting.wait()
         return image((64, 64))
 
     async def request_all() -> list[bytes]:
@@ -88,8 +95,8 @@ def test_an_image_that_cannot_be_read_is_read_again_later(tmp_path: Path) -> Non
     async def request_twice() -> bytes:
         thumbnails = Thumbnails(tmp_path, 1_000_000, source="s3")
         with pytest.raises(UnreadableImageError):
-            await thumbnails.get("key", lambda: b"broken")
-        return await thumbnails.get("key", lambda: image((64, 64)))
+            await thumbnails.get("key", reads(b"broken"))
+        return await thumbnails.get("key", reads(image((64, 64))))
 
     assert asyncio.run(request_twice())
 
@@ -109,4 +116,4 @@ def test_what_was_unused_for_longest_is_removed_first(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    assert asyncio.run(Thumbnails(file, 1_000, source="s3").get("key", lambda: image((64, 64))))
+    assert asyncio.run(Thumbnails(file, 1_000, source="s3").get("key", reads(image((64, 64)))))
