@@ -2,6 +2,7 @@
 
 import { get, upload } from "../core/api.js";
 import { fill, find, h, setText, withCode } from "../core/dom.js";
+import { follow } from "../core/events.js";
 import { bytes, duration, number, plural } from "../core/format.js";
 import { readAgain } from "../core/retry.js";
 import { navigate } from "../core/router.js";
@@ -44,6 +45,8 @@ export async function showSubmit({ root, signal, setTitle }) {
     submission.change();
   });
   signal.addEventListener("abort", () => submission.begin());
+  // the page says when the server is unavailable
+  follow({ progress: 0 }, {}, signal);
   const { models } = await readAgain(
     () => get("/api/models", { signal }),
     signal,

@@ -7,13 +7,14 @@ const FORMATS = "txt, jsonl, json, csv, tsv or parquet, also with .gz; or drop o
 const NAME = { pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "a-z, 0-9, - and _", placeholder: "from the file" };
 const PIXELS = { type: "number", min: 64, max: 2048, step: 8, placeholder: "the model's" };
 const SWEEPS = { rows: 2, placeholder: "guidance_scale=3,5,7.5\nseed=1..4" };
-const GROUPS = ["Batch", "Images, where a row has no value of its own", "More options"];
+const RARE = "More options";
+const GROUPS = ["Batch", "Images, unless a row says otherwise", RARE];
 /** @type {[group: number, name: string, label: string, attributes: object][]} */
 const FIELDS = [
   [0, "name", "Name", NAME],
   [0, "model", "Model", { list: "models", placeholder: "mini" }],
   [0, "priority", "Priority", { type: "number", min: -1000, max: 1000, placeholder: "0" }],
-  [0, "canary", "Canary", { type: "number", min: 0, max: 10_000, placeholder: "images until it pauses" }],
+  [0, "canary", "Canary images", { type: "number", min: 0, max: 10_000, placeholder: "none" }],
   [1, "defaults.num_inference_steps", "Steps", { type: "number", min: 1, placeholder: "25" }],
   [1, "defaults.guidance_scale", "Guidance scale", { type: "number", min: 0, step: "any", placeholder: "7.5" }],
   [1, "defaults.width", "Width", PIXELS],
@@ -21,8 +22,8 @@ const FIELDS = [
   [1, "defaults.seed", "Seed", { type: "number", min: 0, max: Number.MAX_SAFE_INTEGER, placeholder: "one a job" }],
   [1, "defaults.num_images_per_prompt", "Images per prompt", { type: "number", min: 1, placeholder: "1" }],
   [1, "defaults.negative_prompt", "Negative prompt", { placeholder: "what the images must not show" }],
-  [2, "defaults.scheduler", "Scheduler", { placeholder: "the model's own, or one such as dpm++2m" }],
-  [2, "defaults.image_format", "Image format", { placeholder: "png, or one of webp, jpeg" }],
+  [2, "defaults.scheduler", "Scheduler", { placeholder: "such as dpm++2m" }],
+  [2, "defaults.image_format", "Image format", { placeholder: "png, webp or jpeg" }],
   [2, "sweeps", "Sweeps: each row with each value; a field a line", SWEEPS],
   [2, "dynamic_prompts", "Dynamic prompts: choose one of {a|b}", { type: "checkbox" }],
 ];
@@ -45,9 +46,9 @@ export function createForm(owner) {
     h("label", { class: "prompts" }, h("span", {}, "or write prompts, one a line"), prompts),
   );
   const groups = GROUPS.map((title, place) => {
-    const [group, legend] = /** @type {const} */ (place < 2 ? ["fieldset", "legend"] : ["details", "summary"]);
-    const fields = FIELDS.filter((field) => field[0] === place).map(createField);
-    return h(group, { class: "card" }, h(legend, {}, title), h("div", { class: "fields" }, ...fields));
+    const fields = h("div", { class: "fields" }, ...FIELDS.filter(([group]) => group === place).map(createField));
+    if (title === RARE) return h("details", { class: "card" }, h("summary", {}, title), fields);
+    return h("fieldset", { class: "card" }, h("legend", {}, title), fields);
   });
   const entries = h("div", { class: "entries" }, source, ...groups, h("datalist", { id: "models" }));
   return h("form", { class: "submission", data: { owner } }, entries, h("aside", { class: "card plan" }));
@@ -70,7 +71,7 @@ export function sourceOf(form) {
   const [file, text] = [form.file.files[0], form.text.value];
   setText(find(form, ".chosen"), file ? `${file.name}, ${bytes(file.size)}` : FORMATS);
   find(form, ".remove").hidden = !file;
-  form.text.disabled = Boolean(file);
+  find(form, ".prompts").hidden = Boolean(file);
   return file ?? (text.trim() ? new File([text], "prompts.txt") : null);
 }
 

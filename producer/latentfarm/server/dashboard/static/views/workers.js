@@ -14,8 +14,7 @@ import { toast, toastError } from "../parts/toasts.js";
 /** @typedef {import("../core/types.js").Slot} Slot */
 
 const POLL_MS = 2_000;
-const SETTLE_MS = 300;
-/** Workers that one stream of events watches. */
+/** Workers whose slots one stream of events has. */
 const MAX_WATCHED = 16;
 const START = "Start one for each device of a machine: `latentfarm worker --devices all`";
 
@@ -26,31 +25,35 @@ export async function showWorkers({ root, signal, setTitle }) {
   const list = h("ul", { class: "workers" });
   const body = h("div", {}, reading("Reading the workers …"));
   root.append(h("div", { class: "title" }, h("h1", {}, "Workers"), models), body);
-  const watcher = watchSlots(list, signal);
-  let timer = 0;
+  let [timer, watched, stream] = [0, "", new AbortController()];
+
+  /** Follow the slots of the workers in view. */
+  function watch() {
+    const worker = [...list.children].filter(isInView).slice(0, MAX_WATCHED).map(nameOf).sort();
+    if (worker.join() === watched) return;
+    watched = worker.join();
+    stream.abort();
+    stream = new AbortController();
+    const show = (/** @type {{worker: string, slots: Slot[]}} */ event) => {
+      const card = [...list.children].find((each) => nameOf(each) === event.worker);
+      if (card) updateSlots(card, event.slots);
+    };
+    follow({ worker, progress: 0 }, { slots: show }, AbortSignal.any([signal, stream.signal]));
+  }
 
   const read = () => Promise.all([get("/api/workers", { signal }), get("/api/models", { signal })]);
   const wait = (/** @type {Error} */ error) =>
     list.isConnected || fill(body, problem("The workers cannot be read", error));
-  const create = (/** @type {Worker} */ worker) => {
-    const card = createWorker(worker);
-    watcher.observe(card);
-    return card;
-  };
   async function poll() {
     clearTimeout(timer);
     if (document.hidden) return;
-    const [found, served] = await readAgain(read, signal, wait);
-    syncList(
-      models,
-      served.models,
-      (each) => each.model,
-      () => h("li"),
-      updateModel,
-    );
-    syncList(list, found.workers, (each) => each.worker, create, updateWorker);
-    if (!found.workers.length) fill(body, empty("No worker is running", "", ...withCode(START)));
+    const [{ workers }, served] = await readAgain(read, signal, wait);
+    const create = () => h("li");
+    syncList(models, served.models, (each) => each.model, create, updateModel);
+    syncList(list, workers, (each) => each.worker, createWorker, updateWorker);
+    if (!workers.length) fill(body, empty("No worker is running", "", h("p", {}, ...withCode(START))));
     else if (!list.isConnected) fill(body, list);
+    watch();
     timer = setTimeout(poll, POLL_MS);
   }
   document.addEventListener("visibilitychange", poll, { signal });
@@ -58,20 +61,32 @@ export async function showWorkers({ root, signal, setTitle }) {
   await poll();
 }
 
+/** @param {Element} card */
+const nameOf = (card) => /** @type {HTMLElement} */ (card).dataset.key ?? "";
+
+/** @param {Element} card */
+function isInView(card) {
+  const { top, bottom } = card.getBoundingClientRect();
+  return bottom > 0 && top < innerHeight;
+}
+
 /** @param {HTMLElement} item @param {import("../core/types.js").Model} model */
 function updateModel(item, { model, workers, pending, images_per_s }) {
-  const facts = [model, plural(workers, "worker"), workers && rate(images_per_s), `${number(pending)} pending`];
-  const cure = `: start one with \`latentfarm worker --model ${model}\``;
-  const text = facts.filter(Boolean).join(" · ") + (workers ? "" : cure);
+  const facts = [model, plural(workers, "worker"), images_per_s && rate(images_per_s), `${number(pending)} pending`];
+  const cure = workers ? "" : `; start one with \`latentfarm worker --model ${model}\``;
   item.classList.toggle("warnings", !workers);
-  if (item.dataset.text !== text) fill(item, ...withCode(text));
-  item.dataset.text = text;
+  const text = facts.filter(Boolean).join(" · ") + cure;
+  if (item.textContent !== text.replaceAll("`", "")) fill(item, ...withCode(text));
 }
 
 /** @param {Worker} worker */
 function createWorker({ worker, slots }) {
+  const slot = () => {
+    const preview = h("span", { class: "preview" }, h("img", { alt: "", hidden: true }), h("em"));
+    return h("li", {}, h("a", {}, preview, h("span", { class: "name" })), h("progress", { hidden: true }), h("small"));
+  };
   const ask = () => drain(worker).catch(toastError);
-  const card = h(
+  return h(
     "li",
     { class: "card worker" },
     h("h2", {}, worker),
@@ -80,20 +95,17 @@ function createWorker({ worker, slots }) {
     h("p", { class: "facts" }),
     h("p", { class: "pace" }),
     h("progress", { "aria-label": `Busy share of ${worker}` }),
-    h("ol", { class: "slots", "aria-label": `Slots of ${worker}` }),
+    h("p", { class: "used" }),
+    h("ol", { class: "slots", "aria-label": `Slots of ${worker}` }, ...Array.from({ length: slots }, slot)),
   );
-  updateSlots(card, Array.from({ length: slots }));
-  return card;
 }
 
 /** @param {HTMLElement} card @param {Worker} worker */
-function updateWorker(card, { model, device_name, dtype, slots, images, images_per_s, busy_share, draining, since }) {
-  setText(find(card, ".facts"), [device_name, model, dtype, plural(slots, "slot")].join(" · "));
-  const busy = `busy ${percent(busy_share ?? 0)}`;
-  setText(
-    find(card, ".pace"),
-    [rate(images_per_s), busy, plural(images, "image"), `started ${ago(since)}`].join(" · "),
-  );
+function updateWorker(card, { model, device_name, dtype, images, images_per_s, busy_share, draining, since }) {
+  setText(find(card, ".facts"), [device_name, model, dtype].join(" · "));
+  const pace = [images_per_s && rate(images_per_s), busy_share !== null && `busy ${percent(busy_share)}`];
+  const past = [plural(images, "image"), `started ${ago(since)}`];
+  setText(find(card, ".pace"), [...pace, ...past].filter(Boolean).join(" · "));
   /** @type {HTMLProgressElement} */ (find(card, "progress")).value = busy_share ?? 0;
   find(card, ".badge").hidden = !draining;
   for (const button of card.querySelectorAll("button")) button.hidden = draining;
@@ -107,91 +119,31 @@ async function drain(worker) {
   toast(`${worker} takes no more jobs.`);
 }
 
-/**
- * Follow the slots of the workers that are in view. Return what observes which are.
- *
- * @param {HTMLElement} list
- * @param {AbortSignal} signal
- */
-function watchSlots(list, signal) {
-  /** @type {Set<string>} */
-  const inView = new Set();
-  /** @type {Map<string, (Slot | null)[]>} */
-  const placed = new Map();
-  let [watched, timer, stream] = ["none", 0, new AbortController()];
-
-  /** @param {{worker: string, slots: Slot[]}} event */
-  function show({ worker, slots }) {
-    const card = [...list.children].find((each) => each instanceof HTMLElement && each.dataset.key === worker);
-    if (!(card instanceof HTMLElement)) return;
-    placed.set(worker, place(placed.get(worker) ?? [], slots, find(card, ".slots").childElementCount));
-    updateSlots(card, placed.get(worker) ?? []);
-  }
-
-  function connect() {
-    const worker = [...inView].sort().slice(0, MAX_WATCHED);
-    if (watched === worker.join("\n")) return;
-    watched = worker.join("\n");
-    stream.abort();
-    stream = new AbortController();
-    follow({ worker, progress: 0 }, { slots: show }, AbortSignal.any([signal, stream.signal]));
-  }
-
-  const observer = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) {
-      const name = /** @type {HTMLElement} */ (target).dataset.key ?? "";
-      inView[isIntersecting ? "add" : "delete"](name);
-    }
-    clearTimeout(timer);
-    timer = setTimeout(connect, SETTLE_MS);
-  });
-  signal.addEventListener("abort", () => {
-    observer.disconnect();
-    clearTimeout(timer);
-  });
-  connect();
-  return observer;
-}
-
-/**
- * Return the images by place: each keeps its own while others come and go.
- *
- * @param {readonly (Slot | null)[]} before
- * @param {readonly Slot[]} slots
- * @param {number} size places that there are
- */
-function place(before, slots, size) {
-  const left = new Map(slots.map((slot) => [slot.job, slot]));
-  const places = Array.from(
-    { length: Math.max(size, slots.length) },
-    (_, at) => left.get(before[at]?.job ?? "") ?? null,
-  );
-  for (const slot of places) left.delete(slot?.job ?? "");
-  const next = left.values();
-  return places.map((slot) => slot ?? next.next().value ?? null);
-}
-
-/** @param {HTMLElement} card @param {readonly (Slot | null | undefined)[]} slots undefined: not known yet */
+/** Show the images on a device: each keeps its place while others come and go. @param {Element} card @param {Slot[]} slots */
 function updateSlots(card, slots) {
-  const items = slots.map((slot, at) => ({ slot, at }));
-  const create = () =>
-    h("li", {}, h("div", { class: "preview" }, h("img", { alt: "" }), h("span")), h("a"), h("progress"));
-  syncList(
-    find(card, ".slots"),
-    items,
-    ({ at }) => at,
-    create,
-    (cell, { slot }) => {
-      const [image, link, bar] = ["img", "a", "progress"].map((each) => /** @type {any} */ (find(cell, each)));
-      for (const each of [link, bar]) each.hidden = !slot;
-      image.hidden = !slot?.preview;
-      setText(find(cell, "span"), slot === null ? "empty" : slot && !slot.preview ? "no preview yet" : "");
-      if (!slot) return;
-      if (slot.preview) image.src = slot.preview;
-      setText(link, slot.job);
-      link.href = `/batches/${slot.job.replace("/", "/images/")}`;
-      bar.setAttribute("aria-label", `${slot.job}, step ${slot.step} of ${slot.steps}`);
-      [bar.value, bar.max] = [slot.step, slot.steps];
-    },
+  const cells = /** @type {HTMLElement[]} */ ([...find(card, ".slots").children]);
+  const left = new Map(slots.map((slot) => [slot.job, slot]));
+  const kept = cells.map(({ dataset }) => left.get(dataset.job ?? ""));
+  for (const slot of kept) left.delete(slot?.job ?? "");
+  const others = left.values();
+  setText(find(card, ".used"), `${number(slots.length)} of ${plural(cells.length, "slot")} in use`);
+  cells.forEach((cell, place) => updateSlot(cell, kept[place] ?? others.next().value));
+}
+
+/** @param {HTMLElement} cell @param {Slot | undefined} slot */
+function updateSlot(cell, slot) {
+  const [link, image, words, name, bar, step] = /** @type {any} */ (
+    cell.querySelectorAll("a, img, em, .name, progress, small")
   );
+  cell.dataset.job = slot?.job ?? "";
+  bar.hidden = !slot;
+  image.hidden = !slot?.preview;
+  setText(words, slot ? (slot.preview ? "" : "no preview yet") : "empty");
+  setText(name, slot?.job ?? "");
+  setText(step, slot ? `step ${slot.step} of ${slot.steps}` : "");
+  if (!slot) return link.removeAttribute("href");
+  if (slot.preview) image.src = slot.preview;
+  link.href = `/batches/${slot.job.replace("/", "/images/")}`;
+  bar.setAttribute("aria-label", `Steps of ${slot.job}`);
+  [bar.max, bar.value] = [slot.steps, slot.step];
 }
