@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import pytest
@@ -11,6 +12,8 @@ from tests.support.http_server import RunningServer
 
 from latentfarm.farm import Farm
 from latentfarm.image_formats import embedded_text
+from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.keys import image_key
 
 pytestmark = pytest.mark.integration
 
@@ -61,3 +64,27 @@ def test_a_job_without_an_image_or_with_a_poor_receipt_has_no_parameters(server:
         assert job["parameters"] is None
     assert server.client.get("/api/batches/poor/intermediates/0").status_code == 404
     assert server.client.get("/api/batches/poor/intermediates/1").json()["error"]["code"] == "no_image"
+
+
+def test_images_are_read_without_boto3_and_compared_with_their_receipts(
+    server: RunningServer, farm: Farm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = io.BytesIO()
+    Image.new("RGB", (640, 320), "red").save(out, "PNG")
+    farm.submit(["a cat", "a cow", "a dog"], batch="read", model="unserved")
+    for lease in farm.ledger.lease("unserved", "worker-x", 3, lease_s=60):
+        key, sha256 = image_key("read", lease.index, lease.epoch), hashlib.sha256(out.getvalue()).hexdigest()
+        if lease.index < 2:
+            farm.bucket.put(key, out.getvalue() + b"damaged" * lease.index)
+        farm.ledger.commit([(lease, {"key": key, "sha256": sha256})])
+    whole, damaged, missing = server.client.get("/api/batches/read/jobs").json()["jobs"]
+    error = server.client.get("/api/batches/read/images/1").json()["error"]
+    assert (error["code"], damaged["state"]) == ("damaged_image", "done")
+    for kind in ("image", "thumbnail"):
+        assert server.client.get(missing[kind]).json()["error"]["code"] == "no_image"
+    # boto3 takes ten times the CPU, and a page has a hundred images
+    monkeypatch.setattr(Bucket, "get", None)
+    assert server.client.get(whole["image"]).content == out.getvalue()
+    assert server.client.get("/api/batches/read/images/0").content == out.getvalue()
+    with Image.open(io.BytesIO(server.client.get(whole["thumbnail"]).content)) as thumbnail:
+        assert (thumbnail.format, thumbnail.size) == ("WEBP", (256, 128))

@@ -248,3 +248,25 @@ def test_a_parallel_reader_returns_the_object_or_an_unavailable_store(
         assert read("k", SHA256) == BODY
         faults.kind = None
         assert read("k", SHA256) == BODY
+
+
+@pytest.mark.parametrize("kind", sorted({*get_args(Kind)} - {"page_in_200", "empty_200"}))
+def test_a_parallel_reader_returns_whole_objects_whose_sha256_is_unknown(
+    bucket: Bucket, faults: Faults, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfarm.storage.parallel_get._TIMEOUT_S", 0.3)
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    bucket.put("k", BODY)
+    with parallel_reader(bucket) as read:
+        faults.kind, faults.times = kind, 1
+        assert read("k") == BODY
+
+
+def test_missing_objects_do_not_make_a_parallel_reader_slow(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    bucket.put("k", BODY)
+    with parallel_reader(bucket) as read:
+        for _ in range(20):
+            with pytest.raises(MissingObjectError):
+                read("missing")
+        monkeypatch.setattr(Bucket, "get", None)
+        assert read("k") == BODY
