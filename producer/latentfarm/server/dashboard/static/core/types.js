@@ -33,6 +33,7 @@
  * @property {string | null} worker
  * @property {{code: string, message: string} | null} error
  * @property {Record<string, any>} request the row
+ * @property {Record<string, any>} [columns] of the row, unread
  * @property {string | null} image
  * @property {string | null} thumbnail
  * @property {Pick} [pick]
@@ -40,6 +41,7 @@
  * @property {string | null} [parameters] text in the form of AUTOMATIC1111; only of a single job
  * @property {string | null} [intermediates] path of the strip of intermediate images; only of a single job
  * @property {string} [sha256]
+ * @property {string} [model]
  * @property {number} [seed]
  *
  * @typedef {object} Failure

@@ -1,5 +1,208 @@
-/** @param {import("../core/router.js").Page} page */
-export function showImage({ root, setTitle }) {
-  setTitle("Image");
-  root.append("Image");
+/** One image, large, with its receipt; over another one, or over what its row gives when it is rendered again. */
+
+import { batchPath, get, post, toJson } from "../core/api.js";
+import { fill, h, setText } from "../core/dom.js";
+import { follow } from "../core/events.js";
+import { plural } from "../core/format.js";
+import { readAgain } from "../core/retry.js";
+import { navigate } from "../core/router.js";
+import { maySubmit } from "../core/session.js";
+import { retry } from "../parts/batch_actions.js";
+import { batchHeader, followBatch } from "../parts/batch_header.js";
+import { comparison } from "../parts/compare.js";
+import { pickControls, picksOf, updatePickControls } from "../parts/picks.js";
+import { problem, reading } from "../parts/placeholder.js";
+import { STATES } from "../parts/state_bar.js";
+import { toast, toastError } from "../parts/toasts.js";
+
+/** @import { Batch, Job, Slot } from "../core/types.js" */
+/** @import { Page } from "../core/router.js" */
+
+/** Fields of a job that are not of its receipt, or shown apart from it. */
+const APART = "request timings columns error image thumbnail parameters intermediates pick rating".split(" ");
+const OTHER = /^(?:(.+)\/)?(\d+)$/;
+
+/** @param {Page} page */
+export async function showImage(page) {
+  const { root, params, query, signal, setTitle } = page;
+  const header = batchHeader(page, "");
+  const picks = picksOf(params.name);
+  /** @type {Batch} */
+  let batch;
+  /** @type {Job | undefined} */
+  let job;
+  let shown = new AbortController();
+  const stage = h("div", { class: "stage", tabindex: 0, role: "group", "aria-label": "Image" }, reading("Reading …"));
+  const trace = h("div", { class: "trace" });
+  const ways = h("div", { class: "ways" });
+  const facts = h("div", { class: "receipt" });
+  const controls = pickControls((decision) => job && picks.decide([job], decision));
+  const side = h("div", { class: "side" }, ways, controls, facts);
+  root.append(header.element, h("div", { class: "image-view" }, stage, trace, side));
+  picks.onchange = () => job && updatePickControls(controls, job);
+  document.addEventListener("keydown", press, { signal });
+  setTitle(`${params.name}/${params.index}`);
+  const fail = (/** @type {unknown} */ error) => {
+    if (stage.querySelector(".large, .comparison")) return;
+    job = undefined;
+    fill(stage, problem("This image cannot be read", error));
+  };
+  const readJob = (/** @type {string} */ name, /** @type {string} */ index) =>
+    readAgain(() => get(`${batchPath(name)}/jobs/${index}`, { signal }), signal, fail);
+
+  async function read() {
+    /** @type {Job} */
+    const found = await readJob(params.name, params.index);
+    picks.restore(found);
+    if (toJson(found) === toJson(job)) return;
+    job = found;
+    shown.abort();
+    shown = new AbortController();
+    const { image, intermediates, request } = job;
+    updatePickControls(controls, job);
+    fill(facts, ...describe(job, batch));
+    const strip = () => h("img", { src: intermediates, alt: "From noise to the image" });
+    fill(trace, intermediates && h("a", { href: intermediates, target: "_blank" }, strip()));
+    const [, name = params.name, index] = OTHER.exec(query.get("against") ?? "") ?? [];
+    if (!image) fill(stage, waiting(job, batch, shown.signal));
+    else if (index) fill(stage, comparison([job, await readJob(name, index)]));
+    else fill(stage, h("img", { class: "large", src: image, alt: request.prompt, onclick: zoom }));
+  }
+
+  const update = () => read().catch((error) => signal.aborted || fail(error));
+  const progress = (/** @type {Batch} */ now) => {
+    if (!batch) fill(ways, ...waysFrom(page, now.total));
+    batch = now;
+    header.update(now);
+    if (job?.state !== "done") update();
+  };
+  await followBatch(page, {}, { progress, change: update });
+}
+
+/** @param {Page} page @param {number | string} index @param {string} [against] */
+function pathTo({ params, query }, index, against = "") {
+  const changed = new URLSearchParams(query);
+  changed.delete("against");
+  if (against) changed.set("against", against);
+  return `/batches/${encodeURIComponent(params.name)}/images/${index}?${changed}`;
+}
+
+/** Return the ways from an image. The key for one is in its `aria-keyshortcuts`. @param {Page} page @param {number} total */
+function waysFrom(page, total) {
+  const index = Number(page.params.index);
+  const against = page.query.get("against") ?? "";
+  const [, batch = "", other = index] = /^(.+\/)?(\d+)$/.exec(against) ?? [];
+  /** @param {string} text @param {string | false} href @param {string} [key] */
+  const link = (text, href, key) => h("a", { class: "button", href, "aria-keyshortcuts": key }, text);
+  /** @param {string} text @param {number} to @param {string} key */
+  const job = (text, to, key) => link(text, to >= 0 && to < total && pathTo(page, to, against), key);
+  /** @param {string} text @param {number} by */
+  const compare = (text, by) => link(text, pathTo(page, index, `${batch}${Math.max(0, Number(other) + by)}`));
+  const input = h("input", { value: against, required: true, pattern: "(.+/)?[0-9]+", placeholder: "17 or BATCH/17" });
+  const submit = (/** @type {Event} */ event) => {
+    event.preventDefault();
+    navigate(pathTo(page, index, input.value));
+  };
+  const end = against && link("End", pathTo(page, index));
+  const choice = [h("label", {}, h("span", {}, "Compare with"), input), h("button", {}, "Compare")];
+  return [
+    h("h2", {}, `Job ${index}`),
+    h(
+      "div",
+      { class: "row" },
+      job("← Previous", index - 1, "ArrowLeft"),
+      job("Next →", index + 1, "ArrowRight"),
+      h("button", { type: "button", "aria-keyshortcuts": "Z", onclick: zoom }, "Zoom"),
+      link("Gallery", pathTo(page, "../gallery")),
+    ),
+    h("form", { class: "row", onsubmit: submit }, ...choice, compare("Previous one", -1), compare("Next one", 1), end),
+  ];
+}
+
+/** @param {KeyboardEvent} event */
+function press({ key, target, altKey, ctrlKey, metaKey }) {
+  const taken = target instanceof Element && target.closest("input, select, textarea, dialog, .pixels, .trace");
+  if (taken || altKey || ctrlKey || metaKey) return;
+  const shortcut = CSS.escape(key.length === 1 ? key.toUpperCase() : key);
+  /** @type {HTMLElement | null} */ (document.querySelector(`[aria-keyshortcuts="${shortcut}"]`))?.click();
+}
+
+/** Show a pixel of the image as one of the screen, or fit the image into its place again. */
+function zoom() {
+  const image = /** @type {HTMLImageElement | null} */ (document.querySelector(".large"));
+  const pixels = image?.parentElement?.classList.toggle("pixels");
+  if (image) image.style.width = pixels ? `${image.naturalWidth / devicePixelRatio}px` : "";
+}
+
+/** @param {string} text @param {() => unknown} act */
+const button = (text, act) =>
+  h("button", { type: "button", onclick: () => Promise.resolve().then(act).catch(toastError) }, text);
+
+/** Return why a job has no image, and what can be seen of it. @param {Job} job @param {Batch} batch @param {AbortSignal} signal */
+function waiting(job, batch, signal) {
+  const { state, worker, error, attempts } = job;
+  const preview = h("img", { alt: "The image so far", hidden: true });
+  const text = h("p", {}, error?.message);
+  const slots = (/** @type {{slots: Slot[]}} */ event) => {
+    for (const slot of event.slots.filter((each) => each.job === job.job)) {
+      setText(text, `Step ${slot.step} of ${slot.steps}`);
+      preview.hidden = !slot.preview;
+      if (slot.preview) preview.src = slot.preview;
+    }
+  };
+  if (state === "leased") follow({ worker, progress: 0 }, { slots }, signal);
+  const title = error ? `Failed: ${error.code}` : `The job is ${STATES.find(([each]) => each === state)?.[1]}`;
+  const tried = attempts > 0 && h("p", {}, plural(attempts, "attempt"));
+  const cure = error?.code === "invalid_row" && h("p", {}, "Correct the row, and submit it in a new batch.");
+  const again = error && !cure && maySubmit() && button("Retry all with this code", () => retry(batch, error.code));
+  return h("div", { class: "placeholder", role: "status" }, h("h2", {}, title), preview, text, tried, cure || again);
+}
+
+/** @param {string} text */
+function copy(text) {
+  const answer = (/** @type {ClipboardEvent} */ event) => {
+    event.clipboardData?.setData("text/plain", text);
+    event.preventDefault();
+  };
+  // a page of plain http has no `navigator.clipboard`
+  document.addEventListener("copy", answer, { once: true });
+  document.execCommand("copy");
+  toast("Copied.");
+}
+
+/** @param {Job} job @param {Batch} batch */
+function describe(job, batch) {
+  const { request, image, parameters, timings = {}, columns = {} } = /** @type {any} */ (job);
+  const actions = [
+    "prompt" in request && button("Copy JSONL row", () => copy(toJson(request))),
+    parameters && button("Copy parameters", () => copy(parameters)),
+    image && h("a", { class: "button", href: image, download: job.job.replace("/", "-") }, "Download"),
+    image && maySubmit() && button("Render again and compare", () => renderAgain(job, batch)),
+  ];
+  const groups = {
+    Parameters: Object.entries(request).filter(([name]) => name !== "prompt"),
+    Receipt: Object.entries(job).filter(([name]) => !APART.includes(name)),
+    "Timings in seconds": Object.entries(timings),
+    Columns: Object.entries(columns),
+  };
+  const lists = Object.entries(groups).filter(([, fields]) => fields.length);
+  return [
+    h("p", { class: "prompt" }, request.prompt),
+    h("div", { class: "row" }, ...actions),
+    ...lists.flatMap(([title, fields]) => [h("h3", {}, title), h("dl", {}, ...fields.map(field))]),
+  ];
+}
+
+/** @param {[string, any]} field */
+function field([name, value]) {
+  const text = typeof value === "object" && value ? toJson(value) : String(value ?? "");
+  return h("div", {}, h("dt", {}, name.replaceAll("_", " ")), h("dd", {}, text || "–"));
+}
+
+/** Submit the row of a job as a batch of one, and compare. @param {Job} job @param {Batch} batch */
+async function renderAgain({ job, index, request, model }, { batch, priority }) {
+  const end = `-${index}-again-${Date.now().toString(36)}`;
+  const body = { name: batch.slice(0, 64 - end.length) + end, model, priority, rows: [request] };
+  const made = await post("/api/batches", body);
+  navigate(`/batches/${encodeURIComponent(made.batch)}/images/0?${new URLSearchParams({ against: job })}`);
 }
