@@ -140,22 +140,40 @@ export class Strip {
   #draw() {
     this.#frame = 0;
     const { width, height, data } = this.#image;
-    const { cell, columns } = this.#level;
+    const { cell } = this.#level;
     const size = cell - (cell < LARGE * devicePixelRatio ? 0 : Math.round(devicePixelRatio));
     const top = Math.round(this.#scroller.scrollTop * devicePixelRatio);
     const pixels = new Uint32Array(data.buffer);
     pixels.fill(0);
     for (let row = Math.floor(top / cell); row * cell - top < height; row += 1) {
       const [from, to] = [Math.max(0, row * cell - top), Math.min(height, row * cell - top + size)];
-      for (let column = 0; column < columns && from < to; column += 1) {
-        const job = this.#mostUrgent(row * columns + column);
-        const at = from * width + column * cell;
-        if (job >= 0) pixels.fill(this.#colors[this.#ranks[this.#states[job]]], at, at + size);
-      }
+      if (from < to) this.#drawLine(pixels, row, from * width, size);
       for (let y = from + 1; y < to; y += 1) pixels.copyWithin(y * width, from * width, (from + 1) * width);
     }
-    this.#canvas.getContext("2d")?.putImageData(this.#image, 0, 0);
+    // drawn by this processor alone
+    this.#canvas.getContext("2d", { willReadFrequently: true })?.putImageData(this.#image, 0, 0);
     this.#mark();
+  }
+
+  /**
+   * Draw the first line of a row; the others are copies of it.
+   *
+   * @param {Uint32Array} pixels
+   * @param {number} row
+   * @param {number} begin its first pixel
+   * @param {number} size of a cell without its gap
+   */
+  #drawLine(pixels, row, begin, size) {
+    const { cell, jobs, columns } = this.#level;
+    const [states, ranks, colors] = [this.#states, this.#ranks, this.#colors];
+    let job = row * columns * jobs;
+    for (let column = 0; column < columns && job < states.length; column += 1) {
+      let rank = 0;
+      const end = Math.min(job + jobs, states.length);
+      for (; job < end; job += 1) if (ranks[states[job]] > rank) rank = ranks[states[job]];
+      const first = begin + column * cell;
+      for (let pixel = first; pixel < first + size; pixel += 1) pixels[pixel] = colors[rank];
+    }
   }
 
   /** Show the cursor, and write what the job is that is pointed at. */

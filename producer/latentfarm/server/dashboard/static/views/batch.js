@@ -123,10 +123,10 @@ class Overview {
     this.codes.update(Object.entries(batch.errors).map(([value, count]) => ({ value, label: value, count })));
     this.failures.update(batch);
     if (this.#states.length) this.images.update(batch, this.#states, this.#start);
-    const [images, isCanary] = [this.images.element, batch.paused_by === "canary"];
     // whether a batch goes on is decided by the images of its canary: they come first
-    if (isCanary !== (images.nextElementSibling === this.jobs))
-      (isCanary ? this.header : this.failures).element.after(images);
+    const [images, isCanary] = [this.images.element, batch.paused_by === "canary"];
+    const isFirst = images.nextElementSibling === this.jobs;
+    if (isFirst !== isCanary) (isCanary ? this.header : this.failures).element.after(images);
     this.#index.placeholder = `0 to ${number(batch.total - 1)}`;
     const last = this.#start + this.#states.length - 1;
     const others = batch.total > WINDOW && last > 0;
