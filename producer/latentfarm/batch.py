@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from itertools import islice
@@ -288,7 +288,9 @@ class Batch:
         chosen = partial(self.results, picks=check_pick_words(picks))
         return fetch_batch(self._bucket, chosen, Path(directory), self.owner(), options=options, progress=progress)
 
-    def preferences(self, *, images: PreferenceImages = "keys", form: PreferenceForm = "preference") -> Iterator[bytes]:
+    def preferences(
+        self, *, images: PreferenceImages = "keys", form: PreferenceForm = "preference"
+    ) -> Generator[bytes, None, None]:
         """Yield the pieces of a Parquet file of pairs of images, of which the first is preferred by its pick or rating.
 
         Args:

@@ -68,6 +68,14 @@ class PickJournal:
         # held while the bucket is read and written: the state is joined by one thread at a time
         self._lock = RLock()
 
+    def __len__(self) -> int:
+        """Return the number of jobs about whose images something was decided."""
+        return len(self._state)
+
+    def __bool__(self) -> bool:
+        """Return true: a journal without decisions is one as well."""
+        return True
+
     def refresh(self) -> None:
         """Read the objects that were stored since: one listing, and a get for each.
 

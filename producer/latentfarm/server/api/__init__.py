@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from latentfarm.server.api import batches, events, images, jobs, results, submission, workers
+from latentfarm.server.api import batches, events, images, jobs, picks, results, submission, workers
 from latentfarm.server.api.document import document_operation
 from latentfarm.server.http.operation import Operation
 from latentfarm.server.security import session_operations
@@ -12,6 +12,7 @@ _OWN: tuple[Operation, ...] = (
     *batches.OPERATIONS,
     *jobs.OPERATIONS,
     *results.OPERATIONS,
+    *picks.OPERATIONS,
     *images.OPERATIONS,
     *workers.OPERATIONS,
     *events.OPERATIONS,

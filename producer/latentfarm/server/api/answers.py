@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm.batch_status import BatchStatus
-from latentfarm.server.api.models import JobWord
+from latentfarm.server.api.models import JobWord, PickWord, Rating
 from latentfarm.submission.estimate import Estimate
 
 
@@ -56,7 +56,8 @@ class JobAnswer(BaseModel):
     """A job: the line of its result.
 
     ``image``, ``thumbnail`` and ``intermediates``, the strip of intermediate images, are paths on this server; null
-    without such an image. A done job has the fields of its receipt as well, see the reference of results.
+    without such an image. A done job has the fields of its receipt as well, see the reference of results. ``pick`` and
+    ``rating`` are there if they are decided about the image that the job has.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -73,6 +74,8 @@ class JobAnswer(BaseModel):
     image: str | None
     thumbnail: str | None
     intermediates: str | None
+    pick: PickWord | None = None
+    rating: Rating | None = None
 
 
 class OneJobAnswer(JobAnswer):
@@ -92,6 +95,29 @@ class JobsAnswer(BaseModel):
 
     jobs: list[JobAnswer]
     next: int | None
+
+
+class PickCountsAnswer(BaseModel):
+    """How many images of a batch are picked, rejected and rated."""
+
+    picked: int
+    rejected: int
+    rated: int
+
+
+class PickAnswer(BaseModel):
+    """What was decided about the image of one epoch. It does not count for another image of the job."""
+
+    index: int
+    epoch: int
+    pick: PickWord | None
+    rating: Rating | None
+
+
+class PicksAnswer(PickCountsAnswer):
+    """All decisions about images of a batch, by rising index."""
+
+    picks: list[PickAnswer]
 
 
 class FailureAnswer(BaseModel):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, groupby, islice
 from typing import Any
 
@@ -13,6 +14,7 @@ from starlette.responses import Response
 
 from latentfarm.a1111_parameters import parameters_of_result
 from latentfarm.batch import Batch
+from latentfarm.batch_picks import has_pick, select_indices
 from latentfarm.errors import NotFoundError
 from latentfarm.farm import Farm
 from latentfarm.image_formats import format_of
@@ -21,6 +23,7 @@ from latentfarm.limits import PART_JOBS
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.server.api.answers import FailureAnswer, FailuresAnswer, JobsAnswer, OneJobAnswer
 from latentfarm.server.api.models import MAX_STATES, EmptyQuery, JobsQuery, StatesQuery
+from latentfarm.server.api.pick_journals import batch_with_picks
 from latentfarm.server.api.polled import polled_answer
 from latentfarm.server.api.request import batch_name, job_index, json_answer, read_query
 from latentfarm.server.api.row_search import find_rows
@@ -29,9 +32,13 @@ from latentfarm.server.context import context_of
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.storage.keys import part_of
+from latentfarm.storage.pick_state import UNDECIDED
+from latentfarm.storage.picks import PickJournal
 
 #: parts that one answer reads: each is two objects of the bucket
 _MAX_PARTS = 16
+#: jobs whose states are read at once
+_WINDOW_JOBS = 65_536
 #: failed jobs that are listed for each code
 _LISTED_JOBS = 20
 
@@ -41,12 +48,12 @@ STATE_OF = {state.word: state for state in JobState}
 
 async def list_jobs(request: Request) -> Response:
     query = read_query(request, JobsQuery)
-    context = context_of(request)
-    return json_answer(await run_with_bucket(request, _page, context.farm, batch_name(request), query))
+    return json_answer(await run_with_bucket(request, _page, batch_with_picks(request), query))
 
 
-def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
-    total = farm.ledger.batch(name).total
+def _page(batch: Batch, query: JobsQuery) -> dict[str, Any]:
+    name, ledger = batch.name, batch.connection.ledger
+    total = ledger.batch(name).total
     states = {STATE_OF[word] for word in query.state} or set(JobState)
     if query.code:
         # only failed jobs have one
@@ -57,7 +64,7 @@ def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
     wanted: list[int] = []
     by_row = bool(query.prompt) or query.seed is not None
     filtered = by_row or bool(query.code)
-    for index in farm.ledger.find_states(name, states, query.start, total):
+    for index in _find_jobs(batch, query, states, total):
         parts.add(part_of(index))
         # with a filter, more jobs are read than are wanted
         if len(parts) > _MAX_PARTS or (not filtered and len(wanted) == query.limit):
@@ -65,19 +72,38 @@ def _page(farm: Farm, name: str, query: JobsQuery) -> dict[str, Any]:
             break
         wanted.append(index)
     if by_row:
-        wanted = find_rows(farm.bucket, name, wanted, query)
+        wanted = find_rows(batch.connection.bucket, name, wanted, query)
         if not query.code and len(wanted) > query.limit:
             # the results of the others are not read
             following = wanted[query.limit]
             del wanted[query.limit :]
-    for line in read_results(Batch(farm.connection, name), wanted):
+    for line in read_results(batch, wanted):
         if query.code and line.get("error", {}).get("code") != query.code:
+            continue
+        if not has_pick(line, query.pick) or line.get("rating", 0) < (query.rating or 0):
+            # decided about an earlier image of the job
             continue
         if len(jobs) == query.limit:
             following = line["index"]
             break
         jobs.append(_with_paths(name, line))
     return {"jobs": jobs, "next": following}
+
+
+def _find_jobs(batch: Batch, query: JobsQuery, states: Collection[JobState], total: int) -> Iterator[int]:
+    """Yield the rising indices of jobs in some states whose picks and ratings fit a query, by their indices alone."""
+    ledger, journal = batch.connection.ledger, batch.journal
+    if query.pick or query.rating:
+        journal.refresh()
+    if query.rating or (query.pick and UNDECIDED not in query.pick):
+        # few of many jobs: only their states are read
+        decided = (index for index in journal.select(query.pick, query.rating or 0, query.start) if index < total)
+        for window, group in groupby(decided, key=lambda index: index // _WINDOW_JOBS * _WINDOW_JOBS):
+            found = ledger.state_bytes(batch.name, window, window + _WINDOW_JOBS)
+            yield from (index for index in group if found[index - window] in states)
+    else:
+        in_states = ledger.find_states(batch.name, states, query.start, total)
+        yield from select_indices(journal, query.pick, in_states, total)
 
 
 def _with_paths(batch: str, line: dict[str, Any]) -> dict[str, Any]:
@@ -92,19 +118,21 @@ def _with_paths(batch: str, line: dict[str, Any]) -> dict[str, Any]:
 
 async def show_job(request: Request) -> Response:
     read_query(request, EmptyQuery)
-    context = context_of(request)
-    return json_answer(await run_with_bucket(request, _job, context.farm, batch_name(request), job_index(request)))
+    context, batch = context_of(request), batch_with_picks(request)
+    return json_answer(await run_with_bucket(request, _job, context.farm, batch, job_index(request)))
 
 
-def _job(farm: Farm, name: str, index: int) -> dict[str, Any]:
-    check_index(farm, name, index)
-    job = _with_paths(name, next(Batch(farm.connection, name).results([index])))
+def _job(farm: Farm, batch: Batch, index: int) -> dict[str, Any]:
+    check_index(farm, batch.name, index)
+    job = _with_paths(batch.name, next(batch.results([index])))
     return {**job, "parameters": parameters_of_result(job) if job["image"] else None}
 
 
-def results_with_paths(batch: Batch, indices: Iterable[int] | None) -> Iterator[dict[str, Any]]:
+def results_with_paths(
+    batch: Batch, indices: Iterable[int] | None, picks: Collection[str] = ()
+) -> Iterator[dict[str, Any]]:
     """Yield the results of jobs given by rising indices, or of all, with the paths of their images."""
-    return (_with_paths(batch.name, line) for line in batch.results(indices))
+    return (_with_paths(batch.name, line) for line in batch.results(indices, picks=picks))
 
 
 def check_index(farm: Farm, name: str, index: int) -> None:
@@ -162,7 +190,9 @@ def _failures(farm: Farm, name: str) -> FailuresAnswer:
         code: FailureAnswer(code=code, count=count, indices=[], message="") for code, count in record.errors.items()
     }
     failed = farm.ledger.find_states(name, {JobState.FAILED}, 0, record.total)
-    for line in read_results(Batch(farm.connection, name), _in_few_parts(failed)):
+    # failures have no picks: they are listed once, and not for each part
+    batch = Batch(farm.connection, name, journal=PickJournal(farm.bucket, name, fresh_s=math.inf))
+    for line in read_results(batch, _in_few_parts(failed)):
         error = line.get("error") or {}
         group = found.get(error.get("code", ""))
         if group is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
@@ -14,10 +14,13 @@ from latentfarm.job import Defaults
 from latentfarm.job_state import JobState
 from latentfarm.ledger.constants import CHUNK_JOBS, DEFAULT_BUDGET
 from latentfarm.limits import MAX_SEED
+from latentfarm.storage.pick_state import MAX_RATING, MIN_RATING
 from latentfarm.submission.request import DEFAULT_MAX_INVALID
 
 #: jobs in a page; each is read with its prompt and its receipt
 MAX_PAGE_JOBS = 500
+#: decisions in a body: those of a page, and more
+MAX_PICKS = 1_000
 #: batches in a page
 MAX_PAGE_BATCHES = 200
 #: states in an answer: one string of the ledger
@@ -53,6 +56,11 @@ Flag = Annotated[
 Text = Annotated[str, Field(max_length=200)]
 ImageFormatWord = StrEnum("ImageFormatWord", {name: name for name in IMAGE_FORMATS})  # type: ignore[misc]
 JobWord = StrEnum("JobWord", {state.name: state.word for state in JobState})  # type: ignore[misc]
+
+
+PickWord = Literal["picked", "rejected"]
+PickFilter = Annotated[tuple[Literal["picked", "rejected", "none"], ...], Field(max_length=10)]
+Rating = Annotated[int, Field(ge=MIN_RATING, le=MAX_RATING)]
 
 
 class Query(BaseModel):
@@ -92,21 +100,35 @@ class JobsQuery(Query):
     """Which jobs, by rising index from ``start``.
 
     ``code``: only failed jobs with this error code. ``prompt``: only jobs whose prompt, as their row has it, contains
-    this text, in capitals or not. ``seed``: only jobs with this seed.
+    this text, in capitals or not. ``seed``: only jobs with this seed. ``pick``: only jobs whose image is this, where
+    ``none`` is neither picked nor rejected. ``rating``: only jobs whose image has at least this one.
     """
 
     state: Annotated[tuple[JobWord, ...], Field(max_length=10)] = ()
     code: Text = ""
     prompt: Annotated[str, Field(max_length=1_000)] = ""
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    pick: PickFilter = ()
+    rating: Rating | None = None
     start: Index = 0
     limit: Annotated[int, Field(ge=1, le=MAX_PAGE_JOBS)] = 100
 
 
 class ResultsQuery(Query):
-    """``state``: only jobs in these states."""
+    """``state``: only jobs in these states. ``pick``: only jobs whose image is this, see the query of jobs."""
 
     state: Annotated[tuple[JobWord, ...], Field(max_length=10)] = ()
+    pick: PickFilter = ()
+
+
+class PreferencesQuery(Query):
+    """``images``: whether the images are in the file, or only their keys in the bucket.
+
+    ``form``: with the columns prompt, chosen and rejected; or with those of Pick-a-Pic, which has ``bytes``.
+    """
+
+    images: Literal["keys", "bytes"] = "keys"
+    form: Literal["preference", "pickapic"] = "preference"
 
 
 class StatesQuery(Query):
@@ -234,6 +256,24 @@ class RetryBody(Body):
     """``code``: only jobs that failed with it [default: all failed jobs but those of invalid rows]."""
 
     code: Annotated[str, Field(max_length=200)] | None = None
+
+
+class PickBody(Body):
+    """A decision about the image of a job. A field that is left out stays, null removes its value.
+
+    ``epoch``: that of the image that was seen; if the job has another one by now, the answer is 409.
+    """
+
+    index: Index
+    pick: PickWord | None = None
+    rating: Rating | None = None
+    epoch: Index | None = None
+
+
+class PicksBody(Body):
+    """Decisions, at most one about an image. If one cannot be made, none is."""
+
+    picks: Annotated[list[PickBody], Field(max_length=MAX_PICKS)]
 
 
 class PriorityBody(Body):
