@@ -7,6 +7,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from latentfarm.schedulers import write_out
+
 
 class JobStatus(BaseModel):
     """A job's state, with fields of its receipt or its error."""
@@ -51,7 +53,7 @@ def joined_result(result: dict[str, Any], entry: dict[str, Any], decided: dict[s
     request = {name: value for name, value in entry.items() if name not in NOT_THE_REQUEST}
     joined = {"id": entry.get("id"), "row": entry.get("row"), **result, **decided}
     # the receipt's request has what the worker filled in: the native size, the model's own scheduler
-    joined["request"] = {**request, **result.get("request", {})}
+    joined["request"] = {**write_out(request), **result.get("request", {})}
     if "invalid" in entry:
         joined["error"] = entry["invalid"]
     return {**joined, "columns": entry["columns"]} if "columns" in entry else joined

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from types import MappingProxyType
+from typing import Any
 
 from latentfarm.errors import InputError
 
@@ -120,3 +121,13 @@ def resolve(name: str) -> SchedulerSpec:
     close = get_close_matches(name, known, n=1) if len(name) < 60 else []
     hint = f"did you mean {close[0]!r}?" if close else f"write one of {list_names()}"
     raise InputError(f"scheduler {name!r} is not known; {hint}")
+
+
+def write_out(request: dict[str, Any]) -> dict[str, Any]:
+    """Return a request with a short name of a scheduler as its class and options, as the receipt will have it."""
+    name = request.get("scheduler") or ""
+    if name not in SHORT_NAMES:
+        return request
+    found = SHORT_NAMES[name]
+    options = {**found.options, **request.get("scheduler_options", {})}
+    return {**request, "scheduler": found.class_name, "scheduler_options": options}
