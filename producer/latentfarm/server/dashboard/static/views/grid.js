@@ -10,6 +10,8 @@ import { empty, problem, reading } from "../parts/placeholder.js";
 import { thumbnail, updateThumbnail } from "../parts/thumbnail.js";
 
 /** @import { Batch, Job } from "../core/types.js" */
+/** @typedef {Map<string, string[]>} Fields the values of each field */
+/** @typedef {{name: string, text: string, options: string[], value: string}} Choice */
 
 const MOST_JOBS = 1_000;
 const PAGE = 500;
@@ -21,62 +23,65 @@ export async function showGrid(page) {
   const { root, params, query, signal } = page;
   const header = batchHeader(page, "grid");
   const start = Number(query.get("start")) || 0;
+  const stop = start + MOST_JOBS;
   /** @type {Map<number, Job>} */
   const jobs = new Map();
-  const range = h("p", { class: "row muted" });
-  const body = h("div", {}, reading("Reading the jobs …"));
+  const range = h("p", { class: "row range" });
+  const body = h("div", { class: "grid" }, reading("Reading the jobs …"));
   root.append(header.element, range, body);
   const update = sweepTable(body, `/batches/${encodeURIComponent(params.name)}/images/`);
   const fail = (/** @type {unknown} */ error) => jobs.size || fill(body, problem("The jobs cannot be read", error));
-  let [busy, again] = [false, true];
+  let [busy, due, all] = [false, false, true];
 
   async function read() {
+    due = true;
     if (busy) return;
     busy = true;
-    // those before the first that has not ended stay as they are, but for a retry
-    const running = [...jobs.values()].find(({ state }) => state === "pending" || state === "leased");
-    /** @type {number | null} */
-    let from = again ? start : (running?.index ?? null);
-    again = false;
-    while (from !== null && from < start + MOST_JOBS) {
-      const limit = Math.min(PAGE, start + MOST_JOBS - from);
-      const options = { query: { start: from, limit }, signal };
-      const found = await readAgain(() => get(`${batchPath(params.name)}/jobs`, options), signal, fail);
-      for (const job of found.jobs) jobs.set(job.index, job);
-      from = found.next;
+    while (due && !signal.aborted) {
+      due = false;
+      // but for a retry, those before the first that has not ended stay as they are
+      const running = [...jobs.values()].find(({ state }) => state === "pending" || state === "leased");
+      let from = all ? start : (running?.index ?? stop);
+      all = false;
+      while (from < stop) {
+        const options = { query: { start: from, limit: Math.min(PAGE, stop - from) }, signal };
+        const found = await readAgain(() => get(`${batchPath(params.name)}/jobs`, options), signal, fail);
+        for (const job of found.jobs) jobs.set(job.index, job);
+        from = found.next ?? stop;
+      }
+      update([...jobs.values()]);
     }
-    update([...jobs.values()]);
     busy = false;
   }
 
   /** @param {Batch} batch */
   function progress(batch) {
     header.update(batch);
-    const link = (/** @type {number} */ to, /** @type {string} */ text) =>
-      to >= 0 && to < batch.total && h("a", { class: "button", href: `?start=${to}` }, text);
-    const after = start + MOST_JOBS;
-    const text = `Jobs ${number(start)} to ${number(Math.min(after, batch.total) - 1)}`;
-    if (batch.total > MOST_JOBS) fill(range, text, link(start - MOST_JOBS, "Those before"), link(after, "Those after"));
+    /** @param {number} to @param {string} text */
+    const link = (to, text) => to >= 0 && to < batch.total && h("a", { class: "button", href: `?start=${to}` }, text);
+    const text = `Jobs ${number(start)} to ${number(Math.min(stop, batch.total) - 1)}`;
+    if (batch.total > MOST_JOBS) fill(range, text, link(start - MOST_JOBS, "Those before"), link(stop, "Those after"));
     read().catch(fail);
   }
-  const change = () => (again = true);
-  await followBatch(page, {}, { progress, change });
+  await followBatch(page, {}, { progress, change: () => (all = true) });
 }
 
 /** Return the fields of a job's row as text. @param {Job} job @returns {Record<string, string>} */
 function fieldsOf({ request, columns }) {
   const { scheduler_options: options = {}, ...others } = request;
   // schedulers may differ in nothing but their options
-  if (Object.keys(options).length) others.scheduler += ` ${toJson(options)}`;
+  if (Object.keys(options).length) others.scheduler = `${others.scheduler ?? ""} ${toJson(options)}`;
   const fields = Object.entries({ ...columns, ...others });
   return Object.fromEntries(fields.map(([name, value]) => [name, typeof value === "string" ? value : toJson(value)]));
 }
 
-/** Return the values of each field that has several, those with the fewest first. @param {Record<string, string>[]} rows */
-function varyingFields(rows) {
+/** Return the fields with several values, those with the fewest first. @param {Job[]} jobs @returns {Fields} */
+function varyingFields(jobs) {
   /** @type {Map<string, Set<string>>} */
   const found = new Map();
-  for (const [name, value] of rows.flatMap(Object.entries)) found.set(name, (found.get(name) ?? new Set()).add(value));
+  for (const [name, value] of jobs.map(fieldsOf).flatMap(Object.entries)) {
+    found.set(name, (found.get(name) ?? new Set()).add(value));
+  }
   const several = [...found].filter(([, { size }]) => size > 1 && size <= MOST_VALUES);
   several.sort((a, b) => a[1].size - b[1].size);
   // numbers by size, texts as they come
@@ -105,21 +110,22 @@ function sweepTable(body, images) {
     render();
     find(selects, `[name="${CSS.escape(name)}"]`).focus();
   };
+  selects.addEventListener("change", choose);
 
   function render() {
-    const fields = varyingFields(jobs.map(fieldsOf));
+    const fields = varyingFields(jobs);
     if (!fields.size) return fill(body, nothingVaries());
     if (!box.isConnected) fill(body, bar, box, hint);
     const choices = choicesOf(fields, new URLSearchParams(location.search));
     const key = toJson([choices, jobs.length]);
     if (key !== shown) {
-      fill(selects, ...choices.map((choice) => selectOf(choice, choose)));
-      fill(table, ...rowsOf(jobs, choices, images));
+      fill(selects, ...choices.map(selectOf));
+      fill(table, ...rowsOf(jobs, fields, choices, images));
     }
     shown = key;
     for (const job of jobs) {
-      const image = table.querySelector(`[data-job="${job.index}"]`);
-      if (image?.firstElementChild) updateThumbnail(image.firstElementChild, job);
+      const element = table.querySelector(`[data-job="${job.index}"] > .thumbnail`);
+      if (element) updateThumbnail(element, job);
     }
   }
 
@@ -129,56 +135,53 @@ function sweepTable(body, images) {
   };
 }
 
-/** @param {Job[]} jobs @param {Choice[]} choices @param {string} images */
-function rowsOf(jobs, [x, y, ...fixed], images) {
-  const rows = jobs.map((job) => ({ job, fields: fieldsOf(job) }));
-  const fitting = rows.filter(({ fields }) => fixed.every(({ text, value }) => !value || fields[text] === value));
-  const places = Map.groupBy(fitting, ({ fields }) => `${fields[x.value]}\n${fields[y.value]}`);
-  /** @param {string} place */
-  const cell = (place) => {
-    const [found, ...more] = places.get(place) ?? [];
-    if (!found) return h("td");
-    const { index } = found.job;
-    const link = h("a", { href: `${images}${index}`, data: { job: index } }, thumbnail());
-    const text = more.length ? `${index} and ${more.length} more` : index;
-    return h("td", {}, link, h("label", {}, h("input", { type: "checkbox", value: index }), text));
-  };
-  const titles = [`${y.value} by ${x.value}`, ...x.values].map((text) => h("th", { scope: "col" }, text));
-  const body = y.values.map((down) =>
-    h("tr", {}, h("th", { scope: "row" }, down), ...x.values.map((across) => cell(`${across}\n${down}`))),
-  );
-  return [h("thead", {}, h("tr", {}, ...titles)), h("tbody", {}, ...body)];
-}
-
-/** @typedef {{name: string, text: string, options: string[], value: string, values: string[]}} Choice */
-
-/** Return the axes, then what may be fixed. @param {Map<string, string[]>} fields @param {URLSearchParams} query @returns {Choice[]} */
+/** Return the axes, then the other fields. @param {Fields} fields @param {URLSearchParams} query @returns {Choice[]} */
 function choicesOf(fields, query) {
   const names = [...fields.keys()];
   const x = names.find((name) => name === query.get("x")) ?? names[0];
   const others = names.filter((name) => name !== x);
   const y = others.find((name) => name === query.get("y")) ?? others[0] ?? "";
-  const fixed = others
-    .filter((name) => name !== y)
-    .map((text) => {
-      const values = fields.get(text) ?? [];
-      return { name: `at.${text}`, text, options: ["", ...values], value: query.get(`at.${text}`) ?? "", values };
-    });
+  const fixed = others.filter((name) => name !== y);
   return [
-    { name: "x", text: "Columns", options: names, value: x, values: fields.get(x) ?? [] },
-    { name: "y", text: "Rows", options: others, value: y, values: fields.get(y) ?? ["undefined"] },
-    ...fixed,
+    { name: "x", text: "Columns", options: names, value: x },
+    { name: "y", text: "Rows", options: others, value: y },
+    ...fixed.map((text) => {
+      const name = `at.${text}`;
+      return { name, text, options: ["", ...(fields.get(text) ?? [])], value: query.get(name) ?? "" };
+    }),
   ];
 }
-/** @param {Choice} choice @param {(event: Event) => void} onchange */
-function selectOf({ name, text, options, value }, onchange) {
+
+/** @param {Choice} choice */
+function selectOf({ name, text, options, value }) {
   const made = options.map((each) => h("option", { value: each, selected: each === value }, each || "any"));
-  return h("label", {}, h("span", {}, text), h("select", { name, onchange }, ...made));
+  return h("label", {}, h("span", {}, text), h("select", { name }, ...made));
+}
+
+/** @param {Job[]} jobs @param {Fields} fields @param {Choice[]} choices @param {string} images */
+function rowsOf(jobs, fields, [{ value: x }, { value: y }, ...fixed], images) {
+  const rows = jobs.map((job) => ({ index: job.index, at: fieldsOf(job) }));
+  const fitting = rows.filter(({ at }) => fixed.every(({ text, value }) => !value || at[text] === value));
+  const places = Map.groupBy(fitting, ({ at }) => toJson([at[x], at[y]]));
+  /** @param {string} across @param {string} [down] */
+  const cell = (across, down) => {
+    const [{ index } = { index: -1 }, ...more] = places.get(toJson([across, down])) ?? [];
+    if (index < 0) return h("td", {}, h("span", { class: "muted" }, "No job"));
+    const link = h("a", { href: `${images}${index}`, data: { job: index } }, thumbnail());
+    const text = more.length ? `${index} and ${more.length} more` : index;
+    return h("td", {}, link, h("label", {}, h("input", { type: "checkbox", value: index }), text));
+  };
+  const across = fields.get(x) ?? [];
+  const body = (fields.get(y) ?? [undefined]).map((down) =>
+    h("tr", {}, h("th", { scope: "row" }, down), ...across.map((value) => cell(value, down))),
+  );
+  const titles = across.map((text) => h("th", { scope: "col" }, text));
+  return [h("thead", {}, h("tr", {}, h("td"), ...titles)), h("tbody", {}, ...body)];
 }
 
 const nothingVaries = () =>
   empty(
     "There is nothing to compare",
-    "A grid has an axis for each field with 2 to 40 values in these jobs. A sweep gives it some:",
+    "A grid needs a field that has 2 to 40 values in these jobs. A sweep gives it some:",
     h("code", {}, COMMAND),
   );

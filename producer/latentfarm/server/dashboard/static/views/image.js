@@ -34,10 +34,12 @@ export async function showImage(page) {
   let shown = new AbortController();
   const stage = h("div", { class: "stage", tabindex: 0, role: "group", "aria-label": "Image" }, reading("Reading …"));
   const trace = h("div", { class: "trace" });
-  const ways = h("div", { class: "ways" });
+  const moves = h("div", { class: "row moves" });
+  const summary = h("div", { class: "summary" });
   const facts = h("div", { class: "receipt" });
   const controls = pickControls((decision) => job && picks.decide([job], decision));
-  const side = h("div", { class: "side" }, ways, controls, facts);
+  const title = h("h2", {}, `Job ${params.index}`);
+  const side = h("div", { class: "side" }, title, moves, controls, summary, againstForm(page), facts);
   root.append(header.element, h("div", { class: "image-view" }, stage, trace, side));
   picks.onchange = () => job && updatePickControls(controls, job);
   document.addEventListener("keydown", press, { signal });
@@ -60,7 +62,8 @@ export async function showImage(page) {
     shown = new AbortController();
     const { image, intermediates, request } = job;
     updatePickControls(controls, job);
-    fill(facts, ...describe(job, batch));
+    fill(summary, ...describe(job, batch));
+    fill(facts, ...receiptOf(job));
     const strip = () => h("img", { src: intermediates, alt: "From noise to the image" });
     fill(trace, intermediates && h("a", { href: intermediates, target: "_blank" }, strip()));
     const [, name = params.name, index] = OTHER.exec(query.get("against") ?? "") ?? [];
@@ -71,7 +74,7 @@ export async function showImage(page) {
 
   const update = () => read().catch((error) => signal.aborted || fail(error));
   const progress = (/** @type {Batch} */ now) => {
-    if (!batch) fill(ways, ...waysFrom(page, now.total));
+    if (!batch) fill(moves, ...movesFrom(page, now.total));
     batch = now;
     header.update(now);
     if (job?.state !== "done") update();
@@ -87,36 +90,40 @@ function pathTo({ params, query }, index, against = "") {
   return `/batches/${encodeURIComponent(params.name)}/images/${index}?${changed}`;
 }
 
-/** Return the ways from an image. The key for one is in its `aria-keyshortcuts`. @param {Page} page @param {number} total */
-function waysFrom(page, total) {
+/** @param {string} text @param {string | false} href @param {string} [key] that is pressed for it */
+const link = (text, href, key) => h("a", { class: "button", href, "aria-keyshortcuts": key }, text);
+
+/** @param {Page} page @param {number} total */
+function movesFrom(page, total) {
+  /** @param {string} text @param {number} to @param {string} key */
+  const job = (text, to, key) => {
+    const path = pathTo(page, to, page.query.get("against") ?? "");
+    return link(text, to >= 0 && to < total && path, key);
+  };
   const index = Number(page.params.index);
+  return [
+    job("← Previous", index - 1, "ArrowLeft"),
+    job("Next →", index + 1, "ArrowRight"),
+    h("button", { type: "button", "aria-keyshortcuts": "Z", onclick: zoom }, "Zoom"),
+    link("Gallery", pathTo(page, "../gallery")),
+  ];
+}
+
+/** Return what chooses the image to compare with. @param {Page} page */
+function againstForm(page) {
+  const { index } = page.params;
   const against = page.query.get("against") ?? "";
   const [, batch = "", other = index] = /^(.+\/)?(\d+)$/.exec(against) ?? [];
-  /** @param {string} text @param {string | false} href @param {string} [key] */
-  const link = (text, href, key) => h("a", { class: "button", href, "aria-keyshortcuts": key }, text);
-  /** @param {string} text @param {number} to @param {string} key */
-  const job = (text, to, key) => link(text, to >= 0 && to < total && pathTo(page, to, against), key);
   /** @param {string} text @param {number} by */
-  const compare = (text, by) => link(text, pathTo(page, index, `${batch}${Math.max(0, Number(other) + by)}`));
+  const beside = (text, by) => link(text, pathTo(page, index, `${batch}${Math.max(0, Number(other) + by)}`));
   const input = h("input", { value: against, required: true, pattern: "(.+/)?[0-9]+", placeholder: "17 or BATCH/17" });
   const submit = (/** @type {Event} */ event) => {
     event.preventDefault();
     navigate(pathTo(page, index, input.value));
   };
-  const end = against && link("End", pathTo(page, index));
   const choice = [h("label", {}, h("span", {}, "Compare with"), input), h("button", {}, "Compare")];
-  return [
-    h("h2", {}, `Job ${index}`),
-    h(
-      "div",
-      { class: "row" },
-      job("← Previous", index - 1, "ArrowLeft"),
-      job("Next →", index + 1, "ArrowRight"),
-      h("button", { type: "button", "aria-keyshortcuts": "Z", onclick: zoom }, "Zoom"),
-      link("Gallery", pathTo(page, "../gallery")),
-    ),
-    h("form", { class: "row", onsubmit: submit }, ...choice, compare("Previous one", -1), compare("Next one", 1), end),
-  ];
+  const more = [beside("Previous one", -1), beside("Next one", 1), against && link("End", pathTo(page, index))];
+  return h("form", { class: "row", onsubmit: submit }, ...choice, ...more);
 }
 
 /** @param {KeyboardEvent} event */
@@ -152,7 +159,7 @@ function waiting(job, batch, signal) {
   };
   if (state === "leased") follow({ worker, progress: 0 }, { slots }, signal);
   const title = error ? `Failed: ${error.code}` : `The job is ${STATES.find(([each]) => each === state)?.[1]}`;
-  const tried = attempts > 0 && h("p", {}, plural(attempts, "attempt"));
+  const tried = (error || attempts > 1) && h("p", {}, plural(attempts, "attempt"));
   const cure = error?.code === "invalid_row" && h("p", {}, "Correct the row, and submit it in a new batch.");
   const again = error && !cure && maySubmit() && button("Retry all with this code", () => retry(batch, error.code));
   return h("div", { class: "placeholder", role: "status" }, h("h2", {}, title), preview, text, tried, cure || again);
@@ -172,13 +179,19 @@ function copy(text) {
 
 /** @param {Job} job @param {Batch} batch */
 function describe(job, batch) {
-  const { request, image, parameters, timings = {}, columns = {} } = /** @type {any} */ (job);
+  const { request, image, parameters } = job;
   const actions = [
     "prompt" in request && button("Copy JSONL row", () => copy(toJson(request))),
     parameters && button("Copy parameters", () => copy(parameters)),
     image && h("a", { class: "button", href: image, download: job.job.replace("/", "-") }, "Download"),
     image && maySubmit() && button("Render again and compare", () => renderAgain(job, batch)),
   ];
+  return [h("p", { class: "prompt" }, request.prompt), h("div", { class: "row" }, ...actions)];
+}
+
+/** @param {Job} job */
+function receiptOf(job) {
+  const { request, timings = {}, columns = {} } = /** @type {any} */ (job);
   const groups = {
     Parameters: Object.entries(request).filter(([name]) => name !== "prompt"),
     Receipt: Object.entries(job).filter(([name]) => !APART.includes(name)),
@@ -186,11 +199,7 @@ function describe(job, batch) {
     Columns: Object.entries(columns),
   };
   const lists = Object.entries(groups).filter(([, fields]) => fields.length);
-  return [
-    h("p", { class: "prompt" }, request.prompt),
-    h("div", { class: "row" }, ...actions),
-    ...lists.flatMap(([title, fields]) => [h("h3", {}, title), h("dl", {}, ...fields.map(field))]),
-  ];
+  return lists.flatMap(([title, fields]) => [h("h3", {}, title), h("dl", {}, ...fields.map(field))]);
 }
 
 /** @param {[string, any]} field */
