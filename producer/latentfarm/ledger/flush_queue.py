@@ -1,4 +1,4 @@
-"""Queues of housekeeping: parts to be stored in the bucket, and batches whose orphaned images are to be removed."""
+"""Queues of housekeeping: parts to be stored in the bucket, and batches of which something is to be removed there."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ _FLUSH_HOLD_S = 60
 _UNAVAILABLE_DELAY_S, _DAMAGED_DELAY_S, _LONGEST_DAMAGED_DELAY_S = 5, 10, 3600
 #: if a worker dies while it deletes a batch that has expired, another one continues after so many seconds
 _EXPIRED_HOLD_S = 300
+#: if a process dies while it deletes a batch, another one continues after so many seconds
+DELETION_HOLD_S = 300
 #: if a worker dies while it removes orphans, another one starts after so many seconds
 _ORPHANS_HOLD_S = 3600
 
 
 class FlushQueue(LedgerClient):
-    """Parts whose receipts are to be stored in the bucket, and batches that may have orphaned images there."""
+    """Parts whose receipts are to be stored in the bucket, and batches of which something is to be removed there."""
 
     def full_parts(self) -> list[tuple[str, int]]:
         """Return the parts (batch, part) whose receipts are to be stored, claimed or not."""
@@ -72,6 +74,13 @@ class FlushQueue(LedgerClient):
         No other caller gets it for five minutes. Its deletion takes it from the queue.
         """
         return decode(self.run(self.scripts.expired_claim, _EXPIRED_HOLD_S * 1000)) or None
+
+    def claim_deletion(self, batch: str = "", *, hold_s: float = DELETION_HOLD_S) -> str | None:
+        """Claim the deletion of a batch, or of any that nobody has claimed in time; no other caller gets it meanwhile.
+
+        Return the batch; None if there is none, or it is not being deleted any more.
+        """
+        return decode(self.run(self.scripts.deletion_claim, int(hold_s * 1000), batch)) or None
 
     def claim_orphans(self, *, delay_s: float) -> tuple[str, int] | None:
         """Claim a batch that ended at least ``delay_s`` ago and lost a lease before.

@@ -11,7 +11,7 @@ from latentfarm.errors import ConflictError
 from latentfarm.ledger.chosen_models import ChosenModels
 from latentfarm.ledger.constants import DEFAULT_BUDGET, MAX_JOBS_PER_CALL
 from latentfarm.ledger.events import Events
-from latentfarm.ledger.flush_queue import FlushQueue
+from latentfarm.ledger.flush_queue import DELETION_HOLD_S, FlushQueue
 from latentfarm.ledger.lua_scripts import Script
 from latentfarm.ledger.queries import Queries, known_state
 from latentfarm.ledger.records import (
@@ -142,9 +142,9 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
         return retried
 
     def mark_deleting(self, batch: str) -> None:
-        """End all work on a batch whose objects are about to be deleted."""
+        """End all work on a batch whose objects are about to be deleted, and claim its deletion."""
         self.cancel(batch)
-        self._change(batch, self.scripts.mark_deleting)
+        self._change(batch, self.scripts.mark_deleting, DELETION_HOLD_S * 1000)
 
     def delete_batch(self, batch: str) -> None:
         """Remove every key of a batch whose objects are deleted. An unknown batch is ignored."""

@@ -59,6 +59,7 @@ class Scripts:
         self.orphans_claim = load("orphans_claim")
         self.orphans_resolve = load("orphans_resolve")
         self.expired_claim = load("expired_claim")
+        self.deletion_claim = load("deletion_claim")
         self.submission_queue = load("submission_queue")
         self.submission_claim = load("submission_claim")
         self.submission_extend = load("submission_extend")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from latentfarm.errors import NotFoundError
 from latentfarm.ledger import Ledger
@@ -18,7 +18,7 @@ def delete_batch(
 ) -> int:
     """Cancel a batch and remove it from the ledger and the bucket. Return the number of objects removed.
 
-    If it is interrupted, a second call continues.
+    If it is interrupted, a second call continues, or a server does after five minutes.
 
     Args:
         ledger: the ledger.
@@ -34,8 +34,27 @@ def delete_batch(
     for count in bucket.delete_all(batch_prefix(batch)):
         removed += count
         progress(removed)
+        if ledger.claim_deletion(batch) is None:
+            # another process has ended the deletion, and the name may be that of another batch by now
+            return removed
     ledger.delete_batch(batch)
     return removed
+
+
+def continue_deletions(
+    ledger: Ledger, bucket: Bucket, *, progress: Callable[[int], None] = lambda _: None
+) -> Iterator[str]:
+    """Delete batches whose deletion was cut off by the end of its process. Yield the name of each.
+
+    Each deletion is claimed, so that one process of the farm continues it.
+    """
+    while (batch := ledger.claim_deletion()) is not None:
+        try:
+            delete_batch(ledger, bucket, batch, progress=progress)
+        except NotFoundError:
+            # its process lived
+            continue
+        yield batch
 
 
 def delete_expired(ledger: Ledger, bucket: Bucket, *, limit: int) -> int:

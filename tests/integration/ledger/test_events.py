@@ -13,7 +13,16 @@ from tests.support.leasing import expire, fail, keys_left, lease, opened
 from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import PausedBy
 from latentfarm.errors import UnavailableError
-from latentfarm.ledger import INTERACTIVE_PRIORITY, Event, Ledger, LiveReport, WorkerSignal
+from latentfarm.ledger import (
+    INTERACTIVE_PRIORITY,
+    Event,
+    Ledger,
+    LiveReport,
+    Restoration,
+    Slot,
+    SlotsReport,
+    WorkerSignal,
+)
 from latentfarm.ledger.events import STREAM
 
 pytestmark = pytest.mark.integration
@@ -172,6 +181,55 @@ def test_live_reports_reach_every_subscriber(ledger: Ledger) -> None:
             assert found == [*reports, reports[0]]
 
 
+def test_a_worker_hears_that_it_is_watched_and_no_other_does(ledger: Ledger) -> None:
+    with ledger.signals(worker="w1") as one, ledger.signals(worker="w2") as other, ledger.signals() as none:
+        assert [signals.wait(0.01) for signals in (one, other, none)] == [None, None, None]
+        ledger.watch_workers([])
+        ledger.watch_workers(["w1", "w3"])
+        assert one.wait(5) == WorkerSignal("watched", "w1")
+        ledger.create_batch("cats", digest="d", model="mini")
+        ledger.cancel("cats")
+        # in order: nothing came before
+        assert [signals.wait(5) for signals in (one, other, none)] == [WorkerSignal("cancelled", "cats")] * 3
+
+
+def test_slots_reach_those_who_follow_their_worker(ledger: Ledger) -> None:
+    one, other = (SlotsReport(worker, (Slot("cats/1", 3, 20, "aGk="),)) for worker in ("w1", "w2"))
+    with ledger.slot_reports(["w1"]) as first, ledger.slot_reports(["w1", "w2"]) as both:
+        assert (first.wait(0.01), both.wait(0.01)) == (None, None)
+        for report in (other, one, SlotsReport("w3", ())):
+            ledger.publish_slots(report)
+        assert first.wait(5) == one
+        assert [both.wait(5) for _ in range(2)] == [other, one]
+        # of a later version
+        ledger.redis.publish("{lf}:slots:w1", b'{"slots": 1}')
+        assert first.wait(5) is None
+        ledger.publish_slots(one)
+        assert first.wait(5) == one
+    assert keys_left(ledger) == []
+
+
+def test_a_deletion_is_continued_only_if_its_process_does_not_claim_it_in_time(ledger: Ledger) -> None:
+    client: Any = ledger.redis
+    for name in ("cats", "dogs", "cows"):
+        opened(ledger, name)
+        ledger.mark_deleting(name)
+    assert ledger.claim_deletion() is None
+    client.zadd("{lf}:deletions", {"cats": 1, "dogs": 2})
+    # the process of the one lives
+    assert ledger.claim_deletion("cats") == "cats"
+    assert [ledger.claim_deletion() for _ in range(2)] == ["dogs", None]
+    # a process that ends in time hands its deletion over
+    assert ledger.claim_deletion("dogs", hold_s=0) == "dogs"
+    assert ledger.claim_deletion() == "dogs"
+    # a recovery, or the end of the deletion
+    Restoration(ledger, "cats").begin(total=1, fields={"digest": "d", "model": "mini"})
+    ledger.delete_batch("dogs")
+    client.zadd("{lf}:deletions", {"cats": 1}, xx=True)
+    assert [ledger.claim_deletion(name) for name in ("", "cats", "dogs", "none")] == [None] * 4
+    assert client.zrange("{lf}:deletions", 0, -1) == [b"cows"]
+
+
 def test_a_batch_expires_once_it_was_kept_for_its_time(ledger: Ledger) -> None:
     client: Any = ledger.redis
     opened(ledger, "kept")
@@ -216,7 +274,15 @@ def test_a_submission_is_claimed_by_one_server_at_a_time(ledger: Ledger) -> None
 
 def test_events_and_signals_of_a_redis_that_is_unavailable_are_an_outage() -> None:
     ledger = Ledger.connect("redis://127.0.0.1:1")
-    with ledger.live_reports() as reports:
-        for call in (ledger.last_event_id, lambda: ledger.read_events("0-0"), lambda: reports.wait(0.1)):
+    with ledger.live_reports() as reports, ledger.slot_reports(["w1"]) as slots:
+        calls = (
+            ledger.last_event_id,
+            lambda: ledger.read_events("0-0"),
+            lambda: reports.wait(0.1),
+            lambda: slots.wait(0.1),
+            lambda: ledger.watch_workers(["w1"]),
+            lambda: ledger.publish_slots(SlotsReport("w1", ())),
+        )
+        for call in calls:
             with pytest.raises(UnavailableError):
                 call()

@@ -171,6 +171,18 @@ def test_a_flush_that_was_slower_than_the_deletion_of_its_batch_leaves_no_object
     assert list(farm.bucket.keys(batch_prefix("cats"))) == []
 
 
+def test_a_deletion_that_was_slower_than_another_one_leaves_a_later_batch_of_the_name(farm: Farm) -> None:
+    batch = ended(farm)
+
+    def end_and_submit(_removed: int) -> None:
+        farm.ledger.delete_batch("cats")
+        farm.submit(["a dog"], batch="cats")
+
+    batch.delete(progress=end_and_submit)
+    assert batch.status().state == "open"
+    assert [result["request"]["prompt"] for result in batch.results()] == ["a dog"]
+
+
 def test_a_flush_that_was_slower_than_the_loss_of_the_ledger_leaves_what_a_recovery_can_use(farm: Farm) -> None:
     batch = ended(farm, failing=True)
     slow = begin(farm)

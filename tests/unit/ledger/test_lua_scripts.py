@@ -87,7 +87,7 @@ def test_every_field_of_a_batch_is_in_the_data_model() -> None:
 def test_each_role_may_run_every_command_of_its_scripts() -> None:
     worker = {"lease", "renew", "commit", "fail", "release", "crash", "expire_leases", "heartbeat", "sign_off"}
     worker |= {"expired_claim"}
-    both = {"drop_flushed", "cancel", "mark_deleting", "delete_batch"}
+    both = {"drop_flushed", "cancel", "mark_deleting", "deletion_claim", "delete_batch"}
     worker |= {"flush_claim", "flush_postpone", "drop_flushed", "orphans_claim", "orphans_resolve"}
     worker |= {"webhook_claim", "webhook_resolve"}
     scripts = {"worker": worker | both, "producer": {*SCRIPTS} - worker - SHARED | both}

@@ -16,6 +16,8 @@
 --                              that what lists batches must not read them
 -- expiring             zset    batches that are not kept for ever, by the time from which   delete_batch
 --                              they are deleted; a claim delays it
+-- deletions            zset    batches that are being deleted, by the time from which        delete_batch,
+--                              another process may continue; a claim delays it              deletion_claim
 -- events               stream  changes of batches and workers, for servers: event, batch,   add_event, beyond
 --                              model, account, worker                                       MAX_EVENTS
 -- active:<m>           set     batches of a model whose state is opening or open           cancel, mark_deleting,

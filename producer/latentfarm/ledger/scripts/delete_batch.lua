@@ -13,6 +13,7 @@ for _, kind in ipairs({ 'requeued', 'suspects', 'attempts', 'lost_by', 'errors',
 end
 redis.call('ZREM', '{lf}:orphans', batch)
 redis.call('ZREM', '{lf}:expiring', batch)
+redis.call('ZREM', '{lf}:deletions', batch)
 redis.call('ZREM', '{lf}:submissions', batch)
 redis.call('HDEL', '{lf}:submission_claims', batch)
 local slot = math.floor(now_ms() / RATE_SLOT_MS)

@@ -182,6 +182,8 @@ async def _delete(request: Request, batch: Batch) -> None:
 
     def check(_removed: int) -> None:
         if context.stopping.is_set():
+            # another server, or this one after its start, continues at once
+            context.farm.ledger.claim_deletion(batch.name, hold_s=0)
             raise _StoppingError
 
     try:
@@ -190,7 +192,8 @@ async def _delete(request: Request, batch: Batch) -> None:
         # another request was quicker
         return
     except (LatentfarmError, _StoppingError) as error:
-        log.warning("batch %s is not deleted yet; delete it again: %s", batch.name, str(error) or "the server ends")
+        text = "batch %s is not deleted yet; a server continues in some minutes: %s"
+        log.warning(text, batch.name, str(error) or "this server ends")
 
 
 class _StoppingError(Exception):

@@ -1,12 +1,14 @@
 """Removes what has expired: files, outputs of batches, and what uploads have left whose server died.
 
-Every server sweeps each hour. Two sweeps at once do no harm.
+Every server sweeps each hour. Two sweeps at once do no harm. Each minute it continues deletions of batches that were
+cut off by the end of another process.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -18,13 +20,13 @@ from latentfarm.farm import Farm
 from latentfarm.server.openai import stored_batches, stored_files
 from latentfarm.server.openai.batch_state import find_batch
 from latentfarm.server.openai.ids import created_at, stem_of
-from latentfarm.storage.deletion import delete_batch
+from latentfarm.storage.deletion import continue_deletions, delete_batch
 from latentfarm.storage.multipart_upload import abort_uploads_before
 
 log = logging.getLogger(__name__)
 
-#: seconds until the first sweep, and from one to the next
-_FIRST_S, _INTERVAL_S = 60.0, 3_600.0
+#: seconds from one look for deletions to the next, and from one sweep to the next; both begin after the first
+_DELETIONS_S, _SWEEPS_S = 60.0, 3_600.0
 #: seconds after which an upload has ended, one way or the other
 _LONGEST_UPLOAD_S = 24 * 3_600
 
@@ -49,16 +51,32 @@ class Sweeper:
             await anyio.to_thread.run_sync(thread.join, 1.0)
 
     def _run(self) -> None:
-        wait_s = _FIRST_S
-        while not self._ending.wait(wait_s):
-            wait_s = _INTERVAL_S
+        swept = -_SWEEPS_S
+        while not self._ending.wait(_DELETIONS_S):
             try:
-                sweep_files(self._farm)
-                sweep_batches(self._farm)
+                self._continue_deletions()
+                if time.monotonic() - swept >= _SWEEPS_S:
+                    swept = time.monotonic()
+                    sweep_files(self._farm)
+                    sweep_batches(self._farm)
+            except _EndingError:
+                return
             except LatentfarmError as error:
                 log.warning("what has expired is removed later: %s", error)
             except Exception:
                 log.exception("what has expired is removed later")
+
+    def _continue_deletions(self) -> None:
+        def check(_removed: int) -> None:
+            if self._ending.is_set():
+                raise _EndingError
+
+        for batch in continue_deletions(self._farm.ledger, self._farm.bucket, progress=check):
+            log.info("batch %s is deleted; its deletion was cut off before", batch)
+
+
+class _EndingError(Exception):
+    """The server ends."""
 
 
 def sweep_files(farm: Farm) -> None:
