@@ -312,17 +312,18 @@ class Batch:
 
         return Owner(self.name, self._ledger.batch(self.name).digest)
 
-    def presigned(self, *, expires_s: int = 3600) -> Iterator[PresignedUrl]:
+    def presigned(self, *, expires_s: int = 3600, picks: Collection[str] = ()) -> Iterator[PresignedUrl]:
         """Yield a URL for each finished image, in order.
 
         Args:
             expires_s: seconds from now, 1 to 604,800 (a week). URLs end earlier if the credentials do.
+            picks: only images that are ``picked``, ``rejected`` or ``none`` of both [default: all].
 
         Raises:
             InputError: ``expires_s`` is out of range.
         """
         check_expiry(expires_s)
-        for result in self.results():
+        for result in self.results(picks=picks):
             if result["state"] == JobState.DONE.word:
                 expires = datetime.now(UTC) + timedelta(seconds=expires_s)
                 url = self._bucket.presign(result["key"], expires_s=expires_s)

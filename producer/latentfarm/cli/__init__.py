@@ -53,6 +53,7 @@ COMMANDS = {
         "wait": CommandEntry("fetch:wait", "Wait until a batch has ended"),
         "fetch": CommandEntry("fetch:fetch", "Download the images of a batch"),
         "results": CommandEntry("results:results", "Print the results of a batch"),
+        "picks": CommandEntry("picks:picks", "List, change or export the picks and ratings of a batch's images"),
         "verify": CommandEntry("verify:verify", "Render images again and compare them with the stored ones"),
     },
     "Operate": {

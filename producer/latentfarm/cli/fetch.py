@@ -9,7 +9,7 @@ import typer
 
 from latentfarm.cli import options
 from latentfarm.cli.output import binary_stdout, print_json
-from latentfarm.cli.shared import fail_if, fetch_into, parse_job_states, wait_for
+from latentfarm.cli.shared import fail_if, fetch_into, parse_job_states, parse_picks, wait_for
 from latentfarm.cli.waiting import warnings_of
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
@@ -54,6 +54,7 @@ def fetch(
         str, typer.Option(metavar="TEMPLATE", help="Names of the files, such as {id}-{seed}")
     ] = DEFAULT_TEMPLATE,
     state: options.JobStates = None,
+    pick: options.Picks = None,
     skip_fetched: Annotated[
         bool, typer.Option("--skip-fetched", help="Skip images of an earlier fetch, even if the files were moved")
     ] = False,
@@ -84,7 +85,7 @@ def fetch(
     Example: `latentfarm fetch cats -o cats --name-template "{id}-{seed}"`
     """
     chosen = _parse_layout(layout)
-    states = parse_job_states(state)
+    states, picks = parse_job_states(state), parse_picks(pick)
     if image_format is not None:
         options.require_choice("--image-format", image_format, list(IMAGE_FORMATS))
     if output is None and not presign:
@@ -92,7 +93,7 @@ def fetch(
     found = Farm.from_env().batch(batch)
     if presign:
         with binary_stdout() as lines:
-            for each in found.presigned(expires_s=expires):
+            for each in found.presigned(expires_s=expires, picks=picks):
                 lines.write(f"{each.model_dump_json() if as_json else each.url}\n".encode())
         return
     fetched = fetch_into(
@@ -102,6 +103,7 @@ def fetch(
         name_template=name_template,
         skip_fetched=skip_fetched,
         states=states,
+        picks=picks,
         image_format=image_format,
         force=force,
     )

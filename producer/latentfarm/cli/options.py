@@ -75,6 +75,11 @@ JobStates = Annotated[
     ),
 ]
 
+Picks = Annotated[
+    list[str] | None,
+    typer.Option("--pick", metavar="PICK", help="Only jobs whose image is picked, rejected or none (repeatable)"),
+]
+
 
 def require_choice(option: str, value: str, choices: Sequence[str]) -> str:
     """Return ``value``.

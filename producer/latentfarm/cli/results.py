@@ -10,7 +10,7 @@ import typer
 
 from latentfarm.cli import options
 from latentfarm.cli.output import binary_stdout
-from latentfarm.cli.shared import parse_job_states
+from latentfarm.cli.shared import parse_job_states, parse_picks
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.fetch.atomic_files import atomic_write
@@ -37,6 +37,7 @@ def results(
         typer.Option("--format", metavar="FORMAT", help="jsonl, csv, parquet or openai [default: by FILE, or jsonl]"),
     ] = None,
     state: options.JobStates = None,
+    pick: options.Picks = None,
     response_format: Annotated[
         str | None,
         typer.Option("--response-format", metavar="WORD", help="url or b64_json, with --format openai [default: url]"),
@@ -64,6 +65,7 @@ def results(
     answer = options.require_choice("--response-format", response_format or "url", ["url", "b64_json"])
     expires_s = check_expiry(3600 if expires is None else expires)
     states = {each.word for each in parse_job_states(state)}
+    picks = parse_picks(pick)
     found = Farm.from_env().batch(batch)
     with atomic_write(output) if output is not None else binary_stdout() as opened:
         if chosen == _OPENAI:
@@ -71,9 +73,11 @@ def results(
             created = found.connection.ledger.batch(batch).last_ms // 1000
             with parallel_reader(bucket) as read:
                 entry = inline_entry(read) if answer == "b64_json" else url_entry(bucket, expires_s=expires_s)
-                write_openai(opened, found.results(), entry, created=created, states=states)
+                write_openai(opened, found.results(picks=picks), entry, created=created, states=states)
         else:
-            _WRITERS[chosen](opened, (line for line in found.results() if not states or line["state"] in states))
+            _WRITERS[chosen](
+                opened, (line for line in found.results(picks=picks) if not states or line["state"] in states)
+            )
 
 
 def _format_of(form: str | None, output: Path | None) -> str:

@@ -113,6 +113,18 @@ def parse_job_states(words: list[str] | None) -> frozenset[JobState]:
     return frozenset(known[require_choice("--state", word, list(known))] for word in found)
 
 
+def parse_picks(words: list[str] | None) -> frozenset[str]:
+    """Return the words of ``--pick``; empty if the option was not given.
+
+    Raises:
+        InputError: a word is unknown.
+    """
+    from latentfarm.storage.pick_state import PICK_WORDS
+
+    found = [word.strip() for each in words or [] for word in each.split(",")]
+    return frozenset(require_choice("--pick", word, PICK_WORDS) for word in found)
+
+
 def check_folder(directory: Path, batch: str, request: Request, *, force: bool) -> None:
     """Check that a batch that is not submitted yet may be fetched into a folder.
 
@@ -125,7 +137,12 @@ def check_folder(directory: Path, batch: str, request: Request, *, force: bool) 
 
 
 def fetch_into(
-    batch: Batch, directory: Path, *, states: frozenset[JobState] = frozenset(), **options: Any
+    batch: Batch,
+    directory: Path,
+    *,
+    states: frozenset[JobState] = frozenset(),
+    picks: frozenset[str] = frozenset(),
+    **options: Any,
 ) -> FetchReport:
     """Download the images of a batch with a progress bar, and report the counts on stderr.
 
@@ -137,6 +154,8 @@ def fetch_into(
 
     status, began = batch.status(), time.monotonic()
     total = sum(getattr(status, state.word) for state in states) if states else status.total
+    if picks:
+        total = min(total, _count_picks(batch, picks, status.total))
     with CountProgress("fetching", total) as progress:
 
         def show(report: FetchReport) -> None:
@@ -144,7 +163,7 @@ def fetch_into(
             progress.show(report.jobs, decimal(report.size_bytes), f"{decimal(int(rate))}/s")
 
         try:
-            fetched = batch.fetch(directory, states=states, progress=show, **options)
+            fetched = batch.fetch(directory, states=states, picks=picks, progress=show, **options)
         except KeyboardInterrupt:
             echo_err("interrupted; run the same command again to continue")
             raise
@@ -154,6 +173,13 @@ def fetch_into(
     not_done = fetched.jobs - fetched.states[JobState.DONE.word]
     echo_err(text + (f", {plural(not_done, 'job')} not done" if not_done else ""))
     return fetched
+
+
+def _count_picks(batch: Batch, picks: frozenset[str], total: int) -> int:
+    batch.journal.refresh()
+    counts = batch.journal.counts()
+    numbers = {"picked": counts.picked, "rejected": counts.rejected, "none": total - counts.picked - counts.rejected}
+    return sum(numbers[word] for word in picks)
 
 
 def write_contact_sheet(fetched: FetchReport) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "exporter": "",
     "results ended": "",
     "fetch ended -o out": "",
+    "picks ended": "",
     "verify ended": "",
     "wait ended": "",
     "doctor": "viewer",

@@ -234,7 +234,7 @@ def test_a_much_larger_object_is_not_merged_with_small_ones(monkeypatch: pytest.
 
 
 @given(st.lists(st.integers(1, picks.MAX_DECIDED), min_size=1, max_size=100))
-def test_the_objects_stay_few_whatever_their_sizes_are(sizes: list[int]) -> None:
+def test_the_objects_stay_few_for_all_sizes(sizes: list[int]) -> None:
     found: list[int] = []
     for at, size in enumerate(sizes):
         found.append(size)
