@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any, Literal
 
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, expect, sync_playwright
-from tests.conftest import REPOSITORY, until
+from tests.conftest import REPOSITORY
 from tests.support.tools import find_browser
 
 AXE = REPOSITORY / ".ci" / "javascript" / "node_modules" / "axe-core" / "axe.min.js"
@@ -100,11 +100,6 @@ def new_context(browser: Browser, origin: str, look: Look = DESK) -> BrowserCont
     )
     context.set_default_timeout(TIMEOUT_MS)
     return context
-
-
-def wait_until(page: Page, expression: str) -> None:
-    """Return as soon as a JavaScript expression is true; ``page.wait_for_function`` needs ``eval``."""
-    until(lambda: bool(page.evaluate(expression)), timeout_s=TIMEOUT_MS / 1000)
 
 
 @cache

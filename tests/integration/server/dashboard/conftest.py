@@ -8,9 +8,9 @@
 - ``server``, ``serving`` and ``rendering`` (a worker with a tiny model) are those of the folder above.
 - In tests/support: ``browser.violations(page)`` is what axe-core finds; ``large_batch`` makes a batch of 10^6 jobs.
 
-``expect(...)`` waits 10 s for what it states, and ``browser.wait_until(page, EXPRESSION)`` for anything else; nothing
-sleeps. ``page.wait_for_function`` fails, since it needs ``eval``, which the page's policy refuses. While a module with
-these fixtures runs, Playwright's event loop occupies the test's thread: no ``asyncio.run`` there.
+``expect(...)`` waits 10 s for what it states, and ``page.wait_for_function("() => ...")`` for anything else; nothing
+sleeps. An expression that is no function would need ``eval`` there, which the page's policy refuses. While a module
+with these fixtures runs, Playwright's event loop occupies the test's thread: no ``asyncio.run`` there.
 """
 
 from __future__ import annotations

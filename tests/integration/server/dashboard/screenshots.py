@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 from tests.conftest import REPOSITORY, until
-from tests.support.browser import DESK, DESK_DARK, PHONE, PHONE_DARK, Look, chromium, new_context, wait_until
+from tests.support.browser import DESK, DESK_DARK, PHONE, PHONE_DARK, Look, chromium, new_context
 
 from latentfarm import Batch, Farm
 from latentfarm.batch_state import BatchState
@@ -31,10 +31,13 @@ from latentfarm.submission.request import SubmitOptions
 FOLDER = REPOSITORY / "docs" / "dashboard"
 MAX_BYTES = 300_000
 #: enough for mini; its best is 25
-STEPS = 10
+STEPS = 20
 COLORS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")
 SHAPES = ("circle", "square", "triangle", "star", "ring", "heart", "cross", "diamond")
-PROMPTS = [f"a {color} {shape} on a white background" for color, shape in product(COLORS, SHAPES)]
+PROMPTS = [
+    f"{'an' if color == 'orange' else 'a'} {color} {shape} on a white background"
+    for color, shape in product(COLORS, SHAPES)
+]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,24 @@ class Shot:
     act: Callable[[Page], None] = lambda _: None
 
 
+def _choose_file(page: Page) -> None:
+    page.get_by_label("Choose a prompt file").set_input_files(REPOSITORY / "examples" / "prompts.txt")
+    expect(page.get_by_role("complementary").get_by_role("definition").first).to_be_visible()
+
+
+def _compare(page: Page) -> None:
+    page.get_by_label("Compare with").fill("5")
+    page.get_by_role("button", name="Compare", exact=True).click()
+
+
+def _see_previews(page: Page) -> None:
+    expect(page.get_by_role("main").locator("img").nth(3)).to_be_visible(timeout=30_000)
+
+
+def _scroll_to_images(page: Page) -> None:
+    page.get_by_role("main").locator("img").first.scroll_into_view_if_needed()
+
+
 SHOTS = (
     Shot("batches", "/", "overnight"),
     Shot("batches-dark", "/", "overnight", DESK_DARK),
@@ -58,24 +79,25 @@ SHOTS = (
     Shot("batch", "/batches/overnight", "Latest images"),
     Shot("batch-dark", "/batches/overnight", "Latest images", DESK_DARK),
     Shot("batch-phone", "/batches/overnight", "Latest images", PHONE_DARK),
-    Shot("failures", "/batches/mixed", "Failures"),
-    Shot("gallery", "/batches/shapes/gallery", "shapes"),
-    Shot("gallery-dark", "/batches/shapes/gallery", "shapes", DESK_DARK),
-    Shot("gallery-phone", "/batches/shapes/gallery", "shapes", PHONE),
-    Shot("grid", "/batches/guidance/grid", "guidance"),
-    Shot("image", "/batches/shapes/images/17", "shapes"),
-    Shot("image-dark", "/batches/shapes/images/17", "shapes", DESK_DARK),
-    Shot("image-phone", "/batches/shapes/images/17", "shapes", PHONE),
-    Shot("workers", "/workers", "worker"),
-    Shot("workers-dark", "/workers", "worker", DESK_DARK),
-    Shot("workers-phone", "/workers", "worker", PHONE_DARK),
-    Shot("submit", "/submit", "Submit"),
-    Shot("submit-phone", "/submit", "Submit", PHONE),
+    Shot("failures", "/batches/mixed", "use_karras"),
+    Shot("gallery", "/batches/shapes/gallery", PROMPTS[0]),
+    Shot("gallery-dark", "/batches/shapes/gallery", PROMPTS[0], DESK_DARK),
+    Shot("gallery-phone", "/batches/shapes/gallery", PROMPTS[0], PHONE, _scroll_to_images),
+    Shot("grid", "/batches/guidance/grid", "guidance_scale"),
+    Shot("image", "/batches/shapes/images/21", PROMPTS[21]),
+    Shot("image-dark", "/batches/shapes/images/21", PROMPTS[21], DESK_DARK),
+    Shot("image-phone", "/batches/shapes/images/21", PROMPTS[21], PHONE),
+    Shot("compare", "/batches/shapes/images/21", PROMPTS[21], DESK, _compare),
+    Shot("workers", "/workers", "busy", DESK, _see_previews),
+    Shot("workers-dark", "/workers", "busy", DESK_DARK, _see_previews),
+    Shot("workers-phone", "/workers", "busy", PHONE_DARK, _see_previews),
+    Shot("submit", "/submit", "Plan", DESK, _choose_file),
+    Shot("submit-phone", "/submit", "Plan", PHONE),
 )
 #: an image below the window is not loaded before a user scrolls to it
-_IMAGES_SHOWN = (
-    "[...document.images].every((image) => image.complete || image.getBoundingClientRect().top > innerHeight)"
-)
+_IMAGES_SHOWN = """() => [...document.images].every(
+    (image) => image.complete || image.getBoundingClientRect().top > innerHeight
+)"""
 
 
 def fill(farm: Farm) -> None:
@@ -98,6 +120,8 @@ def fill(farm: Farm) -> None:
     for batch in (shapes, guidance, failures):
         _wait(batch, BatchState.COMPLETE)
     _wait(canary, BatchState.PAUSED)
+    shapes.pick([0, 3, 5], "picked", rating=5)
+    shapes.pick([4, 9], "rejected")
     overnight = submit(PROMPTS * 30, batch="overnight", num_images_per_prompt=2)
     until(lambda: overnight.status().done >= 30)
 
@@ -114,7 +138,7 @@ def photograph(browser: Browser, origin: str, shot: Shot) -> int:
         expect(page.get_by_role("status").filter(has_text="Live").first).to_be_visible()
         expect(page.get_by_role("main").get_by_text(shot.shown).first).to_be_visible()
         shot.act(page)
-        wait_until(page, _IMAGES_SHOWN)
+        page.wait_for_function(_IMAGES_SHOWN)
         png = page.screenshot(animations="disabled")
     body = _small(png)
     (FOLDER / f"{shot.name}.png").write_bytes(body)
