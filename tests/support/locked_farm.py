@@ -173,6 +173,7 @@ def serve(run: Run, farm: Farm) -> None:
         row = {**SMALL, "prompt": CANARY, "num_inference_steps": 4}
         image = farm.submit([row], batch="interactive-0", options=options, partial_images=1)
         until(lambda: any(report.preview for report in reports.wait(0.1)))
+    watch_slots(farm.ledger)
     ended = ("complete", "interactive-0")
     until(lambda: ended in [(each.event, each.batch) for each in farm.ledger.read_events(after, block_s=1)])
     assert image.status().complete
@@ -184,6 +185,15 @@ def serve(run: Run, farm: Farm) -> None:
     assert [name for _, name in farm.ledger.newest_batches(before=(2**53, "none"))] == ["cats"]
     run.client("admin").zadd("{lf}:expiring", {"interactive-0": 1}, xx=True)
     until(lambda: farm.ledger.count_interactive() == 0, timeout_s=60)
+
+
+def watch_slots(ledger: Ledger) -> None:
+    """Watch the worker as a server does."""
+    names = [worker.name for worker in ledger.worker_records()]
+    with ledger.slot_reports(names) as reports:
+        assert reports.wait(0) is None
+        ledger.watch_workers(names)
+        until(lambda: reports.wait(0.1) is not None)
 
 
 def use_files(bucket: Bucket) -> None:

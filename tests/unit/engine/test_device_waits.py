@@ -27,6 +27,8 @@ STEP_BUDGET = 75
 NOISE_BUDGET = 8
 #: the same for the estimate of a partial image
 ESTIMATE_BUDGET = 8
+#: the same for what is read of the slots, an image
+VIEW_BUDGET = 10
 #: copies from the host for an image that begins: latents, plan, and the indices of the step's micro-batches
 ADMISSION_BUDGET = 3
 
@@ -106,6 +108,16 @@ def test_the_estimate_of_a_partial_image_costs_few_operations_and_no_copy_to_the
         assert transfers.copies == []
         counts.append(len(transfers.operations))
     assert 0 < counts[1] - counts[0] <= ESTIMATE_BUDGET
+
+
+def test_a_view_of_the_slots_costs_few_operations_and_reads_no_number(family: Any) -> None:
+    engine = engine_with(family, "euler", "heun", "unipc", "lcm")
+    engine.step()
+    with Transfers() as transfers:
+        engine.view_slots()
+    # its copy to the host waits on a stream of its own
+    assert transfers.copies == []
+    assert 0 < len(transfers.operations) <= 4 * VIEW_BUDGET, transfers.operations
 
 
 def test_an_image_that_begins_costs_few_copies_and_reads_no_number(

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 #: images that the map is fitted to; later ones would hardly change it
 _MAX_IMAGES = 64
-#: keeps the map small where the images so far do not determine it, as a share of the mean square of the latents
+#: keeps the map small where the images so far do not determine it, as a share of each channel's mean square
 _RIDGE = 1e-3
 
 
@@ -40,8 +40,10 @@ class LatentColors:
         inputs[:channels] = latents.numpy().reshape(channels, -1)
         self._squares = self._squares + inputs @ inputs.T
         self._products = self._products + inputs @ _averages(pixels.numpy(), height, width)
-        ridge = _RIDGE * np.diagonal(self._squares).mean() * np.eye(channels + 1)
-        self._weights = np.linalg.solve(self._squares + ridge, self._products).T.astype(np.float32)
+        ridge = np.diag(_RIDGE * np.diagonal(self._squares))
+        # a channel that is always 0 has no inverse
+        weights, *_ = np.linalg.lstsq(self._squares + ridge, self._products, rcond=None)
+        self._weights = weights.T.astype(np.float32)
 
     def image(self, latents: torch.Tensor) -> NDArray[np.uint8] | None:
         """Return an image of latents, float32 (C, h, w): uint8 (h, w, 3), or None before the first ``add``.

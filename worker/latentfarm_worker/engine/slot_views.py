@@ -1,6 +1,6 @@
 """What the running images are like now: their estimates, on the way to the host.
 
-Nothing is read unless it is asked for. Views never change, delay or break the images.
+Nothing is read without a request. Views never change, delay or break the images.
 """
 
 from __future__ import annotations

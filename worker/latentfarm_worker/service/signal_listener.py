@@ -26,7 +26,7 @@ class SignalListener:
         ledger: the ledger.
         on_cancelled: called with the name of each batch that is cancelled.
         on_urgent: called for each interactive job of the model.
-        on_watched: called again and again while somebody watches the worker.
+        on_watched: called again and again while a client watches the worker.
         model: alias of the model whose interactive jobs count.
         worker: name of the worker in the ledger.
         threads: starts the thread.

@@ -1,6 +1,6 @@
-"""Report what is on the device while somebody watches: each image's job and step, and a small preview of it.
+"""Report what is on the device while a client watches: each image's job and step, and a small preview of it.
 
-While nobody watches, all that the engine's thread does is to read ``watched`` once in each step.
+Without a client, all that the engine's thread does is to read ``watched`` once in each step.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SlotReporter:
         threads: starts the thread.
 
     Attributes:
-        watched: whether somebody may be watching. While it is true, ``report`` must be called after each step.
+        watched: whether a client may be watching. While it is true, ``report`` must be called after each step.
     """
 
     def __init__(self, engine: Engine, *, ledger: Ledger, leases: LeaseRenewer, worker: str, threads: Threads) -> None:
@@ -66,7 +66,7 @@ class SlotReporter:
         self._pool = threads.pool("slots", 1)
 
     def on_watched(self) -> None:
-        """Report from now on, until the signal has not come again for a while. Thread-safe."""
+        """Report from now on, for the time that a signal holds. Thread-safe."""
         with self._lock:
             self._until = time.monotonic() + WATCHED_S
             self.watched = True

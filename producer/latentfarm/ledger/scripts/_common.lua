@@ -106,7 +106,7 @@
 -- Channel {lf}:cancelled: names of batches as they are cancelled. A worker that misses one finds its leases lost.
 -- Channel {lf}:urgent: models as jobs of an interactive batch can be leased. A worker that misses one finds them at its
 -- next lease.
--- Channel {lf}:watched:WORKER: empty messages while somebody watches the worker, repeated; one holds for six seconds.
+-- Channel {lf}:watched:WORKER: empty messages while a client watches the worker, repeated; one holds for six seconds.
 -- Channel {lf}:slots:WORKER: what a watched worker has on its device; as latentfarm/ledger/slot_reports.py writes it.
 -- Channel {lf}:live: how far workers are with interactive jobs, and their previews; as latentfarm/ledger/live_reports.py
 -- writes them.

@@ -177,7 +177,7 @@ class EventsQuery(Query):
     ``Last-Event-ID`` is the same. ``progress``: also the counters of active batches, or of ``batch``, at most once a
     second. ``live``: also steps and previews of jobs that clients wait for. ``states``: also the states of the jobs of
     ``batch`` from this index on, at most a million, and their changes at most once a second. ``worker``: also the slots
-    of this worker, with a preview of each image; about once a second.
+    of these workers, with a preview of each image, about once a second; at most 16.
     """
 
     kind: BatchKind | None = None

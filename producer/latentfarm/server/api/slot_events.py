@@ -7,7 +7,7 @@ from pydantic_core import to_json
 from latentfarm.ledger import Slot, SlotsReport
 from latentfarm.server.http.sse import ServerEvent
 
-#: what a worker sends is shown by browsers as this, whatever it is
+#: browsers show any bytes that a worker sends as this
 _JPEG = "data:image/jpeg;base64,"
 
 

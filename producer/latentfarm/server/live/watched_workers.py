@@ -33,7 +33,7 @@ class WatchedWorkers:
         finally:
             with self._changed:
                 self._clients.subtract(workers)
-                # without those that nobody watches
+                # without those that no client watches
                 self._clients = +self._clients
 
     def names(self) -> frozenset[str]:
@@ -42,7 +42,7 @@ class WatchedWorkers:
             return frozenset(self._clients)
 
     def follow(self, ledger: Ledger, stopping: Event, pass_on: Callable[[Sequence[SlotsReport]], object]) -> None:
-        """Pass on the reports of watched workers until ``stopping``. While nobody watches, nothing is sent to Redis.
+        """Pass on the reports of watched workers until ``stopping``. Without a client, nothing is sent to Redis.
 
         Raises:
             UnavailableError: Redis is unavailable.

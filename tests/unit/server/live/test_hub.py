@@ -6,6 +6,7 @@ import asyncio
 
 import pytest
 
+from latentfarm.ledger import Slot, SlotsReport
 from latentfarm.ledger.events import Event
 from latentfarm.server.live import hub
 from latentfarm.server.live.hub import SlowSubscriberError, Subscription
@@ -43,6 +44,27 @@ def test_a_client_that_falls_behind_is_dropped(monkeypatch: pytest.MonkeyPatch) 
         subscription.put(events(2))
         with pytest.raises(SlowSubscriberError):
             await anext(subscription)
+
+    asyncio.run(run())
+
+
+def test_of_the_slots_of_a_worker_only_the_newest_wait_for_a_slow_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_MAX_WAITING", 10)
+
+    def report(worker: str, step: int) -> SlotsReport:
+        return SlotsReport(worker, (Slot("cats/1", step, 500),))
+
+    async def run() -> None:
+        subscription = Subscription(lambda _: True)
+        subscription.put(events(1))
+        for step in range(100):
+            subscription.put([report("w1", step)])
+            subscription.put([report("w2", step)])
+        subscription.put(events(1))
+        subscription.close()
+        first, *slots, last = [item async for item in subscription]
+        assert first == last == events(1)[0]
+        assert slots == [report("w1", 99), report("w2", 99)]
 
     asyncio.run(run())
 
