@@ -1,35 +1,28 @@
 /** Two images over each other with a border between them, or their difference; and in words, how they differ. */
 
-import { h, setText } from "../core/dom.js";
-import { empty } from "./placeholder.js";
+import { h } from "../core/dom.js";
 
-/** @param {readonly import("../core/types.js").Job[]} jobs two */
-export function comparison(jobs) {
-  const missing = jobs.find(({ image }) => !image);
-  if (missing) return empty(`${missing.job} has no image`, "Only a done job has one.");
-  const images = jobs.map(({ image, request }) => h("img", { src: image, alt: request.prompt }));
+/** @import { Job } from "../core/types.js" */
+
+/** @param {Job[]} jobs two @param {HTMLImageElement[]} images of them, loaded */
+export function comparison(jobs, images) {
   const canvas = h("canvas", { role: "img", "aria-label": "Difference of the images", hidden: true });
-  const move = () => pair.style.setProperty("--border", `${border.value}%`);
+  const move = () => element.style.setProperty("--border", `${border.value}%`);
   // it lies over the images, so to drag on them is to drag it
   const border = h("input", { type: "range", name: "border", step: 0.5, "aria-label": "Border", oninput: move });
-  const pair = h("div", { class: "pair" }, ...images, canvas, border);
-  const verdict = h("p", { role: "status" }, "Comparing …");
   const change = () => {
     canvas.hidden = border.hidden;
     border.hidden = !canvas.hidden;
     toggle.ariaPressed = String(border.hidden);
   };
   const toggle = h("button", { type: "button", "aria-pressed": false, onclick: change }, "Difference");
-  const names = jobs.map(({ job }) => h("span", {}, job));
-  const draw = () => {
-    element.style.setProperty("--ratio", String(images[0].naturalWidth / images[0].naturalHeight));
-    const words = drawDifference(images, canvas);
-    setText(verdict, jobs[0].sha256 === jobs[1].sha256 ? "The files are the same, byte for byte." : words);
-  };
-  const loaded = Promise.all(images.map((image) => image.decode()));
-  loaded.then(draw, () => setText(verdict, "One of the images cannot be read."));
+  const words = drawDifference(images, canvas);
+  const verdict = jobs[0].sha256 === jobs[1].sha256 ? "The files are the same, byte for byte." : words;
+  const pair = h("div", { class: "pair" }, ...images, canvas, border);
+  const names = h("div", { class: "names" }, ...jobs.map(({ job }) => h("span", {}, job)));
+  const element = h("div", { class: "comparison" }, pair, names, h("p", {}, verdict), toggle);
+  element.style.setProperty("--ratio", String(images[0].naturalWidth / images[0].naturalHeight));
   move();
-  const element = h("div", { class: "comparison" }, pair, h("div", { class: "names" }, ...names), verdict, toggle);
   return element;
 }
 

@@ -45,7 +45,7 @@ export async function showImage(page) {
   document.addEventListener("keydown", press, { signal });
   setTitle(`${params.name}/${params.index}`);
   const fail = (/** @type {unknown} */ error) => {
-    if (stage.querySelector(".large, .comparison")) return;
+    if (stage.querySelector(".large")) return;
     job = undefined;
     fill(stage, problem("This image cannot be read", error));
   };
@@ -60,16 +60,18 @@ export async function showImage(page) {
     job = found;
     shown.abort();
     shown = new AbortController();
-    const { image, intermediates, request } = job;
+    const { intermediates } = job;
     updatePickControls(controls, job);
     fill(summary, ...describe(job, batch));
     fill(facts, ...receiptOf(job));
     const strip = () => h("img", { src: intermediates, alt: "From noise to the image" });
     fill(trace, intermediates && h("a", { href: intermediates, target: "_blank" }, strip()));
     const [, name = params.name, index] = OTHER.exec(query.get("against") ?? "") ?? [];
-    if (!image) fill(stage, waiting(job, batch, shown.signal));
-    else if (index) fill(stage, comparison([job, await readJob(name, index)]));
-    else fill(stage, h("img", { class: "large", src: image, alt: request.prompt, onclick: zoom }));
+    const jobs = job.image && index ? [job, await readJob(name, index)] : [job];
+    const missing = jobs.find(({ image }) => !image);
+    if (missing) return fill(stage, waiting(missing, missing === job ? batch : null, shown.signal));
+    const images = await Promise.all(jobs.map((each) => load(each, signal, fail)));
+    fill(stage, jobs.length > 1 ? comparison(jobs, images) : images[0]);
   }
 
   const update = () => read().catch((error) => signal.aborted || fail(error));
@@ -80,6 +82,19 @@ export async function showImage(page) {
     if (job?.state !== "done") update();
   };
   await followBatch(page, {}, { progress, change: update });
+}
+
+/** Return a job's image when it is loaded. @param {Job} job @param {AbortSignal} signal @param {(error: unknown) => void} onProblem */
+async function load({ image, request }, signal, onProblem) {
+  const path = image ?? "";
+  const element = h("img", { class: "large", alt: request.prompt, onclick: zoom });
+  const read = () => {
+    element.src = path;
+    // an image does not say why it is not there
+    return element.decode().catch(() => get(path, { signal }));
+  };
+  await readAgain(read, signal, onProblem);
+  return element;
 }
 
 /** @param {Page} page @param {number | string} index @param {string} [against] */
@@ -128,7 +143,9 @@ function againstForm(page) {
 
 /** @param {KeyboardEvent} event */
 function press({ key, target, altKey, ctrlKey, metaKey }) {
-  const taken = target instanceof Element && target.closest("input, select, textarea, dialog, .pixels, .trace");
+  // arrows scroll what is larger than its place
+  const scrolled = key.startsWith("Arrow") ? ", .pixels, .trace" : "";
+  const taken = target instanceof Element && target.closest(`input, select, textarea, dialog${scrolled}`);
   if (taken || altKey || ctrlKey || metaKey) return;
   const shortcut = CSS.escape(key.length === 1 ? key.toUpperCase() : key);
   /** @type {HTMLElement | null} */ (document.querySelector(`[aria-keyshortcuts="${shortcut}"]`))?.click();
@@ -136,7 +153,7 @@ function press({ key, target, altKey, ctrlKey, metaKey }) {
 
 /** Show a pixel of the image as one of the screen, or fit the image into its place again. */
 function zoom() {
-  const image = /** @type {HTMLImageElement | null} */ (document.querySelector(".large"));
+  const image = /** @type {HTMLImageElement | null} */ (document.querySelector(".stage > .large"));
   const pixels = image?.parentElement?.classList.toggle("pixels");
   if (image) image.style.width = pixels ? `${image.naturalWidth / devicePixelRatio}px` : "";
 }
@@ -145,7 +162,7 @@ function zoom() {
 const button = (text, act) =>
   h("button", { type: "button", onclick: () => Promise.resolve().then(act).catch(toastError) }, text);
 
-/** Return why a job has no image, and what can be seen of it. @param {Job} job @param {Batch} batch @param {AbortSignal} signal */
+/** Return why a job has no image. @param {Job} job @param {Batch | null} batch for a retry @param {AbortSignal} signal */
 function waiting(job, batch, signal) {
   const { state, worker, error, attempts } = job;
   const preview = h("img", { alt: "The image so far", hidden: true });
@@ -158,10 +175,13 @@ function waiting(job, batch, signal) {
     }
   };
   if (state === "leased") follow({ worker, progress: 0 }, { slots }, signal);
-  const title = error ? `Failed: ${error.code}` : `The job is ${STATES.find(([each]) => each === state)?.[1]}`;
+  const title = error
+    ? `${job.job} failed: ${error.code}`
+    : `${job.job} is ${STATES.find(([each]) => each === state)?.[1]}`;
   const tried = (error || attempts > 1) && h("p", {}, plural(attempts, "attempt"));
   const cure = error?.code === "invalid_row" && h("p", {}, "Correct the row, and submit it in a new batch.");
-  const again = error && !cure && maySubmit() && button("Retry all with this code", () => retry(batch, error.code));
+  const again =
+    batch && error && !cure && maySubmit() && button("Retry all with this code", () => retry(batch, error.code));
   return h("div", { class: "placeholder", role: "status" }, h("h2", {}, title), preview, text, tried, cure || again);
 }
 
