@@ -12,7 +12,7 @@ from latentfarm.ledger.records import BatchRecord, BatchSummary, Company, JobRec
 from latentfarm.ledger.restore import Restoration
 from latentfarm.ledger.slot_reports import Slot, SlotReports, SlotsReport
 from latentfarm.ledger.worker_signals import WorkerSignal, WorkerSignals
-from latentfarm.ledger.workers import HeartbeatReply, Throughput, WorkerRecord
+from latentfarm.ledger.workers import HeartbeatReply, ModelRecord, Throughput, WorkerRecord
 
 __all__ = [
     "INTERACTIVE_PRIORITY",
@@ -27,6 +27,7 @@ __all__ = [
     "Ledger",
     "LiveReport",
     "LiveReports",
+    "ModelRecord",
     "Reservation",
     "Restoration",
     "Slot",

@@ -48,6 +48,15 @@ class WorkerRecord:
 
 
 @dataclass(frozen=True)
+class ModelRecord:
+    """A model that ``workers`` serve, or for which ``pending`` jobs wait for a lease."""
+
+    name: str
+    workers: tuple[WorkerRecord, ...]
+    pending: int
+
+
+@dataclass(frozen=True)
 class Throughput:
     """Sums over all workers of a model.
 
@@ -140,6 +149,14 @@ class WorkerRegistry(LedgerClient):
         with translate_errors(self.where):
             models = [model] if model is not None else sorted(map(decode, self.redis.zrange("{lf}:models", 0, -1)))
             return [record for name in models for record in self._records(name)]
+
+    def model_records(self) -> list[ModelRecord]:
+        """Return the models that have workers that are alive, or jobs that wait for a lease, by name."""
+        pending, workers = self.pending_jobs(), self.worker_records()
+        return [
+            ModelRecord(name, tuple(worker for worker in workers if worker.model == name), pending.get(name, 0))
+            for name in sorted({*pending, *(worker.model for worker in workers)})
+        ]
 
     def _alive(self, model: str) -> dict[str, int]:
         """Return the last heartbeat, in milliseconds, of each worker that is alive."""

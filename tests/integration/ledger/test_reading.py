@@ -54,6 +54,8 @@ def check_reads(ledger: Ledger) -> None:
     assert list(ledger.indices("cats", JobState.FAILED)) == [1]
     assert ledger.count_pending("mini") == JOBS - 3
     assert [worker.name for worker in ledger.worker_records()] == ledger.workers("mini") == ["worker-a"]
+    [model] = ledger.model_records()
+    assert (model.name, model.pending, [*model.workers]) == ("mini", JOBS - 3, ledger.worker_records("mini"))
     assert ledger.throughput("mini") is not None
     assert ledger.memory_bytes() > 0
     assert [event.event for event in ledger.read_events("0-0", limit=2)] == ["created", "open"]

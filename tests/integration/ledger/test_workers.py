@@ -90,3 +90,14 @@ def test_the_throughput_leaves_out_wall_time(ledger: Ledger) -> None:
     speed = ledger.throughput("mini")
     assert speed is not None
     assert (speed.images, speed.busy_s) == (2, 1)
+
+
+def test_models_are_those_that_workers_serve_or_jobs_wait_for(ledger: Ledger) -> None:
+    assert ledger.model_records() == []
+    for model, worker in (("served", "b"), ("served", "a"), ("idle", "c")):
+        ledger.heartbeat(model, worker)
+    for model in ("served", "waiting"):
+        ledger.create_batch(model, digest="d", model=model)
+        ledger.append_jobs(model, before=0, total=2, parts_digest="p", closed=True)
+    found = [(each.name, [worker.name for worker in each.workers], each.pending) for each in ledger.model_records()]
+    assert found == [("idle", ["c"], 0), ("served", ["a", "b"], 2), ("waiting", [], 2)]

@@ -78,8 +78,7 @@ def find_batches(farm: Farm, owner: str) -> list[BatchRecord]:
     ledger = farm.ledger
     if not ledger.unfinished_by_owner().get((BatchKind.INTERACTIVE, owner)):
         return []
-    models = {*ledger.pending_jobs(), *(worker.model for worker in ledger.worker_records())}
-    active = [name for model in models for name in ledger.active_batches(model)]
+    active = [name for model in ledger.model_records() for name in ledger.active_batches(model.name)]
     found = []
     for summary in ledger.batch_summaries(active):
         # one may be deleted meanwhile

@@ -51,12 +51,12 @@ async def list_models(request: Request) -> Response:
 
 
 def _models(farm: Farm) -> ModelsAnswer:
-    pending, workers = farm.ledger.pending_jobs(), farm.ledger.worker_records()
     found = []
-    for model in sorted({*pending, *(worker.model for worker in workers)}):
-        serving = [worker for worker in workers if worker.model == model]
-        rate = sum(worker.images_per_s or 0.0 for worker in serving)
-        found.append(ModelAnswer(model=model, workers=len(serving), pending=pending.get(model, 0), images_per_s=rate))
+    for model in farm.ledger.model_records():
+        rate = sum(worker.images_per_s or 0.0 for worker in model.workers)
+        found.append(
+            ModelAnswer(model=model.name, workers=len(model.workers), pending=model.pending, images_per_s=rate)
+        )
     return ModelsAnswer(models=found)
 
 

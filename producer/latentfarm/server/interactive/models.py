@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from latentfarm.ledger import ModelRecord
 from latentfarm.ledger.events import Event
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
@@ -45,16 +46,15 @@ async def served_models(context: ServerContext) -> list[str]:
 
 
 def _find(context: ServerContext) -> list[ServedModel]:
-    ledger = context.farm.ledger
-    since: dict[str, int] = {}
-    for worker in ledger.worker_records():
-        first = worker.since_ms // 1000
-        since[worker.model] = min(first, since.get(worker.model, first))
-    working, now = set(since), ledger.now_s()
-    names = working | ledger.pending_jobs().keys()
-    if context.settings.default_model:
-        names |= {context.settings.default_model}
-    return [ServedModel(name, since.get(name, now), name in working) for name in sorted(names)]
+    ledger, default = context.farm.ledger, context.settings.default_model
+    known, now = ledger.model_records(), ledger.now_s()
+    if default and default not in {model.name for model in known}:
+        known.append(ModelRecord(default, (), 0))
+    found = []
+    for model in sorted(known, key=lambda each: each.name):
+        since = min((worker.since_ms // 1000 for worker in model.workers), default=now)
+        found.append(ServedModel(model.name, since, working=bool(model.workers)))
+    return found
 
 
 async def resolve_model(context: ServerContext, name: str | None) -> str:
