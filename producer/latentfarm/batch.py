@@ -303,8 +303,9 @@ class Batch:
         from latentfarm.fetch.preferences import PreferenceOptions, preference_set
 
         options = PreferenceOptions(images, form)
-        decided = self.results(each.index for each in self.picks())
-        return preference_set(self._bucket, decided, options)
+        total = self._ledger.batch(self.name).total
+        decided = [each.index for each in self.picks() if each.index < total]
+        return preference_set(self._bucket, self.results(decided), options)
 
     def owner(self) -> Owner:
         """Return what identifies the batch in the folder that it is fetched into."""

@@ -6,7 +6,7 @@ and has the job's name. Done jobs are not rendered again. All leases on the batc
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -21,6 +21,8 @@ from latentfarm.recovery.bucket_scan import ManifestExtent, PartScan, scan_part
 from latentfarm.storage.batch_control import BatchControl, read_control
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.manifest import Header, read_header
+from latentfarm.storage.pick_state import PickChange
+from latentfarm.storage.picks import PickJournal
 from latentfarm.storage.results import list_generations
 
 #: jobs listed for each kind of change
@@ -86,6 +88,7 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
         )
     # now that no part of the batch is flushed any more
     generations = list_generations(bucket, batch)
+    picks = _LostPicks(bucket, batch)
 
     def scan(part: int) -> PartScan:
         return scan_part(ledger if before else None, bucket, extent, part, generations.get(part))
@@ -93,6 +96,7 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
     with closing(ordered_parallel_map(range(extent.parts), scan, group=1, threads=_THREADS)) as scans:
         for part, found in scans:
             tally.add(found)
+            picks.add(found)
             if not dry_run:
                 restoration.write_part(
                     part,
@@ -111,6 +115,7 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
             cancelled=control.cancelled,
             highest_generation=max(generations.values(), default=0),
         )
+        picks.withdraw(ledger)
     return tally.report(batch, state, extent.total)
 
 
@@ -134,6 +139,34 @@ def _expected_state(extent: ManifestExtent, control: BatchControl, tally: _Tally
     if not extent.closed:
         return BatchState.OPENING
     return BatchState.COMPLETE if tally.ended.total() == extent.total else BatchState.OPEN
+
+
+class _LostPicks:
+    """Collects what was decided about images that are lost, and withdraws it.
+
+    It does not count for the images that follow. But jobs that are neither picked nor rejected are found by the journal
+    alone, so it must not have them any more.
+    """
+
+    def __init__(self, bucket: Bucket, batch: str) -> None:
+        self._journal = PickJournal(bucket, batch)
+        self._journal.refresh()
+        self._decisions = deque(self._journal.decisions())
+        self._lost: list[PickChange] = []
+
+    def add(self, found: PartScan) -> None:
+        """Collect those of a part; parts come in order."""
+        while self._decisions and self._decisions[0].index < found.first + len(found.states):
+            decided = self._decisions.popleft()
+            receipt = found.receipts.get(decided.index, {"epoch": decided.epoch})
+            done = found.states[decided.index - found.first] is JobState.DONE
+            if not done or receipt["epoch"] != decided.epoch:
+                self._lost.append(PickChange(decided.index, decided.epoch, None, None))
+
+    def withdraw(self, ledger: Ledger) -> None:
+        """Withdraw what was collected."""
+        if self._lost:
+            self._journal.write(ledger, self._lost, by="recover")
 
 
 class _Tally:

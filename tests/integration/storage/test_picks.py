@@ -128,12 +128,16 @@ def test_an_image_that_is_rendered_again_has_no_pick(farm: Farm) -> None:
     batch.pick([0, 1], "picked", rating=3)
     [lost, _] = batch.results()
     farm.bucket.delete([lost["key"]])
+    recover_batch(farm.ledger, farm.bucket, "cats", dry_run=True)
+    assert len(decided(batch)) == 2
     recover_batch(farm.ledger, farm.bucket, "cats")
     finish(farm)
     again, kept = batch.results()
     assert again["epoch"] > lost["epoch"]
     assert ("pick" in again, kept["pick"]) == (False, "picked")
     assert [line["index"] for line in batch.results(picks=["picked"])] == [1]
+    # who picks what is not decided yet finds it
+    assert [line["index"] for line in batch.results(picks=["none"])] == [0]
     batch.pick([0], "rejected")
     # nothing of the decision about the old image is left
     assert decided(batch) == [(0, "rejected", None), (1, "picked", 3)]
