@@ -7,6 +7,7 @@ import { show, start } from "./core/router.js";
 import { keyName, maySubmit, restoreSession, signOut } from "./core/session.js";
 import { chosenTheme, themeButton } from "./parts/theme.js";
 import { empty, problem } from "./parts/placeholder.js";
+import { toastError } from "./parts/toasts.js";
 import { showSignIn } from "./views/sign_in.js";
 
 /** @typedef {import("./core/router.js").Page} Page */
@@ -49,7 +50,11 @@ const ROUTES = [
   route("/batches/(?<name>[^/]+)", "batches", async () => (await import("./views/batch.js")).showBatch),
   route("/batches/(?<name>[^/]+)/gallery", "batches", async () => (await import("./views/gallery.js")).showGallery),
   route("/batches/(?<name>[^/]+)/grid", "batches", async () => (await import("./views/grid.js")).showGrid),
-  route("/batches/(?<name>[^/]+)/images/(?<index>\\d+)", "batches", async () => (await import("./views/image.js")).showImage),
+  route(
+    "/batches/(?<name>[^/]+)/images/(?<index>\\d+)",
+    "batches",
+    async () => (await import("./views/image.js")).showImage,
+  ),
   route("/.*", "", async () => showNothing),
 ];
 
@@ -67,7 +72,11 @@ function updateNavigation(shown) {
   );
   fill(/** @type {Element} */ (document.getElementById("nav")), ...links);
   const name = keyName();
-  const leave = h("button", { class: "link", type: "button", onclick: exit, title: `Signed in as ${name}` }, "Sign out");
+  const leave = h(
+    "button",
+    { class: "link", type: "button", onclick: exit, title: `Signed in as ${name}` },
+    "Sign out",
+  );
   const end = /** @type {Element} */ (document.getElementById("top-end"));
   fill(end, signedIn && connectionLabel(), themeButton(), signedIn && name && leave);
 }
@@ -85,8 +94,12 @@ function enter() {
 }
 
 async function exit() {
-  await signOut();
-  askForKey();
+  try {
+    await signOut();
+    askForKey();
+  } catch (error) {
+    toastError(error);
+  }
 }
 
 async function begin() {

@@ -108,7 +108,7 @@ export function upload(path, form, { signal, onProgress } = {}) {
       if (request.status === 401) onSignedOut();
       return reject(errorOf(request.status, body, request.getResponseHeader("Retry-After")));
     };
-    request.onerror = () => reject(unreachable());
+    request.onerror = () => reject(unreachable("POST"));
     request.onabort = () => reject(new DOMException("the upload was cancelled", "AbortError"));
     signal?.addEventListener("abort", () => request.abort());
     request.send(form);
@@ -127,7 +127,7 @@ async function send(method, path, options) {
   try {
     answer = await fetch(path, { ...options, method, headers });
   } catch (error) {
-    throw options.signal?.aborted ? error : unreachable();
+    throw options.signal?.aborted ? error : unreachable(method);
   }
   const body = parse(await answer.text());
   if (answer.ok) return body;
@@ -181,6 +181,8 @@ function errorOf(status, body, retryAfter) {
   });
 }
 
-function unreachable() {
-  return new ApiError(0, "unreachable", "the server does not answer; the page tries again by itself");
+/** @param {string} method */
+function unreachable(method) {
+  const cure = method === "GET" ? "the page tries again by itself" : "try again when it does";
+  return new ApiError(0, "unreachable", `the server does not answer; ${cure}`);
 }

@@ -3,7 +3,7 @@
  * tabs cost nothing: browsers allow six connections to a server, and a page that is shown again reads all it missed.
  */
 
-import { url } from "./api.js";
+import { get, url } from "./api.js";
 import { setConnection } from "./connection.js";
 
 /** @typedef {import("./api.js").Query} Query */
@@ -57,6 +57,8 @@ export function follow(query, handlers, signal) {
     close();
     setConnection("lost");
     handlers.lost?.(null);
+    // a stream does not say why it has ended; this asks for a key if the session has
+    get("/api/session", { signal }).catch(() => {});
     timer = setTimeout(open, pause);
     pause = Math.min(2 * pause, LONGEST_PAUSE_MS);
   }

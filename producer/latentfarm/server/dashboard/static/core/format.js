@@ -78,6 +78,10 @@ export function ago(time) {
   return "just now";
 }
 
+/** The command that starts a worker for a model. @param {string} model */
+export const workerCommand = (model) =>
+  `\`latentfarm worker --model ${model === "mini" ? model : `${model}=FOLDER_OR_HUB_ID`}\``;
+
 /** @param {number} value in bytes */
 export function bytes(value) {
   const units = ["B", "kB", "MB", "GB", "TB"];

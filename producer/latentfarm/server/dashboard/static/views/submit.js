@@ -3,7 +3,7 @@
 import { get, upload } from "../core/api.js";
 import { fill, find, h, setText, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
-import { bytes, duration, number, plural } from "../core/format.js";
+import { bytes, duration, number, plural, workerCommand } from "../core/format.js";
 import { readAgain } from "../core/retry.js";
 import { navigate } from "../core/router.js";
 import { keyName, maySubmit } from "../core/session.js";
@@ -95,7 +95,7 @@ class Submission {
 
   async #plan() {
     const until = this.begin();
-    const wait = (/** @type {Error} */ error) => this.#say(error.message, true);
+    const wait = () => this.#say("The farm does not answer. The plan follows when it does.", true);
     try {
       const plan = await readAgain(() => this.#send("/api/plan", until), until, wait);
       const without = plan.invalid ? ` without ${plural(plan.invalid, "invalid row")}` : "";
@@ -105,7 +105,9 @@ class Submission {
       this.#say(`What ${plan.source} would enqueue:`);
       fill(this.#answer, ...describe(plan));
     } catch (error) {
-      if (!until.aborted) this.#refuse(error);
+      if (until.aborted) return;
+      fill(this.#answer);
+      this.#refuse(error);
     }
   }
 
@@ -137,7 +139,7 @@ class Submission {
 
   /** Say what is wrong; return the field that it is about. @param {any} error */
   #refuse(error) {
-    const field = complain(this.form, error.param, error.message);
+    const field = complain(this.form, error.param, error.message.replace(/^options: /, ""));
     this.#say(field ? "Correct the marked field." : error.status === 0 ? UNSENT : error.message, true);
     // the plan lists them
     if (error.code === "invalid_rows") this.#plan();
@@ -170,12 +172,12 @@ function describe(plan) {
     ["GPU time", time(plan.gpu_hours)],
     plan.workers && [`With ${plural(plan.workers, "worker")}`, time(plan.hours)],
   ];
-  const start = `No worker serves ${plan.model}. Its jobs wait until one does: \`latentfarm worker --model ${plan.model}\``;
+  const start = `No worker serves ${plan.model}. Its jobs wait until one does: ${workerCommand(plan.model)}`;
   const notes = Object.entries(plan.notes).map(([note, rows]) => h("li", {}, `${note} (${plural(rows, "row")})`));
   const problems = plan.problems.map((/** @type {string} */ text) => h("li", {}, text));
   const more = plan.invalid - problems.length;
   return [
-    h("dl", { class: "facts" }, ...facts.flatMap((fact) => fact && [h("dt", {}, fact[0]), h("dd", {}, fact[1])])),
+    h("dl", { class: "facts" }, ...facts.flatMap((fact) => (fact ? [h("dt", {}, fact[0]), h("dd", {}, fact[1])] : []))),
     !plan.workers && h("p", { class: "warnings" }, ...withCode(start)),
     h("ul", { class: "notes" }, ...notes),
     plan.invalid && h("h3", {}, plural(plan.invalid, "invalid row")),

@@ -3,7 +3,7 @@
 import { get, post } from "../core/api.js";
 import { fill, find, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
-import { ago, number, percent, plural, rate } from "../core/format.js";
+import { ago, number, percent, plural, rate, workerCommand } from "../core/format.js";
 import { readAgain } from "../core/retry.js";
 import { mayAdminister } from "../core/session.js";
 import { confirmed } from "../parts/dialogs.js";
@@ -25,7 +25,7 @@ export async function showWorkers({ root, signal, setTitle }) {
   const list = h("ul", { class: "workers" });
   const body = h("div", {}, reading("Reading the workers …"));
   root.append(h("div", { class: "title" }, h("h1", {}, "Workers"), models), body);
-  let [timer, watched, stream] = [0, "", new AbortController()];
+  let [timer, watched, stream] = [0, "none", new AbortController()];
 
   /** Follow the slots of the workers in view. */
   function watch() {
@@ -73,7 +73,7 @@ function isInView(card) {
 /** @param {HTMLElement} item @param {import("../core/types.js").Model} model */
 function updateModel(item, { model, workers, pending, images_per_s }) {
   const facts = [model, plural(workers, "worker"), images_per_s && rate(images_per_s), `${number(pending)} pending`];
-  const cure = workers ? "" : `; start one with \`latentfarm worker --model ${model}\``;
+  const cure = workers ? "" : `; start one with ${workerCommand(model)}`;
   item.classList.toggle("warnings", !workers);
   const text = facts.filter(Boolean).join(" · ") + cure;
   if (item.textContent !== text.replaceAll("`", "")) fill(item, ...withCode(text));
@@ -85,13 +85,12 @@ function createWorker({ worker, slots }) {
     const preview = h("span", { class: "preview" }, h("img", { alt: "", hidden: true }), h("em"));
     return h("li", {}, h("a", {}, preview, h("span", { class: "name" })), h("progress", { hidden: true }), h("small"));
   };
-  const ask = () => drain(worker).catch(toastError);
+  const draining = h("span", { class: "badge", data: { state: "paused" } }, "draining");
+  const button = h("button", { type: "button", onclick: () => drain(worker).catch(toastError) }, "Drain …");
   return h(
     "li",
     { class: "card worker" },
-    h("h2", {}, worker),
-    h("span", { class: "badge", data: { state: "paused" } }, "draining"),
-    mayAdminister() && h("button", { type: "button", class: "drain", onclick: ask }, "Drain …"),
+    h("div", { class: "row" }, h("h2", {}, worker), draining, mayAdminister() && button),
     h("p", { class: "facts" }),
     h("p", { class: "pace" }),
     h("progress", { "aria-label": `Busy share of ${worker}` }),
@@ -113,7 +112,9 @@ function updateWorker(card, { model, device_name, dtype, images, images_per_s, b
 
 /** @param {string} worker */
 async function drain(worker) {
-  const text = "It finishes the images that it has, takes no more, and ends. Its supervisor does not start it again.";
+  const text =
+    "It takes no more jobs, finishes the images that it can in time, and ends; other workers get the rest. " +
+    "Its supervisor does not start it again.";
   if (!(await confirmed({ title: `Drain ${worker}?`, text, confirm: "Drain" }))) return;
   await post(`/api/workers/${encodeURIComponent(worker)}/drain`);
   toast(`${worker} takes no more jobs.`);
