@@ -4,9 +4,9 @@ A change is one put of an object with a key of its own. So two servers and a com
 nothing of each other, on a store without conditional writes as well; ``pick_state`` has what the objects mean together.
 
 A writer that finds more than ``_MAX_OBJECTS`` of them after its put merges some into one: it stores the merged object,
-then deletes those that it has read. A process that dies between the two leaves lines twice, which changes nothing. Two that
-merge the same objects both store all of their lines. A reader that finds an object gone since its listing lists again:
-the object that has its lines was stored before.
+then deletes those that it has read. A process that dies between the two leaves lines twice, which changes nothing. Two
+that merge the same objects both store all of their lines. A reader that finds an object gone since its listing lists
+again: the object that has its lines was stored before.
 """
 
 from __future__ import annotations
