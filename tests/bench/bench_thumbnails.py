@@ -1,4 +1,4 @@
-"""Measure a page of thumbnails that nobody has requested before, and the same page again.
+"""Measure a page of thumbnails that was never requested before, and the same page again.
 
     python -m tests.bench.bench_thumbnails            # print the table
     python -m tests.bench.bench_thumbnails --write    # also write it into docs/explanation/benchmarks.md

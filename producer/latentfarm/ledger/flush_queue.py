@@ -76,7 +76,7 @@ class FlushQueue(LedgerClient):
         return decode(self.run(self.scripts.expired_claim, _EXPIRED_HOLD_S * 1000)) or None
 
     def claim_deletion(self, batch: str = "", *, hold_s: float = DELETION_HOLD_S) -> str | None:
-        """Claim the deletion of a batch, or of any that nobody has claimed in time; no other caller gets it meanwhile.
+        """Claim the deletion of a batch, or of any that was not claimed in time; no other caller gets it meanwhile.
 
         Return the batch; None if there is none, or it is not being deleted any more.
         """

@@ -175,7 +175,7 @@ class _Stream:
                 self._outage = True
                 yield ServerEvent('{"unavailable":true}', "outage")
         except LatentfarmError:
-            # such as a batch that is deleted: an event says so
+            # such as a batch that is deleted, which is an event as well
             return
 
     async def _report_progress(self) -> ServerEvent | None:

@@ -25,7 +25,7 @@ from latentfarm.storage.multipart_upload import abort_uploads_before
 
 log = logging.getLogger(__name__)
 
-#: seconds from one look for deletions to the next, and from one sweep to the next; both begin after the first
+#: seconds from one check of deletions to the next, and from one sweep to the next; both begin after the first
 _DELETIONS_S, _SWEEPS_S = 60.0, 3_600.0
 #: seconds after which an upload has ended, one way or the other
 _LONGEST_UPLOAD_S = 24 * 3_600
