@@ -145,7 +145,7 @@ def test_the_size_of_cells_can_be_changed_and_the_table_scrolls_in_its_box(page:
     assert abs(header["x"] - place["x"]) < 3
 
 
-def test_a_batch_in_which_nothing_varies_says_how_to_submit_a_sweep(page: Page, farm: Farm) -> None:
+def test_a_batch_in_which_nothing_varies_shows_how_to_submit_a_sweep(page: Page, farm: Farm) -> None:
     farm.submit([{"prompt": "cat", "seed": 1}], batch="cats", model="mini")
     page.goto(PATH)
     expect(page.get_by_role("heading", name="There is nothing to compare")).to_be_visible()
@@ -163,7 +163,7 @@ def test_a_million_jobs_are_shown_a_thousand_at_a_time(page: Page, farm: Farm) -
     expect(page.get_by_role("heading", name="There is nothing to compare")).to_be_visible()
 
 
-def test_a_deleted_batch_is_said_to_be_deleted(page: Page, farm: Farm, problems: Problems) -> None:
+def test_a_deleted_batch_is_reported_as_deleted(page: Page, farm: Farm, problems: Problems) -> None:
     problems.allow("404")
     sweep(farm, "guidance_scale=1,2")
     page.goto(PATH)

@@ -1,4 +1,4 @@
-"""The view of one image: what it shows and copies, comparisons, rendering again, and what it says without an image."""
+"""The view of one image: what it shows and copies, comparisons, rendering again, and what it shows without an image."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def test_two_images_are_compared_by_a_border_and_by_their_difference(page: Page,
     expect(border).to_have_value("100")
     right = page.locator(".pair img").nth(1)
     expect(right).to_have_css("clip-path", "inset(0px 0px 0px 100%)")
-    # it lies over the images: to press on them moves it there
+    # it is over the images: to press on them moves it there
     box = page.locator(".pair").bounding_box()
     assert box
     page.mouse.click(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
@@ -200,7 +200,7 @@ def test_two_images_are_compared_by_a_border_and_by_their_difference(page: Page,
 
 
 @pytest.mark.usefixtures("cats")
-def test_a_comparison_says_why_there_is_none(page: Page, problems: Problems) -> None:
+def test_a_comparison_shows_why_there_is_none(page: Page, problems: Problems) -> None:
     problems.allow("404")
     page.goto(f"{PATH}/1?against=150")
     expect(page.get_by_role("heading", name="cats/150 is pending")).to_be_visible()
@@ -279,7 +279,9 @@ def test_an_invalid_row_is_not_retried(page: Page, farm: Farm) -> None:
 
 
 @pytest.mark.usefixtures("cats")
-def test_a_job_that_is_missing_and_a_batch_that_is_deleted_are_said(page: Page, farm: Farm, problems: Problems) -> None:
+def test_a_job_that_is_missing_and_a_batch_that_is_deleted_are_reported(
+    page: Page, farm: Farm, problems: Problems
+) -> None:
     problems.allow("404")
     page.goto(f"{PATH}/200")
     expect(page.get_by_role("alert")).to_contain_text("the batch has the jobs 0 to 199")
@@ -291,7 +293,7 @@ def test_a_job_that_is_missing_and_a_batch_that_is_deleted_are_said(page: Page, 
 
 
 @pytest.mark.usefixtures("cats")
-def test_an_image_that_is_missing_says_so(page: Page, farm: Farm, problems: Problems) -> None:
+def test_an_image_that_is_missing_is_reported(page: Page, farm: Farm, problems: Problems) -> None:
     problems.allow("404")
     farm.bucket.delete([image_key("cats", 1, 1)])
     page.goto(f"{PATH}/1")

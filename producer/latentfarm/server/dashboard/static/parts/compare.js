@@ -8,7 +8,7 @@ import { h } from "../core/dom.js";
 export function comparison(jobs, images) {
   const canvas = h("canvas", { role: "img", "aria-label": "Difference of the images", hidden: true });
   const move = () => element.style.setProperty("--border", `${border.value}%`);
-  // it lies over the images, so to drag on them is to drag it
+  // it is over the images, so to drag on them is to drag it
   const border = h("input", { type: "range", name: "border", step: 0.5, "aria-label": "Border", oninput: move });
   const change = () => {
     canvas.hidden = border.hidden;
