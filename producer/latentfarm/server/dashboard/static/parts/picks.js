@@ -10,8 +10,8 @@ import { readAgain } from "../core/retry.js";
 import { maySubmit } from "../core/session.js";
 import { toast } from "./toasts.js";
 
-/** @typedef {import("../core/types.js").Job} Job */
-/** @typedef {{pick?: import("../core/types.js").Pick, rating?: number | null}} Decision a field that it lacks stays */
+/** @import { Job, Pick } from "../core/types.js" */
+/** @typedef {{pick?: Pick, rating?: number | null}} Decision a field that it lacks stays */
 /** @typedef {{job: Job, before: Decision, now: Decision}} Unstored `before` is what the bucket has */
 
 const COLLECTED_MS = 400;
@@ -114,7 +114,7 @@ const warn = (event) => event.preventDefault();
  */
 export function pickControls(ondecide) {
   if (!maySubmit()) return h("p", { class: "picks" });
-  /** @param {"picked" | "rejected"} pick @param {string} sign @param {string} label */
+  /** @param {Pick} pick @param {string} sign @param {string} label */
   const button = (pick, sign, label) => {
     const toggle = () => ondecide({ pick: made.ariaPressed === "true" ? null : pick });
     const made = h("button", { type: "button", title: label, "aria-label": label, value: pick, onclick: toggle }, sign);

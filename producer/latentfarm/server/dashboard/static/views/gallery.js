@@ -13,12 +13,12 @@ import { toastError } from "../parts/toasts.js";
 import { exportChoices, galleryFilters } from "./gallery_filters.js";
 import { KEYS, Tiles } from "./gallery_tiles.js";
 
-/** @typedef {import("../core/types.js").Batch} Batch */
-/** @typedef {import("../core/types.js").Job} Job */
+/** @import { Batch, Job } from "../core/types.js" */
+/** @import { Page } from "../core/router.js" */
 
 const PAGE = 60;
 
-/** @param {import("../core/router.js").Page} page */
+/** @param {Page} page */
 export function showGallery(page) {
   const header = batchHeader(page, "gallery");
   const gallery = new Gallery(page);
@@ -52,9 +52,9 @@ class Gallery {
   back = button("Previous", () => this.read(this.before.at(-1) ?? this.startBefore(), this.before.slice(0, -1)));
   forth = button("Next", () => this.read(this.next ?? 0, [...this.before, this.start]));
   target = h("input", { type: "number", min: 0, required: true, "aria-label": "Job", placeholder: "Job" });
-  keys = menu("Keys", h("ul", { class: "actions keys" }, ...KEYS.map((key) => h("li", {}, key))), "Keys");
+  keys = menu("Keys", h("ul", { class: "actions" }, ...KEYS.map((key) => h("li", {}, key))), "Keys");
 
-  /** @param {import("../core/router.js").Page} page */
+  /** @param {Page} page */
   constructor({ params, query, signal }) {
     this.path = batchPath(params.name);
     this.signal = signal;
@@ -77,17 +77,12 @@ class Gallery {
       h("div", { class: "gallery-bar" }, said, this.stop, this.fresh, this.back, this.forth, form),
     ];
     document.addEventListener("keydown", (event) => this.onKey(event), { signal });
-    this.readPicks().catch(toastError);
+    const readPicks = () => get(`${this.path}/picks`, { signal });
+    readAgain(readPicks, signal, () => {}).then((counts) => this.showPicks(counts), toastError);
   }
 
-  async readPicks() {
-    const read = () => get(`${this.path}/picks`, { signal: this.signal });
-    this.picks.counts = await readAgain(read, this.signal, () => {});
-    this.showPicks();
-  }
-
-  showPicks() {
-    const { picked, rejected, rated } = this.picks.counts;
+  showPicks(counts = this.picks.counts) {
+    const { picked, rejected, rated } = (this.picks.counts = counts);
     setText(this.counts, `${number(picked)} picked · ${number(rejected)} rejected · ${number(rated)} rated`);
     setText(this.warning, this.picks.problem);
     this.tiles.update();
@@ -104,43 +99,43 @@ class Gallery {
     if (!this.jobs.length && !this.fresh.hidden) this.fresh.click();
   }
 
-  /** Show the page of the jobs from `start` on that fit. @param {number} start @param {number[]} before */
-  async read(start, before = []) {
+  /** Show the page of the jobs from `start` on that fit. @param {number} start @param {number[]} [before] */
+  read(start, before = []) {
     if (this.signal.aborted) return;
     this.search.abort();
     this.search = new AbortController();
-    const signal = AbortSignal.any([this.signal, this.search.signal]);
-    const query = this.filters.query();
-    const state = query.state.join() === "done" ? null : query.state.length ? query.state : "all";
-    setQuery({ ...query, state, start: start || null });
-    const focused = this.tiles.element.contains(document.activeElement);
     Object.assign(this, { start, before, next: start, seen: this.done });
-    const fail = (/** @type {unknown} */ error) => this.fail(error);
-    /** @type {Job[]} */
-    const jobs = [];
-    this.showTurns();
-    try {
-      while (this.next !== null && jobs.length < PAGE) {
-        const part = { ...query, start: this.next, limit: PAGE - jobs.length };
-        /** @type {{jobs: Job[], next: number | null}} */
-        const found = await readAgain(() => get(`${this.path}/jobs`, { query: part, signal }), signal, fail);
-        this.next = found.next;
-        jobs.push(...found.jobs);
-        this.show(jobs);
-        if (focused && document.activeElement === document.body) this.tiles.focus();
-      }
+    const signal = AbortSignal.any([this.signal, this.search.signal]);
+    this.readPage(signal).catch((error) => {
+      if (signal.aborted) return;
       this.end();
-    } catch (error) {
-      if (!signal.aborted) this.fail(error);
-    }
+      this.fail(error);
+    });
   }
 
-  /** @param {Job[]} jobs */
-  show(jobs) {
-    this.jobs = jobs;
-    this.tiles.show(jobs);
-    if (jobs.length && !this.tiles.element.isConnected) fill(this.body, this.tiles.element);
-    this.showTurns();
+  /** @param {AbortSignal} signal */
+  async readPage(signal) {
+    const query = this.filters.query();
+    const state = query.state.join() === "done" ? null : query.state.length ? query.state : "all";
+    setQuery({ ...query, state, start: this.start || null });
+    const focused = this.tiles.element.contains(document.activeElement);
+    const fail = (/** @type {Error} */ error) => this.fail(error);
+    /** @type {Job[]} */
+    const jobs = [];
+    while (this.next !== null && jobs.length < PAGE) {
+      this.showTurns();
+      const part = { ...query, start: this.next, limit: PAGE - jobs.length };
+      const readPart = () => get(`${this.path}/jobs`, { query: part, signal });
+      /** @type {{jobs: Job[], next: number | null}} */
+      const found = await readAgain(readPart, signal, fail);
+      this.next = found.next;
+      jobs.push(...found.jobs);
+      this.jobs = jobs;
+      this.tiles.show(jobs);
+      if (jobs.length && !this.tiles.element.isConnected) fill(this.body, this.tiles.element);
+      if (focused && document.activeElement === document.body) this.tiles.focus();
+    }
+    this.end();
   }
 
   /** End the search: the page is full, no job is left, or the user stops it. */
@@ -167,7 +162,7 @@ class Gallery {
     const range = first && last ? `Jobs ${number(first.index)} to ${number(last.index)}` : "";
     const searching = `Searching from job ${number(this.next ?? 0)} on; ${number(this.jobs.length)} found`;
     setText(this.status, busy ? searching : range);
-    this.status.classList.toggle("searching", busy);
+    for (const each of [this.status, this.stop]) each.classList.toggle("searching", busy);
     this.stop.hidden = !busy;
     this.fresh.hidden = busy || this.done <= this.seen;
     setText(this.fresh, plural(this.done - this.seen, "new image"));
@@ -179,10 +174,10 @@ class Gallery {
   onKey(event) {
     const { target, key } = event;
     const within = target instanceof Node && this.tiles.element.contains(target);
-    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     if (!within && target !== document.body && target !== document.getElementById("main")) return;
     const name = key.toLowerCase();
-    this.keys.open = name === "?" && !this.keys.open;
+    this.keys.open = name === "?";
+    if (event.defaultPrevented || event.ctrlKey || event.metaKey || event.altKey) return;
     if (name === "j") this.target.focus();
     else if (name === "n" || (within && name === "pagedown")) this.forth.click();
     else if (name === "b" || (within && name === "pageup")) this.back.click();

@@ -6,6 +6,8 @@ import { chips } from "../parts/chips.js";
 import { STATES } from "../parts/state_bar.js";
 import { toast } from "../parts/toasts.js";
 
+/** @import { Batch } from "../core/types.js" */
+
 const TYPING_MS = 300;
 const PICKS = [
   { value: "picked", label: "picked" },
@@ -52,7 +54,7 @@ export function galleryFilters(query, onchange) {
       const texts = /** @type {Record<string, string>} */ (Object.fromEntries(new FormData(form)));
       return { ...texts, state: texts.code ? [] : [...states], pick: [...picks] };
     },
-    update: (/** @type {import("../core/types.js").Batch} */ batch) => {
+    update: (/** @type {Batch} */ batch) => {
       stateChips.update(STATES.map(([value, label]) => ({ value, label, state: value, count: batch[value] })));
       showCodes(Object.keys(batch.errors));
     },

@@ -7,8 +7,8 @@ import { pickControls, updatePickControls } from "../parts/picks.js";
 import { thumbnail, updateThumbnail } from "../parts/thumbnail.js";
 import { toast } from "../parts/toasts.js";
 
-/** @typedef {import("../core/types.js").Job} Job */
-/** @typedef {import("../parts/picks.js").Decision} Decision */
+/** @import { Job } from "../core/types.js" */
+/** @import { Decision, Picks } from "../parts/picks.js" */
 
 export const KEYS = [
   "← → ↑ ↓ go to another image; with Shift, they select all up to it",
@@ -34,10 +34,7 @@ export class Tiles {
   /** Where the selection begins. */
   anchor = -1;
 
-  /**
-   * @param {string} batch
-   * @param {import("../parts/picks.js").Picks} picks
-   */
+  /** @param {string} batch @param {Picks} picks */
   constructor(batch, picks) {
     this.path = `/batches/${encodeURIComponent(batch)}/images`;
     this.picks = picks;
@@ -75,7 +72,7 @@ export class Tiles {
 
   /** @param {number} index */
   create(index) {
-    const link = h("a", { href: `${this.path}/${index}` }, thumbnail());
+    const link = h("a", {}, thumbnail());
     const text = h("p", {}, h("span", { class: "number" }, number(index)), " ", h("span", { class: "prompt" }));
     const controls = pickControls((decision) => this.decide(index, decision));
     const cells = [link, text, controls].map((each) => h("div", { role: "gridcell" }, each));
@@ -87,6 +84,8 @@ export class Tiles {
     tile.ariaSelected = String(this.selected.has(job.index));
     tile.dataset.pick = job.pick ?? "";
     setText(find(tile, ".prompt"), job.request.prompt ?? "");
+    // from the image, the gallery is found again as it is now
+    find(tile, "a").setAttribute("href", `${this.path}/${job.index}${location.search}`);
     updateThumbnail(find(tile, ".thumbnail"), job);
     updatePickControls(find(tile, ".picks"), job);
     for (const each of tile.querySelectorAll("a, button, select")) {
