@@ -6,10 +6,9 @@ import { STATE_OF_BYTE } from "../core/states.js";
 import { STATES } from "./state_bar.js";
 
 const HEIGHT = 320;
-/** Sizes and numbers of jobs of cells, by rising size. */
-const ZOOMS = [40, 28, 20, 14, 9, 6, 4, 2]
-  .map((jobs) => [2, jobs])
-  .concat([2, 3, 4, 6, 8, 12, 16, 24].map((size) => [size, 1]));
+/** Sizes of cells and jobs in each, by rising size. */
+const GROUPED = [40, 28, 20, 14, 9, 6, 4, 2].map((jobs) => [2, jobs]);
+const ZOOMS = [...GROUPED, ...[2, 3, 4, 6, 8, 12, 16, 24].map((size) => [size, 1])];
 /** The sizes from which there are gaps between cells, and in which a single job is shown. */
 const [LARGE, SHOWN] = [6, 16];
 /** A cell of several jobs has the last of these states that one of them has: a failed job is seen among thousands. */
@@ -34,11 +33,7 @@ export class Strip {
   #canvas = h("canvas");
   #marker = h("span", { class: "marker" });
   #sheet = h("div", { class: "sheet" }, this.#canvas, this.#marker);
-  #scroller = h(
-    "div",
-    { class: "scroller", tabindex: "0", role: "application", "aria-describedby": "hint" },
-    this.#sheet,
-  );
+  #scroller = h("div", { class: "scroller", tabindex: "0", role: "application" }, this.#sheet);
   #text = h("p", { class: "point", role: "status" });
   #open;
 
@@ -50,6 +45,7 @@ export class Strip {
     this.#open = open;
     const hint = "Arrow keys, Home and End move the cursor, Enter opens its job. + and −, or Ctrl and the wheel, zoom.";
     this.element = h("div", { class: "strip" }, this.#scroller, this.#text, h("p", { id: "hint" }, hint));
+    this.#scroller.setAttribute("aria-describedby", "hint");
     this.#listen();
     const recolor = () => this.#readColors();
     const observers = [new ResizeObserver(() => this.#measure()), new MutationObserver(recolor)];
@@ -85,15 +81,23 @@ export class Strip {
     this.zoomBy(Math.max(0, this.#levels.findIndex(({ cell }) => cell >= SHOWN * devicePixelRatio) - this.#zoom));
   }
 
-  /** @param {number} steps */
-  zoomBy(steps) {
+  /**
+   * @param {number} steps
+   * @param {number} [job] that is then at the height `y`
+   */
+  zoomBy(steps, job = this.#middle, y = this.#scroller.clientHeight / 2) {
+    this.#zoom = Math.max(0, Math.min(this.#zoom + steps, this.#levels.length - 1));
+    const { cell, jobs, columns, rows } = this.#level;
+    this.#sheet.style.height = cssPixels(rows * cell);
+    this.#scroller.scrollTop = ((Math.floor(job / jobs / columns) + 0.5) * cell) / devicePixelRatio - y;
+    this.#redraw();
+  }
+
+  /** The job that stays where it is: the cursor's, or one in the middle. */
+  get #middle() {
     const { cell, jobs, columns } = this.#level;
     const middle = (this.#scroller.scrollTop + this.#scroller.clientHeight / 2) * devicePixelRatio;
-    const job = this.#cursor < 0 ? Math.floor(middle / cell) * columns * jobs : this.#cursor;
-    this.#zoom = Math.max(0, Math.min(this.#zoom + steps, this.#levels.length - 1));
-    this.#sheet.style.height = cssPixels(this.#level.rows * this.#level.cell);
-    this.#center(job);
-    this.#redraw();
+    return this.#cursor < 0 ? Math.floor(middle / cell) * columns * jobs : this.#cursor;
   }
 
   get #level() {
@@ -207,13 +211,6 @@ export class Strip {
     return column < columns ? this.#mostUrgent(row * columns + column) : -1;
   }
 
-  /** @param {number} job */
-  #center(job) {
-    const { cell, jobs, columns } = this.#level;
-    const middle = ((Math.floor(job / jobs / columns) + 0.5) * cell) / devicePixelRatio;
-    this.#scroller.scrollTop = middle - this.#scroller.clientHeight / 2;
-  }
-
   /** Open the job of the cursor. */
   #enter() {
     if (["done", "failed"].includes(STATE_OF_BYTE[this.#states[this.#cursor]])) this.#open(this.#start + this.#cursor);
@@ -221,12 +218,16 @@ export class Strip {
 
   #listen() {
     const scroller = this.#scroller;
+    const point = (/** @type {number} */ job) => {
+      this.#pointed = job;
+      this.#redraw();
+    };
     scroller.addEventListener("scroll", () => this.#redraw());
     scroller.addEventListener("keydown", (event) => this.#key(event));
     scroller.addEventListener("pointerdown", () => (this.#dragged = 0));
-    scroller.addEventListener("pointerleave", () => this.#point(-1));
+    scroller.addEventListener("pointerleave", () => point(-1));
     scroller.addEventListener("pointermove", (event) => {
-      this.#point(this.#jobAt(event));
+      point(this.#jobAt(event));
       // a finger scrolls by itself
       if (!event.buttons || event.pointerType === "touch") return;
       this.#dragged += Math.abs(event.movementX) + Math.abs(event.movementY);
@@ -242,34 +243,29 @@ export class Strip {
     scroller.addEventListener("wheel", (event) => {
       if (!event.ctrlKey) return;
       event.preventDefault();
-      this.zoomBy(-event.deltaY / 100);
+      const y = event.clientY - scroller.getBoundingClientRect().top;
+      this.zoomBy(-event.deltaY / 100, Math.max(0, this.#jobAt(event)), y);
     });
-  }
-
-  /** @param {number} job */
-  #point(job) {
-    this.#pointed = job;
-    this.#redraw();
   }
 
   /** @param {KeyboardEvent} event */
   #key(event) {
     const { jobs, columns } = this.#level;
-    const last = Math.floor((this.#states.length - 1) / jobs);
-    const place = Math.floor(this.#cursor / jobs);
-    /** @type {Record<string, () => number>} */
-    const moves = { ArrowLeft: () => place - 1, ArrowRight: () => place + 1, ArrowUp: () => place - columns };
-    Object.assign(moves, { ArrowDown: () => place + columns, Home: () => 0, End: () => last });
+    const [left, up, end] = [-1, -columns, Infinity];
     /** @type {Record<string, number>} */
-    const zooms = { "+": 1, "=": 1, "-": -1, 0: -this.#zoom };
+    const moves = { ArrowLeft: left, ArrowRight: -left, ArrowUp: up, ArrowDown: -up, Home: -end, End: end };
+    /** @type {Record<string, number>} */
+    const zooms = { "+": 1, "=": 1, "-": -1, 0: -end };
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key in zooms) this.zoomBy(zooms[event.key]);
     else if (event.key === "Enter") this.#enter();
     else if (event.key in moves) {
-      const to = Math.max(0, Math.min(moves[event.key](), last));
-      this.#cursor = this.#mostUrgent(to);
-      this.#center(this.#cursor);
-      this.#point(-1);
+      const last = Math.floor((this.#states.length - 1) / jobs);
+      const place = Math.floor(this.#cursor / jobs) + moves[event.key];
+      this.#cursor = this.#mostUrgent(Math.max(0, Math.min(place, last)));
+      this.#pointed = -1;
+      this.#mark();
+      this.#marker.scrollIntoView({ block: "nearest" });
     } else return;
     event.preventDefault();
   }
