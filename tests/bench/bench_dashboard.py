@@ -102,7 +102,7 @@ def live_ms(page: Page, farm: Farm, rounds: int) -> list[float]:
     """Change a job's state; return how long the page took to show each change."""
     found = []
     for place in range(rounds):
-        # spread over the second in which the page is told of changes once
+        # spread over the second in which the page hears of changes once
         page.wait_for_timeout(1_500 + 1_000 * place / rounds)
         page.evaluate(_WATCH, "1 running")
         [lease] = farm.ledger.lease("mini", "bench", 1, lease_s=600)

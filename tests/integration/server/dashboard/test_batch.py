@@ -171,7 +171,7 @@ def test_failures_are_retried_by_code_but_not_those_of_invalid_rows(page: Page, 
     assert farm.batch("cats").status().errors == {"invalid_row": 1, "engine_error": 1}
 
 
-def test_pause_says_why_the_batch_waits_and_has_an_undo(page: Page, farm: Farm) -> None:
+def test_pause_shows_why_the_batch_waits_and_has_an_undo(page: Page, farm: Farm) -> None:
     submit(farm)
     page.goto("/batches/cats")
     expect(page.locator(".warnings")).to_contain_text("no worker")
@@ -219,7 +219,7 @@ def test_a_jump_moves_the_cursor_and_lists_the_job_and_refuses_what_is_no_index(
     expect(page).to_have_url(re.compile(r"/batches/cats\?at=7$"))
 
 
-def test_a_batch_that_is_deleted_under_its_page_is_said_to_be(page: Page, farm: Farm, problems: Problems) -> None:
+def test_a_batch_that_is_deleted_under_its_page_is_reported(page: Page, farm: Farm, problems: Problems) -> None:
     problems.allow("404")
     submit(farm)
     page.goto("/batches/cats")
@@ -232,7 +232,7 @@ def test_a_batch_that_is_deleted_under_its_page_is_said_to_be(page: Page, farm: 
     expect(page.get_by_role("heading", name="Batches")).to_be_visible()
 
 
-def test_a_server_that_stops_is_said_to_and_what_was_deleted_meanwhile_too(
+def test_a_page_reports_that_the_server_stopped_and_what_was_deleted_meanwhile(
     serving: Serving, open_page: OpenPage, farm: Farm, all_problems: list[Problems]
 ) -> None:
     [port] = free_ports(1)

@@ -1,4 +1,4 @@
-/** Decisions about a batch. What can be undone has an undo, what cannot asks first. */
+/** Decisions about a batch. What can be undone has an undo, what cannot needs a confirmation. */
 
 import { batchPath, post, remove } from "../core/api.js";
 import { h } from "../core/dom.js";

@@ -43,10 +43,10 @@ export function batchFailures({ params: { name }, signal }) {
     fill(find(row, ".indices"), ...links, count > LISTED && "…");
   }
 
-  const tell = (/** @type {unknown} */ error) =>
+  const report = (/** @type {unknown} */ error) =>
     signal.aborted || setText(complaint, /** @type {Error} */ (error).message);
   async function read() {
-    const { failures } = await readAgain(() => get(`${batchPath(name)}/failures`, { signal }), signal, tell);
+    const { failures } = await readAgain(() => get(`${batchPath(name)}/failures`, { signal }), signal, report);
     setText(complaint, "");
     syncList(list, /** @type {Failure[]} */ (failures), ({ code }) => code, createRow, updateRow);
   }
@@ -55,7 +55,7 @@ export function batchFailures({ params: { name }, signal }) {
   function update(found) {
     batch = found;
     element.hidden = !batch.failed;
-    if (batch.failed && shown !== JSON.stringify(batch.errors)) read().catch(tell);
+    if (batch.failed && shown !== JSON.stringify(batch.errors)) read().catch(report);
     shown = JSON.stringify(batch.errors);
   }
 

@@ -67,7 +67,7 @@ export function batchHeader({ params, setTitle }, current) {
 }
 
 /**
- * Read the page's batch and follow its events, until `signal` is aborted or the batch is deleted: then the page says so.
+ * Read the page's batch and follow its events, until `signal` is aborted or it is deleted, which the page then shows.
  *
  * @param {Page} page
  * @param {import("../core/api.js").Query} query of the events, besides `batch`
@@ -89,12 +89,12 @@ export async function followBatch(page, query, handlers, signal = page.signal) {
   const read = () => get(batchPath(name), { signal: following });
   const isUnknown = (/** @type {unknown} */ error) => error instanceof ApiError && error.status === 404;
   const unavailable = h("div");
-  const tell = (/** @type {ApiError} */ error) => {
+  const report = (/** @type {ApiError} */ error) => {
     fill(unavailable, problem("The batch cannot be read", error));
     page.root.append(unavailable);
   };
   try {
-    handlers.progress(await readAgain(read, following, tell));
+    handlers.progress(await readAgain(read, following, report));
     unavailable.remove();
   } catch (error) {
     if (isUnknown(error)) end(`There is no batch ${name}`);

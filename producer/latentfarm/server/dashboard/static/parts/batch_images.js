@@ -37,16 +37,17 @@ export function batchImages({ params: { name }, signal }, wanted) {
     h("li", {}, h("a", { href: `${path}/images/${index}` }, thumbnail(), h("span", { class: "muted" }, number(index))));
   const updateTile = (/** @type {HTMLElement} */ tile, /** @type {Job} */ job) =>
     updateThumbnail(find(tile, ".thumbnail"), job);
-  const tell = (/** @type {unknown} */ error) => signal.aborted || setText(note, /** @type {Error} */ (error).message);
+  const report = (/** @type {unknown} */ error) =>
+    signal.aborted || setText(note, /** @type {Error} */ (error).message);
 
   /** @param {ReturnType<typeof choose>} choice */
   async function read({ label, state, start, latest }) {
-    const asked = (readAt = performance.now());
+    const begun = (readAt = performance.now());
     const codes = wanted.code.size ? [...wanted.code] : [""];
     const readCode = (/** @type {string} */ code) =>
       get(`${batchPath(name)}/jobs`, { query: { state, code, start, limit: SHOWN }, signal });
-    const answers = await readAgain(() => Promise.all(codes.map(readCode)), signal, tell);
-    if (asked !== readAt) return;
+    const answers = await readAgain(() => Promise.all(codes.map(readCode)), signal, report);
+    if (begun !== readAt) return;
     /** @type {Job[]} */
     const jobs = answers.flatMap((answer) => answer.jobs).sort((one, other) => one.index - other.index);
     setText(title, label);
@@ -71,7 +72,7 @@ export function batchImages({ params: { name }, signal }, wanted) {
     const isDue = !shown.startsWith(chosen) || !batch.leased || performance.now() > readAt + PAUSE_MS;
     if (counted === shown || !isDue) return;
     shown = counted;
-    read(choice).catch(tell);
+    read(choice).catch(report);
   }
 
   return { element, update };

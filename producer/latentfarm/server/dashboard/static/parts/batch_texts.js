@@ -1,4 +1,4 @@
-/** What is said about a batch in a line. */
+/** Lines of text about a batch. */
 
 import { ago, duration, number, rate } from "../core/format.js";
 

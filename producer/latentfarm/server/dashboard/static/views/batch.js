@@ -115,7 +115,7 @@ class Overview {
 
   #render() {
     const [batch, { state, code }] = [this.#batch, this.wanted];
-    // only failed jobs have a code, and their states do not tell it
+    // only failed jobs have a code, and states do not have it
     this.strip.filter(code.size ? new Set(["failed"]) : state);
     if (!batch) return;
     this.header.update(batch);
