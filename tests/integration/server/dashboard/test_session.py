@@ -20,7 +20,7 @@ from latentfarm.server.security.keys import new_key
 pytestmark = pytest.mark.integration
 
 KEYS = {name: new_key(name, scopes) for name, scopes in (("reader", "read"), ("admin", "admin"))}
-ABOUT = {"device": "cpu", "device_name": "cpu", "dtype": "float32", "slots": 1, "draining": 0}
+ABOUT: dict[str, str | int] = {"device": "cpu", "device_name": "cpu", "dtype": "float32", "slots": 1, "draining": 0}
 
 
 @pytest.fixture

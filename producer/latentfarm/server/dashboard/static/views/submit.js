@@ -38,8 +38,10 @@ export async function showSubmit({ root, signal, setTitle }) {
     event.preventDefault();
     submission.submit();
   });
-  listen(document, "dragover", (event) => event.preventDefault());
+  const hasFile = (/** @type {DragEvent} */ { dataTransfer }) => dataTransfer?.types.includes("Files");
+  listen(document, "dragover", (event) => hasFile(event) && event.preventDefault());
   listen(document, "drop", (event) => {
+    if (!hasFile(event)) return;
     event.preventDefault();
     form.file.files = event.dataTransfer.files;
     submission.change();
@@ -53,7 +55,8 @@ export async function showSubmit({ root, signal, setTitle }) {
     () => {},
   );
   fill(find(form, "#models"), ...models.map((/** @type {any} */ { model }) => h("option", { value: model })));
-  form.model.placeholder = models[0]?.model ?? "mini";
+  form.model.placeholder = (models.find((/** @type {any} */ { workers }) => workers) ?? models[0])?.model ?? "mini";
+  if (!form.inert) submission.change();
 }
 
 /** What is entered, its plan, and sending it. */
