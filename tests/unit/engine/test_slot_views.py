@@ -89,17 +89,14 @@ def test_nothing_is_read_again_before_it_is_taken_and_nothing_is_taken_twice(sd1
     assert engine.slot_viewer.take() is None
 
 
-def test_a_view_has_the_first_decoded_image_and_the_last_one_each_once(sd1: Any) -> None:
+def test_a_view_has_the_image_of_the_warm_up_and_the_last_four_each_once(sd1: Any) -> None:
     engine = Engine(sd1, slots=1)
     engine.warm_up()
-    warm_up = engine._decoder.examples
-    run_one(engine, 0)
-    last = run_one(engine, 1)
-    views = view(engine)
-    assert [each.pixels for each in views.decoded[:1]] == [warm_up[0].pixels]
-    assert [pixels_of(each.pixels) for each in views.decoded[1:]] == [last]
+    warm_up = pixels_of(engine._decoder.examples[0].pixels)
+    images = [run_one(engine, index) for index in range(6)]
+    assert [pixels_of(each.pixels) for each in view(engine).decoded] == [warm_up, *images[2:]]
     assert view(engine).decoded == ()
-    again = run_one(engine, 2)
+    again = run_one(engine, 6)
     assert [pixels_of(each.pixels) for each in view(engine).decoded] == [again]
 
 

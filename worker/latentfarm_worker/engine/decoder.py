@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 #: steps that a finished image waits for others to fill its group
 _MAX_WAIT_STEPS = 8
+#: decoded images that are kept: a few have most colours, and are a few megabytes
+_LAST_EXAMPLES = 4
 
 
 @dataclass(eq=False)
@@ -61,7 +63,7 @@ class Decoder:
         group: images of the native size in a group.
 
     Attributes:
-        examples: the first and the last image that were decoded. The first one is that of the warm-up.
+        examples: the first image that was decoded, which is that of the warm-up, and the last few.
     """
 
     def __init__(self, family: Family, call: DeviceCall, *, group: int = 1) -> None:
@@ -229,7 +231,7 @@ class Decoder:
             began = time.perf_counter()
             pixels = self._decode_in_float32(latents)
             seconds += time.perf_counter() - began
-        self.examples = (*self.examples[:1], Decoded(latents, pixels))
+        self.examples = (*self.examples[:1], *self.examples[1:][1 - _LAST_EXAMPLES :], Decoded(latents, pixels))
         return Rendered(
             job=image.job,
             handle=image.handle,
