@@ -83,7 +83,7 @@ SHOTS = (
     Shot("gallery", "/batches/shapes/gallery", PROMPTS[0]),
     Shot("gallery-dark", "/batches/shapes/gallery", PROMPTS[0], DESK_DARK),
     Shot("gallery-phone", "/batches/shapes/gallery", PROMPTS[0], PHONE, _scroll_to_images),
-    Shot("grid", "/batches/guidance/grid", "guidance_scale"),
+    Shot("grid", "/batches/guidance/grid", "Select two images"),
     Shot("image", "/batches/shapes/images/21", PROMPTS[21]),
     Shot("image-dark", "/batches/shapes/images/21", PROMPTS[21], DESK_DARK),
     Shot("image-phone", "/batches/shapes/images/21", PROMPTS[21], PHONE),
@@ -163,6 +163,8 @@ def main(names: Sequence[str]) -> int:
     FOLDER.mkdir(exist_ok=True)
     chosen = [shot for shot in SHOTS if not names or shot.name in names]
     with TemporaryDirectory() as folder, LocalFarm(Path(folder)) as local, chromium() as browser:
+        # beside two workers that render, a page has little of the processor
+        expect.set_options(timeout=60_000)
         local.start_workers(2, parse_model("mini"), dtype="auto", slots=0)
         url = local.start_http_server("127.0.0.1:0").wait_for_url()
         fill(Farm.open(local.settings))
