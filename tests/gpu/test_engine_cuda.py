@@ -136,6 +136,27 @@ def test_no_step_waits_for_the_device(folder: Path, *, cuda_graphs: bool) -> Non
 
 
 @pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_slots_are_read_without_a_wait_and_images_have_the_same_bytes(folder: Path, *, cuda_graphs: bool) -> None:
+    family = load_family(folder, dtype=torch.float16, device=CUDA)
+    plain = run(family, jobs(), cuda_graphs=cuda_graphs)
+    engine = Engine(family, slots=4, micro_batch=4, cuda_graphs=cuda_graphs)
+    engine.warm_up()
+    for job in jobs():
+        engine.admit(job)
+    done, taken = {}, []
+    while engine.busy:
+        done.update({each.job.index: each.pixels for each in engine.step() if isinstance(each, Rendered)})
+        with waits_forbidden():
+            engine.view_slots()
+            views = engine.slot_viewer.take()
+        taken += [views] if views else []
+    assert all(torch.equal(done[index], plain[index]) for index in plain)
+    seen = [latents for views in taken for latents in views.estimates.values()]
+    assert seen
+    assert all(latents.device.type == "cpu" and latents.isfinite().all() for latents in seen)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_an_image_that_is_paused_for_an_interactive_one_has_the_same_bytes(folder: Path, *, cuda_graphs: bool) -> None:
     family = load_family(folder, dtype=torch.float16, device=CUDA)
     wanted = jobs()[:3]
