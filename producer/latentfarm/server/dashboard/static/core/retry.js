@@ -30,3 +30,25 @@ export async function readAgain(read, signal, onProblem) {
 
 /** @param {number} ms */
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/**
+ * Return a function that calls `act`, never twice at a time: a call meanwhile lets it run once more afterwards.
+ *
+ * @param {() => Promise<void>} act
+ */
+export function oneAtATime(act) {
+  let [busy, due] = [false, false];
+  return async () => {
+    due = true;
+    if (busy) return;
+    busy = true;
+    try {
+      while (due) {
+        due = false;
+        await act();
+      }
+    } finally {
+      busy = false;
+    }
+  };
+}

@@ -3,7 +3,7 @@
 import { batchPath, get, toJson } from "../core/api.js";
 import { fill, find, h } from "../core/dom.js";
 import { number } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
+import { oneAtATime, readAgain } from "../core/retry.js";
 import { navigate, setQuery } from "../core/router.js";
 import { batchHeader, followBatch } from "../parts/batch_header.js";
 import { empty, problem, reading } from "../parts/placeholder.js";
@@ -31,28 +31,21 @@ export async function showGrid(page) {
   root.append(header.element, range, body);
   const update = sweepTable(body, `/batches/${encodeURIComponent(params.name)}/images/`);
   const fail = (/** @type {unknown} */ error) => jobs.size || fill(body, problem("The jobs cannot be read", error));
-  let [busy, due, all] = [false, false, true];
+  let all = true;
 
-  async function read() {
-    due = true;
-    if (busy) return;
-    busy = true;
-    while (due && !signal.aborted) {
-      due = false;
-      // but for a retry, those before the first that has not ended stay as they are
-      const running = [...jobs.values()].find(({ state }) => state === "pending" || state === "leased");
-      let from = all ? start : (running?.index ?? stop);
-      all = false;
-      while (from < stop) {
-        const options = { query: { start: from, limit: Math.min(PAGE, stop - from) }, signal };
-        const found = await readAgain(() => get(`${batchPath(params.name)}/jobs`, options), signal, fail);
-        for (const job of found.jobs) jobs.set(job.index, job);
-        from = found.next ?? stop;
-      }
-      update([...jobs.values()]);
+  const read = oneAtATime(async () => {
+    // but for a retry, those before the first that has not ended stay as they are
+    const running = [...jobs.values()].find(({ state }) => state === "pending" || state === "leased");
+    let from = all ? start : (running?.index ?? stop);
+    all = false;
+    while (from < stop) {
+      const options = { query: { start: from, limit: Math.min(PAGE, stop - from) }, signal };
+      const found = await readAgain(() => get(`${batchPath(params.name)}/jobs`, options), signal, fail);
+      for (const job of found.jobs) jobs.set(job.index, job);
+      from = found.next ?? stop;
     }
-    busy = false;
-  }
+    update([...jobs.values()]);
+  });
 
   /** @param {Batch} batch */
   function progress(batch) {

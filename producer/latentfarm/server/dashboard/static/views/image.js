@@ -4,7 +4,7 @@ import { batchPath, get, post, toJson } from "../core/api.js";
 import { fill, h, setText } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { plural } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
+import { oneAtATime, readAgain } from "../core/retry.js";
 import { navigate } from "../core/router.js";
 import { maySubmit } from "../core/session.js";
 import { retry } from "../parts/batch_actions.js";
@@ -34,12 +34,12 @@ export async function showImage(page) {
   let shown = new AbortController();
   const stage = h("div", { class: "stage", tabindex: 0, role: "group", "aria-label": "Image" }, reading("Reading …"));
   const trace = h("div", { class: "trace" });
+  const h2 = h("h2", {}, `Job ${params.index}`);
   const moves = h("div", { class: "row moves" });
   const summary = h("div", { class: "summary" });
   const facts = h("div", { class: "receipt" });
   const controls = pickControls((decision) => job && picks.decide([job], decision));
-  const title = h("h2", {}, `Job ${params.index}`);
-  const side = h("div", { class: "side" }, title, moves, controls, summary, againstForm(page), facts);
+  const side = h("div", { class: "side" }, h2, moves, controls, summary, againstForm(page), facts);
   root.append(header.element, h("div", { class: "image-view" }, stage, trace, side));
   picks.onchange = () => job && updatePickControls(controls, job);
   document.addEventListener("keydown", press, { signal });
@@ -52,7 +52,7 @@ export async function showImage(page) {
   const readJob = (/** @type {string} */ name, /** @type {string} */ index) =>
     readAgain(() => get(`${batchPath(name)}/jobs/${index}`, { signal }), signal, fail);
 
-  async function read() {
+  const read = oneAtATime(async () => {
     /** @type {Job} */
     const found = await readJob(params.name, params.index);
     picks.restore(found);
@@ -60,19 +60,19 @@ export async function showImage(page) {
     job = found;
     shown.abort();
     shown = new AbortController();
-    const { intermediates } = job;
+    const { intermediates } = found;
     updatePickControls(controls, job);
     fill(summary, ...describe(job, batch));
     fill(facts, ...receiptOf(job));
-    const strip = () => h("img", { src: intermediates, alt: "From noise to the image" });
-    fill(trace, intermediates && h("a", { href: intermediates, target: "_blank" }, strip()));
+    const strip = h("img", { src: intermediates, alt: "From noise to the image" });
+    fill(trace, intermediates && h("a", { href: intermediates, target: "_blank" }, strip));
     const [, name = params.name, index] = OTHER.exec(query.get("against") ?? "") ?? [];
     const jobs = job.image && index ? [job, await readJob(name, index)] : [job];
     const missing = jobs.find(({ image }) => !image);
-    if (missing) return fill(stage, waiting(missing, missing === job ? batch : null, shown.signal));
+    if (missing) return fill(stage, waiting(missing, batch, AbortSignal.any([signal, shown.signal])));
     const images = await Promise.all(jobs.map((each) => load(each, signal, fail)));
     fill(stage, jobs.length > 1 ? comparison(jobs, images) : images[0]);
-  }
+  });
 
   const update = () => read().catch((error) => signal.aborted || fail(error));
   const progress = (/** @type {Batch} */ now) => {
@@ -162,7 +162,7 @@ function zoom() {
 const button = (text, act) =>
   h("button", { type: "button", onclick: () => Promise.resolve().then(act).catch(toastError) }, text);
 
-/** Return why a job has no image. @param {Job} job @param {Batch | null} batch for a retry @param {AbortSignal} signal */
+/** Return why a job has no image. @param {Job} job @param {Batch} batch that is shown @param {AbortSignal} signal */
 function waiting(job, batch, signal) {
   const { state, worker, error, attempts } = job;
   const preview = h("img", { alt: "The image so far", hidden: true });
@@ -180,8 +180,8 @@ function waiting(job, batch, signal) {
     : `${job.job} is ${STATES.find(([each]) => each === state)?.[1]}`;
   const tried = (error || attempts > 1) && h("p", {}, plural(attempts, "attempt"));
   const cure = error?.code === "invalid_row" && h("p", {}, "Correct the row, and submit it in a new batch.");
-  const again =
-    batch && error && !cure && maySubmit() && button("Retry all with this code", () => retry(batch, error.code));
+  const mayRetry = error && !cure && maySubmit() && job.job.startsWith(`${batch.batch}/`);
+  const again = mayRetry && button("Retry all with this code", () => retry(batch, error.code));
   return h("div", { class: "placeholder", role: "status" }, h("h2", {}, title), preview, text, tried, cure || again);
 }
 
