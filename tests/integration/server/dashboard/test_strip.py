@@ -67,6 +67,7 @@ def test_all_jobs_are_seen_at_once_and_a_failed_one_among_them(page: Page, milli
 
 def test_the_strip_is_zoomed_and_moved_by_keyboard(page: Page, million: str) -> None:
     page.goto(f"/batches/{million}")
+    expect(strip(page)).to_have_attribute("aria-label", "1,000,000 jobs from 0 on, a cell each")
     strip(page).focus()
     page.keyboard.press("End")
     expect(point(page)).to_contain_text("Job 999,")

@@ -3,7 +3,7 @@
 import { batchPath, get } from "../core/api.js";
 import { fill, find, h, setText, syncList } from "../core/dom.js";
 import { number, plural } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
+import { oneAtATime, readAgain } from "../core/retry.js";
 import { maySubmit } from "../core/session.js";
 import { retry } from "./batch_actions.js";
 import { toastError } from "./toasts.js";
@@ -45,11 +45,11 @@ export function batchFailures({ params: { name }, signal }) {
 
   const report = (/** @type {unknown} */ error) =>
     signal.aborted || setText(complaint, /** @type {Error} */ (error).message);
-  async function read() {
+  const read = oneAtATime(async () => {
     const { failures } = await readAgain(() => get(`${batchPath(name)}/failures`, { signal }), signal, report);
     setText(complaint, "");
     syncList(list, /** @type {Failure[]} */ (failures), ({ code }) => code, createRow, updateRow);
-  }
+  });
 
   /** @param {Batch} found */
   function update(found) {

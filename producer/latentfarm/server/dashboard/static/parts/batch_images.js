@@ -3,7 +3,7 @@
 import { batchPath, get, url } from "../core/api.js";
 import { find, h, setText, syncList } from "../core/dom.js";
 import { number } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
+import { oneAtATime, readAgain } from "../core/retry.js";
 import { maySubmit } from "../core/session.js";
 import { STATE_OF_BYTE } from "../core/states.js";
 import { resume } from "./batch_actions.js";
@@ -32,6 +32,8 @@ export function batchImages({ params: { name }, signal }, wanted) {
   const element = h("section", { class: "batch-images", "aria-label": "Images" }, top, note, list);
   const path = `/batches/${encodeURIComponent(name)}`;
   let [shown, readAt] = ["", 0];
+  /** @type {ReturnType<typeof choose>} */
+  let choice;
 
   const createTile = (/** @type {Job} */ { index }) =>
     h("li", {}, h("a", { href: `${path}/images/${index}` }, thumbnail(), h("span", { class: "muted" }, number(index))));
@@ -40,21 +42,20 @@ export function batchImages({ params: { name }, signal }, wanted) {
   const report = (/** @type {unknown} */ error) =>
     signal.aborted || setText(note, /** @type {Error} */ (error).message);
 
-  /** @param {ReturnType<typeof choose>} choice */
-  async function read({ label, state, start, latest }) {
-    const begun = (readAt = performance.now());
+  const read = oneAtATime(async () => {
+    const { label, state, start, latest } = choice;
+    readAt = performance.now();
     const codes = wanted.code.size ? [...wanted.code] : [""];
     const readCode = (/** @type {string} */ code) =>
       get(`${batchPath(name)}/jobs`, { query: { state, code, start, limit: SHOWN }, signal });
     const answers = await readAgain(() => Promise.all(codes.map(readCode)), signal, report);
-    if (begun !== readAt) return;
     /** @type {Job[]} */
     const jobs = answers.flatMap((answer) => answer.jobs).sort((one, other) => one.index - other.index);
     setText(title, label);
     setText(note, jobs.length ? "" : latest ? "No image is finished yet." : "No job that was read is like this.");
     gallery.href = url(`${path}/gallery`, { state: [...wanted.state], code: [...wanted.code], start: wanted.at });
     syncList(list, latest ? jobs.reverse() : jobs.slice(0, SHOWN), ({ index }) => index, createTile, updateTile);
-  }
+  });
 
   /**
    * Show what is wanted, if it or the batch has changed.
@@ -66,13 +67,13 @@ export function batchImages({ params: { name }, signal }, wanted) {
   function update(batch, states, start) {
     go.hidden = batch.paused_by !== "canary";
     go.onclick = () => resume(batch).catch(toastError);
-    const choice = choose(wanted, batch, () => start + nthLast(states, STATE_OF_BYTE.indexOf("done"), SHOWN));
+    choice = choose(wanted, batch, () => start + nthLast(states, STATE_OF_BYTE.indexOf("done"), SHOWN));
     const chosen = JSON.stringify([choice.label, choice.state, [...wanted.code], wanted.at]);
     const counted = chosen + [batch.done, batch.failed, batch.cancelled, batch.pending];
     const isDue = !shown.startsWith(chosen) || !batch.leased || performance.now() > readAt + PAUSE_MS;
     if (counted === shown || !isDue) return;
     shown = counted;
-    read(choice).catch(report);
+    read().catch(report);
   }
 
   return { element, update };

@@ -77,7 +77,7 @@ export class Strip {
 
   /** Move the cursor to a job, and show it large. @param {number} index */
   select(index) {
-    this.#cursor = index - this.#start;
+    this.#cursor = Math.min(index - this.#start, this.#states.length - 1);
     this.zoomBy(Math.max(0, this.#levels.findIndex(({ cell }) => cell >= SHOWN * devicePixelRatio) - this.#zoom));
   }
 
@@ -101,7 +101,7 @@ export class Strip {
   }
 
   get #level() {
-    return this.#levels[Math.round(this.#zoom)];
+    return this.#levels[Math.min(Math.round(this.#zoom), this.#levels.length - 1)];
   }
 
   /** Find the sizes of cells: in the first one all jobs are seen, if need be several in a cell. */
@@ -115,7 +115,7 @@ export class Strip {
     });
     const fitting = levels.findLastIndex(({ cell, rows }) => cell * rows <= HEIGHT * devicePixelRatio);
     this.#levels = levels.slice(Math.max(0, fitting));
-    const height = Math.min(this.#level.cell * this.#levels[0].rows, HEIGHT * devicePixelRatio);
+    const height = Math.min(this.#levels[0].cell * this.#levels[0].rows, HEIGHT * devicePixelRatio);
     Object.assign(this.#canvas, { width, height });
     Object.assign(this.#canvas.style, { width: cssPixels(width), height: cssPixels(height) });
     this.#scroller.style.height = cssPixels(height);
@@ -144,40 +144,26 @@ export class Strip {
   #draw() {
     this.#frame = 0;
     const { width, height, data } = this.#image;
-    const { cell } = this.#level;
+    const { cell, columns } = this.#level;
+    const [states, ranks, colors] = [this.#states, this.#ranks, this.#colors];
     const size = cell - (cell < LARGE * devicePixelRatio ? 0 : Math.round(devicePixelRatio));
     const top = Math.round(this.#scroller.scrollTop * devicePixelRatio);
     const pixels = new Uint32Array(data.buffer);
     pixels.fill(0);
     for (let row = Math.floor(top / cell); row * cell - top < height; row += 1) {
       const [from, to] = [Math.max(0, row * cell - top), Math.min(height, row * cell - top + size)];
-      if (from < to) this.#drawLine(pixels, row, from * width, size);
+      for (let column = 0; column < columns && from < to; column += 1) {
+        const job = this.#mostUrgent(row * columns + column);
+        const color = job < 0 ? 0 : colors[ranks[states[job]]];
+        const first = from * width + column * cell;
+        // `fill` is slow where cells are small
+        for (let pixel = first; pixel < first + size; pixel += 1) pixels[pixel] = color;
+      }
       for (let y = from + 1; y < to; y += 1) pixels.copyWithin(y * width, from * width, (from + 1) * width);
     }
     // drawn by this processor alone
     this.#canvas.getContext("2d", { willReadFrequently: true })?.putImageData(this.#image, 0, 0);
     this.#mark();
-  }
-
-  /**
-   * Draw the first line of a row; the others are copies of it.
-   *
-   * @param {Uint32Array} pixels
-   * @param {number} row
-   * @param {number} begin its first pixel
-   * @param {number} size of a cell without its gap
-   */
-  #drawLine(pixels, row, begin, size) {
-    const { cell, jobs, columns } = this.#level;
-    const [states, ranks, colors] = [this.#states, this.#ranks, this.#colors];
-    let job = row * columns * jobs;
-    for (let column = 0; column < columns && job < states.length; column += 1) {
-      let rank = 0;
-      const end = Math.min(job + jobs, states.length);
-      for (; job < end; job += 1) if (ranks[states[job]] > rank) rank = ranks[states[job]];
-      const first = begin + column * cell;
-      for (let pixel = first; pixel < first + size; pixel += 1) pixels[pixel] = colors[rank];
-    }
   }
 
   /** Show the cursor, and write what the job is that is pointed at. */

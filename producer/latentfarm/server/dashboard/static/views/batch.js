@@ -87,20 +87,22 @@ class Overview {
   /** Show the strip with the job that is wanted, and follow its jobs. */
   open() {
     this.#following.abort();
-    const following = (this.#following = new AbortController());
+    this.#following = new AbortController();
+    const signal = AbortSignal.any([this.page.signal, this.#following.signal]);
     this.#start = windowOf(this.wanted.at ?? 0);
     this.#states = new Uint8Array(0);
     const progress = (/** @type {Batch} */ batch) => {
+      // a path that was written by hand
+      if (this.#start > batch.total) return navigate(location.pathname);
       if (!this.#batch) this.#placeholder.replaceWith(this.jobs, this.failures.element, this.images.element);
       this.#batch = batch;
       this.#render();
     };
     const unpack = async (/** @type {any} */ event) => {
       const found = await afterEvent(this.#states, event);
-      if (!following.signal.aborted) this.#showStates(found);
+      if (!signal.aborted) this.#showStates(found);
     };
     const states = (/** @type {any} */ event) => (this.#unpacked = this.#unpacked.then(() => unpack(event)));
-    const signal = AbortSignal.any([this.page.signal, following.signal]);
     followBatch(this.page, { states: this.#start }, { progress, states }, signal);
   }
 
