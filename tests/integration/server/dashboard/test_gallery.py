@@ -1,4 +1,4 @@
-"""The gallery of a batch: pages, filters, decisions about images, exports, and what it says when something is wrong."""
+"""The gallery of a batch: pages, filters, decisions about images, exports, and what it shows when it fails."""
 
 from __future__ import annotations
 
@@ -156,9 +156,9 @@ def test_images_are_decided_about_by_keyboard_alone_and_another_page_sees_it(
     shown(page, done(70, 131))
     press(page, "?")
     expect(page.get_by_text("P picks, X rejects")).to_be_visible()
-    press(page, "ArrowRight")
+    press(page, "Home")
     expect(page.get_by_text("P picks, X rejects")).to_be_hidden()
-    press(page, "Enter")
+    press(page, "ArrowRight", "Enter")
     expect(page).to_have_url(re.compile(r"/batches/cats/images/71\?start=70$"))
     page.go_back()
     shown(page, done(70, 131))
@@ -244,13 +244,13 @@ def behind(settings: Settings, serving: Serving, cats: None) -> Iterator[Behind]
     """A server whose bucket has faults on demand."""
     assert cats is None
     faults = Faults()
-    # an empty one would not be looked at again
+    # an empty one would be replaced
     refusals: dict[str, Any] = {"PATCH": s3_error("NotImplemented", 501)}
     with front(settings, refusals, faults=faults) as found:
         yield serving(Farm.open(found)), faults, refusals
 
 
-def test_picks_wait_for_a_bucket_that_is_unavailable_and_the_page_says_so(
+def test_picks_wait_for_a_bucket_that_is_unavailable_and_the_page_warns_who_leaves(
     behind: Behind,
     open_page: OpenPage,
     all_problems: list[Problems],
@@ -265,18 +265,20 @@ def test_picks_wait_for_a_bucket_that_is_unavailable_and_the_page_says_so(
     press(page, "ArrowRight", "p", "ArrowRight", "x")
     expect(page.get_by_text("2 picks are not stored yet: the farm's store is unavailable")).to_be_visible()
     expect(tile(page, 1).get_by_role("button", name="Reject")).to_have_attribute("aria-pressed", "true")
-    # the browser asks before it leaves the page
-    with page.expect_event("dialog") as asked:
-        page.evaluate("() => { location.reload(); }")
-    assert asked.value.type == "beforeunload"
-    asked.value.dismiss()
+    # the browser warns before it leaves the page
+    with page.expect_event("dialog") as warning:
+        page.evaluate("() => void setTimeout(() => location.reload())")
+    assert warning.value.type == "beforeunload"
+    warning.value.dismiss()
     del refusals["PUT"]
     expect(page.get_by_text("not stored yet")).to_be_hidden()
     expect(page.get_by_text("1 picked · 1 rejected")).to_be_visible()
     assert stored(farm) == {0: ("picked", None), 1: ("rejected", None)}
 
 
-def test_a_thumbnail_says_why_it_has_no_image_and_tries_again(page: Page, farm: Farm, problems: Problems) -> None:
+def test_a_thumbnail_has_the_reason_why_it_has_no_image_and_tries_again(
+    page: Page, farm: Farm, problems: Problems
+) -> None:
     problems.allow("404")
     # of a name of its own: the server keeps the thumbnails of other tests
     make_large_batch(farm, "lost", total=2, whole=(0,))
@@ -291,7 +293,7 @@ def test_a_thumbnail_says_why_it_has_no_image_and_tries_again(page: Page, farm: 
     assert tile(page, 0).locator("img").evaluate("image => image.naturalWidth") == SIZE
 
 
-def test_the_gallery_says_that_the_bucket_is_unavailable_and_recovers(
+def test_the_gallery_reports_that_the_bucket_is_unavailable_and_recovers(
     behind: Behind, open_page: OpenPage, all_problems: list[Problems]
 ) -> None:
     server, _, refusals = behind
@@ -318,7 +320,7 @@ def test_decisions_that_are_refused_are_taken_back_with_the_reason(page: Page, f
     expect(tile(page, 0).get_by_label("Rating")).to_have_value("")
 
 
-def test_a_search_says_how_far_it_is_and_can_be_stopped(behind: Behind, open_page: OpenPage) -> None:
+def test_a_search_reports_how_far_it_is_and_can_be_stopped(behind: Behind, open_page: OpenPage) -> None:
     server, faults, _ = behind
     page = open_page(server)
     page.goto(PATH)

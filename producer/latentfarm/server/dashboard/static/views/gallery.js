@@ -40,6 +40,8 @@ class Gallery {
   /** @type {Job[]} */
   jobs = [];
   search = new AbortController();
+  /** Why the images cannot be read. */
+  trouble = "";
   /** How many images the batch has, and had when the page was read. */
   done = -1;
   seen = -1;
@@ -69,12 +71,12 @@ class Gallery {
       this.read(Number(this.target.value));
     };
     const form = h("form", { class: "row", onsubmit: jump }, this.target, h("button", {}, "Jump"));
-    const said = h("div", { class: "row" }, this.status, this.tiles.selection, this.warning);
+    const texts = h("div", { class: "row" }, this.status, this.tiles.selection, this.warning);
     this.elements = [
       h("div", { class: "row gallery-tools" }, this.counts, this.keys, exported),
       this.filters.element,
       this.body,
-      h("div", { class: "gallery-bar" }, said, this.stop, this.fresh, this.back, this.forth, form),
+      h("div", { class: "gallery-bar" }, texts, this.stop, this.fresh, this.back, this.forth, form),
     ];
     document.addEventListener("keydown", (event) => this.onKey(event), { signal });
     const readPicks = () => get(`${this.path}/picks`, { signal });
@@ -95,7 +97,7 @@ class Gallery {
     this.target.max = String(batch.total - 1);
     this.filters.update(batch);
     this.showTurns();
-    // with nothing to look at, nothing moves
+    // an empty page has nothing that could move
     if (!this.jobs.length && !this.fresh.hidden) this.fresh.click();
   }
 
@@ -104,7 +106,7 @@ class Gallery {
     if (this.signal.aborted) return;
     this.search.abort();
     this.search = new AbortController();
-    Object.assign(this, { start, before, next: start, seen: this.done });
+    Object.assign(this, { start, before, next: start, seen: this.done, trouble: "" });
     const signal = AbortSignal.any([this.signal, this.search.signal]);
     this.readPage(signal).catch((error) => {
       if (signal.aborted) return;
@@ -128,7 +130,7 @@ class Gallery {
       const readPart = () => get(`${this.path}/jobs`, { query: part, signal });
       /** @type {{jobs: Job[], next: number | null}} */
       const found = await readAgain(readPart, signal, fail);
-      this.next = found.next;
+      [this.next, this.trouble] = [found.next, ""];
       jobs.push(...found.jobs);
       this.jobs = jobs;
       this.tiles.show(jobs);
@@ -147,8 +149,9 @@ class Gallery {
 
   /** @param {unknown} error */
   fail(error) {
-    if (!this.jobs.length) fill(this.body, problem("The images cannot be read", error));
-    setText(this.status, error instanceof Error ? error.message : String(error));
+    if (!this.jobs.length) fill(this.body, problem("The images cannot be read", error, location.search && linkToAll()));
+    this.trouble = error instanceof Error ? error.message : String(error);
+    this.showTurns();
   }
 
   /** Where the page before may begin, after a jump: before as many jobs as this one reaches over. */
@@ -161,7 +164,7 @@ class Gallery {
     const [busy, first, last] = [!this.search.signal.aborted, this.jobs[0], this.jobs.at(-1)];
     const range = first && last ? `Jobs ${number(first.index)} to ${number(last.index)}` : "";
     const searching = `Searching from job ${number(this.next ?? 0)} on; ${number(this.jobs.length)} found`;
-    setText(this.status, busy ? searching : range);
+    setText(this.status, this.trouble || (busy ? searching : range));
     for (const each of [this.status, this.stop]) each.classList.toggle("searching", busy);
     this.stop.hidden = !busy;
     this.fresh.hidden = busy || this.done <= this.seen;
@@ -192,8 +195,9 @@ function button(text, onclick) {
   return h("button", { type: "button", onclick }, text);
 }
 
+const linkToAll = () => h("a", { class: "button", href: location.pathname }, "Show all images");
+
 function nothing() {
-  if (!location.search) return empty("No images yet", "They are here as soon as jobs are done.");
-  const all = h("a", { class: "button", href: location.pathname }, "Show all images");
-  return empty("Nothing fits these filters", "", all);
+  if (location.search) return empty("Nothing fits these filters", "", linkToAll());
+  return empty("No images yet", "They are here as soon as jobs are done.");
 }

@@ -49,7 +49,7 @@ export function galleryFilters(query, onchange) {
 
   return {
     element: h("div", { class: "gallery-filters" }, form, stateChips.element, pickChips.element),
-    /** Return the filters as a query of jobs. A code is one of failed jobs, whatever states are chosen. */
+    /** Return the filters as a query of jobs. A code is one of failed jobs, regardless of the states that are chosen. */
     query: () => {
       const texts = /** @type {Record<string, string>} */ (Object.fromEntries(new FormData(form)));
       return { ...texts, state: texts.code ? [] : [...states], pick: [...picks] };

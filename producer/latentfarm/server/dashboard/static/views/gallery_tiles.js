@@ -51,7 +51,6 @@ export class Tiles {
 
   /** @param {readonly Job[]} jobs */
   show(jobs) {
-    for (const job of jobs) this.picks.restore(job);
     this.jobs = new Map(jobs.map((job) => [job.index, job]));
     this.selected = new Set([...this.selected].filter((index) => this.jobs.has(index)));
     if (!this.jobs.has(this.active)) this.active = this.anchor = jobs[0]?.index ?? -1;
@@ -59,6 +58,7 @@ export class Tiles {
   }
 
   update() {
+    for (const job of this.jobs.values()) this.picks.restore(job);
     const create = (/** @type {Job} */ job) => this.create(job.index);
     const update = (/** @type {HTMLElement} */ tile, /** @type {Job} */ job) => this.updateTile(tile, job);
     syncList(this.element, [...this.jobs.values()], ({ index }) => index, create, update);
