@@ -44,7 +44,7 @@ def cats(farm: Farm) -> None:
 
 def large(page: Page) -> Locator:
     """The image itself; waits until it is loaded."""
-    image = page.locator(".large")
+    image = page.locator(".stage > .large")
     expect(image).to_have_js_property("complete", value=True)
     return image
 

@@ -16,6 +16,7 @@ import { thumbnail, updateThumbnail } from "../parts/thumbnail.js";
 const MOST_JOBS = 1_000;
 const PAGE = 500;
 const MOST_VALUES = 40;
+const NOTHING = "A grid needs a field that has 2 to 40 values in these jobs. A sweep gives it some:";
 const COMMAND = "latentfarm submit prompts.jsonl --sweep guidance_scale=2,4,7 --sweep seed=1..4";
 
 /** @param {import("../core/router.js").Page} page */
@@ -97,17 +98,17 @@ function sweepTable(body, images) {
   const box = h("div", { class: "sweep", tabindex: 0, role: "region", "aria-label": "Grid" }, table);
   const bar = h("div", { class: "row axes" }, selects, h("label", {}, h("span", {}, "Size"), size));
   const hint = h("p", { class: "muted" }, "Select two images to compare them.");
-  const choose = (/** @type {Event} */ event) => {
-    const { name, value } = /** @type {HTMLSelectElement} */ (event.target);
+  selects.addEventListener("change", ({ target }) => {
+    const { name, value } = /** @type {HTMLSelectElement} */ (target);
     setQuery({ [name]: value });
     render();
     find(selects, `[name="${CSS.escape(name)}"]`).focus();
-  };
-  selects.addEventListener("change", choose);
+  });
 
-  function render() {
+  function render(now = jobs) {
+    jobs = now;
     const fields = varyingFields(jobs);
-    if (!fields.size) return fill(body, nothingVaries());
+    if (!fields.size) return fill(body, empty("There is nothing to compare", NOTHING, h("code", {}, COMMAND)));
     if (!box.isConnected) fill(body, bar, box, hint);
     const choices = choicesOf(fields, new URLSearchParams(location.search));
     const key = toJson([choices, jobs.length]);
@@ -122,10 +123,7 @@ function sweepTable(body, images) {
     }
   }
 
-  return (/** @type {Job[]} */ now) => {
-    jobs = now;
-    render();
-  };
+  return render;
 }
 
 /** Return the axes, then the other fields. @param {Fields} fields @param {URLSearchParams} query @returns {Choice[]} */
@@ -148,7 +146,7 @@ function choicesOf(fields, query) {
 /** @param {Choice} choice */
 function selectOf({ name, text, options, value }) {
   const made = options.map((each) => h("option", { value: each, selected: each === value }, each || "any"));
-  return h("label", {}, h("span", {}, text), h("select", { name }, ...made));
+  return h("label", {}, h("span", {}, text), h("select", { name, "aria-label": text }, ...made));
 }
 
 /** @param {Job[]} jobs @param {Fields} fields @param {Choice[]} choices @param {string} images */
@@ -171,10 +169,3 @@ function rowsOf(jobs, fields, [{ value: x }, { value: y }, ...fixed], images) {
   const titles = across.map((text) => h("th", { scope: "col" }, text));
   return [h("thead", {}, h("tr", {}, h("td"), ...titles)), h("tbody", {}, ...body)];
 }
-
-const nothingVaries = () =>
-  empty(
-    "There is nothing to compare",
-    "A grid needs a field that has 2 to 40 values in these jobs. A sweep gives it some:",
-    h("code", {}, COMMAND),
-  );

@@ -110,15 +110,10 @@ const link = (text, href, key) => h("a", { class: "button", href, "aria-keyshort
 
 /** @param {Page} page @param {number} total */
 function movesFrom(page, total) {
-  /** @param {string} text @param {number} to @param {string} key */
-  const job = (text, to, key) => {
-    const path = pathTo(page, to, page.query.get("against") ?? "");
-    return link(text, to >= 0 && to < total && path, key);
-  };
-  const index = Number(page.params.index);
+  const [index, against] = [Number(page.params.index), page.query.get("against") ?? ""];
   return [
-    job("← Previous", index - 1, "ArrowLeft"),
-    job("Next →", index + 1, "ArrowRight"),
+    link("← Previous", index > 0 && pathTo(page, index - 1, against), "ArrowLeft"),
+    link("Next →", index + 1 < total && pathTo(page, index + 1, against), "ArrowRight"),
     h("button", { type: "button", "aria-keyshortcuts": "Z", onclick: zoom }, "Zoom"),
     link("Gallery", pathTo(page, "../gallery")),
   ];
