@@ -33,7 +33,7 @@ class ImageReader:
         except (MissingObjectError, DamagedObjectError):
             raise
         except UnavailableError:
-            # after some failures a reader is slow for good; a new one is not
+            # after some failures a reader is slow for a minute; a new one is not
             self.close()
             raise
 

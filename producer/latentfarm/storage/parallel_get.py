@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import ssl
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -30,8 +31,8 @@ if TYPE_CHECKING:
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _TIMEOUT_S = 30
 _NOT_FOUND = 404
-#: failures in a row after which boto3 reads everything
-_MAX_FAILURES = 8
+#: failures in a row after which boto3 reads everything, and seconds until the client is tried again
+_MAX_FAILURES, _PAUSE_S = 8, 60.0
 
 
 @contextmanager
@@ -105,12 +106,13 @@ class SignedGetClient:
         #: connections that wait for a request; the last one has waited least, so it is most likely open
         self._idle: list[HTTPConnection] = []
         self._failures = 0
+        self._paused_until = 0.0
 
     def get(self, key: str) -> bytes | None:
         """Return an object, or None if it cannot be read at once."""
         from botocore.exceptions import BotoCoreError
 
-        if self._failures >= _MAX_FAILURES:
+        if time.monotonic() < self._paused_until:
             return None
         body = None
         with suppress(BotoCoreError, HTTPException, OSError, ValueError):
@@ -121,6 +123,8 @@ class SignedGetClient:
                 self._failures = 0
                 return None
         self._failures = 0 if body is not None else self._failures + 1
+        if self._failures >= _MAX_FAILURES:
+            self._paused_until = time.monotonic() + _PAUSE_S
         return body
 
     def close(self) -> None:

@@ -262,6 +262,21 @@ def test_a_parallel_reader_returns_whole_objects_whose_sha256_is_unknown(
         assert read("k") == BODY
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 1000.0])
+def test_a_parallel_reader_that_failed_too_often_leaves_objects_to_boto3_for_a_while(
+    bucket: Bucket, faults: Faults, pause_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("latentfarm.storage.parallel_get._PAUSE_S", pause_s)
+    bucket.put("k", BODY)
+    with parallel_reader(bucket) as read:
+        for _ in range(8):
+            # a connection that broke is tried once more
+            faults.kind, faults.times = "reset", 2
+            assert read("k", SHA256) == BODY
+        monkeypatch.setattr(Bucket, "get", lambda *_: b"of boto3")
+        assert read("k") == (b"of boto3" if pause_s else BODY)
+
+
 def test_missing_objects_do_not_make_a_parallel_reader_slow(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.put("k", BODY)
     with parallel_reader(bucket) as read:
