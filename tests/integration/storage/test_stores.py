@@ -263,7 +263,7 @@ def test_a_parallel_reader_returns_whole_objects_whose_sha256_is_unknown(
 
 
 @pytest.mark.parametrize("pause_s", [0.0, 1000.0])
-def test_a_parallel_reader_that_failed_too_often_leaves_objects_to_boto3_for_a_while(
+def test_a_parallel_reader_that_failed_too_often_leaves_objects_to_boto3_until_later(
     bucket: Bucket, faults: Faults, pause_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("latentfarm.storage.parallel_get._PAUSE_S", pause_s)
