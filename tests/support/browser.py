@@ -28,7 +28,8 @@ _ARGUMENTS = (
     "--font-render-hinting=none",
     "--force-color-profile=srgb",
 )
-TIMEOUT_MS = 10_000
+#: a page that shares two cores with other tests takes some seconds
+TIMEOUT_MS = 20_000
 #: what axe-core reports as a hindrance for users; the rest is advice
 _GRAVE = ("serious", "critical")
 
@@ -47,7 +48,8 @@ class Look:
 
 DESK, DESK_DARK = Look(), Look(colors="dark")
 PHONE, PHONE_DARK = Look(375, 800), Look(375, 800, "dark")
-LOOKS = (DESK, DESK_DARK, PHONE, PHONE_DARK)
+#: both widths and both schemes: colours do not depend on the width, nor places on colours
+LOOKS = (DESK, PHONE_DARK)
 
 
 class Problems:

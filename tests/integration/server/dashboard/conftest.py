@@ -2,13 +2,13 @@
 
 - ``page`` is a new page in a context of its own. After the test, an error on the console, an uncaught error and a
   request to another host fail it. A test that stops the server calls ``problems.allow(EXPRESSION)`` before.
-- ``look`` is its window. With ``@pytest.mark.parametrize("look", LOOKS, ids=str)``, a test runs with 1600 and 375
-  pixels of width, in light and in dark.
+- ``look`` is its window. With ``@pytest.mark.parametrize("look", LOOKS, ids=str)``, a test runs with 1600 pixels
+  of width in light and with 375 in dark.
 - ``open_page(server)`` opens further pages, of other servers too: ``open_page(serving(api_keys_file=...))``.
 - ``server``, ``serving`` and ``rendering`` (a worker with a tiny model) are those of the folder above.
 - In tests/support: ``browser.violations(page)`` is what axe-core finds; ``large_batch`` makes a batch of 10^6 jobs.
 
-``expect(...)`` waits 10 s for what it states, and ``page.wait_for_function("() => ...")`` for anything else; nothing
+``expect(...)`` waits 20 s for what it states, and ``page.wait_for_function("() => ...")`` for anything else; nothing
 sleeps. An expression that is no function would need ``eval`` there, which the page's policy refuses. While a module
 with these fixtures runs, Playwright's event loop occupies the test's thread: no ``asyncio.run`` there.
 """
@@ -16,10 +16,10 @@ with these fixtures runs, Playwright's event loop occupies the test's thread: no
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Error, Page
 from tests.support.browser import DESK, Look, Problems, chromium, new_context
 from tests.support.http_server import RunningServer
 
@@ -81,5 +81,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     if report.when == "call" and report.failed:
         for page in item.stash.get(_PAGE, []):
-            report.sections.append((f"page {page.url}", page.locator("body").aria_snapshot()[:5_000]))
+            # the test may have closed it
+            with suppress(Error):
+                report.sections.append((f"page {page.url}", page.locator("body").aria_snapshot()[:5_000]))
     return report
