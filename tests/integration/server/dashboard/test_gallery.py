@@ -194,7 +194,7 @@ def test_picks_are_exported_with_results_and_as_a_preference_set(
 ) -> None:
     assert rendering
     rows = [{"prompt": "a cat", "seed": seed, "num_inference_steps": 1} for seed in range(3)]
-    farm.submit(rows, batch="cats", model="mini").wait(timeout_s=30)
+    farm.submit(rows, batch="cats", model="mini").wait(timeout_s=120)
     page.goto(PATH)
     shown(page, range(3))
     press(page, "ArrowRight", "p", "4", "ArrowRight", "x")
