@@ -1,4 +1,4 @@
-"""Who looks at the dashboard, and its frame: keys, sessions, theme, navigation by keyboard, paths that nothing has."""
+"""Users of the dashboard, and its frame: keys, sessions, theme, navigation by keyboard, paths that nothing has."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_after_a_session_has_ended_a_key_leads_back_to_the_view_and_what_was_ent
     expect(page.get_by_role("heading", name="This key cannot submit")).to_be_visible()
 
 
-def test_a_page_that_only_listens_asks_for_a_key_when_the_session_has_ended(
+def test_a_page_that_only_listens_requests_a_key_when_the_session_has_ended(
     page: Page, keyed: RunningServer, serve: Callable[[], RunningServer], farm: Farm, all_problems: list[Problems]
 ) -> None:
     all_problems[0].allow("ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE")

@@ -42,7 +42,7 @@ def submit_button(page: Page, name: str = "Submit") -> Locator:
 
 
 def complaint(page: Page, label: str) -> str:
-    """Return what is said at a field, as a screen reader finds it."""
+    """Return the complaint at a field, as a screen reader finds it."""
     described = page.get_by_label(label, exact=True).get_attribute("aria-describedby")
     return page.locator(f"[id='{described}']").inner_text()
 
@@ -62,7 +62,7 @@ def test_a_file_is_planned_submitted_and_rendered(page: Page, farm: Farm, render
     expect(page.get_by_text("3 done", exact=True)).to_be_visible()
     status = farm.batch("cats").status()
     assert (status.done, status.model, status.priority) == (3, "mini", 5)
-    # what was entered has been sent; the next submission begins anew
+    # what was entered has been sent; the next submission begins empty
     page.get_by_role("link", name="Submit", exact=True).click()
     expect(page.get_by_label("Name")).to_have_value("")
 

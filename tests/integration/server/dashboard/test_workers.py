@@ -21,7 +21,7 @@ from latentfarm_worker.service import worker as worker_module
 
 pytestmark = pytest.mark.integration
 
-#: jobs that run for as long as a test looks at them
+#: jobs that run for as long as a test needs them
 LONG = {"num_inference_steps": 300, "width": 64, "height": 64, "scheduler": "euler"}
 #: the first step of a worker may take long on a busy machine
 BUSY_MS = 30_000
@@ -146,7 +146,7 @@ def test_a_hidden_page_has_no_stream_and_one_that_is_shown_again_reads_what_it_m
     assert "/api/events" in requests
 
 
-def test_the_page_says_that_the_server_has_stopped_and_recovers(
+def test_the_page_shows_that_the_server_has_stopped_and_recovers(
     serving: Serving, open_page: OpenPage, all_problems: list[Problems], farm: Farm
 ) -> None:
     [port] = free_ports(1)

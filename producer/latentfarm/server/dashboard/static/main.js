@@ -81,7 +81,7 @@ function updateNavigation(shown) {
   fill(end, signedIn && connectionLabel(), themeButton(), signedIn && name && leave);
 }
 
-/** Ask for a key: there is no session, or it has ended. */
+/** Request a key: there is no session, or it has ended. */
 function askForKey() {
   if (!signedIn) return;
   signedIn = false;

@@ -57,7 +57,7 @@ export function follow(query, handlers, signal) {
     close();
     setConnection("lost");
     handlers.lost?.(null);
-    // a stream does not say why it has ended; this asks for a key if the session has
+    // a stream does not say why it has ended; this requests a key if the session has
     get("/api/session", { signal }).catch(() => {});
     timer = setTimeout(open, pause);
     pause = Math.min(2 * pause, LONGEST_PAUSE_MS);

@@ -47,7 +47,7 @@ export async function showSubmit({ root, signal, setTitle }) {
     submission.change();
   });
   signal.addEventListener("abort", () => submission.begin());
-  // the page says when the server is unavailable
+  // the page shows when the server is unavailable
   follow({ progress: 0 }, {}, signal);
   const { models } = await readAgain(
     () => get("/api/models", { signal }),

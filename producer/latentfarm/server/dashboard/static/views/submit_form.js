@@ -8,7 +8,7 @@ const NAME = { pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "a-z, 0-9, - and _"
 const PIXELS = { type: "number", min: 64, max: 2048, step: 8, placeholder: "the model's" };
 const SWEEPS = { rows: 2, placeholder: "guidance_scale=3,5,7.5\nseed=1..4" };
 const RARE = "More options";
-const GROUPS = ["Batch", "Images, unless a row says otherwise", RARE];
+const GROUPS = ["Batch", "Images, unless a row sets it", RARE];
 /** @type {[group: number, name: string, label: string, attributes: object][]} */
 const FIELDS = [
   [0, "name", "Name", NAME],
