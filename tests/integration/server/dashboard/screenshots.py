@@ -62,6 +62,7 @@ def _choose_file(page: Page) -> None:
 def _compare(page: Page) -> None:
     page.get_by_label("Compare with").fill("5")
     page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_text("The pixels differ")).to_be_visible()
 
 
 def _see_previews(page: Page) -> None:
