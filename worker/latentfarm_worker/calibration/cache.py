@@ -58,7 +58,8 @@ def device_name(device: torch.device) -> str:
     """Return a name that devices of equal speed share: the GPU's model, or the CPU's architecture and threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{platform.machine()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def cache_key(family: Family, *details: str) -> str:

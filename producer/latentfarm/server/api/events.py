@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from latentfarm.server.live.hub import Item
 
 #: seconds between two reports of progress
-_PROGRESS_S = 1.0
+_PROGRESS_S = 0.5
 #: events that one read of the ledger returns
 _LIMIT = 1_000
 
@@ -78,7 +78,7 @@ class _Stream:
         self._progress = b""
         self._states: StatesSnapshot | None = None
         self._outage = False
-        #: what is sent at most once a second
+        #: what is sent at most twice a second
         self._reports: list[Callable[[], Awaitable[ServerEvent | None]]] = []
         if query.progress:
             self._reports.append(self._report_progress)

@@ -1,4 +1,4 @@
-"""The list of batches: live, filtered by the URL, with decisions that can be undone or ask first."""
+"""The list of batches: live, filtered by the URL, with decisions that can be undone or need a confirmation."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_batch_appears_runs_and_completes_under_an_open_page(
     expect(row(page, "cats").get_by_role("img")).to_have_attribute("aria-label", "3 done of 3")
 
 
-def test_a_batch_says_why_it_waits_until_a_worker_serves_its_model(page: Page, farm: Farm) -> None:
+def test_a_batch_shows_why_it_waits_until_a_worker_serves_its_model(page: Page, farm: Farm) -> None:
     submit(farm, "cats")
     page.goto("/")
     warning = row(page, "cats").get_by_text("no worker", exact=False)
@@ -80,7 +80,7 @@ def test_pause_resume_and_priority_have_an_undo(page: Page, farm: Farm) -> None:
     until(lambda: farm.batch("cats").status().priority == 0)
 
 
-def test_cancel_and_delete_ask_first_and_delete_wants_the_name(page: Page, farm: Farm) -> None:
+def test_cancel_and_delete_need_a_confirmation_and_delete_the_name(page: Page, farm: Farm) -> None:
     submit(farm, "cats")
     page.goto("/")
     choose(page, "cats", "Cancel")
@@ -140,7 +140,7 @@ def test_older_batches_are_read_and_stay_when_something_changes(page: Page, farm
     expect(row(page, "batch-00")).to_be_visible()
 
 
-def test_the_page_says_that_redis_is_unavailable_and_recovers(
+def test_the_page_shows_that_redis_is_unavailable_and_recovers(
     serving: Serving,
     open_page: OpenPage,
     settings: Settings,

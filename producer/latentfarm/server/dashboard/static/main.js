@@ -43,18 +43,15 @@ function route(pattern, section, load) {
   return { pattern: new RegExp(`^${pattern}/?$`), section, show: guarded };
 }
 
+const BATCH = "/batches/(?<name>[^/]+)";
 const ROUTES = [
   route("", "batches", async () => (await import("./views/batches.js")).showBatches),
   route("/workers", "workers", async () => (await import("./views/workers.js")).showWorkers),
   route("/submit", "submit", async () => (await import("./views/submit.js")).showSubmit),
-  route("/batches/(?<name>[^/]+)", "batches", async () => (await import("./views/batch.js")).showBatch),
-  route("/batches/(?<name>[^/]+)/gallery", "batches", async () => (await import("./views/gallery.js")).showGallery),
-  route("/batches/(?<name>[^/]+)/grid", "batches", async () => (await import("./views/grid.js")).showGrid),
-  route(
-    "/batches/(?<name>[^/]+)/images/(?<index>\\d+)",
-    "batches",
-    async () => (await import("./views/image.js")).showImage,
-  ),
+  route(BATCH, "batches", async () => (await import("./views/batch.js")).showBatch),
+  route(`${BATCH}/gallery`, "batches", async () => (await import("./views/gallery.js")).showGallery),
+  route(`${BATCH}/grid`, "batches", async () => (await import("./views/grid.js")).showGrid),
+  route(`${BATCH}/images/(?<index>\\d+)`, "batches", async () => (await import("./views/image.js")).showImage),
   route("/.*", "", async () => showNothing),
 ];
 
@@ -72,11 +69,8 @@ function updateNavigation(shown) {
   );
   fill(/** @type {Element} */ (document.getElementById("nav")), ...links);
   const name = keyName();
-  const leave = h(
-    "button",
-    { class: "link", type: "button", onclick: exit, title: `Signed in as ${name}` },
-    "Sign out",
-  );
+  const props = { class: "link", type: "button", onclick: exit, title: `Signed in as ${name}` };
+  const leave = h("button", props, "Sign out");
   const end = /** @type {Element} */ (document.getElementById("top-end"));
   fill(end, signedIn && connectionLabel(), themeButton(), signedIn && name && leave);
 }
@@ -93,14 +87,7 @@ function enter() {
   show();
 }
 
-async function exit() {
-  try {
-    await signOut();
-    askForKey();
-  } catch (error) {
-    toastError(error);
-  }
-}
+const exit = () => signOut().then(askForKey, toastError);
 
 async function begin() {
   chosenTheme();

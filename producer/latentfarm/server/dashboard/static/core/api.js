@@ -76,11 +76,7 @@ export function get(path, { query, signal } = {}) {
  * @returns {Promise<any>}
  */
 export function post(path, body = {}, { signal } = {}) {
-  return send("POST", path, {
-    signal,
-    body: toJson(body),
-    headers: { "Content-Type": "application/json" },
-  });
+  return send("POST", path, { signal, body: toJson(body), headers: { "Content-Type": "application/json" } });
 }
 
 /** @param {string} path */
@@ -175,10 +171,8 @@ function parse(text) {
 function errorOf(status, body, retryAfter) {
   const error = body?.error ?? {};
   const message = error.message ?? `the server answered ${status}`;
-  return new ApiError(status, error.code ?? "unknown", message, {
-    param: error.param,
-    retryAfter: Number(retryAfter) || 0,
-  });
+  const more = { param: error.param, retryAfter: Number(retryAfter) || 0 };
+  return new ApiError(status, error.code ?? "unknown", message, more);
 }
 
 /** @param {string} method */

@@ -42,15 +42,9 @@ export function rate(perSecond) {
  */
 export function duration(seconds) {
   if (seconds === null || seconds === undefined) return "–";
-  const units = [
-    ["d", 86_400],
-    ["h", 3_600],
-    ["min", 60],
-    ["s", 1],
-  ];
   let rest = Math.round(seconds);
   const parts = [];
-  for (const [unit, size] of /** @type {[string, number][]} */ (units)) {
+  for (const [unit, size] of Object.entries({ d: 86_400, h: 3_600, min: 60, s: 1 })) {
     const whole = Math.floor(rest / size);
     if (whole) parts.push(`${whole} ${unit}`);
     else if (parts.length) break;
@@ -66,16 +60,10 @@ export function duration(seconds) {
 export function ago(time) {
   if (!time) return "–";
   const seconds = (Date.parse(time) - Date.now()) / 1000;
-  /** @type {[Intl.RelativeTimeFormatUnit, number][]} */
-  const units = [
-    ["day", 86_400],
-    ["hour", 3_600],
-    ["minute", 60],
-  ];
-  for (const [unit, size] of units) {
-    if (-seconds >= size) return relative.format(Math.round(seconds / size), unit);
-  }
-  return "just now";
+  const units = Object.entries({ day: 86_400, hour: 3_600, minute: 60 });
+  const [unit, size] = units.find((each) => -seconds >= each[1]) ?? ["", 1];
+  if (!unit) return "just now";
+  return relative.format(Math.round(seconds / size), /** @type {Intl.RelativeTimeFormatUnit} */ (unit));
 }
 
 /** The command that starts a worker for a model. @param {string} model */

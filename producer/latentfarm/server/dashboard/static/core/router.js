@@ -85,7 +85,8 @@ export function show() {
 
 /** @param {MouseEvent} event */
 function followLink(event) {
-  if (event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+  const { button, metaKey, ctrlKey, shiftKey, altKey } = event;
+  if (event.defaultPrevented || button || metaKey || ctrlKey || shiftKey || altKey) return;
   const link = event.target instanceof Element ? event.target.closest("a") : null;
   if (!link || link.target || link.hasAttribute("download") || link.origin !== location.origin) return;
   if (link.hash || !routes.some((each) => each.pattern.test(link.pathname))) return;

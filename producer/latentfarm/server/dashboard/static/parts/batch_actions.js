@@ -27,6 +27,10 @@ const decide = (batch, verb, body) => post(`${batchPath(batch.batch)}/${verb}`, 
 const isActive = (batch) => ["opening", "open", "paused"].includes(batch.state);
 
 /** @param {Batch} batch */
+const hasRetryable = ({ errors, state }) =>
+  state !== "cancelled" && Object.keys(errors).some((code) => code !== "invalid_row");
+
+/** @param {Batch} batch */
 async function pause(batch) {
   await decide(batch, "pause", { reason: "in the dashboard" });
   const undo = () => decide(batch, "resume").catch(toastError);
@@ -84,11 +88,7 @@ async function deleteBatch(batch) {
 const ACTIONS = [
   { label: "Pause", offered: (batch) => isActive(batch) && batch.state !== "paused", run: pause },
   { label: "Resume", offered: (batch) => batch.state === "paused", run: resume },
-  {
-    label: "Retry failed",
-    offered: (batch) => Object.keys(batch.errors).some((code) => code !== "invalid_row") && batch.state !== "cancelled",
-    run: retry,
-  },
+  { label: "Retry failed", offered: hasRetryable, run: retry },
   { label: "Priority …", offered: isActive, run: setPriority },
   { label: "Cancel …", offered: isActive, run: cancel },
   { label: "Delete …", offered: (batch) => !["deleting", "recovering"].includes(batch.state), run: deleteBatch },

@@ -8,16 +8,12 @@ import { readAgain } from "../core/retry.js";
 import { batchActions, updateBatchActions } from "./batch_actions.js";
 import { describeFacts, describePace } from "./batch_texts.js";
 import { empty, problem } from "./placeholder.js";
-import { STATES, stateBadge, stateBar, updateStateBadge, updateStateBar } from "./state_bar.js";
+import { STATES, stateBar, updateStateBadge, updateStateBar } from "./state_bar.js";
 
 /** @typedef {import("../core/types.js").Batch} Batch */
 /** @typedef {import("../core/router.js").Page} Page */
 
-const TABS = [
-  { view: "overview", label: "Overview", path: "" },
-  { view: "gallery", label: "Gallery", path: "/gallery" },
-  { view: "grid", label: "Grid", path: "/grid" },
-];
+const TABS = Object.entries({ overview: "Overview", gallery: "Gallery", grid: "Grid" });
 
 /**
  * Return the header of a batch: its name, how far it is, its actions and its views.
@@ -30,15 +26,15 @@ export function batchHeader({ params, setTitle }, current) {
   setTitle(name);
   /** @type {Batch | null} */
   let shown = null;
-  const badge = stateBadge();
+  const badge = h("span", { class: "badge" });
   const facts = h("p", { class: "facts" });
   const actions = batchActions(() => /** @type {Batch} */ (shown));
   const bar = stateBar();
   const counts = STATES.map(([state]) => h("li", { data: { state }, hidden: true }));
   const pace = h("p", { class: "pace" });
   const warnings = h("ul", { class: "warnings" });
-  const tabs = TABS.map(({ view, label, path }) => {
-    const href = `/batches/${encodeURIComponent(name)}${path}`;
+  const tabs = TABS.map(([view, label]) => {
+    const href = `/batches/${encodeURIComponent(name)}${view === "overview" ? "" : `/${view}`}`;
     return h("a", { href, "aria-current": view === current ? "page" : null }, label);
   });
   const title = h("div", { class: "row" }, h("h1", {}, name), badge);

@@ -13,7 +13,8 @@ export function describeFacts(batch) {
 /** How far it is, and how fast. @param {Batch} batch */
 export function describePace(batch) {
   const ended = batch.done + batch.failed + batch.cancelled;
+  const isGoing = ended < batch.total && batch.state !== "paused";
   const pace = [`${number(ended)} of ${number(batch.total)}`, rate(batch.images_per_s)];
-  if (batch.eta_s !== null && ended < batch.total) pace.push(`${duration(batch.eta_s)} left`);
+  if (batch.eta_s !== null && isGoing) pace.push(`${duration(batch.eta_s)} left`);
   return pace.filter((text) => text !== "–").join(" · ");
 }

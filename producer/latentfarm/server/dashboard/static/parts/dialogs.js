@@ -13,11 +13,8 @@ export function confirmed({ title, text, confirm, typed }) {
   const input = h("input", { type: "text", autocomplete: "off", spellcheck: "false" });
   const button = h("button", { class: "danger", type: "submit", value: "yes", disabled: Boolean(typed) }, confirm);
   input.addEventListener("input", () => (button.disabled = input.value !== typed));
-  return ask(
-    title,
-    [h("p", {}, text), typed && h("label", {}, h("span", {}, "Type ", h("strong", {}, typed), " to confirm"), input)],
-    button,
-  ).then((answer) => answer !== null);
+  const label = h("label", {}, h("span", {}, "Type ", h("strong", {}, typed), " to confirm"), input);
+  return openDialog(title, [h("p", {}, text), typed && label], button);
 }
 
 /**
@@ -26,21 +23,20 @@ export function confirmed({ title, text, confirm, typed }) {
  * @param {{title: string, text?: string, label: string, value?: string, type?: string, confirm: string}} question
  * @returns {Promise<string | null>}
  */
-export function entered({ title, text, label, value = "", type = "text", confirm }) {
+export async function entered({ title, text, label, value = "", type = "text", confirm }) {
   const input = h("input", { type, value, name: "value", step: type === "number" ? "1" : null });
   const button = h("button", { class: "primary", type: "submit", value: "yes" }, confirm);
-  return ask(title, [text && h("p", {}, text), h("label", {}, h("span", {}, label), input)], button).then((answer) =>
-    answer === null ? null : input.value,
-  );
+  const content = [text && h("p", {}, text), h("label", {}, h("span", {}, label), input)];
+  return (await openDialog(title, content, button)) ? input.value : null;
 }
 
 /**
  * @param {string} title
  * @param {import("../core/dom.js").Child[]} content
  * @param {HTMLButtonElement} button
- * @returns {Promise<string | null>}
+ * @returns {Promise<boolean>} whether the button was pressed
  */
-function ask(title, content, button) {
+function openDialog(title, content, button) {
   // `formnovalidate`: an invalid field must not keep the dialog open against the user's will
   const cancel = h("button", { type: "submit", value: "", formnovalidate: true }, "Cancel");
   const form = h("form", { method: "dialog" }, h("h2", { id: "dialog-title" }, title), ...content);
@@ -57,7 +53,7 @@ function ask(title, content, button) {
   return new Promise((resolve) =>
     dialog.addEventListener("close", () => {
       dialog.remove();
-      resolve(dialog.returnValue === "yes" ? "yes" : null);
+      resolve(dialog.returnValue === "yes");
     }),
   );
 }

@@ -3,7 +3,7 @@
 import { h } from "../core/dom.js";
 
 /**
- * @param {string} label what a screen reader says, such as "Actions of cats"
+ * @param {string} label what a screen reader reads out, such as "Actions of cats"
  * @param {HTMLElement} content
  * @param {string} [text] of the button
  */

@@ -54,11 +54,8 @@ export class Picks {
     jobs.forEach((job, place) => {
       const earlier = this.#unstored.get(job.index);
       const now = { ...earlier?.now, ...decision };
-      this.#unstored.set(job.index, {
-        job: Object.assign(job, decision),
-        before: earlier?.before ?? before[place],
-        now,
-      });
+      Object.assign(job, decision);
+      this.#unstored.set(job.index, { job, before: earlier?.before ?? before[place], now });
     });
     if (!this.#sending) this.#send();
     this.onchange();

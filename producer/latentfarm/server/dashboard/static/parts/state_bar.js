@@ -38,23 +38,13 @@ export function updateStateBar(bar, batch) {
 /** The word for a batch's state, with its share where jobs are left. @param {Batch} batch */
 export function describeState(batch) {
   const ended = batch.done + batch.failed + batch.cancelled;
-  switch (batch.state) {
-    case "open":
-      return batch.leased ? "running" : "waiting";
-    case "opening":
-      return "being submitted";
-    case "complete":
-      return batch.failed ? "complete, with failures" : "complete";
-    case "paused":
-      return `paused at ${percent(batch.total ? ended / batch.total : 0)}`;
-    default:
-      return batch.state;
-  }
-}
-
-/** @returns {HTMLElement} */
-export function stateBadge() {
-  return h("span", { class: "badge" });
+  const words = {
+    open: batch.leased ? "running" : "waiting",
+    opening: "being submitted",
+    complete: batch.failed ? "complete, with failures" : "complete",
+    paused: `paused at ${percent(batch.total ? ended / batch.total : 0)}`,
+  };
+  return words[/** @type {keyof typeof words} */ (batch.state)] ?? batch.state;
 }
 
 /**

@@ -17,7 +17,8 @@ export function themeButton() {
     document.documentElement.dataset.theme = theme;
     localStorage.setItem(KEY, theme);
   };
-  return h("button", { class: "icon", type: "button", "aria-label": "Change between light and dark", onclick: change }, "◐");
+  const label = "Change between light and dark";
+  return h("button", { class: "icon", type: "button", "aria-label": label, onclick: change }, "◐");
 }
 
 function isDark() {

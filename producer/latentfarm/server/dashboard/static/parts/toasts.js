@@ -36,3 +36,15 @@ export function toastError(error) {
   if (error instanceof DOMException && error.name === "AbortError") return;
   toast(error instanceof Error ? error.message : String(error), { kind: "error" });
 }
+
+/** Copy a text, and confirm it. @param {string} text */
+export function copy(text) {
+  const answer = (/** @type {ClipboardEvent} */ event) => {
+    event.clipboardData?.setData("text/plain", text);
+    event.preventDefault();
+  };
+  // a page of plain http has no `navigator.clipboard`
+  document.addEventListener("copy", answer, { once: true });
+  document.execCommand("copy");
+  toast("Copied.");
+}

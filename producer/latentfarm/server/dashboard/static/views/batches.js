@@ -3,7 +3,7 @@
 import { get } from "../core/api.js";
 import { fill, find, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
-import { readAgain } from "../core/retry.js";
+import { oneAtATime, readAgain } from "../core/retry.js";
 import { setQuery } from "../core/router.js";
 import { maySubmit } from "../core/session.js";
 import { batchActions, updateBatchActions } from "../parts/batch_actions.js";
@@ -11,8 +11,7 @@ import { describeFacts, describePace } from "../parts/batch_texts.js";
 import { chips } from "../parts/chips.js";
 import { menu } from "../parts/menu.js";
 import { empty, problem, reading } from "../parts/placeholder.js";
-import { stateBadge, stateBar, updateStateBadge, updateStateBar } from "../parts/state_bar.js";
-import { toastError } from "../parts/toasts.js";
+import { stateBar, updateStateBadge, updateStateBar } from "../parts/state_bar.js";
 
 /** @typedef {import("../core/types.js").Batch} Batch */
 
@@ -20,99 +19,70 @@ const STATES = ["open", "paused", "complete", "cancelled"];
 const PAGE = 50;
 
 /** @param {import("../core/router.js").Page} page */
-export async function showBatches({ root, query, signal, setTitle }) {
+export function showBatches({ root, query, signal, setTitle }) {
   setTitle("Batches");
   /** @type {Map<string, Batch>} */
-  const batches = new Map();
-  /** @type {string | null} */
-  let next = null;
+  let batches = new Map();
+  let pages = 1;
   const chosen = new Set(query.getAll("state").filter((state) => STATES.includes(state)));
-  const filters = chips("Only batches that are", chosen, () => {
-    setQuery({ state: [...chosen] });
-    read().catch(toastError);
-  });
-  filters.update(STATES.map((value) => ({ value, label: value })));
-  const list = h("ul", { class: "batches" });
-  const more = h("button", { type: "button", onclick: () => readMore().catch(toastError), hidden: true }, "Older batches");
   const body = h("div", {}, reading("Reading the batches …"));
-  root.append(h("div", { class: "title" }, h("h1", {}, "Batches"), filters.element), body);
+  const list = h("ul", { class: "batches" });
+  const more = h("button", { type: "button", onclick: readMore, hidden: true }, "Older batches");
+  const fail = (/** @type {unknown} */ error) =>
+    batches.size || fill(body, problem("The batches cannot be read", error));
 
-  /** @param {string | null} cursor */
-  const readPage = (cursor) =>
-    readAgain(
-      () => get("/api/batches", { query: { state: [...chosen], limit: PAGE, cursor }, signal }),
-      signal,
-      (error) => batches.size || fill(body, problem("The batches cannot be read", error)),
-    );
-
-  /** Read as many batches again as are shown, so that the page does not become shorter under its reader. */
-  async function read() {
-    const pages = Math.ceil(batches.size / PAGE) || 1;
+  const read = oneAtATime(async () => {
     /** @type {Batch[]} */
     const found = [];
+    /** @type {string | null} */
     let cursor = null;
-    for (let page = 0; page < pages && (page === 0 || cursor); page += 1) {
-      const answer = await readPage(cursor);
+    for (let page = 0; page < pages && (cursor || !page); page += 1) {
+      const options = { query: { state: [...chosen], limit: PAGE, cursor }, signal };
+      /** @type {{batches: Batch[], next: string | null}} */
+      const answer = await readAgain(() => get("/api/batches", options), signal, fail);
       found.push(...answer.batches);
       cursor = answer.next;
     }
-    batches.clear();
-    add(found, cursor);
-  }
-
-  async function readMore() {
-    const answer = await readPage(next);
-    add(answer.batches, answer.next);
-  }
-
-  /**
-   * @param {Batch[]} found
-   * @param {string | null} cursor of the next page
-   */
-  function add(found, cursor) {
-    for (const batch of found) batches.set(batch.batch, batch);
-    next = cursor;
-    more.hidden = !next;
+    batches = new Map(found.map((batch) => [batch.batch, batch]));
+    more.hidden = !cursor;
     render();
+  });
+  const update = () => read().catch((error) => signal.aborted || fail(error));
+
+  function readMore() {
+    pages += 1;
+    update();
   }
 
   function render() {
     if (!batches.size) return fill(body, nothing(chosen.size > 0));
-    syncList(list, [...batches.values()], (batch) => batch.batch, createRow, updateRow);
-    if (!list.parentElement) fill(body, list, more);
+    const current = (/** @type {string} */ name) => /** @type {Batch} */ (batches.get(name));
+    const create = (/** @type {Batch} */ { batch }) => createRow(batch, () => current(batch));
+    syncList(list, [...batches.values()], ({ batch }) => batch, create, updateRow);
+    if (!list.isConnected) fill(body, list, more);
   }
 
-  /** @param {Batch} batch */
-  function createRow(batch) {
-    const current = () => batches.get(batch.batch) ?? batch;
-    return h(
-      "li",
-      { class: "card batch-row" },
-      h("a", { class: "name", href: `/batches/${encodeURIComponent(batch.batch)}` }, batch.batch),
-      stateBadge(),
-      h("p", { class: "facts" }),
-      stateBar(),
-      h("p", { class: "pace" }),
-      maySubmit() && menu(`Actions of ${batch.batch}`, batchActions(current)),
-      h("ul", { class: "warnings" }),
-    );
-  }
-
-  let reread = 0;
-  // several changes at once are read once
-  function readSoon() {
-    reread ||= setTimeout(() => {
-      reread = 0;
-      read().catch(toastError);
-    }, 100);
-  }
-  const update = (/** @type {Batch[]} */ active) => {
+  const filters = chips("Only batches that are", chosen, () => {
+    setQuery({ state: [...chosen] });
+    update();
+  });
+  filters.update(STATES.map((value) => ({ value, label: value })));
+  root.append(h("div", { class: "title" }, h("h1", {}, "Batches"), filters.element), body);
+  const progress = (/** @type {Batch[]} */ active) => {
     for (const batch of active) if (batches.has(batch.batch)) batches.set(batch.batch, batch);
     if (batches.size) render();
   };
   // events of workers have no batch
-  follow({}, { ready: readSoon, change: (event) => event.batch && readSoon(), progress: update }, signal);
-  signal.addEventListener("abort", () => clearTimeout(reread));
+  follow({}, { ready: update, change: (event) => event.batch && update(), progress }, signal);
+}
+
+/** @param {string} name @param {() => Batch} current returns the batch as it is now */
+function createRow(name, current) {
+  const link = h("a", { class: "name", href: `/batches/${encodeURIComponent(name)}` }, name);
+  const actions = maySubmit() && menu(`Actions of ${name}`, batchActions(current));
+  const [badge, facts, pace] = ["badge", "facts", "pace"].map((part) => h("p", { class: part }));
+  const warnings = h("ul", { class: "warnings" });
+  return h("li", { class: "card batch-row" }, link, badge, facts, stateBar(), pace, actions, warnings);
 }
 
 /**

@@ -4,16 +4,12 @@ import { batchPath } from "../core/api.js";
 import { h, syncList } from "../core/dom.js";
 import { chips } from "../parts/chips.js";
 import { STATES } from "../parts/state_bar.js";
-import { toast } from "../parts/toasts.js";
+import { copy } from "../parts/toasts.js";
 
 /** @import { Batch } from "../core/types.js" */
 
 const TYPING_MS = 300;
-const PICKS = [
-  { value: "picked", label: "picked" },
-  { value: "rejected", label: "rejected" },
-  { value: "none", label: "undecided" },
-];
+const PICKS = Object.entries({ picked: "picked", rejected: "rejected", none: "undecided" });
 
 /**
  * @param {URLSearchParams} query of the page
@@ -24,7 +20,7 @@ export function galleryFilters(query, onchange) {
   const picks = new Set(query.getAll("pick"));
   const stateChips = chips("Only jobs that are", states, onchange);
   const pickChips = chips("Only images that are", picks, onchange);
-  pickChips.update(PICKS);
+  pickChips.update(PICKS.map(([value, label]) => ({ value, label })));
   const ratings = ["", 1, 2, 3, 4, 5].map((value) => h("option", { value }, value ? `★ ${value} or more` : "Any"));
   const fields = {
     "Text of the prompt": h("input", { type: "search", name: "prompt", maxlength: 1000 }),
@@ -64,16 +60,9 @@ export function galleryFilters(query, onchange) {
 /** @param {string} batch */
 export function exportChoices(batch) {
   const [path, command] = [batchPath(batch), `latentfarm fetch ${batch} --pick picked`];
-  const copy = () => navigator.clipboard.writeText(command).then(() => toast("The command is copied."));
-  const link = (/** @type {string} */ href, /** @type {string} */ label) =>
-    h("a", { class: "button", href, download: true }, label);
-  return h(
-    "div",
-    { class: "actions row" },
-    link(`${path}/results?pick=picked`, "Results of picked (JSON lines)"),
-    link(`${path}/preferences`, "Preference set (Parquet)"),
-    // browsers have no clipboard without https
-    navigator.clipboard && h("button", { type: "button", onclick: copy }, "Copy the command line"),
-    h("code", {}, command),
-  );
+  const props = { class: "button", download: true };
+  const results = h("a", { ...props, href: `${path}/results?pick=picked` }, "Results of picked (JSON lines)");
+  const preferences = h("a", { ...props, href: `${path}/preferences` }, "Preference set (Parquet)");
+  const copied = h("button", { type: "button", onclick: () => copy(command) }, "Copy the command line");
+  return h("div", { class: "actions row" }, results, preferences, copied, h("code", {}, command));
 }

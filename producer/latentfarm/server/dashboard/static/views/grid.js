@@ -16,6 +16,8 @@ import { thumbnail, updateThumbnail } from "../parts/thumbnail.js";
 const MOST_JOBS = 1_000;
 const PAGE = 500;
 const MOST_VALUES = 40;
+/** Chosen for a field that is no axis, it lets every value in. */
+const ANY = "any";
 const NOTHING = "A grid needs a field that has 2 to 40 values in these jobs. A sweep gives it some:";
 const COMMAND = "latentfarm submit prompts.jsonl --sweep guidance_scale=2,4,7 --sweep seed=1..4";
 
@@ -69,7 +71,7 @@ function fieldsOf({ request, columns }) {
   return Object.fromEntries(fields.map(([name, value]) => [name, typeof value === "string" ? value : toJson(value)]));
 }
 
-/** Return the fields with several values, those with the fewest first. @param {Job[]} jobs @returns {Fields} */
+/** Return the fields with several values, those with the fewest first, texts last. @param {Job[]} jobs @returns {Fields} */
 function varyingFields(jobs) {
   /** @type {Map<string, Set<string>>} */
   const found = new Map();
@@ -77,7 +79,10 @@ function varyingFields(jobs) {
     found.set(name, (found.get(name) ?? new Set()).add(value));
   }
   const several = [...found].filter(([, { size }]) => size > 1 && size <= MOST_VALUES);
-  several.sort((a, b) => a[1].size - b[1].size);
+  // prompts make long titles
+  const place = (/** @type {[string, Set<string>]} */ [name, { size }]) =>
+    size + (name.endsWith("prompt") ? MOST_VALUES : 0);
+  several.sort((a, b) => place(a) - place(b));
   // numbers by size, texts as they come
   return new Map(several.map(([name, values]) => [name, [...values].sort((a, b) => Number(a) - Number(b) || 0)]));
 }
@@ -137,22 +142,22 @@ function choicesOf(fields, query) {
     { name: "x", text: "Columns", options: names, value: x },
     { name: "y", text: "Rows", options: others, value: y },
     ...fixed.map((text) => {
-      const name = `at.${text}`;
-      return { name, text, options: ["", ...(fields.get(text) ?? [])], value: query.get(name) ?? "" };
+      const [name, values] = [`at.${text}`, fields.get(text) ?? []];
+      return { name, text, options: [...values, ANY], value: query.get(name) ?? values[0] };
     }),
   ];
 }
 
 /** @param {Choice} choice */
 function selectOf({ name, text, options, value }) {
-  const made = options.map((each) => h("option", { value: each, selected: each === value }, each || "any"));
+  const made = options.map((each) => h("option", { value: each, selected: each === value }, each));
   return h("label", {}, h("span", {}, text), h("select", { name, "aria-label": text }, ...made));
 }
 
 /** @param {Job[]} jobs @param {Fields} fields @param {Choice[]} choices @param {string} images */
 function rowsOf(jobs, fields, [{ value: x }, { value: y }, ...fixed], images) {
   const rows = jobs.map((job) => ({ index: job.index, at: fieldsOf(job) }));
-  const fitting = rows.filter(({ at }) => fixed.every(({ text, value }) => !value || at[text] === value));
+  const fitting = rows.filter(({ at }) => fixed.every(({ text, value }) => value === ANY || at[text] === value));
   const places = Map.groupBy(fitting, ({ at }) => toJson([at[x], at[y]]));
   /** @param {string} across @param {string} [down] */
   const cell = (across, down) => {

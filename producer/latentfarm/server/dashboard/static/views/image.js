@@ -13,7 +13,7 @@ import { comparison } from "../parts/compare.js";
 import { pickControls, picksOf, updatePickControls } from "../parts/picks.js";
 import { problem, reading } from "../parts/placeholder.js";
 import { STATES } from "../parts/state_bar.js";
-import { toast, toastError } from "../parts/toasts.js";
+import { copy, toastError } from "../parts/toasts.js";
 
 /** @import { Batch, Job, Slot } from "../core/types.js" */
 /** @import { Page } from "../core/router.js" */
@@ -170,26 +170,13 @@ function waiting(job, batch, signal) {
     }
   };
   if (state === "leased") follow({ worker, progress: 0 }, { slots }, signal);
-  const title = error
-    ? `${job.job} failed: ${error.code}`
-    : `${job.job} is ${STATES.find(([each]) => each === state)?.[1]}`;
+  const word = STATES.find(([each]) => each === state)?.[1];
+  const title = `${job.job} ${error ? `failed: ${error.code}` : `is ${word}`}`;
   const tried = (error || attempts > 1) && h("p", {}, plural(attempts, "attempt"));
   const cure = error?.code === "invalid_row" && h("p", {}, "Correct the row, and submit it in a new batch.");
   const mayRetry = error && !cure && maySubmit() && job.job.startsWith(`${batch.batch}/`);
   const again = mayRetry && button("Retry all with this code", () => retry(batch, error.code));
   return h("div", { class: "placeholder", role: "status" }, h("h2", {}, title), preview, text, tried, cure || again);
-}
-
-/** @param {string} text */
-function copy(text) {
-  const answer = (/** @type {ClipboardEvent} */ event) => {
-    event.clipboardData?.setData("text/plain", text);
-    event.preventDefault();
-  };
-  // a page of plain http has no `navigator.clipboard`
-  document.addEventListener("copy", answer, { once: true });
-  document.execCommand("copy");
-  toast("Copied.");
 }
 
 /** @param {Job} job @param {Batch} batch */

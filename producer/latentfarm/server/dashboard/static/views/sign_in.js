@@ -1,6 +1,6 @@
 /** The view that begins a session: the server wants a key. */
 
-import { h } from "../core/dom.js";
+import { h, withCode } from "../core/dom.js";
 import { signIn } from "../core/session.js";
 
 /**
@@ -11,14 +11,17 @@ export function showSignIn({ root, setTitle }, onsignedin) {
   setTitle("Sign in");
   const key = h("input", { type: "password", name: "key", autocomplete: "current-password", required: true });
   const complaint = h("p", { class: "complaint", role: "alert" });
+  const text = withCode("This farm needs a key. Its operator makes one with `latentfarm key new NAME`.");
+  const label = h("label", {}, h("span", {}, "Key"), key);
+  const button = h("button", { class: "primary" }, "Sign in");
   const form = h(
     "form",
     { class: "card sign-in" },
     h("h1", {}, "Sign in"),
-    h("p", {}, "This farm needs a key. Its operator makes one with ", h("code", {}, "latentfarm key new NAME"), "."),
-    h("label", {}, h("span", {}, "Key"), key),
+    h("p", {}, ...text),
+    label,
     complaint,
-    h("button", { class: "primary", type: "submit" }, "Sign in"),
+    button,
   );
   form.addEventListener("submit", async (event) => {
     event.preventDefault();

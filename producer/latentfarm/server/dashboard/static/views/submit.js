@@ -24,8 +24,7 @@ export async function showSubmit({ root, signal, setTitle }) {
   root.append(h("h1", {}, "Submit a batch"));
   if (!maySubmit()) {
     const cure = "It lacks the scope submit. The farm's operator makes one that has it with";
-    root.append(empty("This key cannot submit", cure, h("code", {}, "latentfarm key new NAME")));
-    return;
+    return root.append(empty("This key cannot submit", cure, h("code", {}, "latentfarm key new NAME")));
   }
   if (kept?.dataset.owner !== keyName()) kept = createForm(keyName());
   const form = kept;
@@ -49,11 +48,8 @@ export async function showSubmit({ root, signal, setTitle }) {
   signal.addEventListener("abort", () => submission.begin());
   // the page shows when the server is unavailable
   follow({ progress: 0 }, {}, signal);
-  const { models } = await readAgain(
-    () => get("/api/models", { signal }),
-    signal,
-    () => {},
-  );
+  const read = () => get("/api/models", { signal });
+  const { models } = await readAgain(read, signal, () => {});
   fill(find(form, "#models"), ...models.map((/** @type {any} */ { model }) => h("option", { value: model })));
   form.model.placeholder = (models.find((/** @type {any} */ { workers }) => workers) ?? models[0])?.model ?? "mini";
   if (!form.inert) submission.change();
@@ -181,9 +177,9 @@ function describe(plan) {
   const more = plan.invalid - problems.length;
   return [
     h("dl", { class: "facts" }, ...facts.flatMap((fact) => (fact ? [h("dt", {}, fact[0]), h("dd", {}, fact[1])] : []))),
-    !plan.workers && h("p", { class: "warnings" }, ...withCode(start)),
+    plan.workers === 0 && h("p", { class: "warnings" }, ...withCode(start)),
     h("ul", { class: "notes" }, ...notes),
-    plan.invalid && h("h3", {}, plural(plan.invalid, "invalid row")),
+    plan.invalid > 0 && h("h3", {}, plural(plan.invalid, "invalid row")),
     h("ul", { class: "problems" }, ...problems, more > 0 && h("li", {}, `and ${number(more)} more`)),
   ];
 }

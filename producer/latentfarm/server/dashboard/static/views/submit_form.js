@@ -37,14 +37,11 @@ export function createForm(owner) {
     file.focus();
   };
   const prompts = h("textarea", { name: "text", rows: 5, placeholder: "a red fox in the snow\na lighthouse at dusk" });
-  const source = h(
-    "section",
-    { class: "card source" },
-    file,
-    h("label", { class: "drop", for: "file" }, h("strong", {}, "Choose a prompt file"), h("span", { class: "chosen" })),
-    h("button", { class: "link remove", type: "button", onclick: remove }, "Remove the file"),
-    h("label", { class: "prompts" }, h("span", {}, "or write prompts, one a line"), prompts),
-  );
+  const label = [h("strong", {}, "Choose a prompt file"), h("span", { class: "chosen" })];
+  const drop = h("label", { class: "drop", for: "file" }, ...label);
+  const removal = h("button", { class: "link remove", type: "button", onclick: remove }, "Remove the file");
+  const text = h("label", { class: "prompts" }, h("span", {}, "or write prompts, one a line"), prompts);
+  const source = h("section", { class: "card source" }, file, drop, removal, text);
   const groups = GROUPS.map((title, place) => {
     const fields = h("div", { class: "fields" }, ...FIELDS.filter(([group]) => group === place).map(createField));
     if (title === RARE) return h("details", { class: "card" }, h("summary", {}, title), fields);

@@ -87,16 +87,12 @@ function createWorker({ worker, slots }) {
   };
   const draining = h("span", { class: "badge", data: { state: "paused" } }, "draining");
   const button = h("button", { type: "button", onclick: () => drain(worker).catch(toastError) }, "Drain …");
-  return h(
-    "li",
-    { class: "card worker" },
-    h("div", { class: "row" }, h("h2", {}, worker), draining, mayAdminister() && button),
-    h("p", { class: "facts" }),
-    h("p", { class: "pace" }),
-    h("progress", { "aria-label": `Busy share of ${worker}` }),
-    h("p", { class: "used" }),
-    h("ol", { class: "slots", "aria-label": `Slots of ${worker}` }, ...Array.from({ length: slots }, slot)),
-  );
+  const title = h("div", { class: "row" }, h("h2", {}, worker), draining, mayAdminister() && button);
+  const [facts, pace, used] = ["facts", "pace", "used"].map((name) => h("p", { class: name }));
+  const busy = h("progress", { "aria-label": `Busy share of ${worker}` });
+  const list = h("ol", { class: "slots", "aria-label": `Slots of ${worker}` });
+  list.append(...Array.from({ length: slots }, slot));
+  return h("li", { class: "card worker" }, title, facts, pace, busy, used, list);
 }
 
 /** @param {HTMLElement} card @param {Worker} worker */
@@ -112,9 +108,7 @@ function updateWorker(card, { model, device_name, dtype, images, images_per_s, b
 
 /** @param {string} worker */
 async function drain(worker) {
-  const text =
-    "It takes no more jobs, finishes the images that it can in time, and ends; other workers get the rest. " +
-    "Its supervisor does not start it again.";
+  const text = "It takes no more jobs, finishes the images that it can in time, and ends; others get the rest.";
   if (!(await confirmed({ title: `Drain ${worker}?`, text, confirm: "Drain" }))) return;
   await post(`/api/workers/${encodeURIComponent(worker)}/drain`);
   toast(`${worker} takes no more jobs.`);
@@ -133,9 +127,8 @@ function updateSlots(card, slots) {
 
 /** @param {HTMLElement} cell @param {Slot | undefined} slot */
 function updateSlot(cell, slot) {
-  const [link, image, words, name, bar, step] = /** @type {any} */ (
-    cell.querySelectorAll("a, img, em, .name, progress, small")
-  );
+  const parts = cell.querySelectorAll("a, img, em, .name, progress, small");
+  const [link, image, words, name, bar, step] = /** @type {any} */ (parts);
   cell.dataset.job = slot?.job ?? "";
   bar.hidden = !slot;
   image.hidden = !slot?.preview;
