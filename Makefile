@@ -116,8 +116,9 @@ $(VENV)/.compiled: $(VENV)/.dev
 	$(BIN)/python -m compileall -qq $(VENV)/lib producer worker || true
 	touch $@
 
+# with the certificates of the system, as pip: a network may have a proxy with its own
 $(VENV)/.javascript: $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json $(VENV)/.dev
-	$(BIN)/npm ci --prefix $(JAVASCRIPT) --no-progress
+	NODE_OPTIONS=--use-system-ca $(BIN)/npm ci --prefix $(JAVASCRIPT) --no-progress
 	touch $@
 
 $(VENV)/.tools: tests/support/tools.py | $(VENV)/bin/python
