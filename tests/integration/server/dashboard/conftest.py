@@ -5,6 +5,7 @@
 - ``look`` is its window. With ``@pytest.mark.parametrize("look", LOOKS, ids=str)``, a test runs with 1600 pixels
   of width in light and with 375 in dark.
 - ``open_page(server)`` opens further pages, of other servers too: ``open_page(serving(api_keys_file=...))``.
+- ``stoppable`` is a server that is stopped and started again under an open page, ``own_redis`` a farm whose Redis is.
 - ``server``, ``serving`` and ``rendering`` (a worker with a tiny model) are those of the folder above.
 - In tests/support: ``browser.violations(page)`` is what axe-core finds; ``large_batch`` makes a batch of 10^6 jobs.
 
@@ -16,12 +17,21 @@ with these fixtures runs, Playwright's event loop occupies the test's thread: no
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
+from itertools import count
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Error, Page
+from tests.integration.server.conftest import Serving
+from tests.integration.server.test_outages import redis_at
 from tests.support.browser import DESK, Look, Problems, chromium, new_context
 from tests.support.http_server import RunningServer
+from tests.support.machines import free_ports
+
+from latentfarm.farm import Farm
+from latentfarm.server.live import hub
+from latentfarm.settings import Settings
 
 OpenPage = Callable[..., Page]
 _PAGE = pytest.StashKey[list[Page]]()
@@ -73,6 +83,51 @@ def page(open_page: OpenPage, server: RunningServer) -> Page:
 def problems(page: Page, all_problems: list[Problems]) -> Problems:
     assert page
     return all_problems[0]
+
+
+class StoppableServer:
+    """A server that is stopped, and started again at its address, while pages are open."""
+
+    def __init__(self, serving: Serving, open_page: OpenPage, all_problems: list[Problems]) -> None:
+        self._serving, self._open_page, self._all_problems = serving, open_page, all_problems
+        [port] = free_ports(1)
+        self._address = f"127.0.0.1:{port}"
+        self.start()
+
+    def start(self) -> None:
+        self._server: RunningServer = self._serving(address=self._address, shutdown_timeout_s=1)
+
+    def stop(self) -> None:
+        self._server.stop()
+
+    def open_page(self) -> Page:
+        """Return a blank page, which may complain about the stopped server."""
+        page = self._open_page(self._server)
+        self._all_problems[-1].allow("404|ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE")
+        return page
+
+
+@pytest.fixture
+def stoppable(serving: Serving, open_page: OpenPage, all_problems: list[Problems]) -> StoppableServer:
+    return StoppableServer(serving, open_page, all_problems)
+
+
+class OwnRedis:
+    """A farm with a Redis of its own, which runs within ``running()``, empty each time."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        [self._port] = free_ports(1)
+        self._folders = (folder / f"redis-{life}" for life in count())
+        self.farm = Farm.open(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{self._port}/0"}))
+
+    def running(self) -> AbstractContextManager[None]:
+        return redis_at(self._port, next(self._folders))
+
+
+@pytest.fixture
+def own_redis(settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OwnRedis:
+    monkeypatch.setattr(hub, "_LONGEST_PAUSE_S", 0.2)
+    return OwnRedis(settings, tmp_path)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 from tests.conftest import until
 from tests.integration.server.conftest import Serving
-from tests.integration.server.dashboard.conftest import OpenPage
-from tests.integration.server.test_outages import redis_at
+from tests.integration.server.dashboard.conftest import OpenPage, OwnRedis, StoppableServer
 from tests.support.browser import LOOKS, Problems, sideways_pixels, violations
 from tests.support.http_server import RunningWorker
 from tests.support.leasing import opened
-from tests.support.machines import free_ports
 
 from latentfarm.farm import Farm
 from latentfarm.ledger import Lease
-from latentfarm.server.live import hub
-from latentfarm.settings import Settings
 from latentfarm.submission.request import SubmitOptions
 
 pytestmark = pytest.mark.integration
@@ -236,42 +231,31 @@ def test_a_batch_that_is_deleted_under_its_page_is_reported(page: Page, farm: Fa
 
 
 def test_a_page_reports_that_the_server_stopped_and_what_was_deleted_meanwhile(
-    serving: Serving, open_page: OpenPage, farm: Farm, all_problems: list[Problems]
+    stoppable: StoppableServer, farm: Farm
 ) -> None:
-    [port] = free_ports(1)
     submit(farm)
     submit(farm, "dogs")
-    server = serving(address=f"127.0.0.1:{port}", shutdown_timeout_s=1)
-    page, other = open_page(server), open_page(server)
-    for problems in all_problems:
-        problems.allow("404|ERR_CONNECTION_REFUSED|ERR_INCOMPLETE_CHUNKED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE")
+    page, other = stoppable.open_page(), stoppable.open_page()
     page.goto("/batches/cats")
     other.goto("/batches/dogs")
     for each in (page, other):
         expect_cell(each, 0, "pending")
-    server.stop()
+    stoppable.stop()
     expect(page.get_by_text("The server does not answer.")).to_be_visible()
     expect_cell(page, 0, "pending")
     farm.batch("dogs").delete()
     lease(farm, 1)
-    serving(address=f"127.0.0.1:{port}")
+    stoppable.start()
     expect_cell(page, 0, "leased")
     expect(page.get_by_text("The server does not answer.")).to_be_hidden()
     expect(other.get_by_role("heading", name="dogs was deleted")).to_be_visible()
 
 
 def test_the_strip_stays_while_redis_is_unavailable_and_goes_on_after(
-    serving: Serving,
-    open_page: OpenPage,
-    settings: Settings,
-    all_problems: list[Problems],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    serving: Serving, open_page: OpenPage, all_problems: list[Problems], own_redis: OwnRedis
 ) -> None:
-    monkeypatch.setattr(hub, "_LONGEST_PAUSE_S", 0.2)
-    [port] = free_ports(1)
-    farm = Farm.open(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{port}/0"}))
-    with redis_at(port, tmp_path / "first"):
+    farm = own_redis.farm
+    with own_redis.running():
         page = open_page(serving(farm))
         # the browser reports each 503 as an error
         all_problems[0].allow("503")
@@ -280,7 +264,7 @@ def test_the_strip_stays_while_redis_is_unavailable_and_goes_on_after(
         expect_cell(page, 0, "pending")
     expect(page.get_by_text("Redis is unavailable")).to_be_visible()
     expect_cell(page, 0, "pending")
-    with redis_at(port, tmp_path / "second"):
+    with own_redis.running():
         opened(farm.ledger, "cats", JOBS, model=UNSERVED)
         lease(farm, 1)
         expect(page.get_by_text("Live")).to_be_visible()

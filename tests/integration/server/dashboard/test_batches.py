@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
 from tests.conftest import until
 from tests.integration.server.conftest import Serving
-from tests.integration.server.dashboard.conftest import OpenPage
-from tests.integration.server.test_outages import redis_at
+from tests.integration.server.dashboard.conftest import OpenPage, OwnRedis
 from tests.support.browser import LOOKS, Problems, sideways_pixels, violations
-from tests.support.http_server import RunningServer, RunningWorker
+from tests.support.http_server import RunningWorker
 from tests.support.leasing import opened
-from tests.support.machines import free_ports
 
 from latentfarm.farm import Farm
-from latentfarm.server.live import hub
-from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.integration
 
@@ -141,19 +136,11 @@ def test_older_batches_are_read_and_stay_when_something_changes(page: Page, farm
 
 
 def test_the_page_shows_that_redis_is_unavailable_and_recovers(
-    serving: Serving,
-    open_page: OpenPage,
-    settings: Settings,
-    all_problems: list[Problems],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    serving: Serving, open_page: OpenPage, all_problems: list[Problems], own_redis: OwnRedis
 ) -> None:
-    monkeypatch.setattr(hub, "_LONGEST_PAUSE_S", 0.2)
-    [port] = free_ports(1)
-    farm = Farm.open(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{port}/0"}))
-    with redis_at(port, tmp_path / "first"):
-        server: RunningServer = serving(farm)
-        page = open_page(server)
+    farm = own_redis.farm
+    with own_redis.running():
+        page = open_page(serving(farm))
         # the browser reports each 503 as an error
         all_problems[0].allow("503")
         opened(farm.ledger, "cats")
@@ -161,7 +148,7 @@ def test_the_page_shows_that_redis_is_unavailable_and_recovers(
         expect(page.get_by_text("Live")).to_be_visible()
     expect(page.get_by_text("Redis is unavailable")).to_be_visible()
     expect(row(page, "cats")).to_be_visible()
-    with redis_at(port, tmp_path / "second"):
+    with own_redis.running():
         opened(farm.ledger, "dogs")
         expect(page.get_by_text("Live")).to_be_visible()
         expect(row(page, "dogs")).to_be_visible()

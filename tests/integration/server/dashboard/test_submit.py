@@ -9,11 +9,9 @@ from typing import Any
 
 import pytest
 from playwright.sync_api import FilePayload, Locator, Page, expect
-from tests.integration.server.conftest import Serving
-from tests.integration.server.dashboard.conftest import OpenPage
+from tests.integration.server.dashboard.conftest import StoppableServer
 from tests.support.browser import LOOKS, Problems, sideways_pixels, violations
-from tests.support.http_server import RunningServer, RunningWorker
-from tests.support.machines import free_ports
+from tests.support.http_server import RunningWorker
 
 from latentfarm.farm import Farm
 
@@ -160,42 +158,34 @@ def test_how_much_of_a_file_is_sent_is_shown(page: Page) -> None:
 
 
 def test_nothing_is_lost_when_the_server_stops_and_the_submission_is_sent_again(
-    serving: Serving, open_page: OpenPage, all_problems: list[Problems], farm: Farm
+    stoppable: StoppableServer, farm: Farm
 ) -> None:
-    [port] = free_ports(1)
-    server: RunningServer = serving(address=f"127.0.0.1:{port}")
-    page = open_page(server)
-    all_problems[0].allow("ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE")
+    page = stoppable.open_page()
     page.goto("/submit")
     choose(page, {"prompt": "a cat"}, {"prompt": "a dog"})
     page.get_by_label("Name").fill("cats")
     page.get_by_label("Model").fill("unserved")
     expect(submit_button(page, "Submit 2 images")).to_be_enabled()
-    server.stop()
+    stoppable.stop()
     submit_button(page).click()
     expect(plan(page).get_by_text("Nothing is lost")).to_be_visible()
     expect(page.get_by_text("No connection")).to_be_visible()
     assert farm.ledger.batches() == []
-    serving(address=f"127.0.0.1:{port}")
+    stoppable.start()
     expect(page.get_by_text("Live", exact=True)).to_be_visible()
     submit_button(page).click()
     expect(page).to_have_url(re.compile("/batches/cats$"))
     assert farm.batch("cats").status().total == 2
 
 
-def test_a_plan_follows_by_itself_when_the_server_answers_again(
-    serving: Serving, open_page: OpenPage, all_problems: list[Problems]
-) -> None:
-    [port] = free_ports(1)
-    server: RunningServer = serving(address=f"127.0.0.1:{port}")
-    page = open_page(server)
-    all_problems[0].allow("ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE")
+def test_a_plan_follows_by_itself_when_the_server_answers_again(stoppable: StoppableServer) -> None:
+    page = stoppable.open_page()
     page.goto("/submit")
     expect(page.get_by_text("Live", exact=True)).to_be_visible()
-    server.stop()
+    stoppable.stop()
     page.get_by_label("or write prompts").fill("a cat")
     expect(plan(page).get_by_text("The plan follows when it does")).to_be_visible()
-    serving(address=f"127.0.0.1:{port}")
+    stoppable.start()
     expect(submit_button(page, "Submit 1 image")).to_be_enabled()
 
 

@@ -10,11 +10,9 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from playwright.sync_api import Locator, Page, expect
 from tests.conftest import until
-from tests.integration.server.conftest import Serving
-from tests.integration.server.dashboard.conftest import OpenPage
-from tests.support.browser import LOOKS, Problems, sideways_pixels, violations
-from tests.support.http_server import WORKER, RunningServer, RunningWorker
-from tests.support.machines import free_ports
+from tests.integration.server.dashboard.conftest import StoppableServer
+from tests.support.browser import LOOKS, sideways_pixels, violations
+from tests.support.http_server import WORKER, RunningWorker
 
 from latentfarm.farm import Farm
 from latentfarm_worker.service import worker as worker_module
@@ -146,23 +144,18 @@ def test_a_hidden_page_has_no_stream_and_one_that_is_shown_again_reads_what_it_m
     assert "/api/events" in requests
 
 
-def test_the_page_shows_that_the_server_has_stopped_and_recovers(
-    serving: Serving, open_page: OpenPage, all_problems: list[Problems], farm: Farm
-) -> None:
-    [port] = free_ports(1)
-    server: RunningServer = serving(address=f"127.0.0.1:{port}")
-    page = open_page(server)
-    all_problems[0].allow("ERR_CONNECTION|ERR_EMPTY|ERR_INCOMPLETE")
+def test_the_page_shows_that_the_server_has_stopped_and_recovers(stoppable: StoppableServer, farm: Farm) -> None:
+    page = stoppable.open_page()
     farm.ledger.heartbeat("mini", "worker-b", about=ABOUT)
     page.goto("/workers")
     expect(card(page, "worker-b")).to_be_visible()
-    server.stop()
+    stoppable.stop()
     expect(page.get_by_text("No connection")).to_be_visible()
     expect(page.get_by_text("the last that was known")).to_be_visible()
     # what was known stays
     expect(card(page, "worker-b")).to_be_visible()
     farm.ledger.heartbeat("mini", "worker-c", about=ABOUT)
-    serving(address=f"127.0.0.1:{port}")
+    stoppable.start()
     expect(page.get_by_text("Live", exact=True)).to_be_visible()
     expect(card(page, "worker-c")).to_be_visible()
     expect(page.get_by_text("the last that was known")).to_be_hidden()
