@@ -174,10 +174,10 @@ class EventsQuery(Query):
     """Which events: of all batches but interactive ones, unless ``kind`` is that, and of workers.
 
     ``batch``: only those of one batch. ``after``: the id of the last event that the client has; the header
-    ``Last-Event-ID`` is the same. ``progress``: also the counters of active batches, or of ``batch``, at most twice a
-    second. ``live``: also steps and previews of jobs that clients wait for. ``states``: also the states of the jobs of
-    ``batch`` from this index on, at most a million, and their changes at most twice a second. ``worker``: also the slots
-    of these workers, with a preview of each image, about once a second; at most 16.
+    ``Last-Event-ID`` is the same. ``progress``: also the counters of active batches, or of ``batch``, at most twice
+    a second. ``live``: also steps and previews of jobs that clients wait for. ``states``: also the states of the
+    jobs of ``batch`` from this index on, at most a million, and their changes at most twice a second. ``worker``:
+    also the slots of these workers, with a preview of each image, about once a second; at most 16.
     """
 
     kind: BatchKind | None = None
