@@ -1,4 +1,4 @@
-"""One server and one worker for all tests of the server; the farm is emptied for each test."""
+"""One server and one worker for the tests of a module; the farm is emptied for each test."""
 
 from __future__ import annotations
 
@@ -46,7 +46,8 @@ def _off_the_loop(call: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
-@pytest.fixture(scope="session")
+# not of the session: it would look after the farm of the tests of other folders too
+@pytest.fixture(scope="module")
 def shared_server(connected: Farm, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("thumbnails")
     with RunningServer(connected, ServerSettings(address="127.0.0.1:0", thumbnail_cache=folder)) as server:

@@ -14,6 +14,7 @@ from tests.support.http_server import RunningServer
 
 from latentfarm.errors import InputError
 from latentfarm.farm import Farm
+from latentfarm.server import dashboard
 from latentfarm.server.app import OPERATIONS
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.security.keys import new_key
@@ -64,8 +65,11 @@ def test_t16_a_server_for_other_machines_does_not_start_without_keys(connected: 
 
 def test_t17_no_operation_runs_without_a_key_of_its_scope(keyed: RunningServer) -> None:
     assert {operation.path for operation in OPERATIONS if operation.scope is Scope.NONE} == {
-        *("/livez", "/readyz", "/metrics", "/api/session")
+        *("/livez", "/readyz", "/metrics", "/api/session"),
+        # the files of the package: the page has nothing of the farm before a session begins
+        *(operation.path for operation in dashboard.OPERATIONS),
     }
+    assert {operation.method for operation in dashboard.OPERATIONS} == {"GET"}
     lower = {Scope.SUBMIT: "read", Scope.ADMIN: "submit"}
     for operation in PROTECTED:
         path = path_of(operation)

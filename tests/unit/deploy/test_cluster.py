@@ -247,11 +247,13 @@ def test_the_ingress_leads_to_the_server_without_its_metrics_and_its_probes() ->
     found = overlay("gpu-spot-autoscaled")
     [ingress], server = found.of("Ingress"), found.one("Service", "latentfarm-server")
     [rule] = ingress["spec"]["rules"]
-    backends = {each["path"]: each["backend"]["service"] for each in rule["http"]["paths"]}
+    paths = {each["path"]: each["pathType"] for each in rule["http"]["paths"]}
+    prefixes = ("/v1", "/sdapi/v1", "/api", "/batches", "/workers", "/submit", "/dashboard")
+    assert paths == {**dict.fromkeys(prefixes, "Prefix"), "/": "Exact"}
     expected = {"name": server["metadata"]["name"], "port": {"name": server["spec"]["ports"][0]["name"]}}
-    assert backends == dict.fromkeys(("/v1", "/sdapi/v1", "/api"), expected)
+    assert all(each["backend"]["service"] == expected for each in rule["http"]["paths"])
     unkeyed = {operation.path for operation in OPERATIONS if operation.scope is Scope.NONE}
-    served = {operation.path for operation in OPERATIONS if operation.path.startswith(tuple(backends))}
+    served = {operation.path for operation in OPERATIONS if operation.path.startswith(prefixes)} | {"/"}
     assert {operation.path for operation in OPERATIONS} - served == {"/livez", "/readyz", "/metrics"} <= unkeyed
 
 
