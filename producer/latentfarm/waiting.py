@@ -37,7 +37,8 @@ def wait_reasons(ledger: Ledger, statuses: Iterable[BatchStatus], *, starting: b
     found: dict[str, list[str]] = {}
     for status in left:
         reasons = _reasons(status, workers, starting=starting)
-        if not reasons and status.pending and not status.leased:
+        # while workers start, no other batch is in the way
+        if not reasons and status.model in workers and status.pending and not status.leased:
             if status.model not in rivals:
                 rivals[status.model] = ledger.batch_summaries(ledger.active_batches(status.model))
             reasons = _batches_before(status, rivals[status.model])

@@ -47,6 +47,13 @@ def test_a_model_that_no_worker_serves_is_reported_with_those_that_are_served(fa
     assert reasons(farm, batch) == []
 
 
+def test_while_workers_start_other_batches_are_no_reason(farm: Farm) -> None:
+    batch = submit(farm, "cats", "mini")
+    submit(farm, "dogs", "mini")
+    farm.batch("dogs").set_priority(7)
+    assert reasons(farm, batch, starting=True) == []
+
+
 def test_workers_that_stop_do_not_count(farm: Farm) -> None:
     batch = submit(farm, "cats", "mini")
     farm.ledger.heartbeat("mini", "w1", about={**ABOUT, "draining": 1})
