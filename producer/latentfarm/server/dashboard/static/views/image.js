@@ -1,6 +1,6 @@
 /** One image, large, with its receipt; over another one, or over what its row gives when it is rendered again. */
 
-import { batchPath, get, post, toJson } from "../core/api.js";
+import { batchPage, batchPath, get, post, toJson } from "../core/api.js";
 import { fill, h, setText } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { plural } from "../core/format.js";
@@ -12,7 +12,7 @@ import { batchHeader, followBatch } from "../parts/batch_header.js";
 import { comparison } from "../parts/compare.js";
 import { pickControls, picksOf, updatePickControls } from "../parts/picks.js";
 import { problem, reading } from "../parts/placeholder.js";
-import { STATES } from "../parts/state_bar.js";
+import { wordOf } from "../parts/state_bar.js";
 import { copy, toastError } from "../parts/toasts.js";
 
 /** @import { Batch, Job, Slot } from "../core/types.js" */
@@ -21,6 +21,9 @@ import { copy, toastError } from "../parts/toasts.js";
 /** Fields of a job that are not of its receipt, or shown apart from it. */
 const APART = "request timings columns error image thumbnail parameters intermediates pick rating".split(" ");
 const OTHER = /^(?:(.+)\/)?(\d+)$/;
+
+/** Jobs of the batches that were shown: the keys go on while the next image is read. @type {Map<string, number>} */
+const totals = new Map();
 
 /** @param {Page} page */
 export async function showImage(page) {
@@ -33,11 +36,9 @@ export async function showImage(page) {
   let job;
   let shown = new AbortController();
   const stage = h("div", { class: "stage", tabindex: 0, role: "group", "aria-label": "Image" }, reading("Reading …"));
-  const trace = h("div", { class: "trace" });
+  const [trace, summary, facts] = ["trace", "summary", "receipt"].map((name) => h("div", { class: name }));
   const h2 = h("h2", {}, `Job ${params.index}`);
-  const moves = h("div", { class: "row moves" });
-  const summary = h("div", { class: "summary" });
-  const facts = h("div", { class: "receipt" });
+  const moves = h("div", { class: "row moves" }, ...movesFrom(page, totals.get(params.name) ?? 0));
   const controls = pickControls((decision) => job && picks.decide([job], decision));
   const side = h("div", { class: "side" }, h2, moves, controls, summary, againstForm(page), facts);
   root.append(header.element, h("div", { class: "image-view" }, stage, trace, side));
@@ -76,7 +77,8 @@ export async function showImage(page) {
 
   const update = () => read().catch((error) => signal.aborted || fail(error));
   const progress = (/** @type {Batch} */ now) => {
-    if (!batch) fill(moves, ...movesFrom(page, now.total));
+    if (totals.get(now.batch) !== now.total) fill(moves, ...movesFrom(page, now.total));
+    totals.set(now.batch, now.total);
     batch = now;
     header.update(now);
     if (job?.state !== "done") update();
@@ -102,7 +104,7 @@ function pathTo({ params, query }, index, against = "") {
   const changed = new URLSearchParams(query);
   changed.delete("against");
   if (against) changed.set("against", against);
-  return `/batches/${encodeURIComponent(params.name)}/images/${index}?${changed}`;
+  return `${batchPage(params.name)}/images/${index}?${changed}`;
 }
 
 /** @param {string} text @param {string | false} href @param {string} [key] that is pressed for it */
@@ -170,8 +172,7 @@ function waiting(job, batch, signal) {
     }
   };
   if (state === "leased") follow({ worker, progress: 0 }, { slots }, signal);
-  const word = STATES.find(([each]) => each === state)?.[1];
-  const title = `${job.job} ${error ? `failed: ${error.code}` : `is ${word}`}`;
+  const title = `${job.job} ${error ? `failed: ${error.code}` : `is ${wordOf(state)}`}`;
   const tried = (error || attempts > 1) && h("p", {}, plural(attempts, "attempt"));
   const cure = error?.code === "invalid_row" && h("p", {}, "Correct the row, and submit it in a new batch.");
   const mayRetry = error && !cure && maySubmit() && job.job.startsWith(`${batch.batch}/`);
@@ -215,5 +216,5 @@ async function renderAgain({ job, index, request, model }, { batch, priority }) 
   const end = `-${index}-again-${Date.now().toString(36)}`;
   const body = { name: batch.slice(0, 64 - end.length) + end, model, priority, rows: [request] };
   const made = await post("/api/batches", body);
-  navigate(`/batches/${encodeURIComponent(made.batch)}/images/0?${new URLSearchParams({ against: job })}`);
+  navigate(`${batchPage(made.batch)}/images/0?${new URLSearchParams({ against: job })}`);
 }
