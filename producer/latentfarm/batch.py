@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from itertools import islice
@@ -23,6 +23,7 @@ from latentfarm.storage import results
 from latentfarm.storage.bucket import check_expiry
 from latentfarm.storage.deletion import delete_batch
 from latentfarm.storage.keys import part_indices
+from latentfarm.storage.part_reads import read_by_part
 from latentfarm.storage.pick_state import UNCHANGED, Decision, NewPick, NewRating, PickCounts
 from latentfarm.storage.picks import PickJournal
 
@@ -216,11 +217,17 @@ class Batch:
         self.journal.refresh()
         total = self._ledger.batch(self.name).total if indices is None else 0
         wanted = select_indices(self.journal, words, indices, total)
-        for line in results.read_indices(self._ledger, self._bucket, self.name, wanted):
+        yield from (found for found in self._joined_results(wanted) if has_pick(found, words))
+
+    def results_at_once(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+        """Yield the results of jobs of few parts, given by rising indices; the parts are read at the same time."""
+        self.journal.refresh()
+        return read_by_part(indices, self._joined_results)
+
+    def _joined_results(self, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
+        for line in results.read_indices(self._ledger, self._bucket, self.name, indices):
             entry = self._manifest.entry(self.name, line["index"])
-            found = joined_result(line, entry, self.journal.fields_of(line))
-            if has_pick(found, words):
-                yield found
+            yield joined_result(line, entry, self.journal.fields_of(line))
 
     def picks(self) -> list[Decision]:
         """Return what was decided about images, by rising index of their jobs."""
@@ -240,7 +247,11 @@ class Batch:
             ConflictError: a job is not done.
         """
         chosen = check_pick(pick) if isinstance(pick, str) else pick
-        return decide(self._ledger, self._bucket, self.journal, [ImagePick(each, chosen, rating) for each in indices])
+        return self.decide([ImagePick(each, chosen, rating) for each in indices])
+
+    def decide(self, wanted: Sequence[ImagePick], *, by: str = "") -> PickCounts:
+        """Make several decisions about images, all or none, as ``pick``. ``by`` is the name of the API key."""
+        return decide(self._ledger, self._bucket, self.journal, wanted, by=by)
 
     def fetch(  # noqa: PLR0913 - all are options, passed by name
         self,

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from functools import partial
 from typing import Any
 
 from latentfarm.errors import ConflictError, InputError, NotFoundError
 from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger
-from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage import results
 from latentfarm.storage.bucket import Bucket
-from latentfarm.storage.keys import part_of
+from latentfarm.storage.part_reads import read_by_part
 from latentfarm.storage.pick_state import (
     MAX_RATING,
     MIN_RATING,
@@ -27,9 +26,6 @@ from latentfarm.storage.pick_state import (
     PickCounts,
 )
 from latentfarm.storage.picks import MAX_DECIDED, PickJournal
-
-#: parts of results that are read at the same time
-_THREADS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +60,7 @@ def decide(
     """
     batch, chosen = journal.batch, {each.index: each for each in wanted}
     _check(ledger.batch(batch).total, batch, wanted)
-    lines = _read_lines(ledger, bucket, batch, sorted(chosen))
+    lines = read_by_part(sorted(chosen), partial(results.read_indices, ledger, bucket, batch))
     journal.write(ledger, [_change_of(chosen[line["index"]], line) for line in lines], by=by)
     return journal.counts()
 
@@ -81,17 +77,6 @@ def _check(total: int, batch: str, wanted: Sequence[ImagePick]) -> None:
         if isinstance(each.rating, int) and not MIN_RATING <= each.rating <= MAX_RATING:
             raise InputError(f"job {batch}/{each.index}: rating {each.rating}; write {MIN_RATING} to {MAX_RATING}")
         seen.add(each.index)
-
-
-def _read_lines(ledger: Ledger, bucket: Bucket, batch: str, indices: list[int]) -> Iterator[dict[str, Any]]:
-    def read(group: list[int]) -> list[dict[str, Any]]:
-        return list(results.read_indices(ledger, bucket, batch, group))
-
-    groups = [list(group) for _, group in groupby(indices, key=part_of)]
-    if len(groups) == 1:
-        return iter(read(groups[0]))
-    found = ordered_parallel_map(groups, read, threads=_THREADS, group=1)
-    return chain.from_iterable(lines for _, lines in found)
 
 
 def _change_of(wanted: ImagePick, line: dict[str, Any]) -> PickChange:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -124,3 +125,14 @@ class BreakingFamily(NoOpFamily):
         broken = sorted(self._bad[call].intersection(indices))
         if broken:
             raise self._error(f"{call} of job {broken[0]} broke")
+
+
+@contextmanager
+def single_thread() -> Iterator[None]:
+    """Let torch compute with one thread meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

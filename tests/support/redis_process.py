@@ -14,9 +14,12 @@ from latentfarm.local.redis_server import find_redis
 
 
 @contextmanager
-def running_redis(folder: Path, *options: str) -> Iterator[int]:
-    """Start a Redis, or with ``--sentinel`` a Sentinel, which writes its configuration; yield the port."""
-    [port] = free_ports(1)
+def running_redis(folder: Path, *options: str, port: int | None = None) -> Iterator[int]:
+    """Start a Redis, or with ``--sentinel`` a Sentinel, which writes its configuration; yield the port.
+
+    ``port`` is that port [default: a free one].
+    """
+    port = port or free_ports(1)[0]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "redis.conf").write_text(f'port {port}\nbind 127.0.0.1\ndir {folder}\nsave ""\n')
     # a Sentinel logs no more than this

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.engines import JOBS, render_alone
+from tests.support.engines import JOBS, render_alone, single_thread
 from tests.support.tiny import make_tiny
 
 from latentfarm_worker.models import load_family
@@ -16,10 +16,8 @@ from latentfarm_worker.models import load_family
 @pytest.fixture(scope="session", autouse=True)
 def one_thread() -> Iterator[None]:
     # with tiny convolutions, a second thread costs more than it gains
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with single_thread():
+        yield
 
 
 @pytest.fixture(scope="session", params=["sd1", "sd2", "sdxl"])

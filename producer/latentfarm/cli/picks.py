@@ -73,7 +73,7 @@ def picks(
 
 
 def _decide(batch: Batch, changes: list[str]) -> PickCounts:
-    from latentfarm.batch_picks import ImagePick, decide
+    from latentfarm.batch_picks import ImagePick
     from latentfarm.storage.picks import MAX_DECIDED
 
     wanted: dict[int, dict[str, Any]] = {}
@@ -84,9 +84,7 @@ def _decide(batch: Batch, changes: list[str]) -> PickCounts:
         field = _field_of(word.strip())
         for index in parse_indices("--set", indices, most=MAX_DECIDED):
             wanted.setdefault(index, {}).update(field)
-    decisions = [ImagePick(index, **fields) for index, fields in wanted.items()]
-    ledger, bucket = batch.connection.ledger, batch.connection.bucket
-    return decide(ledger, bucket, batch.journal, decisions)
+    return batch.decide([ImagePick(index, **fields) for index, fields in wanted.items()])
 
 
 def _field_of(word: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.engines import single_thread
 from tests.support.tiny import make_tiny
 
 from latentfarm.job import Job
@@ -67,10 +68,8 @@ def render(engine: Engine, wanted: list[Job]) -> dict[int, str]:
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     # as the other process has
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with single_thread():
+        yield
 
 
 @pytest.fixture(scope="module")

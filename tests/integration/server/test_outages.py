@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
@@ -13,28 +11,14 @@ from tests.integration.server.conftest import Serving
 from tests.support.http_server import RunningServer
 from tests.support.leasing import opened
 from tests.support.machines import free_ports
+from tests.support.redis_process import running_redis
 from tests.support.s3_front import front, s3_error
 
 from latentfarm.farm import Farm
-from latentfarm.local.process import ManagedProcess
-from latentfarm.local.redis_server import find_redis
 from latentfarm.server.live import hub
 from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.integration
-
-
-@contextmanager
-def redis_at(port: int, folder: Path) -> Iterator[None]:
-    folder.mkdir()
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    child = ManagedProcess("Redis", [find_redis(), *options], log=folder / "log")
-    try:
-        until(lambda: "Ready to accept" in (folder / "log").read_text(), timeout_s=20)
-        yield
-    finally:
-        child.terminate()
-        child.wait_or_kill(5)
 
 
 def readiness(server: RunningServer) -> tuple[int, str]:
@@ -63,7 +47,7 @@ def test_a_server_starts_without_redis_and_bucket_and_is_well_again_after_each_o
         assert readiness(server) == (503, "unavailable: Redis, the bucket")
         check_outage(server.client.get("/v1/files"), "ledger")
         for life in ("first", "second"):
-            with redis_at(port, tmp_path / life):
+            with running_redis(tmp_path / life, port=port):
                 if refusals:
                     until(lambda: readiness(server) == (503, "unavailable: the bucket"), timeout_s=20)
                     check_outage(server.client.get("/v1/files"), "store")

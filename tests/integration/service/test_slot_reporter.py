@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from tests.conftest import until
+from tests.support.engines import single_thread
 from tests.support.rendering import SMALL, Paced, render_loop
 
 from latentfarm import Batch, Farm
@@ -44,10 +44,8 @@ class Steps:
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     # with tiny convolutions, a second thread costs more than it gains
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with single_thread():
+        yield
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tests.support.engines import single_thread
 from tests.support.tiny import make_tiny
 
 from latentfarm import Batch, Farm, InputError, ModelError
@@ -40,11 +41,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
     # several threads would mostly wait for each other's cores
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with single_thread():
+        yield
 
 
 def work(

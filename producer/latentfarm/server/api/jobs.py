@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import math
 from collections.abc import Collection, Iterable, Iterator
-from itertools import chain, groupby, islice
+from itertools import groupby, islice
 from typing import Any
 
 from starlette.requests import Request
@@ -20,7 +19,6 @@ from latentfarm.farm import Farm
 from latentfarm.image_formats import format_of
 from latentfarm.job_state import JobState
 from latentfarm.limits import PART_JOBS
-from latentfarm.parallel import ordered_parallel_map
 from latentfarm.server.api.answers import FailureAnswer, FailuresAnswer, JobsAnswer, OneJobAnswer
 from latentfarm.server.api.models import MAX_STATES, EmptyQuery, JobsQuery, StatesQuery
 from latentfarm.server.api.pick_journals import batch_with_picks
@@ -33,7 +31,6 @@ from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.storage.keys import part_of
 from latentfarm.storage.pick_state import UNDECIDED
-from latentfarm.storage.picks import PickJournal
 
 #: parts that one answer reads: each is two objects of the bucket
 _MAX_PARTS = 16
@@ -77,7 +74,7 @@ def _page(batch: Batch, query: JobsQuery) -> dict[str, Any]:
             # the results of the others are not read
             following = wanted[query.limit]
             del wanted[query.limit :]
-    for line in read_results(batch, wanted):
+    for line in batch.results_at_once(wanted):
         if query.code and line.get("error", {}).get("code") != query.code:
             continue
         if not has_pick(line, query.pick) or line.get("rating", 0) < (query.rating or 0):
@@ -146,15 +143,6 @@ def check_index(farm: Farm, name: str, index: int) -> None:
         raise NotFoundError(f"job {name}/{index} does not exist; the batch has the jobs 0 to {total - 1}")
 
 
-def read_results(batch: Batch, indices: Iterable[int]) -> Iterator[dict[str, Any]]:
-    """Yield the results of jobs given by rising indices. The parts are read at the same time: a store takes long."""
-    groups = [list(group) for _, group in groupby(indices, key=part_of)]
-    if len(groups) < 2:
-        return batch.results(groups[0]) if groups else iter(())
-    found = ordered_parallel_map(groups, lambda group: list(batch.results(group)), threads=_MAX_PARTS, group=1)
-    return chain.from_iterable(lines for _, lines in found)
-
-
 async def show_states(request: Request) -> Response:
     query = read_query(request, StatesQuery)
     context = context_of(request)
@@ -190,9 +178,7 @@ def _failures(farm: Farm, name: str) -> FailuresAnswer:
         code: FailureAnswer(code=code, count=count, indices=[], message="") for code, count in record.errors.items()
     }
     failed = farm.ledger.find_states(name, {JobState.FAILED}, 0, record.total)
-    # failures have no picks: they are listed once, and not for each part
-    batch = Batch(farm.connection, name, journal=PickJournal(farm.bucket, name, fresh_s=math.inf))
-    for line in read_results(batch, _in_few_parts(failed)):
+    for line in Batch(farm.connection, name).results_at_once(_in_few_parts(failed)):
         error = line.get("error") or {}
         group = found.get(error.get("code", ""))
         if group is None:

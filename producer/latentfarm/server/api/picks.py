@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Generator
+from dataclasses import asdict
 
 import anyio
 from pydantic_core import to_json
@@ -10,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from latentfarm.batch import Batch
-from latentfarm.batch_picks import ImagePick, decide
+from latentfarm.batch_picks import ImagePick
 from latentfarm.errors import InputError
 from latentfarm.fetch.tables import require_parquet
 from latentfarm.server.api.answers import PickCountsAnswer, PicksAnswer
@@ -22,7 +23,7 @@ from latentfarm.server.http.body import read_json
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.security.access import access_of
-from latentfarm.storage.pick_state import UNCHANGED, Pick, PickCounts
+from latentfarm.storage.pick_state import UNCHANGED, Pick
 
 
 async def list_picks(request: Request) -> Response:
@@ -33,7 +34,7 @@ async def list_picks(request: Request) -> Response:
 
 def _all_picks(batch: Batch) -> bytes:
     decisions = batch.picks()
-    return to_json({"picks": decisions, **_fields(batch.journal.counts())})
+    return to_json({"picks": decisions, **asdict(batch.journal.counts())})
 
 
 async def change_picks(request: Request) -> Response:
@@ -41,13 +42,7 @@ async def change_picks(request: Request) -> Response:
     body = await read_json(request, PicksBody)
     batch = batch_with_picks(request)
     wanted, by = [_wanted(each) for each in body.picks], access_of(request).name
-    ledger, bucket = batch.connection.ledger, batch.connection.bucket
-    counts = await run_with_bucket(request, decide, ledger, bucket, batch.journal, wanted, by=by)
-    return json_answer(_fields(counts))
-
-
-def _fields(counts: PickCounts) -> dict[str, int]:
-    return {"picked": counts.picked, "rejected": counts.rejected, "rated": counts.rated}
+    return json_answer(asdict(await run_with_bucket(request, batch.decide, wanted, by=by)))
 
 
 def _wanted(body: PickBody) -> ImagePick:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import groupby
+from functools import partial
 
-from latentfarm.parallel import ordered_parallel_map
 from latentfarm.server.api.models import JobsQuery
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import part_of
 from latentfarm.storage.manifest import ManifestReader
+from latentfarm.storage.part_reads import read_by_part
 
 
 def find_rows(bucket: Bucket, batch: str, indices: Iterable[int], query: JobsQuery) -> list[int]:
@@ -17,11 +17,9 @@ def find_rows(bucket: Bucket, batch: str, indices: Iterable[int], query: JobsQue
 
     The parts are read at the same time, so ``indices`` are of few.
     """
-    groups = [list(group) for _, group in groupby(indices, key=part_of)]
-    if not groups:
-        return []
+    wanted = list(indices)
     # all parts are held: a thread must not drop that of another
-    manifest = ManifestReader(bucket, parts=len(groups))
+    manifest = ManifestReader(bucket, parts=len({part_of(index) for index in wanted}))
     text = query.prompt.casefold()
 
     def has(index: int) -> bool:
@@ -30,5 +28,4 @@ def find_rows(bucket: Bucket, batch: str, indices: Iterable[int], query: JobsQue
         found = text in str(entry.get("prompt", "")).casefold()
         return found and query.seed in {None, entry.get("seed")}
 
-    found = ordered_parallel_map(groups, lambda group: list(filter(has, group)), threads=len(groups), group=1)
-    return [index for _, matching in found for index in matching]
+    return list(read_by_part(wanted, partial(filter, has)))

@@ -24,10 +24,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Error, Page
 from tests.integration.server.conftest import Serving
-from tests.integration.server.test_outages import redis_at
 from tests.support.browser import DESK, Look, Problems, chromium, new_context
-from tests.support.http_server import RunningServer
+from tests.support.http_server import RunningServer, RunningWorker
 from tests.support.machines import free_ports
+from tests.support.redis_process import running_redis
 
 from latentfarm.farm import Farm
 from latentfarm.server.live import hub
@@ -71,6 +71,14 @@ def open_page(
 
         yield open_one
     assert [text for problems in all_problems for text in problems.found()] == []
+
+
+@pytest.fixture
+def rendering(rendering: RunningWorker, request: pytest.FixtureRequest) -> Iterator[RunningWorker]:
+    """The worker, whose end empties the farm: the pages are closed before it."""
+    yield rendering
+    for each in request.node.stash.get(_PAGE, []):
+        each.close()
 
 
 @pytest.fixture
@@ -120,8 +128,8 @@ class OwnRedis:
         self._folders = (folder / f"redis-{life}" for life in count())
         self.farm = Farm.open(settings.model_copy(update={"redis_url": f"redis://127.0.0.1:{self._port}/0"}))
 
-    def running(self) -> AbstractContextManager[None]:
-        return redis_at(self._port, next(self._folders))
+    def running(self) -> AbstractContextManager[int]:
+        return running_redis(next(self._folders), port=self._port)
 
 
 @pytest.fixture

@@ -120,8 +120,6 @@ def test_finished_images_come_and_open_by_pointer_and_by_keyboard(
     expect(point(page)).to_have_text("Job 1: done")
     page.keyboard.press("Enter")
     expect(page).to_have_url(re.compile("/batches/cats/images/1$"))
-    # the worker's end empties the farm
-    page.close()
 
 
 def test_filters_fade_other_cells_list_jobs_and_survive_a_reload(page: Page, farm: Farm) -> None:
@@ -193,7 +191,6 @@ def test_the_images_of_a_canary_come_first_and_resume_lets_the_batch_go_on(
     expect(images(page).get_by_role("heading")).to_have_text("Latest images")
     expect(images(page).get_by_role("listitem")).to_have_count(JOBS)
     assert page.locator("section").first.get_attribute("aria-label") == "Jobs"
-    page.close()
 
 
 def test_a_jump_moves_the_cursor_and_lists_the_job_and_refuses_what_is_no_index(page: Page, farm: Farm) -> None:

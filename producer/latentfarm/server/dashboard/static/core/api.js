@@ -55,8 +55,11 @@ export function url(path, query = {}) {
   return params.size ? `${path}?${params}` : path;
 }
 
+/** The path of a batch's page. @param {string} name */
+export const batchPage = (name) => `/batches/${encodeURIComponent(name)}`;
+
 /** @param {string} name */
-export const batchPath = (name) => `/api/batches/${encodeURIComponent(name)}`;
+export const batchPath = (name) => `/api${batchPage(name)}`;
 
 /**
  * Return the JSON of an answer.

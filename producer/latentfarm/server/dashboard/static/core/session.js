@@ -35,9 +35,7 @@ export async function restoreSession(signedOut) {
 }
 
 /** @param {string} key */
-export async function signIn(key) {
-  keep(await post("/api/session", { key }));
-}
+export const signIn = async (key) => keep(await post("/api/session", { key }));
 
 export async function signOut() {
   await remove("/api/session");

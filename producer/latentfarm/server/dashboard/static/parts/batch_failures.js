@@ -1,6 +1,6 @@
 /** The failed jobs of a batch by error code: how many, why, which, and how to run them again. */
 
-import { batchPath, get } from "../core/api.js";
+import { batchPage, batchPath, get } from "../core/api.js";
 import { fill, find, h, setText, syncList } from "../core/dom.js";
 import { number, plural } from "../core/format.js";
 import { oneAtATime, readAgain } from "../core/retry.js";
@@ -38,7 +38,7 @@ export function batchFailures({ params: { name }, signal }) {
   function updateRow(row, { count, message, indices }) {
     setText(find(row, ".count"), plural(count, "job"));
     setText(find(row, ".message"), message);
-    const path = `/batches/${encodeURIComponent(name)}/images`;
+    const path = `${batchPage(name)}/images`;
     const links = indices.slice(0, LISTED).map((index) => h("a", { href: `${path}/${index}` }, number(index)));
     fill(find(row, ".indices"), ...links, count > LISTED && "…");
   }

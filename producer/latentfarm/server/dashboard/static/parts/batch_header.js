@@ -1,6 +1,6 @@
 /** The top of each view of a batch, and how such a view keeps itself current. */
 
-import { ApiError, batchPath, get } from "../core/api.js";
+import { ApiError, batchPage, batchPath, get } from "../core/api.js";
 import { fill, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { number } from "../core/format.js";
@@ -34,7 +34,7 @@ export function batchHeader({ params, setTitle }, current) {
   const pace = h("p", { class: "pace" });
   const warnings = h("ul", { class: "warnings" });
   const tabs = TABS.map(([view, label]) => {
-    const href = `/batches/${encodeURIComponent(name)}${view === "overview" ? "" : `/${view}`}`;
+    const href = `${batchPage(name)}${view === "overview" ? "" : `/${view}`}`;
     return h("a", { href, "aria-current": view === current ? "page" : null }, label);
   });
   const title = h("div", { class: "row" }, h("h1", {}, name), badge);

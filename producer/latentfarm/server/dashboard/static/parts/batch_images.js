@@ -1,6 +1,6 @@
 /** Images of a batch: the latest, those of its canary, or the jobs that are looked for. */
 
-import { batchPath, get, url } from "../core/api.js";
+import { batchPage, batchPath, get, url } from "../core/api.js";
 import { find, h, setText, syncList } from "../core/dom.js";
 import { number } from "../core/format.js";
 import { oneAtATime, readAgain } from "../core/retry.js";
@@ -30,7 +30,7 @@ export function batchImages({ params: { name }, signal }, wanted) {
   const go = h("button", { class: "primary", type: "button" }, "Resume");
   const top = h("div", { class: "row" }, title, gallery, maySubmit() && go);
   const element = h("section", { class: "batch-images", "aria-label": "Images" }, top, note, list);
-  const path = `/batches/${encodeURIComponent(name)}`;
+  const path = batchPage(name);
   let [shown, readAt] = ["", 0];
   /** @type {ReturnType<typeof choose>} */
   let choice;

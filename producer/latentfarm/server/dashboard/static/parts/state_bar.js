@@ -15,6 +15,13 @@ export const STATES = [
   ["pending", "pending"],
 ];
 
+/** What users call a state. @param {JobState} state */
+export const wordOf = (state) => new Map(STATES).get(state);
+
+/** The states as chips with the counts of a batch. @param {Batch} batch */
+export const stateChips = (batch) =>
+  STATES.map(([value, label]) => ({ value, label, state: value, count: batch[value] }));
+
 /** @returns {HTMLElement} */
 export function stateBar() {
   const segments = STATES.map(([state]) => h("span", { data: { state } }));

@@ -3,7 +3,7 @@
 import { h, setText } from "../core/dom.js";
 import { number } from "../core/format.js";
 import { STATE_OF_BYTE } from "../core/states.js";
-import { STATES } from "./state_bar.js";
+import { wordOf } from "./state_bar.js";
 
 const HEIGHT = 320;
 /** Sizes of cells and jobs in each, by rising size. */
@@ -174,7 +174,7 @@ export class Strip {
     Object.assign(this.#marker.style, { left, top, width: cssPixels(cell), height: cssPixels(cell) });
     this.#marker.hidden = this.#cursor < 0;
     const job = this.#pointed < 0 ? this.#cursor : this.#pointed;
-    const word = STATES.find(([state]) => state === STATE_OF_BYTE[this.#states[job]])?.[1];
+    const word = wordOf(STATE_OF_BYTE[this.#states[job]]);
     const others = jobs > 1 ? `, the most urgent of ${jobs} in the cell` : "";
     setText(this.#text, word ? `Job ${number(this.#start + job)}: ${word}${others}` : "");
   }

@@ -2,7 +2,7 @@
 
 import { get } from "../core/api.js";
 import { h, setText } from "../core/dom.js";
-import { STATES } from "./state_bar.js";
+import { wordOf } from "./state_bar.js";
 
 const FIRST_PAUSE_MS = 2_000;
 const LONGEST_PAUSE_MS = 60_000;
@@ -40,6 +40,5 @@ export function updateThumbnail(element, { thumbnail: path, state, error, reques
   image.hidden = !path;
   image.alt = request.prompt ?? "";
   if (path && image.getAttribute("src") !== path) image.src = path;
-  const word = STATES.find(([each]) => each === state)?.[1] ?? state;
-  if (!path) setText(why, error ? `${error.code}: ${error.message}` : word);
+  if (!path) setText(why, error ? `${error.code}: ${error.message}` : (wordOf(state) ?? state));
 }

@@ -1,5 +1,6 @@
 /** A batch: each of its jobs as a cell, what failed, and its images. */
 
+import { batchPage } from "../core/api.js";
 import { h, setText } from "../core/dom.js";
 import { number } from "../core/format.js";
 import { navigate, setQuery } from "../core/router.js";
@@ -9,7 +10,7 @@ import { batchHeader, followBatch } from "../parts/batch_header.js";
 import { batchImages } from "../parts/batch_images.js";
 import { chips } from "../parts/chips.js";
 import { reading } from "../parts/placeholder.js";
-import { STATES } from "../parts/state_bar.js";
+import { stateChips } from "../parts/state_bar.js";
 import { Strip } from "../parts/strip.js";
 
 /** @typedef {import("../core/types.js").Batch} Batch */
@@ -46,7 +47,7 @@ class Overview {
     this.codes = chips("Only jobs that failed with", this.wanted.code, () => this.#filter());
     this.strip = new Strip((index) => {
       setQuery({ at: index });
-      navigate(`/batches/${encodeURIComponent(params.name)}/images/${index}`);
+      navigate(`${batchPage(params.name)}/images/${index}`);
     }, signal);
     this.jobs = h("section", { class: "jobs", "aria-label": "Jobs" });
     const filters = h("div", { class: "row" }, this.states.element, this.codes.element);
@@ -121,7 +122,7 @@ class Overview {
     this.strip.filter(code.size ? new Set(["failed"]) : state);
     if (!batch) return;
     this.header.update(batch);
-    this.states.update(STATES.map(([value, label]) => ({ value, label, count: batch[value], state: value })));
+    this.states.update(stateChips(batch));
     this.codes.update(Object.entries(batch.errors).map(([value, count]) => ({ value, label: value, count })));
     this.failures.update(batch);
     if (this.#states.length) this.images.update(batch, this.#states, this.#start);

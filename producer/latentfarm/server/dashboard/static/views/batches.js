@@ -1,6 +1,6 @@
 /** All batches, newest first: how far each is, and why it waits. */
 
-import { get } from "../core/api.js";
+import { batchPage, get } from "../core/api.js";
 import { fill, find, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { oneAtATime, readAgain } from "../core/retry.js";
@@ -78,7 +78,7 @@ export function showBatches({ root, query, signal, setTitle }) {
 
 /** @param {string} name @param {() => Batch} current returns the batch as it is now */
 function createRow(name, current) {
-  const link = h("a", { class: "name", href: `/batches/${encodeURIComponent(name)}` }, name);
+  const link = h("a", { class: "name", href: batchPage(name) }, name);
   const actions = maySubmit() && menu(`Actions of ${name}`, batchActions(current));
   const [badge, facts, pace] = ["badge", "facts", "pace"].map((part) => h("p", { class: part }));
   const warnings = h("ul", { class: "warnings" });

@@ -191,9 +191,7 @@ class Gallery {
 }
 
 /** @param {string} text @param {() => void} onclick */
-function button(text, onclick) {
-  return h("button", { type: "button", onclick }, text);
-}
+const button = (text, onclick) => h("button", { type: "button", onclick }, text);
 
 const linkToAll = () => h("a", { class: "button", href: location.pathname }, "Show all images");
 

@@ -3,7 +3,7 @@
 import { batchPath } from "../core/api.js";
 import { h, syncList } from "../core/dom.js";
 import { chips } from "../parts/chips.js";
-import { STATES } from "../parts/state_bar.js";
+import { stateChips } from "../parts/state_bar.js";
 import { copy } from "../parts/toasts.js";
 
 /** @import { Batch } from "../core/types.js" */
@@ -16,9 +16,9 @@ const PICKS = Object.entries({ picked: "picked", rejected: "rejected", none: "un
  * @param {() => void} onchange
  */
 export function galleryFilters(query, onchange) {
-  const states = new Set(query.has("state") ? query.getAll("state").filter((each) => each !== "all") : ["done"]);
+  const chosen = new Set(query.has("state") ? query.getAll("state").filter((each) => each !== "all") : ["done"]);
   const picks = new Set(query.getAll("pick"));
-  const stateChips = chips("Only jobs that are", states, onchange);
+  const states = chips("Only jobs that are", chosen, onchange);
   const pickChips = chips("Only images that are", picks, onchange);
   pickChips.update(PICKS.map(([value, label]) => ({ value, label })));
   const ratings = ["", 1, 2, 3, 4, 5].map((value) => h("option", { value }, value ? `★ ${value} or more` : "Any"));
@@ -44,14 +44,14 @@ export function galleryFilters(query, onchange) {
   for (const field of Object.values(fields)) field.value = query.get(field.name) ?? "";
 
   return {
-    element: h("div", { class: "gallery-filters" }, form, stateChips.element, pickChips.element),
+    element: h("div", { class: "gallery-filters" }, form, states.element, pickChips.element),
     /** Return the filters as a query of jobs. A code is one of failed jobs, regardless of the states that are chosen. */
     query: () => {
       const texts = /** @type {Record<string, string>} */ (Object.fromEntries(new FormData(form)));
-      return { ...texts, state: texts.code ? [] : [...states], pick: [...picks] };
+      return { ...texts, state: texts.code ? [] : [...chosen], pick: [...picks] };
     },
     update: (/** @type {Batch} */ batch) => {
-      stateChips.update(STATES.map(([value, label]) => ({ value, label, state: value, count: batch[value] })));
+      states.update(stateChips(batch));
       showCodes(Object.keys(batch.errors));
     },
   };

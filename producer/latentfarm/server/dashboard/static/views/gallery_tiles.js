@@ -1,5 +1,6 @@
 /** A page of images: a grid with a selection, which the keyboard moves through and decides about. */
 
+import { batchPage } from "../core/api.js";
 import { find, h, setText, syncList } from "../core/dom.js";
 import { number, plural } from "../core/format.js";
 import { maySubmit } from "../core/session.js";
@@ -36,7 +37,7 @@ export class Tiles {
 
   /** @param {string} batch @param {Picks} picks */
   constructor(batch, picks) {
-    this.path = `/batches/${encodeURIComponent(batch)}/images`;
+    this.path = `${batchPage(batch)}/images`;
     this.picks = picks;
     this.element.addEventListener("keydown", (event) => this.onKey(event) && event.preventDefault());
     this.element.addEventListener("focusin", (event) => this.enter(indexOf(event)));

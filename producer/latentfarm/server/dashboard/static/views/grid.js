@@ -1,6 +1,6 @@
 /** A sweep as a table: two fields in which the rows of the batch differ are its axes. */
 
-import { batchPath, get, toJson } from "../core/api.js";
+import { batchPage, batchPath, get, toJson } from "../core/api.js";
 import { fill, find, h } from "../core/dom.js";
 import { number } from "../core/format.js";
 import { oneAtATime, readAgain } from "../core/retry.js";
@@ -32,7 +32,7 @@ export async function showGrid(page) {
   const range = h("p", { class: "row range" });
   const body = h("div", { class: "grid" }, reading("Reading the jobs …"));
   root.append(header.element, range, body);
-  const update = sweepTable(body, `/batches/${encodeURIComponent(params.name)}/images/`);
+  const update = sweepTable(body, `${batchPage(params.name)}/images/`);
   const fail = (/** @type {unknown} */ error) => jobs.size || fill(body, problem("The jobs cannot be read", error));
   let all = true;
 

@@ -1,6 +1,6 @@
 /** A submission: a file or prompts, the options, what they would enqueue, and then the batch. */
 
-import { get, upload } from "../core/api.js";
+import { batchPage, get, upload } from "../core/api.js";
 import { fill, find, h, setText, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { bytes, duration, number, plural, workerCommand } from "../core/format.js";
@@ -116,7 +116,7 @@ class Submission {
     try {
       const { batch } = await this.#send("/api/batches", until, this.#lenient);
       kept = null;
-      navigate(`/batches/${encodeURIComponent(batch)}`);
+      navigate(batchPage(batch));
     } catch (error) {
       this.form.inert = false;
       if (!until.aborted) (this.#refuse(error) ?? this.#button).focus();
