@@ -1,19 +1,17 @@
-"""A complete Stable Diffusion model with random weights and few parameters, which loads like a trained one.
-
-Its images are coloured noise, but they depend on seed, prompt, steps and scheduler as those of a trained model do.
-"""
+"""Tiny Stable Diffusion models: ``sd1``, ``sd2`` and ``sdxl``."""
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-
-Kind = Literal["sd1", "sd2", "sdxl"]
+from tests.support.tiny.files import (
+    CLIP_VOCABULARY,
+    write_clip_tokenizer,
+    write_index,
+    write_scheduler,
+)
 
 #: pixels of a side
 NATIVE = 64
@@ -37,60 +35,26 @@ _SCHEDULERS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_tiny(directory: Path, *, seed: int = 0, kind: Kind = "sd1") -> Path:
-    """Write the model as a diffusers folder and return ``directory``. An existing model stays unchanged.
-
-    ``sd1`` predicts the noise (epsilon), with convolutional projections in the transformers; ``sd2`` predicts
-    the velocity, with linear projections and a number of heads for each level; ``sdxl`` has two text encoders of
-    different width and padding, and a U-Net conditioned on the projected text and sizes. The bytes depend on ``seed``
-    and ``kind`` only. Several processes may make the same folder at once.
-    """
-    directory = Path(directory)
-    if (directory / "model_index.json").is_file():
-        return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            _write(draft, kind)
-        draft.chmod(0o755)
-        try:
-            draft.rename(directory)
-        except OSError:
-            if not (directory / "model_index.json").is_file():  # no other process made it
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    return directory
-
-
-def _write(folder: Path, kind: str) -> None:
+def write(folder: Path, kind: str) -> None:
+    """Write the model of a kind."""
     parts = _write_parts_of_sdxl(folder) if kind == "sdxl" else _write_parts_of_sd(folder, kind)
-    (folder / "scheduler").mkdir()
-    scheduler = {
-        "_diffusers_version": "0.42.1",
-        **SD_SCHEDULE,
-        **_SCHEDULERS[kind],
-    }
-    _write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    options = {**SD_SCHEDULE, **_SCHEDULERS[kind]}
     index = {
-        "_diffusers_version": "0.42.1",
         "feature_extractor": [None, None],
-        "scheduler": ["diffusers", scheduler["_class_name"]],
+        "scheduler": write_scheduler(folder, options.pop("_class_name"), options),
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
         **parts,
     }
-    _write_json(folder / "model_index.json", index)
+    write_index(folder, index.pop("_class_name"), index)
 
 
 def _write_parts_of_sd(folder: Path, kind: str) -> dict[str, Any]:
     """Write the modules; return the entries of model_index.json for this kind."""
-    _write_tokenizer(folder / "tokenizer")
-    _text_encoder("CLIPTextModel", _TEXT_WIDTH).save_pretrained(folder / "text_encoder")
+    write_clip_tokenizer(folder / "tokenizer")
+    clip_text_encoder("CLIPTextModel", _TEXT_WIDTH).save_pretrained(folder / "text_encoder")
     _unet(kind).save_pretrained(folder / "unet")
     _vae(scaling_factor=0.18215).save_pretrained(folder / "vae")
     return {
@@ -101,12 +65,12 @@ def _write_parts_of_sd(folder: Path, kind: str) -> dict[str, Any]:
 
 
 def _write_parts_of_sdxl(folder: Path) -> dict[str, Any]:
-    _write_tokenizer(folder / "tokenizer")
-    _write_tokenizer(folder / "tokenizer_2", pad="!")
+    write_clip_tokenizer(folder / "tokenizer")
+    write_clip_tokenizer(folder / "tokenizer_2", pad="!")
     first, second = _TEXT_WIDTHS
     # the last layer is never read, so clip_skip can skip one of the other two
-    _text_encoder("CLIPTextModel", first, layers=3).save_pretrained(folder / "text_encoder")
-    _text_encoder("CLIPTextModelWithProjection", second, layers=3, projected=_PROJECTED_WIDTH).save_pretrained(
+    clip_text_encoder("CLIPTextModel", first, layers=3).save_pretrained(folder / "text_encoder")
+    clip_text_encoder("CLIPTextModelWithProjection", second, layers=3, projected=_PROJECTED_WIDTH).save_pretrained(
         folder / "text_encoder_2"
     )
     _unet_of_sdxl().save_pretrained(folder / "unet")
@@ -120,41 +84,12 @@ def _write_parts_of_sdxl(folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _write_tokenizer(folder: Path, *, pad: str = "<|endoftext|>") -> None:
-    """Write a byte-level CLIP vocabulary: each byte, within and at the end of a word, no merges."""
-    folder.mkdir()
-    letters = _byte_letters()
-    tokens = [*letters, *(letter + "</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
-    _write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
-    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    specials = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": pad,
-                "unk_token": "<|endoftext|>"}  # fmt: skip
-    _write_json(folder / "special_tokens_map.json", specials)
-    settings = {
-        "tokenizer_class": "CLIPTokenizer",
-        "model_max_length": 77,
-        "do_lower_case": True,
-        "errors": "replace",
-    }
-    _write_json(folder / "tokenizer_config.json", {**settings, **specials})
-
-
-def _byte_letters() -> list[str]:
-    # GPT-2's and CLIP's table: printable latin-1 maps to itself, the other bytes to letters from 256 on
-    plain = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
-
-
-def _text_encoder(kind: str, width: int, *, layers: int = 2, projected: int = _TEXT_WIDTH) -> Any:
+def clip_text_encoder(kind: str, width: int, *, layers: int = 2, projected: int = _TEXT_WIDTH) -> Any:
+    """Return a CLIP text encoder, of the transformers class ``kind``."""
     import transformers
 
     config = transformers.CLIPTextConfig(
-        vocab_size=514,
+        vocab_size=CLIP_VOCABULARY,
         hidden_size=width,
         intermediate_size=128,
         projection_dim=projected,
