@@ -13,18 +13,32 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tests.support.tiny import flux, sd3, stable_diffusion
+from tests.support.tiny import flux, flux2, sd3, stable_diffusion, z_image
 from tests.support.tiny.stable_diffusion import NATIVE, SD_SCHEDULE
 
 __all__ = ["NATIVE", "SD_SCHEDULE", "Kind", "make_tiny"]
 
-Kind = Literal["sd1", "sd2", "sdxl", "sd3", "sd3-no-t5", "flux", "schnell"]
+Kind = Literal[
+    "sd1",
+    "sd2",
+    "sdxl",
+    "sd3",
+    "sd3-no-t5",
+    "flux",
+    "schnell",
+    "flux2",
+    "flux2-distilled",
+    "zimage",
+    "zimage-dynamic",
+]
 
 #: by kind, what writes its model into an empty folder; it gets the kind, and torch's generator is seeded
 _WRITERS: Mapping[str, Callable[[Path, str], None]] = {
     **dict.fromkeys(("sd1", "sd2", "sdxl"), stable_diffusion.write),
     **dict.fromkeys(("sd3", "sd3-no-t5"), sd3.write),
     **dict.fromkeys(("flux", "schnell"), flux.write),
+    **dict.fromkeys(("flux2", "flux2-distilled"), flux2.write),
+    **dict.fromkeys(("zimage", "zimage-dynamic"), z_image.write),
 }
 
 
@@ -35,8 +49,10 @@ def make_tiny(directory: Path, *, seed: int = 0, kind: Kind = "sd1") -> Path:
     the velocity, with linear projections and a number of heads for each level; ``sdxl`` has two text encoders of
     different width and padding, and a U-Net conditioned on the projected text and sizes. ``sd3`` is a flow-matching
     transformer with three text encoders; ``sd3-no-t5`` lacks the third. ``flux`` embeds its guidance, and its noise
-    schedule depends on the image's size; ``schnell`` does neither. The bytes depend on ``seed`` and ``kind`` only.
-    Several processes may make the same folder at once.
+    schedule depends on the image's size; ``schnell`` does neither. ``flux2`` reads three layers of Qwen3, and its
+    schedule depends on size and steps; ``flux2-distilled`` takes no guidance. ``zimage`` reads as much of Qwen3 as a
+    prompt needs; the schedule of ``zimage-dynamic`` depends on the image's size. The bytes depend on ``seed`` and
+    ``kind`` only. Several processes may make the same folder at once.
     """
     directory = Path(directory)
     if (directory / "model_index.json").is_file():
