@@ -1,0 +1,57 @@
+"""T5's encoder (arXiv 1910.10683) as diffusers' StableDiffusion3Pipeline and FluxPipeline call it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+import torch
+
+from latentfarm_worker.host_copy import send
+
+
+class T5Encoder:
+    """One T5 encoder (transformers' T5EncoderModel) with its tokenizer.
+
+    Args:
+        rows: prompts in one forward pass. The last group is padded with empty prompts, so a prompt's numbers depend on
+            the size of the group, and not on the other prompts in it.
+        length: tokens to which a prompt is padded or cut, the end included. There is no attention mask: the padding is
+            read, and with another length each token would have other numbers.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any, *, rows: int, length: int) -> None:
+        self.tokenizer, self.model = tokenizer, model
+        self.rows, self.length = rows, length
+        self._end, self._pad = int(tokenizer.eos_token_id), int(tokenizer.pad_token_id)
+        # a fast tokenizer is not thread-safe
+        self._lock = Lock()
+
+    @property
+    def room(self) -> int:
+        """Return the tokens of a prompt that are read."""
+        return self.length - 1
+
+    def ids(self, prompt: str) -> list[int]:
+        """Return all tokens of a prompt, without the end. Thread-safe."""
+        with self._lock:
+            found = self.tokenizer([prompt], add_special_tokens=False, truncation=False, verbose=False)
+        return list(found.input_ids[0])
+
+    def encode(self, prompts: Sequence[tuple[int, ...]]) -> list[torch.Tensor]:
+        """Return the hidden states of each prompt, (length, D) in the model's dtype.
+
+        ``prompts`` are token ids without the end, at most ``room`` each.
+        """
+        encoded: list[torch.Tensor] = []
+        for at in range(0, len(prompts), self.rows):
+            group = [*prompts[at : at + self.rows]]
+            group += [()] * (self.rows - len(group))
+            lines = torch.tensor([self._padded(ids) for ids in group])
+            states = self.model(send(lines, self.model.device)).last_hidden_state
+            encoded += states.to(self.model.dtype)
+        return encoded[: len(prompts)]
+
+    def _padded(self, ids: tuple[int, ...]) -> list[int]:
+        return [*ids, self._end, *[self._pad] * (self.room - len(ids))]
