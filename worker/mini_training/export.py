@@ -67,7 +67,7 @@ def export(pipe: StableDiffusionPipeline, tokenizer_folder: Path, where: Path) -
     shutil.rmtree(where / "tokenizer")
     shutil.copytree(tokenizer_folder, where / "tokenizer")
     for config in where.glob("*/config.json"):
-        _tidy(config)
+        tidy(config)
     return folder_bytes(where)
 
 
@@ -81,7 +81,7 @@ def _for_other_schedulers(path: Path) -> None:
     path.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _tidy(path: Path) -> None:
+def tidy(path: Path) -> None:
     """Remove local paths from a config, and set its dtype to float32."""
     values = json.loads(path.read_text(encoding="utf-8"))
     values.pop("_name_or_path", None)

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -69,19 +69,44 @@ def generators(plan: TrainingPlan, step: int) -> tuple[np.random.Generator, torc
     return numbers, torch.Generator().manual_seed(int(numbers.integers(2**62)))
 
 
+class Optimizer(Protocol):
+    """What a stage needs of an optimizer: torch's own have it."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+    def zero_grad(self, *, set_to_none: bool = True) -> None: ...
+    def step(self) -> Any: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+MakeOptimizer = Callable[[torch.nn.ModuleDict, TrainingPlan], Optimizer]
+
+
+def adam(models: torch.nn.ModuleDict, plan: TrainingPlan) -> Optimizer:
+    """Return AdamW over all parameters."""
+    return torch.optim.AdamW(models.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay)
+
+
 class Stage:
     """Trains ``models`` on the losses that ``batch`` returns, and keeps their running average."""
 
-    def __init__(self, plan: TrainingPlan, models: dict[str, torch.nn.Module], batch: Batch, folder: Path) -> None:
+    def __init__(
+        self,
+        plan: TrainingPlan,
+        models: dict[str, torch.nn.Module],
+        batch: Batch,
+        folder: Path,
+        *,
+        optimizer: MakeOptimizer = adam,
+    ) -> None:
         self.plan = plan
         self.models = torch.nn.ModuleDict(models)
         self.averages = copy.deepcopy(self.models).requires_grad_(requires_grad=False)
         self.batch = batch
         self.path = folder / f"{plan.name}.pt"
         self.progress = Progress()
-        self.optimizer = torch.optim.AdamW(
-            self.models.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=plan.weight_decay
-        )
+        self.optimizer = optimizer(self.models, plan)
 
     def resume(self) -> bool:
         """Load the stage's checkpoint; return whether it exists."""

@@ -78,7 +78,7 @@ def train(settings: Settings) -> int:
     tokenizer = build_tokenizer(words)
     text = train_text(settings, tokenizer)
     vae = train_vae(settings)
-    cache = cache_latents(vae, settings.sizes, settings.scenes, settings.seed, settings.work / "latents.pt")
+    cache = cache_latents(vae, settings.sizes.image, settings.scenes, settings.seed, settings.work / "latents.pt")
     plan = settings.plan("unet", 1 - TEXT_SHARE - VAE_SHARE, rate=1e-3, average=0.998)
     stage = unet_stage(plan, settings.sizes, settings.work, text, tokenizer, cache, settings.batches[2])
     stage.run()

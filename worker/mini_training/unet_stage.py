@@ -42,14 +42,14 @@ def loss_weights(levels: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def cache_latents(vae: AutoencoderKL, sizes: Sizes, count: int, seed: int, path: Path) -> dict[str, Any]:
+def cache_latents(vae: AutoencoderKL, side: int, count: int, seed: int, path: Path) -> dict[str, Any]:
     """Draw and encode ``count`` scenes once; return their latents (count, 4, S/8, S/8) and scaling."""
     scenes = cached_scenes(count, seed)
     if not path.exists():
         place = next(vae.parameters()).device
         parts = []
         for first in range(0, count, 64):
-            target = to_tensor([world.draw(s, sizes.image) for s in scenes[first : first + 64]])
+            target = to_tensor([world.draw(s, side) for s in scenes[first : first + 64]])
             with mixed(place):
                 mean = vae.encode(target.to(place)).latent_dist.mean
             parts.append(mean.half().cpu())

@@ -50,7 +50,7 @@ def test_the_autoencoder_resumes_to_the_same_losses(tmp_path: Path) -> None:
 def test_text_encoder_and_denoiser_resume_to_the_same_losses(tmp_path: Path) -> None:
     tokenizer = build_tokenizer(tmp_path / "words", count=30)
     vae = vae_stage(PLAN, TINY, tmp_path, batch=1).averages["vae"]
-    cache = cache_latents(vae, TINY, 8, 0, tmp_path / "latents.pt")
+    cache = cache_latents(vae, TINY.image, 8, 0, tmp_path / "latents.pt")
     assert cache["latents"].shape == (8, 4, 8, 8)
 
     def make(folder: Path) -> Stage:

@@ -7,5 +7,6 @@ everything that loads Stable Diffusion 1.x. Importing this package imports neith
 from pathlib import Path
 
 MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
+FLOW_DIR: Path = Path(__file__).resolve().parent / "flow" / "model"
 
-__all__ = ["MODEL_DIR"]
+__all__ = ["FLOW_DIR", "MODEL_DIR"]
