@@ -77,7 +77,8 @@ _SOLVERS: Mapping[str, tuple[SchedulerSpec, tuple[str, ...]]] = MappingProxyType
         "tcd": (SchedulerSpec("TCDScheduler"), ()),
         "unipc": (SchedulerSpec("UniPCMultistepScheduler"), _ALL),
         "edm_euler": (SchedulerSpec("EDMEulerScheduler"), ()),
-        "flow_euler": (SchedulerSpec("FlowMatchEulerDiscreteScheduler"), ()),
+        "flow_euler": (SchedulerSpec("FlowMatchEulerDiscreteScheduler"), _SIGMAS),
+        "flow_heun": (SchedulerSpec("FlowMatchHeunDiscreteScheduler"), ()),
     }
 )
 
@@ -101,6 +102,19 @@ SHORT_NAMES: Mapping[str, SchedulerSpec] = MappingProxyType(dict(_short_names())
 #: diffusers classes with a tested sampling plan
 CLASS_NAMES = frozenset(name.class_name for name in SHORT_NAMES.values())
 
+#: classes for flow-matching models only
+_FLOW_ONLY = frozenset(name for name in CLASS_NAMES if name.startswith("FlowMatch"))
+#: classes that also have the noise levels of flow matching, as ``use_flow_sigmas``
+_WITH_FLOW_SIGMAS = frozenset(
+    {
+        _MULTISTEP,
+        _SINGLESTEP,
+        "DEISMultistepScheduler",
+        "SASolverScheduler",
+        "UniPCMultistepScheduler",
+    }
+)
+
 
 def list_names() -> str:
     """Return the short names for a message."""
@@ -121,6 +135,57 @@ def resolve(name: str) -> SchedulerSpec:
     close = get_close_matches(name, known, n=1) if len(name) < 60 else []
     hint = f"did you mean {close[0]!r}?" if close else f"write one of {list_names()}"
     raise InputError(f"scheduler {name!r} is not known; {hint}")
+
+
+def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
+    """Return whether the model of a scheduler config was trained by flow matching (arXiv 2210.02747)."""
+    own = str(scheduler_config.get("_class_name"))
+    return own in _FLOW_ONLY or scheduler_config.get("prediction_type") == "flow_prediction"
+
+
+def fit(spec: SchedulerSpec, scheduler_config: Mapping[str, Any]) -> SchedulerSpec:
+    """Return a scheduler with the options that a model needs, given the model's own scheduler config.
+
+    A solver of a flow-matching model gets the noise levels of flow matching, with the shift of the model's own.
+
+    Raises:
+        InputError: the scheduler does not fit the model.
+    """
+    check_fit(spec, flow=is_flow(scheduler_config))
+    if not is_flow(scheduler_config) or spec.class_name not in _WITH_FLOW_SIGMAS:
+        return spec
+    shift = scheduler_config.get("flow_shift", scheduler_config.get("shift", 1.0))
+    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    return SchedulerSpec(spec.class_name, {**flow, **spec.options})
+
+
+def check_fit(spec: SchedulerSpec, *, flow: bool) -> None:
+    """Check that a scheduler fits a model that was trained by flow matching, or one that was not.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    if not flow and spec.class_name in _FLOW_ONLY:
+        raise InputError(
+            f"{spec.class_name} is for flow-matching models, and this model is none; "
+            f"write one of {', '.join(_solvers(flow=False))}"
+        )
+    if not flow or spec.class_name in _FLOW_ONLY:
+        return
+    other = [name for name, options in SCHEDULES.items() if options.keys() & {k for k, v in spec.options.items() if v}]
+    if spec.class_name not in _WITH_FLOW_SIGMAS or other:
+        raise InputError(
+            f"{spec.class_name}{' with ' + other[0] if other else ''} does not fit a flow-matching model; "
+            f"write one of {', '.join(_solvers(flow=True))}"
+        )
+
+
+def _solvers(*, flow: bool) -> list[str]:
+    """Return the solvers that fit a kind of model."""
+    kinds = _FLOW_ONLY | _WITH_FLOW_SIGMAS if flow else CLASS_NAMES - _FLOW_ONLY
+    return [
+        name for name, (spec, _) in _SOLVERS.items() if spec.class_name in kinds and (name != "dpmsolver" or not flow)
+    ]
 
 
 def write_out(request: dict[str, Any]) -> dict[str, Any]:

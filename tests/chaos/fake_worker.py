@@ -17,9 +17,10 @@ from tests.chaos.journal import Journal, watch_ledger
 
 from latentfarm.job import PromptSyntax
 from latentfarm.storage.bucket import Bucket
+from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models import FAMILIES
-from latentfarm_worker.models.digest_cache import DigestCache
-from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
+from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
 #: _class_name in model_index.json
 PIPELINE = "ChaosPipeline"
@@ -41,10 +42,13 @@ class FakeFamily:
 
     def __init__(self, name: str, device: torch.device, dtype: torch.dtype) -> None:
         self.name, self.device, self.dtype, self.vae_dtype = name, device, dtype, dtype
-        self.latent_channels, self.vae_scale_factor, self.max_clip_skip = 4, 8, 0
+        self.latent_channels, self.vae_scale_factor, self.pixel_multiple, self.max_clip_skip = 4, 8, 8, 0
+        self.modules: dict[str, torch.nn.Module] = {}
+        self.encoder_parts: tuple[str, ...] = ()
         self.compiled, self.quantization = False, "none"
         self.native_width = self.native_height = 64
         self.embeds_guidance = False
+        self.guided_above = 1.0
         self.scheduler_config: dict[str, Any] = {
             "_class_name": "EulerDiscreteScheduler",
             "num_train_timesteps": 1000,
@@ -55,11 +59,8 @@ class FakeFamily:
         self.model_digest = "0" * 64
 
     @classmethod
-    def load(
-        cls, folder: Path, *, name: str, dtype: torch.dtype, device: torch.device, digests: DigestCache
-    ) -> FakeFamily:
-        del folder, digests
-        return cls(name, device, dtype)
+    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> FakeFamily:
+        return cls(checkpoint.name, device, dtype)
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         del syntax
@@ -73,6 +74,13 @@ class FakeFamily:
     def row_conditioning(self, width: int, height: int, guidance_scale: float) -> Tensors:
         del width, height, guidance_scale
         return {}
+
+    def noise_schedule(self, num_inference_steps: int, width: int, height: int) -> NoiseSchedule:
+        del num_inference_steps, width, height
+        return OWN_SCHEDULE
+
+    def combine(self, output: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return negative + scale * (output - negative)
 
     def compile(self) -> None:
         """Compile nothing."""

@@ -12,7 +12,7 @@ from tests.chaos.fake_worker import NoOpFamily
 from latentfarm.job import Job, PromptSyntax
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.models import Family
-from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
 
 def make(index: int, **fields: Any) -> Job:

@@ -20,9 +20,9 @@ from celery import bootsteps
 
 from latentfarm.settings import Settings
 from latentfarm_worker.build import load_model
-from latentfarm_worker.models.text_encoder import Prompt, Tensors
 from latentfarm_worker.service import worker
 from latentfarm_worker.service.tasks import app, serve
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
 _real_load = load_model
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from latentfarm_worker.models.text_encoder import Tensors
+from latentfarm_worker.text_encoders.prompt import Tensors
 
 #: an evaluation of a micro-batch, with its indices and conditioning
 Evaluate = Callable[[torch.Tensor, Tensors], None]

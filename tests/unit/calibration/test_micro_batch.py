@@ -14,7 +14,7 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from latentfarm.settings import Settings
 from latentfarm_worker.calibration.micro_batch import FILE, calibrate, measure
-from latentfarm_worker.models.text_encoder import Tensors
+from latentfarm_worker.text_encoders.prompt import Tensors
 
 pytestmark = pytest.mark.unit
 

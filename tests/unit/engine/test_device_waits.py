@@ -17,7 +17,8 @@ from tests.support.transfers import META, Transfers, send_to_meta
 
 from latentfarm_worker.engine import device_batch, micro_batch, noise
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.models import load_family, text_encoder
+from latentfarm_worker.models import load_family
+from latentfarm_worker.text_encoders import clip
 
 pytestmark = pytest.mark.unit
 
@@ -36,7 +37,7 @@ ADMISSION_BUDGET = 3
 @pytest.fixture
 def family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     loaded = load_family(make_tiny(tmp_path / "tiny"), dtype=torch.float16, device=META)
-    for module in (device_batch, micro_batch, noise, text_encoder):
+    for module in (device_batch, micro_batch, noise, clip):
         monkeypatch.setattr(module, "send", send_to_meta)
     return Faulty(loaded, predict=lambda latents, *_: latents.clone())
 

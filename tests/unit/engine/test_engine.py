@@ -16,7 +16,7 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.models import Family
-from latentfarm_worker.models.text_encoder import Prompt, Tensors
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
 pytestmark = pytest.mark.unit
 

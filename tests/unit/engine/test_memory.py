@@ -10,7 +10,7 @@ from tests.support.engines import Faulty, make, pixels, run
 
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.latent_shape import LatentShape
-from latentfarm_worker.models.text_encoder import Tensors
+from latentfarm_worker.text_encoders.prompt import Tensors
 
 pytestmark = pytest.mark.unit
 

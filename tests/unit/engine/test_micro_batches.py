@@ -14,7 +14,7 @@ from tests.support.engines import make, pixels, run
 from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.models.base import native_shape
-from latentfarm_worker.models.text_encoder import Tensors, TokenizedPrompt
+from latentfarm_worker.text_encoders.prompt import Tensors, TokenizedPrompt
 
 pytestmark = pytest.mark.unit
 

@@ -11,6 +11,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from tests.support.pipelines import by_pipeline, config_of, differences, open_pipeline, render
 from tests.support.tiny import Kind, make_tiny
 
 from latentfarm import schedulers
@@ -22,8 +23,7 @@ pytestmark = pytest.mark.unit
 
 BOUND = 1  # of 255, per channel
 PRK = {"skip_prk_steps": True}  # without it PNDM begins with Runge-Kutta steps, for which there is no plan
-# the pipelines themselves cannot run flow matching: the scheduler has no init_noise_sigma
-NAMES = [None, *(name for name in schedulers.SOLVERS if name != "flow_euler"), "dpm++sde-karras", "euler-beta"]
+NAMES = [None, *(name for name in schedulers.SOLVERS if not name.startswith("flow_")), "dpm++sde-karras", "euler-beta"]
 
 
 def job(index: int, name: str | None, **fields: Any) -> Job:
@@ -38,50 +38,10 @@ def job(index: int, name: str | None, **fields: Any) -> Job:
     return Job(batch="b", index=index, scheduler=name, **{**wanted, **fields})
 
 
-def by_pipeline(pipe: Any, own_config: Any, wanted: Job) -> np.ndarray[Any, Any]:
-    name = schedulers.resolve(wanted.scheduler or own_config["_class_name"])
-    cls = getattr(diffusers, name.class_name)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipe.scheduler = cls.from_config(own_config, **{**name.options, **wanted.scheduler_options})
-        image = pipe(
-            wanted.prompt,
-            negative_prompt=wanted.negative_prompt or None,
-            width=wanted.width,
-            height=wanted.height,
-            num_inference_steps=wanted.num_inference_steps,
-            guidance_scale=wanted.guidance_scale,
-            generator=torch.Generator("cpu").manual_seed(wanted.seed),
-        ).images[0]
-    return np.asarray(image).astype(int)
-
-
-def render(engine: Engine, jobs: list[Job]) -> dict[int, Rendered]:
-    """Run jobs of which one is admitted at each step."""
-    done, coming = {}, list(jobs)
-    while coming or engine.busy:
-        if coming:
-            engine.admit(coming.pop(0))
-        for result in engine.step():
-            assert isinstance(result, Rendered), result
-            done[result.job.index] = result
-        engine.check_integrity()
-    return done
-
-
-def config_of(pipe: Any) -> dict[str, Any]:
-    return dict(pipe.scheduler.config, _class_name=type(pipe.scheduler).__name__)
-
-
 def worst(family: Any, pipe: Any, own_config: Any, jobs: list[Job], *, slots: int = 3) -> dict[Any, int]:
-    """Render jobs in one run; return the largest differences to the pipeline, by scheduler, steps and guidance."""
-    done, found = render(Engine(family, slots=slots), jobs), {}
-    for wanted in jobs:
-        image = by_pipeline(pipe, own_config, wanted)
-        assert image.std() > 20, "a blank image would prove nothing"
-        off = int(np.abs(image - done[wanted.index].pixels.numpy()).max())
-        found[wanted.scheduler, wanted.num_inference_steps, wanted.guidance_scale] = off
-    return found
+    """Return the largest differences to the pipeline of jobs in one run, by scheduler, steps and guidance."""
+    found = differences(family, pipe, own_config, jobs, slots=slots)
+    return {(each.scheduler, each.num_inference_steps, each.guidance_scale): found[each.index] for each in jobs}
 
 
 @pytest.fixture
@@ -210,14 +170,6 @@ def test_lcm_tcd_and_turbos_scheduler_give_the_pipelines_image_in_few_steps(
     found = worst(family, pipeline, own_config, jobs)
     assert len(found) == len(jobs)
     assert max(found.values()) <= BOUND, found
-
-
-def open_pipeline(folder: Path) -> Any:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        pipe = diffusers.DiffusionPipeline.from_pretrained(folder, use_safetensors=True, local_files_only=True)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
 
 
 def load(folder: Path) -> Any:

@@ -13,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from latentfarm_worker.models import compiled_blocks, load_family
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks
-from latentfarm_worker.models.text_encoder import Prompt
+from latentfarm_worker.text_encoders.prompt import Prompt
 
 pytestmark = [
     pytest.mark.unit,

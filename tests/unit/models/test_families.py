@@ -17,7 +17,7 @@ from tests.support.tiny import Kind, make_tiny
 from latentfarm.errors import ModelError
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.models import load_family, token_counter
-from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
 pytestmark = pytest.mark.unit
 

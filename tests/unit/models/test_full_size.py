@@ -13,7 +13,7 @@ from tests.support.tiny import make_tiny
 from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.models.sd import StableDiffusion
-from latentfarm_worker.models.text_encoder import Prompt
+from latentfarm_worker.text_encoders.prompt import Prompt
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
 

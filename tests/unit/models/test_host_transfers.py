@@ -14,8 +14,9 @@ import torch
 from tests.support.tiny import Kind, make_tiny
 from tests.support.transfers import META, Transfers, send_to_meta
 
-from latentfarm_worker.models import load_family, text_encoder
-from latentfarm_worker.models.text_encoder import Prompt
+from latentfarm_worker.models import load_family
+from latentfarm_worker.text_encoders import clip
+from latentfarm_worker.text_encoders.prompt import Prompt
 
 pytestmark = pytest.mark.unit
 
@@ -32,7 +33,7 @@ def test_a_family_waits_for_no_device(
         sent.append(tensor)
         return send_to_meta(tensor, device)
 
-    monkeypatch.setattr(text_encoder, "send", send)
+    monkeypatch.setattr(clip, "send", send)
     prompts = [Prompt(family.tokenize("a (cat:1.2)", "a1111")), Prompt(family.tokenize(""), negative=True, clip_skip=1)]
     with Transfers() as transfers:
         [text, _] = family.encode(prompts)

@@ -10,7 +10,7 @@ from latentfarm.limits import DEFAULT_GUIDANCE
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family
-from latentfarm_worker.models.text_encoder import Prompt, Tensors
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
 
 class DummyInputs(NamedTuple):

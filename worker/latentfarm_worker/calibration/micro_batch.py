@@ -18,7 +18,7 @@ from latentfarm_worker.calibration.cache import CalibrationCache, cache_key
 from latentfarm_worker.calibration.dummy_inputs import dummy_inputs
 from latentfarm_worker.cuda_graph import GraphedEvaluation
 from latentfarm_worker.models.base import Family, native_shape
-from latentfarm_worker.models.text_encoder import Tensors
+from latentfarm_worker.text_encoders.prompt import Tensors
 
 log = logging.getLogger(__name__)
 

@@ -36,7 +36,7 @@ def _factors_by_timestep(scheduler: Any) -> Callable[[float], Factors]:
     """Return the function from a timestep to the factors of the model's input and output."""
     config, name = scheduler.config, type(scheduler).__name__
     prediction = config.get("prediction_type", "epsilon")
-    if name == "FlowMatchEulerDiscreteScheduler" or prediction == "flow_prediction":
+    if name.startswith("FlowMatch") or prediction == "flow_prediction":
         return lambda timestep: (1.0, -timestep / config.num_train_timesteps)
     if name == "IPNDMScheduler":
         # its timesteps are angles of the velocity, in right angles

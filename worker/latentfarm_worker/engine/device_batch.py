@@ -14,7 +14,7 @@ from latentfarm_worker.engine.sampling_plan import COLUMNS, HISTORY
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family, native_shape
-from latentfarm_worker.models.text_encoder import Tensors
+from latentfarm_worker.text_encoders.prompt import Tensors
 
 #: evaluations that a table holds at first
 _EVALUATIONS = 64
@@ -173,7 +173,7 @@ class DeviceBatch:
         def evaluate(indices: torch.Tensor, conditioning: Tensors) -> None:
             evaluation = begin_step(state, indices)
             output = family.predict(evaluation.latents, evaluation.timesteps, conditioning)
-            update_latents(state, indices, evaluation, output)
+            update_latents(state, indices, evaluation, output, family.combine)
 
         if not self._cuda_graphs:
             return evaluate

@@ -14,7 +14,7 @@ from latentfarm.job import Job
 from latentfarm_worker.engine.noise import NoiseSource
 from latentfarm_worker.engine.sampling_plan import SamplingPlan
 from latentfarm_worker.latent_shape import LatentShape
-from latentfarm_worker.models.text_encoder import Prompt, Tensors
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
 #: images in a strip of intermediates, the finished one included
 FRAMES = 8
@@ -82,9 +82,9 @@ class ImageState:
         return self.rows_needed if self.step_index < self.guided.stop else 1
 
     @property
-    def text_chunks(self) -> int:
-        """Return the chunks of 77 tokens in each of its prompts."""
-        return len(self.prompts[0].tokens.chunks)
+    def text_class(self) -> int:
+        """Return the text class of each of its prompts."""
+        return self.prompts[0].tokens.text_class
 
     @property
     def rows_computed(self) -> int:

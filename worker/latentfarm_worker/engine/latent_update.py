@@ -8,6 +8,7 @@ depends on data: they can be compiled, and captured in a CUDA graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -19,6 +20,10 @@ NOISE = COLUMNS - 1
 #: columns of ``LatentState.table``: timestep, input scale, guidance scale, coefficients
 _WIDTHS = [1, 1, 1, COLUMNS]
 TABLE_COLUMNS = sum(_WIDTHS)
+
+
+#: ``Family.combine``: output, negative output and guidance scales to the guided output
+Combine = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
 class LatentState(NamedTuple):
@@ -68,13 +73,14 @@ def begin(state: LatentState, indices: torch.Tensor) -> Evaluation:
     )
 
 
-def update(state: LatentState, indices: torch.Tensor, evaluation: Evaluation, output: torch.Tensor) -> None:
+def update(
+    state: LatentState, indices: torch.Tensor, evaluation: Evaluation, output: torch.Tensor, combine: Combine
+) -> None:
     """Apply guidance to the model's output, float32 (R, C, h, w), and store the next latents of each image."""
     _, targets, negatives = indices.unbind()
     step_index = evaluation.step_index
     following = step_index + 1
-    negative = output[negatives]
-    guided = negative + evaluation.guidance * (output - negative)
+    guided = combine(output, output[negatives], evaluation.guidance)
     state.history[targets, HISTORY + step_index % HISTORY] = guided
     latents = torch.zeros_like(output)
     # column by column, in a fixed order: no temporary of all columns, and the same bytes for any number of rows

@@ -16,7 +16,7 @@ import torch
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
-from latentfarm_worker.models.text_encoder import Tensors
+from latentfarm_worker.text_encoders.prompt import Tensors
 
 #: a row of a micro-batch: its image and which of the image's prompts it has
 _Row = tuple[ImageState, int]
@@ -56,7 +56,7 @@ def form(
     unused: int,
     device: torch.device,
 ) -> list[MicroBatch]:
-    """Return the micro-batches of one step: images with prompts of one length together.
+    """Return the micro-batches of one step: images of one text class together.
 
     Args:
         images: the running images.
@@ -67,7 +67,7 @@ def form(
         device: the device of the indices.
     """
     found = []
-    for group in _rows_by_text_length(images):
+    for group in _rows_by_text_class(images):
         for at in range(0, len(group), rows):
             part = group[at : at + rows]
             # padding repeats a row, so that its numbers are as usual
@@ -83,14 +83,14 @@ def form(
     return found
 
 
-def _rows_by_text_length(images: Iterable[ImageState]) -> Iterable[list[_Row]]:
-    """Return the rows of the images with each number of text chunks.
+def _rows_by_text_class(images: Iterable[ImageState]) -> Iterable[list[_Row]]:
+    """Return the rows of the images of each text class.
 
     Images with two rows come first. So none is cut in two: a micro-batch has an even number of rows.
     """
     groups: dict[int, list[_Row]] = defaultdict(list)
-    for image in sorted(images, key=lambda image: (image.text_chunks, -image.rows_computed, image.place)):
-        groups[image.text_chunks] += [(image, prompt) for prompt in range(image.rows_computed)]
+    for image in sorted(images, key=lambda image: (image.text_class, -image.rows_computed, image.place)):
+        groups[image.text_class] += [(image, prompt) for prompt in range(image.rows_computed)]
     return groups.values()
 
 

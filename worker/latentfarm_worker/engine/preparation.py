@@ -11,7 +11,7 @@ from latentfarm_worker.engine.noise import NoiseSource
 from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family
-from latentfarm_worker.models.text_encoder import Prompt
+from latentfarm_worker.text_encoders.prompt import Prompt
 
 
 def prepare(
@@ -28,7 +28,8 @@ def prepare(
 
     Raises:
         JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a text
-            that cannot be encoded, ``clip_skip_out_of_range`` for more layers than the text encoder has.
+            that cannot be encoded, ``clip_skip_out_of_range`` for more layers than the text encoder has,
+            ``size_not_supported`` for sides that the model's latents do not divide.
 
     """
     if job.clip_skip > family.max_clip_skip:
@@ -36,14 +37,17 @@ def prepare(
             "clip_skip_out_of_range",
             f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
         )
-    plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps)
-    factor = family.vae_scale_factor
     width, height = job.width or family.native_width, job.height or family.native_height
-    texts = [job.prompt, job.negative_prompt] if job.guided and not family.embeds_guidance else [job.prompt]
+    _check_size(family, width, height)
+    schedule = family.noise_schedule(job.num_inference_steps, width, height)
+    plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps, schedule)
+    factor = family.vae_scale_factor
+    guided = job.guidance_scale > family.guided_above and not family.embeds_guidance
+    texts = [job.prompt, job.negative_prompt] if guided else [job.prompt]
     tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
-    chunks = max(len(each.chunks) for each in tokens)
+    text_class = max(each.text_class for each in tokens)
     prompts = tuple(
-        Prompt(each.padded(chunks), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
+        Prompt(each.padded(text_class), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
     )
     shape = LatentShape(height // factor, width // factor)
     return ImageState(
@@ -59,3 +63,14 @@ def prepare(
         cohort=cohort,
         interactive=interactive,
     )
+
+
+def _check_size(family: Family, width: int, height: int) -> None:
+    for name, side in (("width", width), ("height", height)):
+        if side % family.pixel_multiple:
+            below = side - side % family.pixel_multiple
+            raise JobError(
+                "size_not_supported",
+                f"{name} {side} is not a multiple of {family.pixel_multiple}, as this model needs; "
+                f"write {below or family.pixel_multiple} or {below + family.pixel_multiple}",
+            )

@@ -15,7 +15,6 @@ clipping and thresholding, which are not linear.
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import warnings
@@ -25,12 +24,13 @@ from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
-import diffusers
 import torch
 
 from latentfarm import schedulers
 from latentfarm.errors import InputError, JobError
 from latentfarm_worker.engine.clean_estimate import Factors, estimate_factors
+from latentfarm_worker.engine.diffusers_scheduler import make_scheduler, refusal, scale_input, set_steps, step_arguments
+from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
 
 #: samples and outputs in a recurrence: x[i] .. x[i-3] and m[i] .. m[i-3]
 HISTORY = 4
@@ -43,8 +43,6 @@ EXACT = 1e-9
 #: largest relative error over a whole run of dense numbers; clipping and thresholding cause 1e-2 and more
 MAX_REPLAY_ERROR = 1e-4
 
-#: config entries that make a scheduler non-linear, for the message
-_NON_LINEAR = ("thresholding", "clip_sample")
 #: what diffusers raises for invalid options or step counts
 _REFUSALS = (
     ValueError,
@@ -106,7 +104,11 @@ class SamplingPlan:
 
 
 def plan_for(
-    model_config: Mapping[str, Any], name: str | None, options: Mapping[str, Any], num_inference_steps: int
+    model_config: Mapping[str, Any],
+    name: str | None,
+    options: Mapping[str, Any],
+    num_inference_steps: int,
+    schedule: NoiseSchedule = OWN_SCHEDULE,
 ) -> SamplingPlan:
     """Return the plan of a job, cached.
 
@@ -115,6 +117,7 @@ def plan_for(
         name: as in ``latentfarm.schedulers.resolve``; None for the model's own scheduler.
         options: entries that override the config.
         num_inference_steps: the job's steps.
+        schedule: the noise levels that the model's pipeline asks for, which may depend on steps and size.
 
     Raises:
         JobError: code ``scheduler``: an unknown name or option, a value that the scheduler refuses, or a scheduler that
@@ -124,7 +127,7 @@ def plan_for(
     class_name, own = str(model_config["_class_name"]), {}
     if name is not None:
         try:
-            resolved = schedulers.resolve(name)
+            resolved = schedulers.fit(schedulers.resolve(name), model_config)
         except InputError as error:
             raise JobError("scheduler", str(error)) from None
         class_name, own = resolved.class_name, dict(resolved.options)
@@ -135,16 +138,16 @@ def plan_for(
             f"name one in the field scheduler: {schedulers.list_names()}",
         )
     key = json.dumps([dict(model_config), {**own, **options}], sort_keys=True, default=str)
-    return _cached_plan(class_name, key, num_inference_steps)
+    return _cached_plan(class_name, key, num_inference_steps, schedule)
 
 
 @lru_cache(maxsize=512)
-def _cached_plan(class_name: str, key: str, num_inference_steps: int) -> SamplingPlan:
+def _cached_plan(class_name: str, key: str, num_inference_steps: int, schedule: NoiseSchedule) -> SamplingPlan:
     config, options = json.loads(key)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # diffusers deprecates its own internals; users cannot act on it
-            return make_plan(lambda: make_scheduler(class_name, config, options), num_inference_steps)
+            return make_plan(lambda: make_scheduler(class_name, config, options), num_inference_steps, schedule)
     except _REFUSALS as error:
         shown = f"with {options} " if options else ""
         raise JobError(
@@ -154,27 +157,7 @@ def _cached_plan(class_name: str, key: str, num_inference_steps: int) -> Samplin
         ) from error
 
 
-def make_scheduler(class_name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
-    """Return a diffusers scheduler of ``class_name`` from the model's ``config``, overridden by ``options``.
-
-    Raises:
-        JobError: code ``scheduler``: the class does not have such an option.
-
-    """
-    cls = getattr(diffusers, class_name)
-    known = [key for key in inspect.signature(cls.__init__).parameters if key not in ("self", "kwargs")]
-    for key in options:
-        if key not in known:
-            raise JobError(
-                "scheduler",
-                f"scheduler_options: {class_name} has no {key!r}; write one of {', '.join(known)}",
-            )
-    # the other entries belong to other classes, and diffusers would warn about them
-    own = {key: value for key, value in config.items() if key in known or key == "_use_default_values"}
-    return cls.from_config(own, **options)
-
-
-def make_plan(new_scheduler: Any, num_inference_steps: int) -> SamplingPlan:
+def make_plan(new_scheduler: Any, num_inference_steps: int, schedule: NoiseSchedule = OWN_SCHEDULE) -> SamplingPlan:
     """Probe a scheduler and verify the plan against it.
 
     ``new_scheduler`` returns a new diffusers scheduler each time.
@@ -183,7 +166,7 @@ def make_plan(new_scheduler: Any, num_inference_steps: int) -> SamplingPlan:
         JobError: code ``scheduler``: no linear recurrence over HISTORY evaluations gives the same samples.
 
     """
-    probe = _Probe(new_scheduler(), num_inference_steps)
+    probe = _Probe(new_scheduler(), num_inference_steps, schedule)
     rows = [probe.row(index) for index in range(probe.num_evaluations)]
     scheduler = type(probe.scheduler).__name__
     coefficients = torch.stack([row.coefficients for row in rows])
@@ -196,34 +179,10 @@ def make_plan(new_scheduler: Any, num_inference_steps: int) -> SamplingPlan:
     )
     estimates = estimate_factors(probe.scheduler, numbers[0], numbers[1])
     plan = SamplingPlan(scheduler, *numbers, digest=_digest(scheduler, *numbers), estimates=estimates)
-    _verify(plan, new_scheduler(), num_inference_steps)
+    other = new_scheduler()
+    set_steps(other, num_inference_steps, schedule)
+    _verify(plan, other)
     return plan
-
-
-def set_steps(scheduler: Any, num_inference_steps: int) -> None:
-    """Set the steps of a whole run.
-
-    Where two steps round to one timestep, as at the start of beta schedules, a scheduler that searches for its first
-    step begins with the second.
-    """
-    scheduler.set_timesteps(num_inference_steps, device="cpu")
-    if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
-
-
-def step_arguments(scheduler: Any, generator: torch.Generator) -> dict[str, Any]:
-    """Return the keyword arguments that StableDiffusionPipeline passes to ``step``: eta 0 and the generator."""
-    accepted = inspect.signature(scheduler.step).parameters
-    offered = {"eta": 0.0, "generator": generator}
-    return {key: value for key, value in offered.items() if key in accepted}
-
-
-def scale_input(scheduler: Any, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-    """Return the model's input. Flow-matching schedulers have no ``scale_model_input``."""
-    if hasattr(scheduler, "scale_model_input"):
-        scaled: torch.Tensor = scheduler.scale_model_input(sample, timestep)
-        return scaled
-    return sample
 
 
 @dataclass(frozen=True)
@@ -237,8 +196,8 @@ class _Row:
 class _Probe:
     """Runs one scheduler over unit vectors; samples, outputs and noise are float64 (space,)."""
 
-    def __init__(self, scheduler: Any, num_inference_steps: int) -> None:
-        set_steps(scheduler, num_inference_steps)
+    def __init__(self, scheduler: Any, num_inference_steps: int, schedule: NoiseSchedule) -> None:
+        set_steps(scheduler, num_inference_steps, schedule)
         self.scheduler = scheduler
         self.num_evaluations = len(scheduler.timesteps)
         self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
@@ -322,19 +281,6 @@ class _Probe:
         return refusal(self.scheduler, why)
 
 
-def refusal(scheduler: Any, why: str) -> JobError:
-    """Return the error for a scheduler without a plan, with the setting that causes it."""
-    config = scheduler.config
-    causes = [key for key in _NON_LINEAR if config.get(key)]
-    if causes:
-        cure = f"set {causes[0]} to false in scheduler_options"
-    elif config.get("skip_prk_steps") is False:  # PNDM's Runge-Kutta start needs a history of 13
-        cure = "set skip_prk_steps to true in scheduler_options"
-    else:
-        cure = "choose another scheduler"
-    return JobError("scheduler", f"{type(scheduler).__name__} cannot be run as a linear plan: {why}; {cure}")
-
-
 def _fit(columns: list[torch.Tensor], wanted: torch.Tensor, rest: int = 0) -> tuple[torch.Tensor, float]:
     """Return the least-squares solution over the dimensions from ``rest`` on, and its largest relative error."""
     matrix = torch.stack(columns, dim=1)[rest:]
@@ -364,9 +310,8 @@ def replay(plan: SamplingPlan, start: torch.Tensor, model: Any, generator: torch
     return samples[-1]
 
 
-def _verify(plan: SamplingPlan, scheduler: Any, num_inference_steps: int) -> None:
+def _verify(plan: SamplingPlan, scheduler: Any) -> None:
     """Compare the plan with ``scheduler`` over dense numbers so large (100 sigma) that any clipping shows."""
-    set_steps(scheduler, num_inference_steps)
     source = torch.Generator("cpu").manual_seed(1)
     start = 100 * plan.init_noise_sigma * torch.randn((1, 2, 4, 4), generator=source)
     outputs = 100 * torch.randn((plan.num_evaluations, *start.shape), generator=source)

@@ -8,17 +8,25 @@ from pathlib import Path
 import torch
 
 from latentfarm.errors import ModelError
+from latentfarm_worker.checkpoints import open_checkpoint
+from latentfarm_worker.checkpoints.folder import fetch
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.models.base import Family
-from latentfarm_worker.models.checkpoint import fetch, read_json, reject_custom_code
-from latentfarm_worker.models.digest_cache import DigestCache
+from latentfarm_worker.models.flux import Flux
+from latentfarm_worker.models.flux2 import Flux2Klein
+from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.models.sd import StableDiffusion
+from latentfarm_worker.models.sd3 import StableDiffusion3
 from latentfarm_worker.models.sdxl import StableDiffusionXL
+from latentfarm_worker.models.z_image import ZImage
 
 __all__ = ["Family", "load_family", "token_counter"]
 
 #: _class_name in model_index.json -> family
-FAMILIES = {family.pipeline: family for family in (StableDiffusion, StableDiffusionXL)}
+FAMILIES: dict[str, type[PipelineModel]] = {
+    family.pipeline: family
+    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, ZImage)
+}
 
 
 def load_family(
@@ -38,10 +46,8 @@ def load_family(
             not safetensors, or the quantization does not run here.
 
     """
-    folder = fetch(source)
-    index = read_json(folder / "model_index.json")
-    reject_custom_code(folder, index)
-    kind = index.get("_class_name")
+    checkpoint = open_checkpoint(source, cache=cache)
+    kind = checkpoint.index.get("_class_name")
     if kind not in FAMILIES:
         raise ModelError(
             f"{source}: model_index.json names the pipeline {kind!r}; latentfarm renders "
@@ -49,7 +55,7 @@ def load_family(
         )
     if quantization not in {"none", "fp8"}:
         raise ModelError(f"quantization {quantization!r} is unknown; write none or fp8")
-    family = FAMILIES[kind].load(folder, name=str(source), dtype=dtype, device=device, digests=DigestCache(cache))
+    family = FAMILIES[kind].load(checkpoint, dtype=dtype, device=device)
     if quantization == "fp8":
         family.quantize_to_fp8()
     return family

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.latent_shape import LatentShape
-from latentfarm_worker.models.text_encoder import Prompt, Tensors, TokenizedPrompt
+from latentfarm_worker.noise_schedule import NoiseSchedule
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
 
 class Family(Protocol):
@@ -19,8 +20,12 @@ class Family(Protocol):
         dtype, vae_dtype: the dtypes of the denoising model and of the VAE.
         native_width, native_height: pixels of an image without a size of its own.
         vae_scale_factor: pixels to a side of one latent pixel.
+        pixel_multiple: sides of an image in pixels are multiples of it.
+        modules: the modules by part: ``unet`` or ``transformer``, ``vae``, ``text_encoder``.
+        encoder_parts: the parts that no denoising step needs.
         embeds_guidance: whether guidance is a conditioning tensor, as in guidance-distilled models, instead of a second
             row with the negative prompt.
+        guided_above: guidance scales above it take a second row with the negative prompt.
         scheduler_config: the model's own scheduler config with its ``_class_name``.
         model_digest: a sha256 over the weight files.
         max_clip_skip: the layers at the end of the text encoders that can be skipped.
@@ -36,7 +41,11 @@ class Family(Protocol):
     native_width: int
     native_height: int
     vae_scale_factor: int
+    pixel_multiple: int
+    modules: Mapping[str, torch.nn.Module]
+    encoder_parts: tuple[str, ...]
     embeds_guidance: bool
+    guided_above: float
     scheduler_config: dict[str, Any]
     model_digest: str
     max_clip_skip: int
@@ -61,6 +70,20 @@ class Family(Protocol):
 
         The tensors are on the CPU, in the dtypes that ``predict`` takes, without a dimension for rows. There may be
         none.
+        """
+
+    def noise_schedule(self, num_inference_steps: int, width: int, height: int) -> NoiseSchedule:
+        """Return the noise levels that the model's pipeline asks for, for an image's size in pixels. Thread-safe."""
+
+    def combine(self, output: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """Return the guided output, float32 (R, C, h, w), row by row.
+
+        A row without guidance is its own negative, and its output stays as it is, to the bit.
+
+        Args:
+            output: the model's output for the prompts, float32 (R, C, h, w).
+            negative: that for the negative prompts, float32 (R, C, h, w).
+            scale: guidance scales, float32 (R, 1, 1, 1).
         """
 
     def compile(self) -> None:

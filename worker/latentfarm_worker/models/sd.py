@@ -5,9 +5,9 @@ It loads all models of diffusers' StableDiffusionPipeline, and runs no safety ch
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, ClassVar
 
+from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.latent_diffusion import LatentDiffusion
 
 
@@ -16,13 +16,14 @@ class StableDiffusion(LatentDiffusion):
 
     pipeline = "StableDiffusionPipeline"
     encoders: ClassVar = {"text_encoder": "CLIPTextModel"}
+    tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer"}
     unet_config: ClassVar = {"addition_embed_type": None}
     plain_model = "a plain stable diffusion 1.x or 2.x model, whose U-Net needs sample, timestep and text only"
 
     @classmethod
-    def _scheduler_config(cls, folder: Path) -> dict[str, Any]:
+    def _scheduler_config(cls, checkpoint: Checkpoint) -> dict[str, Any]:
         """Return the scheduler's config with StableDiffusionPipeline's corrections for old models."""
-        config = super()._scheduler_config(folder)
+        config = super()._scheduler_config(checkpoint)
         if "steps_offset" in config:
             config["steps_offset"] = 1
         return {**config, "clip_sample": False}

@@ -6,15 +6,14 @@ It loads all base models of diffusers' StableDiffusionXLPipeline, and adds no wa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
 from latentfarm.errors import ModelError
-from latentfarm_worker.models.checkpoint import read_json
+from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.latent_diffusion import LatentDiffusion
-from latentfarm_worker.models.text_encoder import Prompt, Tensors
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
 #: original height and width, the crop's top and left, target height and width
 _TIME_IDS = 6
@@ -25,6 +24,7 @@ class StableDiffusionXL(LatentDiffusion):
 
     pipeline = "StableDiffusionXLPipeline"
     encoders: ClassVar = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
+    tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
     text_layer = -2
     unet_config: ClassVar = {"addition_embed_type": "text_time"}
     plain_model = "a plain stable diffusion XL model, whose U-Net needs sample, timestep, texts and sizes only"
@@ -43,17 +43,16 @@ class StableDiffusionXL(LatentDiffusion):
             )
 
     @classmethod
-    def check(cls, folder: Path) -> None:
+    def check(cls, checkpoint: Checkpoint) -> None:
         """Check the config files for a U-Net with unsupported conditioning inputs.
 
         Raises:
             ModelError: it has one. A refiner, for example, is conditioned on an aesthetic score.
 
         """
-        super().check(folder)
-        path = folder / "unet" / "config.json"
-        config = read_json(path)
-        width = read_json(folder / "text_encoder_2" / "config.json").get("projection_dim", 0)
+        super().check(checkpoint)
+        path, config = checkpoint.where("unet"), checkpoint.config("unet")
+        width = checkpoint.config("text_encoder_2").get("projection_dim", 0)
         wanted = width + _TIME_IDS * config.get("addition_time_embed_dim", 0)
         if config.get("projection_class_embeddings_input_dim") != wanted:
             raise ModelError(

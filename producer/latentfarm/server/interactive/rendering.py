@@ -27,7 +27,9 @@ _SHORTEST_POLL_S, _FIRST_POLL_S, _LONGEST_POLL_S = 0.05, 0.25, 5.0
 #: errors of a job that another request does not have, so it may be sent again
 _PASSING = frozenset({"oom", "upload_error", "commit_error", "manifest_unreadable", "poison"})
 #: errors of a job that its request causes
-_OF_REQUEST = frozenset({"scheduler", "prompt_too_complex", "clip_skip_out_of_range", "non_finite", "blank_image"})
+_OF_REQUEST = frozenset(
+    {"scheduler", "prompt_too_complex", "clip_skip_out_of_range", "size_not_supported", "non_finite", "blank_image"}
+)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from transformers.modeling_outputs import BaseModelOutput
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine, Rendered
-from latentfarm_worker.models.text_encoder import MAX_CHUNKS, ClipEncoder, Prompt, TokenizedPrompt, apply_weights
+from latentfarm_worker.text_encoders.clip import MAX_CHUNKS, ClipEncoder, apply_weights
+from latentfarm_worker.text_encoders.prompt import Prompt, TokenizedPrompt
 
 pytestmark = pytest.mark.unit
 
@@ -220,8 +221,8 @@ def test_prompt_and_negative_prompt_have_the_same_number_of_chunks(sd1: Any) -> 
             Job(batch="b", index=0, seed=1, prompt=texts[0], negative_prompt=texts[1], prompt_syntax="a1111")
         )
         counts = {len(prompt.tokens.chunks) for prompt in image.prompts}
-        assert counts == {image.text_chunks}
-        assert image.text_chunks > 1
+        assert counts == {image.text_class}
+        assert image.text_class > 1
         assert image.truncated == ()
 
 

@@ -1,11 +1,9 @@
-"""Prompts to conditioning: tokens in chunks, and CLIP's text encoders as diffusers' pipelines call them."""
+"""CLIP's text encoders as diffusers' pipelines call them, with prompts of several weighted chunks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from functools import cached_property
-from itertools import zip_longest
 from threading import Lock
 from typing import Any, NamedTuple
 
@@ -14,59 +12,20 @@ import torch
 from latentfarm.errors import JobError
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.host_copy import send
-from latentfarm_worker.models.prompt_weights import WeightedText, WeightedToken, parse, split_chunks
+from latentfarm_worker.text_encoders.prompt import Prompt, TokenizedPrompt
+from latentfarm_worker.text_encoders.prompt_weights import WeightedText, WeightedToken, parse, split_chunks
 
 #: chunks of a prompt; without BREAK, 4,096 bytes of text have fewer
 MAX_CHUNKS = 64
 #: absolute weight of a word; greater ones make noise, and then overflow
 MAX_WEIGHT = 100.0
 
-#: conditioning tensors by name: of one prompt, or of many with a row each
-Tensors = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class TokenizedPrompt:
-    """A prompt as token ids, without the start, end and padding tokens that each encoder adds to a chunk.
-
-    Attributes:
-        chunks: at most 75 ids each.
-        count: tokens of the whole prompt, start and end included.
-        truncated: whether the end of the prompt was cut off.
-        weights: by chunk, a factor for each token's hidden states; an empty tuple means all 1.
-    """
-
-    chunks: tuple[tuple[int, ...], ...]
-    count: int
-    truncated: bool = False
-    weights: tuple[tuple[float, ...], ...] = ()
-
-    def weighted_chunks(self) -> Iterator[tuple[tuple[int, ...], tuple[float, ...]]]:
-        """Yield each chunk with its weights, which may be empty."""
-        return zip_longest(self.chunks, self.weights, fillvalue=())
-
-    def padded(self, chunks: int) -> TokenizedPrompt:
-        """Return the prompt with empty chunks appended: prompt and negative prompt must have the same length."""
-        return replace(self, chunks=self.chunks + ((),) * (chunks - len(self.chunks)))
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """The input of ``Family.encode``; equal prompts give equal tensors.
-
-    ``negative``: it is a negative prompt. ``clip_skip``: layers to skip at the end of the text encoder.
-    """
-
-    tokens: TokenizedPrompt
-    negative: bool = False
-    clip_skip: int = 0
-
 
 class TextEmbedding(NamedTuple):
     """The output of one text encoder.
 
-    ``hidden_states``: (77 x chunks, D). ``projected``: the pooled projection (P,) of the first chunk, as in
-    AUTOMATIC1111's web UI; None if the encoder has no projection.
+    ``hidden_states``: (77 x chunks, D). ``projected``: the pooled text (P,) of the first chunk, as in
+    AUTOMATIC1111's web UI; None if the encoder has none.
     """
 
     hidden_states: torch.Tensor
@@ -81,11 +40,14 @@ class ClipEncoder:
             the size of the group, and not on the other chunks in it.
         layer: the layer whose hidden states are returned, counted from the end; None: the last, with the final layer
             norm.
+        pooled: the entry of the model's output that is the pooled text.
     """
 
-    def __init__(self, tokenizer: Any, model: Any, *, rows: int, layer: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, model: Any, *, rows: int, layer: int | None = None, pooled: str = "text_embeds"
+    ) -> None:
         self.tokenizer, self.model = tokenizer, model
-        self.rows, self.layer = rows, layer
+        self.rows, self.layer, self._pooled = rows, layer, pooled
         self._start, self._end, self._pad = (
             int(number) for number in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
         )
@@ -139,7 +101,7 @@ class ClipEncoder:
                 attention_mask=send(torch.tensor(mask), self.model.device) if self._masked else None,
                 output_hidden_states=self.layer is not None or any(clip_skip for _, clip_skip in group),
             )
-            projected = output.get("text_embeds")
+            projected = output.get(self._pooled)
             encoded += [
                 TextEmbedding(self._select(output, row, clip_skip), None if projected is None else projected[row])
                 for row, (_, clip_skip) in enumerate(group)

@@ -11,8 +11,8 @@ import pytest
 import torch
 from tests.support.tiny import make_tiny
 
+from latentfarm_worker.checkpoints.digest_cache import FILE, DigestCache
 from latentfarm_worker.models import load_family
-from latentfarm_worker.models.digest_cache import FILE, DigestCache
 
 pytestmark = pytest.mark.unit
 

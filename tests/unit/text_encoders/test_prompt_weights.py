@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from latentfarm_worker.models.prompt_weights import WeightedText, WeightedToken, parse, split_chunks
+from latentfarm_worker.text_encoders.prompt_weights import WeightedText, WeightedToken, parse, split_chunks
 
 pytestmark = pytest.mark.unit
 

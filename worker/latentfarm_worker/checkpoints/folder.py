@@ -1,4 +1,4 @@
-"""A model's files: locate them, reject pickles and custom code, hash the weights."""
+"""A diffusers folder: its configs, tokenizers and weights, without pickles and custom code."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from latentfarm.errors import ModelError
-from latentfarm_worker.models.digest_cache import DigestCache
+from latentfarm_worker.checkpoints.digest_cache import DigestCache
 
 #: the files that from_pretrained loads without a variant, whole or in shards
 _WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
@@ -29,6 +32,75 @@ _HUB_IGNORED = (
     "vae_1_0/*",
     "*.onnx*",
 )
+
+
+class FolderCheckpoint:
+    """A model saved by ``save_pretrained``, or a hub's snapshot of one.
+
+    Args:
+        folder: the folder with ``model_index.json``.
+        name: the source as the user wrote it.
+        digests: the digests of weights that are known.
+
+    Raises:
+        ModelError: the folder contains custom code.
+    """
+
+    def __init__(self, folder: Path, *, name: str, digests: DigestCache) -> None:
+        self.folder, self.name, self._digests = folder, name, digests
+        reject_custom_code(folder, self.index)
+
+    @cached_property
+    def index(self) -> dict[str, Any]:
+        """Return the content of ``model_index.json``."""
+        return read_json(self.folder / "model_index.json")
+
+    def has(self, part: str) -> bool:
+        """Return whether the model has the sub-folder ``part``: the index may leave out an optional one."""
+        entry = self.index.get(part)
+        return isinstance(entry, list) and None not in entry
+
+    def where(self, part: str) -> Path:
+        """Return the path of the config of a part, for messages."""
+        return self.folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+
+    def config(self, part: str) -> dict[str, Any]:
+        """Return the config of a part.
+
+        Raises:
+            ModelError: the file is missing or not a JSON object.
+        """
+        return read_json(self.where(part))
+
+    def load_model(self, part: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
+        """Load a part's module, of a diffusers or transformers class, on the CPU."""
+        local = {"subfolder": part, "use_safetensors": True, "local_files_only": True}
+        if kind.__module__.startswith("transformers."):
+            model = kind.from_pretrained(self.folder, dtype=dtype, **local)
+        else:
+            # the default needs the package accelerate, and warns on stderr without it
+            model = kind.from_pretrained(self.folder, torch_dtype=dtype, low_cpu_mem_usage=False, **local)
+        loaded: torch.nn.Module = model
+        return loaded
+
+    def load_tokenizer(self, part: str, kind: Any) -> Any:
+        """Load a tokenizer of a transformers class."""
+        return kind.from_pretrained(self.folder, subfolder=part, local_files_only=True)
+
+    def digest(self, parts: Iterable[str]) -> str:
+        """Return the sha256 over the names and contents of the weights of some parts.
+
+        Raises:
+            ModelError: a part has no safetensors.
+        """
+        digest = hashlib.sha256()
+        for part in sorted(parts):
+            files = sorted(path for path in (self.folder / part).glob("*") if _WEIGHTS.fullmatch(path.name))
+            if not files:
+                raise _no_safetensors(self.folder / part)
+            for path in files:
+                digest.update(f"{part}/{path.name} {self._digests.sha256(path)}\n".encode())
+        return digest.hexdigest()
 
 
 def fetch(source: str | Path) -> Path:
@@ -92,23 +164,6 @@ def reject_custom_code(folder: Path, index: dict[str, Any]) -> None:
     for path in sorted(folder.glob("*/*.json")):
         if path.name.endswith("config.json") and b'"auto_map"' in path.read_bytes():
             raise ModelError(f"{path}: auto_map names custom code; {cure}")
-
-
-def weights_digest(folder: Path, parts: Iterable[str], digests: DigestCache) -> str:
-    """Return the sha256 over the names and contents of the weights in the sub-folders ``parts``.
-
-    Raises:
-        ModelError: a sub-folder has no safetensors.
-
-    """
-    digest = hashlib.sha256()
-    for part in sorted(parts):
-        files = sorted(path for path in (folder / part).glob("*") if _WEIGHTS.fullmatch(path.name))
-        if not files:
-            raise _no_safetensors(folder / part)
-        for path in files:
-            digest.update(f"{part}/{path.name} {digests.sha256(path)}\n".encode())
-    return digest.hexdigest()
 
 
 def _no_safetensors(folder: Path) -> ModelError:

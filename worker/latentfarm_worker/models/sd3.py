@@ -1,0 +1,145 @@
+"""Stable Diffusion 3 and 3.5: a flow-matching transformer (MMDiT), two CLIP encoders and T5 (arXiv 2403.03206)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+
+from latentfarm.errors import JobError, ModelError
+from latentfarm.job import PromptSyntax
+from latentfarm_worker.checkpoints import Checkpoint
+from latentfarm_worker.models.pipeline_model import PipelineModel
+from latentfarm_worker.noise_schedule import NoiseSchedule, shift_by_tokens
+from latentfarm_worker.text_encoders.clip import ClipEncoder
+from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
+from latentfarm_worker.text_encoders.t5 import T5Encoder, tokenize
+
+#: tokens of T5, the default of StableDiffusion3Pipeline
+_TEXT_LENGTH = 256
+#: prompts in one forward pass of T5: so many tokens keep a GPU busy
+_TEXT_ROWS = 1
+
+
+class StableDiffusion3(PipelineModel):
+    """A model conditioned on CLIP's penultimate hidden states, side by side, and below them on T5's.
+
+    T5 may be left out: its hidden states are zeros then, as in the pipeline.
+    """
+
+    pipeline = "StableDiffusion3Pipeline"
+    denoiser = ("transformer", "SD3Transformer2DModel")
+    encoders: ClassVar = {
+        "text_encoder": "CLIPTextModelWithProjection",
+        "text_encoder_2": "CLIPTextModelWithProjection",
+        "text_encoder_3": "T5EncoderModel",
+    }
+    tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer", "tokenizer_3": "T5Tokenizer"}
+    optional = frozenset({"text_encoder_3", "tokenizer_3"})
+    patch_size = 2
+
+    def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
+        super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
+        self.clip = tuple(
+            ClipEncoder(parts[tokenizer], parts[part], rows=self.encoder_rows, layer=-2)
+            for part, tokenizer in (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+        )
+        self.t5: T5Encoder | None = None
+        if "text_encoder_3" in self.encoder_parts:
+            tokenizer = parts["tokenizer_3"]
+            length = min(int(tokenizer.model_max_length), _TEXT_LENGTH)
+            self.t5 = T5Encoder(tokenizer, parts["text_encoder_3"], rows=_TEXT_ROWS, length=length)
+        self.max_clip_skip = min(encoder.max_clip_skip for encoder in self.clip)
+        first, second = (encoder.tokenizer.get_vocab() for encoder in self.clip)
+        if first != second:
+            raise ModelError(
+                f"{name}: tokenizer and tokenizer_2 have different vocabularies; use a model whose CLIP encoders share "
+                "their tokens"
+            )
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        """Check the configs for a transformer that is not text-to-image.
+
+        Raises:
+            ModelError: it is not.
+        """
+        config = checkpoint.config("transformer")
+        channels = config.get("in_channels", 16), config.get("out_channels", 16)
+        if channels[0] != channels[1]:
+            raise ModelError(
+                f"{checkpoint.where('transformer')}: in_channels is {channels[0]}, out_channels {channels[1]}: this is "
+                "not a text-to-image model; use the base model"
+            )
+
+    def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
+        """Return a prompt's tokens, as ``t5.tokenize``."""
+        return tokenize(self.clip[0], self.t5, prompt, syntax)
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
+        """Return ``encoder_hidden_states`` (77 + 256, D) and ``pooled_projections`` (P1 + P2,) of each prompt.
+
+        As the pipeline, layers are skipped for the prompt, and not for the negative prompt.
+        """
+        for_clip = [replace(prompt, clip_skip=0) if prompt.negative else prompt for prompt in prompts]
+        first, second = (encoder.encode(for_clip) for encoder in self.clip)
+        texts = []
+        for one, two, below in zip(first, second, self._encode_by_t5(prompts), strict=True):
+            above = torch.cat([one.hidden_states, two.hidden_states], dim=-1)
+            above = torch.nn.functional.pad(above, (0, below.shape[-1] - above.shape[-1]))
+            assert one.projected is not None
+            assert two.projected is not None
+            texts.append(
+                {
+                    "encoder_hidden_states": torch.cat([above, below]),
+                    "pooled_projections": torch.cat([one.projected, two.projected]),
+                }
+            )
+        return texts
+
+    def _encode_by_t5(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
+        if self.t5 is not None:
+            return self.t5.encode([prompt.tokens.ids for prompt in prompts])
+        width = self.denoising_model.config.joint_attention_dim
+        return [torch.zeros(_TEXT_LENGTH, width, dtype=self.dtype, device=self.device)] * len(prompts)
+
+    def row_conditioning(self, width: int, height: int, guidance_scale: float) -> Tensors:
+        """Return no conditioning, but check the size: the model has a learned position for each token.
+
+        Raises:
+            JobError: code ``size_not_supported``: a side has more tokens than there are positions.
+        """
+        del guidance_scale
+        longest = self.denoising_model.config.pos_embed_max_size * self.pixel_multiple
+        if max(width, height) > longest:
+            raise JobError(
+                "size_not_supported",
+                f"{width}x{height} is too large for this model; write sides of at most {longest} pixels",
+            )
+        return {}
+
+    def noise_schedule(self, num_inference_steps: int, width: int, height: int) -> NoiseSchedule:
+        """Return the scheduler's own noise levels, with the shift of an image's size if its config wants one."""
+        del num_inference_steps
+        tokens = (width // self.pixel_multiple) * (height // self.pixel_multiple)
+        return NoiseSchedule(mu=shift_by_tokens(self.scheduler_config, tokens))
+
+    @torch.inference_mode()
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
+        """Return the transformer's velocity, float32 (R, C, h, w)."""
+        with self._program(latents):
+            output = self.denoising_model(
+                hidden_states=latents.to(self.dtype),
+                timestep=timesteps,
+                encoder_hidden_states=conditioning["encoder_hidden_states"],
+                pooled_projections=conditioning["pooled_projections"],
+                return_dict=False,
+            )[0]
+        return output.float()  # type: ignore[no-any-return]
+
+    def _native_size(self) -> tuple[int, int]:
+        side = self.denoising_model.config.sample_size * self.vae_scale_factor
+        return side, side

@@ -1,0 +1,1 @@
+"""Prompts to tensors: tokens, and the text encoders as diffusers' pipelines call them."""
