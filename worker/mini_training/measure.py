@@ -1,4 +1,4 @@
-"""Render images with mini and judge them."""
+"""Render images with mini or mini-flow, by diffusers' own pipelines, and judge them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline
+from diffusers import AutoencoderKL, DiffusionPipeline, FluxPipeline, StableDiffusionPipeline
+from numpy.typing import NDArray
 
-from latentfarm_worker.mini import MODEL_DIR
+from latentfarm_worker.mini import FLOW_DIR, MODEL_DIR
 from mini_training import captions, world
 from mini_training.judge import judge, matches, pair_matches
 from mini_training.vae_stage import to_images, to_tensor
 
 STEPS = 25
 GUIDANCE = 4.0
+FLOW_STEPS, FLOW_GUIDANCE = 12, 4.0
 BATCH = 20
 
+Pipeline: TypeAlias = StableDiffusionPipeline | FluxPipeline
 Wanted = TypeVar("Wanted")
 
 
@@ -40,24 +43,66 @@ def load_pipeline(where: Path = MODEL_DIR) -> StableDiffusionPipeline:
     return pipe
 
 
+def load_flow_pipeline(where: Path = FLOW_DIR) -> FluxPipeline:
+    """Return mini-flow's pipeline on the CPU, in float32."""
+    pipe = FluxPipeline.from_pretrained(where, torch_dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_any(where: Path) -> Pipeline:
+    """Return the pipeline of a folder, mini's or mini-flow's, by its model_index.json."""
+    flows = DiffusionPipeline.load_config(where)["_class_name"] == "FluxPipeline"
+    return load_flow_pipeline(where) if flows else load_pipeline(where)
+
+
+def recommended(pipe: Pipeline) -> tuple[int, float]:
+    """Return the steps and the guidance scale of a pipeline's card."""
+    return (FLOW_STEPS, FLOW_GUIDANCE) if isinstance(pipe, FluxPipeline) else (STEPS, GUIDANCE)
+
+
 def draw_prompts(
-    pipe: StableDiffusionPipeline,
+    pipe: Pipeline,
     prompts: Sequence[str],
     seed: int = 0,
-    steps: int = STEPS,
-    guidance: float = GUIDANCE,
+    steps: int | None = None,
+    guidance: float | None = None,
 ) -> Drawn:
-    """Render one image for each prompt; number i has the seed ``seed + i``."""
+    """Render one image for each prompt; number i has the seed ``seed + i``.
+
+    Steps and guidance are those of the model's card [default].
+    """
     images: list[world.Image] = []
+    usual = recommended(pipe)
     before = time.process_time()
     for first in range(0, len(prompts), BATCH):
         some = list(prompts[first : first + BATCH])
         seeds = [torch.Generator().manual_seed(seed + first + i) for i in range(len(some))]
-        values = pipe(
-            some, num_inference_steps=steps, guidance_scale=guidance, generator=seeds, output_type="np"
-        ).images
+        values = _values(pipe, some, seeds, steps or usual[0], usual[1] if guidance is None else guidance)
         images.extend((values * 255).round().astype(np.uint8))
     return Drawn(images, (time.process_time() - before) / len(prompts))
+
+
+def _values(
+    pipe: Pipeline, prompts: list[str], seeds: list[torch.Generator], steps: int, guidance: float
+) -> NDArray[np.float32]:
+    """Return a pipeline's images in [0, 1], (B, H, W, 3)."""
+    shared = {"num_inference_steps": steps, "generator": seeds, "output_type": "np"}
+    if isinstance(pipe, FluxPipeline):
+        images = pipe(
+            prompts,
+            negative_prompt=[""] * len(prompts),
+            true_cfg_scale=guidance,
+            # FluxPipeline pads to 512 tokens without a mask; mini-flow was trained with 32.
+            max_sequence_length=pipe.tokenizer_2.model_max_length,
+            height=world.NATIVE,
+            width=world.NATIVE,
+            **shared,
+        ).images
+    else:
+        images = pipe(prompts, guidance_scale=guidance, **shared).images
+    values: NDArray[np.float32] = images
+    return values
 
 
 def held_out_combinations(count: int, seed: int = 0) -> list[world.Combination]:
