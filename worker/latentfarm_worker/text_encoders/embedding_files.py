@@ -51,7 +51,7 @@ class _File(NamedTuple):
 class EmbeddingFiles:
     """The embeddings in a folder, at most ``max_bytes`` of them: those not used for the longest time go first.
 
-    Several processes may use a folder at once. ``get`` and ``put`` belong to one thread; writing has its own.
+    Several processes may use a folder at once. ``get``, ``put`` and ``in`` belong to one thread; writing has its own.
 
     Args:
         folder: the folder; it is made when the first embedding is stored.
@@ -76,6 +76,10 @@ class EmbeddingFiles:
         """Return the sha256 of all that the prompt's embedding depends on. It does not reveal the prompt."""
         inputs = [_FORMAT, self._conditions, asdict(prompt)]
         return hashlib.sha256(_canonical(inputs)).hexdigest()
+
+    def __contains__(self, prompt: Prompt) -> bool:
+        key = self.key(prompt)
+        return key in self._pending or self._path(key).exists()
 
     def get(self, prompt: Prompt) -> Tensors | None:
         """Return a prompt's tensors in host memory, or None if there are none."""
