@@ -24,6 +24,7 @@ from latentfarm.settings import DEFAULT_MODEL, Settings
 
 if TYPE_CHECKING:
     from latentfarm.ledger import Ledger, WorkerRecord
+    from latentfarm.model_facts import ModelFacts
     from latentfarm.storage.bucket import Bucket
     from latentfarm.submission.expansion import Expansion
     from latentfarm.submission.prompts import ReadOptions, SourceLike
@@ -108,6 +109,7 @@ class Farm:
         request = make_valid_request(
             source,
             options,
+            find_facts=lambda request: self.facts_for(request, batch, kind=options.kind),
             reading=reading,
             model=model,
             expansion=expansion,
@@ -143,6 +145,20 @@ class Farm:
         if parts != 1 and rings:
             self.connection.ring(request.model)
         return Batch(self.connection, submission.batch, rejected=submission.report.reasons, notes=request.notes)
+
+    def facts_for(
+        self, request: Request, batch: str | None = None, *, kind: BatchKind = BatchKind.SUBMITTED
+    ) -> ModelFacts | None:
+        """Return the facts that a batch of the request is checked against and has its defaults from.
+
+        Those of a batch that exists stay what they were; None if no worker has announced any.
+        """
+        from latentfarm.submission.batch_facts import facts_for
+
+        if kind is BatchKind.INTERACTIVE:
+            # its name is new
+            return self.ledger.model_facts(request.model)
+        return facts_for(self.ledger, self.bucket, request, batch)
 
     def workers(self, model: str | None = None) -> list[WorkerRecord]:
         """Return the workers, of one model or of all, that sent a heartbeat in the last 15 seconds."""

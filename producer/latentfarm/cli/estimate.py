@@ -8,12 +8,11 @@ from importlib.util import find_spec
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.output import echo_err, echo_notes, format_duration, print_json
+from latentfarm.cli.output import echo_err, echo_notes, format_duration, plural, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
 from latentfarm.cli.shared import fail_if
 from latentfarm.errors import LatentfarmError, format_counts
 from latentfarm.ledger import Ledger
-from latentfarm.limits import MAX_TOKENS
 from latentfarm.model_spec import ModelSpec, parse_model
 from latentfarm.settings import DEFAULT_MODEL, Settings
 from latentfarm.submission.estimate import Estimate, make_estimate
@@ -30,7 +29,8 @@ def estimate(
     """Estimate the images, bytes and GPU time of a prompt file. Nothing is submitted.
 
     Bytes and GPU time come from the throughput that the farm's workers have reported, token counts from the model's
-    tokenizer. Exit code 1: some rows are invalid.
+    tokenizer, and the steps and guidance of rows that set none from what workers have announced of the model. Exit code
+    1: some rows are invalid.
 
     Example: `latentfarm estimate prompts.jsonl --sweep seed=1..4`
     """
@@ -48,6 +48,7 @@ def estimate(
     if settings.configured:
         ledger = Ledger.connect(settings.redis_url)
         throughput, workers = ledger.throughput(spec.alias), len(ledger.workers(spec.alias))
+        request = request.with_facts(ledger.model_facts(spec.alias))
     found = make_estimate(request, throughput=throughput, count_tokens=_token_counter(spec))
     if as_json:
         print_json({**found.model_dump(), "workers": workers})
@@ -78,8 +79,9 @@ def _print(found: Estimate, workers: int) -> None:
         "rows": f"{found.rows:,}",
         "invalid": f"{found.invalid:,}{format_counts(found.reasons)}",
         "duplicates": f"{found.duplicates:,}",
-        f"over {MAX_TOKENS} tokens": _format_tokens(found),
+        f"over {found.max_prompt_tokens} tokens": _format_tokens(found),
         "images": f"{found.jobs:,}",
+        "defaults": f"{plural(found.num_inference_steps, 'step')}, guidance scale {found.guidance_scale:g}",
         "size": unknown if found.size_bytes is None else _format_size(found.size_bytes),
         "GPU time": unknown if found.gpu_hours is None else _format_hours(found.gpu_hours, workers),
     }
@@ -93,9 +95,9 @@ def _print(found: Estimate, workers: int) -> None:
 
 
 def _format_tokens(found: Estimate) -> str:
-    if found.over_77_tokens is None:
+    if found.over_max_tokens is None:
         return "unknown: install latentfarm[worker], and name the model's folder with --model"
-    return f"{found.over_77_tokens:,}"
+    return f"{found.over_max_tokens:,}"
 
 
 def _format_size(size_bytes: float) -> str:

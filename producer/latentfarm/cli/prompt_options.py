@@ -28,12 +28,17 @@ if TYPE_CHECKING:
 HEADING = "Prompt options"
 
 Steps = Annotated[
-    int | None, typer.Option("--num-inference-steps", metavar="N", help=f"Denoising steps [default: {DEFAULT_STEPS}]")
+    int | None,
+    typer.Option(
+        "--num-inference-steps", metavar="N", help=f"Denoising steps [default: the model's own, mostly {DEFAULT_STEPS}]"
+    ),
 ]
 Guidance = Annotated[
     float | None,
     typer.Option(
-        "--guidance-scale", metavar="SCALE", help=f"Scale of classifier-free guidance [default: {DEFAULT_GUIDANCE}]"
+        "--guidance-scale",
+        metavar="SCALE",
+        help=f"Scale of classifier-free guidance [default: the model's own, mostly {DEFAULT_GUIDANCE}]",
     ),
 ]
 GuidanceInterval = Annotated[

@@ -89,6 +89,7 @@ def submit(
     request = make_valid_request(
         file,
         rules,
+        find_facts=lambda request: farm.facts_for(request, batch),
         reading=rows.reading,
         client=farm.bucket.client,
         model=model,

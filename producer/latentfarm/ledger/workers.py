@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from latentfarm.ledger.client import LedgerClient
+from latentfarm.ledger.announced_facts import AnnouncedFacts
 from latentfarm.ledger.constants import SCHEMA_KEY, WINDOW_MS, WINDOWS
 from latentfarm.ledger.records import decode
 from latentfarm.ledger.redis_errors import translate_errors
+from latentfarm.model_facts import ModelFacts
 
 _ALIVE_MS = 15_000
 _FORGOTTEN_S = 60
@@ -49,11 +50,15 @@ class WorkerRecord:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """A model that ``workers`` serve, or for which ``pending`` jobs wait for a lease."""
+    """A model that ``workers`` serve, or for which ``pending`` jobs wait for a lease.
+
+    ``facts`` are those that its workers have announced, None if they have not.
+    """
 
     name: str
     workers: tuple[WorkerRecord, ...]
     pending: int
+    facts: ModelFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ class Throughput:
     pixels: float
 
 
-class WorkerRegistry(LedgerClient):
+class WorkerRegistry(AnnouncedFacts):
     """The workers of all models."""
 
     def heartbeat(
@@ -88,7 +93,8 @@ class WorkerRegistry(LedgerClient):
             model: alias of the model.
             worker: name of the worker.
             measured: fields of ``Throughput`` and ``wall_s``, each since the last heartbeat.
-            about: device, device_name, dtype, slots and draining of ``WorkerRecord``.
+            about: device, device_name, dtype, slots and draining of ``WorkerRecord``; ``facts``, those of the model as
+                JSON, which are kept by model.
         """
         facts = dict(about or {})
         args: list[Any] = [model, worker, _FORGOTTEN_S, len(facts)]
@@ -152,9 +158,11 @@ class WorkerRegistry(LedgerClient):
 
     def model_records(self) -> list[ModelRecord]:
         """Return the models that have workers that are alive, or jobs that wait for a lease, by name."""
-        pending, workers = self.pending_jobs(), self.worker_records()
+        pending, workers, facts = self.pending_jobs(), self.worker_records(), self.all_model_facts()
         return [
-            ModelRecord(name, tuple(worker for worker in workers if worker.model == name), pending.get(name, 0))
+            ModelRecord(
+                name, tuple(worker for worker in workers if worker.model == name), pending.get(name, 0), facts.get(name)
+            )
             for name in sorted({*pending, *(worker.model for worker in workers)})
         ]
 

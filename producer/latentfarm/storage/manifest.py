@@ -19,7 +19,8 @@ from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Job, Row, default_seed
 from latentfarm.job_state import INVALID_ROW
-from latentfarm.limits import DEFAULT_GUIDANCE, DEFAULT_STEPS, MAX_SEED, PART_JOBS
+from latentfarm.limits import MAX_SEED, PART_JOBS
+from latentfarm.model_facts import ModelFacts, model_defaults
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import header_key, manifest_key, part_of
 from latentfarm.storage.part_codec import compress, dump_line, parse, unpack_lines
@@ -33,6 +34,8 @@ class Header(BaseModel):
 
     It is written before the first part and again, with ``total``, after the last one: a total means that the manifest
     is whole. ``digest`` identifies the submission (file and options). ``parts_digest`` is that of the last part.
+    ``model_facts`` are what workers had announced of the model when the batch was submitted, with the licence of the
+    weights and the defaults of its jobs; None if none had.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -50,6 +53,7 @@ class Header(BaseModel):
     kind: BatchKind = BatchKind.SUBMITTED
     owner: str = ""
     keep_s: int = 0
+    model_facts: ModelFacts | None = None
 
 
 @dataclass(frozen=True)
@@ -75,11 +79,10 @@ class Part:
 class PartWriter:
     """Numbers the jobs of rows and collects them into parts. Holds one part at a time."""
 
-    def __init__(self, batch: str, defaults: Defaults) -> None:
+    def __init__(self, batch: str, defaults: Defaults, facts: ModelFacts | None = None) -> None:
         self._batch = batch
         # stored explicitly: another version's defaults must not change a stored manifest's meaning
-        own = {"negative_prompt": "", "num_inference_steps": DEFAULT_STEPS, "guidance_scale": DEFAULT_GUIDANCE}
-        self._defaults = {**own, **defaults.given()}
+        self._defaults = {"negative_prompt": "", **model_defaults(facts), **defaults.given()}
         self._lines: list[bytes] = []
         self._invalid: dict[int, dict[str, str]] = {}
         self._part = 0

@@ -7,7 +7,7 @@ import json
 import re
 import uuid
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +15,10 @@ from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 from latentfarm.ledger.constants import DEFAULT_BUDGET
+from latentfarm.model_facts import ModelFacts
 from latentfarm.names import check_model_alias
 from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.model_fit import check_defaults_fit, misfits
 from latentfarm.submission.prompt_weights import check_default_weights, check_weights
 from latentfarm.submission.prompts import (
     Notes,
@@ -75,6 +77,8 @@ class Request:
     reading: ReadOptions
     #: what was mapped in the options
     option_notes: Notes = field(default_factory=Notes)
+    #: what workers have announced of the model. Rows are checked against it; the digest does not depend on it
+    facts: ModelFacts | None = None
 
     @property
     def notes(self) -> dict[str, int]:
@@ -99,6 +103,16 @@ class Request:
         slug = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-")[:40].rstrip("-") or "batch"
         return f"{slug}-{self.digest[:8] if self.source.digest else uuid.uuid4().hex[:8]}"
 
+    def with_facts(self, facts: ModelFacts | None) -> Request:
+        """Return the request of which this is known of its model.
+
+        Raises:
+            InputError: a default does not fit the model.
+        """
+        if facts is not None:
+            check_defaults_fit(self.defaults, facts)
+        return replace(self, facts=facts)
+
     def rows(self) -> Iterator[tuple[int, Row | RowError]]:
         """Yield each expanded row, or its error, with the number of its row in the source, from 0."""
         plain, dynamic = self.expansion.is_plain, self.expansion.dynamic is not None
@@ -114,9 +128,16 @@ class Request:
             try:
                 for row in expanded:
                     check_weights(row, self.defaults)
-                    yield number, row
+                    yield number, self._fitting(row, found.place)
             except InputError as error:
                 yield number, RowError(f"{found.place}: {error}", "prompt" if plain else "expansion")
+
+    def _fitting(self, row: Row, place: str) -> Row | RowError:
+        """Return a row, or its error if it does not fit the model."""
+        problems = [] if self.facts is None else misfits(row, self.facts)
+        if not problems:
+            return row
+        return RowError("\n".join(f"{place}: {text}" for _, text in problems), problems[0][0], row.id)
 
     def _with_negative(self, row: Row) -> Row:
         """Fill in the batch's negative prompt before the expansion: it may have dynamic prompts too."""

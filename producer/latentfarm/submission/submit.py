@@ -20,6 +20,7 @@ from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.deletion import delete_batch
 from latentfarm.storage.manifest import Header, Part, PartWriter, read_header, write_header
+from latentfarm.submission.batch_facts import facts_of_header
 from latentfarm.submission.prompts import RowError
 from latentfarm.submission.request import Request, SubmitOptions
 from latentfarm.submission.validation import ValidationReport, no_prompt_error
@@ -40,6 +41,7 @@ class Submission:
         self._bucket = bucket
         self._request = request
         self._options = options
+        self._header_before: Header | None = None
         self._stored = 0
         self._read_error: InputError | None = None
 
@@ -51,11 +53,15 @@ class Submission:
             ConflictError: the name belongs to another batch or to a cancelled one.
             InputError: the source cannot be read.
         """
+        # a server makes the name of an interactive batch at random, and knows its model
+        if self._options.kind is not BatchKind.INTERACTIVE:
+            self._header_before = read_header(self._bucket, self.batch)
+            self._request = self._request.with_facts(facts_of_header(self._header_before, self._ledger, self._request))
         reserved = self._reserve()
         if reserved.state is not BatchState.OPENING and self._request.source.digest:
             return
         self._stored = reserved.stored
-        writer = PartWriter(self.batch, self._request.defaults)
+        writer = PartWriter(self.batch, self._request.defaults, self._request.facts)
         parts = self._missing_parts(writer, reserved)
         first = next(parts, None)
         if first is not None and not reserved.stored and first.total < PART_JOBS:
@@ -94,7 +100,7 @@ class Submission:
     def _reserve(self) -> Reservation:
         """Create the batch, or find that an earlier run of this submission has created it."""
         options, digest = self._options, self._request.digest
-        # a server makes the name of an interactive batch at random; that of any other was checked before its creation
+        # the name of a batch that the ledger has was checked before its creation
         checked = options.kind is BatchKind.INTERACTIVE or self._ledger.batch_summaries([self.batch])
         if not checked and (error := self._manifest_conflict()):
             raise error
@@ -118,7 +124,7 @@ class Submission:
 
     def _manifest_conflict(self) -> InputError | None:
         """Return why the bucket must not get a batch of this name, which the ledger has not; None if it may."""
-        header = read_header(self._bucket, self.batch)
+        header = self._header_before
         if header is None:
             return None
         if header.digest != self._request.digest:
@@ -205,6 +211,7 @@ class Submission:
             kind=options.kind,
             owner=options.owner,
             keep_s=options.keep_s,
+            model_facts=self._request.facts,
         )
 
     def _stop(self, error: InputError) -> InputError:

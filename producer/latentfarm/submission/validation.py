@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from latentfarm.errors import InputError, InvalidRowsError
 from latentfarm.job import Row
+from latentfarm.model_facts import ModelFacts
 from latentfarm.submission.prompts import RowError, SourceLike
 from latentfarm.submission.request import Request, SubmitOptions, make_request
 from latentfarm.webhooks.address_check import check_url
@@ -70,13 +71,27 @@ class ValidationReport:
         return InvalidRowsError(self.problems, self.invalid, reasons=self.reasons, outcome=outcome)
 
 
-def make_valid_request(source: SourceLike, options: SubmitOptions, **arguments: Any) -> Request:
+def make_valid_request(
+    source: SourceLike,
+    options: SubmitOptions,
+    *,
+    find_facts: Callable[[Request], ModelFacts | None] | None = None,
+    **arguments: Any,
+) -> Request:
     """Return the request that ``make_request`` makes, after its rows have been validated.
+
+    Args:
+        source: the rows.
+        options: how invalid rows are handled.
+        find_facts: returns what workers have announced of the model; None: it is not known yet.
+        arguments: those of ``make_request``.
 
     Raises:
         InputError: see ``make_request`` and ``validate``.
     """
     request = make_request(source, **arguments)
+    if find_facts is not None:
+        request = request.with_facts(find_facts(request))
     validate(request, options)
     return request
 

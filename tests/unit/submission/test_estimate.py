@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from latentfarm.ledger import Throughput
+from latentfarm.model_facts import ModelFacts
 from latentfarm.submission.estimate import Estimate, make_estimate
 from latentfarm.submission.expansion import Expansion
 from latentfarm.submission.prompts import ReadOptions
@@ -38,12 +39,12 @@ def test_a_row_that_differs_in_a_field_is_not_a_duplicate() -> None:
     assert estimate(["a", {"prompt": "a", "seed": 1}, {"prompt": "a", "seed": 2}]).duplicates == 0
 
 
-def test_prompts_over_77_tokens_are_counted_by_image() -> None:
+def test_prompts_over_max_tokens_are_counted_by_image() -> None:
     fits, too_long = " ".join(["word"] * 75), " ".join(["word"] * 76)
     found = estimate([fits, {"prompt": too_long, "num_images_per_prompt": 2}])
-    assert found.over_77_tokens == 2
+    assert found.over_max_tokens == 2
     assert (
-        estimate([too_long, {"prompt": too_long, "prompt_syntax": "plain"}], prompt_syntax="a1111").over_77_tokens == 1
+        estimate([too_long, {"prompt": too_long, "prompt_syntax": "plain"}], prompt_syntax="a1111").over_max_tokens == 1
     )
 
 
@@ -71,4 +72,48 @@ def test_without_measurements_the_cost_is_unknown() -> None:
 
 def test_without_a_tokenizer_the_tokens_are_unknown() -> None:
     request = make_request(["a"], ReadOptions(), model="mini", expansion=Expansion.parse())
-    assert make_estimate(request, throughput=None, count_tokens=None).over_77_tokens is None
+    assert make_estimate(request, throughput=None, count_tokens=None).over_max_tokens is None
+
+
+FLUX = ModelFacts(
+    pipeline="FluxPipeline",
+    model_digest="ab12",
+    native_width=256,
+    native_height=128,
+    num_inference_steps=50,
+    guidance_scale=1,
+    max_prompt_tokens=512,
+)
+
+
+def test_the_steps_guidance_and_size_of_the_model_count_where_a_row_sets_none() -> None:
+    request = make_request(["a", {"prompt": "b", "num_inference_steps": 25, "guidance_scale": 7}], model="flux")
+
+    found = make_estimate(request.with_facts(FLUX), throughput=MEASURED, count_tokens=None)
+
+    assert (found.num_inference_steps, found.guidance_scale) == (50, 1)
+    # an image of 128x128 at 25 steps with guidance took 0.6 s: both are twice as large, and as much work
+    assert found.gpu_hours == pytest.approx(2 * 2 * 0.6 / 3600)
+    assert found.size_bytes == 2 * 2 * 30_000
+
+
+def test_a_default_of_the_batch_goes_before_that_of_the_model() -> None:
+    request = make_request(["a"], model="flux", num_inference_steps=7)
+
+    found = make_estimate(request.with_facts(FLUX), throughput=None, count_tokens=None)
+
+    assert (found.num_inference_steps, found.guidance_scale) == (7, 1)
+
+
+def test_prompts_are_cut_at_the_tokens_of_the_model() -> None:
+    prompts = [" ".join(["word"] * count) for count in (76, 510, 511)]
+    request = make_request(prompts, model="flux")
+
+    def count(prompt: str) -> int:
+        return len(prompt.split()) + 2
+
+    known = make_estimate(request.with_facts(FLUX), throughput=None, count_tokens=count)
+    unknown = make_estimate(request, throughput=None, count_tokens=count)
+
+    assert (known.max_prompt_tokens, known.over_max_tokens) == (512, 1)
+    assert (unknown.max_prompt_tokens, unknown.over_max_tokens) == (77, 3)

@@ -68,6 +68,9 @@
 --                              end), since (its first heartbeat), images (committed), and
 --                              for the last WINDOWS windows, n = window % WINDOWS:
 --                              window:<n>, images:<n>, busy_s:<n>, wall_s:<n>
+-- model_facts          hash    <m> -> what its workers announce of it, JSON as in             never (one field a model)
+--                              latentfarm/model_facts.py; batches are submitted without
+--                              workers, too
 -- throughput:<m>       hash    sums over all workers of a model: images, work, busy_s,     never (one key a model)
 --                              size_bytes, pixels
 -- sweep_lock           string  held by the worker that expires leases now                  expiry, under a second

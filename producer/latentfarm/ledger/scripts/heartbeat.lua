@@ -1,6 +1,6 @@
 -- Record that a worker is alive, and what it measured since its last heartbeat.
--- ARGV: model, worker, forget_s, number of facts, name and value of each fact (device, slots ...), then name and value
--- of each figure (images, busy_s, wall_s ...). Returns how many jobs of the model wait for a lease, and 1 if the worker
+-- ARGV: model, worker, forget_s, number of facts, name and value of each fact (device, slots ...; `facts`, those of the
+-- model as JSON), then name and value of each figure (images, busy_s, wall_s ...). Returns how many jobs of the model wait for a lease, and 1 if the worker
 -- is to take no more of them.
 local model, worker, forget_s, facts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = now_ms()
@@ -14,7 +14,15 @@ redis.call('ZREMRANGEBYSCORE', '{lf}:models', '-inf', now - 1000 * forget_s)
 
 local key = '{lf}:worker:' .. worker
 local started, was_draining = redis.call('HSETNX', key, 'since', now) == 1, redis.call('HGET', key, 'draining')
-redis.call('HSET', key, 'model', model, unpack(ARGV, 5, 4 + 2 * facts))
+local about = { 'model', model }
+for at = 5, 4 + 2 * facts, 2 do
+  if ARGV[at] == 'facts' then
+    redis.call('HSET', '{lf}:model_facts', model, ARGV[at + 1])
+  else
+    about[#about + 1], about[#about + 2] = ARGV[at], ARGV[at + 1]
+  end
+end
+redis.call('HSET', key, unpack(about))
 local draining, drain = unpack(redis.call('HMGET', key, 'draining', 'drain'))
 if started then add_event('worker_started', 'model', model, 'worker', worker) end
 if draining == '1' and was_draining ~= '1' then add_event('worker_draining', 'model', model, 'worker', worker) end

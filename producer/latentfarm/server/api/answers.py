@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm.batch_status import BatchStatus
+from latentfarm.model_facts import ModelFacts
 from latentfarm.server.api.models import JobWord, PickWord, Rating
 from latentfarm.submission.estimate import Estimate
 
@@ -165,12 +166,16 @@ class WorkersAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """A model that workers serve or batches need, with its jobs that wait and its workers' rate."""
+    """A model that workers serve or batches need, with its jobs that wait and its workers' rate.
+
+    ``facts`` are what its workers have announced: its sizes and its defaults; null if they have not.
+    """
 
     model: str
     workers: int
     pending: int
     images_per_s: float
+    facts: ModelFacts | None = None
 
 
 class ModelsAnswer(BaseModel):

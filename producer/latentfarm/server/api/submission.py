@@ -170,6 +170,7 @@ def _submit(farm: Farm, submission: _Submission, owner: str) -> SubmitAnswer:
 
 def _plan(farm: Farm, submission: _Submission) -> PlanAnswer:
     request = make_request(submission.source, client=farm.bucket.client, **submission.arguments())
+    request = request.with_facts(farm.facts_for(request, submission.options.name))
     workers = farm.workers(request.model)
     found = make_estimate(request, throughput=farm.ledger.throughput(request.model), count_tokens=None)
     hours = found.gpu_hours / len(workers) if workers and found.gpu_hours is not None else None

@@ -55,7 +55,13 @@ def _models(farm: Farm) -> ModelsAnswer:
     for model in farm.ledger.model_records():
         rate = sum(worker.images_per_s or 0.0 for worker in model.workers)
         found.append(
-            ModelAnswer(model=model.name, workers=len(model.workers), pending=model.pending, images_per_s=rate)
+            ModelAnswer(
+                model=model.name,
+                workers=len(model.workers),
+                pending=model.pending,
+                images_per_s=rate,
+                facts=model.facts,
+            )
         )
     return ModelsAnswer(models=found)
 

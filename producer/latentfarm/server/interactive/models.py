@@ -9,6 +9,7 @@ import anyio
 
 from latentfarm.ledger import ModelRecord
 from latentfarm.ledger.events import Event
+from latentfarm.model_facts import ModelFacts
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.live.hub import Item, SlowSubscriberError
@@ -26,12 +27,13 @@ _POLL_S = 1.0
 class ServedModel:
     """A model of the farm. ``since`` is the first heartbeat of its oldest worker, in seconds since 1970, or now.
 
-    ``working``: it has a worker; otherwise it has only jobs that wait.
+    ``working``: it has a worker; otherwise it has only jobs that wait. ``facts`` are those that workers have announced.
     """
 
     name: str
     since: int
     working: bool
+    facts: ModelFacts | None = None
 
 
 async def find_models(context: ServerContext) -> list[ServedModel]:
@@ -49,12 +51,17 @@ def _find(context: ServerContext) -> list[ServedModel]:
     ledger, default = context.farm.ledger, context.settings.default_model
     known, now = ledger.model_records(), ledger.now_s()
     if default and default not in {model.name for model in known}:
-        known.append(ModelRecord(default, (), 0))
+        known.append(ModelRecord(default, (), 0, ledger.model_facts(default)))
     found = []
     for model in sorted(known, key=lambda each: each.name):
         since = min((worker.since_ms // 1000 for worker in model.workers), default=now)
-        found.append(ServedModel(model.name, since, working=bool(model.workers)))
+        found.append(ServedModel(model.name, since, working=bool(model.workers), facts=model.facts))
     return found
+
+
+async def facts_of_model(context: ServerContext, name: str) -> ModelFacts | None:
+    """Return what workers have announced of a model that ``resolve_model`` has returned; None if they have not."""
+    return next((model.facts for model in await find_models(context) if model.name == name), None)
 
 
 async def resolve_model(context: ServerContext, name: str | None) -> str:

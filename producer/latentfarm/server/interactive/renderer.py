@@ -20,6 +20,7 @@ from latentfarm.ledger.events import Event
 from latentfarm.ledger.live_reports import LiveReport
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.interactive.models import facts_of_model
 from latentfarm.server.interactive.rendering import Rendering
 from latentfarm.server.live.hub import Item
 from latentfarm.server.security.access import access_of
@@ -68,6 +69,7 @@ class InteractiveRenderer:
         context, owner = self._context, access_of(request).name
         name = f"interactive-{secrets.token_hex(8)}"
         submitted = make_request(list(rows), reading, model=model, partial_images=partial_images or None)
+        submitted = submitted.with_facts(await facts_of_model(context, model))
         requests = _requests(submitted, name)
         prefix = f"{name}/"
 
@@ -150,7 +152,7 @@ def _requests(submitted: Submitted, batch: str) -> list[dict[str, Any]]:
     Raises:
         RequestError: a row is invalid.
     """
-    writer = PartWriter(batch, submitted.defaults)
+    writer = PartWriter(batch, submitted.defaults, submitted.facts)
     parts: list[Part] = []
     for number, row in submitted.rows():
         if isinstance(row, RowError):

@@ -153,6 +153,7 @@ class _Submission:
         if not known and self._cancelled():
             return self._new("cancelled")
         request = make_request(self._farm, stored)
+        request = request.with_facts(self._farm.facts_for(request, self._batch))
         if not known and (errors := self._errors(request)):
             return self._new("failed", errors)
         options = SubmitOptions(

@@ -30,7 +30,7 @@ async def get_model(request: Request) -> Response:
 
 
 def _answer(model: ServedModel) -> ModelAnswer:
-    return ModelAnswer(id=model.name, created=model.since)
+    return ModelAnswer(id=model.name, created=model.since, facts=model.facts)
 
 
 OPERATIONS = (

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from latentfarm.model_facts import ModelFacts
+
 MAX_IMAGES = 10
 
 
@@ -81,12 +83,13 @@ class ImagesAnswer(BaseModel):
 
 
 class ModelAnswer(BaseModel):
-    """A model that the farm serves."""
+    """A model that the farm serves. ``facts`` are what its workers have announced: its sizes and its defaults."""
 
     id: str
     object: Literal["model"] = "model"
     created: int
     owned_by: str = "latentfarm"
+    facts: ModelFacts | None = None
 
 
 class ModelList(BaseModel):

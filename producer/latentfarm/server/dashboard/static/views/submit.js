@@ -166,7 +166,7 @@ function describe(plan) {
     ["Images", number(plan.jobs)],
     ["Rows", number(plan.rows)],
     ["Duplicate rows", number(plan.duplicates)],
-    plan.over_77_tokens !== null && ["Cut at 77 tokens", number(plan.over_77_tokens)],
+    ["By default", `${plural(plan.num_inference_steps, "step")}, guidance ${plan.guidance_scale}`],
     ["Size", plan.size_bytes === null ? "unknown" : bytes(plan.size_bytes)],
     ["GPU time", time(plan.gpu_hours)],
     plan.workers && [`With ${plural(plan.workers, "worker")}`, time(plan.hours)],

@@ -1,0 +1,53 @@
+"""Check fields of rows against what workers have announced of their model, and find those facts for a batch."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from latentfarm import schedulers
+from latentfarm.errors import InputError
+from latentfarm.job import Defaults
+from latentfarm.limits import MAX_SIDE, MIN_SIDE
+from latentfarm.model_facts import ModelFacts
+
+
+def misfits(fields: Defaults, facts: ModelFacts) -> list[tuple[str, str]]:
+    """Return field and text, with value and cure, of each field of a row or of defaults that does not fit the model."""
+    found = [
+        (name, f"{name} {side} is not a multiple of {facts.pixel_multiple}; write {_nearest(side, facts)}")
+        for name, side in (("width", fields.width), ("height", fields.height))
+        if side is not None and side % facts.pixel_multiple
+    ]
+    if fields.scheduler is not None and (problem := _scheduler_problem(fields.scheduler, flow=facts.flow)):
+        found.append(("scheduler", f"scheduler {fields.scheduler!r}: {problem}"))
+    if fields.clip_skip is not None and fields.clip_skip > facts.max_clip_skip:
+        cure = f"write 0 to {facts.max_clip_skip}" if facts.max_clip_skip else "write 0"
+        found.append(("clip_skip", f"clip_skip {fields.clip_skip} leaves too little of the text encoder; {cure}"))
+    return found
+
+
+def check_defaults_fit(defaults: Defaults, facts: ModelFacts) -> None:
+    """Check a batch's defaults.
+
+    Raises:
+        InputError: they do not fit the model.
+    """
+    if found := misfits(defaults, facts):
+        raise InputError("\n".join(f"options: {text}" for _, text in found), field=found[0][0])
+
+
+def _nearest(side: int, facts: ModelFacts) -> str:
+    """Return the nearest sides that fit, below and above."""
+    below = side - side % facts.pixel_multiple
+    near = (below, below + facts.pixel_multiple)
+    return " or ".join(str(each) for each in near if MIN_SIDE <= each <= MAX_SIDE)
+
+
+# a name is in many rows
+@lru_cache(maxsize=512)
+def _scheduler_problem(name: str, *, flow: bool) -> str:
+    try:
+        schedulers.check_fit(schedulers.resolve(name), flow=flow)
+    except InputError as error:
+        return str(error)
+    return ""
