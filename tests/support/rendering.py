@@ -15,7 +15,8 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import images_prefix
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.models import Family
-from latentfarm_worker.service.render_loop import MAX_BACKLOG, RenderLoop, WorkerHooks
+from latentfarm_worker.service.hooks import WorkerHooks
+from latentfarm_worker.service.render_loop import MAX_BACKLOG, RenderLoop
 
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 3, "scheduler": "euler"}
 

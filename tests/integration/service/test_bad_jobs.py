@@ -15,8 +15,9 @@ from latentfarm import Batch, Farm
 from latentfarm.ledger import Company, Lease
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.models import Family
+from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.prefetcher import Prefetcher
-from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
+from latentfarm_worker.service.render_loop import RenderLoop
 from latentfarm_worker.service.uploader import Uploader
 from latentfarm_worker.supervise.at_risk import AtRisk
 

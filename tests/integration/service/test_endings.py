@@ -14,7 +14,7 @@ from tests.support.rendering import SMALL, FaultyBucket, Paced, render_loop, sub
 from latentfarm import Farm
 from latentfarm.ledger import Company, Lease
 from latentfarm_worker.models import Family
-from latentfarm_worker.service.render_loop import WorkerHooks
+from latentfarm_worker.service.hooks import WorkerHooks
 
 pytestmark = pytest.mark.integration
 

@@ -19,7 +19,8 @@ from latentfarm.ledger import INTERACTIVE_PRIORITY
 from latentfarm.ledger.live_reports import LiveReport
 from latentfarm.submission.request import SubmitOptions
 from latentfarm_worker.models import Family
-from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
+from latentfarm_worker.service.hooks import WorkerHooks
+from latentfarm_worker.service.render_loop import RenderLoop
 
 pytestmark = pytest.mark.integration
 

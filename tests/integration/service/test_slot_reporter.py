@@ -20,7 +20,8 @@ from latentfarm.storage.keys import images_prefix
 from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.models import Family
 from latentfarm_worker.service import slot_reporter
-from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
+from latentfarm_worker.service.hooks import WorkerHooks
+from latentfarm_worker.service.render_loop import RenderLoop
 
 pytestmark = pytest.mark.integration
 

@@ -113,7 +113,7 @@ class JobSupply:
     def on_urgent(self) -> None:
         """Handle a signal that the ledger has an interactive job. Thread-safe."""
         self.interactive.on_doorbell()
-        # now, not at the engine's next turn: so the job is ready when the step ends
+        # now, not when the engine has time: so the job is ready when the step ends
         self._request_interactive()
         self._notify()
 
@@ -139,7 +139,7 @@ class JobSupply:
         until the engine has taken half of the prefetched jobs: one Redis serves the whole farm, so jobs are leased
         several at a time.
         """
-        if self._draining:
+        if self._draining or self.ahead.paused:
             return 0
         wanted, prefetched = self._engine.free_within(self._steps_in(_AHEAD_S)), self.ahead.prefetched
         if 2 * prefetched > wanted:
@@ -177,7 +177,7 @@ class JobSupply:
         return any(lease.company is Company.ALONE for lease in (*self.leases, *cast("Any", handles)))
 
     def _on_interactive_round(self) -> None:
-        # a signal may have come during the round, and the engine's next turn after a long step
+        # a signal may have come during the round, and the engine may be in a long step
         self._request_interactive()
         self._notify()
 
@@ -195,7 +195,7 @@ class JobSupply:
         return next((state for state in first if state in states), states[1])
 
     def has_work(self, *, ending: bool) -> bool:
-        """Return whether the next turn can take or lease a job. ``ending``: the loop is to end, if it can."""
+        """Return whether a job can be taken or leased now. ``ending``: the loop is to end, if it can."""
         match self.state:
             case PrefetchState.WORKING:
                 return False
@@ -205,6 +205,12 @@ class JobSupply:
                 return ending
             case PrefetchState.IDLE:
                 return ending or self.capacity() > 0
+
+    # -- turns -----------------------------------------------------------------------------------------------
+
+    def pause(self, *, ahead: bool, interactive: bool) -> None:
+        """Lease no more jobs, those of batches ahead of the engine or interactive ones, or lease them again."""
+        self.ahead.paused, self.interactive.paused = ahead, interactive
 
     # -- ending ----------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 from threading import Event, Lock
+from typing import cast
 
 from latentfarm.errors import UnavailableError
 from latentfarm.image_formats import IMAGE_FORMATS
@@ -15,6 +16,7 @@ from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.live_reports import LiveReport
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import preview_key
+from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.outcomes import Preview
 from latentfarm_worker.images.encode import encode_image
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
@@ -52,6 +54,12 @@ class LiveReporter:
         self._wake, self._closing = Event(), Event()
         self._pool = threads.pool("preview", _PREVIEW_THREADS)
         self._loop = threads.loop("live", self._publish_steps, interval_s=0)
+
+    def report(self, engine: Engine) -> None:
+        """Report what a step of the engine brought: partial images, and the steps of images that clients wait for."""
+        for preview in engine.take_previews():
+            self.store_preview(cast("Lease", preview.handle), preview)
+        self.report_steps((cast("Lease", handle), step, steps) for handle, step, steps in engine.interactive_progress())
 
     def report_steps(self, progress: Iterable[tuple[Lease, int, int]]) -> None:
         """Report the steps of images that are done, and how many they have."""

@@ -104,6 +104,9 @@ class Prefetcher:
         threads: starts the thread.
         interactive: lease only interactive jobs.
         patience_s: seconds until a job fails whose part of the manifest cannot be read.
+
+    Attributes:
+        paused: whether no round is started; what is leased stays.
     """
 
     def __init__(  # noqa: PLR0913 (all are collaborators, passed by name)
@@ -146,6 +149,7 @@ class Prefetcher:
         self._pause_s, self._retry_at = _FIRST_PAUSE_S, 0.0
         self._empty_until = 0.0
         self._stopped = False
+        self.paused = False
 
     @property
     def state(self) -> PrefetchState:
@@ -189,7 +193,7 @@ class Prefetcher:
         """
         now = time.monotonic()
         with self._starting:
-            if self._working or self._stopped or now < self._retry_at:
+            if self._working or self._stopped or self.paused or now < self._retry_at:
                 return
             can_lease = count > 0 and now >= self._empty_until and len(self._unread) < _MAX_POSTPONED
             if not can_lease and not self._due(now):

@@ -7,11 +7,9 @@ threads, so an outage of Redis or the bucket never delays the engine's next step
 from __future__ import annotations
 
 import logging
-import statistics
 import time
-from collections import deque
-from collections.abc import Collection
-from operator import itemgetter
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Condition, Event, Lock
 from typing import cast
 
@@ -23,7 +21,9 @@ from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import engine_error
 from latentfarm_worker.engine.self_test import find_fault
 from latentfarm_worker.images.receipt import ImageFileEncoder
+from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.job_supply import JobSupply
+from latentfarm_worker.service.late_jobs import LateJobs
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.lease_returns import LeaseReturns
@@ -34,8 +34,9 @@ from latentfarm_worker.service.signal_listener import SignalListener
 from latentfarm_worker.service.slot_reporter import SlotReporter
 from latentfarm_worker.service.suspects import AtRiskRecorder
 from latentfarm_worker.service.threads import Threads
-from latentfarm_worker.service.uploader import Uploader, UploadHooks
-from latentfarm_worker.supervise.shared_state import Phase, SharedState
+from latentfarm_worker.service.turns import Turn
+from latentfarm_worker.service.uploader import Uploader
+from latentfarm_worker.supervise.shared_state import Phase
 
 log = logging.getLogger(__name__)
 
@@ -44,26 +45,8 @@ log = logging.getLogger(__name__)
 MAX_BACKLOG = 64
 #: seconds between two checks of what no notification announces
 _POLL_S = 0.2
-#: seconds to the next turn after an unexpected error, doubled for each one in a row
+#: seconds to the next try after an unexpected error, doubled for each one in a row
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 5.0
-#: safety factor of an estimated time, and the number of measurements it is made of
-_SAFETY, _RECENT = 1.2, 16
-
-
-class WorkerHooks(UploadHooks):
-    """Callbacks from the render loop to its process. The base class ignores them."""
-
-    def __init__(self, state: SharedState | None = None) -> None:
-        self.state = state or SharedState()
-
-    def notify_workers(self) -> None:
-        """Handle jobs that were released: other workers can lease them."""
-
-    def on_device_lost(self) -> None:
-        """Handle a device error that this process cannot recover from."""
-
-    def on_urgent(self) -> None:
-        """Handle a job for which a client waits: if ``render_all`` does not run, it must be called."""
 
 
 class RenderLoop:
@@ -138,7 +121,7 @@ class RenderLoop:
         self._stopping, self._draining, self._device_lost = Event(), Event(), Event()
         #: time.monotonic() by which a draining worker must have committed
         self._deadline = float("inf")
-        self._decode_s: deque[float] = deque(maxlen=_RECENT)
+        self._late = LateJobs(engine, self._supply, self._uploader)
         # last: it may call at once
         handlers = (self._leases.check_batch, self._on_urgent, self._slots.on_watched)
         self._signals = SignalListener(ledger, *handlers, model=model, worker=worker, threads=self.threads)
@@ -157,30 +140,36 @@ class RenderLoop:
             threads=self.threads,
         )
 
-    def render_all(self) -> int:
+    def render_all(self, turn: Turn | None = None) -> int:
         """Render until the ledger has no more jobs of the model, or ``stop``; return the number of ended jobs.
 
         An error that nothing foresaw releases the jobs of the engine, and the loop goes on after a pause.
+
+        Args:
+            turn: render until it is over, or interrupted: then running images stay for the next call [default: without
+                end].
         """
         ended = 0
-        with self._engine_lock:
+        with self._engine_lock, self._awake(turn):
             self._supply.on_doorbell()
-            while not self._stopping.is_set() and not self._device_lost.is_set():
+            while not self.stopped and not (turn and turn.interrupted):
                 try:
-                    turn = self._turn()
+                    outcomes = self._iterate(turn)
                 except Exception as error:  # noqa: BLE001 (after any error, the leases of the jobs must end)
-                    self._on_broken_turn(error)
+                    self._on_broken_iteration(error)
                     failures = min(self._failures.in_a_row, 10)
                     self._stopping.wait(min(_FIRST_PAUSE_S * 2**failures, _LONGEST_PAUSE_S))
                     continue
                 self._failures.succeed()
-                if turn is None:
+                if outcomes is None:
                     break
-                ended += turn
+                ended += outcomes
         return ended
 
-    def _turn(self) -> int | None:
+    def _iterate(self, turn: Turn | None) -> int | None:
         """Lease and admit jobs, and run one step; return how many jobs ended, or None if no more will come."""
+        if turn and turn.over:
+            self._give_way(turn)
         for lease in self._leases.take_lost():
             self._engine.cancel(lease)
         self._supply.request(others_first=not self._has_rendered)
@@ -189,8 +178,9 @@ class RenderLoop:
             self._engine.admit(image)
         self._admitting = []
         if self._engine.busy:
+            self._hooks.before_step(turn)
             return self._step()
-        return 0 if self._wait_for_jobs() else None
+        return 0 if self._wait_for_jobs(turn) else None
 
     def _step(self) -> int:
         """Run one step of the engine; return how many jobs ended with it."""
@@ -203,7 +193,7 @@ class RenderLoop:
         finally:
             self._hooks.state.enter(Phase.IDLE)
         busy_s = time.perf_counter() - began
-        self._report_progress()
+        self._live.report(self._engine)
         for outcome in outcomes:
             self._dispatch(outcome)
         if self._slots.watched:
@@ -211,17 +201,9 @@ class RenderLoop:
         self.metrics.step(busy_s)
         self._has_rendered |= any(isinstance(outcome, Rendered) for outcome in outcomes)
         decode_s = [outcome.timings["decode"] for outcome in outcomes if isinstance(outcome, Rendered)]
-        self._decode_s.extend(decode_s)
+        self._late.add_decodes(decode_s)
         self._supply.add_step(busy_s - sum(decode_s))
         return len(outcomes)
-
-    def _report_progress(self) -> None:
-        """Pass on partial images, and the steps of images that clients wait for."""
-        for preview in self._engine.take_previews():
-            self._live.store_preview(cast("Lease", preview.handle), preview)
-        self._live.report_steps(
-            (cast("Lease", handle), step, steps) for handle, step, steps in self._engine.interactive_progress()
-        )
 
     def _dispatch(self, outcome: Rendered | Failed) -> None:
         lease = cast("Lease", outcome.handle)
@@ -259,7 +241,7 @@ class RenderLoop:
         self._on_device_lost(fault, at_risk=())
         return []
 
-    def _on_broken_turn(self, error: Exception) -> None:
+    def _on_broken_iteration(self, error: Exception) -> None:
         """Release all jobs that are not finished, after an error outside of a step."""
         self._failures.add(error)
         unfinished = [image.handle for image in self._admitting]
@@ -277,10 +259,15 @@ class RenderLoop:
         """
         log.critical("the device is lost to this process: %s", error)
         self._device_lost.set()
-        self._supply.stop()
         self._returns.record_crash(cast("list[Lease]", self._engine.at_risk()) if at_risk is None else at_risk)
-        self.release_unfinishable()
+        self.abandon_device()
         self._hooks.on_device_lost()
+
+    def abandon_device(self) -> None:
+        """Make no further step, and release the jobs that are not finished, uncharged."""
+        self._device_lost.set()
+        self._supply.stop()
+        self.release_unfinishable()
 
     # -- waiting ---------------------------------------------------------------------------------------------
 
@@ -288,16 +275,54 @@ class RenderLoop:
         self._supply.on_urgent()
         self._hooks.on_urgent()
 
-    def _wait_for_jobs(self) -> bool:
+    def _wait_for_jobs(self, turn: Turn | None) -> bool:
         """Wait until a job may be ready or leased; return False if no more will come."""
+        ends = turn is not None and (turn.interactive or turn.over)
         with self._changed:
             self._changed.wait_for(
-                lambda: self._stopping.is_set() or self._supply.has_work(ending=self._is_ending), _POLL_S
+                lambda: self.stopped or self._supply.has_work(ending=self._is_ending or ends), _POLL_S
             )
         state = self._supply.state
         if state in {PrefetchState.WORKING, PrefetchState.READY}:
             return True
-        return not self._draining.is_set() and state is not PrefetchState.QUEUE_EMPTY
+        return not self._draining.is_set() and not ends and state is not PrefetchState.QUEUE_EMPTY
+
+    # -- turns -----------------------------------------------------------------------------------------------
+
+    def sleep(self) -> None:
+        """Lease nothing outside of a turn."""
+        self._supply.pause(ahead=True, interactive=True)
+
+    @contextmanager
+    def _awake(self, turn: Turn | None) -> Iterator[None]:
+        """Lease jobs meanwhile; afterwards hold none that is not running, unless the turn goes on later."""
+        if turn is None:
+            yield
+            return
+        self._supply.pause(ahead=turn.interactive, interactive=False)
+        # the calls of another model have replaced the record of its jobs
+        self._engine.on_forward = AtRiskRecorder(self._engine, self._hooks.state)
+        yield
+        self.sleep()
+        if not self._engine.busy and not turn.paused:
+            self._returns.release(self._supply.leases)
+
+    def _give_way(self, turn: Turn) -> None:
+        """Lease nothing more for a turn that is over, and release the jobs that have not begun, uncharged."""
+        self._supply.pause(ahead=True, interactive=turn.interactive)
+        waiting = [cast("Lease", handle) for handle, left in self._engine.remaining() if left is None]
+        ahead = self._supply.ahead.leases
+        self._returns.release(lease for lease in (*ahead, *waiting) if turn.interactive or not lease.interactive)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether images of a turn that was interrupted wait in the engine."""
+        return self._engine.busy
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no further step is made."""
+        return self._stopping.is_set() or self._device_lost.is_set()
 
     # -- ending ----------------------------------------------------------------------------------------------
 
@@ -321,7 +346,7 @@ class RenderLoop:
 
     def release_unfinishable(self) -> None:
         """Release the jobs that cannot be committed in time, uncharged. It works while the engine's thread hangs."""
-        self._returns.release(self._past_deadline())
+        self._returns.release(self._late.find(self._deadline, all_begun=self._device_lost.is_set()))
 
     def release_all(self) -> None:
         """Stop, and release all leases uncharged, even of images that wait for the bucket."""
@@ -372,22 +397,3 @@ class RenderLoop:
         """Wait until every finished image is committed, or ``stop`` was called."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopping.is_set() or not self._uploader.backlog, timeout_s)
-
-    def _past_deadline(self) -> list[Lease]:
-        """Return the leases of jobs that will not be committed in time, estimated from recent steps.
-
-        Waiting jobs are always among them, as no work is lost with them.
-        """
-        remaining = [(cast("Lease", handle), evaluations) for handle, evaluations in self._engine.remaining()]
-        late = [*self._supply.leases, *(lease for lease, evaluations in remaining if evaluations is None)]
-        begun = [(evaluations, lease) for lease, evaluations in remaining if evaluations is not None]
-        step_s = self._supply.step_s
-        if self._device_lost.is_set() or step_s is None:
-            return late + [lease for _, lease in begun]
-        left_s = self._deadline - time.monotonic() - self._uploader.median_latency_s
-        decode_s = statistics.median(self._decode_s or (0.0,))
-        for position, (evaluations, lease) in enumerate(sorted(begun, key=itemgetter(0)), 1):
-            # images that end together are decoded one after the other
-            if _SAFETY * (evaluations * step_s + position * decode_s) > left_s:
-                late.append(lease)
-        return late

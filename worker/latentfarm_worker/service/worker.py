@@ -24,10 +24,11 @@ from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.service.health import Health
+from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.maintenance import Maintenance
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.predecessor import end_predecessor
-from latentfarm_worker.service.render_loop import RenderLoop, WorkerHooks
+from latentfarm_worker.service.render_loop import RenderLoop
 from latentfarm_worker.service.shutdown import Shutdown
 from latentfarm_worker.service.spot import InstanceMetadata, SpotWatch
 from latentfarm_worker.service.threads import Threads

@@ -1,0 +1,26 @@
+"""What a render loop tells its process."""
+
+from __future__ import annotations
+
+from latentfarm_worker.service.turns import Turn
+from latentfarm_worker.service.uploader import UploadHooks
+from latentfarm_worker.supervise.shared_state import SharedState
+
+
+class WorkerHooks(UploadHooks):
+    """Callbacks from a render loop to its process. The base class ignores them."""
+
+    def __init__(self, state: SharedState | None = None) -> None:
+        self.state = state or SharedState()
+
+    def notify_workers(self) -> None:
+        """Handle jobs that were released: other workers can lease them."""
+
+    def on_device_lost(self) -> None:
+        """Handle a device error that this process cannot recover from."""
+
+    def on_urgent(self) -> None:
+        """Handle a job for which a client waits: if ``render_all`` does not run, it must be called."""
+
+    def before_step(self, turn: Turn | None) -> None:
+        """Have the model's weights on the device. The time that it takes does not count for the turn."""
