@@ -45,7 +45,7 @@ EULER: list[tuple[str | None, dict[str, Any]]] = [
 WITH_FLOW_SIGMAS = ["deis", "dpm++2m", "dpm++2s", "dpm++3m", "unipc"]
 #: FluxPipeline passes the shift of an image's size to each scheduler, and those without dynamic shifting refuse it
 OTHERS = {
-    "sd3": ["flow_heun", "sa_solver", *WITH_FLOW_SIGMAS],
+    "sd3": ["flow_heun", *WITH_FLOW_SIGMAS],
     "sd3-no-t5": [],
     "flux": WITH_FLOW_SIGMAS,
     "schnell": [],
@@ -53,6 +53,7 @@ OTHERS = {
 #: a pipeline draws the noise of its steps from torch's own generator; here it gets that of the job's seed
 EULER_SDE = ("flow_euler", {"stochastic_sampling": True}, "scheduling_flow_match_euler_discrete")
 DPM_SDE: tuple[str, dict[str, Any], str] = ("dpm++2m-sde", {}, "scheduling_dpmsolver_multistep")
+SA_SOLVER: tuple[str, dict[str, Any], str] = ("sa_solver", {}, "scheduling_sasolver")
 
 
 class Subject(NamedTuple):
@@ -112,7 +113,7 @@ def test_every_scheduler_that_the_pipeline_takes_gives_its_image(subject: Subjec
 
 @pytest.mark.parametrize(
     ("loaded", "name", "options", "module"),
-    [*((kind, *EULER_SDE) for kind in KINDS), ("sd3", *DPM_SDE), ("flux", *DPM_SDE)],
+    [*((kind, *EULER_SDE) for kind in KINDS), ("sd3", *DPM_SDE), ("flux", *DPM_SDE), ("sd3", *SA_SOLVER)],
     indirect=["loaded"],
 )
 def test_noise_of_the_steps_is_the_pipelines_with_a_seeded_generator(

@@ -13,7 +13,7 @@ from latentfarm.job import PromptSyntax
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.noise_schedule import NoiseSchedule, shift_by_tokens
-from latentfarm_worker.text_encoders.clip import ClipEncoder
+from latentfarm_worker.text_encoders.clip import ClipEncoder, TextEmbedding
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 from latentfarm_worker.text_encoders.t5 import T5Encoder, tokenize
 
@@ -85,20 +85,8 @@ class StableDiffusion3(PipelineModel):
         As the pipeline, layers are skipped for the prompt, and not for the negative prompt.
         """
         for_clip = [replace(prompt, clip_skip=0) if prompt.negative else prompt for prompt in prompts]
-        first, second = (encoder.encode(for_clip) for encoder in self.clip)
-        texts = []
-        for one, two, below in zip(first, second, self._encode_by_t5(prompts), strict=True):
-            above = torch.cat([one.hidden_states, two.hidden_states], dim=-1)
-            above = torch.nn.functional.pad(above, (0, below.shape[-1] - above.shape[-1]))
-            assert one.projected is not None
-            assert two.projected is not None
-            texts.append(
-                {
-                    "encoder_hidden_states": torch.cat([above, below]),
-                    "pooled_projections": torch.cat([one.projected, two.projected]),
-                }
-            )
-        return texts
+        by_clip = zip(*(encoder.encode(for_clip) for encoder in self.clip), strict=True)
+        return [_join(texts, long) for texts, long in zip(by_clip, self._encode_by_t5(prompts), strict=True)]
 
     def _encode_by_t5(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
         if self.t5 is not None:
@@ -143,3 +131,11 @@ class StableDiffusion3(PipelineModel):
     def _native_size(self) -> tuple[int, int]:
         side = self.denoising_model.config.sample_size * self.vae_scale_factor
         return side, side
+
+
+def _join(texts: Sequence[TextEmbedding], long: torch.Tensor) -> Tensors:
+    """Return the conditioning of one prompt from its embeddings by CLIP and its hidden states by T5."""
+    short = torch.cat([text.hidden_states for text in texts], dim=-1)
+    short = torch.nn.functional.pad(short, (0, long.shape[-1] - short.shape[-1]))
+    pooled = [text.projected for text in texts if text.projected is not None]
+    return {"encoder_hidden_states": torch.cat([short, long]), "pooled_projections": torch.cat(pooled)}

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from threading import Lock
 from typing import Any
 
 import torch
 
+from latentfarm.job import PromptSyntax
 from latentfarm_worker.host_copy import send
+from latentfarm_worker.text_encoders.clip import ClipEncoder
+from latentfarm_worker.text_encoders.clip import tokenize as tokenize_for_clip
+from latentfarm_worker.text_encoders.prompt import TokenizedPrompt
+from latentfarm_worker.text_encoders.unweighted import unweighted
 
 
 class T5Encoder:
@@ -55,3 +61,19 @@ class T5Encoder:
 
     def _padded(self, ids: tuple[int, ...]) -> list[int]:
         return [*ids, self._end, *[self._pad] * (self.room - len(ids))]
+
+
+def tokenize(clip: ClipEncoder, long: T5Encoder | None, prompt: str, syntax: PromptSyntax) -> TokenizedPrompt:
+    """Return a prompt's tokens for CLIP and T5, each cut where it is full.
+
+    The prompt counts as cut off if the encoder with the longest text cuts it: CLIP reads less than T5.
+
+    Raises:
+        JobError: code ``prompt_too_complex``: the prompt has weights or chunks.
+    """
+    text = unweighted(prompt, syntax)
+    tokens = tokenize_for_clip(clip, text)
+    if long is None:
+        return tokens
+    ids = long.ids(text)
+    return replace(tokens, ids=tuple(ids[: long.room]), count=len(ids) + 1, truncated=len(ids) > long.room)
