@@ -144,7 +144,7 @@ def by_drawing_pipeline(model: Model, wanted: Job) -> np.ndarray[Any, Any]:
     def draw(output: torch.Tensor, timestep: Any, latents: torch.Tensor, **_: Any) -> tuple[torch.Tensor]:
         if latents.dim() == 4:
             return (step(output, timestep, latents, generator=generator, return_dict=False)[0],)
-        unpacked = [tokens.transpose(1, 2).unflatten(2, (-1, width)) for tokens in (output, latents)]
+        unpacked = [tokens.mT.reshape(1, tokens.shape[2], -1, width) for tokens in (output, latents)]
         return (step(unpacked[0], timestep, unpacked[1], generator=generator, return_dict=False)[0].flatten(2).mT,)
 
     model.pipe.scheduler.step = draw

@@ -1,0 +1,89 @@
+"""Qwen3 (arXiv 2505.09388) as a text encoder, as diffusers' Flux2KleinPipeline and ZImagePipeline call it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from threading import Lock
+from typing import Any
+
+import torch
+
+from latentfarm.errors import ModelError
+from latentfarm_worker.host_copy import send
+from latentfarm_worker.text_encoders.prompt import TokenizedPrompt
+
+#: tokens of a prompt with its chat template, the pipelines' ``max_sequence_length``
+MAX_TOKENS = 512
+
+
+class Qwen3Encoder:
+    """One Qwen3 model (transformers' Qwen3Model) with its tokenizer. A prompt is the user's message of a chat.
+
+    Each prompt is encoded by itself: a model of billions of parameters is busy with one, and its numbers depend on no
+    other.
+
+    Args:
+        layers: the layers whose hidden states are concatenated; 0 are the embedded tokens.
+        thinking: whether the chat template leaves the model room to think before its answer.
+        multiple: a prompt is padded to a multiple of so many tokens; 0: each to ``length``.
+
+    Raises:
+        ModelError: the tokenizer pads on the left or has no chat template, or some layers have a sliding window.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any, *, layers: Sequence[int], thinking: bool, multiple: int = 0) -> None:
+        if tokenizer.padding_side != "right" or not tokenizer.chat_template:
+            raise ModelError(
+                "tokenizer: it pads on the left or has no chat template; use the one of the model's folder"
+            )
+        if {*model.config.layer_types} != {"full_attention"}:
+            raise ModelError("text_encoder: some layers have a sliding window; use the Qwen3 of the model's folder")
+        self.tokenizer, self.model = tokenizer, model
+        self.layers = tuple(layers)
+        #: tokens after which a prompt is cut
+        self.length = min(MAX_TOKENS, int(tokenizer.model_max_length))
+        self._thinking, self._multiple = thinking, multiple
+        self._pad = int(tokenizer.pad_token_id)
+        # a fast tokenizer is not thread-safe
+        self._lock = Lock()
+
+    def tokenize(self, prompt: str) -> TokenizedPrompt:
+        """Return a prompt's tokens, those of the chat template included. Thread-safe."""
+        with self._lock:
+            text = self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self._thinking,
+            )
+            ids = self.tokenizer([text], truncation=False, verbose=False).input_ids[0]
+        kept = tuple(ids[: self.length])
+        return TokenizedPrompt(
+            ((),),
+            count=len(ids),
+            truncated=len(ids) > self.length,
+            ids=kept,
+            ids_length=self._padded_length(kept) if self._multiple else 0,
+        )
+
+    def encode(self, prompt: TokenizedPrompt) -> torch.Tensor:
+        """Return the hidden states of a prompt, (L, D x layers) in the model's dtype.
+
+        L is ``length``, or the prompt's own multiple: it is not padded to ``ids_length``.
+        """
+        length = self._padded_length(prompt.ids)
+        ids = torch.tensor([*prompt.ids, *[self._pad] * (length - len(prompt.ids))])
+        # each token reads itself and those before it, and none reads the padding. Given as it is used, transformers
+        # does not look at it: that would wait for the device
+        mask = torch.ones(length, length, dtype=torch.bool).tril() & (torch.arange(length) < len(prompt.ids))
+        output = self.model(
+            input_ids=send(ids[None], self.model.device),
+            attention_mask={"full_attention": send(mask[None, None], self.model.device)},
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        states = torch.cat([output.hidden_states[layer] for layer in self.layers], dim=-1)
+        return states[0].to(self.model.dtype)
+
+    def _padded_length(self, ids: tuple[int, ...]) -> int:
+        return -(-len(ids) // self._multiple) * self._multiple if self._multiple else self.length
