@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latentfarm.errors import InputError
 from latentfarm.names import check_model_alias
-from latentfarm.settings import DEFAULT_MODEL
+from latentfarm.settings import BUNDLED_MODELS, DEFAULT_MODEL
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: a file of a hub repository, in a folder of it or not
@@ -24,7 +24,8 @@ class ModelSource:
     """Where a model's files are, written ``LOCATION[,base=..][,vae=..][,variant=..][,revision=..]``.
 
     Attributes:
-        location: a diffusers folder, a file, a hub id, or a hub id and a file in it; empty for the bundled model.
+        location: a diffusers folder, a file, a hub id, a hub id and a file in it, or the name of a bundled model; empty
+            for mini.
         base: a diffusers folder or hub id, with the tokenizers, configs and parts that a single file lacks.
         vae: a folder, file or hub id with another VAE.
         variant: the weights to read of several, such as ``fp16``.
@@ -49,7 +50,7 @@ class ModelSource:
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model: ``alias`` names its queue; ``source`` is a text of ``ModelSource``, empty for the bundled model."""
+    """A model: ``alias`` names its queue; ``source`` is a text of ``ModelSource``, empty for mini."""
 
     alias: str
     source: str = ""
@@ -61,8 +62,8 @@ def parse_model(text: str) -> ModelSpec:
     Raises:
         InputError: the text is none of them.
     """
-    if text == DEFAULT_MODEL:
-        return ModelSpec(DEFAULT_MODEL)
+    if text in BUNDLED_MODELS:
+        return ModelSpec(text, _absolute(text))
     alias, equals, source = text.partition("=")
     # an equals sign in an option belongs to the source
     if equals and "," not in alias:
@@ -71,8 +72,8 @@ def parse_model(text: str) -> ModelSpec:
     if text and _is_source(parse_source(text).location):
         return ModelSpec(_alias_of(parse_source(text).location), _absolute(text))
     raise InputError(
-        f"model {text!r}: write {DEFAULT_MODEL}, a diffusers folder, a .safetensors or .gguf file, a hub id such as "
-        f"{_EXAMPLE}, or ALIAS= and one of these"
+        f"model {text!r}: write {', '.join(BUNDLED_MODELS)}, a diffusers folder, a .safetensors or .gguf file, a hub "
+        f"id such as {_EXAMPLE}, or ALIAS= and one of these"
     )
 
 
@@ -94,19 +95,19 @@ def with_options(source: str, *, base: str = "", vae: str = "", variant: str = "
     """Return a source with options of a command line, which take the place of those in its text.
 
     Raises:
-        InputError: the bundled model takes none, or a source is neither local nor on the hub.
+        InputError: a bundled model takes none, or a source is neither local nor on the hub.
     """
     given = {name: value for name, value in locals().items() if name != "source" and value}
     if not given:
         return source
-    if not source:
-        raise InputError(f"--{next(iter(given))}: the bundled model takes none; name another with --model")
+    if not source or source in BUNDLED_MODELS:
+        raise InputError(f"--{next(iter(given))}: a bundled model takes none; name another with --model")
     return _absolute(str(replace(parse_source(source), **given)))
 
 
 def _absolute(text: str) -> str:
-    if text == DEFAULT_MODEL:
-        return ""
+    if text in BUNDLED_MODELS:
+        return "" if text == DEFAULT_MODEL else text
     source = parse_source(text)
     if not source.location or not _is_source(source.location):
         raise InputError(

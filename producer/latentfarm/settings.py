@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 #: where ``latentfarm up`` keeps its Redis data, its bucket and its logs, below the working directory
 LOCAL_FOLDER = Path(".latentfarm")
 DEFAULT_MODEL = "mini"
+#: the models in the package, which need no source; ``latentfarm_worker.mini`` has their folders
+BUNDLED_MODELS = (DEFAULT_MODEL, "mini-flow")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Quantization = Literal["none", "fp8"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from latentfarm.batch_state import BatchState
 from latentfarm.batch_status import BatchStatus
 from latentfarm.ledger import BatchSummary, Ledger, WorkerRecord
-from latentfarm.settings import DEFAULT_MODEL
+from latentfarm.settings import BUNDLED_MODELS
 
 #: aliases and batches that are listed one by one
 _MAX_NAMES = 10
@@ -75,7 +75,7 @@ def _unserved(model: str, workers: Workers) -> str:
 
 
 def _cure(model: str) -> str:
-    name = model if model == DEFAULT_MODEL else f"{model}=FOLDER_OR_HUB_ID"
+    name = model if model in BUNDLED_MODELS else f"{model}=FOLDER_OR_HUB_ID"
     return f"start one with `latentfarm worker --model {name}`"
 
 

@@ -16,6 +16,8 @@ def test_a_model_is_an_alias_a_folder_a_hub_id_or_an_alias_of_one(tmp_path: Path
     folder = tmp_path / "My Model"
     folder.mkdir()
     assert parse_model("mini") == ModelSpec("mini", "")
+    assert parse_model("mini-flow") == ModelSpec("mini-flow", "mini-flow")
+    assert parse_model("sd=mini-flow") == ModelSpec("sd", "mini-flow")
     assert parse_model(str(folder)) == ModelSpec("my-model", str(folder))
     assert parse_model(HUB_ID) == ModelSpec("stable-diffusion-v1-4", HUB_ID)
     assert parse_model(f"sd={folder}") == ModelSpec("sd", str(folder))
@@ -55,7 +57,9 @@ def test_a_source_has_options_after_its_location(tmp_path: Path, monkeypatch: py
 def test_options_of_the_command_line_take_the_place_of_those_in_the_text() -> None:
     assert with_options(HUB_ID) == HUB_ID
     assert with_options(f"{HUB_ID},variant=a", variant="fp16", revision="v1") == f"{HUB_ID},variant=fp16,revision=v1"
-    with pytest.raises(InputError, match="--vae: the bundled model takes none"):
+    with pytest.raises(InputError, match="--vae: a bundled model takes none"):
         with_options("", vae=HUB_ID)
+    with pytest.raises(InputError, match="--base: a bundled model takes none"):
+        with_options("mini-flow", base=HUB_ID)
     with pytest.raises(InputError, match="base 'nowhere' is neither"):
         with_options(HUB_ID, base="nowhere")

@@ -13,7 +13,7 @@ from latentfarm.settings import Dtype, Quantization, Settings
 from latentfarm_worker.calibration.micro_batch import calibrate, default_slots
 from latentfarm_worker.compilation import compile_or_run_eagerly, wants_compiling
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.mini import MODEL_DIR
+from latentfarm_worker.mini import locate
 from latentfarm_worker.models import Family, load_family
 
 log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ def load_model(settings: Settings) -> Family:
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > 2:
         # leave one core for encoding, uploads and Redis
         torch.set_num_threads(torch.get_num_threads() - 1)
-    source = settings.model_source or MODEL_DIR
+    source = locate(settings.model_source, alias=settings.model)
     dtype = pick_dtype(settings.dtype, device, settings.quantization)
     return load_family(source, dtype=dtype, device=device, quantization=settings.quantization, cache=settings.cache_dir)
 

@@ -1,12 +1,26 @@
-"""The bundled small Stable Diffusion model.
+"""The bundled models: mini, a small Stable Diffusion, and mini-flow, a small FLUX.1.
 
-``MODEL_DIR`` is a complete diffusers folder: ``StableDiffusionPipeline.from_pretrained(MODEL_DIR)`` loads it, as does
-everything that loads Stable Diffusion 1.x. Importing this package imports neither torch nor diffusers.
+``MODEL_DIR`` and ``FLOW_DIR`` are complete diffusers folders, which ``StableDiffusionPipeline.from_pretrained`` and
+``FluxPipeline.from_pretrained`` load. Importing this package imports neither torch nor diffusers.
 """
 
 from pathlib import Path
 
-MODEL_DIR: Path = Path(__file__).resolve().parent / "model"
-FLOW_DIR: Path = Path(__file__).resolve().parent / "flow" / "model"
+from latentfarm.settings import DEFAULT_MODEL
 
-__all__ = ["FLOW_DIR", "MODEL_DIR"]
+_HERE = Path(__file__).resolve().parent
+MODEL_DIR: Path = _HERE / "model"
+FLOW_DIR: Path = _HERE / "flow" / "model"
+
+#: alias -> folder
+BUNDLED = {DEFAULT_MODEL: MODEL_DIR, "mini-flow": FLOW_DIR}
+
+__all__ = ["BUNDLED", "FLOW_DIR", "MODEL_DIR", "locate"]
+
+
+def locate(source: str | Path, *, alias: str = "") -> str | Path:
+    """Return the folder of a bundled model, else the source itself.
+
+    Without a source, the model is the bundled one of the alias [default: mini].
+    """
+    return BUNDLED.get(str(source) if source else alias, source or MODEL_DIR)

@@ -10,7 +10,7 @@ import torch
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints import open_checkpoint
 from latentfarm_worker.checkpoints.folder import fetch
-from latentfarm_worker.mini import MODEL_DIR
+from latentfarm_worker.mini import locate
 from latentfarm_worker.models.base import Family
 from latentfarm_worker.models.flux import Flux
 from latentfarm_worker.models.flux2 import Flux2Klein
@@ -62,7 +62,10 @@ def load_family(
 
 
 def token_counter(source: str | Path) -> Callable[[str], int]:
-    """Return a function that counts a prompt's tokens, start and end included, for the model at ``source`` or mini.
+    """Return a function that counts a prompt's tokens, start and end included.
+
+    Args:
+        source: the model, a diffusers folder, a hub id or the name of a bundled one [default: mini].
 
     Raises:
         ModelError: the model does not exist, or has no CLIP tokenizer.
@@ -70,7 +73,7 @@ def token_counter(source: str | Path) -> Callable[[str], int]:
     """
     from transformers import CLIPTokenizer
 
-    folder = fetch(source or MODEL_DIR)
+    folder = fetch(locate(source))
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
     except (OSError, ValueError) as error:
