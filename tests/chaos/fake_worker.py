@@ -18,8 +18,10 @@ from tests.chaos.journal import Journal, watch_ledger
 from latentfarm.job import PromptSyntax
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.checkpoints import Checkpoint
-from latentfarm_worker.models import FAMILIES
+from latentfarm_worker.models import FAMILIES, Memory
+from latentfarm_worker.models.recommended import Recommended
 from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
+from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
 #: _class_name in model_index.json
@@ -37,6 +39,7 @@ _DEEDS_AT = "CHAOS_DEEDS"
 class FakeFamily:
     """See ``latentfarm_worker.models.base.Family``; its images depend on the seed only."""
 
+    pipeline = PIPELINE
     #: seconds of one step of all rows
     step_s = 0.02
 
@@ -45,7 +48,9 @@ class FakeFamily:
         self.latent_channels, self.vae_scale_factor, self.pixel_multiple, self.max_clip_skip = 4, 8, 8, 0
         self.modules: dict[str, torch.nn.Module] = {}
         self.encoder_parts: tuple[str, ...] = ()
-        self.compiled, self.quantization = False, "none"
+        self.compiled, self.quantization, self.text_quantization = False, "none", "none"
+        self.encoder_placement = EncoderPlacement()
+        self.text_conditions: dict[str, Any] = {"fake": name}
         self.native_width = self.native_height = 64
         self.embeds_guidance = False
         self.guided_above = 1.0
@@ -56,10 +61,14 @@ class FakeFamily:
             "beta_end": 0.012,
             "beta_schedule": "scaled_linear",
         }
-        self.model_digest = "0" * 64
+        self.model_digest, self.licence, self.max_prompt_tokens = "0" * 64, "", 77
+        self.recommended = Recommended()
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> FakeFamily:
+    def load(
+        cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, memory: Memory | None = None
+    ) -> FakeFamily:
+        del memory
         return cls(checkpoint.name, device, dtype)
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.latent_shape import LatentShape
+from latentfarm_worker.models.recommended import Recommended
 from latentfarm_worker.noise_schedule import NoiseSchedule
+from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
 
@@ -17,6 +19,7 @@ class Family(Protocol):
     """One loaded model.
 
     Attributes:
+        pipeline: the diffusers pipeline that renders the same images.
         dtype, vae_dtype: the dtypes of the denoising model and of the VAE.
         native_width, native_height: pixels of an image without a size of its own.
         vae_scale_factor: pixels to a side of one latent pixel.
@@ -28,10 +31,18 @@ class Family(Protocol):
         guided_above: guidance scales above it take a second row with the negative prompt.
         scheduler_config: the model's own scheduler config with its ``_class_name``.
         model_digest: a sha256 over the weight files.
+        licence: as the model's files state it; empty: they state none.
+        recommended: the steps and guidance of jobs that set none.
+        max_prompt_tokens: longer prompts are cut, start and end tokens included.
         max_clip_skip: the layers at the end of the text encoders that can be skipped.
         compiled: whether some calls run compiled.
-        quantization: how the weights are quantized, ``none`` by default.
+        quantization, text_quantization: how the weights of the denoising model and of the text encoders are quantized,
+            ``none`` by default.
+        encoder_placement: where the text encoders are; ``encode`` is called by its method of this name.
+        text_conditions: what a prompt's conditioning depends on besides the prompt and the device, in a JSON form.
     """
+
+    pipeline: ClassVar[str]
 
     name: str
     device: torch.device
@@ -48,9 +59,15 @@ class Family(Protocol):
     guided_above: float
     scheduler_config: dict[str, Any]
     model_digest: str
+    licence: str
+    recommended: Recommended
+    max_prompt_tokens: int
     max_clip_skip: int
     compiled: bool
     quantization: str
+    text_quantization: str
+    encoder_placement: EncoderPlacement
+    text_conditions: Mapping[str, Any]
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return a prompt's tokens. Thread-safe.

@@ -47,6 +47,7 @@ class Flux(PipelineModel):
         longest = _TEXT_LENGTH if self.embeds_guidance else _SCHNELL_TEXT_LENGTH
         length = min(int(tokenizer.model_max_length), longest)
         self.t5 = T5Encoder(tokenizer, parts["text_encoder_2"], rows=_TEXT_ROWS, length=length)
+        self.max_prompt_tokens = length
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:

@@ -43,6 +43,7 @@ class Flux2Klein(PipelineModel):
         self.text_encoder = Qwen3Encoder(
             parts["tokenizer"], encoder, layers=text_layers(encoder.config.num_hidden_layers), thinking=False
         )
+        self.max_prompt_tokens = self.text_encoder.length
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return a prompt's tokens, those of the chat template included.

@@ -12,10 +12,15 @@ import torch
 
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
+from latentfarm.limits import MAX_TOKENS
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
-from latentfarm_worker.models.quantization import quantize_to_fp8
+from latentfarm_worker.models.memory import Memory
+from latentfarm_worker.models.quantization import move_quantized
+from latentfarm_worker.models.recommended import recommend
 from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
+from latentfarm_worker.text_encoders.conditions import model_conditions
+from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
 #: prompts or chunks in one forward pass of a text encoder; padding up to it costs a GPU little, and a CPU much
@@ -28,7 +33,9 @@ class PipelineModel(ABC):
     A family's class names its parts, and overrides what differs.
 
     Args:
-        parts: modules and tokenizers by part, ``scheduler_config``, and ``model_index`` with the pipeline's settings.
+        parts: modules and tokenizers by part, ``scheduler_config``, ``model_index`` with the pipeline's settings,
+            ``licence``, which may be None, ``memory`` as it was wished, ``encoder_placement``, and ``text_digest``, a
+            sha256 over the text encoders.
         name: the source as the user wrote it.
         model_digest: a sha256 over the weights.
         dtype: that of the denoising model and the text encoders.
@@ -54,38 +61,63 @@ class PipelineModel(ABC):
     embeds_guidance = False
     guided_above = 1.0
     max_clip_skip = 0
+    max_prompt_tokens = MAX_TOKENS
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         self.denoising_model, self.vae = parts[self.denoiser[0]], parts["vae"]
         self.encoder_parts = tuple(part for part in self.encoders if parts.get(part) is not None)
-        self.modules: dict[str, torch.nn.Module] = {
+        self.modules: Mapping[str, torch.nn.Module] = {
             part: parts[part] for part in (self.denoiser[0], "vae", *self.encoder_parts)
         }
         self.name = name
         self.model_digest = model_digest
+        self.licence: str = parts.get("licence") or ""
         self.dtype = dtype
         self.vae_dtype: torch.dtype = self.vae.dtype
         self.device = torch.device(self.denoising_model.device)
-        self.encoder_rows = _ENCODER_ROWS.get(self.device.type, 1)
+        self.encoder_placement: EncoderPlacement = parts["encoder_placement"]
+        self.encoder_rows = _ENCODER_ROWS.get(self.encoder_placement.device.type, 1)
         self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
+        self.recommended = recommend(
+            self.pipeline,
+            index=parts["model_index"],
+            denoiser=self.denoising_model.config,
+            scheduler=self.scheduler_config,
+            name=name,
+        )
         self.latent_channels: int = self.denoising_model.config.in_channels
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.native_width, self.native_height = self._native_size()
         self.pixel_multiple = self.vae_scale_factor * self.patch_size
         self.compiled = False
-        self.quantization = "none"
+        memory: Memory = parts["memory"]
+        self.quantization, self.text_quantization = memory.quantization, memory.text_quantization
+        self.text_conditions: Mapping[str, Any] = model_conditions(
+            {part: parts[part] for part in self.encoder_parts},
+            {part: parts[part] for part in self.tokenizers if part in parts},
+            {
+                "weights": parts["text_digest"],
+                "pipeline": parts["model_index"],
+                "quantization": self.text_quantization,
+                "rows": self.encoder_rows,
+                "family": f"{type(self).__module__}.{type(self).__qualname__}",
+            },
+        )
 
     @classmethod
-    def load(cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device) -> Self:
+    def load(
+        cls, checkpoint: Checkpoint, *, dtype: torch.dtype, device: torch.device, memory: Memory | None = None
+    ) -> Self:
         """Load a checkpoint.
 
         Raises:
-            ModelError: the weights are not safetensors, or the family does not support the model.
+            ModelError: the weights are not safetensors, the family does not support the model, or it cannot lie in
+                memory as it is wished.
         """
         cls.check(checkpoint)
         digest = checkpoint.digest((cls.denoiser[0], "vae", *cls._present(checkpoint, cls.encoders)))
         try:
-            parts = cls._load_parts(checkpoint, dtype, device)
+            parts = cls._load_parts(checkpoint, dtype, device, memory or Memory())
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
             raise ModelError(
                 f"{checkpoint.name}: cannot be loaded as {dtype} on {device}: {error}; check that it is "
@@ -140,15 +172,6 @@ class PipelineModel(ABC):
         uncompile_blocks(self.denoising_model, self.vae.decoder)
         self.compiled = False
 
-    def quantize_to_fp8(self) -> None:
-        """Quantize the linear layers of the denoising model's transformers.
-
-        Raises:
-            ModelError: the dtype is not bfloat16, torchao is not installed, or the device has no FP8 units.
-        """
-        quantize_to_fp8(self.denoising_model, self.dtype)
-        self.quantization = "fp8"
-
     def _program(self, latents: torch.Tensor, *, eager: bool = False) -> AbstractContextManager[None]:
         """Return the context of a call: other sizes than the native one, or ``eager``, run uncompiled."""
         factor = self.vae_scale_factor
@@ -200,7 +223,9 @@ class PipelineModel(ABC):
         return [part for part in parts if part not in cls.optional or checkpoint.has(part)]
 
     @classmethod
-    def _load_parts(cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    def _load_parts(
+        cls, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, memory: Memory
+    ) -> dict[str, Any]:
         import diffusers
         import transformers
         from transformers.utils import logging
@@ -216,9 +241,12 @@ class PipelineModel(ABC):
         for part in cls._present(checkpoint, cls.encoders):
             models[part] = checkpoint.load_model(part, getattr(transformers, cls.encoders[part]), dtype)
         for model in models.values():
-            model.eval().requires_grad_(requires_grad=False).to(device)
-        vae.to(memory_format=torch.channels_last)
+            model.eval().requires_grad_(requires_grad=False)
         cls._arrange(denoising_model)
+        move_quantized(denoising_model, memory.quantization, dtype=dtype, device=device)
+        vae.to(device).to(memory_format=torch.channels_last)
+        encoders = cls._present(checkpoint, cls.encoders)
+        placement = memory.place_text_encoders([models[part] for part in encoders], device)
         tokenizers = {
             part: checkpoint.load_tokenizer(part, getattr(transformers, cls.tokenizers[part]))
             for part in cls._present(checkpoint, cls.tokenizers)
@@ -228,6 +256,10 @@ class PipelineModel(ABC):
             **tokenizers,
             "scheduler_config": cls._scheduler_config(checkpoint),
             "model_index": checkpoint.index,
+            "memory": memory,
+            "encoder_placement": placement,
+            "text_digest": checkpoint.digest(encoders),
+            "licence": checkpoint.licence,
         }
 
     @classmethod

@@ -51,6 +51,7 @@ class StableDiffusion3(PipelineModel):
             tokenizer = parts["tokenizer_3"]
             length = min(int(tokenizer.model_max_length), _TEXT_LENGTH)
             self.t5 = T5Encoder(tokenizer, parts["text_encoder_3"], rows=_TEXT_ROWS, length=length)
+            self.max_prompt_tokens = length
         self.max_clip_skip = min(encoder.max_clip_skip for encoder in self.clip)
         first, second = (encoder.tokenizer.get_vocab() for encoder in self.clip)
         if first != second:

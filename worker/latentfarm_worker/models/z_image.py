@@ -45,6 +45,7 @@ class ZImage(PipelineModel):
         self.text_encoder = Qwen3Encoder(
             parts["tokenizer"], parts["text_encoder"], layers=(-2,), thinking=True, multiple=_MULTIPLE
         )
+        self.max_prompt_tokens = self.text_encoder.length
         # its table moves to the device at the first call, which waits for it
         self.denoising_model.rope_embedder(torch.zeros(1, 3, dtype=torch.int64, device=self.device))
 

@@ -23,6 +23,7 @@ from latentfarm.webhooks.deliver import deliver_due
 from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.models.facts import facts_of
 from latentfarm_worker.service.health import Health
 from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.maintenance import Maintenance
@@ -143,6 +144,7 @@ class Worker(WorkerHooks):
             "device_name": device_name(family.device),
             "dtype": str(family.dtype).removeprefix("torch."),
             "slots": engine.slots,
+            "facts": facts_of(family).model_dump_json(),
         }
         self._register_gauges(render_loop, engine)
         return render_loop
