@@ -15,13 +15,19 @@ from tests.support.tiny import Kind, make_tiny
 from tests.support.transfers import META, Transfers, send_to_meta
 
 from latentfarm_worker.models import load_family
-from latentfarm_worker.text_encoders import clip
+from latentfarm_worker.text_encoders import clip, t5
 from latentfarm_worker.text_encoders.prompt import Prompt
 
 pytestmark = pytest.mark.unit
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl"])
+#: by kind, a prompt for which its family sends all that it can
+PROMPTS: dict[Kind, str] = {"sd1": "a (cat:1.2)", "sdxl": "a (cat:1.2)"} | dict.fromkeys(
+    ("sd3", "sd3-no-t5", "flux", "schnell"), "a cat"
+)
+
+
+@pytest.mark.parametrize("kind", PROMPTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_family_waits_for_no_device(
     kind: Kind, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -33,13 +39,14 @@ def test_a_family_waits_for_no_device(
         sent.append(tensor)
         return send_to_meta(tensor, device)
 
-    monkeypatch.setattr(clip, "send", send)
-    prompts = [Prompt(family.tokenize("a (cat:1.2)", "a1111")), Prompt(family.tokenize(""), negative=True, clip_skip=1)]
+    for module in (clip, t5):
+        monkeypatch.setattr(module, "send", send)
+    prompts = [Prompt(family.tokenize(PROMPTS[kind], "a1111")), Prompt(family.tokenize(""), negative=True, clip_skip=1)]
     with Transfers() as transfers:
         [text, _] = family.encode(prompts)
         size = {name: send(tensor, META) for name, tensor in family.row_conditioning(64, 64, 7.5).items()}
         conditioning = {name: tensor.expand(2, *tensor.shape) for name, tensor in {**text, **size}.items()}
-        latents = torch.empty(2, 4, 8, 8, device=META)
+        latents = torch.empty(2, family.latent_channels, 8, 8, device=META)
         output = family.predict(latents, torch.empty(2, device=META), conditioning)
         for how in ({}, {"float32": True}, {"tiled": True}):
             images, finite = family.decode(latents, **how)
