@@ -27,6 +27,13 @@ Order = Literal["arrival", "split", "sorted"]
 Call = tuple[list[int], int, float]
 
 
+#: by pipeline, arguments of ``from_pretrained`` against what would change the images
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "StableDiffusionPipeline": {"safety_checker": None},
+    "StableDiffusionXLPipeline": {"add_watermarker": False},
+}
+
+
 def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "") -> Any:
     """Load a pipeline, compiled if ``backend`` names one of torch.compile's.
 
@@ -38,7 +45,7 @@ def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "")
     logging.disable_progress_bar()
     folder = Path(source or MODEL_DIR)
     kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
-    own = {"add_watermarker": False} if kind == "StableDiffusionXLPipeline" else {"safety_checker": None}
+    own = _ARGUMENTS.get(kind, {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torchvision and accelerate are not installed
         pipe: Any = getattr(diffusers, kind).from_pretrained(
@@ -47,9 +54,13 @@ def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "")
     pipe.to(device)
     pipe.set_progress_bar_config(disable=True)
     if backend:
-        for model in (pipe.unet, pipe.vae):
-            model.to(memory_format=torch.channels_last)
-        pipe.unet = torch.compile(pipe.unet, fullgraph=True, backend=backend)
+        for part in {"unet", "transformer"} & set(pipe.components):
+            # channels_last is for convolutions
+            model = getattr(pipe, part).to(
+                memory_format=torch.channels_last if part == "unet" else torch.preserve_format
+            )
+            setattr(pipe, part, torch.compile(model, fullgraph=True, backend=backend))
+        pipe.vae.to(memory_format=torch.channels_last)
         pipe.vae.decode = torch.compile(pipe.vae.decode, fullgraph=True, backend=backend)
     return pipe
 
@@ -57,15 +68,26 @@ def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "")
 def render(pipe: Any, rows: Sequence[Row], *, steps: int, guidance: float) -> list[Image.Image]:
     """Call the pipeline once for all rows. Only their prompts, seeds and the first one's size are used."""
     settings = {name: rows[0][name] for name in ("width", "height") if name in rows[0]}
+    settings |= _guidance(pipe, guidance, len(rows))
     images: list[Image.Image] = pipe(
         [row["prompt"] for row in rows],
         num_inference_steps=steps,
-        guidance_scale=guidance,
         # one generator an image, on the CPU: an image does not depend on its place in the batch
         generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
         **settings,
     ).images
     return images
+
+
+def _guidance(pipe: Any, scale: float, count: int) -> dict[str, Any]:
+    """Return the arguments for the guidance scale, and the length of texts for FLUX.1."""
+    if type(pipe).__name__ != "FluxPipeline":
+        return {"guidance_scale": scale}
+    # the pipeline's default is longer than the texts that a model may have been trained with
+    length = {"max_sequence_length": min(512, pipe.tokenizer_2.model_max_length)}
+    if pipe.transformer.config.guidance_embeds:
+        return {"guidance_scale": scale, **length}
+    return {"true_cfg_scale": scale, "negative_prompt": [""] * count, **length}
 
 
 def render_one(pipe: Any, row: Row) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Measure a GPU with the shapes of Stable Diffusion 1.5 or XL and random weights: nothing is downloaded.
+"""Measure a GPU with the shapes of SD 1.5, XL, 3.5 or FLUX.1 and random weights: nothing is downloaded.
 
     python -m tests.bench.gpu --model sd15 --part engine     # the engine alone, and static batches
     python -m tests.bench.gpu --model sd15 --part farm       # from queue to object, against two peers
@@ -28,7 +28,7 @@ from tests.bench.render_processes import ModelSource, Run
 from tests.bench.servers import farm_servers, temporary_folder
 from tests.bench.table import Line, report
 from tests.bench.workload import arrivals, mixed, uniform
-from tests.support.full_size import use_euler
+from tests.support.full_size import EULER, use_scheduler
 from tests.support.tiny import make_tiny
 
 
@@ -257,7 +257,9 @@ def main() -> int:
         if options.tiny:
             # on a busy machine, threads wait for each other
             torch.set_num_threads(1)
-            use_euler(make_tiny(folder / "model", kind=work.model.kind))
+            tiny = make_tiny(folder / "model", kind=work.model.kind)
+            if work.model.scheduler is EULER:
+                use_scheduler(tiny, EULER)
         else:
             work.model.write(folder / "model", dtype=getattr(torch, dtype), device=options.device)
             torch.cuda.empty_cache()

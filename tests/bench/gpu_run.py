@@ -18,7 +18,7 @@ from tests.bench.render_processes import Kind, ModelSource, RenderProcesses
 from tests.bench.servers import redis_server
 from tests.bench.table import Conditions, Line
 from tests.bench.workload import GUIDANCE, MIXED_STEPS, uniform
-from tests.support.full_size import SD15, SDXL, FullSize
+from tests.support.full_size import FLUX1, SD15, SD35, SDXL, FullSize
 
 from latentfarm.errors import LatentfarmError
 from latentfarm.settings import Settings
@@ -54,6 +54,8 @@ WORKLOADS = {
     "sdxl": Workload(
         SDXL, jobs=48, few=6, batch_sizes=(4, 8, 16), batch_size=8, images_per_s={"none": 1.2, "fp8": 1.47}
     ),
+    "flux1": Workload(FLUX1, jobs=24, few=3, batch_sizes=(2, 4, 8), batch_size=4),
+    "sd35": Workload(SD35, jobs=24, few=3, batch_sizes=(2, 4, 8), batch_size=4),
 }
 #: rows of the micro-batches that are tried
 MICRO_BATCHES = (8, 16, 32)

@@ -64,7 +64,7 @@ def workers(settings: Settings, count: int, logs: Path) -> Iterator[list[int]]:
     children: list[ManagedProcess] = []
     try:
         model = ModelSpec(settings.model, settings.model_source)
-        start_workers(settings, count, model, dtype=settings.dtype, slots=settings.slots, folder=logs, into=children)
+        start_workers(settings, count, [model], dtype=settings.dtype, slots=settings.slots, folder=logs, into=children)
         ledger = Ledger.connect(settings.redis_url)
         until(lambda: len(ledger.workers(settings.model)) == count, "the workers", timeout_s=300)
         yield [child.pid for child in children]

@@ -13,14 +13,15 @@ from tests.bench.gpu import share_of_peak
 from tests.bench.gpu_run import WORKLOADS, GpuRun
 from tests.bench.render_processes import ModelSource
 from tests.conftest import REPOSITORY
-from tests.support.full_size import SD15, SDXL, FullSize, count_parameters
+from tests.support.full_size import FLUX1, SD15, SD35, SDXL, SMALL_FLUX1, SMALL_SD3, FullSize, count_parameters
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize("model", [SD15, SDXL])
+@pytest.mark.parametrize("model", [SD15, SDXL, SD35, FLUX1, SMALL_SD3, SMALL_FLUX1])
 def test_the_models_have_as_many_parameters_as_the_published_ones(model: FullSize) -> None:
     with torch.device("meta"):
-        assert count_parameters(model.models()) == model.parameters
+        counted = count_parameters(model.models())
+    assert {name: counted[name] for name in model.parameters} == model.parameters
 
 
 @pytest.mark.unit
@@ -50,7 +51,7 @@ def test_without_a_device_the_benchmark_prints_a_message_and_exits() -> None:
         ("farm", ("Celery", "compiled", "engine alone", "arriving jobs: p99", "mixed jobs", "start", "one seed")),
     ],
 )
-@pytest.mark.parametrize("model", ["sd15", "sdxl"])
+@pytest.mark.parametrize("model", ["sd15", "sdxl", "flux1", "sd35"])
 def test_the_benchmark_measures_everything_with_a_tiny_model(model: str, part: str, labels: tuple[str, ...]) -> None:
     options = ["--model", model, "--part", part, "--device", "cpu", "--tiny", "--minutes", "25"]
     command = [sys.executable, "-m", "tests.bench.gpu", *options]

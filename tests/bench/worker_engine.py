@@ -15,13 +15,13 @@ from latentfarm_worker import build
 from latentfarm_worker.calibration.micro_batch import calibrate
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.mini import MODEL_DIR
-from latentfarm_worker.models import Family, load_family
+from latentfarm_worker.models import Family, Memory, load_family
 
 
 def load(source: str | Path, *, dtype: str, device: str, quantization: str = "none") -> Family:
     """Load a model as a worker does. ``source``: a diffusers folder, or empty for the bundled model."""
     return load_family(
-        source or MODEL_DIR, dtype=getattr(torch, dtype), device=torch.device(device), quantization=quantization
+        source or MODEL_DIR, dtype=getattr(torch, dtype), device=torch.device(device), memory=Memory(quantization)
     )
 
 

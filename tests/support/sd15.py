@@ -44,16 +44,15 @@ def make_vae(**config: Any) -> Any:
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=2,
-        latent_channels=4,
-        **config,
+        **{"latent_channels": 4, **config},
     )
 
 
-def make_text_encoder() -> Any:
-    """Return CLIP ViT-L/14's text encoder, which is also the first one of XL models."""
-    from transformers import CLIPTextConfig, CLIPTextModel
+def make_text_encoder(kind: str = "CLIPTextModel") -> Any:
+    """Return CLIP ViT-L/14's text encoder, which is also the first one of XL, SD 3 and FLUX.1 models."""
+    import transformers
 
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         **CLIP,
         pad_token_id=513,
         hidden_size=768,
@@ -63,7 +62,7 @@ def make_text_encoder() -> Any:
         num_attention_heads=12,
         hidden_act="quick_gelu",
     )
-    return CLIPTextModel(config)
+    return getattr(transformers, kind)(config)
 
 
 def frozen(models: dict[str, Any]) -> dict[str, Any]:

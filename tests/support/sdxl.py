@@ -22,7 +22,6 @@ PARAMETERS = {
 def models() -> dict[str, Any]:
     """Return the four models with random weights, on torch's default device."""
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
     unet = UNet2DConditionModel(
         sample_size=128,
@@ -39,7 +38,15 @@ def models() -> dict[str, Any]:
         up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     )
     vae = make_vae(sample_size=1024, scaling_factor=0.13025, force_upcast=True)
-    second = CLIPTextConfig(
+    encoders = {"text_encoder": make_text_encoder(), "text_encoder_2": make_second_text_encoder()}
+    return frozen({"unet": unet, "vae": vae, **encoders})
+
+
+def make_second_text_encoder() -> Any:
+    """Return OpenCLIP ViT-bigG/14's text encoder, which is also the second one of SD 3 models."""
+    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
         **CLIP,
         pad_token_id=0,
         hidden_size=1280,
@@ -49,5 +56,4 @@ def models() -> dict[str, Any]:
         num_attention_heads=20,
         hidden_act="gelu",
     )
-    encoders = {"text_encoder": make_text_encoder(), "text_encoder_2": CLIPTextModelWithProjection(second)}
-    return frozen({"unet": unet, "vae": vae, **encoders})
+    return CLIPTextModelWithProjection(config)

@@ -39,7 +39,9 @@ KNOWN = [
     *[("edm_euler", prediction) for prediction in ("epsilon", "v_prediction")],
     ("ipndm", None),
     ("flow_euler", None),
+    ("flow_heun", None),
 ]
+FLOW = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
 
 
 # diffusers warns about its own use of numpy
@@ -52,8 +54,9 @@ def test_a_model_whose_estimates_are_one_image_leads_every_scheduler_to_this_ima
     options = {**named.options, **({"prediction_type": prediction} if prediction else {})}
     # few steps are too coarse for a solver that begins with a multistep method
     steps = 50 if solver == "ipndm" else 12
-    plan = plan_for(CONFIG, solver, options, steps)
-    scheduler = make_scheduler(named.class_name, CONFIG, options)
+    config = FLOW if solver.startswith("flow_") else CONFIG
+    plan = plan_for(config, solver, options, steps)
+    scheduler = make_scheduler(named.class_name, config, options)
     set_steps(scheduler, steps)
     generator = torch.Generator("cpu").manual_seed(1)
     arguments = step_arguments(scheduler, generator)

@@ -14,18 +14,34 @@ from tests.support.tiny import SD_SCHEDULE
 from latentfarm import schedulers
 from latentfarm.errors import JobError
 from latentfarm_worker.engine import sampling_plan as plans
+from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule, even_sigmas
 
 pytestmark = pytest.mark.unit
 
 CONFIG: dict[str, Any] = {"_class_name": "PNDMScheduler", **SD_SCHEDULE, "skip_prk_steps": True}
+FLOW: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 3.0}
+DYNAMIC: dict[str, Any] = {**FLOW, "use_dynamic_shifting": True, "shift_terminal": 0.02}
+FLOW_SOLVERS = [
+    name
+    for name, spec in schedulers.SHORT_NAMES.items()
+    if name in {"dpm++2m", "dpm++2m-sde", "dpm++3m", "dpm++2s", "deis", "sa_solver", "unipc"}
+    or spec.class_name.startswith("FlowMatch")
+]
 BOUND = 2e-6
 
 
-def by_loop(name: str, config: dict[str, Any], steps: int, start: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
-    """Run the scheduler's own loop, as StableDiffusionPipeline does."""
-    resolved = schedulers.resolve(name)
+def by_loop(
+    name: str,
+    config: dict[str, Any],
+    steps: int,
+    start: torch.Tensor,
+    outputs: torch.Tensor,
+    schedule: NoiseSchedule = OWN_SCHEDULE,
+) -> torch.Tensor:
+    """Run the scheduler's own loop, as the diffusers pipelines do."""
+    resolved = schedulers.fit(schedulers.resolve(name), config)
     scheduler = plans.make_scheduler(resolved.class_name, config, resolved.options)
-    plans.set_steps(scheduler, steps)
+    plans.set_steps(scheduler, steps, schedule)
     arguments = plans.step_arguments(scheduler, torch.Generator("cpu").manual_seed(5))
     sample = start * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for call, timestep in enumerate(scheduler.timesteps):
@@ -35,8 +51,14 @@ def by_loop(name: str, config: dict[str, Any], steps: int, start: torch.Tensor, 
 
 
 def compare(name: str, prediction: str, steps: int, train_steps: int = 1000) -> float:
-    config = {**CONFIG, "prediction_type": prediction, "num_train_timesteps": train_steps}
-    plan = plans.plan_for(config, name, {}, steps)
+    return compare_with({**CONFIG, "prediction_type": prediction, "num_train_timesteps": train_steps}, name, steps)
+
+
+def compare_with(
+    config: dict[str, Any], name: str, steps: int, schedule: NoiseSchedule = OWN_SCHEDULE, **options: Any
+) -> float:
+    config = {**config, **options}
+    plan = plans.plan_for(config, name, {}, steps, schedule)
     source = torch.Generator("cpu").manual_seed(steps)
     # float64 separates a wrong coefficient from rounding; noise is drawn in float32, as in the engine
     dtype = torch.float32 if any(plan.uses_noise) else torch.float64
@@ -44,14 +66,53 @@ def compare(name: str, prediction: str, steps: int, train_steps: int = 1000) -> 
     outputs = torch.randn((plan.num_evaluations, 1, 4, 8, 8), generator=source, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        wanted = by_loop(name, config, steps, start, outputs)
+        wanted = by_loop(name, config, steps, start, outputs, schedule)
     generator = torch.Generator("cpu").manual_seed(5)
     got = plans.replay(plan, start * plan.init_noise_sigma, lambda call: outputs[call], generator)
     return float((got - wanted).abs().max() / wanted.abs().max())
 
 
+@pytest.mark.parametrize("name", FLOW_SOLVERS)
+@pytest.mark.parametrize("steps", [1, 5, 28])
+def test_a_plan_gives_the_loops_samples_for_a_flow_matching_model(name: str, steps: int) -> None:
+    if name.endswith("-beta") and steps == 1:
+        pytest.skip("diffusers makes no beta schedule of one step")
+    assert compare_with(FLOW, name, steps) < BOUND
+
+
+@pytest.mark.parametrize("name", ["flow_euler", "unipc", "dpm++2m"])
+def test_a_plan_has_the_noise_levels_that_the_models_pipeline_asks_for(name: str) -> None:
+    schedule = NoiseSchedule(even_sigmas(6), mu=0.8)
+    assert compare_with(DYNAMIC, name, 6, schedule) < BOUND
+    plan = plans.plan_for(DYNAMIC, name, {}, 6, schedule)
+    others = [NoiseSchedule(even_sigmas(6), mu=1.1), NoiseSchedule(even_sigmas(6), mu=0.8)]
+    assert [plans.plan_for(DYNAMIC, name, {}, 6, each).digest == plan.digest for each in others] == [False, True]
+
+
+def test_stochastic_flow_matching_draws_noise_in_each_step() -> None:
+    assert compare_with(FLOW, "flow_euler", 5, stochastic_sampling=True) < BOUND
+    assert all(plans.plan_for({**FLOW, "stochastic_sampling": True}, None, {}, 5).uses_noise)
+
+
+@pytest.mark.parametrize(
+    ("config", "name", "message"),
+    [
+        (FLOW, "ddim", "DDIMScheduler does not fit a flow-matching model; write one of .*flow_euler"),
+        (FLOW, "dpm++2m-karras", "DPMSolverMultistepScheduler with karras does not fit a flow-matching model"),
+        (CONFIG, "flow_euler", "is for flow-matching models, and this model is none; write one of ddim"),
+    ],
+)
+def test_a_scheduler_that_does_not_fit_the_model_is_refused(config: dict[str, Any], name: str, message: str) -> None:
+    with pytest.raises(JobError, match=message) as raised:
+        plans.plan_for(config, name, {}, 5)
+    assert raised.value.code == "scheduler"
+
+
+DIFFUSION_SOLVERS = [name for name in schedulers.SOLVERS if not name.startswith("flow_")]
+
+
 @pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-@pytest.mark.parametrize("name", schedulers.SOLVERS)
+@pytest.mark.parametrize("name", DIFFUSION_SOLVERS)
 def test_a_plan_gives_the_loops_samples(name: str, prediction: str) -> None:
     if name == "edm_euler" and prediction == "v_prediction":
         prediction = "epsilon"  # EDM has no v_prediction
@@ -61,7 +122,9 @@ def test_a_plan_gives_the_loops_samples(name: str, prediction: str) -> None:
         assert compare(name, prediction, 12) < BOUND
 
 
-@pytest.mark.parametrize("name", [name for name in schedulers.SHORT_NAMES if name not in schedulers.SOLVERS])
+@pytest.mark.parametrize(
+    "name", [name for name in schedulers.SHORT_NAMES if name not in schedulers.SOLVERS and not name.startswith("flow_")]
+)
 def test_a_plan_with_a_schedule_gives_the_loops_samples(name: str) -> None:
     # diffusers' KDPM2 computes all training steps before it takes a few
     train_steps = 100 if name.startswith("kdpm2") else 1000
