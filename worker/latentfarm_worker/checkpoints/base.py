@@ -22,6 +22,10 @@ class Checkpoint(Protocol):
     @property
     def index(self) -> dict[str, Any]: ...
 
+    @property
+    def licence(self) -> str | None:
+        """The licence that the model's files state; None if they state none."""
+
     def has(self, part: str) -> bool:
         """Return whether the model has a part, which may be optional."""
 

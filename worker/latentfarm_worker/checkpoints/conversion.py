@@ -99,7 +99,7 @@ def _flux(tensors: Tensors, _config: Mapping[str, Any]) -> Tensors:
     for name in [name for name in tensors if re.fullmatch(r"single_blocks\.\d+\.linear1\.(weight|bias)", name)]:
         index, kind = name.split(".")[1], name.split(".")[-1]
         width = tensors[name].shape[0] // _FLUX_PARTS
-        pieces = tensors[name].split((width, width, width, tensors[name].shape[0] - 3 * width))
+        pieces = torch.split(tensors[name], [width, width, width, tensors[name].shape[0] - 3 * width])
         names = ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp")
         block = f"single_transformer_blocks.{index}"
         split |= {f"{block}.{each}.{kind}": piece for each, piece in zip(names, pieces, strict=True)}

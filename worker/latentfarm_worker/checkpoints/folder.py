@@ -14,24 +14,15 @@ import torch
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
+from latentfarm_worker.checkpoints.licence import licence_of_folder
+from latentfarm_worker.checkpoints.tensor_file import PICKLES, read_tensor_file
 
-#: the files that from_pretrained loads without a variant, whole or in shards
-_WEIGHTS = re.compile(r"(diffusion_pytorch_model|model)(-\d+-of-\d+)?\.safetensors")
+#: the files that from_pretrained loads, whole or in shards, and the variant in their names
+_WEIGHTS = re.compile(
+    r"(?:diffusion_pytorch_model|model)(?:\.(?P<a>[\w-]+?))?(?:-\d+-of-\d+)?(?:\.(?P<b>[\w-]+))?\.safetensors"
+)
 #: libraries whose classes model_index.json may name; stable_diffusion is diffusers' own safety checker
 _LIBRARIES = ("diffusers", "transformers", "stable_diffusion")
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
-_HUB_FILES = ("model_index.json", "*/*.json", "*/*.txt", "*/model*.safetensors",
-              "*/diffusion_pytorch_model*.safetensors")  # fmt: skip
-_HUB_IGNORED = (
-    "*.fp16*",
-    "*.bf16*",
-    "*.non_ema*",
-    "*.ema*",
-    "safety_checker/*",
-    "feature_extractor/*",
-    "vae_1_0/*",
-    "*.onnx*",
-)
 
 
 class FolderCheckpoint:
@@ -41,19 +32,29 @@ class FolderCheckpoint:
         folder: the folder with ``model_index.json``.
         name: the source as the user wrote it.
         digests: the digests of weights that are known.
+        variant: the weights to load where a part has several, such as ``fp16``; a part without them loads its others.
 
     Raises:
-        ModelError: the folder contains custom code.
+        ModelError: the folder contains custom code, or no part has the variant.
     """
 
-    def __init__(self, folder: Path, *, name: str, digests: DigestCache) -> None:
-        self.folder, self.name, self._digests = folder, name, digests
+    def __init__(self, folder: Path, *, name: str, digests: DigestCache, variant: str = "") -> None:
+        self.folder, self.name, self.variant, self._digests = folder, name, variant, digests
         reject_custom_code(folder, self.index)
+        if variant and not any(_files(path, variant) for path in sorted(folder.glob("*/"))):
+            found = sorted({each for path in folder.glob("*/") for each in _variants(path)})
+            there = f"there are {', '.join(found)}" if found else "there are no variants"
+            raise ModelError(f"{name}: no part has the variant {variant!r}; {there}: write another --variant, or none")
 
     @cached_property
     def index(self) -> dict[str, Any]:
         """Return the content of ``model_index.json``."""
         return read_json(self.folder / "model_index.json")
+
+    @cached_property
+    def licence(self) -> str | None:
+        """The licence that the model card states."""
+        return licence_of_folder(self.folder)
 
     def has(self, part: str) -> bool:
         """Return whether the model has the sub-folder ``part``: the index may leave out an optional one."""
@@ -72,14 +73,33 @@ class FolderCheckpoint:
         """
         return read_json(self.where(part))
 
+    def files(self, part: str) -> list[Path]:
+        """Return the files with the weights of a part: of the variant, else those without one.
+
+        Raises:
+            ModelError: there are none.
+        """
+        return weight_files(self.folder / part, self.variant)
+
     def load_model(self, part: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
-        """Load a part's module, of a diffusers or transformers class, on the CPU."""
-        local = {"subfolder": part, "use_safetensors": True, "local_files_only": True}
+        """Load a part's module, of a diffusers or transformers class, on the CPU.
+
+        Raises:
+            ModelError: the weights are missing or damaged.
+        """
+        for path in self.files(part):
+            # its errors have a place and a cure; those of the library have not
+            read_tensor_file(path)
+        variant = self.variant if self.variant and _files(self.folder / part, self.variant) else None
+        local = {"subfolder": part, "use_safetensors": True, "local_files_only": True, "variant": variant}
         if kind.__module__.startswith("transformers."):
             model = kind.from_pretrained(self.folder, dtype=dtype, **local)
         else:
             # the default needs the package accelerate, and warns on stderr without it
             model = kind.from_pretrained(self.folder, torch_dtype=dtype, low_cpu_mem_usage=False, **local)
+            if not getattr(kind, "_keep_in_fp32_modules", None):
+                # without accelerate, the file's dtype stays where the first tensor's happens to be the model's
+                model = torch.nn.Module.to(model, dtype)
         loaded: torch.nn.Module = model
         return loaded
 
@@ -95,38 +115,35 @@ class FolderCheckpoint:
         """
         digest = hashlib.sha256()
         for part in sorted(parts):
-            files = sorted(path for path in (self.folder / part).glob("*") if _WEIGHTS.fullmatch(path.name))
-            if not files:
-                raise _no_safetensors(self.folder / part)
-            for path in files:
+            for path in self.files(part):
                 digest.update(f"{part}/{path.name} {self._digests.sha256(path)}\n".encode())
         return digest.hexdigest()
 
 
-def fetch(source: str | Path) -> Path:
-    """Return the folder of a model: ``source`` itself, or the hub's snapshot in the local cache.
+def weight_files(folder: Path, variant: str = "") -> list[Path]:
+    """Return the files with the weights in a folder: of the variant, else those without one.
 
     Raises:
-        ModelError: neither a folder with a model_index.json nor a hub model has this name.
-
+        ModelError: there are none.
     """
-    folder = Path(source)
-    if (folder / "model_index.json").is_file():
-        return folder
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
-        raise ModelError(
-            f"{source}: no model_index.json there; name a folder saved by save_pretrained or a hub "
-            "id such as CompVis/stable-diffusion-v1-4"
-        )
-    from huggingface_hub import snapshot_download
+    found = _files(folder, variant) or _files(folder, "")
+    if not found:
+        raise _no_safetensors(folder)
+    return found
 
-    try:
-        return Path(snapshot_download(str(source), allow_patterns=list(_HUB_FILES), ignore_patterns=list(_HUB_IGNORED)))
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            f"{source}: not in the local hub cache, and the hub does not serve it ({error}); check the id, "
-            "the network and HF_HUB_OFFLINE, or name a local folder"
-        ) from error
+
+def _files(folder: Path, variant: str) -> list[Path]:
+    found = []
+    for path in sorted(folder.glob("*.safetensors")):
+        name = _WEIGHTS.fullmatch(path.name)
+        if name is not None and (name["a"] or name["b"] or "") == variant:
+            found.append(path)
+    return found
+
+
+def _variants(folder: Path) -> set[str]:
+    names = (_WEIGHTS.fullmatch(path.name) for path in folder.glob("*.safetensors"))
+    return {name["a"] or name["b"] for name in names if name is not None and (name["a"] or name["b"])}
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -167,7 +184,7 @@ def reject_custom_code(folder: Path, index: dict[str, Any]) -> None:
 
 
 def _no_safetensors(folder: Path) -> ModelError:
-    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in _PICKLES)
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in PICKLES)
     there = f"only {', '.join(pickles)}" if pickles else "no weights"
     return ModelError(
         f"{folder}: {there} there; latentfarm loads safetensors only, since pickles run code: save the model "

@@ -27,9 +27,8 @@ _LOG_INTERVAL_S = 10.0
 def weight_patterns(variant: str) -> tuple[str, ...]:
     """Return the patterns of the weights' names, whole or in shards, without a variant or of it."""
     stems = ("model", "diffusion_pytorch_model")
-    if not variant:
-        endings = (".safetensors", "-?????-of-?????.safetensors")
-    else:
+    endings: tuple[str, ...] = (".safetensors", "-?????-of-?????.safetensors")
+    if variant:
         # diffusers and transformers put the variant at different places of a shard's name
         endings = (
             f".{variant}.safetensors",
@@ -87,11 +86,11 @@ def file(source: str, *, revision: str = "") -> Path:
 
 
 def _path(hub_id: str, revision: str, get: Callable[[], Any], *, file: str = "") -> Path:
-    from huggingface_hub import errors
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError  # type: ignore[attr-defined]
 
     try:
         return Path(get())
-    except (OSError, ValueError, errors.HTTPError, errors.EntryNotFoundError) as error:
+    except (OSError, ValueError, HTTPError, EntryNotFoundError) as error:
         words = ["hf download", hub_id, *([file] if file else []), *(["--revision", revision] if revision else [])]
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
@@ -103,14 +102,14 @@ def _path(hub_id: str, revision: str, get: Callable[[], Any], *, file: str = "")
 
 def _progress_class(name: str) -> Any:
     """Return a progress bar's class that writes lines into the log, as a worker has no terminal."""
-    from huggingface_hub.utils import tqdm
+    from huggingface_hub.utils.tqdm import tqdm
 
-    class LogLines(tqdm):  # type: ignore[misc]
+    class LogLines(tqdm):
         """Progress of one download."""
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._logged_at = time.monotonic()
-            super().__init__(*args, **{**kwargs, "disable": False, "mininterval": 1.0})
+            super().__init__(*args, **{**kwargs, "disable": False, "mininterval": 1.0})  # type: ignore[no-untyped-call]
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             """Log the bytes at most every ten seconds, instead of drawing a bar."""

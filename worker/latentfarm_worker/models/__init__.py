@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import cast
 
 import torch
 
 from latentfarm.errors import ModelError
-from latentfarm_worker.checkpoints import open_checkpoint
-from latentfarm_worker.checkpoints.folder import fetch
+from latentfarm_worker.checkpoints import Checkpoint, open_checkpoint
+from latentfarm_worker.checkpoints.partly_loaded import PartlyLoaded
 from latentfarm_worker.mini import locate
 from latentfarm_worker.models.base import Family
 from latentfarm_worker.models.flux import Flux
 from latentfarm_worker.models.flux2 import Flux2Klein
+from latentfarm_worker.models.memory import Memory
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.models.sd import StableDiffusion
 from latentfarm_worker.models.sd3 import StableDiffusion3
 from latentfarm_worker.models.sdxl import StableDiffusionXL
 from latentfarm_worker.models.z_image import ZImage
 
-__all__ = ["Family", "load_family", "token_counter"]
+__all__ = ["Family", "Memory", "load_family", "token_counter"]
 
 #: _class_name in model_index.json -> family
 FAMILIES: dict[str, type[PipelineModel]] = {
@@ -34,31 +36,29 @@ def load_family(
     *,
     dtype: torch.dtype,
     device: torch.device,
-    quantization: str = "none",
+    memory: Memory | None = None,
     cache: Path | None = None,
+    loaded: Mapping[str, torch.nn.Module] | None = None,
 ) -> Family:
     """Load the model at ``source``, a diffusers folder or a hub id (``HF_HUB_OFFLINE`` is honoured).
 
-    The folder ``cache`` keeps the digests of the weights for the next start.
+    The folder ``cache`` keeps the digests of the weights for the next start. Parts that are ``loaded`` are not read.
 
     Raises:
         ModelError: the model does not exist, its pipeline is not supported, it contains custom code, its weights are
-            not safetensors, or the quantization does not run here.
+            not safetensors, or it cannot lie in memory as it is wished.
 
     """
     checkpoint = open_checkpoint(source, cache=cache)
+    if loaded:
+        checkpoint = cast("Checkpoint", PartlyLoaded(checkpoint, loaded))
     kind = checkpoint.index.get("_class_name")
     if kind not in FAMILIES:
         raise ModelError(
             f"{source}: model_index.json names the pipeline {kind!r}; latentfarm renders "
             f"{', '.join(FAMILIES)}: use a model saved by one of these"
         )
-    if quantization not in {"none", "fp8"}:
-        raise ModelError(f"quantization {quantization!r} is unknown; write none or fp8")
-    family = FAMILIES[kind].load(checkpoint, dtype=dtype, device=device)
-    if quantization == "fp8":
-        family.quantize_to_fp8()
-    return family
+    return FAMILIES[kind].load(checkpoint, dtype=dtype, device=device, memory=memory)
 
 
 def token_counter(source: str | Path) -> Callable[[str], int]:
@@ -73,9 +73,9 @@ def token_counter(source: str | Path) -> Callable[[str], int]:
     """
     from transformers import CLIPTokenizer
 
-    folder = fetch(locate(source))
+    checkpoint = open_checkpoint(locate(source))
     try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer", local_files_only=True)
+        tokenizer = checkpoint.load_tokenizer("tokenizer", CLIPTokenizer)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: its tokenizer cannot be loaded: {error}") from error
     return lambda prompt: len(tokenizer([prompt], truncation=False, verbose=False).input_ids[0])
