@@ -18,6 +18,7 @@ EXCLUDED = (
     "CHANGELOG.md",
     ".ci/",
     "examples/",
+    "worker/latentfarm_worker/mini/flow/model/",
     "worker/latentfarm_worker/mini/model/",
     "worker/mini_training/captions.py",
     "worker/mini_training/world.py",
