@@ -29,7 +29,9 @@ DEFAULT_MODEL = "mini"
 BUNDLED_MODELS = (DEFAULT_MODEL, "mini-flow")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
-Quantization = Literal["none", "fp8"]
+Quantization = Literal["none", "fp8", "nf4"]
+TextEncoder = Literal["auto", "resident", "offload", "cpu"]
+TextEncoderQuantization = Literal["none", "nf4"]
 
 
 class Settings(BaseModel):
@@ -56,11 +58,26 @@ class Settings(BaseModel):
     """Alias of the model that a worker serves, from the queue ``render.<alias>`` [default: mini]."""
     model_source: str = ""
     """Diffusers folder or hub id [default: the bundled model]."""
+    models: str = ""
+    """Several models of one worker: ``ALIAS=SOURCE`` of each, separated by semicolons; the first takes the place of
+    ``LATENTFARM_MODEL`` [default: that one alone]."""
+    model_turn_s: Annotated[float, Field(gt=0, le=86_400)] = 60.0
+    """Seconds after which a model of several gives way to one that waits [default: 60]."""
+    model_memory_gb: Annotated[float, Field(ge=0)] = 0.0
+    """Gigabytes (10^9 bytes) of weights of several models that are on the device at once [default: 0, six tenths of
+    the memory that is free at the start]."""
     dtype: Dtype = "auto"
     """Floating-point type of the model [default: auto, float32 on a CPU and float16 on a GPU, bfloat16 with fp8]."""
     quantization: Quantization = "none"
-    """``fp8``: the U-Net's transformers in FP8, faster on a GPU of compute capability 8.9 or more, with slightly other
-    images [default: none]."""
+    """``fp8``: the denoising model's blocks in FP8, faster on a GPU of compute capability 8.9 or more; ``nf4``: their
+    weights in four bits, a quarter of the memory. Images change [default: none]."""
+    text_encoder: TextEncoder = "auto"
+    """``resident``: the text encoders stay on the device; ``offload``: they are there only while prompts are encoded;
+    ``cpu``: they compute on the host [default: auto, resident if a quarter of the device's memory stays free]."""
+    text_encoder_quantization: TextEncoderQuantization = "none"
+    """``nf4``: the weights of T5 and Qwen3 in four bits; images change [default: none]."""
+    embedding_cache_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
+    """Bytes of encoded prompts in the folder ``embeddings`` of the cache; 0 for none [default: 4294967296]."""
     devices: str = ""
     """One supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1`` [default: one worker]."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0

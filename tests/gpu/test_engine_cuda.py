@@ -17,7 +17,7 @@ from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.compilation import compile_or_run_eagerly
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.images.receipt import ImageFileEncoder
-from latentfarm_worker.models import load_family
+from latentfarm_worker.models import Memory, load_family
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -177,7 +177,7 @@ def test_an_image_that_is_paused_for_an_interactive_one_has_the_same_bytes(folde
 )
 def test_an_fp8_image_has_the_same_bytes_alone_and_in_a_batch_and_it_is_in_the_receipt(folder: Path) -> None:
     pytest.importorskip("torchao")
-    family = load_family(folder, dtype=torch.bfloat16, device=CUDA, quantization="fp8")
+    family = load_family(folder, dtype=torch.bfloat16, device=CUDA, memory=Memory("fp8"))
     together = run(family, jobs())
     for job in jobs()[:3]:
         assert torch.equal(run(family, [job])[job.index], together[job.index]), job

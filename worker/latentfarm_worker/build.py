@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from typing import get_args
 
 import torch
@@ -14,7 +15,9 @@ from latentfarm_worker.calibration.micro_batch import calibrate, default_slots
 from latentfarm_worker.compilation import compile_or_run_eagerly, wants_compiling
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.mini import locate
-from latentfarm_worker.models import Family, load_family
+from latentfarm_worker.models import Family, Memory, load_family
+from latentfarm_worker.text_encoders.conditions import embedding_conditions
+from latentfarm_worker.text_encoders.embedding_files import EmbeddingFiles
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +45,8 @@ def pick_dtype(name: str, device: torch.device, quantization: Quantization = "no
     return _DTYPES[name]
 
 
-def load_model(settings: Settings) -> Family:
-    """Load the model of the settings.
+def load_model(settings: Settings, loaded: Mapping[str, torch.nn.Module] | None = None) -> Family:
+    """Load the model of the settings; modules that are ``loaded``, by part, are taken as they are.
 
     Raises:
         ModelError: The model cannot be used.
@@ -54,7 +57,19 @@ def load_model(settings: Settings) -> Family:
         torch.set_num_threads(torch.get_num_threads() - 1)
     source = locate(settings.model_source, alias=settings.model)
     dtype = pick_dtype(settings.dtype, device, settings.quantization)
-    return load_family(source, dtype=dtype, device=device, quantization=settings.quantization, cache=settings.cache_dir)
+    memory = Memory(settings.quantization, settings.text_encoder, settings.text_encoder_quantization)
+    return load_family(source, dtype=dtype, device=device, memory=memory, cache=settings.cache_dir, loaded=loaded)
+
+
+def open_embeddings(family: Family, settings: Settings) -> EmbeddingFiles | None:
+    """Return the model's encoded prompts on disk, or None if the settings leave no bytes for them."""
+    if not settings.embedding_cache_bytes:
+        return None
+    return EmbeddingFiles(
+        settings.cache_dir / "embeddings",
+        conditions=embedding_conditions(family.text_conditions, family.encoder_placement.device),
+        max_bytes=settings.embedding_cache_bytes,
+    )
 
 
 def make_engine(family: Family, settings: Settings) -> Engine:
@@ -81,4 +96,5 @@ def make_engine(family: Family, settings: Settings) -> Engine:
         decode_group=found.decode_group,
         deterministic=settings.deterministic,
         cuda_graphs=found.cuda_graphs,
+        embeddings=open_embeddings(family, settings),
     )

@@ -17,7 +17,7 @@ from latentfarm.settings import Settings
 from latentfarm_worker.build import pick_dtype
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.mini import MODEL_DIR
-from latentfarm_worker.models import load_family
+from latentfarm_worker.models import Memory, load_family
 from latentfarm_worker.models.quantization import quantize_to_fp8
 
 pytestmark = [
@@ -32,7 +32,7 @@ PROMPTS = ["a red circle", "a blue square on green", "two yellow triangles", "a 
 
 
 def render(quantization: str, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-    family = load_family(MODEL_DIR, dtype=dtype, device=CPU, quantization=quantization)
+    family = load_family(MODEL_DIR, dtype=dtype, device=CPU, memory=Memory(quantization))
     engine = Engine(family, slots=len(PROMPTS))
     for index, prompt in enumerate(PROMPTS):
         engine.admit(make(index, prompt=prompt, num_inference_steps=20))
@@ -59,14 +59,14 @@ def test_a_quantization_that_cannot_run_is_refused_with_the_cure(monkeypatch: py
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
     with pytest.raises(ModelError, match=r"needs torchao, .*pip install 'latentfarm\[fp8\]'"):
         quantize_to_fp8(layer, torch.bfloat16)
-    with pytest.raises(ModelError, match="quantization 'int4' is unknown; write none or fp8"):
-        load_family(MODEL_DIR, dtype=torch.bfloat16, device=CPU, quantization="int4")
+    with pytest.raises(ModelError, match="quantization 'int4' is unknown; write none, fp8 or nf4"):
+        load_family(MODEL_DIR, dtype=torch.bfloat16, device=CPU, memory=Memory("int4"))
 
 
 @needs_torchao
 def test_a_device_without_fp8_is_refused_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"does not run on this device: .*8\.9.* LATENTFARM_QUANTIZATION=none"):
-        load_family(make_tiny(tmp_path / "tiny"), dtype=torch.bfloat16, device=CPU, quantization="fp8")
+        load_family(make_tiny(tmp_path / "tiny"), dtype=torch.bfloat16, device=CPU, memory=Memory("fp8"))
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_a_device_without_fp8_is_refused_with_the_cure(tmp_path: Path) -> None:
 def test_fp8_changes_images_of_mini_little_and_no_row_depends_on_others(monkeypatch: pytest.MonkeyPatch) -> None:
     # torch multiplies FP8 on a CPU, too, only slowly
     monkeypatch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda _: None)
-    family: Any = load_family(MODEL_DIR, dtype=torch.bfloat16, device=CPU, quantization="fp8")
+    family: Any = load_family(MODEL_DIR, dtype=torch.bfloat16, device=CPU, memory=Memory("fp8"))
     assert family.quantization == "fp8"
     layer = family.unet.get_submodule("down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2")
     rows = torch.randn(4, 16, layer.in_features, dtype=torch.bfloat16, generator=torch.Generator().manual_seed(0))

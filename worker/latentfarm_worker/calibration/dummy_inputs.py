@@ -27,7 +27,7 @@ def dummy_inputs(family: Family, shape: LatentShape, rows: int) -> DummyInputs:
     generator = torch.Generator("cpu").manual_seed(0)
     latents = torch.randn((rows, family.latent_channels, shape.height, shape.width), generator=generator)
     timesteps = torch.randint(1, 999, (rows,), generator=generator).float()
-    [text] = family.encode([Prompt(family.tokenize(""))])
+    [text] = family.encoder_placement.encode(family.encode, [Prompt(family.tokenize(""))])
     factor = family.vae_scale_factor
     common = family.row_conditioning(shape.width * factor, shape.height * factor, DEFAULT_GUIDANCE)
     conditioning = {**text, **{name: send(tensor, family.device) for name, tensor in common.items()}}

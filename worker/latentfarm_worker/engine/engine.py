@@ -21,8 +21,8 @@ from latentfarm_worker.engine.admission import AdmissionQueue, BatchKey
 from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
-from latentfarm_worker.engine.image_state import ImageState
-from latentfarm_worker.engine.micro_batch import rows_of_call
+from latentfarm_worker.engine.image_state import ImageState, prompts_of
+from latentfarm_worker.engine.micro_batch import checked_rows, rows_of_call
 from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.engine.preparation import prepare
 from latentfarm_worker.engine.previews import Previews
@@ -31,13 +31,11 @@ from latentfarm_worker.engine.slot_views import SlotViewer
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family, native_shape
+from latentfarm_worker.text_encoders.embedding_files import EmbeddingFiles
 
 __all__ = ["Engine", "Failed", "Rendered"]
 
 log = logging.getLogger(__name__)
-
-#: rows of a micro-batch unless they are given: the fewest with which a CPU and a GPU reach most of their rate
-_MICRO_BATCH = 8
 
 
 class Engine:
@@ -59,6 +57,7 @@ class Engine:
         deterministic: pad each micro-batch to its full number of rows. Without it a step with few images is faster, and
             an image's bytes depend on its company.
         cuda_graphs: run each evaluation of the model as a CUDA graph.
+        embeddings: encoded prompts on disk.
 
     Attributes:
         on_forward: called before each forward pass of the text encoder, the model and the decoder, as a sign of life.
@@ -74,19 +73,18 @@ class Engine:
         decode_group: int = 1,
         deterministic: bool = True,
         cuda_graphs: bool = False,
+        embeddings: EmbeddingFiles | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"slots is {slots}; write 1 or more")
         self.family = family
         self.slots = slots
-        self.micro_batch = min(_MICRO_BATCH, 2 * slots) if micro_batch is None else micro_batch
-        if self.micro_batch < 2 or self.micro_batch % 2:
-            raise ValueError(f"micro_batch is {self.micro_batch}; write an even number from 2")
+        self.micro_batch = checked_rows(micro_batch, slots=slots)
         self.deterministic = deterministic
         self._cuda_graphs = cuda_graphs
         self.on_forward: Callable[[], None] = lambda: None
         self._call = DeviceCall(lambda: self.on_forward())  # noqa: PLW0108 (on_forward may be replaced later)
-        self._texts = TextCache(family.encode)
+        self._texts = TextCache.of(family, embeddings, on_forward=self._call.again)
         self._decoder = Decoder(family, self._call, group=decode_group)
         self._previews = Previews(self._decoder.groups, self._decoder.group_size)
         self.slot_viewer = SlotViewer(family.device)
@@ -280,9 +278,11 @@ class Engine:
         if not starting:
             return
         self._cohort = key.cohort
-        self._call.begin(starting)
+        # the others of the cohort, too, if their prompts may be encoded now
+        encoding = [image for image in self._queue if image.cohort == key.cohort] if self._texts.moves else starting
+        self._call.begin(encoding)
         began = time.perf_counter()
-        texts = iter(self._texts.get([prompt for image in starting for prompt in image.prompts]))
+        texts = iter(self._texts.get(prompts_of(starting), prompts_of(encoding)))
         text_s = (time.perf_counter() - began) / len(starting)
         for image in starting:
             image.started = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -163,3 +163,8 @@ class ImageState:
         plan, scale = self.plan, self.job.guidance_scale
         lines = zip(plan.timesteps, plan.input_scales, plan.ring_coefficients, strict=True)
         return torch.tensor([[timestep, input_scale, scale, *ring] for timestep, input_scale, ring in lines])
+
+
+def prompts_of(images: Iterable[ImageState]) -> list[Prompt]:
+    """Return the prompts of images in their order."""
+    return [prompt for image in images for prompt in image.prompts]

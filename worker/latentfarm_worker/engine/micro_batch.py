@@ -18,6 +18,8 @@ from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.text_encoders.prompt import Tensors
 
+#: rows of a micro-batch unless they are given: the fewest with which a CPU and a GPU reach most of their rate
+_ROWS = 8
 #: a row of a micro-batch: its image and which of the image's prompts it has
 _Row = tuple[ImageState, int]
 
@@ -81,6 +83,18 @@ def form(
                 )
             )
     return found
+
+
+def checked_rows(rows: int | None, *, slots: int) -> int:
+    """Return the rows of a micro-batch at the native size [default: 8, or those of all slots if they are fewer].
+
+    Raises:
+        ValueError: they are not an even number from 2.
+    """
+    rows = min(_ROWS, 2 * slots) if rows is None else rows
+    if rows < 2 or rows % 2:
+        raise ValueError(f"micro_batch is {rows}; write an even number from 2")
+    return rows
 
 
 def _rows_by_text_class(images: Iterable[ImageState]) -> Iterable[list[_Row]]:

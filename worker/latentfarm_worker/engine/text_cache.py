@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from typing import Self
 
 import torch
 
 from latentfarm_worker.host_copy import send
+from latentfarm_worker.models.base import Family
 from latentfarm_worker.text_encoders.embedding_files import EmbeddingFiles
 from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
@@ -57,8 +59,18 @@ class TextCache:
         self._bytes = 0
         self.encoded = 0
 
+    @classmethod
+    def of(cls, family: Family, files: EmbeddingFiles | None, *, on_forward: Callable[[], None]) -> Self:
+        """Return the cache of a family's conditioning."""
+        return cls(family.encode, placement=family.encoder_placement, files=files, on_forward=on_forward)
+
     def __len__(self) -> int:
         return len(self._texts)
+
+    @property
+    def moves(self) -> bool:
+        """Whether ``get`` looks at the prompts that follow, because encoding moves something."""
+        return not self._placement.is_resident
 
     @property
     def size_bytes(self) -> int:
@@ -96,7 +108,7 @@ class TextCache:
 
     def _worth_moving_for(self, following: Iterable[Prompt], wanted: Iterable[Prompt]) -> list[Prompt]:
         """Return the prompts to encode while the text encoders are on the device: none if they are always there."""
-        if self._placement.is_resident:
+        if not self.moves:
             return []
         known = {*wanted, *self._texts}
         others = (prompt for prompt in dict.fromkeys(following) if prompt not in known)

@@ -244,7 +244,7 @@ class PipelineModel(ABC):
             model.eval().requires_grad_(requires_grad=False)
         cls._arrange(denoising_model)
         move_quantized(denoising_model, memory.quantization, dtype=dtype, device=device)
-        vae.to(device).to(memory_format=torch.channels_last)
+        models["vae"].to(device).to(memory_format=torch.channels_last)
         encoders = cls._present(checkpoint, cls.encoders)
         placement = memory.place_text_encoders([models[part] for part in encoders], device)
         tokenizers = {
