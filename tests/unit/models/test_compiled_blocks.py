@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.tiny import make_tiny
+from tests.support.tiny import Kind, make_tiny
 from torch._dynamo.utils import counters
 
 from latentfarm_worker.models import compiled_blocks, load_family
@@ -69,6 +69,37 @@ def test_a_compiled_model_has_one_program_for_its_native_size_and_texts_of_any_l
     assert graphs() - before == of_decoder
     family.uncompile()
     assert (predict(rows=3)[1], family.compiled) == (0, False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "blocks"),
+    [
+        ("sd3", ["JointTransformerBlock"]),
+        ("flux", ["FluxTransformerBlock", "FluxSingleTransformerBlock"]),
+    ],
+)
+def test_the_blocks_of_a_transformer_run_compiled_for_its_native_size(
+    kind: Kind, blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert {*blocks} < {*compiled_blocks._BLOCKS}
+    # those of the decoder are tested above
+    monkeypatch.setattr(compiled_blocks, "_BLOCKS", blocks)
+    family: Any = load_family(make_tiny(tmp_path / "tiny", kind=kind), dtype=torch.float32, device=torch.device("cpu"))
+    [text] = family.encode([Prompt(family.tokenize("a cat"))])
+    tensors = {**text, **family.row_conditioning(64, 64, 3.5)}
+    conditioning = {name: tensor.expand(2, *tensor.shape) for name, tensor in tensors.items()}
+
+    def predict(side: int = 8) -> tuple[torch.Tensor, int]:
+        latents = torch.randn(2, 16, side, side, generator=torch.Generator().manual_seed(0))
+        before = graphs()
+        return family.predict(latents, torch.full((2,), 500.0), conditioning), graphs() - before
+
+    plain = predict()[0]
+    family.compile()
+    compiled, of_first_call = predict()
+    assert of_first_call >= len(blocks)
+    assert torch.equal(compiled, plain)
+    assert [predict()[1], predict(side=10)[1]] == [0, 0]
 
 
 def test_no_number_of_batch_sizes_runs_uncompiled_without_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:

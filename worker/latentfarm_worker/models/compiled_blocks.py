@@ -12,8 +12,18 @@ from contextlib import AbstractContextManager
 import torch
 from torch._dynamo import config as dynamo_config
 
-#: diffusers names the first only. The second have the group normalizations and activations, which Inductor fuses
-_BLOCKS = ("BasicTransformerBlock", "ResnetBlock2D")
+#: names of classes
+_BLOCKS = (
+    # of U-Nets diffusers names the first only. The second have the group normalizations and activations, which Inductor
+    # fuses
+    "BasicTransformerBlock",
+    "ResnetBlock2D",
+    # SD3
+    "JointTransformerBlock",
+    # FLUX.1
+    "FluxTransformerBlock",
+    "FluxSingleTransformerBlock",
+)
 #: graphs of one kind of block: its widths at each level, times the sizes of batches that a calibration tries
 _MAX_GRAPHS = 512
 
