@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.engines import single_thread
-from tests.support.tiny import make_tiny
+from tests.support.tiny import Kind, make_tiny
 
 from latentfarm import Batch, Farm, InputError, ModelError
 from latentfarm.storage.keys import results_key
@@ -121,6 +121,26 @@ def test_every_kind_of_image_has_the_same_bytes_when_rendered_again(farm: Farm, 
     found = results_of(batch, model)
     assert len(found) == len(kinds)
     assert [each for each in found.values() if each.differences or not each.same_bytes or each.tolerance] == []
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "schnell", "flux2", "zimage"])
+def test_images_of_each_flow_matching_family_have_the_same_bytes_in_another_worker(
+    farm: Farm, tmp_path: Path, kind: Kind
+) -> None:
+    model = make_tiny(tmp_path / kind, kind=kind)
+    rows: list[dict[str, Any]] = [
+        {"num_inference_steps": 2, "guidance_scale": 4.0, "negative_prompt": "grey"},
+        {"num_inference_steps": 3, "guidance_scale": 0.0, "scheduler": "flow_euler-karras"},
+        {"num_inference_steps": 4, "scheduler": "unipc", "width": 96},
+        {"num_inference_steps": 2, "scheduler_options": {"stochastic_sampling": True}},
+    ]
+    batch = farm.submit(
+        [{"prompt": f"p{n}", "width": 64, "height": 64, **row} for n, row in enumerate(rows)], batch="b"
+    )
+    work(farm, model)
+    assert batch.status().done == len(rows)
+    found = results_of(batch, model)
+    assert [each.same_bytes for each in found.values()] == [True] * len(rows)
 
 
 def test_images_without_metadata_have_the_same_bytes_too(farm: Farm, model: Path) -> None:
