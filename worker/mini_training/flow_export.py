@@ -48,10 +48,14 @@ def flow_pipeline(
 
 
 @torch.no_grad()
-def share_case(t5: T5EncoderModel, tokenizer: T5Tokenizer) -> None:
-    """Give each word in capitals the embedding of its lower-case form, which alone was trained."""
+def complete_embeddings(t5: T5EncoderModel, tokenizer: T5Tokenizer) -> None:
+    """Set the embeddings that captions do not train.
+
+    A word in capitals gets that of its lower-case form; the unknown token gets zeros, which say nothing.
+    """
     table = t5.get_input_embeddings().weight
     table.copy_(table[lower_case_ids(tokenizer)])
+    table[tokenizer.unk_token_id] = 0
 
 
 def export_flow(pipe: FluxPipeline, clip_folder: Path, t5_folder: Path, where: Path) -> int:

@@ -1,14 +1,15 @@
 """Build mini-flow's second tokenizer: T5's unigram form, its pieces the words of mini's captions.
 
-Whole words are one token, so that a caption fits 32 tokens. Any other text is read letter by letter. T5's tokenizer
-keeps case, so each word has a capitalized and an upper-case form; ``lower_case_ids`` says which piece they mean.
+Whole words are one token, so that a caption fits 32 tokens. All other letters, however many, are one unknown token.
+T5's tokenizer keeps case, so each word has a capitalized and an upper-case form; ``lower_case_ids`` says which piece
+they mean.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
-import string
 from collections import Counter
 from pathlib import Path
 
@@ -21,9 +22,9 @@ from mini_training.tokenizer import corpus
 FLOW_LENGTH = 32
 PAD, END, UNKNOWN = "<pad>", "</s>", "<unk>"
 SPACE = "▁"
-# A letter alone costs more than any word that contains it.
-LETTER_SCORE = -20.0
-_THAI_BLOCK = [chr(code) for code in (*range(0x0E01, 0x0E3B), *range(0x0E40, 0x0E4F))]
+# A space or a mark alone costs more than any word that contains it.
+MARK_SCORE = -10.0
+MARKS = (SPACE, ".", ",")
 _THAI_TABLES = (captions.THAI_COLOURS, captions.THAI_SHAPES, captions.THAI_SIZES, captions.THAI_PLACES)
 _THAI_WORDS = [word for table in _THAI_TABLES for word in table.values()] + ["ขนาด", "และ", "อยู่", "บน", "พื้นหลัง"]
 
@@ -45,14 +46,12 @@ def _cases(word: str) -> list[str]:
 
 
 def pieces(counts: Counter[str]) -> list[tuple[str, float]]:
-    """Return T5's vocabulary with scores: pad, end, unknown, the space, words by frequency, then single letters."""
+    """Return T5's vocabulary with scores: pad, end, unknown, space and marks, then words by frequency."""
     total = sum(counts.values())
-    scores = {SPACE: LETTER_SCORE / 2}
+    scores = dict.fromkeys(MARKS, MARK_SCORE)
     for word in sorted(counts, key=lambda word: (-counts[word], word)):
         for form in (word, *_cases(word)):
             scores.setdefault(form, math.log(counts[word] / total))
-    for letter in (*string.ascii_letters, *string.digits, *string.punctuation, *_THAI_BLOCK):
-        scores.setdefault(letter, LETTER_SCORE)
     return [(PAD, 0.0), (END, 0.0), (UNKNOWN, 0.0), *scores.items()]
 
 
@@ -65,6 +64,9 @@ def build_flow_tokenizer(where: Path, count: int = 6000) -> T5Tokenizer:
         model_max_length=FLOW_LENGTH,
     )
     tokenizer.save_pretrained(where)
+    path = where / "tokenizer.json"
+    # Indentation is more than half of the file.
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), ensure_ascii=False), encoding="utf-8")
     return load_flow_tokenizer(where)
 
 

@@ -23,7 +23,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 
 from latentfarm_worker.mini import FLOW_DIR, MODEL_DIR
 from mini_training.export import averaged
-from mini_training.flow_export import export_flow, flow_pipeline, share_case
+from mini_training.flow_export import complete_embeddings, export_flow, flow_pipeline
 from mini_training.flow_nets import FLOW_FULL, FLOW_TINY, FlowSizes
 from mini_training.flow_stage import Readers, flow_stage
 from mini_training.flow_text_stage import flow_text_stage
@@ -93,7 +93,7 @@ def train_flow(settings: FlowSettings) -> int:
     transformer = cast("FluxTransformer2DModel", averaged(stage, "transformer")).cpu()
     t5 = cast("T5EncoderModel", averaged(stage, "t5")).cpu()
     log.info("parameters: %d, %d", *map(parameters_of, (transformer, t5)))
-    share_case(t5, tokenizer)
+    complete_embeddings(t5, tokenizer)
     trained = replace(readers, t5=t5, clip=clip.cpu())
     pipe = flow_pipeline(vae.cpu(), trained, transformer, cache["scaling"], cache["shift"])
     return export_flow(pipe, settings.parts / "tokenizer", words, settings.model)

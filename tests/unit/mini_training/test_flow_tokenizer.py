@@ -44,6 +44,13 @@ def test_capital_letters_mean_the_same(tokenizer: T5Tokenizer) -> None:
         assert meaning[tokenizer(text).input_ids].tolist() == lower
 
 
+def test_an_unknown_word_is_one_token_however_long(tokenizer: T5Tokenizer) -> None:
+    unknown = tokenizer.unk_token_id
+    assert tokenizer("a xylophone red circle").input_ids.count(unknown) == 1
+    plural = tokenizer("red circles").input_ids
+    assert plural == [*tokenizer("red circle").input_ids[:-1], unknown, tokenizer.eos_token_id]
+
+
 @given(st.text(max_size=60))
 def test_any_text_has_tokens_that_end_with_the_end(tokenizer: T5Tokenizer, text: str) -> None:
     ids = tokenizer(text).input_ids

@@ -197,6 +197,7 @@ def test_a_whole_tiny_training_writes_a_folder_that_renders(tmp_path: Path, caps
     table = pipe.text_encoder_2.get_input_embeddings().weight
     vocabulary = pipe.tokenizer_2.get_vocab()
     assert torch.equal(table[vocabulary["▁Red"]], table[vocabulary["▁red"]])
+    assert not table[pipe.tokenizer_2.unk_token_id].any()
     capsys.readouterr()
 
 
