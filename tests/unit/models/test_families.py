@@ -252,7 +252,7 @@ def test_a_folder_or_name_without_a_model_is_refused(tmp_path: Path, monkeypatch
 @pytest.mark.parametrize(
     ("file", "fields", "message"),
     [
-        ("model_index.json", {"_class_name": "FluxPipeline"}, "names the pipeline 'FluxPipeline'"),
+        ("model_index.json", {"_class_name": "LTXPipeline"}, "names the pipeline 'LTXPipeline'"),
         ("unet/config.json", {"in_channels": 9}, "not a text-to-image model"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep', not None; use a plain"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time', not None"),
