@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from latentfarm.errors import InputError
-from latentfarm.model_spec import ModelSource, ModelSpec, parse_model, parse_source, with_options
+from latentfarm.model_source import ModelSource, parse_source
+from latentfarm.model_spec import ModelSpec, parse_model, with_options
 
 pytestmark = pytest.mark.unit
 

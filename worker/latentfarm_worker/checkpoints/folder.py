@@ -8,14 +8,15 @@ import re
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 from latentfarm_worker.checkpoints.licence import licence_of_folder
 from latentfarm_worker.checkpoints.tensor_file import PICKLES, read_tensor_file
+
+if TYPE_CHECKING:
+    import torch
 
 #: the files that from_pretrained loads, whole or in shards, and the variant in their names
 _WEIGHTS = re.compile(
@@ -98,6 +99,8 @@ class FolderCheckpoint:
             # the default needs the package accelerate, and warns on stderr without it
             model = kind.from_pretrained(self.folder, torch_dtype=dtype, low_cpu_mem_usage=False, **local)
             if not getattr(kind, "_keep_in_fp32_modules", None):
+                import torch
+
                 # without accelerate, the file's dtype stays where the first tensor's happens to be the model's
                 model = torch.nn.Module.to(model, dtype)
         loaded: torch.nn.Module = model

@@ -7,7 +7,6 @@ honoured.
 from __future__ import annotations
 
 import logging
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,7 +16,6 @@ from latentfarm.errors import ModelError
 
 log = logging.getLogger(__name__)
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 #: configs, tokenizers and the model card with its licence
 TEXTS = ("model_index.json", "*.json", "*.txt", "*.model", "*.jinja", "README.md")
 _IGNORED = ("safety_checker/*", "feature_extractor/*", "vae_1_0/*", "*onnx*", "*openvino*", "*flax*")

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from latentfarm.errors import ModelError
-from latentfarm.model_spec import ModelSource, parse_source
+from latentfarm.model_source import ModelSource, is_hub_file, is_hub_id, parse_source
 from latentfarm_worker.checkpoints import hub
 from latentfarm_worker.checkpoints.base import Checkpoint
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 from latentfarm_worker.checkpoints.folder import FolderCheckpoint
+from latentfarm_worker.checkpoints.headers import read_header
 from latentfarm_worker.checkpoints.other_vae import OtherVae
 from latentfarm_worker.checkpoints.single_file import SingleFileCheckpoint
-from latentfarm_worker.checkpoints.weights import read_header
 
 
 def open_checkpoint(source: str | Path, *, cache: Path | None = None) -> Checkpoint:
@@ -60,8 +60,8 @@ def locate(source: ModelSource) -> Path:
     path = Path(source.location)
     if path.is_file() or (path / "model_index.json").is_file():
         return path
-    is_id = hub.HUB_ID.fullmatch(source.location)
-    if path.exists() or (not is_id and source.location.count("/") < 2) or path.is_absolute():
+    is_id = is_hub_id(source.location)
+    if path.exists() or not (is_id or is_hub_file(source.location)):
         raise ModelError(
             f"{source.location}: no model_index.json there; name a folder saved by save_pretrained, a .safetensors or "
             ".gguf file, or a hub id such as CompVis/stable-diffusion-v1-4"
@@ -86,7 +86,7 @@ def _base_path(base: str, file: SingleFileCheckpoint) -> Path:
     path = Path(base)
     if path.is_dir():
         return path
-    if not hub.HUB_ID.fullmatch(base):
+    if not is_hub_id(base):
         raise ModelError(f"{base}: is no folder and no hub id; name the base of the file with --base")
     weights = [
         pattern.replace("*/", f"{part}/")
@@ -102,7 +102,7 @@ def _near_base(source: ModelSource, path: Path, file: SingleFileCheckpoint) -> P
     if (path.parent / "model_index.json").is_file():
         return path.parent
     repositories = [file.usual_base]
-    if not source.is_local:
+    if not Path(source.location).exists():
         repositories.insert(0, "/".join(source.location.split("/")[:2]))
     found = (hub.cached(each) for each in repositories)
     return next((each for each in found if each is not None and (each / "tokenizer").is_dir()), None)
@@ -112,9 +112,9 @@ def _vae_path(vae: str) -> Path:
     path = Path(vae)
     if path.exists():
         return path
-    if hub.HUB_ID.fullmatch(vae):
+    if is_hub_id(vae):
         weights = (each for each in hub.weight_patterns("") if each.startswith(("vae/", "model", "diffusion")))
         return hub.snapshot(vae, patterns=("config.json", "vae/*", *weights))
-    if vae.count("/") >= 2 and not path.is_absolute():
+    if is_hub_file(vae):
         return hub.file(vae)
     raise ModelError(f"{vae}: no such folder or file; name a VAE with --vae")

@@ -5,19 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from latentfarm.errors import ModelError
-from latentfarm_worker.checkpoints.assembly import build
 from latentfarm_worker.checkpoints.base import Checkpoint
-from latentfarm_worker.checkpoints.conversion import convert
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 from latentfarm_worker.checkpoints.folder import read_json, weight_files
+from latentfarm_worker.checkpoints.headers import read_header
 from latentfarm_worker.checkpoints.layout import is_vae
 from latentfarm_worker.checkpoints.sizes import complete, vae
-from latentfarm_worker.checkpoints.weights import read_header, read_weights
+
+if TYPE_CHECKING:
+    import torch
 
 _PREFIX = "first_stage_model."
 
@@ -82,6 +81,10 @@ class OtherVae:
         """
         if part != "vae":
             return self.model.load_model(part, kind, dtype)
+        from latentfarm_worker.checkpoints.assembly import build
+        from latentfarm_worker.checkpoints.conversion import convert
+        from latentfarm_worker.checkpoints.weights import read_weights
+
         tensors: dict[str, torch.Tensor] = {}
         for path in self._files():
             file = read_header(path)

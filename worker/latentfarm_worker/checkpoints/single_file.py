@@ -6,20 +6,18 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from latentfarm.errors import ModelError
-from latentfarm_worker.checkpoints.assembly import build
-from latentfarm_worker.checkpoints.conversion import convert
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 from latentfarm_worker.checkpoints.folder import FolderCheckpoint, read_json
 from latentfarm_worker.checkpoints.layout import FAMILY_NAMES, Layout, recognize
 from latentfarm_worker.checkpoints.published import CONFIGS, PIPELINES, USUAL_BASES
 from latentfarm_worker.checkpoints.sizes import READERS, complete
 from latentfarm_worker.checkpoints.tensor_file import TensorFile
-from latentfarm_worker.checkpoints.weights import read_weights
+
+if TYPE_CHECKING:
+    import torch
 
 #: sizes of the denoising model that tell whether a base fits: those of its texts and latents
 _TELLING = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "cap_feat_dim", "in_channels")
@@ -108,6 +106,10 @@ class SingleFileCheckpoint:
             if self._folder is None:
                 raise self._needs_base(f"the part {part}, which the file lacks")
             return self._folder.load_model(part, kind, dtype)
+        from latentfarm_worker.checkpoints.assembly import build
+        from latentfarm_worker.checkpoints.conversion import convert
+        from latentfarm_worker.checkpoints.weights import read_weights
+
         config = self.config(part)
         where = f"{self.file.path}: {part}"
         tensors = read_weights(self.file, self.layout.parts[part])

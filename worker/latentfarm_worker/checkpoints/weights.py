@@ -3,29 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentfarm.errors import ModelError
-from latentfarm_worker.checkpoints.gguf_file import gguf_loader, read_gguf_file
-from latentfarm_worker.checkpoints.tensor_file import TensorFile, read_tensor_file
+from latentfarm_worker.checkpoints.gguf_file import gguf_loader
+from latentfarm_worker.checkpoints.tensor_file import TensorFile
 
 _FLOATS = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _FLOAT8 = {"F8_E4M3", "F8_E5M2"}
 #: ComfyUI's names for the scale of a weight in float8, of today and before; and those of inputs, which are not used
 _SCALES = (".weight_scale", ".scale_weight")
 _NOT_WEIGHTS = (*_SCALES, ".input_scale", ".scale_input", ".comfy_quant", "scaled_fp8")
-
-
-def read_header(path: Path) -> TensorFile:
-    """Return what a safetensors or GGUF file holds.
-
-    Raises:
-        ModelError: the file is missing, is something else, or is damaged.
-    """
-    return read_gguf_file(path) if path.suffix.lower() == ".gguf" else read_tensor_file(path)
 
 
 def read_weights(file: TensorFile, prefix: str) -> dict[str, torch.Tensor]:
