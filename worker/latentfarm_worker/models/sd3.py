@@ -93,7 +93,7 @@ class StableDiffusion3(PipelineModel):
         if self.t5 is not None:
             return self.t5.encode([prompt.tokens.ids for prompt in prompts])
         width = self.denoising_model.config.joint_attention_dim
-        return [torch.zeros(_TEXT_LENGTH, width, dtype=self.dtype, device=self.device)] * len(prompts)
+        return [torch.zeros(_TEXT_LENGTH, width, dtype=self.dtype, device=self.encoder_placement.device)] * len(prompts)
 
     def row_conditioning(self, width: int, height: int, guidance_scale: float) -> Tensors:
         """Return no conditioning, but check the size: the model has a learned position for each token.

@@ -100,7 +100,11 @@ class EncoderPlacement:
             texts = encode(prompts)
         if self.placement != "cpu":
             return [*texts]
-        return [{name: send(tensor, self._device) for name, tensor in text.items()} for text in texts]
+        return [{name: self._sent(tensor) for name, tensor in text.items()} for text in texts]
+
+    def _sent(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor on the model's device, where a family may have made it already."""
+        return send(tensor, self._device) if tensor.device.type == "cpu" else tensor
 
 
 def _owners_of(
@@ -117,5 +121,5 @@ def _owners_of(
 
 def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a copy on the device, a parameter if the tensor is one."""
-    copy = tensor.detach().to(device)
+    copy = tensor.detach().to(device, copy=True)
     return torch.nn.Parameter(copy, requires_grad=False) if isinstance(tensor, torch.nn.Parameter) else copy
