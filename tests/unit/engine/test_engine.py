@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.support.company import render_in_company
 from tests.support.engines import JOBS, Faulty, make, pixels, render_alone, run
 
 from latentfarm.errors import JobError
@@ -19,21 +19,6 @@ from latentfarm_worker.models import Family
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
 pytestmark = pytest.mark.unit
-
-NAMES = ["euler", "euler_a", "dpm++2m", "heun", "ddim", None]
-SIZES = [(None, None), (None, None), (96, 64), (64, 128), (128, 128)]
-
-
-def stranger(dice: random.Random, index: int) -> Job:
-    width, height = dice.choice(SIZES)
-    return make(
-        index,
-        width=width,
-        height=height,
-        num_inference_steps=dice.randint(1, 6),
-        guidance_scale=dice.choice([1.0, 3.0, 7.5]),
-        scheduler=dice.choice(NAMES),
-    )
 
 
 class Poisoned:
@@ -50,22 +35,6 @@ class Poisoned:
         output: torch.Tensor = self.family.predict(latents, timesteps, conditioning).clone()
         output[(conditioning["encoder_hidden_states"] == self.mark).all(dim=2).all(dim=1)] = torch.nan
         return output
-
-
-def render_in_company(family: Family, job: Job, *, seed: int, company: int) -> bytes:
-    dice = random.Random(seed)  # noqa: S311 (dice, not keys)
-    coming = [stranger(dice, index) for index in range(1, company + 1)]
-    coming.insert(dice.randint(0, company), job)
-    engine, done = Engine(family, slots=3), {}
-    while coming or engine.busy:
-        for _ in range(dice.randint(0, 3)):
-            if coming:
-                engine.admit(coming.pop(0))
-        for result in engine.step():
-            done[result.job.index] = result
-        engine.check_integrity()
-    assert len(done) == company + 1
-    return pixels(done[0])
 
 
 @pytest.fixture(scope="module")
