@@ -76,21 +76,24 @@ def test_a_compiled_model_has_one_program_for_its_native_size_and_texts_of_any_l
     [
         ("sd3", ["JointTransformerBlock"]),
         ("flux", ["FluxTransformerBlock", "FluxSingleTransformerBlock"]),
+        ("flux2", ["Flux2TransformerBlock", "Flux2SingleTransformerBlock"]),
+        ("zimage", ["ZImageTransformerBlock"]),
     ],
 )
-def test_the_blocks_of_a_transformer_run_compiled_for_its_native_size(
+def test_the_blocks_of_a_transformer_run_compiled_for_its_native_size_and_texts_of_any_length(
     kind: Kind, blocks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {*blocks} < {*compiled_blocks._BLOCKS}
     # those of the decoder are tested above
     monkeypatch.setattr(compiled_blocks, "_BLOCKS", blocks)
     family: Any = load_family(make_tiny(tmp_path / "tiny", kind=kind), dtype=torch.float32, device=torch.device("cpu"))
-    [text] = family.encode([Prompt(family.tokenize("a cat"))])
-    tensors = {**text, **family.row_conditioning(64, 64, 3.5)}
-    conditioning = {name: tensor.expand(2, *tensor.shape) for name, tensor in tensors.items()}
 
-    def predict(side: int = 8) -> tuple[torch.Tensor, int]:
-        latents = torch.randn(2, 16, side, side, generator=torch.Generator().manual_seed(0))
+    def predict(prompt: str = "a cat", *, height: int = 64) -> tuple[torch.Tensor, int]:
+        [text] = family.encode([Prompt(family.tokenize(prompt))])
+        tensors = {**text, **family.row_conditioning(64, height, 3.5)}
+        conditioning = {name: tensor.expand(2, *tensor.shape) for name, tensor in tensors.items()}
+        shape = (2, family.latent_channels, height // family.vae_scale_factor, 64 // family.vae_scale_factor)
+        latents = torch.randn(shape, generator=torch.Generator().manual_seed(0))
         before = graphs()
         return family.predict(latents, torch.full((2,), 500.0), conditioning), graphs() - before
 
@@ -99,7 +102,7 @@ def test_the_blocks_of_a_transformer_run_compiled_for_its_native_size(
     compiled, of_first_call = predict()
     assert of_first_call >= len(blocks)
     assert torch.equal(compiled, plain)
-    assert [predict()[1], predict(side=10)[1]] == [0, 0]
+    assert [predict()[1], predict(height=80)[1], predict("many words " * 9)[1]] == [0, 0, 0]
 
 
 def test_no_number_of_batch_sizes_runs_uncompiled_without_a_sign(monkeypatch: pytest.MonkeyPatch) -> None:

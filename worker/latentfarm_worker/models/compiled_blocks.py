@@ -23,6 +23,11 @@ _BLOCKS = (
     # FLUX.1
     "FluxTransformerBlock",
     "FluxSingleTransformerBlock",
+    # FLUX.2
+    "Flux2TransformerBlock",
+    "Flux2SingleTransformerBlock",
+    # Z-Image
+    "ZImageTransformerBlock",
 )
 #: graphs of one kind of block: its widths at each level, times the sizes of batches that a calibration tries
 _MAX_GRAPHS = 512

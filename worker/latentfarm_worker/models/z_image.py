@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
+from torch._dynamo.decorators import maybe_mark_dynamic
 from torch.nn.functional import pad
 
 from latentfarm.job import PromptSyntax
@@ -117,6 +118,7 @@ def transform(
     text_mask = places < padded_lengths[:, None]
     text_rotation = _rotation(model, pad((places + 1)[:, None], (0, 2)).expand(len(texts), -1, -1))
     text = torch.where((places < lengths[:, None])[..., None], model.cap_embedder(texts), model.cap_pad_token)
+    _mark_lengths(text, text_mask, text_rotation)
     for layer in model.context_refiner:
         text = layer(text, text_mask, text_rotation)
 
@@ -138,10 +140,17 @@ def transform(
     both = torch.cat([image, text], dim=1)
     mask = torch.cat([text_mask.new_ones(image.shape[:2]), text_mask], dim=1)
     rotation = torch.cat([image_rotation, text_rotation], dim=1)
+    _mark_lengths(both, mask, rotation)
     for layer in model.layers:
         both = layer(both, mask, rotation, embedded_time)
     output = model.all_final_layer[_PATCH_KEY](both[:, :count], c=embedded_time)
     return _unpatched(output, *latents.shape[-2:])
+
+
+def _mark_lengths(*tensors: torch.Tensor) -> None:
+    """Let compiled layers have one program for captions of any length."""
+    for tensor in tensors:
+        maybe_mark_dynamic(tensor, 1)
 
 
 def _rotation(model: Any, positions: torch.Tensor) -> torch.Tensor:
