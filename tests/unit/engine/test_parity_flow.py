@@ -180,3 +180,35 @@ def test_guidance_takes_a_second_row_only_where_the_pipeline_calls_the_model_twi
     engine = Engine(subject.family, slots=1)
     rows = {scale: len(engine.prepare(job(0, guidance_scale=scale)).prompts) for scale in (0.0, 1.0, 1.5)}
     assert rows == {0.0: 1, 1.0: 1, 1.5: 1 if subject.kind == "flux" else 2}
+
+
+@pytest.mark.parametrize("loaded", ["sd3"], indirect=True)
+@pytest.mark.parametrize("interval", [(0.0, 0.5), (0.3, 1.0)])
+def test_guidance_in_an_interval_of_the_steps_is_the_pipelines_with_guidance_switched(
+    subject: Subject, interval: tuple[float, float]
+) -> None:
+    wanted = job(0, num_inference_steps=8, guidance_interval=interval)
+    [done] = render(Engine(subject.family, slots=1), [wanted]).values()
+    start, stop = interval
+    positive, negative, pooled, negative_pooled = subject.pipe.encode_prompt(
+        wanted.prompt, None, None, device=torch.device("cpu")
+    )
+    with_and_without = {
+        "prompt_embeds": (torch.cat([negative, positive]), positive),
+        "pooled_prompt_embeds": (torch.cat([negative_pooled, pooled]), pooled),
+    }
+
+    def switch(pipe: Any, step: int, _timestep: Any, _tensors: Any) -> dict[str, torch.Tensor]:
+        guided = start <= (step + 1) / wanted.num_inference_steps < stop
+        pipe._guidance_scale = wanted.guidance_scale if guided else 1.0
+        return {name: tensors[not guided] for name, tensors in with_and_without.items()}
+
+    image = call(
+        subject.pipe,
+        wanted,
+        guidance_scale=wanted.guidance_scale if start == 0 else 1.0,
+        callback_on_step_end=switch,
+        callback_on_step_end_tensor_inputs=[*with_and_without],
+    )
+    assert difference(image, done) <= BOUND
+    assert difference(call(subject.pipe, wanted), done) > BOUND + 2
