@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
+
 from latentfarm import schedulers
 from latentfarm.a1111_parameters import parameters_text
 from latentfarm.job import Job
@@ -12,6 +14,7 @@ from latentfarm_worker.device_conditions import device_conditions
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.outcomes import Rendered
 from latentfarm_worker.images.encode import encode_image
+from latentfarm_worker.models import Family
 
 
 class ImageFileEncoder:
@@ -34,6 +37,7 @@ class ImageFileEncoder:
             **device_conditions(family.device),
             "dtype": str(family.dtype).removeprefix("torch."),
             **({} if family.quantization == "none" else {"quantization": family.quantization}),
+            **_text_conditions(family),
             **({"compiled": True} if family.compiled else {}),
             **({} if engine.deterministic else {"deterministic": False}),
         }
@@ -78,6 +82,17 @@ class ImageFileEncoder:
         )
         receipt = {"job": image.job.name, **self.provenance(image)}
         return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
+
+
+def _text_conditions(family: Family) -> dict[str, Any]:
+    """Return how the prompts are encoded, where that is not as the model itself."""
+    found = {}
+    if family.text_quantization != "none":
+        found["text_encoder_quantization"] = family.text_quantization
+    if family.encoder_placement.device.type != family.device.type:
+        # where a GPU renders, a CPU rounds otherwise
+        found["text_encoder"] = ", ".join(str(value) for value in device_conditions(torch.device("cpu")).values())
+    return found
 
 
 def _named_options(job: Job) -> dict[str, object]:

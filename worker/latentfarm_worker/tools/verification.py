@@ -40,6 +40,8 @@ CONDITIONS = (
     "torch",
     "dtype",
     "quantization",
+    "text_encoder",
+    "text_encoder_quantization",
     "micro_batch",
     "decode_group",
     "compiled",
@@ -77,12 +79,20 @@ class ComparisonResult:
     largest_difference: int | None = None
 
 
-class Setup(NamedTuple):
-    """The model and the engine of a receipt, with defaults for what it lacks."""
+class ModelSetup(NamedTuple):
+    """The settings of a worker's model, by their names, as a receipt has them."""
 
     dtype: str
     quantization: str
-    compiled: bool
+    text_encoder: str
+    text_encoder_quantization: str
+    compile: bool
+
+
+class Setup(NamedTuple):
+    """The model and the engine of a receipt, with defaults for what it lacks."""
+
+    model: ModelSetup
     threads: int
     #: rows of a call of the model at this size; 0 for a receipt without it: as a worker chooses it
     micro_batch: int
@@ -128,8 +138,7 @@ class Verification:
         self._manifest = ManifestReader(batch.connection.bucket)
         self._model = batch.connection.ledger.batch(batch.name).model
         self._family: Family | None = None
-        #: dtype, quantization, and whether it runs compiled
-        self._loaded: tuple[str, str, bool] | None = None
+        self._loaded: ModelSetup | None = None
         self._default_threads = torch.get_num_threads()
         #: by CPU threads, micro-batch and decoder's group
         self._engines: dict[tuple[int, int, int], Engine] = {}
@@ -151,10 +160,16 @@ class Verification:
 
     def _setup(self, line: dict[str, Any]) -> Setup:
         request = line.get("request", {})
-        return Setup(
+        model = ModelSetup(
             dtype=self._dtype or line.get("dtype", "auto"),
             quantization=line.get("quantization", "none"),
-            compiled=line.get("compiled", False),
+            # the other placements give equal bits
+            text_encoder="cpu" if "text_encoder" in line else "auto",
+            text_encoder_quantization=line.get("text_encoder_quantization", "none"),
+            compile=line.get("compiled", False),
+        )
+        return Setup(
+            model=model,
             threads=line.get("threads", self._default_threads),
             micro_batch=line.get("micro_batch", 0),
             decode_group=line.get("decode_group", 1),
@@ -162,29 +177,23 @@ class Verification:
         )
 
     def _engine(self, setup: Setup) -> Engine:
-        dtype, quantization, compiled, threads, rows, images, pixels = setup
-        settings = self._settings.model_copy(
-            update={
-                "dtype": dtype,
-                "quantization": quantization,
-                "compile": compiled,
-                "deterministic": True,
-                "slots": 0,
-            }
-        )
-        if self._family is None or self._loaded != (dtype, quantization, compiled):
+        model, threads, rows, images, pixels = setup
+        # no prompt is read from a cache: what is verified is computed again
+        others = {"deterministic": True, "slots": 0, "embedding_cache_bytes": 0}
+        settings = self._settings.model_copy(update={**model._asdict(), **others})
+        if self._family is None or self._loaded != model:
             # free the old model first: a large one fits on a device only once
             self._engines.clear()
             self._family = None
             self._family = load_model(settings)
-            self._loaded = (dtype, quantization, compiled)
+            self._loaded = model
         # after loading, which may change the number of threads
         torch.set_num_threads(threads)
         # calls with larger images than the native size have fewer rows and images, in inverse proportion
         larger = max(1.0, pixels / (self._family.native_width * self._family.native_height))
         micro_batch, group = 2 * ceil(rows * larger / 2), ceil(images * larger)
         wanted = (threads, micro_batch, group)
-        if compiled or wanted not in self._engines:
+        if model.compile or wanted not in self._engines:
             self._engines[wanted] = _make_engine(self._family, settings, micro_batch, group)
         engine = self._engines[wanted]
         self.conditions.add(_describe(engine, threads))
