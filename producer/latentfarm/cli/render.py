@@ -23,8 +23,8 @@ from latentfarm.local.process import ManagedProcess
 from latentfarm.model_spec import ModelSpec, parse_model
 from latentfarm.names import check_batch_name
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
-from latentfarm.submission.request import SubmitOptions
-from latentfarm.submission.validation import make_valid_request
+from latentfarm.submission.request import Request, SubmitOptions
+from latentfarm.submission.validation import make_valid_request, validate
 
 
 @prompt_options
@@ -63,6 +63,7 @@ def render(
     name = request.name if batch is None else check_batch_name(batch)
     check_folder(output, name, request, force=force)
     with _farm_with_workers(spec, workers, dtype=check_dtype(dtype), slots=slots or 0) as (farm, pool):
+        request = _with_facts(request, name, rules, farm, pool)
         found = farm.enqueue(request, rules, batch=name)
         echo_notes(found.notes)
         if not found.status().is_final:
@@ -80,6 +81,8 @@ _START_S = 60.0
 #: seconds between checks of the disk
 _CHECK_S = 2.0
 _ENDING_S = 0.2
+#: seconds between two looks for what a worker that loads its model will announce
+_LOOK_S = 0.05
 
 
 class _WorkerPool:
@@ -99,8 +102,8 @@ class _WorkerPool:
         self._workers: list[ManagedProcess] = []
 
     def start(self) -> None:
-        """Start the workers unless another one serves the model."""
-        if not self._others_serve():
+        """Start the workers unless they run, or another one serves the model."""
+        if not self._workers and not self._others_serve():
             echo_err("loading the model ...")
             self._workers = self._start()
 
@@ -122,6 +125,34 @@ class _WorkerPool:
             self._checked = time.monotonic()
             if outage := explain_outage():
                 raise UnavailableError(outage)
+
+
+def _with_facts(request: Request, batch: str, rules: SubmitOptions, farm: Farm, pool: _WorkerPool) -> Request:
+    """Return the request with what is known of its model. A new worker announces it as soon as the model is loaded.
+
+    So the first batch of a model has the model's own steps and guidance, too.
+
+    Raises:
+        InvalidRowsError: rows do not fit the model.
+        InputError: an option does not.
+        UnavailableError: the worker cannot load the model.
+    """
+    from latentfarm.storage.manifest import read_header
+
+    if read_header(farm.bucket, batch) is not None:
+        # its facts are known, and it may be complete
+        return request
+    facts = farm.ledger.model_facts(request.model)
+    if facts is None:
+        pool.start()
+        while pool.has_started() and facts is None:
+            pool.require_alive()
+            time.sleep(_LOOK_S)
+            facts = farm.ledger.model_facts(request.model)
+    request = request.with_facts(facts)
+    if facts is not None:
+        validate(request, rules)
+    return request
 
 
 @contextmanager
