@@ -16,7 +16,7 @@ from tests.support.transfers import META, Transfers, send_to_meta
 
 from latentfarm.errors import JobError
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.models import load_family, z_image
+from latentfarm_worker.models import load_family, token_counter, z_image
 from latentfarm_worker.text_encoders import qwen3
 from latentfarm_worker.text_encoders.prompt import Prompt
 
@@ -56,6 +56,17 @@ def test_facts_of_the_models(families: dict[str, Any]) -> None:
     assert {(family.native_width, family.native_height) for family in families.values()} == {(64, 64)}
     assert {(*family.modules,) for family in families.values()} == {("transformer", "vae", "text_encoder")}
     assert {family.encoder_parts for family in families.values()} == {("text_encoder",)}
+
+
+@pytest.mark.parametrize("kind", ["sd3", "sd3-no-t5", "flux", "flux2", "zimage"])
+def test_tokens_are_counted_as_the_model_does_without_its_weights(kind: Kind, tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / kind, kind=kind)
+    family: Any = load_family(folder, dtype=torch.float32, device=CPU)
+    for weights in folder.rglob("*.safetensors"):
+        weights.unlink()
+    count = token_counter(folder)
+    for prompt in ("", "a cat", "ÄÖ 言葉 🎨", "word " * 100):
+        assert count(prompt) == family.tokenize(prompt).count, prompt
 
 
 def test_a_size_that_cuts_a_token_is_refused(families: dict[str, Any]) -> None:

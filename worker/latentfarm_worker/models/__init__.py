@@ -52,13 +52,17 @@ def load_family(
     checkpoint = open_checkpoint(source, cache=cache)
     if loaded:
         checkpoint = cast("Checkpoint", PartlyLoaded(checkpoint, loaded))
+    return _family_of(checkpoint).load(checkpoint, dtype=dtype, device=device, memory=memory)
+
+
+def _family_of(checkpoint: Checkpoint) -> type[PipelineModel]:
     kind = checkpoint.index.get("_class_name")
     if kind not in FAMILIES:
         raise ModelError(
-            f"{source}: model_index.json names the pipeline {kind!r}; latentfarm renders "
+            f"{checkpoint.name}: model_index.json names the pipeline {kind!r}; latentfarm renders "
             f"{', '.join(FAMILIES)}: use a model saved by one of these"
         )
-    return FAMILIES[kind].load(checkpoint, dtype=dtype, device=device, memory=memory)
+    return FAMILIES[kind]
 
 
 def token_counter(source: str | Path) -> Callable[[str], int]:
@@ -68,14 +72,11 @@ def token_counter(source: str | Path) -> Callable[[str], int]:
         source: the model, a diffusers folder, a hub id or the name of a bundled one [default: mini].
 
     Raises:
-        ModelError: the model does not exist, or has no CLIP tokenizer.
+        ModelError: the model does not exist, its pipeline is not supported, or its tokenizer cannot be loaded.
 
     """
-    from transformers import CLIPTokenizer
-
     checkpoint = open_checkpoint(locate(source))
     try:
-        tokenizer = checkpoint.load_tokenizer("tokenizer", CLIPTokenizer)
+        return _family_of(checkpoint).token_counter(checkpoint)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: its tokenizer cannot be loaded: {error}") from error
-    return lambda prompt: len(tokenizer([prompt], truncation=False, verbose=False).input_ids[0])

@@ -6,16 +6,17 @@ It loads all models of diffusers' Flux2KleinPipeline, and edits no images. The e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.noise_schedule import NoiseSchedule, even_sigmas
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
-from latentfarm_worker.text_encoders.qwen3 import Qwen3Encoder
+from latentfarm_worker.text_encoders.qwen3 import ChatTokenizer, Qwen3Encoder
 from latentfarm_worker.text_encoders.unweighted import unweighted
 
 #: the layers that the pipeline reads, of a Qwen3 with 36
@@ -44,6 +45,11 @@ class Flux2Klein(PipelineModel):
             parts["tokenizer"], encoder, layers=text_layers(encoder.config.num_hidden_layers), thinking=False
         )
         self.max_prompt_tokens = self.text_encoder.length
+
+    @classmethod
+    def token_counter(cls, checkpoint: Checkpoint) -> Callable[[str], int]:
+        """Return a function that counts a prompt's tokens, those of the chat template included."""
+        return ChatTokenizer(cls._load_tokenizer(checkpoint, "tokenizer"), thinking=False).count
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return a prompt's tokens, those of the chat template included.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Self
 
@@ -219,6 +219,22 @@ class PipelineModel(ABC):
     # -- loading ---------------------------------------------------------------------------------------------
 
     @classmethod
+    def token_counter(cls, checkpoint: Checkpoint) -> Callable[[str], int]:
+        """Return a function that counts a prompt's tokens, start and end included, without loading a module.
+
+        It counts for the last text encoder, which reads the most.
+        """
+        *_, part = cls._present(checkpoint, cls.tokenizers)
+        tokenizer = cls._load_tokenizer(checkpoint, part)
+        return lambda prompt: len(tokenizer([prompt], truncation=False, verbose=False).input_ids[0])
+
+    @classmethod
+    def _load_tokenizer(cls, checkpoint: Checkpoint, part: str) -> Any:
+        import transformers
+
+        return checkpoint.load_tokenizer(part, getattr(transformers, cls.tokenizers[part]))
+
+    @classmethod
     def _present(cls, checkpoint: Checkpoint, parts: Mapping[str, str]) -> list[str]:
         return [part for part in parts if part not in cls.optional or checkpoint.has(part)]
 
@@ -247,10 +263,7 @@ class PipelineModel(ABC):
         models["vae"].to(device).to(memory_format=torch.channels_last)
         encoders = cls._present(checkpoint, cls.encoders)
         placement = memory.place_text_encoders([models[part] for part in encoders], device)
-        tokenizers = {
-            part: checkpoint.load_tokenizer(part, getattr(transformers, cls.tokenizers[part]))
-            for part in cls._present(checkpoint, cls.tokenizers)
-        }
+        tokenizers = {part: cls._load_tokenizer(checkpoint, part) for part in cls._present(checkpoint, cls.tokenizers)}
         return {
             **models,
             **tokenizers,

@@ -7,7 +7,7 @@ tensors of a fixed shape, in which each row has a mask of its own: a row's numbe
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -15,11 +15,12 @@ from torch._dynamo.decorators import maybe_mark_dynamic
 from torch.nn.functional import pad
 
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.noise_schedule import NoiseSchedule, shift_by_tokens
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
-from latentfarm_worker.text_encoders.qwen3 import Qwen3Encoder
+from latentfarm_worker.text_encoders.qwen3 import ChatTokenizer, Qwen3Encoder
 from latentfarm_worker.text_encoders.unweighted import unweighted
 
 #: tokens: those of an image and of a caption are each padded to a multiple of it
@@ -49,6 +50,11 @@ class ZImage(PipelineModel):
         self.max_prompt_tokens = self.text_encoder.length
         # its table moves to the device at the first call, which waits for it
         self.denoising_model.rope_embedder(torch.zeros(1, 3, dtype=torch.int64, device=self.device))
+
+    @classmethod
+    def token_counter(cls, checkpoint: Checkpoint) -> Callable[[str], int]:
+        """Return a function that counts a prompt's tokens, those of the chat template included."""
+        return ChatTokenizer(cls._load_tokenizer(checkpoint, "tokenizer"), thinking=True).count
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return a prompt's tokens, those of the chat template included. Its class is their multiple of 32.

@@ -16,6 +16,36 @@ from latentfarm_worker.text_encoders.prompt import TokenizedPrompt
 MAX_TOKENS = 512
 
 
+class ChatTokenizer:
+    """A tokenizer that takes a prompt as the user's message of a chat. Thread-safe.
+
+    Args:
+        tokenizer: transformers' Qwen2Tokenizer, with a chat template.
+        thinking: whether the template leaves the model room to think before its answer.
+    """
+
+    def __init__(self, tokenizer: Any, *, thinking: bool) -> None:
+        self._tokenizer, self._thinking = tokenizer, thinking
+        # a fast tokenizer is not thread-safe
+        self._lock = Lock()
+
+    def ids(self, prompt: str) -> list[int]:
+        """Return all tokens of a prompt, those of the chat template included."""
+        with self._lock:
+            text = self._tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt}],
+                tokenize=False,
+                add_generation_prompt=True,
+                enable_thinking=self._thinking,
+            )
+            found = self._tokenizer([text], truncation=False, verbose=False)
+        return list(found.input_ids[0])
+
+    def count(self, prompt: str) -> int:
+        """Return the number of tokens of a prompt, those of the chat template included."""
+        return len(self.ids(prompt))
+
+
 class Qwen3Encoder:
     """One Qwen3 model (transformers' Qwen3Model) with its tokenizer. A prompt is the user's message of a chat.
 
@@ -38,25 +68,17 @@ class Qwen3Encoder:
             )
         if {*model.config.layer_types} != {"full_attention"}:
             raise ModelError("text_encoder: some layers have a sliding window; use the Qwen3 of the model's folder")
-        self.tokenizer, self.model = tokenizer, model
+        self.model = model
         self.layers = tuple(layers)
         #: tokens after which a prompt is cut
         self.length = min(MAX_TOKENS, int(tokenizer.model_max_length))
-        self._thinking, self._multiple = thinking, multiple
+        self._multiple = multiple
         self._pad = int(tokenizer.pad_token_id)
-        # a fast tokenizer is not thread-safe
-        self._lock = Lock()
+        self._tokenizer = ChatTokenizer(tokenizer, thinking=thinking)
 
     def tokenize(self, prompt: str) -> TokenizedPrompt:
         """Return a prompt's tokens, those of the chat template included. Thread-safe."""
-        with self._lock:
-            text = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}],
-                tokenize=False,
-                add_generation_prompt=True,
-                enable_thinking=self._thinking,
-            )
-            ids = self.tokenizer([text], truncation=False, verbose=False).input_ids[0]
+        ids = self._tokenizer.ids(prompt)
         kept = tuple(ids[: self.length])
         return TokenizedPrompt(
             ((),),
