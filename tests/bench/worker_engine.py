@@ -30,7 +30,7 @@ def make_engine(family: Family, *, micro_batch: int = 0, cuda_graphs: bool | Non
 
     ``micro_batch``, ``cuda_graphs``: [default: chosen or cached as a worker's].
     """
-    settings = Settings(micro_batch=micro_batch)
+    settings = Settings(micro_batch=micro_batch, embedding_cache_bytes=0)
     engine = build.make_engine(family, settings)
     if cuda_graphs is not None:
         engine = Engine(
