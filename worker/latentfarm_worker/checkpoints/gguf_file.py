@@ -59,6 +59,8 @@ def gguf_loader(path: Path) -> Callable[[str], Any]:
                 f"{path}: {name} has the quantization {tensor.tensor_type.name}, which the package gguf cannot read; "
                 "use another quantization of the model, such as Q8_0 or Q4_K"
             ) from error
+        except (ValueError, TypeError) as error:
+            raise ModelError(f"{path}: {name} is damaged ({error}); download it again") from error
         # a copy, because the file may be open for reading only
         return torch.from_numpy(numbers.copy()).reshape(shape).float()
 

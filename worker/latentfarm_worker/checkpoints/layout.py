@@ -149,7 +149,7 @@ def _reject(file: TensorFile) -> NoReturn:
     for pattern, kind, cure in _OTHERS:
         if any(re.search(pattern, name) for name in file.tensors):
             raise ModelError(f"{file.path}: is {kind}; {cure}")
-    names = ", ".join(name[:60] for name in sorted(file.tensors)[:2])
+    names = ", ".join(repr(name[:60]) for name in sorted(file.tensors)[:2])
     raise ModelError(
         f"{file.path}: is a model of no family that is known here: its tensors begin with {names}; {_READABLE}"
     )
