@@ -61,7 +61,8 @@ class SingleFileCheckpoint:
     def index(self) -> dict[str, Any]:
         """Return the content that ``model_index.json`` would have."""
         if self._folder is not None:
-            return self._folder.index
+            # where the base came from says nothing about the file
+            return {name: entry for name, entry in self._folder.index.items() if name != "_name_or_path"}
         family = self.layout.family
         settings = self._published("model_index") or {}
         return {"_class_name": PIPELINES[family], **settings}

@@ -12,6 +12,7 @@ import torch
 
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
+from latentfarm.model_source import parse_source
 from latentfarm.limits import MAX_TOKENS
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
@@ -83,7 +84,8 @@ class PipelineModel(ABC):
             index=parts["model_index"],
             denoiser=self.denoising_model.config,
             scheduler=self.scheduler_config,
-            name=name,
+            # of a single file, its name tells turbo models apart, not that of its base
+            name=parse_source(name).location,
         )
         self.latent_channels: int = self.denoising_model.config.in_channels
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
