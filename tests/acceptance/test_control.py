@@ -257,7 +257,9 @@ def test_truncated_prompts_are_reported_once_with_the_cure(settings: Settings, l
     farm, batch = on_unserved_model(settings, "long", 3)
     for lease in farm.ledger.lease("unserved", "test", 3, lease_s=60):
         farm.ledger.commit([(lease, {"key": "k", "prompt_truncated": lease.index > 0})])
-    cure = "2 prompts were truncated to 77 tokens; --prompt-syntax a1111 encodes longer ones"
+    cure = (
+        "2 prompts were truncated to what the model reads; with CLIP alone, --prompt-syntax a1111 encodes longer ones"
+    )
     assert latentfarm("wait", "long", settings=settings).stderr.splitlines()[-1] == cure
     assert latentfarm("watch", "long", settings=settings).stderr.splitlines() == [f"long: {cure}"]
     assert output(latentfarm("status", "long", settings=settings)).splitlines()[-1] == f"prompts  {cure}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from latentfarm.batch_status import BatchStatus
 from latentfarm.cli.output import format_duration
-from latentfarm.limits import MAX_TOKENS
 
 
 def format_progress(status: BatchStatus) -> str:
@@ -49,7 +48,7 @@ def format_truncations(status: BatchStatus) -> str:
     if not status.truncated:
         return ""
     prompts = "1 prompt was" if status.truncated == 1 else f"{status.truncated} prompts were"
-    return f"{prompts} truncated to {MAX_TOKENS} tokens; --prompt-syntax a1111 encodes longer ones"
+    return f"{prompts} truncated to what the model reads; with CLIP alone, --prompt-syntax a1111 encodes longer ones"
 
 
 def format_rate(status: BatchStatus) -> str:

@@ -55,3 +55,11 @@ def test_a_folder_above_the_model_does_not_make_it_turbo() -> None:
     found = recommend("ZImagePipeline", index={}, denoiser={}, scheduler={}, name="/turbo/models/z-image")
 
     assert found == Recommended(50, 5.0)
+
+
+def test_a_turbo_model_as_the_base_of_a_file_does_not_make_it_turbo() -> None:
+    source = "/models/sd3.5_large.safetensors,base=stabilityai/stable-diffusion-3.5-large-turbo"
+
+    found = recommend("StableDiffusion3Pipeline", index={}, denoiser=SD35_LARGE, scheduler={}, name=source)
+
+    assert found == Recommended(28, 3.5)

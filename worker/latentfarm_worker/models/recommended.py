@@ -38,7 +38,9 @@ def recommend(pipeline: str, *, index: _Config, denoiser: _Config, scheduler: _C
             only ``turbo`` in the name tells them apart.
 
     """
-    turbo = any("turbo" in Path(str(label)).name.lower() for label in (name, index.get("_name_or_path") or ""))
+    # options of a source follow a comma: its base may be another model
+    labels = (name.partition(",")[0], str(index.get("_name_or_path") or ""))
+    turbo = any("turbo" in Path(label).name.lower() for label in labels)
     match pipeline:
         case "StableDiffusion3Pipeline":
             return _stable_diffusion_3(denoiser, turbo=turbo)
