@@ -180,3 +180,13 @@ def _same(key: str, found: Any, published: Any) -> bool:
         if isinstance(found, list)
         else found == published
     )
+
+
+def test_a_turbo_model_is_told_by_its_file_s_name(tiny: Callable[[Kind], Path], tmp_path: Path) -> None:
+    folder = tiny("zimage")
+    turbo, plain = (
+        write_single_file(folder, tmp_path / f"{name}.safetensors", "z_image") for name in ("z_image_turbo", "z_image")
+    )
+    base = Path(shutil.copytree(folder, tmp_path / "Z-Image-Turbo"))
+    assert load(f"{turbo},base={folder}").recommended.steps == 8
+    assert load(f"{plain},base={base}").recommended.steps == 50

@@ -12,8 +12,8 @@ import torch
 
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
-from latentfarm.model_source import parse_source
 from latentfarm.limits import MAX_TOKENS
+from latentfarm.model_source import parse_source
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
 from latentfarm_worker.models.memory import Memory
