@@ -11,6 +11,8 @@ import torch
 from tests.support.engines import make, pixels, run
 from tests.support.tiny import Kind, make_tiny
 
+from latentfarm.settings import Settings
+from latentfarm_worker.build import make_engine
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.models import Memory, load_family
 from latentfarm_worker.text_encoders.embedding_files import EmbeddingFiles
@@ -213,3 +215,22 @@ def test_many_rows_with_few_prompts_encode_each_once_and_after_a_restart_none(
     without = Engine(family, slots=8)
     without.admit(jobs[7])
     assert pixels(run(without)[7]) == images[0][7], "the bytes are those of a fresh encoding"
+
+
+def test_a_worker_that_starts_again_reads_what_it_encoded_and_without_bytes_it_stores_nothing(tmp_path: Path) -> None:
+    folder = make_tiny(tmp_path / "model")
+    encoded = []
+    images = set()
+    for size in (2**20, 2**20, 0):
+        settings = Settings(slots=2, micro_batch=4, cache_dir=tmp_path / "cache", embedding_cache_bytes=size)
+        engine = make_engine(load(folder), settings)
+        # it has encoded the empty prompt
+        engine.warm_up()
+        engine.admit(make(0, prompt="a cat"))
+        images.add(pixels(run(engine)[0]))
+        encoded.append(engine._texts.encoded)
+        if engine._texts._files is not None:
+            engine._texts._files.flush()
+    assert encoded == [3, 0, 3], "the prompt, the empty negative prompt, and that of the warm-up"
+    assert len(images) == 1
+    assert len([*(tmp_path / "cache" / "embeddings").glob("*/*")]) == 3
