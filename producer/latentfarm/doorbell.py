@@ -6,6 +6,7 @@ Workers lease jobs from the ledger, so a lost, duplicated or late doorbell does 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from math import ceil
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -43,12 +44,12 @@ class _Doorbells(Celery):  # type: ignore[misc]
         return self.connection_for_write()
 
 
-def make_app(redis_url: str, *, model: str | None = None, remote_control: bool = False) -> Celery:
-    """Return the Celery app on the farm's Redis. With ``model``, its worker consumes that model's queue.
+def make_app(redis_url: str, *, model: str | Sequence[str] | None = None, remote_control: bool = False) -> Celery:
+    """Return the Celery app on the farm's Redis. With ``model``, its worker consumes the queue of each of these models.
 
     Args:
         redis_url: a URL of ``RedisAddress``.
-        model: the alias of the model.
+        model: the alias of the model, or the aliases of several.
         remote_control: workers answer Celery's own tools and send events to them. This needs more permissions.
 
     Raises:
@@ -57,6 +58,7 @@ def make_app(redis_url: str, *, model: str | None = None, remote_control: bool =
     # at each lost connection Celery announces a change of a later version, which concerns no doorbell
     warnings.filterwarnings("ignore", category=CPendingDeprecationWarning)
     address = RedisAddress.parse(redis_url) if redis_url else None
+    queues = [queue_name(each) for each in ([model] if isinstance(model, str) else model or ())]
     broker = _broker_of(address) if address else None
     app = _Doorbells("latentfarm", broker=broker, amqp=make_amqp(address), set_as_current=False)
     app.conf.update(
@@ -65,8 +67,8 @@ def make_app(redis_url: str, *, model: str | None = None, remote_control: bool =
         result_backend=None,
         task_ignore_result=True,
         task_acks_late=True,
-        task_default_queue=queue_name(model) if model else None,
-        task_queues=[Queue(queue_name(model))] if model else None,
+        task_default_queue=queues[0] if queues else None,
+        task_queues=[Queue(name) for name in queues] or None,
         worker_pool="threads",
         worker_concurrency=1,
         worker_prefetch_multiplier=1,

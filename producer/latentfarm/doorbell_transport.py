@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from queue import Empty
 from typing import Any
 
 import redis
@@ -39,6 +40,7 @@ class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
     do_restore = False
     # one list a queue: a Redis in cluster mode refuses a command on keys of several slots
     priority_steps = (0,)
+    _one_by_one = False
 
     def _get_pool(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's method
         """Connect as the ledger does: kombu reads fewer URLs than redis-py, and queries Sentinels in its own way."""
@@ -68,9 +70,24 @@ class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
 
         return Connection
 
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        if not self._one_by_one or not self.active_queues:
+            super()._brpop_start(timeout)
+            return
+        [queue] = self._queue_cycle.consume(1)
+        self._queue_cycle.rotate(queue)
+        self._in_poll = self.client.connection
+        self._brpop_sent_at = time.monotonic()
+        self.client.connection.send_command("BRPOP", queue, timeout or self.brpop_timeout)
+
     def _brpop_read(self, **options: Any) -> Any:
         with _translated(self.connection, pause_s=_PAUSE_S):
-            return super()._brpop_read(**options)
+            try:
+                return super()._brpop_read(**options)
+            except redis.exceptions.ClusterCrossSlotError:
+                # a Redis in cluster mode: from now on the queues of several models are asked in turn
+                self._one_by_one = True
+                raise Empty from None
 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         with _translated(self.connection, pause_s=_PAUSE_S):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from latentfarm.errors import InputError
 from latentfarm.model_source import is_location, parse_source
 from latentfarm.names import check_model_alias
-from latentfarm.settings import BUNDLED_MODELS, DEFAULT_MODEL
+from latentfarm.settings import BUNDLED_MODELS, DEFAULT_MODEL, Settings
 
 #: of a file name, taken off for an alias
 _FILE_SUFFIX = re.compile(r"\.(safetensors|gguf|ckpt|pt|bin)$")
+#: in LATENTFARM_MODELS
+_BETWEEN_MODELS = ";"
 _EXAMPLE = "CompVis/stable-diffusion-v1-4"
 
 
@@ -43,6 +46,45 @@ def parse_model(text: str) -> ModelSpec:
         f"model {text!r}: write {', '.join(BUNDLED_MODELS)}, a diffusers folder, a .safetensors or .gguf file, a hub "
         f"id such as {_EXAMPLE}, or ALIAS= and one of these"
     )
+
+
+def parse_models(texts: Iterable[str]) -> tuple[ModelSpec, ...]:
+    """Parse the models of one worker.
+
+    Raises:
+        InputError: a text is no model, or two have one alias.
+    """
+    specs = tuple(parse_model(text) for text in texts)
+    aliases = [spec.alias for spec in specs]
+    for alias in aliases:
+        if aliases.count(alias) > 1:
+            raise InputError(f"model {alias!r} is there twice; give each an alias of its own: ALIAS=SOURCE")
+    return specs
+
+
+def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
+    """Return the models that a worker with these settings serves; the first is asked for jobs first.
+
+    Raises:
+        InputError: ``LATENTFARM_MODELS`` has a text that is no model, or two models of one alias.
+    """
+    texts = [text.strip() for text in settings.models.split(_BETWEEN_MODELS)]
+    specs = parse_models(text for text in texts if text)
+    return specs or (ModelSpec(settings.model, settings.model_source),)
+
+
+def with_models(settings: Settings, specs: Sequence[ModelSpec]) -> Settings:
+    """Return the settings of a worker that serves these models.
+
+    Raises:
+        InputError: the text of a source has a semicolon, which separates models.
+    """
+    texts = [f"{spec.alias}={spec.source or DEFAULT_MODEL}" for spec in specs]
+    for text in texts:
+        if len(texts) > 1 and _BETWEEN_MODELS in text:
+            raise InputError(f"model {text!r}: a worker of several models takes no path with a semicolon; rename it")
+    several = f"{_BETWEEN_MODELS} ".join(texts) if len(texts) > 1 else ""
+    return settings.model_copy(update={"model": specs[0].alias, "model_source": specs[0].source, "models": several})
 
 
 def with_options(source: str, *, base: str = "", vae: str = "", variant: str = "", revision: str = "") -> str:

@@ -40,13 +40,35 @@ WorkerModel = Annotated[
         help="Alias, diffusers folder, hub id or ALIAS=SOURCE [env: LATENTFARM_MODEL]",
     ),
 ]
+WorkerModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model",
+        metavar="MODEL",
+        help="Alias, folder, file, hub id or ALIAS=SOURCE (repeatable) [env: LATENTFARM_MODEL, LATENTFARM_MODELS]",
+    ),
+]
+UpModels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", metavar="MODEL", help="Alias, folder, file, hub id or ALIAS=SOURCE (repeatable) [default: mini]"
+    ),
+]
 Dtype = Annotated[
     str | None,
     typer.Option(metavar="DTYPE", help="auto, float32, float16 or bfloat16 [default: auto]"),
 ]
 Quantization = Annotated[
     str | None,
-    typer.Option(metavar="KIND", help="fp8 or none [env: LATENTFARM_QUANTIZATION]"),
+    typer.Option(metavar="KIND", help="fp8, nf4 or none [env: LATENTFARM_QUANTIZATION]"),
+]
+TextEncoder = Annotated[
+    str | None,
+    typer.Option(
+        "--text-encoder",
+        metavar="PLACE",
+        help="auto, resident, offload or cpu [default: auto, by the device's memory] [env: LATENTFARM_TEXT_ENCODER]",
+    ),
 ]
 Slots = Annotated[
     int | None,
@@ -116,11 +138,30 @@ def check_quantization(quantization: str | None) -> str | None:
     return require_choice("--quantization", quantization, get_args(SettingsQuantization))
 
 
+def check_text_encoder(place: str | None) -> str | None:
+    """Return ``place``.
+
+    Raises:
+        InputError: it is unknown.
+    """
+    from latentfarm.settings import TextEncoder as SettingsTextEncoder
+
+    return None if place is None else require_choice("--text-encoder", place, get_args(SettingsTextEncoder))
+
+
 def with_model(settings: Settings, model: str | None) -> Settings:
     """Return the settings with the model of ``--model``; unchanged if the option was not given."""
-    if model is None:
-        return settings
-    from latentfarm.model_spec import parse_model
+    return with_models(settings, [] if model is None else [model])
 
-    spec = parse_model(model)
-    return settings.model_copy(update={"model": spec.alias, "model_source": spec.source})
+
+def with_models(settings: Settings, models: Sequence[str]) -> Settings:
+    """Return the settings with the models of each ``--model``; unchanged if the option was not given.
+
+    Raises:
+        InputError: one is no model, or two have one alias.
+    """
+    if not models:
+        return settings
+    from latentfarm import model_spec
+
+    return model_spec.with_models(settings, model_spec.parse_models(models))

@@ -174,7 +174,7 @@ def _farm_with_workers(spec: ModelSpec, count: int, *, dtype: str, slots: int) -
             require_worker_packages()
             # registered first, so that Ctrl-C between two starts stops the first one too
             cleanup.callback(stop_all, children, worker_exit_s(settings))
-            start_workers(settings, count, spec, folder=LOCAL_FOLDER / "logs", into=children, **arguments)
+            start_workers(settings, count, [spec], folder=LOCAL_FOLDER / "logs", into=children, **arguments)
             return children
 
         try:

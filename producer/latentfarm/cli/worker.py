@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
-from latentfarm.cli.options import check_dtype, check_quantization, with_model
+from latentfarm.cli.options import check_dtype, check_quantization, check_text_encoder, with_models
 from latentfarm.cli.output import echo_err
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm_folder import explain_outage
 from latentfarm.local.farm import LocalFarm, require_worker_packages, stop_on_signals, worker_command
 from latentfarm.local.http_server import LocalServer, has_server_packages, require_server_packages
-from latentfarm.model_spec import parse_model
+from latentfarm.model_spec import parse_models
 from latentfarm.monitoring.listen_address import parse_address
 from latentfarm.server.settings import ServerSettings
 from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
@@ -27,7 +27,7 @@ _DISK_POLL_S = 5.0
 
 def up(
     workers: options.Workers = 1,
-    model: options.RenderModel = DEFAULT_MODEL,
+    model: options.UpModels = None,
     dtype: options.Dtype = None,
     slots: options.Slots = None,
     address: Annotated[
@@ -48,7 +48,7 @@ def up(
 
     Example: `latentfarm up --workers 2`
     """
-    spec = parse_model(model)
+    models = parse_models(model or [DEFAULT_MODEL])
     checked = check_dtype(dtype)
     if workers:
         require_worker_packages()
@@ -59,11 +59,12 @@ def up(
     served = server is not False and has_server_packages()
     server_settings = ServerSettings.load(**({} if address is None else {"address": address}))
     with stop_on_signals() as stopped, LocalFarm(LOCAL_FOLDER) as farm:
-        farm.start_workers(workers, spec, dtype=checked, slots=slots or 0)
+        farm.start_workers(workers, models, dtype=checked, slots=slots or 0)
         http_server = farm.start_http_server(server_settings.address) if served else None
         echo_err(f"Redis   {farm.settings.redis_url}")
         echo_err(f"S3      {farm.settings.s3_endpoint_url}, bucket {farm.settings.bucket}")
-        echo_err(f"workers {workers}, model {spec.alias}; logs in {LOCAL_FOLDER / 'logs'}")
+        named = f"model{'s' if len(models) > 1 else ''} {', '.join(spec.alias for spec in models)}"
+        echo_err(f"workers {workers}, {named}; logs in {LOCAL_FOLDER / 'logs'}")
         if http_server is not None:
             echo_err(f"server  {_url_of(http_server, required='address' in server_settings.model_fields_set)}")
         echo_err("up; Ctrl-C stops everything")
@@ -106,7 +107,7 @@ def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
 
 
 def worker(
-    model: options.WorkerModel = None,
+    model: options.WorkerModels = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -114,6 +115,7 @@ def worker(
         ),
     ] = None,
     quantization: options.Quantization = None,
+    text_encoder: options.TextEncoder = None,
     slots: Annotated[
         int | None,
         typer.Option(
@@ -145,16 +147,17 @@ def worker(
     """Run a worker in the foreground, or one on each device. It loads the model and renders the farm's jobs.
 
     A supervisor restarts it if it dies or hangs. The first stop request (Ctrl-C or SIGTERM) lets it finish what it can
-    within the shutdown timeout. The second one releases all jobs and ends it at once.
+    within the shutdown timeout. The second one releases all jobs and ends it at once. Several models render in turns.
 
     Example: `latentfarm worker --model sd14=CompVis/stable-diffusion-v1-4`
     """
     settings = Settings.load().require()
     require_worker_packages()
-    settings = with_model(settings, model)
+    settings = with_models(settings, model or [])
     chosen = {
         "dtype": None if dtype is None else check_dtype(dtype),
         "quantization": check_quantization(quantization),
+        "text_encoder": check_text_encoder(text_encoder),
         "slots": slots,
         "compile": compiled,
         "deterministic": deterministic,

@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +20,7 @@ from latentfarm.local.http_server import LocalServer
 from latentfarm.local.process import ManagedProcess
 from latentfarm.local.redis_server import start_redis
 from latentfarm.local.s3_server import start_s3
-from latentfarm.model_spec import ModelSpec
+from latentfarm.model_spec import ModelSpec, with_models
 from latentfarm.monitoring import listen_address
 from latentfarm.settings import Settings
 
@@ -102,12 +102,12 @@ class LocalFarm:
                 self.require_servers()
                 time.sleep(_POLL_S)
 
-    def start_workers(self, count: int, model: ModelSpec, *, dtype: str, slots: int) -> None:
-        """Start workers for a model. They share the CPU cores."""
+    def start_workers(self, count: int, models: Sequence[ModelSpec], *, dtype: str, slots: int) -> None:
+        """Start workers, each for all these models. They share the CPU cores."""
         start_workers(
             self.settings,
             count,
-            model,
+            models,
             dtype=dtype,
             slots=slots,
             folder=self.folder / "logs",
@@ -135,7 +135,7 @@ class LocalFarm:
 def start_workers(
     settings: Settings,
     count: int,
-    model: ModelSpec,
+    models: Sequence[ModelSpec],
     *,
     dtype: str,
     slots: int,
@@ -147,7 +147,7 @@ def start_workers(
     Args:
         settings: How to reach the farm.
         count: Number of workers. They share the CPU cores.
-        model: What they serve.
+        models: What each of them serves.
         dtype: Floating-point type of the model.
         slots: Guided images that each denoises at once; 0: calibrated.
         folder: Folder of their log files.
@@ -155,11 +155,11 @@ def start_workers(
     """
     if count:
         require_worker_packages()
-    chosen: dict[str, object] = {"model": model.alias, "model_source": model.source, "dtype": dtype, "slots": slots}
+    chosen: dict[str, object] = {"dtype": dtype, "slots": slots}
     if settings.log_format == "auto":
         # people read these log files
         chosen["log_format"] = "text"
-    settings = settings.model_copy(update=chosen)
+    settings = with_models(settings, models).model_copy(update=chosen)
     threads = str(max(1, (os.cpu_count() or 1) // max(count, 1)))
     for place in range(count):
         name = f"worker-{len(into) + 1}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -106,6 +106,24 @@ def test_a_doorbell_rings_on_one_node(clustered: Ledger, nodes: list[str]) -> No
         connection.drain_events(timeout=10)
         heard[0].ack()
     assert clustered.redis.llen(queue_name("mini")) == 0
+
+
+def test_the_doorbells_of_several_models_ring_although_a_node_refuses_to_read_two_queues_at_once(
+    clustered: Ledger, nodes: list[str]
+) -> None:
+    app = make_app(nodes[0], model=("mini", "sd15"))
+    heard: list[Any] = []
+    with (
+        app.connection_for_read() as connection,
+        app.amqp.TaskConsumer(connection, on_message=heard.append) as consumer,
+    ):
+        consumer.qos(prefetch_count=0)
+        for model in ("sd15", "mini", "sd15"):
+            assert ring(clustered.redis, app, model, 4) == 1
+            while clustered.redis.llen(queue_name(model)):
+                with suppress(TimeoutError):
+                    connection.drain_events(timeout=10)
+    assert [message.delivery_info["routing_key"] for message in heard] == ["render.sd15", "render.mini", "render.sd15"]
 
 
 def test_the_check_passes_one_node_and_names_the_cure_for_several(clustered: Ledger, nodes: list[str]) -> None:

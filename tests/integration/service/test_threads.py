@@ -42,11 +42,13 @@ KINDS: list[Exception] = [
 OWN = [
     "encoder.encode",
     "encoder.provenance",
+    "family.noise_schedule",
     "family.row_conditioning",
     "family.tokenize",
 ]
 #: those in which the device works: after a second error of these in a row, the device is at fault
 DEVICE = [
+    "family.combine",
     "family.decode",
     "family.encode",
     "family.predict",

@@ -164,6 +164,10 @@ class DeviceBatch:
             if image.rows_computed != rows:
                 self._micro_batches = None
 
+    def forget_graphs(self) -> None:
+        """Capture CUDA graphs again: what they read is elsewhere now."""
+        self._run = self._make_run()
+
     def _make_run(self) -> Evaluate:
         """Return what evaluates the model and updates the latents of images."""
         family, state = self.family, self._state
@@ -196,4 +200,4 @@ class DeviceBatch:
             more = self._state.table.new_zeros((len(self._state.table), missing, TABLE_COLUMNS))
             self._state = self._state._replace(table=torch.cat([self._state.table, more], dim=1))
             # the old one, and its graphs, use the old table
-            self._run = self._make_run()
+            self.forget_graphs()

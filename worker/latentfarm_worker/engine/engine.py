@@ -75,8 +75,6 @@ class Engine:
         cuda_graphs: bool = False,
         embeddings: EmbeddingFiles | None = None,
     ) -> None:
-        if slots < 1:
-            raise ValueError(f"slots is {slots}; write 1 or more")
         self.family = family
         self.slots = slots
         self.micro_batch = checked_rows(micro_batch, slots=slots)
@@ -160,17 +158,18 @@ class Engine:
     # -- control ---------------------------------------------------------------------------------------------
 
     def warm_up(self) -> None:
-        """Render one throwaway two-step image and build the default sampling plan.
-
-        The first forward pass of a device, the compilation of a model, and the first probe of a scheduler take seconds.
-        Without this, the first job would wait for them.
-        """
+        """Render a throwaway image and build the default sampling plan: else the first job waits for both."""
         with suppress(JobError):
             # a model's own scheduler may have no plan; its jobs name another
             plan_for(self.family.scheduler_config, None, {}, DEFAULT_STEPS)
         self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2, scheduler="euler"))
         while self.busy:
             self.step()
+
+    def forget_graphs(self) -> None:
+        """Capture CUDA graphs again: the weights have moved."""
+        if self._batch is not None:
+            self._batch.forget_graphs()
 
     def admit(self, job: Job | ImageState) -> None:
         """Queue a job, prepared or not. It starts at the next ``step`` that has room for it.

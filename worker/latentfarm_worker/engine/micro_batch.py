@@ -89,8 +89,10 @@ def checked_rows(rows: int | None, *, slots: int) -> int:
     """Return the rows of a micro-batch at the native size [default: 8, or those of all slots if they are fewer].
 
     Raises:
-        ValueError: they are not an even number from 2.
+        ValueError: they are not an even number from 2, or there is no slot.
     """
+    if slots < 1:
+        raise ValueError(f"slots is {slots}; write 1 or more")
     rows = min(_ROWS, 2 * slots) if rows is None else rows
     if rows < 2 or rows % 2:
         raise ValueError(f"micro_batch is {rows}; write an even number from 2")

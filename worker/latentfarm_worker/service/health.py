@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from latentfarm_worker.service.render_loop import RenderLoop
+from latentfarm_worker.service.render_loops import RenderLoops
 from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.supervise.shared_state import SharedState
 from latentfarm_worker.supervise.watchdog import Watchdog
@@ -14,7 +15,7 @@ class Health:
     def __init__(self, state: SharedState, threads: Threads, *, stall_timeout_s: float) -> None:
         self._watchdog = Watchdog(state, stall_timeout_s)
         self._threads = threads
-        self.renderer: RenderLoop | None = None
+        self.renderer: RenderLoop | RenderLoops | None = None
 
     def live(self) -> str:
         """Return why the worker must be ended, or an empty text."""

@@ -26,7 +26,6 @@ LeaseEvent = Literal["taken", "lost", "returned"]
 Operation = Literal["lease", "renew", "put", "commit", "delete", "fail", "flush", "release", "heartbeat"]
 
 T = TypeVar("T")
-Value = TypeVar("Value", Outcome, LeaseEvent)
 
 STAGES = ("queue", "wait", "text", "denoise", "decode", "encode", "upload")
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -42,46 +41,35 @@ _SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100, 300, 1_000, 1
 
 
 class Metrics:
-    """The counters of one worker, in a registry of its own. Thread-safe."""
+    """The counters of one model of a worker. Thread-safe.
 
-    def __init__(self, model: str) -> None:
+    Args:
+        model: its alias, a label of each series.
+        instruments: those of another model of the worker, in whose registry these counters are [default: new ones].
+    """
+
+    def __init__(self, model: str, *, instruments: Instruments | None = None) -> None:
         self.model = model
-        self.registry = CollectorRegistry()
+        self.instruments = instruments = instruments or Instruments()
+        self.registry = instruments.registry
         self._started = time.monotonic()
         self._reported: dict[str, float] = {}
-        self._images = self._counters("images", "Jobs that ended on this worker, by outcome.", "outcome", _OUTCOMES)
-        self._leases = self._counters("leases", "Leases, by event.", "event", _LEASE_EVENTS)
-        self._retries = Counter(
-            "latentfarm_store_retries",
-            "Retries because Redis or the bucket was unavailable, by cause.",
-            ["model", "operation", "cause"],
-            registry=self.registry,
-        )
+        # all start at 0, so that the first event is visible as an increase
+        self._images = {outcome: instruments.images.labels(model, outcome) for outcome in _OUTCOMES}
+        self._leases = {event: instruments.leases.labels(model, event) for event in _LEASE_EVENTS}
+        self._retries = instruments.retries
         for operation in _OPERATIONS:
-            # the usual causes start at 0, so that the first event is visible; all pairs would be too many series
+            # the usual causes start at 0, too; all pairs would be too many series
             self._retries.labels(model, operation, "store" if operation in _STORE_OPERATIONS else "connection")
-        self._stages = Histogram(
-            "latentfarm_stage_seconds",
-            "Seconds that a committed image spent in each stage.",
-            ["model", "stage"],
-            buckets=_SECONDS,
-            registry=self.registry,
-        )
+        self._stages = instruments.stages
         for stage in STAGES:
             self._stages.labels(model, stage)
-        self._thread_errors = Counter(
-            "latentfarm_thread_errors",
-            "Unexpected exceptions, by the thread that went on after them.",
-            ["model", "thread"],
-            registry=self.registry,
-        )
-        self._busy_s = self._counter("device_busy_seconds", "Seconds in which the engine worked.")
-        self._steps = self._counter("steps", "Denoising steps of the engine's batch.")
-        self._bytes = self._counter("uploaded_bytes", "Bytes of the committed images.")
-        self._pixels = self._counter("pixels", "Pixels of the committed images.")
-        self._compute_cost = self._counter("compute_cost", "Pixels x steps x U-Net rows of the committed images.")
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
+        self._thread_errors = instruments.thread_errors
+        self._busy_s = instruments.busy_s.labels(model)
+        self._steps = instruments.steps.labels(model)
+        self._bytes = instruments.bytes.labels(model)
+        self._pixels = instruments.pixels.labels(model)
+        self._compute_cost = instruments.compute_cost.labels(model)
 
     def ended(self, outcome: Outcome) -> None:
         """Count a job that ended without an image."""
@@ -147,24 +135,51 @@ class Metrics:
     def watch(self, gauges: Mapping[str, tuple[str, Callable[[], float]]], info: Mapping[str, str]) -> None:
         """Register gauges, by name their help and a function that is called at each scrape, and the info labels."""
         for name, (text, read) in gauges.items():
-            gauge = Gauge(f"latentfarm_{name}", text, ["model"], registry=self.registry)
-            gauge.labels(self.model).set_function(read)
+            self.instruments.gauge(name, text, ["model"]).labels(self.model).set_function(read)
         labels = {**info, "model": self.model, "version": latentfarm.__version__}
-        Gauge(
-            "latentfarm_worker_info", "1, with facts about the worker as labels.", list(labels), registry=self.registry
-        ).labels(**labels).set(1)
+        text = "1, with facts about the worker as labels."
+        self.instruments.gauge("worker_info", text, list(labels)).labels(**labels).set(1)
 
     def watch_memory(self, bytes_by_kind: Callable[[], Mapping[str, int]]) -> None:
         """Report a device's memory at each scrape."""
         self.registry.register(_DeviceMemory(self.model, bytes_by_kind))
 
-    def _counters(self, name: str, text: str, label: str, values: Iterable[Value]) -> dict[Value, Counter]:
-        counter = Counter(f"latentfarm_{name}", text, ["model", label], registry=self.registry)
-        # all start at 0, so that the first event is visible as an increase
-        return {value: counter.labels(self.model, value) for value in values}
 
-    def _counter(self, name: str, text: str) -> Counter:
-        return Counter(f"latentfarm_{name}", text, ["model"], registry=self.registry).labels(self.model)
+class Instruments:
+    """What the models of a worker count with, in one registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.images = self._counter("images", "Jobs that ended on this worker, by outcome.", "outcome")
+        self.leases = self._counter("leases", "Leases, by event.", "event")
+        retries = "Retries because Redis or the bucket was unavailable, by cause."
+        self.retries = self._counter("store_retries", retries, "operation", "cause")
+        self.stages = Histogram(
+            "latentfarm_stage_seconds",
+            "Seconds that a committed image spent in each stage.",
+            ["model", "stage"],
+            buckets=_SECONDS,
+            registry=self.registry,
+        )
+        errors = "Unexpected exceptions, by the thread that went on after them."
+        self.thread_errors = self._counter("thread_errors", errors, "thread")
+        self.busy_s = self._counter("device_busy_seconds", "Seconds in which the engine worked.")
+        self.steps = self._counter("steps", "Denoising steps of the engine's batch.")
+        self.bytes = self._counter("uploaded_bytes", "Bytes of the committed images.")
+        self.pixels = self._counter("pixels", "Pixels of the committed images.")
+        self.compute_cost = self._counter("compute_cost", "Pixels x steps x U-Net rows of the committed images.")
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._gauges: dict[str, Gauge] = {}
+
+    def gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
+        """Return a gauge, a new one for a new name."""
+        if name not in self._gauges:
+            self._gauges[name] = Gauge(f"latentfarm_{name}", text, labels, registry=self.registry)
+        return self._gauges[name]
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"latentfarm_{name}", text, ["model", *labels], registry=self.registry)
 
 
 def _value(counter: Counter) -> float:

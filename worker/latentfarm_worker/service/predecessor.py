@@ -14,8 +14,8 @@ log = logging.getLogger(__name__)
 _PAUSE_S = 1.0
 
 
-def end_predecessor(ledger: Ledger, state: SharedState, name: str, *, patience_s: float = 0.0) -> None:
-    """End every lease that is held in this worker's name: jobs at risk as crashed, the others uncharged.
+def end_predecessor(ledger: Ledger, state: SharedState, *names: str, patience_s: float = 0.0) -> None:
+    """End every lease that is held in this worker's names: jobs at risk as crashed, the others uncharged.
 
     Call it before anything is leased, because it would end new leases too. It does nothing if no process died, or if
     it is unknown what that process was at; then the leases expire, which counts as a loss of each job.
@@ -23,7 +23,7 @@ def end_predecessor(ledger: Ledger, state: SharedState, name: str, *, patience_s
     Args:
         ledger: The ledger.
         state: The state in which the process left its jobs at risk.
-        name: The worker's name.
+        names: The worker's names: one for each of its models.
         patience_s: Seconds to wait for an unavailable Redis; the time of a lease, after which all have expired.
     """
     at_risk = state.at_risk()
@@ -32,7 +32,8 @@ def end_predecessor(ledger: Ledger, state: SharedState, name: str, *, patience_s
     deadline = time.monotonic() + patience_s
     while True:
         try:
-            released, crashed = ledger.end_worker(name, at_risk.leases)
+            ended = [ledger.end_worker(name, at_risk.leases) for name in names]
+            released, crashed = (sum(counts) for counts in zip(*ended, strict=True))
         except UnavailableError as error:
             log.warning("the leases of the process before this one are not ended yet: %s", error)
         except LatentfarmError:

@@ -11,7 +11,7 @@ import os
 import time
 from threading import Event
 
-from latentfarm_worker.service.render_loop import RenderLoop
+from latentfarm_worker.service.render_loops import RenderLoops
 from latentfarm_worker.service.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -22,14 +22,14 @@ _RELEASE_S = 1.0
 
 
 class Shutdown:
-    """End a render loop and its process within ``timeout_s`` seconds of ``begin``.
+    """End render loops and their process within ``timeout_s`` seconds of ``begin``.
 
     Normally the process is ended by its owner when ``render_all`` returns. ``os._exit`` ends it if that takes too
     long, if ``begin`` is called twice, or after ``begin_failed``.
     """
 
-    def __init__(self, render_loop: RenderLoop, *, threads: Threads, timeout_s: float) -> None:
-        self._render_loop = render_loop
+    def __init__(self, render_loops: RenderLoops, *, threads: Threads, timeout_s: float) -> None:
+        self._render_loops = render_loops
         self._timeout_s = timeout_s
         #: seconds from the release of all leases to the exit
         self._reserve_s = min(2 * _RELEASE_S, timeout_s / 5)
@@ -56,12 +56,12 @@ class Shutdown:
         self._begun.wait()
         deadline = self._drain_until = self._drain_until or time.monotonic() + self._timeout_s - self._reserve_s
         log.info("draining: leasing nothing more; jobs that end within %.0f s are finished", self._timeout_s)
-        self._render_loop.drain(deadline)
+        self._render_loops.drain(deadline)
         while time.monotonic() < deadline and not self._hurried.wait(_POLL_S):
-            self._render_loop.release_unfinishable()
-            if self._exit_code is not None and not self._render_loop.leases_held:
+            self._render_loops.release_unfinishable()
+            if self._exit_code is not None and not self._render_loops.leases_held:
                 break
-        self._render_loop.release_all()
+        self._render_loops.release_all()
         if self._hurried.is_set() or self._exit_code is not None:
             os._exit(self._exit_code or 0)
 

@@ -1,4 +1,4 @@
-"""The Celery app of a worker and its only task: a doorbell rang, so render until no job of the model is left."""
+"""The Celery app of a worker and its only task: a doorbell rang, so render until no job of its models is left."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from celery.signals import setup_logging, worker_init, worker_ready, worker_shut
 
 from latentfarm import doorbell
 from latentfarm.errors import LatentfarmError
+from latentfarm.model_spec import served_models
 from latentfarm.monitoring import logs
 from latentfarm.settings import Settings
 from latentfarm_worker.supervise.exit_codes import EXIT_UNAVAILABLE
@@ -24,7 +25,8 @@ from latentfarm_worker.supervise.shared_state import SharedState, from_environme
 log = logging.getLogger(__name__)
 
 settings = Settings.load()
-app = doorbell.make_app(settings.redis_url, model=settings.model, remote_control=settings.celery_remote_control)
+_aliases = [spec.alias for spec in served_models(settings)]
+app = doorbell.make_app(settings.redis_url, model=_aliases, remote_control=settings.celery_remote_control)
 
 #: as under ``nohup``; Celery handles it later
 _HANGUP_IS_IGNORED = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -62,8 +64,8 @@ app.Worker = app.subclass_with_self(CeleryWorker)
 
 @app.task(name=doorbell.TASK_NAME)  # type: ignore[untyped-decorator]
 def render() -> None:
-    """Render until the ledger has no more jobs of this worker's model."""
-    log.info("rendered %d", _worker.render_loop.render_all())
+    """Render until the ledger has no more jobs of this worker's models."""
+    log.info("rendered %d", _worker.render_loops.render_all())
 
 
 @setup_logging.connect  # type: ignore[untyped-decorator]

@@ -204,6 +204,12 @@ class Threads:
         self._started.append((name, failures))
         return failures
 
+    def with_metrics(self, metrics: Metrics) -> Threads:
+        """Return what starts further threads, whose exceptions ``metrics`` counts; all are reported together."""
+        others = Threads(metrics)
+        others._started = self._started
+        return others
+
     def problem(self) -> str:
         """Return which thread does not work and why, or an empty text."""
         for name, started in tuple(self._started):

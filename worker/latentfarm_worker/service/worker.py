@@ -1,4 +1,4 @@
-"""A worker process: the loaded model, the render loop and the threads around them, for the life of the process."""
+"""A worker process: its models, their render loops and the threads around them, for the life of the process."""
 
 from __future__ import annotations
 
@@ -6,33 +6,34 @@ import faulthandler
 import logging
 import os
 import signal
+from collections import Counter
 from contextlib import suppress
+from functools import partial
 from threading import Event
 
-import torch
 from celery import Celery
 
 from latentfarm import doorbell
 from latentfarm.errors import SchemaError, UnavailableError
 from latentfarm.ledger import Ledger
+from latentfarm.model_spec import served_models
 from latentfarm.monitoring.http_server import MetricsServer
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
 from latentfarm.webhooks.deliver import deliver_due
-from latentfarm_worker.build import load_model, make_engine
-from latentfarm_worker.calibration.cache import device_name
-from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.models.facts import facts_of
+from latentfarm_worker.build import load_model, make_engine, pick_device
+from latentfarm_worker.model_pool import ModelPool, weights_budget
 from latentfarm_worker.service.health import Health
 from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.maintenance import Maintenance
-from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.predecessor import end_predecessor
 from latentfarm_worker.service.render_loop import RenderLoop
+from latentfarm_worker.service.render_loops import RenderLoops
+from latentfarm_worker.service.served_model import ServedModel
 from latentfarm_worker.service.shutdown import Shutdown
 from latentfarm_worker.service.spot import InstanceMetadata, SpotWatch
-from latentfarm_worker.service.threads import Threads
+from latentfarm_worker.service.turns import Turn, Turns
 from latentfarm_worker.supervise.exit_codes import EXIT_RESTART
 from latentfarm_worker.supervise.shared_state import Phase, SharedState
 from latentfarm_worker.supervise.watchdog import POLL_S, Watchdog, exit_if_stalled
@@ -50,8 +51,46 @@ def _terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Worker(WorkerHooks):
-    """The render loop, its shutdown, and the threads for heartbeats, maintenance, webhooks and spot notices.
+class _ModelHooks(WorkerHooks):
+    """The callbacks of one model's render loop to its worker."""
+
+    def __init__(self, worker: Worker, model: str) -> None:
+        super().__init__(worker.state)
+        self._worker = worker
+        self._model = model
+
+    def notify_workers(self) -> None:
+        self._worker.notify_workers(self._model)
+
+    def on_device_lost(self) -> None:
+        self._worker.on_device_lost()
+
+    def on_urgent(self) -> None:
+        self._worker.announce_urgent(self._model)
+
+    def on_full_part(self) -> None:
+        self._worker.on_full_part()
+
+    def delete_objects(self, keys: list[str]) -> None:
+        self._worker.delete_objects(keys)
+
+    def before_step(self, turn: Turn | None) -> None:
+        self._worker.use_weights(self._model, turn)
+
+
+def _models_of(settings: Settings, name: str) -> list[ServedModel]:
+    """Return the models that a worker of this name serves; with one the name is its own."""
+    specs = served_models(settings)
+    models: list[ServedModel] = []
+    for spec in specs:
+        own = settings.model_copy(update={"model": spec.alias, "model_source": spec.source})
+        in_ledger = f"{name}.{spec.alias}" if len(specs) > 1 else name
+        models.append(ServedModel(own, in_ledger, beside=models[0] if models else None))
+    return models
+
+
+class Worker:
+    """The render loops of its models, their shutdown, and the threads for heartbeats, maintenance and webhooks.
 
     Args:
         settings: the settings of the farm and the worker.
@@ -61,29 +100,34 @@ class Worker(WorkerHooks):
         supervised: a supervisor watches for stalls; otherwise the process watches itself.
 
     Raises:
-        LatentfarmError: The settings, the bucket, the ledger or the model cannot be used.
+        LatentfarmError: The settings, the bucket, the ledger or a model cannot be used.
     """
 
     def __init__(self, settings: Settings, app: Celery, *, state: SharedState, name: str, supervised: bool) -> None:
         settings.require()
-        super().__init__(state)
         # a supervisor sends SIGUSR2 before it kills a stalled process; the handler prints all stacks and takes no lock
         faulthandler.register(signal.SIGUSR2, file=2, all_threads=True)
+        self.state = state
         self._settings = settings
         self._app = app
         self._name = name
         #: set by an interactive job
         self._urgent = Event()
-        self._metrics = Metrics(settings.model)
-        self.threads = Threads(self._metrics)
+        self._models = _models_of(settings, name)
+        self._metrics, self.threads = self._models[0].metrics, self._models[0].threads
+        self._turns = Turns([model.alias for model in self._models], turn_s=settings.model_turn_s)
+        #: None if one model is always on the device
+        self._pool: ModelPool | None = None
         self._health = Health(state, self.threads, stall_timeout_s=settings.stall_timeout_s)
         self._metrics_server = self._start_metrics_server()
         self._ledger = Ledger.connect(settings.redis_url)
         self._bucket = Bucket.connect(settings)
         self._check_stores()
-        self.render_loop = self._make_render_loop()
+        self._load_models()
+        self.render_loops = self._make_render_loops()
         # again, in case Redis was unavailable: before anything is leased in the same name
-        end_predecessor(self._ledger, state, name, patience_s=settings.lease_ttl_s)
+        names = [model.name for model in self._models]
+        end_predecessor(self._ledger, state, *names, patience_s=settings.lease_ttl_s)
         self._maintenance = Maintenance(
             ledger=self._ledger,
             bucket=self._bucket,
@@ -92,21 +136,19 @@ class Worker(WorkerHooks):
             interval_s=settings.housekeeping_interval_s,
             orphans_after_s=2 * settings.lease_ttl_s,
         )
-        self.shutdown = Shutdown(self.render_loop, threads=self.threads, timeout_s=settings.shutdown_timeout_s)
+        self.shutdown = Shutdown(self.render_loops, threads=self.threads, timeout_s=settings.shutdown_timeout_s)
         self._spot_watch = self._start_spot_watch()
-        interval_s = settings.housekeeping_interval_s
-        self._heartbeats = self.threads.loop("heartbeat", self._do_housekeeping, interval_s=interval_s)
-        # a doorbell is heard a second late at worst: kombu listens again when its event loop turns
-        self._interactive = self.threads.loop("interactive", self._render_urgent, interval_s=0)
-        # a thread of its own, because a slow endpoint would delay the heartbeats
-        self._webhooks = self.threads.loop("webhooks", self._send_webhooks, interval_s=interval_s)
-        if not supervised:
-            watchdog = Watchdog(state, settings.stall_timeout_s)
-            self.threads.loop("watchdog", lambda: exit_if_stalled(watchdog), interval_s=POLL_S)
+        self._start_threads(supervised=supervised)
         state.enter(Phase.IDLE)
-        self._health.renderer = self.render_loop
-        place = f"{self._info['device']}, {self._info['slots']} slots, process {os.getpid()}"
-        log.info("worker %s serves %s on %s", name, settings.model, place)
+        self._health.renderer = self.render_loops
+        slots = ", ".join(str(model.info["slots"]) for model in self._models)
+        place = f"{self._models[0].info['device']}, {slots} slots, process {os.getpid()}"
+        log.info("worker %s serves %s on %s", name, ", ".join(model.alias for model in self._models), place)
+
+    @property
+    def render_loop(self) -> RenderLoop:
+        """The render loop of the first model."""
+        return self._models[0].render_loop
 
     # -- start -----------------------------------------------------------------------------------------------
 
@@ -119,67 +161,51 @@ class Worker(WorkerHooks):
         check_bucket(self._bucket)
         with suppress(UnavailableError):
             # if Redis is unavailable now, the render loop waits for it
-            self._ledger.count_pending(self._settings.model)
-        end_predecessor(self._ledger, self.state, self._name)
+            self._ledger.count_pending(self._models[0].alias)
+        end_predecessor(self._ledger, self.state, *(model.name for model in self._models))
 
-    def _make_render_loop(self) -> RenderLoop:
-        settings = self._settings
-        family = load_model(settings)
-        engine = make_engine(family, settings)
-        engine.warm_up()
-        render_loop = RenderLoop(
-            ledger=self._ledger,
-            bucket=self._bucket,
-            engine=engine,
-            model=settings.model,
-            worker=self._name,
-            lease_ttl_s=settings.lease_ttl_s,
-            embed_metadata=settings.embed_metadata,
-            hooks=self,
-            metrics=self._metrics,
-            threads=self.threads,
-        )
-        self._info: dict[str, str | int] = {
-            "device": family.device.type,
-            "device_name": device_name(family.device),
-            "dtype": str(family.dtype).removeprefix("torch."),
-            "slots": engine.slots,
-            "facts": facts_of(family).model_dump_json(),
-        }
-        self._register_gauges(render_loop, engine)
-        return render_loop
+    def _load_models(self) -> None:
+        """Load every model once, so that one that cannot be used is an error at the start; the first one last."""
+        if len(self._models) > 1:
+            self._pool = ModelPool(weights_budget(pick_device(), self._settings.model_memory_gb))
+        for model in reversed(self._models):
+            if self._pool is None:
+                family = load_model(model.settings)
+            else:
+                family = self._pool.add(model.alias, partial(load_model, model.settings))
+            engine = make_engine(family, model.settings)
+            engine.warm_up()
+            model.take_engine(engine)
+            if self._pool is not None:
+                self._pool.when_leaving(model.alias, engine.forget_graphs)
+        self._models[0].watch_memory()
 
-    def _register_gauges(self, render_loop: RenderLoop, engine: Engine) -> None:
-        self._metrics.watch(
-            {
-                "slots": ("Guided images that fit the engine's batch.", lambda: engine.slots),
-                "slots_busy": ("Slots in use; an image without guidance uses half a slot.", lambda: engine.slots_taken),
-                "leases_held": ("Jobs that this worker has leased.", lambda: render_loop.leases_held),
-                "upload_backlog": ("Finished images that are not committed yet.", lambda: render_loop.backlog),
-                "ready": ("1 if the worker leases jobs.", lambda: not self._health.ready()),
-            },
-            {"worker": self._name, "device": str(self._info["device"]), "dtype": str(self._info["dtype"])},
-        )
-        device = engine.family.device
-        if device.type == "cuda":
-            self._metrics.watch_memory(
-                lambda: {
-                    "allocated": torch.cuda.memory_allocated(device),
-                    "reserved": torch.cuda.memory_reserved(device),
-                    "total": torch.cuda.get_device_properties(device).total_memory,
-                }
-            )
+    def _make_render_loops(self) -> RenderLoops:
+        for model in self._models:
+            hooks = _ModelHooks(self, model.alias)
+            model.start(self._ledger, self._bucket, hooks, ready=lambda: not self._health.ready())
+        return RenderLoops({model.alias: model.render_loop for model in self._models}, self._turns)
+
+    def _start_threads(self, *, supervised: bool) -> None:
+        interval_s = self._settings.housekeeping_interval_s
+        self._heartbeats = self.threads.loop("heartbeat", self._do_housekeeping, interval_s=interval_s)
+        # a doorbell is heard a second late at worst: kombu listens again when its event loop turns
+        self._interactive = self.threads.loop("interactive", self._render_urgent, interval_s=0)
+        # a thread of its own, because a slow endpoint would delay the heartbeats
+        self._webhooks = self.threads.loop("webhooks", self._send_webhooks, interval_s=interval_s)
+        if not supervised:
+            watchdog = Watchdog(self.state, self._settings.stall_timeout_s)
+            self.threads.loop("watchdog", lambda: exit_if_stalled(watchdog), interval_s=POLL_S)
 
     def _start_spot_watch(self) -> SpotWatch | None:
         if self._settings.spot_provider != "aws":
             return None
         return SpotWatch(InstanceMetadata(self._settings.metadata_url), _terminate, threads=self.threads)
 
-    # -- hooks -----------------------------------------------------------------------------------------------
+    # -- what the render loops call --------------------------------------------------------------------------
 
-    def notify_workers(self) -> None:
-        """Ring for released jobs: the doorbells that announced them are used up."""
-        model = self._settings.model
+    def notify_workers(self, model: str) -> None:
+        """Ring for released jobs of a model: the doorbells that announced them are used up."""
         try:
             doorbell.ring(self._ledger.redis, self._app, model, self._ledger.count_pending(model))
         except UnavailableError as error:
@@ -190,11 +216,17 @@ class Worker(WorkerHooks):
 
     def on_device_lost(self) -> None:
         """End the process, so that the supervisor starts another; images that wait for the bucket are stored first."""
+        self.render_loops.abandon_device()
         self.shutdown.begin_failed(EXIT_RESTART)
 
     def on_urgent(self) -> None:
         """Render without a doorbell."""
         self._urgent.set()
+
+    def announce_urgent(self, model: str) -> None:
+        """Give a model the next turn: a client waits for a job of it."""
+        self._turns.on_urgent(model)
+        self.on_urgent()
 
     def on_full_part(self) -> None:
         """Store the part's results."""
@@ -204,20 +236,25 @@ class Worker(WorkerHooks):
         """Delete images of a batch that is deleted."""
         self._maintenance.delete(keys)
 
+    def use_weights(self, model: str, turn: Turn | None) -> None:
+        """Have a model's weights on the device."""
+        if self._pool is not None and turn is not None:
+            turn.extend(self._pool.use(model))
+
     # -- threads ---------------------------------------------------------------------------------------------
 
     def _heartbeat(self) -> None:
         """Report that the worker lives, and its new measurements."""
-        model = self._settings.model
-        about = {**self._info, "draining": int(self.render_loop.draining)}
-        try:
-            reply = self._metrics.report(
-                lambda measured: self._ledger.heartbeat(model, self._name, measured, about=about)
-            )
-        except UnavailableError as error:
-            self._metrics.retry("heartbeat", error)
-            raise
-        if reply.drain and not self.render_loop.draining:
+        drain = False
+        for model in self._models:
+            try:
+                reply = model.heartbeat(self._ledger)
+            except UnavailableError as error:
+                model.metrics.retry("heartbeat", error)
+                raise
+            self._turns.on_pending(model.alias, reply.pending)
+            drain = drain or reply.drain
+        if drain and not self.render_loops.draining:
             log.info("a drain is requested")
             _terminate()
 
@@ -249,7 +286,7 @@ class Worker(WorkerHooks):
         """Wait for an interactive job, and render all jobs. While a doorbell does so, this finds none left after it."""
         if self._urgent.wait(_IDLE_S):
             self._urgent.clear()
-            self.render_loop.render_all()
+            self.render_loops.render_all()
 
     def _send_webhooks(self) -> None:
         """Send the due webhooks of all batches."""
@@ -261,7 +298,7 @@ class Worker(WorkerHooks):
         """Lease no more, release unfinished jobs, store finished images, and sign off from the ledger."""
         if self._spot_watch is not None:
             self._spot_watch.close()
-        self.render_loop.close()
+        self.render_loops.close()
         self._interactive.stop()
         self._urgent.set()
         self._heartbeats.stop(_CLOSE_S)
@@ -270,10 +307,11 @@ class Worker(WorkerHooks):
         try:
             # report the images since the last heartbeat
             self._heartbeat()
-            self._ledger.sign_off(self._settings.model, self._name)
+            for model in self._models:
+                self._ledger.sign_off(model.alias, model.name)
         except UnavailableError as error:
             log.warning("could not sign off: %s", error)
-        images = self._metrics.images()
+        images = sum((Counter(model.metrics.images()) for model in self._models), start=Counter())
         # the images since the last scrape are in no time series, so they are logged
         summary = ", ".join(f"{count} {outcome}" for outcome, count in images.items())
         log.info("the worker ends: %s", summary, extra={"images": images})

@@ -166,7 +166,7 @@ def main(names: Sequence[str]) -> int:
     with TemporaryDirectory() as folder, LocalFarm(Path(folder)) as local, chromium() as browser:
         # beside two workers that render, a page has little of the processor
         expect.set_options(timeout=60_000)
-        local.start_workers(2, parse_model("mini"), dtype="auto", slots=0)
+        local.start_workers(2, [parse_model("mini")], dtype="auto", slots=0)
         url = local.start_http_server("127.0.0.1:0").wait_for_url()
         fill(Farm.open(local.settings))
         sizes = {shot.name: photograph(browser, url, shot) for shot in chosen}
