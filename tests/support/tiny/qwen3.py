@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-#: tokens of a prompt with its template; three classes of 32
-TOKENS = 96
+#: tokens of a prompt with its template; Z-Image pads them to 32, 64, 128 or 160
+TOKENS = 160
 _SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 #: Qwen3's for one message: without thinking, the answer begins with an empty thought
 _TEMPLATE = (

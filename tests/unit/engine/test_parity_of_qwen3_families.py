@@ -31,7 +31,7 @@ pytestmark = pytest.mark.unit
 
 BOUND = 1  # of 255, per channel
 KINDS: tuple[Kind, ...] = ("flux2", "flux2-distilled", "zimage", "zimage-dynamic")
-#: with the chat template they have 20 to 30, 33 to 64, 65 to 96 tokens, and more than are read
+#: with the chat template they have up to 32, 64 and 96 tokens, and more than are read
 PROMPTS = ("a cat", "a small painting of hills in the morning", "many words " * 5, "wörter, 言葉, 🎨 " * 9)
 SIZES = ((64, 64), (96, 64), (64, 128), (80, 112))
 EULER = (None, "flow_euler", "flow_euler-karras", "flow_euler-exponential", "flow_euler-beta")

@@ -97,7 +97,7 @@ def test_guidance_begins_where_the_pipelines_does(
 def test_prompts_of_an_image_are_padded_to_the_class_of_the_longer(families: dict[str, Any]) -> None:
     image = Engine(families["zimage"], slots=1).prepare(make(0, prompt="a cat", negative_prompt="word " * 12))
     assert [len(prompt.tokens.ids) <= 32 for prompt in image.prompts] == [True, False]
-    assert [prompt.tokens.ids_length for prompt in image.prompts] == [96, 96]
+    assert [prompt.tokens.ids_length for prompt in image.prompts] == [128, 128]
 
 
 @settings(max_examples=40, deadline=None)
@@ -132,7 +132,7 @@ def test_the_latents_of_klein_get_the_vaes_statistics_and_are_unpacked(
     assert torch.equal(family._unscaled(latents), wanted)
 
 
-lengths = st.lists(st.integers(1, 96), min_size=1, max_size=4)
+lengths = st.lists(st.integers(1, 128), min_size=1, max_size=4)
 
 
 @settings(max_examples=25, deadline=None)
@@ -143,7 +143,7 @@ def test_each_row_of_z_images_transformer_is_that_of_diffusers_alone(
     model = families["zimage"].denoising_model
     rows = len(lengths)
     latents, times = random(rows, 16, 2 * height, 2 * width), torch.linspace(0.05, 0.95, rows)
-    texts = torch.full((rows, 96, 32), rest)
+    texts = torch.full((rows, 128, 32), rest)
     for row, length in enumerate(lengths):
         texts[row, :length] = random(length, 32, seed=row)
     with torch.inference_mode():

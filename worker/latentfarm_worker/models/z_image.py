@@ -23,7 +23,7 @@ from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPro
 from latentfarm_worker.text_encoders.qwen3 import ChatTokenizer, Qwen3Encoder
 from latentfarm_worker.text_encoders.unweighted import unweighted
 
-#: tokens: those of an image and of a caption are each padded to a multiple of it
+#: tokens: the transformer pads those of an image, and of a caption, to a multiple of it with a token that it reads
 _MULTIPLE = 32
 #: the key of the transformer's layers for images, 2 x 2 latent pixels to a token
 _PATCH, _PATCH_KEY = 2, "2-1"
@@ -45,7 +45,7 @@ class ZImage(PipelineModel):
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
         self.text_encoder = Qwen3Encoder(
-            parts["tokenizer"], parts["text_encoder"], layers=(-2,), thinking=True, multiple=_MULTIPLE
+            parts["tokenizer"], parts["text_encoder"], layers=(-2,), thinking=True, shortest=_MULTIPLE
         )
         self.max_prompt_tokens = self.text_encoder.length
         # its table moves to the device at the first call, which waits for it
@@ -57,7 +57,9 @@ class ZImage(PipelineModel):
         return ChatTokenizer(cls._load_tokenizer(checkpoint, "tokenizer"), thinking=True).count
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
-        """Return a prompt's tokens, those of the chat template included. Its class is their multiple of 32.
+        """Return a prompt's tokens, those of the chat template included.
+
+        Its class is 32, 64, 128, 256 or 512 tokens.
 
         Raises:
             JobError: code ``prompt_too_complex``: a word has a weight, or there is a BREAK.

@@ -55,13 +55,14 @@ class Qwen3Encoder:
     Args:
         layers: the layers whose hidden states are concatenated; 0 are the embedded tokens.
         thinking: whether the chat template leaves the model room to think before its answer.
-        multiple: a prompt is padded to a multiple of so many tokens; 0: each to ``length``.
+        shortest: a prompt is padded to so many tokens, or to twice, four times as many, and so on. So there are few
+            classes, and images of many prompts share a step; 0: each prompt is padded to ``length``.
 
     Raises:
         ModelError: the tokenizer pads on the left or has no chat template, or some layers have a sliding window.
     """
 
-    def __init__(self, tokenizer: Any, model: Any, *, layers: Sequence[int], thinking: bool, multiple: int = 0) -> None:
+    def __init__(self, tokenizer: Any, model: Any, *, layers: Sequence[int], thinking: bool, shortest: int = 0) -> None:
         if tokenizer.padding_side != "right" or not tokenizer.chat_template:
             raise ModelError(
                 "tokenizer: it pads on the left or has no chat template; use the one of the model's folder"
@@ -72,7 +73,7 @@ class Qwen3Encoder:
         self.layers = tuple(layers)
         #: tokens after which a prompt is cut
         self.length = min(MAX_TOKENS, int(tokenizer.model_max_length))
-        self._multiple = multiple
+        self._shortest = shortest
         self._pad = int(tokenizer.pad_token_id)
         self._tokenizer = ChatTokenizer(tokenizer, thinking=thinking)
 
@@ -85,13 +86,13 @@ class Qwen3Encoder:
             count=len(ids),
             truncated=len(ids) > self.length,
             ids=kept,
-            ids_length=self._padded_length(kept) if self._multiple else 0,
+            ids_length=self._padded_length(kept) if self._shortest else 0,
         )
 
     def encode(self, prompt: TokenizedPrompt) -> torch.Tensor:
         """Return the hidden states of a prompt, (L, D x layers) in the model's dtype.
 
-        L is ``length``, or the prompt's own multiple: it is not padded to ``ids_length``.
+        L is that of the prompt's own class, which may be less than ``ids_length``.
         """
         length = self._padded_length(prompt.ids)
         ids = torch.tensor([*prompt.ids, *[self._pad] * (length - len(prompt.ids))])
@@ -108,4 +109,9 @@ class Qwen3Encoder:
         return states[0].to(self.model.dtype)
 
     def _padded_length(self, ids: tuple[int, ...]) -> int:
-        return -(-len(ids) // self._multiple) * self._multiple if self._multiple else self.length
+        if not self._shortest:
+            return self.length
+        length = self._shortest
+        while length < len(ids):
+            length *= 2
+        return min(length, -(-self.length // self._shortest) * self._shortest)
