@@ -81,7 +81,7 @@ _START_S = 60.0
 #: seconds between checks of the disk
 _CHECK_S = 2.0
 _ENDING_S = 0.2
-#: seconds between two looks for what a worker that loads its model will announce
+#: seconds between two queries for what a worker announces once its model is loaded
 _LOOK_S = 0.05
 
 

@@ -30,6 +30,7 @@ CASES: list[tuple[str, str, dict[str, Any], Recommended]] = [
     ("Flux2KleinPipeline", "FLUX.2-klein-base-4B", {"index": {"is_distilled": False}}, Recommended(50, 4.0)),
     ("ZImagePipeline", "Tongyi-MAI/Z-Image-Turbo", {}, Recommended(8, 0.0)),
     ("ZImagePipeline", "Tongyi-MAI/Z-Image", {}, Recommended(50, 5.0)),
+    ("ChromaPipeline", "Chroma1-HD", {}, Recommended(35, 5.0)),
     ("AnotherPipeline", "another", {}, Recommended(25, 7.5)),
 ]
 

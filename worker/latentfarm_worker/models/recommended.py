@@ -48,6 +48,8 @@ def recommend(pipeline: str, *, index: _Config, denoiser: _Config, scheduler: _C
             return _flux(denoiser)
         case "Flux2KleinPipeline":
             return Recommended(4, 1.0) if index.get("is_distilled") else Recommended(50, 4.0)
+        case "ChromaPipeline":
+            return Recommended(35, 5.0)
         case "ZImagePipeline":
             return Recommended(8, 0.0) if turbo else Recommended(50, 5.0)
         case "StableDiffusionPipeline" | "StableDiffusionXLPipeline":
