@@ -67,13 +67,13 @@ class Settings(BaseModel):
     """Gigabytes (10^9 bytes) of weights of several models that are on the device at once [default: 0, six tenths of
     the memory that is free at the start]."""
     dtype: Dtype = "auto"
-    """Floating-point type of the model [default: auto, float32 on a CPU and float16 on a GPU, bfloat16 with fp8]."""
+    """Floating-point type of the model [default: auto, float32 on a CPU and float16 on a GPU, bfloat16 if quantized]."""
     quantization: Quantization = "none"
     """``fp8``: the denoising model's blocks in FP8, faster on a GPU of compute capability 8.9 or more; ``nf4``: their
     weights in four bits, a quarter of the memory. Images change [default: none]."""
     text_encoder: TextEncoder = "auto"
     """``resident``: the text encoders stay on the device; ``offload``: they are there only while prompts are encoded;
-    ``cpu``: they compute on the host [default: auto, resident if a quarter of the device's memory stays free]."""
+    ``cpu``: they compute on the host [default: auto, the first of them for which the device has memory]."""
     text_encoder_quantization: TextEncoderQuantization = "none"
     """``nf4``: the weights of T5 and Qwen3 in four bits; images change [default: none]."""
     embedding_cache_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3

@@ -125,11 +125,12 @@ def test_a_prompt_that_breaks_the_encoder_is_found_among_the_waiting_images(tmp_
     assert done[4].error.code == "engine_error"
 
 
-def test_resident_is_chosen_where_a_quarter_of_the_memory_stays_free() -> None:
+def test_encoders_are_resident_where_a_quarter_of_the_memory_stays_free_and_moved_where_they_fit() -> None:
     gigabyte = 10**9
     # FLUX.1 in bfloat16, 24 GB of transformer, T5 and CLIP of 9.8 GB
     assert choose_placement(10 * gigabyte, free=56 * gigabyte, total=80 * gigabyte) == "resident"
     assert choose_placement(10 * gigabyte, free=16 * gigabyte, total=40 * gigabyte) == "offload"
+    assert choose_placement(10 * gigabyte, free=8 * gigabyte, total=32 * gigabyte) == "cpu"
     # SD 1.5 on 8 GB
     assert choose_placement(gigabyte // 4, free=6 * gigabyte, total=8 * gigabyte) == "resident"
 

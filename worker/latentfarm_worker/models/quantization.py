@@ -23,7 +23,7 @@ TEXT_QUANTIZATIONS = ("none", "nf4")
 _MULTIPLE = 16
 #: the U-Net's projections of the text, apart and fused: a small share of the work
 _OF_TEXT = ("attn2.to_k", "attn2.to_v", "attn2.to_kv")
-#: in names of layers that get one vector for each image, an embedded time: no work, but a fifth of FLUX.1's weights
+#: in names of layers that get one vector for each image, an embedded time: no work, but a quarter of FLUX.1's weights
 _MODULATION = ("norm", "adaln", "modulation")
 #: classes of blocks that diffusers does not name: those of SD3
 _OTHER_BLOCKS = ("JointTransformerBlock", "SD3SingleTransformerBlock")

@@ -15,19 +15,22 @@ from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 #: host, and computing there
 Placement = Literal["resident", "offload", "cpu"]
 
-#: share of a GPU's memory that must be left for the images beside resident encoders
-_FREE_SHARE = 0.25
+#: share of a GPU's memory that must be left for the images beside resident encoders, and for a moment beside moved ones
+_FREE_SHARE, _FREE_SHARE_WHILE_MOVED = 1 / 4, 1 / 16
 
 
 def choose_placement(encoder_bytes: int, *, free: int, total: int) -> Placement:
-    """Return ``resident`` if the encoders leave a quarter of a GPU's memory free, else ``offload``.
+    """Return ``resident`` if the encoders leave a quarter of a GPU's memory free, ``offload`` if a 16th, else ``cpu``.
 
     Args:
         encoder_bytes: bytes of all text encoders.
         free: bytes of device memory that are free once the other parts of the model are there.
         total: bytes of device memory.
     """
-    return "resident" if free - encoder_bytes >= _FREE_SHARE * total else "offload"
+    left = free - encoder_bytes
+    if left >= _FREE_SHARE * total:
+        return "resident"
+    return "offload" if left >= _FREE_SHARE_WHILE_MOVED * total else "cpu"
 
 
 def bytes_of(modules: Sequence[torch.nn.Module]) -> int:
