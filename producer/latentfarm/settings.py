@@ -67,7 +67,7 @@ class Settings(BaseModel):
     """Gigabytes (10^9 bytes) of weights of several models that are on the device at once [default: 0, six tenths of
     the memory that is free at the start]."""
     dtype: Dtype = "auto"
-    """Floating-point type of the model [default: auto, float32 on a CPU and float16 on a GPU, bfloat16 if quantized]."""
+    """Floating-point type of the model [default: auto, float32 on a CPU, float16 on a GPU, bfloat16 if quantized]."""
     quantization: Quantization = "none"
     """``fp8``: the denoising model's blocks in FP8, faster on a GPU of compute capability 8.9 or more; ``nf4``: their
     weights in four bits, a quarter of the memory. Images change [default: none]."""
