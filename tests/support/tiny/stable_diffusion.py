@@ -56,7 +56,7 @@ def _write_parts_of_sd(folder: Path, kind: str) -> dict[str, Any]:
     write_clip_tokenizer(folder / "tokenizer")
     clip_text_encoder("CLIPTextModel", _TEXT_WIDTH).save_pretrained(folder / "text_encoder")
     _unet(kind).save_pretrained(folder / "unet")
-    _vae(scaling_factor=0.18215).save_pretrained(folder / "vae")
+    vae(scaling_factor=0.18215).save_pretrained(folder / "vae")
     return {
         "_class_name": "StableDiffusionPipeline",
         "requires_safety_checker": False,
@@ -74,7 +74,7 @@ def _write_parts_of_sdxl(folder: Path) -> dict[str, Any]:
         folder / "text_encoder_2"
     )
     _unet_of_sdxl().save_pretrained(folder / "unet")
-    _vae(scaling_factor=0.13025).save_pretrained(folder / "vae")
+    vae(scaling_factor=0.13025).save_pretrained(folder / "vae")
     return {
         "_class_name": "StableDiffusionXLPipeline",
         "force_zeros_for_empty_prompt": True,
@@ -144,7 +144,8 @@ def _unet_of_sdxl() -> Any:
     )
 
 
-def _vae(*, scaling_factor: float) -> Any:
+def vae(*, scaling_factor: float) -> Any:
+    """Return a VAE of four channels."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
