@@ -42,6 +42,7 @@ SCHEDULES: Mapping[str, Mapping[str, object]] = MappingProxyType(
     }
 )
 _SIGMAS = ("karras", "exponential", "beta")
+_SIGMA_OPTIONS = tuple(key for name in _SIGMAS for key in SCHEDULES[name])
 _SPACINGS = ("trailing", "leading")
 _ALL = (*_SIGMAS, *_SPACINGS)
 
@@ -143,20 +144,29 @@ def is_flow(scheduler_config: Mapping[str, Any]) -> bool:
     return own in _FLOW_ONLY or scheduler_config.get("prediction_type") == "flow_prediction"
 
 
-def fit(spec: SchedulerSpec, scheduler_config: Mapping[str, Any]) -> SchedulerSpec:
+def fit(
+    spec: SchedulerSpec, scheduler_config: Mapping[str, Any], wanted: Mapping[str, object] = MappingProxyType({})
+) -> SchedulerSpec:
     """Return a scheduler with the options that a model needs, given the model's own scheduler config.
 
-    A solver of a flow-matching model gets the noise levels of flow matching, with the shift of the model's own.
+    ``wanted`` are a job's options, which override those returned.
+
+    A solver of a flow-matching model gets the noise levels of flow matching, with the shift of the model's own. Other
+    noise levels of the model's config, such as Karras's, are off where the scheduler has some: diffusers refuses two.
 
     Raises:
         InputError: the scheduler does not fit the model.
     """
     check_fit(spec, flow=is_flow(scheduler_config))
-    if not is_flow(scheduler_config) or spec.class_name not in _WITH_FLOW_SIGMAS:
+    flow: dict[str, object] = {}
+    if is_flow(scheduler_config) and spec.class_name in _WITH_FLOW_SIGMAS:
+        shift = scheduler_config.get("flow_shift", scheduler_config.get("shift", 1.0))
+        flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
+    options = {**flow, **spec.options}
+    if not any({**options, **wanted}.get(key) for key in ("use_flow_sigmas", *_SIGMA_OPTIONS)):
         return spec
-    shift = scheduler_config.get("flow_shift", scheduler_config.get("shift", 1.0))
-    flow = {"use_flow_sigmas": True, "prediction_type": "flow_prediction", "flow_shift": shift}
-    return SchedulerSpec(spec.class_name, {**flow, **spec.options})
+    off = {key: False for key in _SIGMA_OPTIONS if scheduler_config.get(key)}
+    return SchedulerSpec(spec.class_name, {**off, **options})
 
 
 def check_fit(spec: SchedulerSpec, *, flow: bool) -> None:

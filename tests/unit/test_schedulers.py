@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from latentfarm.job import Job
-from latentfarm.schedulers import CLASS_NAMES, SHORT_NAMES, write_out
+from latentfarm.schedulers import CLASS_NAMES, SHORT_NAMES, fit, resolve, write_out
 
 pytestmark = pytest.mark.unit
 
@@ -33,3 +33,14 @@ def test_what_is_written_out_is_a_job(name: str) -> None:
 @pytest.mark.parametrize("request_", [{}, {"scheduler": "DDIMScheduler"}, {"scheduler": "of a later version"}])
 def test_what_is_no_short_name_stays(request_: dict[str, Any]) -> None:
     assert write_out(request_) is request_
+
+
+def test_a_schedule_replaces_that_of_the_models_own_config_however_it_is_written() -> None:
+    own = {"_class_name": "FlowMatchEulerDiscreteScheduler", "use_beta_sigmas": True}
+    short = fit(resolve("flow_euler-karras"), own)
+    assert short.options["use_beta_sigmas"] is False
+    written_out = fit(resolve("FlowMatchEulerDiscreteScheduler"), own, {"use_karras_sigmas": True})
+    assert written_out.options == {"use_beta_sigmas": False}
+    assert fit(resolve("flow_euler"), own).options == {}
+    # a solver with the noise levels of flow matching has no others
+    assert fit(resolve("unipc"), own).options["use_beta_sigmas"] is False

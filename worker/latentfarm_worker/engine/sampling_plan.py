@@ -127,7 +127,7 @@ def plan_for(
     class_name, own = str(model_config["_class_name"]), {}
     if name is not None:
         try:
-            resolved = schedulers.fit(schedulers.resolve(name), model_config)
+            resolved = schedulers.fit(schedulers.resolve(name), model_config, options)
         except InputError as error:
             raise JobError("scheduler", str(error)) from None
         class_name, own = resolved.class_name, dict(resolved.options)
