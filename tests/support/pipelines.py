@@ -68,7 +68,7 @@ def _guidance(pipe: Any, wanted: Job) -> dict[str, Any]:
     """Return the arguments that mean a job's guidance, by the pipeline's class."""
     if type(pipe).__name__ == "Flux2KleinPipeline":
         return _guidance_of_klein(pipe, wanted)
-    if type(pipe).__name__ == "ZImagePipeline":
+    if type(pipe).__name__ in {"ZImagePipeline", "ChromaPipeline"}:
         length = {"max_sequence_length": pipe.tokenizer.model_max_length}
         return {**length, "guidance_scale": wanted.guidance_scale, "negative_prompt": wanted.negative_prompt}
     if type(pipe).__name__ != "FluxPipeline":

@@ -26,6 +26,7 @@ Kind = Literal[
     "sd3-no-t5",
     "flux",
     "schnell",
+    "chroma",
     "flux2",
     "flux2-distilled",
     "zimage",
@@ -37,6 +38,7 @@ _WRITERS: Mapping[str, Callable[[Path, str], None]] = {
     **dict.fromkeys(("sd1", "sd2", "sdxl"), stable_diffusion.write),
     **dict.fromkeys(("sd3", "sd3-no-t5"), sd3.write),
     **dict.fromkeys(("flux", "schnell"), flux.write),
+    "chroma": flux.write_chroma,
     **dict.fromkeys(("flux2", "flux2-distilled"), flux2.write),
     **dict.fromkeys(("zimage", "zimage-dynamic"), z_image.write),
 }
@@ -45,14 +47,14 @@ _WRITERS: Mapping[str, Callable[[Path, str], None]] = {
 def make_tiny(directory: Path, *, seed: int = 0, kind: Kind = "sd1") -> Path:
     """Write the model as a diffusers folder and return ``directory``. An existing model stays unchanged.
 
-    ``sd1`` predicts the noise (epsilon), with convolutional projections in the transformers; ``sd2`` predicts
-    the velocity, with linear projections and a number of heads for each level; ``sdxl`` has two text encoders of
-    different width and padding, and a U-Net conditioned on the projected text and sizes. ``sd3`` is a flow-matching
-    transformer with three text encoders; ``sd3-no-t5`` lacks the third. ``flux`` embeds its guidance, and its noise
-    schedule depends on the image's size; ``schnell`` does neither. ``flux2`` reads three layers of Qwen3, and its
-    schedule depends on size and steps; ``flux2-distilled`` takes no guidance. ``zimage`` reads as much of Qwen3 as a
-    prompt needs; the schedule of ``zimage-dynamic`` depends on the image's size. The bytes depend on ``seed`` and
-    ``kind`` only. Several processes may make the same folder at once.
+    ``sd1`` predicts the noise (epsilon), with convolutional projections in the transformers; ``sd2`` predicts the
+    velocity, with linear projections and a number of heads for each level; ``sdxl`` has two text encoders of different
+    width and padding, and a U-Net conditioned on the projected text and sizes. ``sd3`` is a flow-matching transformer
+    with three text encoders; ``sd3-no-t5`` lacks the third. ``flux`` embeds its guidance, and its noise schedule
+    depends on the image's size; ``schnell`` does neither, and ``chroma`` has T5 as its only text encoder. ``flux2``
+    reads three layers of Qwen3, and its schedule depends on size and steps; ``flux2-distilled`` takes no guidance.
+    ``zimage`` reads as much of Qwen3 as a prompt needs; the schedule of ``zimage-dynamic`` depends on the image's size.
+    The bytes depend on ``seed`` and ``kind`` only. Several processes may make the same folder at once.
     """
     directory = Path(directory)
     if (directory / "model_index.json").is_file():

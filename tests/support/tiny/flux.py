@@ -1,4 +1,4 @@
-"""Tiny FLUX.1 models: ``flux``, shaped as dev, and ``schnell``."""
+"""Tiny FLUX.1 models: ``flux``, shaped as dev, ``schnell``, and ``chroma``, which has T5 only."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ _SCHEDULES: dict[str, dict[str, Any]] = {
         "base_image_seq_len": 8,
         "max_image_seq_len": 64,
     },
+    "chroma": {"use_dynamic_shifting": False, "use_beta_sigmas": True},
     "schnell": {"use_dynamic_shifting": False, "shift": 1.0, "base_shift": 0.5, "max_shift": 1.15},
 }
 
@@ -64,4 +65,41 @@ def _transformer(*, guidance_embeds: bool) -> Any:
         pooled_projection_dim=_POOLED_WIDTH,
         guidance_embeds=guidance_embeds,
         axes_dims_rope=(4, 4, 8),
+    )
+
+
+def write_chroma(folder: Path, kind: str) -> None:
+    """Write a Chroma model."""
+    write_t5_tokenizer(folder / "tokenizer", length=_TEXT_LENGTH)
+    t5_encoder(_TEXT_WIDTH).save_pretrained(folder / "text_encoder")
+    transformer = _chroma_transformer()
+    sharpen(transformer, 2.0)
+    transformer.save_pretrained(folder / "transformer")
+    vae(scaling_factor=0.3611, shift_factor=0.1159, side=NATIVE).save_pretrained(folder / "vae")
+    parts = {
+        "feature_extractor": [None, None],
+        "image_encoder": [None, None],
+        "scheduler": write_scheduler(folder, "FlowMatchEulerDiscreteScheduler", _SCHEDULES[kind]),
+        "text_encoder": ["transformers", "T5EncoderModel"],
+        "tokenizer": ["transformers", "T5TokenizerFast"],
+        "transformer": ["diffusers", "ChromaTransformer2DModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    write_index(folder, "ChromaPipeline", parts)
+
+
+def _chroma_transformer() -> Any:
+    from diffusers import ChromaTransformer2DModel
+
+    return ChromaTransformer2DModel(
+        in_channels=64,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=_TEXT_WIDTH,
+        axes_dims_rope=(4, 4, 8),
+        approximator_num_channels=8,
+        approximator_hidden_dim=32,
+        approximator_layers=1,
     )

@@ -1,4 +1,4 @@
-"""Images of SD3 and FLUX.1 have the same bytes alone and in any company."""
+"""Images of SD3, FLUX.1 and Chroma have the same bytes alone and in any company."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Subject(NamedTuple):
     alone: list[bytes]
 
 
-@pytest.fixture(scope="module", params=["sd3", "flux", "schnell"])
+@pytest.fixture(scope="module", params=["sd3", "flux", "schnell", "chroma"])
 def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
     folder = make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param)
     family = load_family(folder, dtype=torch.float32, device=torch.device("cpu"))

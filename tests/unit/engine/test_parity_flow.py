@@ -1,4 +1,4 @@
-"""Jobs of SD3 and FLUX.1 mixed in one engine give the images of diffusers' pipelines, one at a time."""
+"""Jobs of SD3, FLUX.1 and Chroma mixed in one engine give the images of diffusers' pipelines, one at a time."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from latentfarm_worker.models.flux import pack
 pytestmark = pytest.mark.unit
 
 BOUND = 1  # of 255, per channel
-KINDS = ["sd3", "sd3-no-t5", "flux", "schnell"]
+KINDS = ["sd3", "sd3-no-t5", "flux", "schnell", "chroma"]
 SIZES = [(64, 64), (96, 64), (64, 128), (112, 80)]
 #: what all pipelines take: the model's own scheduler, its noise levels, and options of its class
 EULER: list[tuple[str | None, dict[str, Any]]] = [
@@ -43,12 +43,14 @@ EULER: list[tuple[str | None, dict[str, Any]]] = [
     ("flow_euler", {"use_dynamic_shifting": True, "time_shift_type": "linear", "shift_terminal": 0.1}),
 ]
 WITH_FLOW_SIGMAS = ["deis", "dpm++2m", "dpm++2s", "dpm++3m", "unipc"]
-#: FluxPipeline passes the shift of an image's size to each scheduler, and those without dynamic shifting refuse it
+#: the pipelines of FLUX.1 and Chroma pass the shift of an image's size to each scheduler, and most refuse it if they do
+#: not shift by it
 OTHERS = {
     "sd3": ["flow_heun", *WITH_FLOW_SIGMAS],
     "sd3-no-t5": [],
     "flux": WITH_FLOW_SIGMAS,
     "schnell": [],
+    "chroma": [],
 }
 #: a pipeline draws the noise of its steps from torch's own generator; here it gets that of the job's seed
 EULER_SDE = ("flow_euler", {"stochastic_sampling": True}, "scheduling_flow_match_euler_discrete")

@@ -76,6 +76,7 @@ def test_a_compiled_model_has_one_program_for_its_native_size_and_texts_of_any_l
     [
         ("sd3", ["JointTransformerBlock"]),
         ("flux", ["FluxTransformerBlock", "FluxSingleTransformerBlock"]),
+        ("chroma", ["ChromaTransformerBlock", "ChromaSingleTransformerBlock"]),
         ("flux2", ["Flux2TransformerBlock", "Flux2SingleTransformerBlock"]),
         ("zimage", ["ZImageTransformerBlock"]),
     ],

@@ -13,6 +13,7 @@ from latentfarm_worker.checkpoints import Checkpoint, open_checkpoint
 from latentfarm_worker.checkpoints.partly_loaded import PartlyLoaded
 from latentfarm_worker.mini import locate
 from latentfarm_worker.models.base import Family
+from latentfarm_worker.models.chroma import Chroma
 from latentfarm_worker.models.flux import Flux
 from latentfarm_worker.models.flux2 import Flux2Klein
 from latentfarm_worker.models.memory import Memory
@@ -27,7 +28,7 @@ __all__ = ["Family", "Memory", "load_family", "token_counter"]
 #: _class_name in model_index.json -> family
 FAMILIES: dict[str, type[PipelineModel]] = {
     family.pipeline: family
-    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Flux2Klein, ZImage)
+    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Chroma, Flux2Klein, ZImage)
 }
 
 

@@ -23,6 +23,9 @@ _BLOCKS = (
     # FLUX.1
     "FluxTransformerBlock",
     "FluxSingleTransformerBlock",
+    # Chroma
+    "ChromaTransformerBlock",
+    "ChromaSingleTransformerBlock",
     # FLUX.2
     "Flux2TransformerBlock",
     "Flux2SingleTransformerBlock",

@@ -18,8 +18,6 @@ from latentfarm_worker.text_encoders.t5 import T5Encoder, tokenize
 
 #: tokens of T5: FluxPipeline's default, and what schnell was trained with
 _TEXT_LENGTH, _SCHNELL_TEXT_LENGTH = 512, 256
-#: prompts in one forward pass of T5: so many tokens keep a GPU busy
-_TEXT_ROWS = 1
 
 
 class Flux(PipelineModel):
@@ -38,16 +36,17 @@ class Flux(PipelineModel):
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
         config = self.denoising_model.config
-        self.embeds_guidance = bool(config.guidance_embeds)
+        self.embeds_guidance = bool(config.get("guidance_embeds"))
         self.latent_channels = config.in_channels // self.patch_size**2
+        self._make_encoders(parts)
+        self.max_prompt_tokens = self.t5.length
+
+    def _make_encoders(self, parts: Mapping[str, Any]) -> None:
         self.clip = ClipEncoder(
             parts["tokenizer"], parts["text_encoder"], rows=self.encoder_rows, pooled="pooler_output"
         )
-        tokenizer = parts["tokenizer_2"]
         longest = _TEXT_LENGTH if self.embeds_guidance else _SCHNELL_TEXT_LENGTH
-        length = min(int(tokenizer.model_max_length), longest)
-        self.t5 = T5Encoder(tokenizer, parts["text_encoder_2"], rows=_TEXT_ROWS, length=length)
-        self.max_prompt_tokens = length
+        self.t5 = T5Encoder(parts["tokenizer_2"], parts["text_encoder_2"], longest=longest)
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
@@ -63,7 +62,7 @@ class Flux(PipelineModel):
         if not inputs == outputs == latents:
             raise ModelError(
                 f"{checkpoint.where('transformer')}: in_channels is {inputs}, out_channels {outputs}, and packed "
-                f"latents have {latents}: this is not a text-to-image model; use FLUX.1 dev or schnell"
+                f"latents have {latents}: this is not a text-to-image model; use the base model"
             )
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
@@ -102,14 +101,18 @@ class Flux(PipelineModel):
                 hidden_states=pack(latents.to(self.dtype)),
                 # in this dtype and order as the pipeline: half precision rounds the same
                 timestep=timesteps.to(self.dtype) / 1000,
-                guidance=conditioning.get("guidance"),
-                pooled_projections=conditioning["pooled_projections"],
                 encoder_hidden_states=states,
                 txt_ids=torch.zeros(states.shape[1], 3, dtype=self.dtype, device=self.device),
                 img_ids=_positions(height, width, self.device).to(self.dtype),
                 return_dict=False,
+                **self._inputs(conditioning, tokens=height * width),
             )[0]
         return unpack(output, height, width).float()
+
+    def _inputs(self, conditioning: Tensors, *, tokens: int) -> dict[str, torch.Tensor | None]:
+        """Return the transformer's inputs beside latents, timesteps and hidden states, for an image of ``tokens``."""
+        del tokens
+        return {"guidance": conditioning.get("guidance"), "pooled_projections": conditioning["pooled_projections"]}
 
 
 def pack(latents: torch.Tensor) -> torch.Tensor:

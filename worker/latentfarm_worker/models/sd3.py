@@ -19,8 +19,6 @@ from latentfarm_worker.text_encoders.t5 import T5Encoder, tokenize
 
 #: tokens of T5, the default of StableDiffusion3Pipeline
 _TEXT_LENGTH = 256
-#: prompts in one forward pass of T5: so many tokens keep a GPU busy
-_TEXT_ROWS = 1
 
 
 class StableDiffusion3(PipelineModel):
@@ -48,10 +46,8 @@ class StableDiffusion3(PipelineModel):
         )
         self.t5: T5Encoder | None = None
         if "text_encoder_3" in self.encoder_parts:
-            tokenizer = parts["tokenizer_3"]
-            length = min(int(tokenizer.model_max_length), _TEXT_LENGTH)
-            self.t5 = T5Encoder(tokenizer, parts["text_encoder_3"], rows=_TEXT_ROWS, length=length)
-            self.max_prompt_tokens = length
+            self.t5 = T5Encoder(parts["tokenizer_3"], parts["text_encoder_3"], longest=_TEXT_LENGTH)
+            self.max_prompt_tokens = self.t5.length
         self.max_clip_skip = min(encoder.max_clip_skip for encoder in self.clip)
         first, second = (encoder.tokenizer.get_vocab() for encoder in self.clip)
         if first != second:
