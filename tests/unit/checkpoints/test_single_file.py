@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from tests.support.engines import make, render_alone
 from tests.support.original_layouts import single_file_tensors, write_single_file
@@ -16,6 +18,7 @@ from tests.support.tiny import Kind, make_tiny
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints import open_checkpoint
+from latentfarm_worker.checkpoints.clip_vocabulary import make_tokenizer
 from latentfarm_worker.models import Family, load_family
 
 pytestmark = pytest.mark.unit
@@ -126,6 +129,50 @@ def test_a_base_with_tokenizers_only_is_enough_for_a_whole_file(tiny: Callable[[
     # tiny norms have 8 groups where published models have 32
     with pytest.raises((ModelError, ValueError), match=r"group|divisible"):
         load(f"{file},base={base}")
+
+
+def write_with_published_entries(folder: Path) -> Path:
+    """Write a small model whose configs differ from Stable Diffusion 1.5's in their sizes only."""
+    make_tiny(folder, kind="sd1")
+    torch.manual_seed(0)
+    text = transformers.CLIPTextConfig(
+        vocab_size=49408,
+        hidden_size=48,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=12,
+        hidden_act="quick_gelu",
+        projection_dim=768,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
+    transformers.CLIPTextModel(text).save_pretrained(folder / "text_encoder")
+    diffusers.UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=48,
+        attention_head_dim=8,
+    ).save_pretrained(folder / "unet")
+    diffusers.AutoencoderKL(
+        block_out_channels=(32, 32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=64,
+    ).save_pretrained(folder / "vae")
+    make_tokenizer(transformers.CLIPTokenizer).save_pretrained(folder / "tokenizer")
+    return folder
+
+
+def test_a_file_with_clips_published_vocabulary_needs_no_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+    folder = write_with_published_entries(tmp_path / "folder")
+    (tmp_path / "alone").mkdir()
+    file = write_single_file(folder, tmp_path / "alone" / "model.safetensors", "sd1")
+    job = make(0, prompt="a photo of a cat", width=64, height=64, num_inference_steps=2)
+    assert render_alone(load(file), job) == render_alone(load(folder), job)
 
 
 def test_a_file_says_that_it_predicts_the_velocity(tiny: Callable[[Kind], Path], tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 from latentfarm_worker.checkpoints.licence import licence_of_folder
-from latentfarm_worker.checkpoints.tensor_file import PICKLES, read_tensor_file
+from latentfarm_worker.checkpoints.tensor_file import PICKLES, TensorInfo, read_tensor_file
 
 if TYPE_CHECKING:
     import torch
@@ -81,6 +81,18 @@ class FolderCheckpoint:
             ModelError: there are none.
         """
         return weight_files(self.folder / part, self.variant)
+
+    def tensors(self, part: str) -> list[TensorInfo]:
+        """Return what the headers of a part's files say about its tensors.
+
+        Raises:
+            ModelError: the weights are missing or damaged.
+        """
+        return [tensor for path in self.files(part) for tensor in read_tensor_file(path).tensors.values()]
+
+    def place(self, part: str) -> Path:
+        """Return the folder of a part's weights."""
+        return self.folder / part
 
     def load_model(self, part: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
         """Load a part's module, of a diffusers or transformers class, on the CPU.

@@ -54,7 +54,7 @@ def snapshot(hub_id: str, *, revision: str = "", patterns: Sequence[str], local_
             tqdm_class=_progress_class(hub_id),
         )
 
-    return _path(hub_id, revision, get)
+    return _path(hub_id, revision, get, local_only=local_only)
 
 
 def cached(hub_id: str, *, revision: str = "") -> Path | None:
@@ -65,7 +65,7 @@ def cached(hub_id: str, *, revision: str = "") -> Path | None:
         return None
 
 
-def file(source: str, *, revision: str = "") -> Path:
+def file(source: str, *, revision: str = "", local_only: bool = False) -> Path:
     """Return a file of a repository, ``ORGANIZATION/REPOSITORY/PATH``, from the cache or downloaded.
 
     Raises:
@@ -78,23 +78,33 @@ def file(source: str, *, revision: str = "") -> Path:
     return _path(
         hub_id,
         revision,
-        lambda: hf_hub_download(hub_id, path, revision=revision or None, tqdm_class=_progress_class(path)),
+        lambda: hf_hub_download(
+            hub_id,
+            path,
+            revision=revision or None,
+            local_files_only=local_only,
+            tqdm_class=_progress_class(path),
+        ),
         file=path,
+        local_only=local_only,
     )
 
 
-def _path(hub_id: str, revision: str, get: Callable[[], Any], *, file: str = "") -> Path:
+def _path(hub_id: str, revision: str, get: Callable[[], Any], *, file: str = "", local_only: bool) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, HTTPError  # type: ignore[attr-defined]
 
     try:
         return Path(get())
     except (OSError, ValueError, HTTPError, EntryNotFoundError) as error:
         words = ["hf download", hub_id, *([file] if file else []), *(["--revision", revision] if revision else [])]
+        place = "/".join(filter(None, (hub_id, file)))
+        if local_only:
+            raise ModelError(f"{place}: not in the local hub cache; run `{' '.join(words)}` first") from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ModelError(
-            f"{'/'.join(filter(None, (hub_id, file)))}: not in the local hub cache, and the hub does not serve it "
-            f"({reason[:300]}); check the id, the network, HF_TOKEN and HF_HUB_OFFLINE; without a network, run "
-            f"`{' '.join(words)} --local-dir FOLDER` elsewhere and name the copied folder"
+            f"{place}: not in the local hub cache, and the hub does not serve it ({reason[:300]}); check the id, the "
+            f"network, HF_TOKEN and HF_HUB_OFFLINE; without a network, run `{' '.join(words)} --local-dir FOLDER` "
+            "elsewhere and name the copied folder"
         ) from error
 
 

@@ -34,11 +34,15 @@ def open_checkpoint(source: str | Path, *, cache: Path | None = None) -> Checkpo
     else:
         checkpoint = open_single_file(parsed, path, digests)
         checkpoint.require_base()
-    return OtherVae(checkpoint, _vae_path(parsed.vae), digests=digests) if parsed.vae else checkpoint
+    return OtherVae(checkpoint, vae_path(parsed.vae), digests=digests) if parsed.vae else checkpoint
 
 
-def open_single_file(source: ModelSource, path: Path, digests: DigestCache) -> SingleFileCheckpoint:
+def open_single_file(
+    source: ModelSource, path: Path, digests: DigestCache, *, local_only: bool = False
+) -> SingleFileCheckpoint:
     """Return a single file's checkpoint with its base: the one named, else one that is on this machine.
+
+    A base that is named is downloaded, unless ``local_only``.
 
     Raises:
         ModelError: the file is no model that can be read, or the base is not there, or is another model's.
@@ -47,12 +51,14 @@ def open_single_file(source: ModelSource, path: Path, digests: DigestCache) -> S
         raise ModelError(f"{source.location}: a single file has no variants; leave out --variant, or name another file")
     file = read_header(path)
     alone = SingleFileCheckpoint(file, name=str(source), base=None, digests=digests)
-    base = _base_path(source.base, alone) if source.base else _near_base(source, path, alone)
+    base = _base_path(source.base, alone, local_only=local_only) if source.base else _near_base(source, path, alone)
     return alone if base is None else SingleFileCheckpoint(file, name=str(source), base=base, digests=digests)
 
 
-def locate(source: ModelSource) -> Path:
+def locate(source: ModelSource, *, local_only: bool = False) -> Path:
     """Return the folder or file of a source; what is on the hub comes from the local cache or is downloaded.
+
+    If ``local_only``, nothing is downloaded.
 
     Raises:
         ModelError: there is no such folder, file or hub model.
@@ -67,13 +73,15 @@ def locate(source: ModelSource) -> Path:
             ".gguf file, or a hub id such as CompVis/stable-diffusion-v1-4"
         )
     if not is_id:
-        return hub.file(source.location, revision=source.revision)
-    folder = hub.snapshot(
-        source.location, revision=source.revision, patterns=(*hub.TEXTS, *hub.weight_patterns(source.variant))
-    )
-    if source.variant and _lacks_weights(folder):
+        return hub.file(source.location, revision=source.revision, local_only=local_only)
+
+    def get(*patterns: str) -> Path:
+        return hub.snapshot(source.location, revision=source.revision, patterns=patterns, local_only=local_only)
+
+    folder = get(*hub.TEXTS, *hub.weight_patterns(source.variant))
+    if source.variant and not local_only and _lacks_weights(folder):
         # diffusers too loads a part's plain weights where it has no others
-        folder = hub.snapshot(source.location, revision=source.revision, patterns=hub.weight_patterns(""))
+        folder = get(*hub.weight_patterns(""))
     return folder
 
 
@@ -82,7 +90,7 @@ def _lacks_weights(folder: Path) -> bool:
     return any(not list(part.glob("*.safetensors")) for part in configs)
 
 
-def _base_path(base: str, file: SingleFileCheckpoint) -> Path:
+def _base_path(base: str, file: SingleFileCheckpoint, *, local_only: bool) -> Path:
     path = Path(base)
     if path.is_dir():
         return path
@@ -94,7 +102,7 @@ def _base_path(base: str, file: SingleFileCheckpoint) -> Path:
         for pattern in hub.weight_patterns("")
         if pattern.startswith("*/")
     ]
-    return hub.snapshot(base, patterns=(*hub.TEXTS, *weights))
+    return hub.snapshot(base, patterns=(*hub.TEXTS, *weights), local_only=local_only)
 
 
 def _near_base(source: ModelSource, path: Path, file: SingleFileCheckpoint) -> Path | None:
@@ -108,13 +116,18 @@ def _near_base(source: ModelSource, path: Path, file: SingleFileCheckpoint) -> P
     return next((each for each in found if each is not None and (each / "tokenizer").is_dir()), None)
 
 
-def _vae_path(vae: str) -> Path:
+def vae_path(vae: str, *, local_only: bool = False) -> Path:
+    """Return the folder or file of a VAE, as ``locate`` does.
+
+    Raises:
+        ModelError: there is none.
+    """
     path = Path(vae)
     if path.exists():
         return path
     if is_hub_id(vae):
         weights = (each for each in hub.weight_patterns("") if each.startswith(("vae/", "model", "diffusion")))
-        return hub.snapshot(vae, patterns=("config.json", "vae/*", *weights))
+        return hub.snapshot(vae, patterns=("config.json", "vae/*", *weights), local_only=local_only)
     if is_hub_file(vae):
-        return hub.file(vae)
+        return hub.file(vae, local_only=local_only)
     raise ModelError(f"{vae}: no such folder or file; name a VAE with --vae")

@@ -14,6 +14,7 @@ from latentfarm_worker.checkpoints.folder import read_json, weight_files
 from latentfarm_worker.checkpoints.headers import read_header
 from latentfarm_worker.checkpoints.layout import is_vae
 from latentfarm_worker.checkpoints.sizes import complete, vae
+from latentfarm_worker.checkpoints.tensor_file import TensorInfo
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,20 @@ class OtherVae:
     def config(self, part: str) -> dict[str, Any]:
         """Return the config of a part."""
         return dict(self._config) if part == "vae" else self.model.config(part)
+
+    def tensors(self, part: str) -> list[TensorInfo]:
+        """Return what the headers of the VAE's files say about its tensors.
+
+        Raises:
+            ModelError: the weights are missing or damaged.
+        """
+        del part
+        return [tensor for path in self._files() for tensor in read_header(path).tensors.values()]
+
+    def place(self, part: str) -> Path:
+        """Return the VAE's folder or file."""
+        del part
+        return self._path
 
     def load_model(self, part: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
         """Load a part's module, of a diffusers or transformers class, on the CPU.

@@ -20,6 +20,8 @@ PIPELINES: Mapping[str, str] = {
     "flux2": "Flux2KleinPipeline",
     "z_image": "ZImagePipeline",
 }
+#: all pipelines that workers render: those of the models above, and of folders only
+SERVED = frozenset({*PIPELINES.values(), "ChromaPipeline"})
 #: by family: the hub id whose tokenizers, configs and missing parts fit
 USUAL_BASES: Mapping[str, str] = {
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
@@ -114,4 +116,15 @@ CONFIGS: Mapping[str, Mapping[str, dict[str, Any]]] = {
         "transformer": {},
         "vae": {**_VAE_16, "scaling_factor": 0.3611, "shift_factor": 0.1159},
     },
+}
+
+#: tokens of CLIP's text encoders, OpenAI's and OpenCLIP's
+CLIP_VOCABULARY = 49_408
+#: by family and tokenizer, the token that fills a prompt; only of families all of whose tokenizers are CLIP's, or
+#: optional
+CLIP_PADDING: Mapping[str, Mapping[str, str]] = {
+    "sd1": {"tokenizer": "<|endoftext|>"},
+    "sd2": {"tokenizer": "!"},
+    "sdxl": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
+    "sd3": {"tokenizer": "<|endoftext|>", "tokenizer_2": "!"},
 }

@@ -12,15 +12,17 @@ from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 from latentfarm_worker.checkpoints.folder import FolderCheckpoint, read_json
 from latentfarm_worker.checkpoints.layout import FAMILY_NAMES, Layout, recognize
-from latentfarm_worker.checkpoints.published import CONFIGS, PIPELINES, USUAL_BASES
+from latentfarm_worker.checkpoints.published import CLIP_PADDING, CLIP_VOCABULARY, CONFIGS, PIPELINES, USUAL_BASES
 from latentfarm_worker.checkpoints.sizes import READERS, complete
-from latentfarm_worker.checkpoints.tensor_file import TensorFile
+from latentfarm_worker.checkpoints.tensor_file import TensorFile, TensorInfo
 
 if TYPE_CHECKING:
     import torch
 
 #: sizes of the denoising model that tell whether a base fits: those of its texts and latents
 _TELLING = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "cap_feat_dim", "in_channels")
+#: parts that a model may be without
+_OPTIONAL = frozenset({"text_encoder_3"})
 #: names of tensors with which fine-tuned XL models say that they predict the velocity, down to no signal at all
 _VELOCITY, _ZERO_SNR = "v_pred", "ztsnr"
 
@@ -97,6 +99,29 @@ class SingleFileCheckpoint:
             return {**config, **self._prediction()}
         return complete(config, self._sizes(part)) if part in self.layout.parts else config
 
+    def tensors(self, part: str) -> list[TensorInfo]:
+        """Return what the headers say about a part's tensors.
+
+        Raises:
+            ModelError: neither the file nor the base has the part.
+        """
+        if part in self.layout.parts:
+            prefix = self.layout.parts[part]
+            return [tensor for name, tensor in self.file.tensors.items() if name.startswith(prefix)]
+        return self._base_of(part).tensors(part)
+
+    def place(self, part: str) -> Path:
+        """Return the file or the base's folder with a part's weights.
+
+        Raises:
+            ModelError: neither has the part.
+        """
+        return self.file.path if part in self.layout.parts else self._base_of(part).place(part)
+
+    def required(self) -> list[str]:
+        """Return the parts that the base must have."""
+        return [part for part in self.layout.lacks if part not in _OPTIONAL]
+
     def load_model(self, part: str, kind: Any, dtype: torch.dtype) -> torch.nn.Module:
         """Load a part's module, of a diffusers or transformers class, on the CPU: from the file, else from the base.
 
@@ -104,9 +129,7 @@ class SingleFileCheckpoint:
             ModelError: neither has the part, or tensors are missing, or do not fit the config.
         """
         if part not in self.layout.parts:
-            if self._folder is None:
-                raise self._needs_base(f"the part {part}, which the file lacks")
-            return self._folder.load_model(part, kind, dtype)
+            return self._base_of(part).load_model(part, kind, dtype)
         from latentfarm_worker.checkpoints.assembly import build
         from latentfarm_worker.checkpoints.conversion import convert
         from latentfarm_worker.checkpoints.weights import read_weights
@@ -124,14 +147,18 @@ class SingleFileCheckpoint:
         return module
 
     def load_tokenizer(self, part: str, kind: Any) -> Any:
-        """Load a tokenizer of a transformers class from the base.
+        """Load a tokenizer of a transformers class from the base, or make one with CLIP's published vocabulary.
 
         Raises:
-            ModelError: there is no base, or it has no such tokenizer.
+            ModelError: there is no base, or it has no such tokenizer, and the vocabulary is another.
         """
-        if self.base is None or not (self.base / part).is_dir():
+        if self.base is not None and (self.base / part).is_dir():
+            return kind.from_pretrained(self.base, subfolder=part, local_files_only=True)
+        if not self._reads_published_vocabulary:
             raise self._needs_base(f"{part}/")
-        return kind.from_pretrained(self.base, subfolder=part, local_files_only=True)
+        from latentfarm_worker.checkpoints.clip_vocabulary import make_tokenizer
+
+        return make_tokenizer(kind, pad=CLIP_PADDING[self.layout.family][part])
 
     def require_base(self) -> None:
         """Check that there are tokenizers and all parts, before gigabytes are read.
@@ -139,12 +166,20 @@ class SingleFileCheckpoint:
         Raises:
             ModelError: something is missing.
         """
-        if self.base is None or not (self.base / "tokenizer").is_dir():
-            raise self._needs_base("its tokenizers")
-        optional = {"text_encoder_3"}
-        lacks = [part for part in self.layout.lacks if part not in optional]
-        if lacks and self._folder is None:
-            raise self._needs_base(f"the parts {', '.join(lacks)}, which the file lacks")
+        lacks = self.required() if self._folder is None else []
+        parts = f"the parts {', '.join(lacks)}, which it lacks" if lacks else ""
+        there = self.base is not None and (self.base / "tokenizer").is_dir()
+        if not (there or self._reads_published_vocabulary):
+            raise self._needs_base(" and ".join(filter(None, ("its tokenizers", parts))))
+        if lacks:
+            raise self._needs_base(parts)
+
+    @property
+    def _reads_published_vocabulary(self) -> bool:
+        """Whether all the tokenizers of the family have CLIP's vocabulary, and the file's text encoders too."""
+        encoders = [part for part in ("text_encoder", "text_encoder_2") if part in self.layout.parts]
+        sizes = [self._sizes(part).get("vocab_size") for part in encoders]
+        return self.layout.family in CLIP_PADDING and all(size == CLIP_VOCABULARY for size in sizes)
 
     def digest(self, parts: Iterable[str]) -> str:
         """Return the sha256 over the contents of the file and of the base's weights, as far as ``parts`` use them.
@@ -156,11 +191,14 @@ class SingleFileCheckpoint:
         for part in sorted(parts):
             if part in self.layout.parts:
                 digest.update(f"{part} {self.layout.parts[part]} {self._digests.sha256(self.file.path)}\n".encode())
-            elif self._folder is not None:
-                digest.update(f"{part} {self._folder.digest([part])}\n".encode())
             else:
-                raise self._needs_base(f"the part {part}, which the file lacks")
+                digest.update(f"{part} {self._base_of(part).digest([part])}\n".encode())
         return digest.hexdigest()
+
+    def _base_of(self, part: str) -> FolderCheckpoint:
+        if self._folder is None:
+            raise self._needs_base(f"the part {part}, which the file lacks")
+        return self._folder
 
     def _sizes(self, part: str) -> dict[str, Any]:
         """Return the sizes of a part by its tensors; nothing where they do not tell."""
