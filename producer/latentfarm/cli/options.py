@@ -30,14 +30,14 @@ NewBatch = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON")]
 RenderModel = Annotated[
-    str, typer.Option("--model", metavar="MODEL", help="Alias, diffusers folder, hub id or ALIAS=SOURCE")
+    str, typer.Option("--model", metavar="MODEL", help="Alias, folder, file, hub id or ALIAS=SOURCE")
 ]
 WorkerModel = Annotated[
     str | None,
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="Alias, diffusers folder, hub id or ALIAS=SOURCE [env: LATENTFARM_MODEL]",
+        help="Alias, folder, file, hub id or ALIAS=SOURCE [env: LATENTFARM_MODEL]",
     ),
 ]
 WorkerModels = Annotated[

@@ -30,7 +30,7 @@ HEADING = "Prompt options"
 Steps = Annotated[
     int | None,
     typer.Option(
-        "--num-inference-steps", metavar="N", help=f"Denoising steps [default: the model's own, mostly {DEFAULT_STEPS}]"
+        "--num-inference-steps", metavar="N", help=f"Denoising steps [default: the model's, or {DEFAULT_STEPS}]"
     ),
 ]
 Guidance = Annotated[
@@ -38,7 +38,7 @@ Guidance = Annotated[
     typer.Option(
         "--guidance-scale",
         metavar="SCALE",
-        help=f"Scale of classifier-free guidance [default: the model's own, mostly {DEFAULT_GUIDANCE}]",
+        help=f"Scale of classifier-free guidance [default: the model's, or {DEFAULT_GUIDANCE}]",
     ),
 ]
 GuidanceInterval = Annotated[

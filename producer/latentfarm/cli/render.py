@@ -10,6 +10,7 @@ from typing import Any
 
 from latentfarm.batch import Batch
 from latentfarm.cli import options
+from latentfarm.cli.model_options import Base, Revision, Vae, Variant, with_model_options
 from latentfarm.cli.options import check_dtype
 from latentfarm.cli.output import echo_err, echo_notes, print_json
 from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
@@ -34,6 +35,10 @@ def render(
     rows: Rows,
     batch: options.NewBatch = None,
     model: options.RenderModel = DEFAULT_MODEL,
+    base: Base = None,
+    vae: Vae = None,
+    variant: Variant = None,
+    revision: Revision = None,
     dtype: options.Dtype = None,
     slots: options.Slots = None,
     workers: options.Workers = 1,
@@ -48,7 +53,7 @@ def render(
 
     Example: `latentfarm render prompts.txt -o out --num-inference-steps 30`
     """
-    spec = parse_model(model)
+    [spec] = with_model_options([parse_model(model)], base=base, vae=vae, variant=variant, revision=revision)
     rules = SubmitOptions(priority=priority)
     # validated before any process starts, so that an invalid row or option is reported at once
     request = make_valid_request(

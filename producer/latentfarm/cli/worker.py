@@ -10,6 +10,14 @@ from typing import Annotated
 import typer
 
 from latentfarm.cli import options
+from latentfarm.cli.model_options import (
+    Base,
+    Revision,
+    Vae,
+    Variant,
+    with_model_options,
+    with_options_of_model,
+)
 from latentfarm.cli.options import check_dtype, check_quantization, check_text_encoder, with_models
 from latentfarm.cli.output import echo_err
 from latentfarm.errors import InputError, UnavailableError
@@ -28,6 +36,10 @@ _DISK_POLL_S = 5.0
 def up(
     workers: options.Workers = 1,
     model: options.UpModels = None,
+    base: Base = None,
+    vae: Vae = None,
+    variant: Variant = None,
+    revision: Revision = None,
     dtype: options.Dtype = None,
     slots: options.Slots = None,
     address: Annotated[
@@ -48,7 +60,9 @@ def up(
 
     Example: `latentfarm up --workers 2`
     """
-    models = parse_models(model or [DEFAULT_MODEL])
+    models = with_model_options(
+        parse_models(model or [DEFAULT_MODEL]), base=base, vae=vae, variant=variant, revision=revision
+    )
     checked = check_dtype(dtype)
     if workers:
         require_worker_packages()
@@ -108,6 +122,10 @@ def _watch(farm: LocalFarm, stopped: Callable[[float], bool]) -> None:
 
 def worker(
     model: options.WorkerModels = None,
+    base: Base = None,
+    vae: Vae = None,
+    variant: Variant = None,
+    revision: Revision = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -154,6 +172,7 @@ def worker(
     settings = Settings.load().require()
     require_worker_packages()
     settings = with_models(settings, model or [])
+    settings = with_options_of_model(settings, base=base, vae=vae, variant=variant, revision=revision)
     chosen = {
         "dtype": None if dtype is None else check_dtype(dtype),
         "quantization": check_quantization(quantization),
