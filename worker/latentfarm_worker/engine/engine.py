@@ -15,7 +15,7 @@ import torch
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
-from latentfarm.limits import DEFAULT_STEPS
+from latentfarm.schedulers import is_flow
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.admission import AdmissionQueue, BatchKey
 from latentfarm_worker.engine.decoder import Decoder
@@ -26,7 +26,6 @@ from latentfarm_worker.engine.micro_batch import checked_rows, rows_of_call
 from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.engine.preparation import prepare
 from latentfarm_worker.engine.previews import Previews
-from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.engine.slot_views import SlotViewer
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.latent_shape import LatentShape
@@ -159,10 +158,12 @@ class Engine:
 
     def warm_up(self) -> None:
         """Render a throwaway image and build the default sampling plan: else the first job waits for both."""
+        job = Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=self.family.recommended.steps)
         with suppress(JobError):
             # a model's own scheduler may have no plan; its jobs name another
-            plan_for(self.family.scheduler_config, None, {}, DEFAULT_STEPS)
-        self.admit(Job(batch="warm-up", index=0, prompt="", seed=0, num_inference_steps=2, scheduler="euler"))
+            self.prepare(job)
+        scheduler = "flow_euler" if is_flow(self.family.scheduler_config) else "euler"
+        self.admit(job.model_copy(update={"num_inference_steps": 2, "scheduler": scheduler}))
         while self.busy:
             self.step()
 
