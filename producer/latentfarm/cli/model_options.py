@@ -16,20 +16,19 @@ if TYPE_CHECKING:
 
 Base = Annotated[
     str | None,
-    typer.Option(
-        "--base",
-        metavar="SOURCE",
-        help="Folder or hub id with the tokenizers and parts that a single file lacks [default: from the hub cache]",
-    ),
+    typer.Option("--base", metavar="SOURCE", help="Folder or hub id with what a single file lacks"),
 ]
 Vae = Annotated[
-    str | None, typer.Option("--vae", metavar="SOURCE", help="Folder, file or hub id of another VAE [default: its own]")
+    str | None,
+    typer.Option("--vae", metavar="SOURCE", help="Folder, file or hub id of another VAE"),
 ]
 Variant = Annotated[
-    str | None, typer.Option("--variant", metavar="NAME", help="Weights to read of several, such as fp16")
+    str | None,
+    typer.Option("--variant", metavar="NAME", help="Weights to read, such as fp16"),
 ]
 Revision = Annotated[
-    str | None, typer.Option("--revision", metavar="NAME", help="The hub's branch, tag or commit [default: main]")
+    str | None,
+    typer.Option("--revision", metavar="NAME", help="The hub's branch, tag or commit"),
 ]
 
 
@@ -45,6 +44,9 @@ def with_model_options(
     chosen = {name: value for name, value in given.items() if value is not None}
     if not chosen:
         return tuple(specs)
+    for name, value in chosen.items():
+        if not value.strip():
+            raise InputError(f"--{name} {value!r} is empty; leave it out, or name one")
     if len(specs) != 1:
         name, value = next(iter(chosen.items()))
         raise InputError(f"--{name} is of one model; write it after its source: --model ALIAS=SOURCE,{name}={value}")

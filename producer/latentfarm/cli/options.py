@@ -45,7 +45,7 @@ WorkerModels = Annotated[
     typer.Option(
         "--model",
         metavar="MODEL",
-        help="Alias, folder, file, hub id or ALIAS=SOURCE (repeatable) [env: LATENTFARM_MODEL, LATENTFARM_MODELS]",
+        help="Folder, file, hub id or ALIAS=SOURCE (repeatable) [env: LATENTFARM_MODELS]",
     ),
 ]
 UpModels = Annotated[
@@ -67,7 +67,7 @@ TextEncoder = Annotated[
     typer.Option(
         "--text-encoder",
         metavar="PLACE",
-        help="auto, resident, offload or cpu [default: auto, by the device's memory] [env: LATENTFARM_TEXT_ENCODER]",
+        help="auto, resident, offload or cpu [default: auto] [env: LATENTFARM_TEXT_ENCODER]",
     ),
 ]
 Slots = Annotated[
