@@ -14,6 +14,7 @@ from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 from latentfarm_worker.checkpoints.licence import licence_of_folder
 from latentfarm_worker.checkpoints.tensor_file import PICKLES, TensorInfo, read_tensor_file
+from latentfarm_worker.checkpoints.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -120,7 +121,7 @@ class FolderCheckpoint:
 
     def load_tokenizer(self, part: str, kind: Any) -> Any:
         """Load a tokenizer of a transformers class."""
-        return kind.from_pretrained(self.folder, subfolder=part, local_files_only=True)
+        return load_tokenizer(self.folder, part, kind)
 
     def digest(self, parts: Iterable[str]) -> str:
         """Return the sha256 over the names and contents of the weights of some parts.

@@ -15,6 +15,7 @@ from latentfarm_worker.checkpoints.layout import FAMILY_NAMES, Layout, recognize
 from latentfarm_worker.checkpoints.published import CLIP_PADDING, CLIP_VOCABULARY, CONFIGS, PIPELINES, USUAL_BASES
 from latentfarm_worker.checkpoints.sizes import READERS, complete
 from latentfarm_worker.checkpoints.tensor_file import TensorFile, TensorInfo
+from latentfarm_worker.checkpoints.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     import torch
@@ -153,7 +154,7 @@ class SingleFileCheckpoint:
             ModelError: there is no base, or it has no such tokenizer, and the vocabulary is another.
         """
         if self.base is not None and (self.base / part).is_dir():
-            return kind.from_pretrained(self.base, subfolder=part, local_files_only=True)
+            return load_tokenizer(self.base, part, kind)
         if not self._reads_published_vocabulary:
             raise self._needs_base(f"{part}/")
         from latentfarm_worker.checkpoints.clip_vocabulary import make_tokenizer
