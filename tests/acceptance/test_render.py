@@ -172,3 +172,22 @@ def test_images_of_two_workers_are_verified_by_rendering_them_again(
     found = json.loads(ill.stdout)
     assert (found["images"], found["same_bytes"], found["bound"], found["other_conditions"]) == (6, 5, 0, {})
     assert [each["job"] for each in found["different"]] == ["b/3"]
+
+
+def test_the_first_render_of_a_model_has_the_models_own_steps_and_guidance(latentfarm: Command, tmp_path: Path) -> None:
+    from tests.support.tiny import make_tiny
+
+    model = make_tiny(tmp_path / "klein", kind="flux2-distilled")
+    (tmp_path / "p.jsonl").write_text(
+        '{"prompt": "a red circle"}\n{"prompt": "a blue star", "num_inference_steps": 2}\n'
+    )
+
+    first = latentfarm("render", "p.jsonl", "-o", "out", "--model", f"klein={model}", "--batch", "b")
+
+    assert first.returncode == 0, first.stderr
+    lines = read_lines(tmp_path / "out" / "results.jsonl")
+    assert [(line["num_inference_steps"], line["guidance_scale"]) for line in lines] == [(4, 1), (2, 1)]
+    (tmp_path / "wide.jsonl").write_text('{"prompt": "a red circle", "width": 72}\n')
+    wide = latentfarm("render", "wide.jsonl", "-o", "wide", "--model", f"klein={model}")
+    assert wide.returncode == 2
+    assert "wide.jsonl line 1: width 72 is not a multiple of 16; write 64 or 80" in wide.stderr

@@ -170,12 +170,17 @@ def test_an_invalid_request_is_refused_with_the_field_and_the_cure(
     assert "is not served; write one of mini" in str(unknown.value)
     with pytest.raises(openai.NotFoundError):
         client.models.retrieve("sdxl")
-    # an error of the model comes from the worker
+    # what the model cannot do is known from its worker
+    with pytest.raises(openai.BadRequestError, match="clip_skip 20 leaves too little of the text encoder") as refused:
+        client.images.generate(prompt="a", extra_body={"clip_skip": 20})
+    assert (refused.value.code, refused.value.param) == ("invalid_request", "clip_skip")
+    # other errors of the model come from the worker itself
+    wrong = {"scheduler": "euler", "scheduler_options": {"no_such_option": 1}, "num_inference_steps": 1}
     with pytest.raises(openai.BadRequestError) as failed:
-        client.images.generate(prompt="a", extra_body={"clip_skip": 20, "num_inference_steps": 1})
-    assert failed.value.code == "clip_skip_out_of_range"
-    with pytest.raises(openai.APIError, match="clip_skip"):
-        list(client.images.generate(prompt="a", stream=True, extra_body={"clip_skip": 20, "num_inference_steps": 1}))
+        client.images.generate(prompt="a", extra_body=wrong)
+    assert failed.value.code == "scheduler"
+    with pytest.raises(openai.APIError, match="no_such_option"):
+        list(client.images.generate(prompt="a", stream=True, extra_body=wrong))
     assert all(farm.ledger.batch(name).total == 1 for name in farm.ledger.batches(interactive=True))
 
 

@@ -67,7 +67,7 @@ def test_no_line_of_the_help_is_wider_than_the_terminal(name: str) -> None:
 
 def test_defaults_and_variables_have_a_fixed_form() -> None:
     text = help_of("submit")
-    assert "Denoising steps [default: 25]" in text
+    assert "Denoising steps [default: the model's, or 25]" in text
     assert re.search(r"--failure-budget PERCENT .*\[default: 10\]", text)
     assert re.search(r"--slots N .*\[default: fastest\] \[env: LATENTFARM_SLOTS\]", help_of("worker"))
     assert "Folder for the images [required]" in help_of("render")
