@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from tests.support.engines import make, run
-from tests.support.tiny import make_tiny
+from tests.support.engines import make, pixels, run
+from tests.support.tiny import Kind, make_tiny
 
 from latentfarm.errors import ModelError
 from latentfarm.settings import Settings
@@ -18,7 +18,7 @@ from latentfarm_worker.build import pick_dtype
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.mini import MODEL_DIR
 from latentfarm_worker.models import Memory, load_family
-from latentfarm_worker.models.quantization import quantize_to_fp8
+from latentfarm_worker.models.quantization import _suits_fp8, layers_of_blocks, quantize_to_fp8
 
 pytestmark = [
     pytest.mark.unit,
@@ -67,6 +67,40 @@ def test_a_quantization_that_cannot_run_is_refused_with_the_cure(monkeypatch: py
 def test_a_device_without_fp8_is_refused_with_the_cure(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"does not run on this device: .*8\.9.* LATENTFARM_QUANTIZATION=none"):
         load_family(make_tiny(tmp_path / "tiny"), dtype=torch.bfloat16, device=CPU, memory=Memory("fp8"))
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "flux2", "zimage"])
+def test_the_products_of_tokens_in_a_transformers_blocks_are_in_fp8_and_no_others(kind: Kind, tmp_path: Path) -> None:
+    family: Any = load_family(make_tiny(tmp_path / kind, kind=kind), dtype=torch.bfloat16, device=CPU)
+    model = family.denoising_model
+    blocks = layers_of_blocks(model)
+    chosen = {name for name, layer in model.named_modules() if name in blocks and _suits_fp8(layer, name)}
+    assert [name for name in chosen if name.endswith(("to_q", "to_qkv_mlp_proj"))]
+    # the tiny Z-Image's hidden layers are no multiple of 16
+    assert kind == "zimage" or [name for name in chosen if "ff" in name or "mlp" in name]
+    outside = ("embed", "time", "context_embedder", "final", "adaLN", "norm_out", "modulation", "norm1.linear")
+    assert not [name for name in chosen if any(part in name for part in outside)]
+
+
+@needs_torchao
+@pytest.mark.parametrize("kind", ["sd3", "flux", "flux2", "zimage"])
+def test_a_transformers_image_has_the_same_bytes_in_any_company_in_fp8(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch multiplies FP8 on a CPU, too, only slowly
+    monkeypatch.setattr("torchao.quantization.quant_api._check_hardware_support", lambda _: None)
+    folder = make_tiny(tmp_path / kind, kind=kind)
+    family: Any = load_family(folder, dtype=torch.bfloat16, device=CPU, memory=Memory("fp8"))
+    found = []
+    for others in (0, 1, 3):
+        engine = Engine(family, slots=2)
+        for index in range(others + 1):
+            engine.admit(make(index, num_inference_steps=2 + index))
+        found.append(pixels(run(engine)[0]))
+    assert found[0] == found[1] == found[2]
+    plain = Engine(load_family(folder, dtype=torch.bfloat16, device=CPU), slots=2)
+    plain.admit(make(0, num_inference_steps=2))
+    assert pixels(run(plain)[0]) != found[0]
 
 
 @pytest.mark.slow
