@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from tests.support.engines import Faulty, make
-from tests.support.tiny import make_tiny
+from tests.support.tiny import Kind, make_tiny
 from tests.support.transfers import META, Transfers, send_to_meta
 
 from latentfarm_worker.engine import device_batch, micro_batch, noise
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.models import load_family
-from latentfarm_worker.text_encoders import clip
+from latentfarm_worker.models import chroma, load_family
+from latentfarm_worker.text_encoders import clip, t5
 
 pytestmark = pytest.mark.unit
 
@@ -61,6 +61,25 @@ def test_a_step_copies_nothing_from_the_host_and_stays_within_its_operations(
             engine.step()
         assert transfers.copies == []
         assert len(transfers.operations) <= STEP_BUDGET, transfers.operations
+
+
+@pytest.mark.parametrize("kind", ["sd3", "flux", "schnell", "chroma"])
+def test_a_step_of_a_flow_model_copies_nothing_from_the_host_its_transformer_included(
+    kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (device_batch, micro_batch, noise, clip, t5, chroma):
+        monkeypatch.setattr(module, "send", send_to_meta)
+    family = load_family(make_tiny(tmp_path / "tiny", kind=kind), dtype=torch.float16, device=META)
+    engine = engine_with(family, "flow_euler", "flow_heun", "dpm++2m", "unipc", guidance_scale=3.5)
+    for _ in range(2):
+        with Transfers() as transfers:
+            engine.step()
+        assert transfers.copies == []
+        assert len(transfers.operations) > STEP_BUDGET, "the transformer runs"
+    replaced = engine_with(Faulty(family, predict=lambda latents, *_: latents.clone()), "flow_euler")
+    with Transfers() as transfers:
+        replaced.step()
+    assert len(transfers.operations) <= STEP_BUDGET, transfers.operations
 
 
 def test_the_operations_of_a_step_do_not_grow_with_its_images(family: Any) -> None:
