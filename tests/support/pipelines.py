@@ -71,6 +71,10 @@ def _guidance(pipe: Any, wanted: Job) -> dict[str, Any]:
     if type(pipe).__name__ in {"ZImagePipeline", "ChromaPipeline"}:
         length = {"max_sequence_length": pipe.tokenizer.model_max_length}
         return {**length, "guidance_scale": wanted.guidance_scale, "negative_prompt": wanted.negative_prompt}
+    if type(pipe).__name__ == "PixArtSigmaPipeline":
+        text = {"max_sequence_length": pipe.tokenizer.model_max_length, "clean_caption": False}
+        scale = {"guidance_scale": wanted.guidance_scale, "negative_prompt": wanted.negative_prompt}
+        return {**text, **scale, "use_resolution_binning": False}
     if type(pipe).__name__ != "FluxPipeline":
         return {"guidance_scale": wanted.guidance_scale, "negative_prompt": wanted.negative_prompt or None}
     length = {"max_sequence_length": pipe.tokenizer_2.model_max_length}

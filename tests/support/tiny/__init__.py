@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from tests.support.tiny import flux, flux2, sd3, stable_diffusion, z_image
+from tests.support.tiny import flux, flux2, pixart, sd3, stable_diffusion, z_image
 from tests.support.tiny.stable_diffusion import NATIVE, SD_SCHEDULE
 
 __all__ = ["NATIVE", "SD_SCHEDULE", "Kind", "make_tiny"]
@@ -31,6 +31,7 @@ Kind = Literal[
     "flux2-distilled",
     "zimage",
     "zimage-dynamic",
+    "pixart",
 ]
 
 #: by kind, what writes its model into an empty folder; it gets the kind, and torch's generator is seeded
@@ -41,6 +42,7 @@ _WRITERS: Mapping[str, Callable[[Path, str], None]] = {
     "chroma": flux.write_chroma,
     **dict.fromkeys(("flux2", "flux2-distilled"), flux2.write),
     **dict.fromkeys(("zimage", "zimage-dynamic"), z_image.write),
+    "pixart": pixart.write,
 }
 
 
@@ -54,7 +56,8 @@ def make_tiny(directory: Path, *, seed: int = 0, kind: Kind = "sd1") -> Path:
     depends on the image's size; ``schnell`` does neither, and ``chroma`` has T5 as its only text encoder. ``flux2``
     reads three layers of Qwen3, and its schedule depends on size and steps; ``flux2-distilled`` takes no guidance.
     ``zimage`` reads as much of Qwen3 as a prompt needs; the schedule of ``zimage-dynamic`` depends on the image's size.
-    The bytes depend on ``seed`` and ``kind`` only. Several processes may make the same folder at once.
+    ``pixart`` predicts the noise and its variance. The bytes depend on ``seed`` and ``kind`` only. Several processes
+    may make the same folder at once.
     """
     directory = Path(directory)
     if (directory / "model_index.json").is_file():

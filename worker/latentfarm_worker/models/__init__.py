@@ -18,6 +18,7 @@ from latentfarm_worker.models.flux import Flux
 from latentfarm_worker.models.flux2 import Flux2Klein
 from latentfarm_worker.models.memory import Memory
 from latentfarm_worker.models.pipeline_model import PipelineModel
+from latentfarm_worker.models.pixart import PixArtSigma
 from latentfarm_worker.models.sd import StableDiffusion
 from latentfarm_worker.models.sd3 import StableDiffusion3
 from latentfarm_worker.models.sdxl import StableDiffusionXL
@@ -28,7 +29,7 @@ __all__ = ["Family", "Memory", "load_family", "token_counter"]
 #: _class_name in model_index.json -> family
 FAMILIES: dict[str, type[PipelineModel]] = {
     family.pipeline: family
-    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Chroma, Flux2Klein, ZImage)
+    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Chroma, Flux2Klein, ZImage, PixArtSigma)
 }
 
 

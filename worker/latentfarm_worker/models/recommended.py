@@ -26,6 +26,10 @@ class Recommended:
     guidance_scale: float = DEFAULT_GUIDANCE
 
 
+#: of pipelines whose models are all alike
+_OF_PIPELINES = {"ChromaPipeline": Recommended(35, 5.0), "PixArtSigmaPipeline": Recommended(20, 4.5)}
+
+
 def recommend(pipeline: str, *, index: _Config, denoiser: _Config, scheduler: _Config, name: str = "") -> Recommended:
     """Return what a model's authors or its diffusers pipeline recommend; else 25 steps with a scale of 7.5.
 
@@ -48,13 +52,11 @@ def recommend(pipeline: str, *, index: _Config, denoiser: _Config, scheduler: _C
             return _flux(denoiser)
         case "Flux2KleinPipeline":
             return Recommended(4, 1.0) if index.get("is_distilled") else Recommended(50, 4.0)
-        case "ChromaPipeline":
-            return Recommended(35, 5.0)
         case "ZImagePipeline":
             return Recommended(8, 0.0) if turbo else Recommended(50, 5.0)
         case "StableDiffusionPipeline" | "StableDiffusionXLPipeline":
             return _stable_diffusion(denoiser, scheduler, turbo=turbo)
-    return Recommended()
+    return _OF_PIPELINES.get(pipeline, Recommended())
 
 
 def _stable_diffusion(denoiser: _Config, scheduler: _Config, *, turbo: bool) -> Recommended:
