@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -19,12 +19,10 @@ class Family(Protocol):
     """One loaded model.
 
     Attributes:
-        pipeline: the diffusers pipeline that renders the same images.
         dtype, vae_dtype: the dtypes of the denoising model and of the VAE.
         native_width, native_height: pixels of an image without a size of its own.
         vae_scale_factor: pixels to a side of one latent pixel.
         pixel_multiple: sides of an image in pixels are multiples of it.
-        modules: the modules by part: ``unet`` or ``transformer``, ``vae``, ``text_encoder``.
         encoder_parts: the parts that no denoising step needs.
         embeds_guidance: whether guidance is a conditioning tensor, as in guidance-distilled models, instead of a second
             row with the negative prompt.
@@ -39,10 +37,7 @@ class Family(Protocol):
         quantization, text_quantization: how the weights of the denoising model and of the text encoders are quantized,
             ``none`` by default.
         encoder_placement: where the text encoders are; ``encode`` is called by its method of this name.
-        text_conditions: what a prompt's conditioning depends on besides the prompt and the device, in a JSON form.
     """
-
-    pipeline: ClassVar[str]
 
     name: str
     device: torch.device
@@ -53,7 +48,6 @@ class Family(Protocol):
     native_height: int
     vae_scale_factor: int
     pixel_multiple: int
-    modules: Mapping[str, torch.nn.Module]
     encoder_parts: tuple[str, ...]
     embeds_guidance: bool
     guided_above: float
@@ -67,7 +61,18 @@ class Family(Protocol):
     quantization: str
     text_quantization: str
     encoder_placement: EncoderPlacement
-    text_conditions: Mapping[str, Any]
+
+    @property
+    def pipeline(self) -> str:
+        """The diffusers pipeline that renders the same images."""
+
+    @property
+    def modules(self) -> Mapping[str, torch.nn.Module]:
+        """The modules by part: ``unet`` or ``transformer``, ``vae``, ``text_encoder``."""
+
+    @property
+    def text_conditions(self) -> Mapping[str, Any]:
+        """What a prompt's conditioning depends on besides the prompt and the device, in a JSON form."""
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return a prompt's tokens. Thread-safe.
