@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from tests.support.pipelines import open_pipeline
 from tests.support.tiny import Kind, make_tiny
 from tests.support.transfers import META, Transfers, send_to_meta
 
-from latentfarm.errors import JobError
+from latentfarm.errors import JobError, ModelError
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.models import load_family, token_counter, z_image
 from latentfarm_worker.text_encoders import qwen3
@@ -67,6 +69,30 @@ def test_tokens_are_counted_as_the_model_does_without_its_weights(kind: Kind, tm
     count = token_counter(folder)
     for prompt in ("", "a cat", "ÄÖ 言葉 🎨", "word " * 100):
         assert count(prompt) == family.tokenize(prompt).count, prompt
+
+
+@pytest.mark.parametrize(
+    ("kind", "part", "fields", "message"),
+    [
+        ("flux2", "transformer", {"in_channels": 64}, "in_channels is 64, out_channels 64, and packed latents have 32"),
+        ("flux2", "transformer", {"out_channels": 16}, "in_channels is 32, out_channels 16, and packed latents have 3"),
+        ("zimage", "transformer", {"all_patch_size": [4]}, r"patches of \[\(4, 1\)\] and 16 channels"),
+        (
+            "zimage",
+            "transformer",
+            {"in_channels": 33},
+            "and 33 channels, and latents have 16: this is not a text-to-im",
+        ),
+    ],
+)
+def test_models_with_other_inputs_are_refused(
+    folders: dict[str, Path], tmp_path: Path, kind: Kind, part: str, fields: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(folders[kind], tmp_path / kind)
+    path = folder / part / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+    with pytest.raises(ModelError, match=message):
+        load_family(folder, dtype=torch.float32, device=CPU)
 
 
 def test_a_size_that_cuts_a_token_is_refused(families: dict[str, Any]) -> None:

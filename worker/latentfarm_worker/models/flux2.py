@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.pipeline_model import PipelineModel
@@ -45,6 +46,23 @@ class Flux2Klein(PipelineModel):
             parts["tokenizer"], encoder, layers=text_layers(encoder.config.num_hidden_layers), thinking=False
         )
         self.max_prompt_tokens = self.text_encoder.length
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        """Check the configs for a transformer that does not denoise the packed latents of the VAE.
+
+        Raises:
+            ModelError: it does not.
+        """
+        config = checkpoint.config("transformer")
+        inputs = config.get("in_channels", 128)
+        outputs = config.get("out_channels") or inputs
+        packed = _PACKED**2 * checkpoint.config("vae").get("latent_channels", 32)
+        if not inputs == outputs == packed:
+            raise ModelError(
+                f"{checkpoint.where('transformer')}: in_channels is {inputs}, out_channels {outputs}, and packed "
+                f"latents have {packed}: this is not a text-to-image model; use FLUX.2 klein"
+            )
 
     @classmethod
     def token_counter(cls, checkpoint: Checkpoint) -> Callable[[str], int]:

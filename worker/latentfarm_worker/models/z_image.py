@@ -14,6 +14,7 @@ import torch
 from torch._dynamo.decorators import maybe_mark_dynamic
 from torch.nn.functional import pad
 
+from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.host_copy import send
@@ -50,6 +51,22 @@ class ZImage(PipelineModel):
         self.max_prompt_tokens = self.text_encoder.length
         # its table moves to the device at the first call, which waits for it
         self.denoising_model.rope_embedder(torch.zeros(1, 3, dtype=torch.int64, device=self.device))
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint) -> None:
+        """Check the configs for a transformer that does not denoise patches of 2 x 2 of the VAE's latents.
+
+        Raises:
+            ModelError: it does not.
+        """
+        path, config = checkpoint.where("transformer"), checkpoint.config("transformer")
+        patches = {*zip(config.get("all_patch_size", [2]), config.get("all_f_patch_size", [1]), strict=False)}
+        inputs, latents = config.get("in_channels", 16), checkpoint.config("vae").get("latent_channels", 4)
+        if (_PATCH, 1) not in patches or inputs != latents:
+            raise ModelError(
+                f"{path}: it has patches of {sorted(patches)} and {inputs} channels, and latents have {latents}: this "
+                "is not a text-to-image model; use Z-Image or Z-Image Turbo"
+            )
 
     @classmethod
     def token_counter(cls, checkpoint: Checkpoint) -> Callable[[str], int]:
