@@ -255,7 +255,7 @@ def test_memory_that_runs_out_before_an_image_has_begun_halves_the_batch_and_fai
     encode = family.encode
 
     def encode_few(prompts: Any) -> Any:
-        if len(prompts) > 4:
+        if len(prompts) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return encode(prompts)
 

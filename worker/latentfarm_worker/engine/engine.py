@@ -21,7 +21,7 @@ from latentfarm_worker.engine.admission import AdmissionQueue, BatchKey
 from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
-from latentfarm_worker.engine.image_state import ImageState, prompts_of
+from latentfarm_worker.engine.image_state import ImageState, following, prompts_of
 from latentfarm_worker.engine.micro_batch import checked_rows, rows_of_call
 from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.engine.preparation import prepare
@@ -282,7 +282,7 @@ class Engine:
         encoding = [image for image in self._queue if image.cohort == key.cohort] if self._texts.moves else starting
         self._call.begin(encoding)
         began = time.perf_counter()
-        texts = iter(self._texts.get(prompts_of(starting), prompts_of(encoding)))
+        texts = iter(self._texts.get(prompts_of(starting), following(encoding)))
         text_s = (time.perf_counter() - began) / len(starting)
         for image in starting:
             image.started = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -30,6 +30,7 @@ class ImageState:
         interactive: it begins before all images that are not, and is decoded at once.
         paused: it keeps its place, but takes no part in steps, because an interactive one has its rows.
         prompts: the prompt and, for guidance with a second row, the negative prompt.
+        following: the prompts of images that may come next, to be encoded with its own if encoders are moved for it.
         noise: the initial noise and that of the steps.
         conditioning: the model's inputs besides the text, on the host, the same for all rows.
         width, height: pixels.
@@ -57,6 +58,7 @@ class ImageState:
     conditioning: Tensors = field(default_factory=dict)
     cohort: Hashable = None
     interactive: bool = False
+    following: tuple[Prompt, ...] = ()
     paused: bool = False
     place: int = -1
     rows: int = 0
@@ -168,3 +170,12 @@ class ImageState:
 def prompts_of(images: Iterable[ImageState]) -> list[Prompt]:
     """Return the prompts of images in their order."""
     return [prompt for image in images for prompt in image.prompts]
+
+
+def following(images: Sequence[ImageState]) -> list[Prompt]:
+    """Return the prompts of images, and behind them of those that may come next.
+
+    These are left out if an image had trouble, since the cause could be theirs, and if a client waits for one.
+    """
+    quiet = not any(image.cohort is not None or image.interactive for image in images)
+    return [*prompts_of(images), *(prompt for image in images if quiet for prompt in image.following)]

@@ -42,13 +42,6 @@ def prepare(
     schedule = family.noise_schedule(job.num_inference_steps, width, height)
     plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps, schedule)
     factor = family.vae_scale_factor
-    guided = job.guidance_scale > family.guided_above and not family.embeds_guidance
-    texts = [job.prompt, job.negative_prompt] if guided else [job.prompt]
-    tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
-    text_class = max(each.text_class for each in tokens)
-    prompts = tuple(
-        Prompt(each.padded(text_class), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
-    )
     shape = LatentShape(height // factor, width // factor)
     return ImageState(
         job=job,
@@ -57,11 +50,26 @@ def prepare(
         shape=shape,
         width=width,
         height=height,
-        prompts=prompts,
+        prompts=tokenize(family, job),
         noise=NoiseSource(job.seed, (family.latent_channels, *shape), sum(plan.uses_noise), family.device),
         conditioning=family.row_conditioning(width, height, job.guidance_scale),
         cohort=cohort,
         interactive=interactive,
+    )
+
+
+def tokenize(family: Family, job: Job) -> tuple[Prompt, ...]:
+    """Return the job's prompt and, if guidance takes a second row, its negative prompt. Thread-safe.
+
+    Raises:
+        JobError: code ``prompt_too_complex``.
+    """
+    guided = job.guidance_scale > family.guided_above and not family.embeds_guidance
+    texts = [job.prompt, job.negative_prompt] if guided else [job.prompt]
+    tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
+    text_class = max(each.text_class for each in tokens)
+    return tuple(
+        Prompt(each.padded(text_class), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
     )
 
 

@@ -69,8 +69,8 @@ class TextCache:
 
     @property
     def moves(self) -> bool:
-        """Whether ``get`` looks at the prompts that follow, because encoding moves something."""
-        return not self._placement.is_resident
+        """Whether ``get`` encodes prompts that follow, because the text encoders are moved for it."""
+        return self._placement.placement == "offload"
 
     @property
     def size_bytes(self) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from threading import Condition
 from typing import Any, cast
 
@@ -16,6 +17,7 @@ from latentfarm.ledger import Company, Lease
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.preparation import tokenize
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.metrics import Metrics
@@ -70,6 +72,9 @@ class JobSupply:
         self._others_first = True
         self._recent_step_s: deque[float] = deque(maxlen=_RECENT)
 
+        family = engine.family
+        moved = family.encoder_placement.placement == "offload"
+
         def make_prefetcher(on_end: Callable[[], object], *, interactive: bool) -> Prefetcher:
             return Prefetcher(
                 requests=requests,
@@ -84,6 +89,7 @@ class JobSupply:
                 metrics=metrics,
                 threads=threads,
                 interactive=interactive,
+                prompts_of=partial(tokenize, family) if moved and not interactive else None,
             )
 
         self.ahead = make_prefetcher(self._notify, interactive=False)

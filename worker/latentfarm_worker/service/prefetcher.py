@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from threading import Lock
@@ -23,7 +23,9 @@ from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.metrics import Metrics
+from latentfarm_worker.service.prompts_ahead import prompts_after
 from latentfarm_worker.service.threads import Threads
+from latentfarm_worker.text_encoders.prompt import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +105,7 @@ class Prefetcher:
         metrics: counts retries.
         threads: starts the thread.
         interactive: lease only interactive jobs.
+        prompts_of: tokenizes the rows behind a job, for text encoders that are moved [default: they are not].
         patience_s: seconds until a job fails whose part of the manifest cannot be read.
 
     Attributes:
@@ -122,6 +125,7 @@ class Prefetcher:
         metrics: Metrics,
         threads: Threads,
         interactive: bool = False,
+        prompts_of: Callable[[Job], Sequence[Prompt]] | None = None,
         patience_s: float = _PATIENCE_S,
     ) -> None:
         self._requests = requests
@@ -133,6 +137,7 @@ class Prefetcher:
         self._on_end = on_end
         self._metrics = metrics
         self._interactive = interactive
+        self._prompts_of = prompts_of
         self._patience_s = patience_s
         self._pool = threads.pool("prefetch-interactive" if interactive else "prefetch", 1)
         self._working = False
@@ -283,7 +288,10 @@ class Prefetcher:
         lease = each.lease
         try:
             self._load_part(each)
-            return self._prepare(self._manifest.job(lease.batch, lease.index, lease.created_ms), lease)
+            image = self._prepare(self._manifest.job(lease.batch, lease.index, lease.created_ms), lease)
+            if self._prompts_of is not None:
+                image.following = prompts_after(lease, self._manifest, self._prompts_of)
+            return image
         except _PostponedError:
             raise
         except JobError as error:
