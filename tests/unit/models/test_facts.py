@@ -25,6 +25,9 @@ WANTED: dict[Kind, tuple[str, int, bool, int, tuple[int, float]]] = {
     "sd3": ("StableDiffusion3Pipeline", 16, True, 256, (40, 4.5)),
     "flux": ("FluxPipeline", 16, True, 512, (28, 3.5)),
     "flux2-distilled": ("Flux2KleinPipeline", 16, True, 512, (4, 1.0)),
+    "sd3-no-t5": ("StableDiffusion3Pipeline", 16, True, 77, (40, 4.5)),
+    "chroma": ("ChromaPipeline", 16, True, 512, (35, 5.0)),
+    "pixart": ("PixArtSigmaPipeline", 16, False, 300, (20, 4.5)),
     "zimage": ("ZImagePipeline", 16, True, 512, (50, 5.0)),
 }
 
@@ -64,7 +67,7 @@ def test_a_prompt_is_cut_where_the_facts_say(loaded: tuple[Kind, Family]) -> Non
 
 @pytest.mark.parametrize(
     "fields",
-    [{"width": 72}, {"scheduler": "ddim"}, {"scheduler": "flow_euler"}, {"scheduler": "dpm++2m"}, {"clip_skip": 9}],
+    [{"width": 72}, {"scheduler": "euler"}, {"scheduler": "flow_euler"}, {"scheduler": "dpm++2m"}, {"clip_skip": 9}],
 )
 def test_a_row_is_refused_at_submission_if_and_only_if_the_worker_would_refuse_it(
     loaded: tuple[Kind, Family], fields: dict[str, int | str]
