@@ -17,9 +17,10 @@ from latentfarm.cli.waiting import echo_warnings, warnings_of
 from latentfarm.errors import InputError, format_counts
 from latentfarm.farm import Farm
 from latentfarm.ledger.constants import DEFAULT_BUDGET
+from latentfarm.model_facts import model_defaults
 from latentfarm.names import check_batch_name
 from latentfarm.settings import DEFAULT_MODEL
-from latentfarm.submission.request import DEFAULT_MAX_INVALID, SubmitOptions
+from latentfarm.submission.request import DEFAULT_MAX_INVALID, Request, SubmitOptions
 from latentfarm.submission.validation import VALIDATE_FIRST_ROWS, make_valid_request
 
 Alias = Annotated[str, typer.Option("--model", metavar="ALIAS", help="Alias of the model, as its workers serve it")]
@@ -101,7 +102,7 @@ def submit(
     if canary:
         check_folder(folder, name, request, force=force)
     submitted = farm.enqueue(request, rules, batch=name, progress=_Progress())
-    warnings = _report(submitted, as_json=as_json)
+    warnings = _report(submitted, request, as_json=as_json)
     if canary:
         _show_canary(submitted, folder, force=force, known=warnings)
     if wait:
@@ -110,10 +111,10 @@ def submit(
     fail_if(submitted.rejected)
 
 
-def _report(submitted: Batch, *, as_json: bool) -> list[str]:
-    """Print the name, the notes and why jobs wait; return the latter."""
+def _report(submitted: Batch, request: Request, *, as_json: bool) -> list[str]:
+    """Print the name, the notes, why jobs wait and what is unknown of the model; return the last two."""
     status = submitted.status()
-    warnings = warnings_of(submitted.connection.ledger, status)
+    warnings = [*warnings_of(submitted.connection.ledger, status), *_unknown_defaults(request)]
     if as_json:
         summary = {"batch": submitted.name, "model": status.model, "total": status.total}
         print_json({**summary, "rejected": submitted.rejected, "notes": submitted.notes, "warnings": warnings})
@@ -125,6 +126,18 @@ def _report(submitted: Batch, *, as_json: bool) -> list[str]:
         echo_err(f"{count} became failed jobs{format_counts(submitted.rejected)}")
     echo_warnings({submitted.name: warnings})
     return warnings
+
+
+def _unknown_defaults(request: Request) -> list[str]:
+    """Return that the steps and guidance of rows may not be the model's own, if they may not."""
+    wanted = model_defaults(None)
+    if request.facts is not None or request.model == DEFAULT_MODEL or request.defaults.given().keys() >= wanted.keys():
+        return []
+    steps, scale = wanted["num_inference_steps"], wanted["guidance_scale"]
+    return [
+        f"no worker has announced the model {request.model!r} yet: rows that set no steps or guidance get {steps} "
+        f"steps and a scale of {scale}, and sizes and schedulers are not checked"
+    ]
 
 
 def _show_canary(batch: Batch, directory: Path, *, force: bool, known: list[str]) -> None:

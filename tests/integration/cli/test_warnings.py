@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 from latentfarm import Batch, Farm
 from latentfarm.cli import app
 from latentfarm.cli.waiting import WaitWarnings
+from latentfarm.model_facts import ModelFacts
 from latentfarm.submission.request import SubmitOptions
 from latentfarm.waiting import wait_reasons
 
@@ -89,17 +90,33 @@ def test_a_pause_a_canary_and_a_higher_priority_are_reasons(farm: Farm) -> None:
 def test_submit_status_wait_and_watch_warn_at_once(farm: Farm, latentfarm: Command, tmp_path: Any) -> None:
     (tmp_path / "p.txt").write_text("a cat\na dog\n")
     submitted = latentfarm("submit", "p.txt", "--batch", "cats", "--model", "sd14", "--json", settings=farm.settings)
-    [warning] = json.loads(submitted.stdout)["warnings"]
+    warning, unknown = json.loads(submitted.stdout)["warnings"]
     assert warning.startswith("no worker is running now; start one with")
+    assert unknown.startswith(
+        "no worker has announced the model 'sd14' yet: rows that set no steps or guidance get 25 "
+    )
     assert submitted.returncode == 0
     line = f"warning: cats: {warning}\n"
-    assert submitted.stderr == line
+    assert submitted.stderr == f"{line}warning: cats: {unknown}\n"
     waited = latentfarm("wait", "cats", "--timeout", "0.1", "--json", settings=farm.settings)
     assert (waited.returncode, waited.stderr.count(line)) == (1, 1)
     assert json.loads(waited.stdout)["warnings"] == [warning]
     shown = latentfarm("status", settings=farm.settings)
     assert (shown.returncode, shown.stderr) == (0, line)
     assert json.loads(latentfarm("status", "cats", "--json", settings=farm.settings).stdout)["warnings"] == [warning]
+
+
+def test_a_model_whose_steps_and_guidance_are_known_is_no_reason_to_warn(
+    farm: Farm, latentfarm: Command, tmp_path: Any
+) -> None:
+    (tmp_path / "p.txt").write_text("a cat\n")
+    facts = ModelFacts(pipeline="FluxPipeline", model_digest="ab", native_width=64, native_height=64)
+    farm.ledger.heartbeat("flux", "w", about={"facts": facts.model_dump_json()})
+    both = ("--num-inference-steps", "4", "--guidance-scale", "0")
+    for arguments in (("--model", "flux"), ("--model", "sd14", *both), ()):
+        submitted = latentfarm("submit", "p.txt", *arguments, settings=farm.settings)
+        assert submitted.returncode == 0
+        assert "has announced the model" not in submitted.stderr
 
 
 def test_the_end_of_a_cancelled_batch_is_counted(farm: Farm, latentfarm: Command, tmp_path: Any) -> None:
