@@ -68,7 +68,7 @@ export function ago(time) {
 
 /** The command that starts a worker for a model. @param {string} model */
 export const workerCommand = (model) =>
-  `\`latentfarm worker --model ${model === "mini" ? model : `${model}=FOLDER_OR_HUB_ID`}\``;
+  `\`latentfarm worker --model ${["mini", "mini-flow"].includes(model) ? model : `${model}=FOLDER_OR_HUB_ID`}\``;
 
 /** @param {number} value in bytes */
 export function bytes(value) {
