@@ -299,7 +299,7 @@ def test_the_digest_depends_on_the_weights_only(templates: dict[str, Path], fold
     assert load(folder).model_digest == digests[0]
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("kind", ["sd1", "sd2", "sdxl", "flux2", "zimage", "pixart"])
 def test_the_tiny_model_has_the_same_bytes_each_time(tmp_path: Path, kind: Kind) -> None:
     state = torch.get_rng_state()
     places = [make_tiny(tmp_path / name, kind=kind) for name in ("a", "b")]
