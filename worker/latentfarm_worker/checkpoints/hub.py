@@ -1,7 +1,7 @@
 """Models of the Hugging Face hub: in the local cache, else downloaded into it as ``hf download`` does.
 
-An interrupted download goes on where it ended. ``HF_HUB_OFFLINE``, ``HF_TOKEN``, ``HF_HOME`` and ``HF_ENDPOINT`` are
-honoured.
+A broken connection goes on where it ended; files that are complete are not downloaded again. ``HF_HUB_OFFLINE``,
+``HF_TOKEN``, ``HF_HOME`` and ``HF_ENDPOINT`` are honoured.
 """
 
 from __future__ import annotations

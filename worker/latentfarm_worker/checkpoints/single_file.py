@@ -12,6 +12,7 @@ from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 from latentfarm_worker.checkpoints.folder import FolderCheckpoint, read_json
 from latentfarm_worker.checkpoints.layout import FAMILY_NAMES, Layout, recognize
+from latentfarm_worker.checkpoints.licence import licence_of_folder
 from latentfarm_worker.checkpoints.published import CLIP_PADDING, CLIP_VOCABULARY, CONFIGS, PIPELINES, USUAL_BASES
 from latentfarm_worker.checkpoints.sizes import READERS, complete
 from latentfarm_worker.checkpoints.tensor_file import TensorFile, TensorInfo
@@ -72,8 +73,8 @@ class SingleFileCheckpoint:
 
     @property
     def licence(self) -> str | None:
-        """The licence in the file's metadata, else that of the base where the base gives weights."""
-        return self.file.licence
+        """The licence in the file's metadata, else that of the model card beside the file."""
+        return self.file.licence or licence_of_folder(self.file.path.parent)
 
     def has(self, part: str) -> bool:
         """Return whether the file or its base has a part."""
