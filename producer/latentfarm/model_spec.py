@@ -73,6 +73,16 @@ def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
     return specs or (ModelSpec(settings.model, settings.model_source),)
 
 
+def of_model(settings: Settings, alias: str) -> Settings:
+    """Return the settings with the one of several models that has this alias; unchanged if none has it.
+
+    Raises:
+        InputError: as ``served_models``.
+    """
+    found = [spec for spec in served_models(settings) if spec.alias == alias]
+    return with_models(settings, found) if settings.models and found else settings
+
+
 def with_models(settings: Settings, specs: Sequence[ModelSpec]) -> Settings:
     """Return the settings of a worker that serves these models.
 

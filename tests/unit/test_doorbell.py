@@ -39,6 +39,11 @@ def test_celery_accepts_json_only_and_keeps_no_results() -> None:
     assert [queue.name for queue in conf.task_queues] == ["render.mini"]
 
 
+def test_a_worker_of_several_models_hears_the_doorbells_of_each() -> None:
+    conf = make_app("redis://localhost", model=["mini", "sd15"]).conf
+    assert [queue.name for queue in conf.task_queues] == ["render.mini", "render.sd15"]
+
+
 @pytest.mark.parametrize(
     "url", ["redis://localhost/1", "rediss://:secret@farm/0", "unix:///run/redis.sock", "sentinel://a,b/farm"]
 )

@@ -6,7 +6,16 @@ import pytest
 
 from latentfarm.errors import InputError
 from latentfarm.model_source import ModelSource, parse_source
-from latentfarm.model_spec import ModelSpec, parse_model, with_options
+from latentfarm.model_spec import (
+    ModelSpec,
+    of_model,
+    parse_model,
+    parse_models,
+    served_models,
+    with_models,
+    with_options,
+)
+from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.unit
 
@@ -64,3 +73,30 @@ def test_options_of_the_command_line_take_the_place_of_those_in_the_text() -> No
         with_options("mini-flow", base=HUB_ID)
     with pytest.raises(InputError, match="base 'nowhere' is neither"):
         with_options(HUB_ID, base="nowhere")
+
+
+def test_a_worker_of_several_models_has_them_in_one_setting(tmp_path: Path) -> None:
+    specs = parse_models(["mini", f"a={HUB_ID},variant=fp16", f"b={tmp_path}"])
+    settings = with_models(Settings(), specs)
+    assert settings.models == f"mini=mini; a={HUB_ID},variant=fp16; b={tmp_path}"
+    assert (settings.model, settings.model_source) == ("mini", "")
+    assert served_models(settings) == specs
+    assert (of_model(settings, "a").model_source, of_model(settings, "a").models) == (f"{HUB_ID},variant=fp16", "")
+    assert of_model(settings, "other") == settings
+
+
+def test_a_worker_of_one_model_has_its_usual_settings() -> None:
+    settings = with_models(Settings(models="mini=mini; a=b/c"), parse_models([f"a={HUB_ID}"]))
+    assert (settings.model, settings.model_source, settings.models) == ("a", HUB_ID, "")
+    assert served_models(settings) == (ModelSpec("a", HUB_ID),)
+
+
+def test_models_that_no_worker_can_have_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="model 'a' is there twice"):
+        parse_models([f"a={HUB_ID}", "a=mini"])
+    with pytest.raises(InputError, match="model source 'nowhere' is neither"):
+        served_models(Settings(models="a=nowhere; mini"))
+    folder = tmp_path / "with;semicolon"
+    folder.mkdir()
+    with pytest.raises(InputError, match="takes no path with a semicolon"):
+        with_models(Settings(), parse_models(["mini", f"a={folder}"]))

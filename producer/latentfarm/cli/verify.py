@@ -14,6 +14,7 @@ from latentfarm.cli.progress import CountProgress
 from latentfarm.cli.shared import fail_if
 from latentfarm.farm import Farm
 from latentfarm.local.farm import require_worker_packages
+from latentfarm.model_spec import of_model
 
 if TYPE_CHECKING:
     from latentfarm_worker.tools.verification import ComparisonResult
@@ -51,6 +52,8 @@ def verify(
     settings = with_model(farm.settings, model)
     require_worker_packages()
     found = farm.batch(batch)
+    if model is None:
+        settings = of_model(settings, farm.ledger.batch(batch).model)
     from latentfarm_worker.tools.verification import Verification, sample_finished
 
     done = farm.ledger.batch(batch).done
