@@ -11,7 +11,16 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from tests.support.pipelines import by_pipeline, config_of, differences, open_pipeline, render
+from tests.support.pipelines import (
+    by_pipeline,
+    call,
+    config_of,
+    difference,
+    differences,
+    open_pipeline,
+    render,
+    set_scheduler,
+)
 from tests.support.tiny import Kind, make_tiny
 
 from latentfarm import schedulers
@@ -72,6 +81,19 @@ def test_another_seed_scheduler_prompt_or_guidance_gives_another_image(
     for other in others:
         pixels = render(Engine(family, slots=1), [other])[0].pixels.numpy()
         assert np.abs(image - pixels).max() > BOUND + 2, other
+
+
+def test_clip_skip_is_the_pipelines_and_leaves_the_negative_prompt_alone(
+    family: Any, pipeline: Any, own_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # diffusers' pipeline of SD 1 looks for a module that transformers 5 has removed
+    monkeypatch.setattr(type(pipeline.text_encoder), "text_model", property(lambda model: model), raising=False)
+    wanted = job(0, "euler", clip_skip=1, negative_prompt="a blurry photo", guidance_scale=7.5)
+    done = render(Engine(family, slots=1), [wanted])[0]
+    set_scheduler(pipeline, own_config, wanted)
+    assert difference(call(pipeline, wanted, clip_skip=1), done) <= BOUND
+    other = render(Engine(family, slots=1), [wanted.model_copy(update={"prompt_syntax": "a1111"})])[0]
+    assert (other.pixels.int() - done.pixels.int()).abs().max() > BOUND, "the web UI skips them there too"
 
 
 @pytest.mark.parametrize("interval", [(0.0, 0.5), (0.3, 1.0), (0.25, 0.75), (0.0, 0.01)])

@@ -71,7 +71,7 @@ def test_texts_of_sd3_are_the_pipelines_to_the_bit(
             states, negative, pooled, negative_pooled = pipe.encode_prompt(
                 text, None, None, negative_prompt=text, device=CPU, clip_skip=1
             )
-        skipped, plain = encode(family, text, clip_skip=1), encode(family, text, clip_skip=1, negative=True)
+        skipped, plain = encode(family, text, clip_skip=1), encode(family, text, negative=True)
         assert torch.equal(skipped["encoder_hidden_states"], states[0])
         assert torch.equal(skipped["pooled_projections"], pooled[0])
         # the pipeline skips no layer for a negative prompt

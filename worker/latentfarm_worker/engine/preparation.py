@@ -61,6 +61,9 @@ def prepare(
 def tokenize(family: Family, job: Job) -> tuple[Prompt, ...]:
     """Return the job's prompt and, if guidance takes a second row, its negative prompt. Thread-safe.
 
+    Layers are skipped for the prompt only, as in the pipelines of diffusers. In the syntax ``a1111`` they are skipped
+    for both, as in its web UI.
+
     Raises:
         JobError: code ``prompt_too_complex``.
     """
@@ -68,8 +71,9 @@ def tokenize(family: Family, job: Job) -> tuple[Prompt, ...]:
     texts = [job.prompt, job.negative_prompt] if guided else [job.prompt]
     tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
     text_class = max(each.text_class for each in tokens)
+    skipped = [job.clip_skip, job.clip_skip if job.prompt_syntax == "a1111" else 0]
     return tuple(
-        Prompt(each.padded(text_class), negative=at > 0, clip_skip=job.clip_skip) for at, each in enumerate(tokens)
+        Prompt(each.padded(text_class), negative=at > 0, clip_skip=skipped[at]) for at, each in enumerate(tokens)
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -77,12 +76,8 @@ class StableDiffusion3(PipelineModel):
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
-        """Return ``encoder_hidden_states`` (77 + 256, D) and ``pooled_projections`` (P1 + P2,) of each prompt.
-
-        As the pipeline, layers are skipped for the prompt, and not for the negative prompt.
-        """
-        for_clip = [replace(prompt, clip_skip=0) if prompt.negative else prompt for prompt in prompts]
-        by_clip = zip(*(encoder.encode(for_clip) for encoder in self.clip), strict=True)
+        """Return ``encoder_hidden_states`` (77 + 256, D) and ``pooled_projections`` (P1 + P2,) of each prompt."""
+        by_clip = zip(*(encoder.encode(prompts) for encoder in self.clip), strict=True)
         return [_join(texts, long) for texts, long in zip(by_clip, self._encode_by_t5(prompts), strict=True)]
 
     def _encode_by_t5(self, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
