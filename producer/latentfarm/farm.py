@@ -19,8 +19,8 @@ from latentfarm.batch import Batch
 from latentfarm.batch_kind import BatchKind
 from latentfarm.connection import Connection
 from latentfarm.errors import NotFoundError
-from latentfarm.names import check_batch_name
-from latentfarm.settings import DEFAULT_MODEL, Settings
+from latentfarm.names import DEFAULT_MODEL, check_batch_name
+from latentfarm.settings import Settings
 
 if TYPE_CHECKING:
     from latentfarm.ledger import Ledger, WorkerRecord

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from latentfarm.errors import InputError
 from latentfarm.model_source import is_location, parse_source
-from latentfarm.names import check_model_alias
-from latentfarm.settings import BUNDLED_MODELS, DEFAULT_MODEL, Settings
+from latentfarm.names import BUNDLED_MODELS, DEFAULT_MODEL, check_model_alias
+from latentfarm.settings import Settings
 
 #: of a file name, taken off for an alias
 _FILE_SUFFIX = re.compile(r"\.(safetensors|gguf|ckpt|pt|bin)$")
@@ -42,6 +42,8 @@ def parse_model(text: str) -> ModelSpec:
     # Path("") is the current folder, which is not meant
     if text and is_location(parse_source(text).location):
         return ModelSpec(_alias_of(parse_source(text).location), _absolute(text))
+    if _FILE_SUFFIX.search(parse_source(text).location.lower()):
+        raise InputError(f"model {text!r}: there is no such file; check the path")
     raise InputError(
         f"model {text!r}: write {', '.join(BUNDLED_MODELS)}, a diffusers folder, a .safetensors or .gguf file, a hub "
         f"id such as {_EXAMPLE}, or ALIAS= and one of these"

@@ -10,6 +10,10 @@ from latentfarm.errors import InputError
 #: the column of a row whose client wants the bytes of its images, and its value: OpenAI's names
 RESPONSE_FORMAT, BYTES = "response_format", "b64_json"
 
+DEFAULT_MODEL = "mini"
+#: the models in the package, which need no source; ``latentfarm_worker.mini`` has their folders
+BUNDLED_MODELS = (DEFAULT_MODEL, "mini-flow")
+
 _BATCH_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 _MODEL_ALIAS = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 

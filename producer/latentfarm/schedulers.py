@@ -183,7 +183,9 @@ def check_fit(spec: SchedulerSpec, *, flow: bool) -> None:
     if not flow or spec.class_name in _FLOW_ONLY:
         return
     other = [name for name, options in SCHEDULES.items() if options.keys() & {k for k, v in spec.options.items() if v}]
-    if spec.class_name not in _WITH_FLOW_SIGMAS or other:
+    # diffusers refuses flow matching for this algorithm
+    noise_only = spec.options.get("algorithm_type") == "dpmsolver"
+    if spec.class_name not in _WITH_FLOW_SIGMAS or other or noise_only:
         raise InputError(
             f"{spec.class_name}{' with ' + other[0] if other else ''} does not fit a flow-matching model; "
             f"write one of {', '.join(_solvers(flow=True))}"

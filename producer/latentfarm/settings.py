@@ -18,15 +18,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, Va
 from latentfarm.errors import InputError
 from latentfarm.farm_folder import FarmFolder
 from latentfarm.monitoring import logs
-from latentfarm.names import check_model_alias
+from latentfarm.names import DEFAULT_MODEL, check_model_alias
 
 log = logging.getLogger(__name__)
 
 #: where ``latentfarm up`` keeps its Redis data, its bucket and its logs, below the working directory
 LOCAL_FOLDER = Path(".latentfarm")
-DEFAULT_MODEL = "mini"
-#: the models in the package, which need no source; ``latentfarm_worker.mini`` has their folders
-BUNDLED_MODELS = (DEFAULT_MODEL, "mini-flow")
 
 Dtype = Literal["auto", "float32", "float16", "bfloat16"]
 Quantization = Literal["none", "fp8", "nf4"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from latentfarm.batch_state import BatchState
 from latentfarm.batch_status import BatchStatus
 from latentfarm.ledger import BatchSummary, Ledger, WorkerRecord
-from latentfarm.settings import BUNDLED_MODELS
+from latentfarm.names import BUNDLED_MODELS
 
 #: aliases and batches that are listed one by one
 _MAX_NAMES = 10

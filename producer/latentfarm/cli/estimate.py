@@ -14,7 +14,8 @@ from latentfarm.cli.shared import fail_if
 from latentfarm.errors import LatentfarmError, format_counts
 from latentfarm.ledger import Ledger
 from latentfarm.model_spec import ModelSpec, parse_model
-from latentfarm.settings import DEFAULT_MODEL, Settings
+from latentfarm.names import DEFAULT_MODEL
+from latentfarm.settings import Settings
 from latentfarm.submission.estimate import Estimate, make_estimate
 from latentfarm.submission.request import make_request
 

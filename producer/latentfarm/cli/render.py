@@ -22,8 +22,8 @@ from latentfarm.fetch import FetchReport
 from latentfarm.local.farm import LocalFarm, require_worker_packages, start_workers, stop_all, worker_exit_s
 from latentfarm.local.process import ManagedProcess
 from latentfarm.model_spec import ModelSpec, parse_model
-from latentfarm.names import check_batch_name
-from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
+from latentfarm.names import DEFAULT_MODEL, check_batch_name
+from latentfarm.settings import LOCAL_FOLDER, Settings
 from latentfarm.submission.request import Request, SubmitOptions
 from latentfarm.submission.validation import make_valid_request, validate
 

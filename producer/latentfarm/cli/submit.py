@@ -18,8 +18,7 @@ from latentfarm.errors import InputError, format_counts
 from latentfarm.farm import Farm
 from latentfarm.ledger.constants import DEFAULT_BUDGET
 from latentfarm.model_facts import model_defaults
-from latentfarm.names import check_batch_name
-from latentfarm.settings import DEFAULT_MODEL
+from latentfarm.names import DEFAULT_MODEL, check_batch_name
 from latentfarm.submission.request import DEFAULT_MAX_INVALID, Request, SubmitOptions
 from latentfarm.submission.validation import VALIDATE_FIRST_ROWS, make_valid_request
 

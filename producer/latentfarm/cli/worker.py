@@ -26,8 +26,9 @@ from latentfarm.local.farm import LocalFarm, require_worker_packages, stop_on_si
 from latentfarm.local.http_server import LocalServer, has_server_packages, require_server_packages
 from latentfarm.model_spec import parse_models
 from latentfarm.monitoring.listen_address import parse_address
+from latentfarm.names import DEFAULT_MODEL
 from latentfarm.server.settings import ServerSettings
-from latentfarm.settings import DEFAULT_MODEL, LOCAL_FOLDER, Settings
+from latentfarm.settings import LOCAL_FOLDER, Settings
 
 _POLL_S = 0.5
 _DISK_POLL_S = 5.0

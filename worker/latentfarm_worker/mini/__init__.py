@@ -6,7 +6,7 @@
 
 from pathlib import Path
 
-from latentfarm.settings import DEFAULT_MODEL
+from latentfarm.names import DEFAULT_MODEL
 
 _HERE = Path(__file__).resolve().parent
 MODEL_DIR: Path = _HERE / "model"

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from latentfarm.errors import ConflictError, InputError, InvalidRowsError
 from latentfarm.farm import Farm
-from latentfarm.names import check_batch_name, check_model_alias
+from latentfarm.names import DEFAULT_MODEL, check_batch_name, check_model_alias
 from latentfarm.server.api.answers import ErrorAnswer, ErrorBody, PlanAnswer, SubmitAnswer
 from latentfarm.server.api.models import DEFAULT_FIELDS, EmptyQuery, SubmitBody, SubmitForm, SubmitOptionsBody
 from latentfarm.server.api.polled import polled_answers
@@ -25,7 +25,6 @@ from latentfarm.server.http.body import parse_json, read_json
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.security.access import access_of, audit_batch
-from latentfarm.settings import DEFAULT_MODEL
 from latentfarm.storage.bucket import Bucket
 from latentfarm.submission.estimate import make_estimate
 from latentfarm.submission.expansion import Expansion
