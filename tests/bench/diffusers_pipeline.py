@@ -67,14 +67,14 @@ def load_pipe(source: str | Path, *, dtype: str, device: str, backend: str = "")
 
 def render(pipe: Any, rows: Sequence[Row], *, steps: int, guidance: float) -> list[Image.Image]:
     """Call the pipeline once for all rows. Only their prompts, seeds and the first one's size are used."""
-    settings = {name: rows[0][name] for name in ("width", "height") if name in rows[0]}
-    settings |= _guidance(pipe, guidance, len(rows))
+    size = {name: rows[0][name] for name in ("width", "height") if name in rows[0]}
     images: list[Image.Image] = pipe(
         [row["prompt"] for row in rows],
         num_inference_steps=steps,
         # one generator an image, on the CPU: an image does not depend on its place in the batch
         generator=[torch.Generator("cpu").manual_seed(row["seed"]) for row in rows],
-        **settings,
+        **size,
+        **_guidance(pipe, guidance, len(rows)),
     ).images
     return images
 

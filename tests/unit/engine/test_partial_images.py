@@ -10,9 +10,10 @@ from tests.support.engines import Faulty, make, pixels
 from tests.support.tiny import SD_SCHEDULE
 
 from latentfarm import schedulers
+from latentfarm_worker.engine.diffusers_scheduler import make_scheduler, scale_input, set_steps, step_arguments
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.outcomes import Preview
-from latentfarm_worker.engine.sampling_plan import make_scheduler, plan_for, scale_input, set_steps, step_arguments
+from latentfarm_worker.engine.sampling_plan import plan_for
 
 pytestmark = pytest.mark.unit
 

@@ -14,6 +14,7 @@ from tests.support.tiny import SD_SCHEDULE
 from latentfarm import schedulers
 from latentfarm.errors import JobError
 from latentfarm_worker.engine import sampling_plan as plans
+from latentfarm_worker.engine.diffusers_scheduler import make_scheduler, scale_input, set_steps, step_arguments
 from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule, even_sigmas
 
 pytestmark = pytest.mark.unit
@@ -40,12 +41,12 @@ def by_loop(
 ) -> torch.Tensor:
     """Run the scheduler's own loop, as the diffusers pipelines do."""
     resolved = schedulers.fit(schedulers.resolve(name), config)
-    scheduler = plans.make_scheduler(resolved.class_name, config, resolved.options)
-    plans.set_steps(scheduler, steps, schedule)
-    arguments = plans.step_arguments(scheduler, torch.Generator("cpu").manual_seed(5))
+    scheduler = make_scheduler(resolved.class_name, config, resolved.options)
+    set_steps(scheduler, steps, schedule)
+    arguments = step_arguments(scheduler, torch.Generator("cpu").manual_seed(5))
     sample = start * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for call, timestep in enumerate(scheduler.timesteps):
-        plans.scale_input(scheduler, sample, timestep)
+        scale_input(scheduler, sample, timestep)
         sample = scheduler.step(outputs[call], timestep, sample, **arguments, return_dict=False)[0]
     return sample
 
