@@ -101,5 +101,5 @@ class BrokenStep(bootsteps.StartStopStep):  # type: ignore[misc]
 if __name__ == "__main__":
     if "BROKEN_CONSUMER" in os.environ:
         app.steps["consumer"].add(BrokenStep)
-    worker.load_model = load_faulty  # type: ignore[attr-defined]
+    worker.load_model = load_faulty  # type: ignore[assignment, attr-defined]
     sys.exit(serve())
