@@ -14,7 +14,7 @@ from tests.support.tiny import make_tiny
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.model_pool import ModelPool, weights_budget
+from latentfarm_worker.model_pool import ModelPool, memory, weights_budget
 from latentfarm_worker.model_pool.part_weights import digest_of, tensors_of
 from latentfarm_worker.models import Family, load_family
 
@@ -161,3 +161,16 @@ def test_files_that_have_changed_are_not_taken_for_the_model(tmp_path: Path, oth
 def test_the_budget_is_the_setting_or_a_share_of_the_free_memory() -> None:
     assert weights_budget(CPU, 1.5) == 1_500_000_000
     assert 0 < weights_budget(CPU, 0) < 1 << 50
+
+
+@pytest.mark.parametrize(("limit", "free"), [("1000", 1000 - 700 + 500), ("600", 400), ("100", 0), ("max", None)])
+def test_a_container_has_what_its_limit_leaves_beside_files_that_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, free: int | None
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", tmp_path)
+    host = memory.free_bytes(CPU)
+    files = {"memory.max": limit, "memory.current": "700", "memory.stat": "anon 100\ninactive_file 500"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    found = memory.free_bytes(CPU)
+    assert found == free if free is not None else found > host // 2

@@ -45,6 +45,9 @@ def _free_container() -> int:
     try:
         limit = (_CGROUP / "memory.max").read_text().strip()
         used = int((_CGROUP / "memory.current").read_text())
+        statistics = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
     except (OSError, ValueError):
         return 1 << 62
-    return 1 << 62 if limit == "max" else max(0, int(limit) - used)
+    # files that were read are kept while nothing else needs the memory
+    kept = int(statistics.get("inactive_file", 0))
+    return 1 << 62 if limit == "max" else max(0, int(limit) - used + kept)
