@@ -55,6 +55,11 @@ def test_while_workers_start_other_batches_are_no_reason(farm: Farm) -> None:
     assert reasons(farm, batch, starting=True) == []
 
 
+def test_the_command_for_a_bundled_model_names_no_source(farm: Farm) -> None:
+    [reason] = reasons(farm, submit(farm, "cats", "mini-flow"))
+    assert "start one with `latentfarm worker --model mini-flow`" in reason
+
+
 def test_workers_that_stop_do_not_count(farm: Farm) -> None:
     batch = submit(farm, "cats", "mini")
     farm.ledger.heartbeat("mini", "w1", about={**ABOUT, "draining": 1})
