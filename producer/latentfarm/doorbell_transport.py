@@ -85,7 +85,7 @@ class DoorbellChannel(kombu_redis.Channel):  # type: ignore[misc]
             try:
                 return super()._brpop_read(**options)
             except redis.exceptions.ClusterCrossSlotError:
-                # a Redis in cluster mode: from now on the queues of several models are asked in turn
+                # a Redis in cluster mode: from now on the queues of several models are polled in turn
                 self._one_by_one = True
                 raise Empty from None
 

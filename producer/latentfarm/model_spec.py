@@ -65,7 +65,7 @@ def parse_models(texts: Iterable[str]) -> tuple[ModelSpec, ...]:
 
 
 def served_models(settings: Settings) -> tuple[ModelSpec, ...]:
-    """Return the models that a worker with these settings serves; the first is asked for jobs first.
+    """Return the models that a worker with these settings serves; jobs of the first are leased first.
 
     Raises:
         InputError: ``LATENTFARM_MODELS`` has a text that is no model, or two models of one alias.

@@ -64,7 +64,7 @@ def test_moved_encoders_give_the_bytes_of_resident_ones_and_their_memory_is_free
     assert torch.cuda.memory_allocated(CUDA) == before
 
 
-def test_encoders_on_the_host_compute_there_and_the_receipt_says_so(folder: Path) -> None:
+def test_encoders_on_the_host_compute_there_and_the_receipt_has_it(folder: Path) -> None:
     family = load(folder, Memory(text_encoder="cpu"), torch.float32)
     plain = load(folder, Memory(text_encoder="resident"), torch.float32)
     engine = Engine(family, slots=2)

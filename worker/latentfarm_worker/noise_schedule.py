@@ -1,4 +1,4 @@
-"""The noise levels that a model's pipeline asks its scheduler for, besides the number of steps."""
+"""The noise levels that a model's pipeline passes to its scheduler, besides the number of steps."""
 
 from __future__ import annotations
 

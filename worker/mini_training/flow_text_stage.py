@@ -1,6 +1,6 @@
 """Train mini-flow's T5 to distinguish a scene's parts, before any image is involved.
 
-As mini's text encoder learns (``text_stage``), but every token from the end token on is asked; T5 pads with tokens of
+As mini's text encoder learns (``text_stage``), but every token from the end token on is read; T5 pads with tokens of
 its own.
 """
 

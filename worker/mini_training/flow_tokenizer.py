@@ -1,7 +1,7 @@
 """Build mini-flow's second tokenizer: T5's unigram form, its pieces the words of mini's captions.
 
 Whole words are one token, so that a caption fits 32 tokens. All other letters, however many, are one unknown token.
-T5's tokenizer keeps case, so each word has a capitalized and an upper-case form; ``lower_case_ids`` says which piece
+T5's tokenizer keeps case, so each word has a capitalized and an upper-case form; ``lower_case_ids`` names which piece
 they mean.
 """
 

@@ -158,7 +158,7 @@ def test_a_turn_that_is_over_ends_with_its_running_image_and_releases_the_jobs_a
     batches = [submit(farm, model, 4) for model in MODELS]
     two.thread.start()
     until(lambda: len(two.gate.steps) == 1, timeout_s=60)
-    # as the heartbeat of the second model tells
+    # as the heartbeat of the second model reports
     two.turns.on_pending("second", 4)
     two.now = 60.0
     two.gate.open()
@@ -283,8 +283,8 @@ def test_two_models_that_do_not_fit_together_give_the_files_of_workers_with_one(
 def test_it_reports_under_each_model_and_a_drain_of_one_ends_it(
     farm: Farm, settings: Settings, siblings: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = Event()
-    monkeypatch.setattr(worker_module, "_terminate", asked.set)
+    drained = Event()
+    monkeypatch.setattr(worker_module, "_terminate", drained.set)
     models = f"first={siblings[0]}; second={siblings[1]}"
     with serving(settings, models=models) as worker:
         until(lambda: len(farm.ledger.worker_records()) == 2, timeout_s=60)
@@ -304,7 +304,7 @@ def test_it_reports_under_each_model_and_a_drain_of_one_ends_it(
         [line] = client.results()
         assert line["worker"] == "worker-a.second"
         farm.ledger.request_drain("worker-a.second")
-        assert asked.wait(60)
+        assert drained.wait(60)
     assert farm.ledger.worker_records() == []
 
 

@@ -149,7 +149,7 @@ def opened(served: Hub, home: Path, source: str, **environment: str) -> subproce
 def test_a_hub_model_is_downloaded_once_and_then_read_from_the_cache(served: Hub, tmp_path: Path) -> None:
     ran = opened(served, tmp_path, "org/model")
     assert ran.stdout.split() == ["openrail++", "StableDiffusionPipeline"], ran.stderr
-    # neither pickles nor variants that were not asked for
+    # neither pickles nor variants that were not requested
     assert "unet/diffusion_pytorch_model.safetensors" in served.served
     assert not {name for name in served.served if name.endswith(".bin") or "fp16" in name}
     assert "downloaded" in ran.stderr, "progress is in the log"
@@ -170,7 +170,7 @@ def test_a_broken_connection_goes_on_where_it_ended(served: Hub, tmp_path: Path)
     served.cut = 100_000
     ran = opened(served, tmp_path, "org/model")
     assert ran.returncode == 0, ran.stderr
-    assert served.ranges, "the rest is asked for, not the whole file"
+    assert served.ranges, "the rest is requested, not the whole file"
     assert all(int(each.removeprefix("bytes=").split("-")[0]) > 0 for each in served.ranges)
 
 
@@ -205,5 +205,5 @@ def test_progress_is_a_line_every_ten_seconds(
 def test_the_error_of_a_missing_model_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError) as caught:
-        hub.snapshot("nobody/nothing", patterns=hub.TEXTS)
+        hub.snapshot("no-one/nothing", patterns=hub.TEXTS)
     assert "\n" not in str(caught.value)

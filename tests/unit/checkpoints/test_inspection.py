@@ -1,4 +1,4 @@
-"""``latentfarm model inspect`` says what a model is without torch and without its weights."""
+"""``latentfarm model inspect`` describes a model without torch and without its weights."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("zimage", "Z-Image", "classifier-free", "flow"),
     ],
 )
-def test_what_is_said_of_a_folder_is_what_a_worker_loads(
+def test_a_folder_is_described_as_a_worker_loads_it(
     root: Path, kind: Kind, name: str, guidance: str, prediction: str
 ) -> None:
     folder = make_tiny(root / kind, kind=kind)
@@ -122,9 +122,9 @@ def test_the_command_prints_lines_or_json_and_fails_if_something_is_missing(root
     code, text = invoke("model", "inspect", str(file), "--base", str(folder), "--vae", str(folder))
     assert code == 0, text
     assert invoke("model", "inspect", f"{file},base={tmp_path}")[0] == 1
-    code, text = invoke("model", "inspect", "nobody/nothing")
+    code, text = invoke("model", "inspect", "no-one/nothing")
     assert code == 2
-    assert text == "nobody/nothing: not in the local hub cache; run `hf download nobody/nothing` first"
+    assert text == "no-one/nothing: not in the local hub cache; run `hf download no-one/nothing` first"
 
 
 def test_inspection_imports_no_torch(root: Path) -> None:

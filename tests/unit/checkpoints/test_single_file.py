@@ -100,7 +100,7 @@ def test_a_base_of_another_family_is_an_error_with_the_cure(tiny: Callable[[Kind
     file = write_single_file(tiny("sd1"), tmp_path / "a.safetensors", "sd1")
     with pytest.raises(ModelError, match=r"model of Stable Diffusion 1.x, but its base .* StableDiffusionXLPipeline"):
         load(f"{file},base={tiny('sdxl')}")
-    # SD 1 and 2 have one pipeline: only the widths tell
+    # SD 1 and 2 have one pipeline: only the widths differ
     wide = make_tiny(tmp_path / "wide", kind="sd2")
     config = wide / "unet" / "config.json"
     config.write_text(config.read_text().replace('"cross_attention_dim": 64', '"cross_attention_dim": 128'))
@@ -175,7 +175,7 @@ def test_a_file_with_clips_published_vocabulary_needs_no_base(tmp_path: Path, mo
     assert render_alone(load(file), job) == render_alone(load(folder), job)
 
 
-def test_a_file_says_that_it_predicts_the_velocity(tiny: Callable[[Kind], Path], tmp_path: Path) -> None:
+def test_a_file_states_that_it_predicts_the_velocity(tiny: Callable[[Kind], Path], tmp_path: Path) -> None:
     folder = tiny("sdxl")
     tensors = single_file_tensors(folder, "sdxl") | {"v_pred": torch.empty(0), "ztsnr": torch.empty(0)}
     save_file(tensors, tmp_path / "a.safetensors")
@@ -183,7 +183,7 @@ def test_a_file_says_that_it_predicts_the_velocity(tiny: Callable[[Kind], Path],
     assert (config["prediction_type"], config["rescale_betas_zero_snr"]) == ("v_prediction", True)
 
 
-def test_the_digest_tells_files_and_bases_apart(tiny: Callable[[Kind], Path], tmp_path: Path) -> None:
+def test_the_digest_distinguishes_files_and_bases(tiny: Callable[[Kind], Path], tmp_path: Path) -> None:
     folder = tiny("sd1")
     file = write_single_file(folder, tmp_path / "a.safetensors", "sd1", without=("vae",))
     parts = ("unet", "vae", "text_encoder")
@@ -229,7 +229,7 @@ def _same(key: str, found: Any, published: Any) -> bool:
     )
 
 
-def test_a_turbo_model_is_told_by_its_file_s_name(tiny: Callable[[Kind], Path], tmp_path: Path) -> None:
+def test_a_turbo_model_is_recognized_by_its_file_s_name(tiny: Callable[[Kind], Path], tmp_path: Path) -> None:
     folder = tiny("zimage")
     turbo, plain = (
         write_single_file(folder, tmp_path / f"{name}.safetensors", "z_image") for name in ("z_image_turbo", "z_image")

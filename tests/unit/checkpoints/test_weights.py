@@ -109,7 +109,7 @@ def test_weights_in_gguf_load_as_their_quantization_rounds_them(flux: Path, tmp_
         numbers = gguf.quants.quantize(tensor.numpy(), quantization)
         return torch.from_numpy(gguf.quants.dequantize(numbers, quantization).copy())
 
-    # blocks lie within rows, so that rows of joined matrices are rounded as those of the parts
+    # blocks are within rows, so that rows of joined matrices are rounded as those of the parts
     assert equal(transformer(f"{file},base={flux}"), of_folder(flux, rounded))
     header = read_header(file)
     assert header.licence == "apache-2.0"
@@ -137,7 +137,7 @@ def test_a_damaged_gguf_file_gives_one_line(tmp_path_factory: pytest.TempPathFac
     assert "\n" not in text
 
 
-def test_without_the_package_gguf_the_error_says_what_to_install(
+def test_without_the_package_gguf_the_error_names_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "gguf", None)

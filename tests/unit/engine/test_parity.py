@@ -86,7 +86,7 @@ def test_another_seed_scheduler_prompt_or_guidance_gives_another_image(
 def test_clip_skip_is_the_pipelines_and_leaves_the_negative_prompt_alone(
     family: Any, pipeline: Any, own_config: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # diffusers' pipeline of SD 1 looks for a module that transformers 5 has removed
+    # diffusers' pipeline of SD 1 needs a module that transformers 5 has removed
     monkeypatch.setattr(type(pipeline.text_encoder), "text_model", property(lambda model: model), raising=False)
     wanted = job(0, "euler", clip_skip=1, negative_prompt="a blurry photo", guidance_scale=7.5)
     done = render(Engine(family, slots=1), [wanted])[0]

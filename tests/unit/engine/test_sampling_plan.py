@@ -82,7 +82,7 @@ def test_a_plan_gives_the_loops_samples_for_a_flow_matching_model(name: str, ste
 
 
 @pytest.mark.parametrize("name", ["flow_euler", "unipc", "dpm++2m"])
-def test_a_plan_has_the_noise_levels_that_the_models_pipeline_asks_for(name: str) -> None:
+def test_a_plan_has_the_noise_levels_of_the_models_pipeline(name: str) -> None:
     schedule = NoiseSchedule(even_sigmas(6), mu=0.8)
     assert compare_with(DYNAMIC, name, 6, schedule) < BOUND
     plan = plans.plan_for(DYNAMIC, name, {}, 6, schedule)

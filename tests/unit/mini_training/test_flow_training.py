@@ -25,7 +25,7 @@ from mini_training.tokenizer import build_tokenizer
 
 pytestmark = [
     pytest.mark.unit,
-    # autocast keeps the weights of RMSNorm in float32, and torch says that this is slower
+    # autocast keeps the weights of RMSNorm in float32, and torch warns that this is slower
     pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning"),
     # diffusers' DPM-Solver, in mini's training, passes a tensor to np.array, which NumPy 2 deprecates
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),

@@ -87,7 +87,7 @@ def packed_layers(model: torch.nn.Module) -> set[str]:
     return {name for name, layer in model.named_modules() if isinstance(layer, Nf4Linear)}
 
 
-def test_the_blocks_of_each_family_are_packed_and_what_lies_around_them_is_not(folder: Path) -> None:
+def test_the_blocks_of_each_family_are_packed_and_what_is_around_them_is_not(folder: Path) -> None:
     plain: Any = load_family(folder, dtype=torch.float32, device=CPU)
     family: Any = load_family(folder, dtype=torch.float32, device=CPU, memory=Memory("nf4"))
     linear = {

@@ -21,7 +21,7 @@ TURN_S, STEP_S, STEPS, LOAD_S, BEAT_S = 60.0, 1.0, 8, 20.0, 3.0
 
 @dataclass
 class Farm:
-    """A farm without other workers, whose clock moves with each step and load; heartbeats tell ``Turns`` of jobs."""
+    """A farm without other workers, whose clock moves with each step and load; heartbeats report jobs to ``Turns``."""
 
     models: tuple[str, ...]
     #: by model, the times at which jobs arrive
@@ -125,7 +125,7 @@ def test_a_model_without_others_that_wait_is_not_swapped_between_its_jobs() -> N
     assert farm.events == ["load a", *["a"] * 50]
 
 
-def test_the_loaded_model_is_asked_first_and_the_other_follows_when_it_has_no_more() -> None:
+def test_the_loaded_model_is_first_and_the_other_follows_when_it_has_no_more() -> None:
     # three jobs of each take less than a turn
     farm = Farm(("a", "b"), {"a": [0.0] * 3, "b": [0.0] * 3})
     farm.run()
@@ -154,7 +154,7 @@ def test_a_model_that_has_had_its_turn_lets_the_one_that_waits_longest_go_on() -
 def test_no_model_waits_longer_than_the_turns_of_the_others(arrivals: dict[str, list[float]]) -> None:
     farm = Farm(tuple("abcd"), arrivals)
     farm.run()
-    # the image that runs at the end of a turn, and the time until a heartbeat tells of waiting jobs
+    # the image that runs at the end of a turn, and the time until a heartbeat reports waiting jobs
     bound = 3 * (LOAD_S + TURN_S + STEPS * STEP_S) + BEAT_S
     for model, began in farm.began.items():
         # the others of the model wait behind its first one

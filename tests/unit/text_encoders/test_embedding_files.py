@@ -144,7 +144,7 @@ def test_each_field_of_a_prompt_changes_its_key(change: dict[str, Any], tmp_path
 
 
 @pytest.mark.parametrize("at", [0, 7, 20, -80, -1])
-def test_a_damaged_file_is_dropped_and_says_so_in_one_line(
+def test_a_damaged_file_is_dropped_and_logged_in_one_line(
     at: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     files = opened(tmp_path / "e")

@@ -1,4 +1,4 @@
-"""Read what a file of weights holds, whatever its format. No torch."""
+"""Read what a file of weights holds, in any format. No torch."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What ``latentfarm model inspect`` says about a model.
+    """The output of ``latentfarm model inspect``.
 
     Attributes:
         source: the source as the user wrote it.
@@ -72,7 +72,7 @@ class Inspection:
         parameters, size: of all parts, in numbers and bytes.
         memory: bytes that the weights take by the dtype of ``--dtype``.
         missing: what a worker would not find, with the cure.
-        digest: the sha256 over the weights, if it was asked for.
+        digest: the sha256 over the weights, if it was requested.
     """
 
     source: str
@@ -126,7 +126,7 @@ def inspect(source: str | Path, *, digest: bool = False, cache: Path | None = No
         try:
             model.require_base()
         except ModelError as error:
-            # it says all that a base would bring
+            # it names all that a base would bring
             missing = [str(error)]
     return _described(str(source), model, parts, configs, dict.fromkeys(missing), _digest(checkpoint, parts, on=digest))
 

@@ -65,7 +65,7 @@ def recognize(file: TensorFile) -> Layout:
     """Return what a file holds.
 
     Raises:
-        ModelError: it is no text-to-image model of a family that can be read; the text says what it is, and the cure.
+        ModelError: it is no text-to-image model of a family that can be read; the message names what it is.
     """
     prefix = DENOISER_PREFIX if _has(file, DENOISER_PREFIX) else ""
     shapes = {name.removeprefix(prefix): tensor.shape for name, tensor in file.tensors.items()}
@@ -145,7 +145,7 @@ def _reject_editing_models(file: TensorFile, family: str, shapes: Mapping[str, t
 
 
 def _reject(file: TensorFile) -> NoReturn:
-    """Raise an error that says what the file is instead of a model."""
+    """Raise an error that names what the file is instead of a model."""
     for pattern, kind, cure in _OTHERS:
         if any(re.search(pattern, name) for name in file.tensors):
             raise ModelError(f"{file.path}: is {kind}; {cure}")

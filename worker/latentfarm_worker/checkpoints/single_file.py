@@ -21,8 +21,8 @@ from latentfarm_worker.checkpoints.tokenizer import load_tokenizer
 if TYPE_CHECKING:
     import torch
 
-#: sizes of the denoising model that tell whether a base fits: those of its texts and latents
-_TELLING = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "cap_feat_dim", "in_channels")
+#: sizes of the denoising model that show whether a base fits: those of its texts and latents
+_DISTINCTIVE = ("cross_attention_dim", "joint_attention_dim", "pooled_projection_dim", "cap_feat_dim", "in_channels")
 #: parts that a model may be without
 _OPTIONAL = frozenset({"text_encoder_3"})
 #: names of tensors with which fine-tuned XL models say that they predict the velocity, down to no signal at all
@@ -65,7 +65,7 @@ class SingleFileCheckpoint:
     def index(self) -> dict[str, Any]:
         """Return the content that ``model_index.json`` would have."""
         if self._folder is not None:
-            # where the base came from says nothing about the file
+            # where the base came from means nothing for the file
             return {name: entry for name, entry in self._folder.index.items() if name != "_name_or_path"}
         family = self.layout.family
         settings = self._published("model_index") or {}
@@ -203,7 +203,7 @@ class SingleFileCheckpoint:
         return self._folder
 
     def _sizes(self, part: str) -> dict[str, Any]:
-        """Return the sizes of a part by its tensors; nothing where they do not tell."""
+        """Return the sizes of a part by its tensors; nothing where they do not show it."""
         prefix, read = self.layout.parts[part], READERS[self.layout.family].get(part)
         if read is None:
             return {}
@@ -230,7 +230,7 @@ class SingleFileCheckpoint:
         return read_json(path) if path is not None and path.is_file() else None
 
     def _prediction(self) -> dict[str, Any]:
-        """Return what the file says about the model's prediction."""
+        """Return what the file states about the model's prediction."""
         found: dict[str, Any] = {}
         if _VELOCITY in self.file.tensors or self.file.metadata.get("modelspec.prediction_type") == "v":
             found["prediction_type"] = "v_prediction"
@@ -252,7 +252,7 @@ class SingleFileCheckpoint:
                 f"{self._folder.index.get('_class_name')}; {cure}"
             )
         config, sizes = self._base_config(self.layout.denoiser) or {}, self._sizes(self.layout.denoiser)
-        for key in _TELLING:
+        for key in _DISTINCTIVE:
             if key in sizes and sizes[key] != config.get(key, sizes[key]):
                 raise ModelError(
                     f"{self.file.path}: {key} is {sizes[key]}, but {config[key]} in its base {self.base}: they are "

@@ -1,6 +1,6 @@
 """The numbers of a config that follow from the shapes of a file's tensors: channels, widths, layers. No torch.
 
-Names are those in the file, without the part's prefix. A function returns what it can tell, and nothing else: so a
+Names are those in the file, without the part's prefix. A function returns what shapes show, and nothing else: so a
 config with it stays right in the rest.
 """
 

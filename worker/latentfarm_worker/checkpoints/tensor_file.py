@@ -25,7 +25,7 @@ _MAX_HEADER = 100_000_000
 _OTHERS: Mapping[bytes, tuple[str, str]] = {
     b"PK\x03\x04": ("a zip file, as torch.save writes", "pickles run code: convert it to safetensors"),
     b"\x80": ("a pickle", "pickles run code: convert it to safetensors"),
-    b"<": ("a web page", "download it again, signed in if its model asks for that"),
+    b"<": ("a web page", "download it again, signed in if its model requires that"),
     b"version https://git-lfs": ("a pointer of git LFS, not the file", "run `git lfs pull` or download it again"),
     b"\x1f\x8b": ("a gzip file", "unpack it"),
 }

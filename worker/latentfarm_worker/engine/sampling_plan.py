@@ -117,7 +117,7 @@ def plan_for(
         name: as in ``latentfarm.schedulers.resolve``; None for the model's own scheduler.
         options: entries that override the config.
         num_inference_steps: the job's steps.
-        schedule: the noise levels that the model's pipeline asks for, which may depend on steps and size.
+        schedule: the noise levels of the model's pipeline, which may depend on steps and size.
 
     Raises:
         JobError: code ``scheduler``: an unknown name or option, a value that the scheduler refuses, or a scheduler that

@@ -48,7 +48,7 @@ def load_family(
 
     Raises:
         ModelError: the model does not exist, its pipeline is not supported, it contains custom code, its weights are
-            not safetensors, or it cannot lie in memory as it is wished.
+            not safetensors, or its weights cannot be placed or quantized as requested.
 
     """
     checkpoint = open_checkpoint(source, cache=cache)

@@ -95,7 +95,7 @@ class Family(Protocol):
         """
 
     def noise_schedule(self, num_inference_steps: int, width: int, height: int) -> NoiseSchedule:
-        """Return the noise levels that the model's pipeline asks for, for an image's size in pixels. Thread-safe."""
+        """Return the noise levels of the model's pipeline for an image's size in pixels. Thread-safe."""
 
     def combine(self, output: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the guided output, float32 (R, C, h, w), row by row.

@@ -6,7 +6,7 @@ from latentfarm import schedulers
 from latentfarm.model_facts import ModelFacts
 from latentfarm_worker.models.base import Family
 
-#: digits of a digest that tell models apart
+#: digits of a digest that distinguish models
 _DIGEST_DIGITS = 16
 _MAX_TEXT = 200
 

@@ -32,7 +32,7 @@ class Flux2Klein(PipelineModel):
     pipeline = "Flux2KleinPipeline"
     denoiser = ("transformer", "Flux2Transformer2DModel")
     vae_class = "AutoencoderKLFlux2"
-    # without the head of Qwen3ForCausalLM, whose output nobody reads
+    # without the head of Qwen3ForCausalLM, whose output is not read
     encoders: ClassVar = {"text_encoder": "Qwen3Model"}
     tokenizers: ClassVar = {"tokenizer": "Qwen2Tokenizer"}
 

@@ -1,4 +1,4 @@
-"""How a model lies in memory: which weights have fewer bits, and where its text encoders are."""
+"""How a model is stored in memory: which weights have fewer bits, and where its text encoders are."""
 
 from __future__ import annotations
 

@@ -84,7 +84,7 @@ class PipelineModel(ABC):
             index=parts["model_index"],
             denoiser=self.denoising_model.config,
             scheduler=self.scheduler_config,
-            # of a single file, its name tells turbo models apart, not that of its base
+            # of a single file, its name distinguishes turbo models, not that of its base
             name=parse_source(name).location,
         )
         self.latent_channels: int = self.denoising_model.config.in_channels
@@ -113,8 +113,8 @@ class PipelineModel(ABC):
         """Load a checkpoint.
 
         Raises:
-            ModelError: the weights are not safetensors, the family does not support the model, or it cannot lie in
-                memory as it is wished.
+            ModelError: the weights are not safetensors, the family does not support the model, or its weights cannot be
+                placed or quantized as requested.
         """
         cls.check(checkpoint)
         digest = checkpoint.digest((cls.denoiser[0], "vae", *cls._present(checkpoint, cls.encoders)))

@@ -1,6 +1,6 @@
 """PixArt-Sigma (arXiv 2403.04692): a transformer that predicts noise from T5's hidden states.
 
-It loads all models of diffusers' PixArtSigmaPipeline. An image has exactly the size that a job asks for, as with the
+It loads all models of diffusers' PixArtSigmaPipeline. An image has exactly the size of its job, as with the
 pipeline's ``use_resolution_binning=False``.
 """
 

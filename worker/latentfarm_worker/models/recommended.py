@@ -39,7 +39,7 @@ def recommend(pipeline: str, *, index: _Config, denoiser: _Config, scheduler: _C
         denoiser: the config of the U-Net or the transformer.
         scheduler: the scheduler's config, with its ``_class_name``.
         name: the folder, file or hub id of the model. Some turbo models have the configs of their base model, so that
-            only ``turbo`` in the name tells them apart.
+            only ``turbo`` in the name distinguishes them.
 
     """
     # options of a source follow a comma: its base may be another model

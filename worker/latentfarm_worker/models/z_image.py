@@ -85,9 +85,9 @@ class ZImage(PipelineModel):
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
-        """Return ``encoder_hidden_states`` (L, D), L as ``ids_length`` says, and ``text_length`` () of each prompt.
+        """Return ``encoder_hidden_states`` (L, D), L is ``ids_length``, and ``text_length`` () of each prompt.
 
-        What lies behind the first ``text_length`` tokens is not read.
+        What is behind the first ``text_length`` tokens is not read.
         """
         return [self._encode(prompt.tokens) for prompt in prompts]
 
@@ -151,7 +151,7 @@ def transform(
     count = patches.shape[1]
     missing = -count % _MULTIPLE
     cells, across = torch.arange(count, device=texts.device), latents.shape[-1] // _PATCH
-    # an image lies behind its own caption in time; its padding is at the origin
+    # an image is behind its own caption in time; its padding is at the origin
     positions = cells.new_zeros(len(latents), count + missing, 3)
     positions[:, :count, 0] = padded_lengths[:, None] + 1
     positions[:, :count, 1] = cells // across

@@ -1,4 +1,4 @@
-"""What a render loop tells its process."""
+"""What a render loop reports to its process."""
 
 from __future__ import annotations
 

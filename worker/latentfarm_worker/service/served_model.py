@@ -22,7 +22,7 @@ from latentfarm_worker.service.threads import Threads
 class ServedModel:
     """A model of a worker, on which it reports to the ledger.
 
-    A worker of several models has a name for each, so that leases, rates and images on the device are told apart.
+    A worker of several models has a name for each, so that leases, rates and images on the device are distinguished.
 
     Args:
         settings: those of the worker, with this model.

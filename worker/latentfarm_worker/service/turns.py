@@ -77,7 +77,7 @@ class Turns:
         self._urgent: dict[str, None] = {}
         #: the turn that has begun and not ended, perhaps interrupted
         self._open: Turn | None = None
-        #: the model that rendered last, unless it had to give way: it is asked first
+        #: the model that rendered last, unless it had to give way: its jobs are leased first
         self._loaded: str | None = self._models[0]
 
     def on_pending(self, model: str, jobs: int) -> None:

@@ -32,7 +32,7 @@ _FORMAT = 1
 _SUFFIX, _DRAFT = ".safetensors", ".draft"
 #: bytes in host memory that wait for the disk; beyond it embeddings are not stored
 _MAX_PENDING = 512 * 1024**2
-#: a process looks at the folder again when it has written this share of the bound ...
+#: a process lists the folder again when it has written this share of the bound ...
 _LOOK_AFTER = 1 / 64
 #: ... and leaves this share, so that eight processes together stay within the bound
 _KEPT = 7 / 8
@@ -68,7 +68,7 @@ class EmbeddingFiles:
         #: by key: what is not written yet, and the event after which its copy from the device is complete
         self._pending: dict[str, tuple[Tensors, torch.cuda.Event | None]] = {}
         self._stream: torch.cuda.Stream | None = None
-        #: of the writer's thread: bytes written since it looked at the folder, and the number of files
+        #: of the writer's thread: bytes written since it listed the folder, and the number of files
         self._written, self._drafts = 0, 0
         self._writer.submit(self._guarded, self._trim)
 

@@ -97,7 +97,7 @@ class Qwen3Encoder:
         length = self._padded_length(prompt.ids)
         ids = torch.tensor([*prompt.ids, *[self._pad] * (length - len(prompt.ids))])
         # each token reads itself and those before it, and none reads the padding. Given as it is used, transformers
-        # does not look at it: that would wait for the device
+        # does not read it: that would wait for the device
         mask = torch.ones(length, length, dtype=torch.bool).tril() & (torch.arange(length) < len(prompt.ids))
         output = self.model(
             input_ids=send(ids[None], self.model.device),
