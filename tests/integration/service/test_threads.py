@@ -82,8 +82,8 @@ ORPHANS = ["bucket.delete", "bucket.keys", "ledger.now_us", "ledger.resolve_orph
 RELEASE = ["ledger.release", "ledger.count_pending"]
 #: those about an image for which a client waits
 REPORTS = ["ledger.publish_live", "bucket.put /previews/"]
-#: a new subscription sends nothing yet
-OTHER = [*RELEASE, "ledger.signals"]
+#: a new subscription sends nothing yet, and a plan that is known needs no schedule
+OTHER = [*RELEASE, "ledger.signals", "family.combine", "family.noise_schedule"]
 
 
 @pytest.fixture(scope="module")
