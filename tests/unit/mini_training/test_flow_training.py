@@ -12,8 +12,8 @@ import torch
 from diffusers import FluxPipeline
 from transformers import CLIPTextModel
 
-from mini_training import flow_stage as flow_stage_module
 from mini_training import captions, train, train_flow, world
+from mini_training import flow_stage as flow_stage_module
 from mini_training.flow_nets import FLOW_FULL, FLOW_TINY, build_flow_text, build_transformer
 from mini_training.flow_stage import Readers, flow_stage, noise_shares, pack, pooled, position_ids, velocity_loss
 from mini_training.flow_text_stage import flow_ids, flow_text_stage
