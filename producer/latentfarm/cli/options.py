@@ -67,7 +67,7 @@ TextEncoder = Annotated[
     typer.Option(
         "--text-encoder",
         metavar="PLACE",
-        help="auto, resident, offload or cpu [default: auto] [env: LATENTFARM_TEXT_ENCODER]",
+        help="resident, offload, cpu [default: auto] [env: LATENTFARM_TEXT_ENCODER]",
     ),
 ]
 Slots = Annotated[

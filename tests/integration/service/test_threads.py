@@ -96,7 +96,8 @@ def worker(servers: Settings, connected: Farm, tiny: str) -> Iterator[Subject]:
     empty(connected)
     # so that every sweep rings
     connected.submit([{"prompt": "p"}], batch="unserved", model="unserved")
-    with serving(servers, model_source=tiny) as subject:
+    # an embedding on disk is not encoded again
+    with serving(servers, model_source=tiny, embedding_cache_bytes=0) as subject:
         yield subject
 
 

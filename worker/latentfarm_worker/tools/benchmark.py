@@ -86,8 +86,10 @@ def measure(
         JobError: The job itself cannot be rendered, or even the first micro-batch does not fit.
     """
     for rows in micro_batches:
-        # compiled again for each size, so that no number of them reaches the compiler's limit
-        engine = make_engine(family, settings.model_copy(update={"micro_batch": rows}))
+        # compiled again for each size, so that no number of them reaches the compiler's limit; and no text comes from
+        # the disk, which an earlier run has filled
+        update = {"micro_batch": rows, "embedding_cache_bytes": 0}
+        engine = make_engine(family, settings.model_copy(update=update))
         try:
             yield _measure(engine, job, bucket)
         except JobError as error:
