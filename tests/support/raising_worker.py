@@ -77,7 +77,8 @@ class Faults:
         """Return the method with faults."""
 
         def call(*arguments: Any, **named: Any) -> Any:
-            if str(sys._getframe(1).f_globals["__name__"]).startswith(inside):
+            caller = str(sys._getframe(1).f_globals["__name__"])
+            if caller == inside or caller.startswith(f"{inside}."):
                 return method(*arguments, **named)
             with self._lock:
                 self.calls.add(name)
