@@ -58,7 +58,7 @@ COMMANDS = {
     },
     "Operate": {
         "key": CommandEntry("key:key", "Make an API key for the HTTP server"),
-        "model": CommandEntry("model:model", "Say what a model is: family, size, memory, licence and what is missing"),
+        "model": CommandEntry("model:model", "Describe a model: family, size, memory, licence and what is missing"),
         "doctor": CommandEntry("doctor:doctor", "Check Redis, the bucket, the model and the device"),
         "recover": CommandEntry("recover:recover", "Rebuild the ledger from the bucket"),
         "exporter": CommandEntry("exporter:exporter", "Serve metrics for Prometheus and KEDA"),

@@ -22,7 +22,7 @@ class Action(StrEnum):
 
 
 def model(
-    _action: Annotated[Action, typer.Argument(metavar="inspect", help="Say what a model is")],
+    _action: Annotated[Action, typer.Argument(metavar="inspect", help="Describe a model")],
     source: Annotated[str, typer.Argument(metavar="MODEL", help="Folder, file, hub id or ALIAS=SOURCE")],
     base: Base = None,
     vae: Vae = None,
@@ -31,7 +31,7 @@ def model(
     digest: Annotated[bool, typer.Option("--digest", help="Hash the weights too; it reads them all")] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Say what a model is: family, size, dtype, memory, licence, what it can do, and what is missing.
+    """Describe a model: family, size, dtype, memory, licence, what it can do, and what is missing.
 
     It reads configs and the headers of files, no weights, downloads nothing, and needs no torch. Exit code 1: a worker
     would not find all that it needs.
