@@ -1,4 +1,4 @@
-"""The fetched images show what their prompts describe: the bundled model, end to end."""
+"""The fetched images show what their prompts describe: the bundled models, end to end."""
 
 from __future__ import annotations
 
@@ -25,9 +25,12 @@ PROMPTS = [
 ]
 
 
-def test_the_fetched_images_show_the_colours_and_shapes_of_their_prompts(latentfarm: Command, tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", ["mini", "mini-flow"])
+def test_the_fetched_images_show_the_colours_and_shapes_of_their_prompts(
+    latentfarm: Command, tmp_path: Path, model: str
+) -> None:
     (tmp_path / "p.txt").write_text("".join(f"{prompt}\n" for prompt, *_ in PROMPTS))
-    result = latentfarm("render", "p.txt", "-o", "out", "--batch", "meaning", "--guidance-scale", "4")
+    result = latentfarm("render", "p.txt", "-o", "out", "--model", model, "--guidance-scale", "4")
     assert result.returncode == 0, result.stderr
     shown = []
     for line in read_lines(tmp_path / "out" / "results.jsonl"):

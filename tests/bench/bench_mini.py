@@ -25,7 +25,7 @@ from mini_training.export import folder_bytes
 CARD = MODEL_DIR.parent / "README.md"
 FLOW_CARD = FLOW_DIR.parent / "README.md"
 #: steps besides the recommended ones that mini-flow is measured with
-OTHER_STEPS = (4, 8, 20)
+OTHER_STEPS = (4, 12, 20)
 
 
 def single_lines(pipe: measure.Pipeline, count: int, guidance: float) -> list[Line]:

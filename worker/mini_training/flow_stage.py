@@ -13,7 +13,7 @@ from diffusers import FluxTransformer2DModel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from mini_training import captions
-from mini_training.flow_nets import PATCH
+from mini_training.flow_nets import PATCH, FlowSizes, build_transformer
 from mini_training.flow_text_stage import flow_ids
 from mini_training.flow_tokenizer import FLOW_LENGTH
 from mini_training.loop import Stage, TrainingPlan, device, mixed
@@ -101,33 +101,25 @@ def velocity_loss(
 
 def flow_stage(
     plan: TrainingPlan,
-    transformer: FluxTransformer2DModel,
+    sizes: FlowSizes,
     folder: Path,
     readers: Readers,
     cache: dict[str, Any],
     batch: int,
     *,
-    pair_share: float = 0.0,
     compiled: bool = False,
 ) -> Stage:
-    """Return a stage that trains transformer and T5 together.
-
-    ``cache`` has latents, scenes, scaling and shift. ``pair_share`` of a batch is taken from the scenes of two things,
-    the rest from all.
-    """
+    """Return the stage that trains transformer and T5 together; ``cache`` has latents, scenes, scaling and shift."""
+    torch.manual_seed(plan.seed + 3)
     place = device()
-    transformer = transformer.to(place)
+    transformer: FluxTransformer2DModel = build_transformer(sizes).to(place)
     t5 = readers.t5.to(place).train()
     clip = readers.clip.to(place).eval()
     latents, scenes = cache["latents"], cache["scenes"]
-    pairs = np.asarray([number for number, scene in enumerate(scenes) if len(scene.things) > 1])
-    more_pairs = round(batch * pair_share) if len(pairs) else 0
     denoiser: Denoiser = torch.compile(transformer) if compiled else transformer
 
     def loss(rng: np.random.Generator, noise: torch.Generator, _share: float) -> torch.Tensor:
         chosen = rng.integers(len(scenes), size=batch)
-        if more_pairs:
-            chosen[:more_pairs] = pairs[rng.integers(len(pairs), size=more_pairs)]
         texts = ["" if rng.random() < DROPPED else captions.caption(scenes[i], rng) for i in chosen]
         with mixed(place):
             hidden = t5(flow_ids(readers.t5_tokenizer, texts).to(place)).last_hidden_state

@@ -21,7 +21,7 @@ from mini_training.vae_stage import to_images, to_tensor
 
 STEPS = 25
 GUIDANCE = 4.0
-FLOW_STEPS, FLOW_GUIDANCE = 12, 4.0
+FLOW_STEPS, FLOW_GUIDANCE = 8, 3.0
 BATCH = 20
 
 Pipeline: TypeAlias = StableDiffusionPipeline | FluxPipeline

@@ -2,9 +2,9 @@
 
     python -m mini_training.train_flow --work build/mini-flow --hours 1.5
 
-Run it in ``worker/``, which is not installed. Autoencoder and CLIP encoder are mini's. It has five stages: build the
-T5's tokenizer, train the T5 on captions, cache latents, train transformer and T5 together, train them on more pairs.
-Each is resumable: after an interruption, run the command again.
+Run it in ``worker/``, which is not installed. Autoencoder and CLIP encoder are mini's. It has four stages: build the
+T5's tokenizer, train the T5 on captions, cache latents, train transformer and T5 together. Each is resumable: after an
+interruption, run the command again.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokeniz
 from latentfarm_worker.mini import FLOW_DIR, MODEL_DIR
 from mini_training.export import averaged
 from mini_training.flow_export import complete_embeddings, export_flow, flow_pipeline
-from mini_training.flow_nets import FLOW_FULL, FLOW_TINY, FlowSizes, build_transformer
+from mini_training.flow_nets import FLOW_FULL, FLOW_TINY, FlowSizes
 from mini_training.flow_stage import Readers, flow_stage
 from mini_training.flow_text_stage import flow_text_stage
 from mini_training.flow_tokenizer import build_flow_tokenizer
@@ -33,10 +33,8 @@ from mini_training.nets import TINY, parameters_of
 from mini_training.unet_stage import cache_latents
 from mini_training.world import NATIVE
 
-# Shares of the time budget.
-TEXT_SHARE, PAIR_STAGE_SHARE = 0.03, 0.09
-# Share of the scenes of two things that the last stage adds: it teaches which word belongs to which thing.
-MORE_PAIRS = 0.7
+# Share of the time budget.
+TEXT_SHARE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,30 +74,6 @@ def cached(settings: FlowSettings, vae: AutoencoderKL) -> dict[str, Any]:
     return {**cache, "shift": float(cache["latents"].float().mean())}
 
 
-def _train(
-    settings: FlowSettings,
-    plan: TrainingPlan,
-    transformer: FluxTransformer2DModel,
-    readers: Readers,
-    cache: dict[str, Any],
-    pair_share: float,
-) -> tuple[FluxTransformer2DModel, Readers]:
-    """Run a stage of the transformer; return it and the readers, with the averaged weights."""
-    stage = flow_stage(
-        plan,
-        transformer,
-        settings.work,
-        readers,
-        cache,
-        settings.batches[1],
-        pair_share=pair_share,
-        compiled=settings.compiled,
-    )
-    stage.run()
-    trained, t5 = (averaged(stage, name).requires_grad_(requires_grad=True) for name in ("transformer", "t5"))
-    return cast("FluxTransformer2DModel", trained), replace(readers, t5=cast("T5EncoderModel", t5))
-
-
 def train_flow(settings: FlowSettings) -> int:
     """Run all stages and write the folder; return its size in bytes."""
     clip_tokenizer = CLIPTokenizer.from_pretrained(settings.parts / "tokenizer")
@@ -111,14 +85,13 @@ def train_flow(settings: FlowSettings) -> int:
         clip.requires_grad_(requires_grad=False), clip_tokenizer, train_t5(settings, tokenizer), tokenizer
     )
     cache = cached(settings, vae.to(memory_format=torch.channels_last))
-    torch.manual_seed(settings.seed + 3)
-    transformer = build_transformer(settings.sizes)
-    for plan, pair_share in (
-        (settings.plan("flow", 1 - TEXT_SHARE - PAIR_STAGE_SHARE, rate=2.5e-3, average=0.999), 0.0),
-        (settings.plan("pairs", PAIR_STAGE_SHARE, rate=1e-3, average=0.99), MORE_PAIRS),
-    ):
-        transformer, readers = _train(settings, plan, transformer, readers, cache, pair_share)
-    transformer, t5 = transformer.cpu(), readers.t5.cpu()
+    plan = settings.plan("flow", 1 - TEXT_SHARE, rate=2.5e-3, average=0.999)
+    stage = flow_stage(
+        plan, settings.sizes, settings.work, readers, cache, settings.batches[1], compiled=settings.compiled
+    )
+    stage.run()
+    transformer = cast("FluxTransformer2DModel", averaged(stage, "transformer")).cpu()
+    t5 = cast("T5EncoderModel", averaged(stage, "t5")).cpu()
     log.info("parameters: %d, %d", *map(parameters_of, (transformer, t5)))
     complete_embeddings(t5, tokenizer)
     trained = replace(readers, t5=t5, clip=clip.cpu())

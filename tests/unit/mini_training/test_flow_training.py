@@ -12,8 +12,7 @@ import torch
 from diffusers import FluxPipeline
 from transformers import CLIPTextModel
 
-from mini_training import captions, train, train_flow, world
-from mini_training import flow_stage as flow_stage_module
+from mini_training import train, train_flow, world
 from mini_training.flow_nets import FLOW_FULL, FLOW_TINY, build_flow_text, build_transformer
 from mini_training.flow_stage import Readers, flow_stage, noise_shares, pack, pooled, position_ids, velocity_loss
 from mini_training.flow_text_stage import flow_ids, flow_text_stage
@@ -53,17 +52,17 @@ def _steps(stage: Stage, count: int) -> list[float]:
     return losses
 
 
-def _stage(readers: Readers, folder: Path, plan: TrainingPlan = PLAN, pair_share: float = 0.0) -> Stage:
+def _stage(readers: Readers, folder: Path, plan: TrainingPlan = PLAN) -> Stage:
     rng = np.random.default_rng(0)
     torch.manual_seed(1)
     fresh = dataclasses.replace(readers, t5=build_flow_text(FLOW_TINY, len(readers.t5_tokenizer), 0, 1))
     cache = {
         "latents": torch.randn(8, 4, 8, 8).half(),
-        "scenes": [world.pair_scene(rng), *(world.single_scene(rng) for _ in range(7))],
+        "scenes": [world.training_scene(rng) for _ in range(8)],
         "scaling": 0.5,
         "shift": 0.1,
     }
-    return flow_stage(plan, build_transformer(FLOW_TINY), folder, fresh, cache, batch=4, pair_share=pair_share)
+    return flow_stage(plan, FLOW_TINY, folder, fresh, cache, batch=4)
 
 
 def test_transformer_and_t5_resume_to_the_same_losses(readers: Readers, tmp_path: Path) -> None:
@@ -85,24 +84,6 @@ def test_every_weight_but_clips_is_trained(readers: Readers, tmp_path: Path) -> 
     still = {name for name, value in stage.models.named_parameters() if torch.equal(value, before[name])}
     assert not still
     assert all(torch.equal(value, clip[name]) for name, value in readers.clip.named_parameters())
-
-
-def test_a_stage_takes_its_share_from_the_scenes_of_two_things(
-    readers: Readers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pairs: list[bool] = []
-
-    def caption(scene: world.Scene, _rng: np.random.Generator) -> str:
-        pairs.append(len(scene.things) > 1)
-        return "a red circle"
-
-    monkeypatch.setattr(flow_stage_module, "DROPPED", 0.0)
-    monkeypatch.setattr(captions, "caption", caption)
-    _steps(_stage(readers, tmp_path, pair_share=0.5), 4)
-    assert np.reshape(pairs, (4, 4))[:, :2].all()
-    pairs.clear()
-    _steps(_stage(readers, tmp_path), 4)
-    assert sum(pairs) < 8
 
 
 def test_the_flow_learns(readers: Readers, tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ CASES: list[tuple[str, str, dict[str, Any], Recommended]] = [
     ("StableDiffusion3Pipeline", "sd3.5_large_turbo.safetensors", {"denoiser": SD35_LARGE}, Recommended(4, 0.0)),
     ("FluxPipeline", "FLUX.1-dev", {"denoiser": {"guidance_embeds": True, "in_channels": 64}}, Recommended(28, 3.5)),
     ("FluxPipeline", "FLUX.1-schnell", {"denoiser": {"guidance_embeds": False}}, Recommended(4, 0.0)),
-    ("FluxPipeline", "mini-flow", {"denoiser": {"guidance_embeds": False, "in_channels": 16}}, Recommended(12, 4.0)),
+    ("FluxPipeline", "mini-flow", {"denoiser": {"guidance_embeds": False, "in_channels": 16}}, Recommended(8, 3.0)),
     ("Flux2KleinPipeline", "FLUX.2-klein-4B", {"index": {"is_distilled": True}}, Recommended(4, 1.0)),
     ("Flux2KleinPipeline", "FLUX.2-klein-base-4B", {"index": {"is_distilled": False}}, Recommended(50, 4.0)),
     ("ZImagePipeline", "Tongyi-MAI/Z-Image-Turbo", {}, Recommended(8, 0.0)),

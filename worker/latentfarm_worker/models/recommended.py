@@ -82,6 +82,4 @@ def _flux(denoiser: _Config) -> Recommended:
     if denoiser.get("guidance_embeds"):
         return Recommended(28, 3.5)
     # schnell takes no guidance; the bundled mini-flow, with a VAE of 4 channels, is not distilled
-    return (
-        Recommended(4, 0.0) if denoiser.get("in_channels", _FLUX_CHANNELS) == _FLUX_CHANNELS else Recommended(12, 4.0)
-    )
+    return Recommended(4, 0.0) if denoiser.get("in_channels", _FLUX_CHANNELS) == _FLUX_CHANNELS else Recommended(8, 3.0)
