@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.support.pipelines import render
 from tests.support.tiny import Kind, make_tiny
 
 from latentfarm.job import Job
@@ -49,19 +50,6 @@ def jobs(**fields: Any) -> list[Job]:
         )
         for index, name in enumerate(NAMES)
     ]
-
-
-def render(engine: Engine, wanted: list[Any]) -> dict[int, Rendered]:
-    """Admit a job a step; return the images by index."""
-    done, coming = {}, list(wanted)
-    while coming or engine.busy:
-        if coming:
-            engine.admit(coming.pop(0))
-        for result in engine.step():
-            assert isinstance(result, Rendered), result
-            done[result.job.index] = result
-        engine.check_integrity()
-    return done
 
 
 def run(family: Any, wanted: list[Job], **options: Any) -> dict[int, torch.Tensor]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from latentfarm import schedulers
 from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine, Rendered
+from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.models.flux2 import text_layers
 
 
@@ -102,7 +103,7 @@ def by_pipeline(pipe: Any, own_config: Mapping[str, Any], wanted: Job) -> np.nda
     return call(pipe, wanted)
 
 
-def render(engine: Engine, jobs: list[Job]) -> dict[int, Rendered]:
+def render(engine: Engine, jobs: Sequence[Job | ImageState]) -> dict[int, Rendered]:
     """Run jobs of which one is admitted at each step; return the images by index."""
     done, coming = {}, list(jobs)
     while coming or engine.busy:

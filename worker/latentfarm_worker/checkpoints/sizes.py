@@ -129,17 +129,7 @@ def sd3(shapes: Shapes) -> _Config:
 
 def flux(shapes: Shapes) -> _Config:
     """Return the sizes of a transformer in flux's names, as FluxTransformer2DModel's."""
-    width, channels = shapes["img_in.weight"]
-    return {
-        "in_channels": channels,
-        "num_layers": count(shapes, r"double_blocks\.(\d+)\."),
-        "num_single_layers": count(shapes, r"single_blocks\.(\d+)\."),
-        "attention_head_dim": shapes["double_blocks.0.img_attn.norm.key_norm.scale"][0],
-        "num_attention_heads": width,
-        "joint_attention_dim": shapes["txt_in.weight"][1],
-        "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
-        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
-    }
+    return {**flux2(shapes), "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1]}
 
 
 def flux2(shapes: Shapes) -> _Config:

@@ -12,7 +12,7 @@ from latentfarm.job import PromptSyntax
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.noise_schedule import NoiseSchedule, shift_by_tokens
-from latentfarm_worker.text_encoders.clip import ClipEncoder, TextEmbedding
+from latentfarm_worker.text_encoders.clip import ClipEncoder, TextEmbedding, require_one_vocabulary
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 from latentfarm_worker.text_encoders.t5 import T5Encoder, tokenize
 
@@ -48,12 +48,7 @@ class StableDiffusion3(PipelineModel):
             self.t5 = T5Encoder(parts["tokenizer_3"], parts["text_encoder_3"], longest=_TEXT_LENGTH)
             self.max_prompt_tokens = self.t5.length
         self.max_clip_skip = min(encoder.max_clip_skip for encoder in self.clip)
-        first, second = (encoder.tokenizer.get_vocab() for encoder in self.clip)
-        if first != second:
-            raise ModelError(
-                f"{name}: tokenizer and tokenizer_2 have different vocabularies; use a model whose CLIP encoders share "
-                "their tokens"
-            )
+        require_one_vocabulary(self.clip, name)
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:

@@ -13,6 +13,7 @@ import torch
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.latent_diffusion import LatentDiffusion
+from latentfarm_worker.text_encoders.clip import require_one_vocabulary
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
 #: original height and width, the crop's top and left, target height and width
@@ -35,12 +36,7 @@ class StableDiffusionXL(LatentDiffusion):
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
         self._zeros_for_empty = bool(parts["model_index"].get("force_zeros_for_empty_prompt", True))
         self._latents_mean, self._latents_std = self._channels("latents_mean"), self._channels("latents_std")
-        first, second = (encoder.tokenizer.get_vocab() for encoder in self.text_encoders)
-        if first != second:
-            raise ModelError(
-                f"{name}: tokenizer and tokenizer_2 have different vocabularies; use a model whose text encoders share "
-                "their tokens"
-            )
+        require_one_vocabulary(self.text_encoders, name)
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from latentfarm.errors import JobError
+from latentfarm.errors import JobError, ModelError
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.text_encoders.prompt import Prompt, TokenizedPrompt
@@ -124,6 +124,20 @@ class ClipEncoder:
 
     def _padded(self, chunk: tuple[int, ...]) -> list[int]:
         return [self._start, *chunk, self._end, *[self._pad] * (self.room - len(chunk))]
+
+
+def require_one_vocabulary(encoders: Sequence[ClipEncoder], name: str) -> None:
+    """Check that the encoders of a model read the same tokens, for a prompt is tokenized once.
+
+    Raises:
+        ModelError: their vocabularies differ.
+    """
+    first, *others = (encoder.tokenizer.get_vocab() for encoder in encoders)
+    if any(other != first for other in others):
+        raise ModelError(
+            f"{name}: tokenizer and tokenizer_2 have different vocabularies; use a model whose text encoders share "
+            "their tokens"
+        )
 
 
 def apply_weights(hidden_states: torch.Tensor, weights: tuple[float, ...]) -> torch.Tensor:
