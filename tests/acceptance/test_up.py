@@ -187,9 +187,12 @@ def test_a_worker_is_listed_with_its_rate_and_its_busy_share_as_long_as_it_runs(
         assert 0 < found["busy_share"] <= 1
         [line] = json.loads(latentfarm("status", "b", "--json", settings=settings).stdout)["workers"]
         assert line["worker"] == found["worker"]
-        names, row = latentfarm("workers", "--model", "mini", settings=settings).stdout.splitlines()
+        shown = latentfarm("workers", "--model", "mini", settings=settings).stdout
+        workers, models = shown.split("\n\n")
+        names, row = workers.splitlines()
         assert names.split() == ["worker", "model", "device", "dtype", "slots", "up", "images", "images/s", "busy"]
         assert row.startswith(f"{found['worker']}  mini   cpu (")
+        assert models.splitlines()[1].split()[:2] == ["mini", "StableDiffusionPipeline"]
         # it is the model's only worker
         speed = farm.ledger.throughput("mini")
         assert speed is not None

@@ -142,9 +142,7 @@ def _with_facts(request: Request, batch: str, rules: SubmitOptions, farm: Farm, 
         InputError: an option does not.
         UnavailableError: the worker cannot load the model.
     """
-    from latentfarm.storage.manifest import read_header
-
-    if read_header(farm.bucket, batch) is not None:
+    if farm.ledger.batch_summaries([batch]):
         # its facts are known, and it may be complete
         return request
     facts = farm.ledger.model_facts(request.model)

@@ -27,7 +27,8 @@ def facts_for(ledger: Ledger, bucket: Bucket, request: Request, batch: str | Non
     # each request of a stream has another default name
     named = batch is not None or request.source.digest is not None
     name = request.name if batch is None else check_batch_name(batch)
-    header = read_header(bucket, name) if named else None
+    # the ledger first: a new batch costs no request of the bucket
+    header = read_header(bucket, name) if named and ledger.batch_summaries([name]) else None
     return facts_of_header(header, ledger, request)
 
 

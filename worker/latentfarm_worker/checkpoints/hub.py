@@ -115,6 +115,9 @@ def _progress_class(name: str) -> Any:
     class LogLines(tqdm):
         """Progress of one download."""
 
+        #: without a thread that watches for slow bars: no bar is drawn
+        monitor_interval = 0
+
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._logged_at = time.monotonic()
             super().__init__(*args, **{**kwargs, "disable": False, "mininterval": 1.0})  # type: ignore[no-untyped-call]
