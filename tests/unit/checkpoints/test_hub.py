@@ -11,7 +11,7 @@ import logging
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +19,7 @@ from types import MappingProxyType, SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 from tests.support.tiny import make_tiny
 
 from latentfarm.errors import ModelError
@@ -183,9 +184,12 @@ def test_without_the_model_or_a_network_the_error_names_the_cure(served: Hub, tm
     assert ran.returncode == 1
 
 
+@pytest.mark.parametrize("set_bars", [enable_progress_bars, disable_progress_bars], ids=["first", "later model"])
 def test_progress_is_a_line_every_ten_seconds(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    set_bars: Callable[[], None], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # a model that was loaded before has disabled the bars of the process
+    set_bars()
     clock = [0.0]
     monkeypatch.setattr(hub, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     caplog.set_level(logging.INFO)

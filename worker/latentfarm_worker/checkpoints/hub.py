@@ -120,7 +120,9 @@ def _progress_class(name: str) -> Any:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             self._logged_at = time.monotonic()
-            super().__init__(*args, **{**kwargs, "disable": False, "mininterval": 1.0})  # type: ignore[no-untyped-call]
+            kwargs.pop("name", None)
+            # not the hub's own: a model that was loaded before has disabled its bars
+            super(tqdm, self).__init__(*args, **{**kwargs, "disable": False, "mininterval": 1.0})
 
         def display(self, msg: str | None = None, pos: int | None = None) -> None:
             """Log the bytes at most every ten seconds, instead of drawing a bar."""
