@@ -138,3 +138,17 @@ def test_an_image_with_noise_has_the_same_bytes_if_its_noise_is_drawn_in_blocks(
         engine.admit(make(0, scheduler="euler_a", num_inference_steps=7))
         images.append(pixels(run(engine)[0]))
     assert images[0] == images[1]
+
+
+@pytest.mark.parametrize(("embeds_guidance", "images"), [(False, 1), (True, 2)])
+def test_a_model_with_embedded_guidance_fills_all_rows_with_images(*, embeds_guidance: bool, images: int) -> None:
+    family = Recording()
+    family.embeds_guidance = embeds_guidance
+    engine = Engine(family, slots=1, micro_batch=2)
+    assert engine.free == images
+    for index in range(images):
+        engine.admit(make(index))
+    assert engine.free == 0
+    run(engine)
+    # three steps, and no row of padding
+    assert family.seen == [(2, 77)] * 3

@@ -105,14 +105,14 @@ class AdmissionQueue(Generic[T]):
         slots = self.max_slots(shape)
         return max(2, min(2 * slots, 2 * slots * self._native.area // shape.area))
 
-    def free_slots(self, rows_in_use: int, *, interactive: bool = False) -> int:
-        """Return how many more guided images of the native shape fit beside the waiting ones.
+    def free_slots(self, rows_in_use: int, *, interactive: bool = False, rows_of_image: int = 2) -> int:
+        """Return how many more images of the native shape, of so many rows, fit beside the waiting ones.
 
         ``interactive``: beside those that an interactive image has before it.
         """
         before = (image.rows_needed for image in self if image.interactive or not interactive)
         taken = rows_in_use + sum(before)
-        return max(0, (2 * self.max_slots(self._native) - taken) // 2)
+        return max(0, (2 * self.max_slots(self._native) - taken) // rows_of_image)
 
     def reduce(self, shape: LatentShape, rows: int) -> int:
         """Halve the slots of a shape for good until a full batch has less than ``rows`` rows; return the slots.

@@ -101,17 +101,15 @@ class Engine:
 
     @property
     def free(self) -> int:
-        """Return how many more guided images of the native size fit now."""
+        """Return how many more images of the native size fit now: of two rows, or one if guidance is embedded."""
         return self.free_within(0)
 
     def free_within(self, evaluations: int, *, interactive: bool = False) -> int:
-        """Return how many more guided images of the native size fit after so many model evaluations.
-
-        ``interactive`` images wait only for their like.
-        """
+        """Return ``free`` after so many model evaluations. ``interactive`` images wait only for their like."""
         running = (image for image in tuple(self._running) if image.interactive or not interactive)
         staying = (image.rows_held for image in running if image.evaluations_left > evaluations)
-        return self._queue.free_slots(sum(staying), interactive=interactive)
+        rows_of_image = 2 - self.family.embeds_guidance
+        return self._queue.free_slots(sum(staying), interactive=interactive, rows_of_image=rows_of_image)
 
     @property
     def slots_taken(self) -> float:
