@@ -54,7 +54,7 @@ class Settings(BaseModel):
     model: Annotated[str, AfterValidator(check_model_alias)] = DEFAULT_MODEL
     """Alias of the model that a worker serves, from the queue ``render.<alias>`` [default: mini]."""
     model_source: str = ""
-    """Diffusers folder or hub id [default: the bundled model]."""
+    """Diffusers folder, file or hub id [default: the bundled model]."""
     models: str = ""
     """Several models of one worker: ``ALIAS=SOURCE`` of each, separated by semicolons; the first takes the place of
     ``LATENTFARM_MODEL`` [default: that one alone]."""

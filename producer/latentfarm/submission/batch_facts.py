@@ -33,7 +33,10 @@ def facts_for(ledger: Ledger, bucket: Bucket, request: Request, batch: str | Non
 
 
 def facts_of_header(header: Header | None, ledger: Ledger, request: Request) -> ModelFacts | None:
-    """Return the facts for a submission whose batch has this header, None if it has none yet."""
+    """Return the facts for a submission whose batch has this header, None if it has none yet.
+
+    Without one, those that the request was checked against, so that its rows need not be checked again.
+    """
     if header is not None and header.digest == request.digest:
         return header.model_facts
-    return ledger.model_facts(request.model)
+    return request.facts or ledger.model_facts(request.model)

@@ -1,4 +1,4 @@
-"""Check fields of rows against what workers have announced of their model, and find those facts for a batch."""
+"""Check fields of rows against what workers have announced of their model."""
 
 from __future__ import annotations
 

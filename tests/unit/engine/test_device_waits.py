@@ -17,7 +17,7 @@ from tests.support.transfers import META, Transfers, send_to_meta
 
 from latentfarm_worker.engine import device_batch, micro_batch, noise
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.models import chroma, load_family
+from latentfarm_worker.models import load_family
 from latentfarm_worker.text_encoders import clip, t5
 
 pytestmark = pytest.mark.unit
@@ -67,7 +67,7 @@ def test_a_step_copies_nothing_from_the_host_and_stays_within_its_operations(
 def test_a_step_of_a_flow_model_copies_nothing_from_the_host_its_transformer_included(
     kind: Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (device_batch, micro_batch, noise, clip, t5, chroma):
+    for module in (device_batch, micro_batch, noise, clip, t5):
         monkeypatch.setattr(module, "send", send_to_meta)
     family = load_family(make_tiny(tmp_path / "tiny", kind=kind), dtype=torch.float16, device=META)
     engine = engine_with(family, "flow_euler", "flow_heun", "dpm++2m", "unipc", guidance_scale=3.5)

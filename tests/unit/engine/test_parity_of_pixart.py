@@ -16,7 +16,7 @@ from tests.support.transfers import META, Transfers, send_to_meta
 
 from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.models import load_family, pixart, token_counter
+from latentfarm_worker.models import load_family, token_counter
 from latentfarm_worker.text_encoders import t5
 from latentfarm_worker.text_encoders.prompt import Prompt
 
@@ -111,8 +111,7 @@ def test_the_same_bytes_alone_and_in_company(family: Any, which: int, others: li
 
 def test_the_family_waits_for_no_device(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family: Any = load_family(folder, dtype=torch.float16, device=META)
-    for module in (t5, pixart):
-        monkeypatch.setattr(module, "send", send_to_meta)
+    monkeypatch.setattr(t5, "send", send_to_meta)
     with Transfers() as transfers:
         texts = family.encode([Prompt(family.tokenize(prompt)) for prompt in ("a cat", "")])
         conditioning = {name: torch.stack([text[name] for text in texts]) for name in texts[0]}

@@ -14,7 +14,7 @@ import torch
 from tests.support.tiny import Kind, make_tiny
 from tests.support.transfers import META, Transfers, send_to_meta
 
-from latentfarm_worker.models import chroma, load_family
+from latentfarm_worker.models import load_family
 from latentfarm_worker.text_encoders import clip, t5
 from latentfarm_worker.text_encoders.prompt import Prompt
 
@@ -45,7 +45,7 @@ def test_a_family_waits_for_no_device(
         sent.append(tensor)
         return send_to_meta(tensor, device)
 
-    for module in (clip, t5, chroma):
+    for module in (clip, t5):
         monkeypatch.setattr(module, "send", send)
     prompts = [Prompt(family.tokenize(PROMPTS[kind], "a1111")), Prompt(family.tokenize(""), negative=True, clip_skip=1)]
     with Transfers() as transfers:

@@ -42,7 +42,7 @@ def load_family(
     cache: Path | None = None,
     loaded: Mapping[str, torch.nn.Module] | None = None,
 ) -> Family:
-    """Load the model at ``source``, a diffusers folder or a hub id (``HF_HUB_OFFLINE`` is honoured).
+    """Load the model at ``source``, a folder, a file or a hub id (``HF_HUB_OFFLINE`` is honoured).
 
     The folder ``cache`` keeps the digests of the weights for the next start. Parts that are ``loaded`` are not read.
 
@@ -71,7 +71,7 @@ def token_counter(source: str | Path) -> Callable[[str], int]:
     """Return a function that counts a prompt's tokens, start and end included.
 
     Args:
-        source: the model, a diffusers folder, a hub id or the name of a bundled one [default: mini].
+        source: the model, a folder, a file, a hub id or the name of a bundled one [default: mini].
 
     Raises:
         ModelError: the model does not exist, its pipeline is not supported, or its tokenizer cannot be loaded.

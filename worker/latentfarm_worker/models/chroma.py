@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import torch
 
 from latentfarm.job import PromptSyntax
-from latentfarm_worker.host_copy import send
 from latentfarm_worker.models.flux import Flux
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 from latentfarm_worker.text_encoders.t5 import T5Encoder, tokenize
@@ -35,15 +34,8 @@ class Chroma(Flux):
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
         """Return ``encoder_hidden_states`` (text length, D) and ``text_mask`` (text length,) of each prompt."""
-        ids = [prompt.tokens.ids for prompt in prompts]
-        return [
-            {"encoder_hidden_states": states, "text_mask": send(self._mask(len(each)), states.device)}
-            for each, states in zip(ids, self.t5.encode(ids), strict=True)
-        ]
-
-    def _mask(self, count: int) -> torch.Tensor:
-        # the end follows the ids, and the first padding the end
-        return (torch.arange(self.t5.length) <= count + 1).to(self.dtype)
+        encoded = self.t5.encode_with_mask([prompt.tokens.ids for prompt in prompts], padding=1)
+        return [{"encoder_hidden_states": states, "text_mask": mask} for states, mask in encoded]
 
     def _inputs(self, conditioning: Tensors, *, tokens: int) -> dict[str, torch.Tensor | None]:
         mask = conditioning["text_mask"]

@@ -88,8 +88,8 @@ class Flux(PipelineModel):
 
     def noise_schedule(self, num_inference_steps: int, width: int, height: int) -> NoiseSchedule:
         """Return even noise levels, and the shift of an image's size."""
-        tokens = (width // self.pixel_multiple) * (height // self.pixel_multiple)
-        return NoiseSchedule(even_sigmas(num_inference_steps), shift_by_tokens(self.scheduler_config, tokens))
+        mu = shift_by_tokens(self.scheduler_config, self._tokens(width, height))
+        return NoiseSchedule(even_sigmas(num_inference_steps), mu)
 
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:

@@ -86,7 +86,7 @@ class Flux2Klein(PipelineModel):
         """Return even noise levels, shifted by the image's size and the steps."""
         from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
-        tokens = (width // self.vae_scale_factor) * (height // self.vae_scale_factor)
+        tokens = self._tokens(width, height)
         return NoiseSchedule(even_sigmas(num_inference_steps), compute_empirical_mu(tokens, num_inference_steps))
 
     @torch.inference_mode()

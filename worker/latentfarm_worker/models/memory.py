@@ -17,7 +17,7 @@ _PLACEMENTS = ("auto", "resident", "offload", "cpu")
 
 @dataclass(frozen=True)
 class Memory:
-    """The user's wishes for one model.
+    """The settings of one model's memory.
 
     Attributes:
         quantization: of the denoising model: ``none``, ``fp8`` or ``nf4``.

@@ -35,7 +35,7 @@ class PipelineModel(ABC):
 
     Args:
         parts: modules and tokenizers by part, ``scheduler_config``, ``model_index`` with the pipeline's settings,
-            ``licence``, which may be None, ``memory`` as it was wished, ``encoder_placement``, and ``text_digest``, a
+            ``licence``, which may be None, ``memory``, its settings, ``encoder_placement``, and ``text_digest``, a
             sha256 over the text encoders.
         name: the source as the user wrote it.
         model_digest: a sha256 over the weights.
@@ -90,7 +90,7 @@ class PipelineModel(ABC):
         self.latent_channels: int = self.denoising_model.config.in_channels
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.native_width, self.native_height = self._native_size()
-        self.pixel_multiple = self.vae_scale_factor * self.patch_size
+        self.pixel_multiple: int = self.vae_scale_factor * self.patch_size
         self.compiled = False
         memory: Memory = parts["memory"]
         self.quantization, self.text_quantization = memory.quantization, memory.text_quantization
@@ -155,6 +155,10 @@ class PipelineModel(ABC):
         """Return the scheduler's own noise levels."""
         del num_inference_steps, width, height
         return OWN_SCHEDULE
+
+    def _tokens(self, width: int, height: int) -> int:
+        """Return the tokens of an image, with sides in pixels."""
+        return (width // self.pixel_multiple) * (height // self.pixel_multiple)
 
     def combine(self, output: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the output with classifier-free guidance (arXiv 2207.12598), float32 (R, C, h, w)."""

@@ -13,7 +13,6 @@ import torch
 
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.checkpoints import Checkpoint
-from latentfarm_worker.host_copy import send
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 from latentfarm_worker.text_encoders.t5 import T5Encoder, tokenize
@@ -54,15 +53,8 @@ class PixArtSigma(PipelineModel):
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
         """Return ``encoder_hidden_states`` (300, D) of each prompt, and ``encoder_attention_mask`` (300,), 1 or 0."""
-        ids = [prompt.tokens.ids for prompt in prompts]
-        return [
-            {"encoder_hidden_states": states, "encoder_attention_mask": send(self._mask(len(each)), states.device)}
-            for each, states in zip(ids, self.t5.encode(ids), strict=True)
-        ]
-
-    def _mask(self, count: int) -> torch.Tensor:
-        # the end follows the ids
-        return (torch.arange(self.t5.length) <= count).to(self.dtype)
+        encoded = self.t5.encode_with_mask([prompt.tokens.ids for prompt in prompts])
+        return [{"encoder_hidden_states": states, "encoder_attention_mask": mask} for states, mask in encoded]
 
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:

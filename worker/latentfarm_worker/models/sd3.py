@@ -99,8 +99,7 @@ class StableDiffusion3(PipelineModel):
     def noise_schedule(self, num_inference_steps: int, width: int, height: int) -> NoiseSchedule:
         """Return the scheduler's own noise levels, with the shift of an image's size if its config wants one."""
         del num_inference_steps
-        tokens = (width // self.pixel_multiple) * (height // self.pixel_multiple)
-        return NoiseSchedule(mu=shift_by_tokens(self.scheduler_config, tokens))
+        return NoiseSchedule(mu=shift_by_tokens(self.scheduler_config, self._tokens(width, height)))
 
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:

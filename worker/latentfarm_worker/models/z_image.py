@@ -100,9 +100,9 @@ class ZImage(PipelineModel):
 
     def noise_schedule(self, num_inference_steps: int, width: int, height: int) -> NoiseSchedule:
         """Return even noise levels, in float32 as the pipeline's, and their shift by the image's size."""
-        tokens = (width // self.pixel_multiple) * (height // self.pixel_multiple)
         sigmas = torch.linspace(1.0, 1 / num_inference_steps, num_inference_steps)
-        return NoiseSchedule(tuple(sigmas.tolist()), shift_by_tokens(self.scheduler_config, tokens))
+        mu = shift_by_tokens(self.scheduler_config, self._tokens(width, height))
+        return NoiseSchedule(tuple(sigmas.tolist()), mu)
 
     def combine(self, output: torch.Tensor, negative: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Return the guided output as the pipeline does: from the prompt's output, not from the negative prompt's."""

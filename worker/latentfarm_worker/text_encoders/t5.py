@@ -67,6 +67,20 @@ class T5Encoder:
             encoded += states.to(self.model.dtype)
         return encoded[: len(prompts)]
 
+    def encode_with_mask(
+        self, prompts: Sequence[tuple[int, ...]], *, padding: int = 0
+    ) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Return the hidden states of each prompt, as ``encode``, and a mask (length,) of the same dtype.
+
+        The mask is 1 for the prompt, its end and as many tokens of ``padding``, else 0.
+        """
+        places = torch.arange(self.length)
+        return [
+            # the end follows the ids
+            (states, send((places <= len(ids) + padding).to(states.dtype), states.device))
+            for ids, states in zip(prompts, self.encode(prompts), strict=True)
+        ]
+
     def _mask(self, group: Sequence[tuple[int, ...]]) -> torch.Tensor:
         """Return which tokens each token reads, bool (rows, 1, length, length): transformers reads no number of it."""
         lengths = torch.tensor([len(ids) + 1 for ids in group])
