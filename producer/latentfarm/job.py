@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from latentfarm import schedulers
+from latentfarm.edit_fields import EDIT_FIELDS, EditDefaults, EditFields, refuse_bool
 from latentfarm.errors import InputError
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG
 from latentfarm.limits import (
@@ -34,7 +35,7 @@ from latentfarm.limits import (
 from latentfarm.samplers import resolve_sampler
 
 #: fields that a request lists only if they differ from their defaults
-_RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format")
+_RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format", *EDIT_FIELDS)
 #: fields for what is made besides the image, which does not depend on them
 _BESIDES = ("save_intermediates", "partial_images")
 
@@ -119,22 +120,15 @@ def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
     return interval
 
 
-def _refuse_bool(value: object) -> object:
-    # pydantic reads true as 1, but a seed of true is a mistake
-    if isinstance(value, bool):
-        raise ValueError("is a boolean; write a number")
-    return value
-
-
 Prompt = Annotated[str, AfterValidator(_check_prompt)]
-Side = Annotated[int, BeforeValidator(_refuse_bool), AfterValidator(_check_side)]
-Steps = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=MAX_STEPS)]
-Guidance = Annotated[float, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
+Side = Annotated[int, BeforeValidator(refuse_bool), AfterValidator(_check_side)]
+Steps = Annotated[int, BeforeValidator(refuse_bool), Field(ge=1, le=MAX_STEPS)]
+Guidance = Annotated[float, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)]
 GuidanceInterval = Annotated[tuple[float, float], BeforeValidator(_parse_interval), AfterValidator(_check_interval)]
-Seed = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_SEED)]
+Seed = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_SEED)]
 PromptSyntax = Literal["plain", "a1111"]
-PartialImages = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_PARTIAL_IMAGES)]
-ClipSkip = Annotated[int, BeforeValidator(_refuse_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
+PartialImages = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_PARTIAL_IMAGES)]
+ClipSkip = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
 SchedulerField = Annotated[str, AfterValidator(_check_scheduler)]
 SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
 ImageFormatField = Annotated[str, AfterValidator(_check_format)]
@@ -142,7 +136,7 @@ ClientId = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(_c
 Columns = Annotated[dict[str, Any], AfterValidator(_check_columns)]
 
 
-class Defaults(BaseModel):
+class Defaults(EditDefaults):
     """A batch's defaults for all its rows. A row's own field takes precedence."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -162,7 +156,7 @@ class Defaults(BaseModel):
     partial_images: PartialImages | None = None
     image_format: ImageFormatField | None = None
     num_images_per_prompt: (
-        Annotated[int, BeforeValidator(_refuse_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None
+        Annotated[int, BeforeValidator(refuse_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None
     ) = None
 
     def given(self) -> dict[str, Any]:
@@ -181,7 +175,7 @@ class Row(Defaults):
     columns: Columns | None = None
 
 
-class Job(BaseModel):
+class Job(EditFields):
     """One image to render. ``batch`` and ``index`` identify it; the other fields determine it.
 
     Attributes:

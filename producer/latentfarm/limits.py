@@ -24,3 +24,14 @@ MAX_COLUMNS, MAX_COLUMNS_BYTES = 64, 16_384
 
 DEFAULT_STEPS = 25
 DEFAULT_GUIDANCE = 7.5
+
+#: LoRAs, ControlNets and image prompts of one job
+MAX_LORAS, MAX_CONTROLNETS, MAX_IMAGE_PROMPTS = 8, 4, 4
+#: the largest scale of a LoRA, a ControlNet or an image prompt; a LoRA's may be negative
+MAX_ADAPTER_SCALE = 10.0
+#: pixels of the blur of a mask
+MAX_MASK_BLUR = 64
+#: how often the sides of an image fit into those of its second stage
+MAX_HIRES_SCALE = 4.0
+#: characters of an adapter's name
+MAX_ADAPTER_NAME = 128

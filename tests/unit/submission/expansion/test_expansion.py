@@ -87,7 +87,7 @@ def test_a_sweep_lists_values_and_ranges(option: str, values: list[object]) -> N
         (["steps=10,20"], "--sweep 'steps=10,20': field 'steps' cannot be swept; did you mean 'num_inference_steps'?"),
         (["sead=1"], "--sweep 'sead=1': field 'sead' cannot be swept; did you mean 'seed'?"),
         (["prompt=a,b"], "--sweep 'prompt=a,b': field 'prompt' cannot be swept; "),
-        (["id=a"], "--sweep 'id=a': field 'id' cannot be swept; write one of clip_skip, guidance_interval"),
+        (["id=a"], "--sweep 'id=a': field 'id' cannot be swept; write one of clip_skip, control_guidance_end"),
         (["seed=1,x"], "--sweep 'seed=1,x': seed 'x' is invalid; write a valid integer"),
         (["seed=-1..4"], "--sweep 'seed=-1..4': seed -1 is invalid; write greater than or equal to 0"),
         (["seed=4..1"], "--sweep 'seed=4..1': 4..1 is reversed; write 1..4"),
