@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 
 from latentfarm.limits import (
     MAX_ADAPTER_NAME,
@@ -119,7 +119,21 @@ def _check_digest(source: str) -> str:
 
 
 _List = BeforeValidator(_split(","))
-Loras = Annotated[tuple[LoraUse, ...], _List, Field(max_length=MAX_LORAS)]
+#: written out, because a reference would be to a definition that a larger schema does not have
+_LORAS_SCHEMA = {
+    "type": "array",
+    "maxItems": MAX_LORAS,
+    "items": {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string"},
+            "scale": {"type": "number", "minimum": -MAX_ADAPTER_SCALE, "maximum": MAX_ADAPTER_SCALE},
+        },
+        "required": ["name"],
+        "additionalProperties": False,
+    },
+}
+Loras = Annotated[tuple[LoraUse, ...], _List, Field(max_length=MAX_LORAS), WithJsonSchema(_LORAS_SCHEMA)]
 Digest = Annotated[str, AfterValidator(_check_digest)]
 #: a file, a URL or a digest, as a row has it
 Source = Annotated[str, Field(min_length=1)]
