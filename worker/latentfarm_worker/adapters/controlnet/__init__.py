@@ -1,0 +1,1 @@
+"""ControlNets: nets by alias, and the residuals that they add to the model of a row."""
