@@ -58,7 +58,7 @@ def refuse_bool(value: object) -> object:
     return value
 
 
-def _check_name(name: str) -> str:
+def check_adapter_name(name: str) -> str:
     if len(name) > MAX_ADAPTER_NAME or not _NAME.fullmatch(name):
         raise ValueError(
             f"is not a name; write 1 to {MAX_ADAPTER_NAME} characters without spaces and without , : < > + | / \\"
@@ -66,7 +66,7 @@ def _check_name(name: str) -> str:
     return name
 
 
-AdapterName = Annotated[str, AfterValidator(_check_name)]
+AdapterName = Annotated[str, AfterValidator(check_adapter_name)]
 Scale = Annotated[
     float,
     BeforeValidator(refuse_bool),

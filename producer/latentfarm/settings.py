@@ -75,6 +75,11 @@ class Settings(BaseModel):
     """``nf4``: the weights of T5 and Qwen3 in four bits; images change [default: none]."""
     embedding_cache_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
     """Bytes of encoded prompts in the folder ``embeddings`` of the cache; 0 for none [default: 4294967296]."""
+    adapters: str = ""
+    """LoRAs, embeddings, ControlNets and IP-Adapters, separated by commas: ``ALIAS=SOURCE`` of each, and folders or
+    ``s3://BUCKET/PREFIX`` with many; a source is a file, a folder, ``s3://BUCKET/KEY`` or a hub id [default: none]."""
+    adapter_cache_bytes: Annotated[int, Field(ge=0)] = 32 * 1024**3
+    """Bytes of adapters fetched from a bucket, in the folder ``adapters`` of the cache [default: 34359738368]."""
     devices: str = ""
     """One supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1`` [default: one worker]."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0

@@ -31,6 +31,8 @@ OTHERS = {
     "text_encoder": "offload",
     "text_encoder_quantization": "nf4",
     "embedding_cache_bytes": 2**30,
+    "adapters": "style=/adapters/style.safetensors,s3://adapters/loras",
+    "adapter_cache_bytes": 2**34,
     "dtype": "float16",
     "devices": "cpu:2",
     "slots": 7,

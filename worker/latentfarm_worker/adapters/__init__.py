@@ -1,0 +1,1 @@
+"""Additions to a model that jobs name: LoRAs, embeddings, ControlNets and image prompts."""
