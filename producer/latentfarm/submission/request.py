@@ -17,7 +17,9 @@ from latentfarm.job import Defaults, Row
 from latentfarm.ledger.constants import DEFAULT_BUDGET
 from latentfarm.model_facts import ModelFacts
 from latentfarm.names import check_model_alias
+from latentfarm.submission.edit_rows import check_edits
 from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.lora_tags import take_loras
 from latentfarm.submission.model_fit import check_defaults_fit, misfits
 from latentfarm.submission.prompt_weights import check_default_weights, check_weights
 from latentfarm.submission.prompts import (
@@ -126,11 +128,14 @@ class Request:
             note_syntax(found.row, self.defaults, self.source.notes, dynamic=dynamic)
             expanded = (found.row,) if plain else self.expansion.rows(self._with_negative(found.row), number)
             try:
-                for row in expanded:
+                for swept in expanded:
+                    row = take_loras(swept, self.defaults)
                     check_weights(row, self.defaults)
+                    check_edits(row, self.defaults, self.facts, self.source.notes)
                     yield number, self._fitting(row, found.place)
             except InputError as error:
-                yield number, RowError(f"{found.place}: {error}", "prompt" if plain else "expansion")
+                reason = error.field or ("prompt" if plain else "expansion")
+                yield number, RowError(f"{found.place}: {error}", reason)
 
     def _fitting(self, row: Row, place: str) -> Row | RowError:
         """Return a row, or its error if it does not fit the model."""

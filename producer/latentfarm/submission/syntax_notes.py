@@ -6,15 +6,16 @@ import re
 
 from latentfarm.job import Defaults, Row
 from latentfarm.submission.expansion import has_choices
+from latentfarm.submission.lora_tags import has_lora_tag
 from latentfarm.submission.prompt_weights import looks_weighted
 from latentfarm.submission.prompts import Notes
 from latentfarm.submission.prompts.flags import has_flags
 
 _CHOICES = "choices such as {a|b} and __name__ are rendered as written; add --dynamic-prompts"
 _FLAGS = "flags such as --steps 20 in a prompt are rendered as written; only lines of a txt have flags"
-_LORA = "<lora:name:weight> is rendered as written; LoRAs are not supported"
+_LORA = "<lora:name:scale> is rendered as written; add --prompt-syntax a1111, or write the field loras"
 #: what all of these have, so that most prompts are searched once
-_MARK = re.compile(r"[{(\[]|__| -|\+\+|--|<lora:")
+_MARK = re.compile(r"[{(\[]|__| -|\+\+|--|<(?i:lora|lyco|hypernet)\s*:")
 
 
 def note_syntax(row: Row, defaults: Defaults, notes: Notes, *, dynamic: bool) -> None:
@@ -39,7 +40,7 @@ def _sentences(text: str, *, plain: bool, dynamic: bool) -> list[str]:
     found = []
     if not dynamic and has_choices(text):
         found.append(_CHOICES)
-    if "<lora:" in text:
+    if plain and has_lora_tag(text):
         found.append(_LORA)
     if " -" in text and has_flags(text):
         found.append(_FLAGS)

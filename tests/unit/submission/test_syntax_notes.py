@@ -25,7 +25,7 @@ def notes_of(prompts: list[str], *, dynamic: bool = False, **defaults: Any) -> d
         ("a __colour__ cat", "choices such as {a|b}"),
         ("a (red:1.3) cat", "weights such as (red:1.3) are rendered as written; add --prompt-syntax a1111"),
         ("a red++ cat", "weights such as red++ are rendered as written; write (red:1.3) and add"),
-        ("a cat <lora:fur:0.8>", "<lora:name:weight> is rendered as written"),
+        ("a cat <lora:fur:0.8>", "<lora:name:scale> is rendered as written; add --prompt-syntax"),
         ("a cat --ar 16:9", "flags such as --steps 20 in a prompt are rendered as written"),
     ],
 )
