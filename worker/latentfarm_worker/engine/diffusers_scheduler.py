@@ -36,15 +36,50 @@ def make_scheduler(class_name: str, config: Mapping[str, Any], options: Mapping[
     return cls.from_config(own, **options)
 
 
-def set_steps(scheduler: Any, num_inference_steps: int, schedule: NoiseSchedule = OWN_SCHEDULE) -> None:
-    """Set the steps of a whole run, with the noise levels of a model's pipeline as far as the scheduler takes them.
+def set_steps(
+    scheduler: Any,
+    num_inference_steps: int,
+    schedule: NoiseSchedule = OWN_SCHEDULE,
+    steps_made: int | None = None,
+) -> torch.Tensor:
+    """Set the steps, with the noise levels of a model's pipeline as far as the scheduler takes them.
 
     Where two steps round to one timestep, as at the start of beta schedules, a scheduler that searches for its first
     step begins with the second.
+
+    Args:
+        scheduler: a diffusers scheduler.
+        num_inference_steps: the steps of a whole run.
+        schedule: the noise levels of the model's pipeline.
+        steps_made: begin so many steps before the end, as ``get_timesteps`` of the pipelines [default: all].
+
+    Returns:
+        The timesteps of the evaluations that are made.
+
     """
     scheduler.set_timesteps(num_inference_steps, device="cpu", **_noise_levels(scheduler, schedule))
+    begin = 0 if steps_made is None else (num_inference_steps - steps_made) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
-        scheduler.set_begin_index(0)
+        scheduler.set_begin_index(begin)
+    timesteps: torch.Tensor = scheduler.timesteps[begin:]
+    return timesteps
+
+
+def noise_factors(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:
+    """Return the factors of an image's latents and of noise with which a pipeline noises the image at this point.
+
+    Raises:
+        JobError: code ``scheduler``: the scheduler cannot.
+    """
+    one, zero, timesteps = torch.ones(1, 1, 1, 1).double(), torch.zeros(1, 1, 1, 1).double(), timestep.reshape(1)
+    # those of flow matching
+    if hasattr(scheduler, "scale_noise"):
+        return float(scheduler.scale_noise(one, timesteps, zero)), float(scheduler.scale_noise(zero, timesteps, one))
+    if not hasattr(scheduler, "add_noise"):
+        raise JobError(
+            "scheduler", f"{type(scheduler).__name__} cannot begin with an image; name another in the field scheduler"
+        )
+    return float(scheduler.add_noise(one, zero, timesteps)), float(scheduler.add_noise(zero, one, timesteps))
 
 
 def _noise_levels(scheduler: Any, schedule: NoiseSchedule) -> dict[str, Any]:

@@ -10,6 +10,8 @@ scheduler is *probed*, in float64. Its sample is the first unit vector of a long
 evaluation i is the (1+i)-th one. So ``step`` returns the coefficients over the whole history. Least squares then finds
 the shortest recurrence with the same samples. A last run over dense random numbers verifies the plan, and so refuses
 clipping and thresholding, which are not linear.
+
+A job on an image makes the last steps only. So its plan is that of a scheduler that begins there, without a history.
 """
 
 from __future__ import annotations
@@ -29,7 +31,14 @@ import torch
 from latentfarm import schedulers
 from latentfarm.errors import InputError, JobError
 from latentfarm_worker.engine.clean_estimate import Factors, estimate_factors
-from latentfarm_worker.engine.diffusers_scheduler import make_scheduler, refusal, scale_input, set_steps, step_arguments
+from latentfarm_worker.engine.diffusers_scheduler import (
+    make_scheduler,
+    noise_factors,
+    refusal,
+    scale_input,
+    set_steps,
+    step_arguments,
+)
 from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
 
 #: samples and outputs in a recurrence: x[i] .. x[i-3] and m[i] .. m[i-3]
@@ -68,6 +77,8 @@ class SamplingPlan:
         init_noise_sigma: the factor of the initial latents.
         digest: sha256 of all of it in float32.
         estimates: of each evaluation, the factors of x[i] and m[i] in the estimate of the finished latents.
+        noised: for a job on an image, the factors of the image's latents and of the noise in its noised latents: before
+            each evaluation, and after the last, where there is no noise.
     """
 
     scheduler: str
@@ -78,6 +89,7 @@ class SamplingPlan:
     init_noise_sigma: float
     digest: str
     estimates: tuple[Factors, ...] = ()
+    noised: tuple[Factors, ...] = ()
 
     @property
     def num_evaluations(self) -> int:
@@ -109,6 +121,8 @@ def plan_for(
     options: Mapping[str, Any],
     num_inference_steps: int,
     schedule: NoiseSchedule = OWN_SCHEDULE,
+    *,
+    steps_made: int | None = None,
 ) -> SamplingPlan:
     """Return the plan of a job, cached.
 
@@ -118,6 +132,7 @@ def plan_for(
         options: entries that override the config.
         num_inference_steps: the job's steps.
         schedule: the noise levels of the model's pipeline, which may depend on steps and size.
+        steps_made: for a job on an image, how many of the last steps are made, 1 or more [default: no image].
 
     Raises:
         JobError: code ``scheduler``: an unknown name or option, a value that the scheduler refuses, or a scheduler that
@@ -138,16 +153,23 @@ def plan_for(
             f"name one in the field scheduler: {schedulers.list_names()}",
         )
     key = json.dumps([dict(model_config), {**own, **options}], sort_keys=True, default=str)
-    return _cached_plan(class_name, key, num_inference_steps, schedule)
+    return _cached_plan(class_name, key, num_inference_steps, schedule, steps_made)
 
 
 @lru_cache(maxsize=512)
-def _cached_plan(class_name: str, key: str, num_inference_steps: int, schedule: NoiseSchedule) -> SamplingPlan:
+def _cached_plan(
+    class_name: str, key: str, num_inference_steps: int, schedule: NoiseSchedule, steps_made: int | None
+) -> SamplingPlan:
     config, options = json.loads(key)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # diffusers deprecates its own internals; users cannot act on it
-            return make_plan(lambda: make_scheduler(class_name, config, options), num_inference_steps, schedule)
+            return make_plan(
+                lambda: make_scheduler(class_name, config, options),
+                num_inference_steps,
+                schedule,
+                steps_made=steps_made,
+            )
     except _REFUSALS as error:
         shown = f"with {options} " if options else ""
         raise JobError(
@@ -157,17 +179,28 @@ def _cached_plan(class_name: str, key: str, num_inference_steps: int, schedule: 
         ) from error
 
 
-def make_plan(new_scheduler: Any, num_inference_steps: int, schedule: NoiseSchedule = OWN_SCHEDULE) -> SamplingPlan:
+def make_plan(
+    new_scheduler: Any,
+    num_inference_steps: int,
+    schedule: NoiseSchedule = OWN_SCHEDULE,
+    *,
+    steps_made: int | None = None,
+) -> SamplingPlan:
     """Probe a scheduler and verify the plan against it.
 
-    ``new_scheduler`` returns a new diffusers scheduler each time.
+    ``new_scheduler`` returns a new diffusers scheduler each time. ``steps_made`` is as of ``plan_for``.
 
     Raises:
         JobError: code ``scheduler``: no linear recurrence over HISTORY evaluations gives the same samples.
 
     """
-    probe = _Probe(new_scheduler(), num_inference_steps, schedule)
-    rows = [probe.row(index) for index in range(probe.num_evaluations)]
+    probe = _Probe(new_scheduler(), num_inference_steps, schedule, steps_made)
+    rows, noised = [], []
+    for index in range(probe.num_evaluations):
+        # where a pipeline adds noise to the image: before the first evaluation, then between two
+        noised += [probe.noised(index)] if steps_made is not None else []
+        rows.append(probe.row(index))
+    noised += [(1.0, 0.0)] if noised else []
     scheduler = type(probe.scheduler).__name__
     coefficients = torch.stack([row.coefficients for row in rows])
     numbers = (
@@ -178,10 +211,10 @@ def make_plan(new_scheduler: Any, num_inference_steps: int, schedule: NoiseSched
         probe.init_noise_sigma,
     )
     estimates = estimate_factors(probe.scheduler, numbers[0], numbers[1])
-    plan = SamplingPlan(scheduler, *numbers, digest=_digest(scheduler, *numbers), estimates=estimates)
+    digest = _digest(scheduler, *numbers, *([noised] if noised else []))
+    plan = SamplingPlan(scheduler, *numbers, digest=digest, estimates=estimates, noised=tuple(noised))
     other = new_scheduler()
-    set_steps(other, num_inference_steps, schedule)
-    _verify(plan, other)
+    _verify(plan, other, set_steps(other, num_inference_steps, schedule, steps_made))
     return plan
 
 
@@ -196,10 +229,12 @@ class _Row:
 class _Probe:
     """Runs one scheduler over unit vectors; samples, outputs and noise are float64 (space,)."""
 
-    def __init__(self, scheduler: Any, num_inference_steps: int, schedule: NoiseSchedule) -> None:
-        set_steps(scheduler, num_inference_steps, schedule)
+    def __init__(
+        self, scheduler: Any, num_inference_steps: int, schedule: NoiseSchedule, steps_made: int | None
+    ) -> None:
+        self.timesteps = set_steps(scheduler, num_inference_steps, schedule, steps_made)
         self.scheduler = scheduler
-        self.num_evaluations = len(scheduler.timesteps)
+        self.num_evaluations = len(self.timesteps)
         self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))
         self.space = 1 + self.num_evaluations + 32  # the last 32 dimensions separate dense noise from the unit vectors
         self.generator = torch.Generator("cpu").manual_seed(0)
@@ -207,9 +242,13 @@ class _Probe:
         self.samples = [self._unit(0)]
         self.outputs: list[torch.Tensor] = []
 
+    def noised(self, index: int) -> Factors:
+        """Return the factors of ``SamplingPlan.noised`` before evaluation ``index``."""
+        return noise_factors(self.scheduler, self.timesteps[index])
+
     def row(self, index: int) -> _Row:
         """Make the scheduler's step ``index`` and return its recurrence."""
-        timestep = self.scheduler.timesteps[index]
+        timestep = self.timesteps[index]
         sample = self.samples[-1]
         scaled = scale_input(self.scheduler, self._image(sample), timestep).flatten().double()
         input_scale = float(scaled @ sample / (sample @ sample))
@@ -310,7 +349,7 @@ def replay(plan: SamplingPlan, start: torch.Tensor, model: Any, generator: torch
     return samples[-1]
 
 
-def _verify(plan: SamplingPlan, scheduler: Any) -> None:
+def _verify(plan: SamplingPlan, scheduler: Any, timesteps: torch.Tensor) -> None:
     """Compare the plan with ``scheduler`` over dense numbers so large (100 sigma) that any clipping shows."""
     source = torch.Generator("cpu").manual_seed(1)
     start = 100 * plan.init_noise_sigma * torch.randn((1, 2, 4, 4), generator=source)
@@ -318,7 +357,7 @@ def _verify(plan: SamplingPlan, scheduler: Any) -> None:
     generator = torch.Generator("cpu").manual_seed(2)
     arguments = step_arguments(scheduler, generator)
     sample = start
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(timesteps):
         scale_input(scheduler, sample, timestep)  # some schedulers require this call
         sample = scheduler.step(outputs[index], timestep, sample, **arguments, return_dict=False)[0]
     replayed = replay(plan, start, lambda index: outputs[index], torch.Generator("cpu").manual_seed(2))
