@@ -1,4 +1,4 @@
-"""The options of commands that read prompts."""
+"""The options of commands that read prompts; ``edit_options`` has those for input images and adapters."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import typer
 
 from latentfarm.cli import options
 from latentfarm.cli.command_group import ALL_COLUMNS
+from latentfarm.cli.edit_options import HEADING as EDIT_HEADING
+from latentfarm.cli.edit_options import edit_fields
 from latentfarm.errors import InputError
 from latentfarm.image_formats import IMAGE_FORMATS, PNG
 from latentfarm.limits import DEFAULT_GUIDANCE, DEFAULT_STEPS
@@ -209,10 +211,8 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
 
     In the signature that typer reads, they replace ``rows``.
     """
-    shared = {
-        name: parameter.replace(annotation=_under_heading(parameter.annotation))
-        for name, parameter in inspect.signature(_rows, eval_str=True).parameters.items()
-    }
+    common, edits = _under_heading(_rows, HEADING), _under_heading(edit_fields, EDIT_HEADING)
+    shared = {**common, **edits}
     own = inspect.signature(command, eval_str=True)
     parameters: list[inspect.Parameter] = []
     for name, parameter in own.parameters.items():
@@ -220,7 +220,8 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(**given: Any) -> None:
-        rows = _rows(**{name: given.pop(name) for name in shared})
+        rows = _rows(**{name: given.pop(name) for name in common})
+        rows.defaults.update(edit_fields(**{name: given.pop(name) for name in edits}))
         command(rows=rows, **given)
 
     run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
@@ -228,12 +229,16 @@ def prompt_options(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def _under_heading(annotation: Any) -> Any:
-    # a copy: commands without the other prompt options list --width and --height under "Options"
-    kind, option = get_args(annotation)
-    option = copy(option)
-    option.rich_help_panel = HEADING
-    return Annotated[kind, option]
+def _under_heading(options_of: Callable[..., Any], heading: str) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function by name, their options under a heading of the help."""
+    found = {}
+    for name, parameter in inspect.signature(options_of, eval_str=True).parameters.items():
+        kind, option = get_args(parameter.annotation)
+        # a copy: commands without the other prompt options list --width and --height under "Options"
+        option = copy(option)
+        option.rich_help_panel = heading
+        found[name] = parameter.replace(annotation=Annotated[kind, option])
+    return found
 
 
 def source_client(settings: Settings) -> S3Client | None:
