@@ -35,3 +35,6 @@ MAX_MASK_BLUR = 64
 MAX_HIRES_SCALE = 4.0
 #: characters of an adapter's name
 MAX_ADAPTER_NAME = 128
+
+#: bytes of the file of an input image, its pixels, and pixels of its side
+MAX_INPUT_BYTES, MAX_INPUT_PIXELS, MAX_INPUT_SIDE = 50 * 2**20, 50_000_000, 16_384

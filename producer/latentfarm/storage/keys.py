@@ -11,6 +11,7 @@
     batches/<batch>/results/part-00017.jsonl.gz              receipts of jobs 17000 to 17999
     batches/<batch>/results/part-00017.<generation>.jsonl.gz those after a retry or a recovery; the highest counts
     batches/<batch>/picks/<time>-<id>-<images>.jsonl.gz      changes of picks and ratings, of so many images
+    inputs/<sha256>                                          an input image as it was given, of any number of batches
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from latentfarm.limits import PART_JOBS
 
 #: bytes of the largest object that is read; a strip of eight large images, our largest, has less than half
 MAX_OBJECT_BYTES = 256 * 1024 * 1024
+
+INPUTS_PREFIX = "inputs/"
 
 _RESULTS_KEY = re.compile(r"/results/part-(\d{5,})\.(?:([1-9]\d*)\.)?jsonl\.gz\Z")
 _PREVIEW_KEY = re.compile(rf"/previews/(\d{{8,}})-(\d+)-(\d+)\.(?:{EXTENSIONS})\Z")
@@ -37,6 +40,11 @@ def part_of(index: int) -> int:
 def part_indices(part: int, total: int) -> range:
     """Return the indices of a part's jobs, in a batch of ``total`` jobs."""
     return range(part * PART_JOBS, min((part + 1) * PART_JOBS, total))
+
+
+def input_key(digest: str) -> str:
+    """Return the key of an input image, whose digest is ``sha256:`` and 64 hex digits."""
+    return f"{INPUTS_PREFIX}{digest.removeprefix('sha256:')}"
 
 
 def batch_prefix(batch: str) -> str:
