@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from threading import Lock
 from typing import Any, NamedTuple
@@ -12,8 +13,10 @@ import torch
 from latentfarm.errors import JobError, ModelError
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.host_copy import send
-from latentfarm_worker.text_encoders.prompt import Prompt, TokenizedPrompt
+from latentfarm_worker.text_encoders.embeddings import Embedding, Embeddings
+from latentfarm_worker.text_encoders.prompt import FIRST_VECTOR, Prompt, TokenizedPrompt
 from latentfarm_worker.text_encoders.prompt_weights import WeightedText, WeightedToken, parse, split_chunks
+from latentfarm_worker.text_encoders.vectors_in_place import vectors_in_place
 
 #: chunks of a prompt; without BREAK, 4,096 bytes of text have fewer
 MAX_CHUNKS = 64
@@ -32,6 +35,14 @@ class TextEmbedding(NamedTuple):
     projected: torch.Tensor | None
 
 
+class _Chunk(NamedTuple):
+    """The ids of a chunk, and what is the same for all chunks of its prompt."""
+
+    ids: tuple[int, ...] = ()
+    clip_skip: int = 0
+    embeddings: tuple[Embedding, ...] = ()
+
+
 class ClipEncoder:
     """One CLIP text encoder (transformers' CLIPTextModel or CLIPTextModelWithProjection) with its tokenizer.
 
@@ -41,12 +52,21 @@ class ClipEncoder:
         layer: the layer whose hidden states are returned, counted from the end; None: the last, with the final layer
             norm.
         pooled: the entry of the model's output that is the pooled text.
+        number: the model's first text encoder has 0: which vectors of an embedding it reads.
     """
 
     def __init__(
-        self, tokenizer: Any, model: Any, *, rows: int, layer: int | None = None, pooled: str = "text_embeds"
+        self,
+        tokenizer: Any,
+        model: Any,
+        *,
+        rows: int,
+        layer: int | None = None,
+        pooled: str = "text_embeds",
+        number: int = 0,
     ) -> None:
         self.tokenizer, self.model = tokenizer, model
+        self._number = number
         self.rows, self.layer, self._pooled = rows, layer, pooled
         self._start, self._end, self._pad = (
             int(number) for number in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
@@ -80,33 +100,39 @@ class ClipEncoder:
 
     def encode(self, prompts: Sequence[Prompt]) -> list[TextEmbedding]:
         """Return the embedding of each prompt. Each chunk is weighted by itself."""
-        encoded = iter(self._encode_chunks([(ids, each.clip_skip) for each in prompts for ids in each.tokens.chunks]))
+        chunks = [_Chunk(ids, each.clip_skip, each.tokens.embeddings) for each in prompts for ids in each.tokens.chunks]
+        encoded = iter(self._encode_chunks(chunks))
         texts = []
         for each in prompts:
-            chunks = [(next(encoded), weights) for _, weights in each.tokens.weighted_chunks()]
-            hidden_states = torch.cat([apply_weights(chunk.hidden_states, weights) for chunk, weights in chunks])
-            texts.append(TextEmbedding(hidden_states, chunks[0][0].projected))
+            weighted = [(next(encoded), weights) for _, weights in each.tokens.weighted_chunks()]
+            hidden_states = torch.cat([apply_weights(chunk.hidden_states, weights) for chunk, weights in weighted])
+            texts.append(TextEmbedding(hidden_states, weighted[0][0].projected))
         return texts
 
-    def _encode_chunks(self, chunks: Sequence[tuple[tuple[int, ...], int]]) -> list[TextEmbedding]:
-        """Return the embedding of each chunk (ids, clip_skip)."""
+    def _encode_chunks(self, chunks: Sequence[_Chunk]) -> list[TextEmbedding]:
+        """Return the embedding of each chunk."""
         encoded: list[TextEmbedding] = []
         for at in range(0, len(chunks), self.rows):
             group = [*chunks[at : at + self.rows]]
-            group += [((), 0)] * (self.rows - len(group))
-            lines = [self._padded(ids) for ids, _ in group]
-            mask = [[1] * (len(ids) + 2) + [0] * (self.room - len(ids)) for ids, _ in group]
-            output = self.model(
-                send(torch.tensor(lines), self.model.device),
-                attention_mask=send(torch.tensor(mask), self.model.device) if self._masked else None,
-                output_hidden_states=self.layer is not None or any(clip_skip for _, clip_skip in group),
-            )
+            group += [_Chunk()] * (self.rows - len(group))
+            lines = [self._padded(chunk.ids) for chunk in group]
+            mask = [[1] * (len(chunk.ids) + 2) + [0] * (self.room - len(chunk.ids)) for chunk in group]
+            with vectors_in_place(self.model, lines, [self._vectors(chunk.embeddings) for chunk in group]):
+                output = self.model(
+                    send(torch.tensor(lines), self.model.device),
+                    attention_mask=send(torch.tensor(mask), self.model.device) if self._masked else None,
+                    output_hidden_states=self.layer is not None or any(chunk.clip_skip for chunk in group),
+                )
             projected = output.get(self._pooled)
             encoded += [
-                TextEmbedding(self._select(output, row, clip_skip), None if projected is None else projected[row])
-                for row, (_, clip_skip) in enumerate(group)
+                TextEmbedding(self._select(output, row, chunk.clip_skip), None if projected is None else projected[row])
+                for row, chunk in enumerate(group)
             ]
         return encoded[: len(chunks)]
+
+    def _vectors(self, embeddings: Sequence[Embedding]) -> Sequence[torch.Tensor]:
+        """Return all vectors of a prompt's embeddings for this encoder, (D,) each."""
+        return [vector for embedding in embeddings for vector in embedding.vectors[self._number]]
 
     def _select(self, output: Any, row: int, clip_skip: int) -> torch.Tensor:
         """Return the hidden states of our layer, or of one ``clip_skip`` layers earlier.
@@ -158,22 +184,62 @@ def apply_weights(hidden_states: torch.Tensor, weights: tuple[float, ...]) -> to
     return torch.where(usable, scaled, weighted.to(hidden_states.dtype))
 
 
-def tokenize(encoder: ClipEncoder, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
+def tokenize(
+    encoder: ClipEncoder, prompt: str, syntax: PromptSyntax = "plain", embeddings: Embeddings | None = None
+) -> TokenizedPrompt:
     """Return a prompt's tokens.
 
     ``plain``: one chunk, truncated where it is full, as StableDiffusionPipeline.encode_prompt. ``a1111``: all tokens,
     weighted, in as many chunks as they need.
 
+    ``embeddings`` are those that the prompt may name [default: none].
+
     Raises:
-        JobError: code ``prompt_too_complex``: a weight or the number of chunks is over its limit.
+        JobError: code ``prompt_too_complex``: a weight, the number of chunks or that of an embedding's vectors is over
+            its limit. Or an embedding cannot be used, as ``Embeddings.split``.
 
     """
+    reader = _Reader(encoder, embeddings, syntax)
     if syntax == "plain":
-        ids = encoder.ids(prompt)
-        return TokenizedPrompt((tuple(ids[: encoder.room]),), count=len(ids) + 2, truncated=len(ids) > encoder.room)
-    sections = parse(prompt)
-    _validate_weights(sections)
-    return _merge(_split(encoder, sections))
+        ids = [token.number for token in reader.read(prompt)]
+        tokens = TokenizedPrompt((tuple(ids[: encoder.room]),), count=len(ids) + 2, truncated=len(ids) > encoder.room)
+    else:
+        sections = parse(prompt)
+        _validate_weights(sections)
+        tokens = _merge(_split(reader, sections))
+    return replace(tokens, embeddings=tuple(reader.found)) if reader.found else tokens
+
+
+class _Reader:
+    """Reads texts of one prompt; ``found`` are the embeddings so far, with the number of vectors before each."""
+
+    def __init__(self, encoder: ClipEncoder, embeddings: Embeddings | None, syntax: PromptSyntax) -> None:
+        self.encoder, self._embeddings, self._syntax = encoder, embeddings, syntax
+        self.found: dict[Embedding, int] = {}
+
+    def read(self, text: str, weight: float = 1.0) -> list[WeightedToken]:
+        """Return the tokens of a text, of one weight."""
+        pieces = [text] if self._embeddings is None else self._embeddings.split(text, self._syntax)
+        tokens: list[WeightedToken] = []
+        for piece in pieces:
+            if isinstance(piece, str):
+                tokens += [WeightedToken(number, weight) for number in self.encoder.ids(piece)]
+            else:
+                tokens += self._read_embedding(piece, weight)
+        return tokens
+
+    def _read_embedding(self, embedding: Embedding, weight: float) -> list[WeightedToken]:
+        before = self.found.setdefault(embedding, sum(map(len, self.found)))
+        if self._syntax == "plain":
+            # as of diffusers, whose added tokens have the greatest ids
+            return [WeightedToken(FIRST_VECTOR + before + at, weight) for at in range(len(embedding))]
+        if len(embedding) > self.encoder.room:
+            raise JobError(
+                "prompt_too_complex",
+                f"embedding {embedding.alias} has {len(embedding)} vectors, and a chunk has room for "
+                f"{self.encoder.room}; use one with fewer",
+            )
+        return [WeightedToken(-1 - before - at, weight, joined=at > 0) for at in range(len(embedding))]
 
 
 def _validate_weights(sections: Sequence[Sequence[WeightedText]]) -> None:
@@ -187,12 +253,10 @@ def _validate_weights(sections: Sequence[Sequence[WeightedText]]) -> None:
             )
 
 
-def _split(encoder: ClipEncoder, sections: Sequence[Sequence[WeightedText]]) -> list[Sequence[WeightedToken]]:
+def _split(reader: _Reader, sections: Sequence[Sequence[WeightedText]]) -> list[Sequence[WeightedToken]]:
     """Return the tokens of all sections in chunks."""
-    tokens = [
-        [WeightedToken(number, piece.weight) for piece in section for number in encoder.ids(piece.text)]
-        for section in sections
-    ]
+    encoder = reader.encoder
+    tokens = [[token for piece in section for token in reader.read(piece.text, piece.weight)] for section in sections]
     chunks = split_chunks(tokens, room=encoder.room, comma=encoder.comma)
     if len(chunks) > MAX_CHUNKS:
         raise JobError(

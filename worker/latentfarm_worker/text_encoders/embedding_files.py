@@ -11,10 +11,11 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,7 +76,8 @@ class EmbeddingFiles:
     def key(self, prompt: Prompt) -> str:
         """Return the sha256 of all that the prompt's embedding depends on. It does not reveal the prompt."""
         inputs = [_FORMAT, self._conditions, asdict(prompt)]
-        return hashlib.sha256(_canonical(inputs)).hexdigest()
+        # a prompt may name embeddings of textual inversion, which their files' digests determine
+        return hashlib.sha256(_canonical(inputs, default=attrgetter("digest"))).hexdigest()
 
     def __contains__(self, prompt: Prompt) -> bool:
         key = self.key(prompt)
@@ -197,8 +199,8 @@ class EmbeddingFiles:
                 yield _File(found.st_mtime_ns, found.st_size, path)
 
 
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+def _canonical(value: Any, *, default: Callable[[Any], str] | None = None) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), default=default).encode()
 
 
 def _bytes_of(tensors: Tensors) -> int:

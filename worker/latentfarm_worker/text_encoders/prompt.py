@@ -8,8 +8,12 @@ from itertools import zip_longest
 
 import torch
 
+from latentfarm_worker.text_encoders.embeddings import Embedding
+
 #: conditioning tensors by name: of one prompt, or of many with a row each
 Tensors = Mapping[str, torch.Tensor]
+#: the number in ``chunks`` of the first vector of a prompt's embeddings, greater than any token's id
+FIRST_VECTOR = 2**24
 
 
 @dataclass(frozen=True)
@@ -17,12 +21,15 @@ class TokenizedPrompt:
     """A prompt as token ids, without the start, end and padding tokens that an encoder adds.
 
     Attributes:
-        chunks: the ids for CLIP, at most 75 each; one empty chunk if the model has no CLIP encoder.
+        chunks: the ids for CLIP, at most 75 each; one empty chunk if the model has no CLIP encoder. A vector of an
+            embedding has the number ``FIRST_VECTOR`` + k, or -1 - k in the syntax ``a1111``: it is the k-th one of all
+            ``embeddings``.
         count: tokens of the whole prompt, start and end included.
         truncated: whether the end of the prompt was cut off.
         weights: by chunk, a factor for each token's hidden states; an empty tuple means all 1.
         ids: the ids for a language model such as T5 or Qwen3; empty if the model has none.
         ids_length: tokens to which ``ids`` are padded; 0 if the family pads all prompts to one length.
+        embeddings: the embeddings that the prompt names, each once, in the order of their first place.
     """
 
     chunks: tuple[tuple[int, ...], ...]
@@ -31,6 +38,7 @@ class TokenizedPrompt:
     weights: tuple[tuple[float, ...], ...] = ()
     ids: tuple[int, ...] = ()
     ids_length: int = 0
+    embeddings: tuple[Embedding, ...] = ()
 
     @property
     def text_class(self) -> int:

@@ -6,8 +6,8 @@ of the prompt. A closing bracket without an opening one is text. ``BREAK`` begin
 
 The syntax is that of ``parse_prompt_attention`` in modules/prompt_parser.py and ``tokenize_line`` in
 modules/sd_hijack_clip.py of AUTOMATIC1111/stable-diffusion-webui, with two differences: BREAK ends the chunk inside
-brackets too, and a weight such as 1.2.3 is text instead of an error. Prompt editing (``[a:b:0.5]``, ``[a|b]``),
-``AND``, embeddings and ``<lora:...>`` are not supported: they are text.
+brackets too, and a weight such as 1.2.3 is text instead of an error. Prompt editing (``[a:b:0.5]``, ``[a|b]``) and
+``AND`` are not supported: they are text.
 """
 
 from __future__ import annotations
@@ -102,10 +102,11 @@ def _items(prompt: str) -> list[_Item]:
 
 
 class WeightedToken(NamedTuple):
-    """A token's id and the factor of its hidden states."""
+    """A token's id and the factor of its hidden states. ``joined``: no chunk begins with it, but with one before it."""
 
     number: int
     weight: float
+    joined: bool = False
 
 
 def split_chunks(
@@ -114,7 +115,7 @@ def split_chunks(
     """Split the tokens of each section into at least one chunk of at most ``room`` tokens.
 
     A full chunk moves the tokens after its last comma to the next chunk, if they are at most 20 and the next token is
-    not a comma.
+    not a comma. Tokens that are joined stay in one chunk, if they are not more than a chunk has.
     """
     chunks = [chunk for section in sections for chunk in _cut(section, room, comma)]
     # a BREAK at the end adds no empty chunk
@@ -124,7 +125,9 @@ def split_chunks(
 def _cut(tokens: Sequence[WeightedToken], room: int, comma: int | None) -> Iterator[Sequence[WeightedToken]]:
     while len(tokens) > room:
         end = room
-        if tokens[room].number != comma:
+        if tokens[room].joined:
+            end = next((at for at in range(room - 1, 0, -1) if not tokens[at].joined), room)
+        elif tokens[room].number != comma:
             commas = (at for at in range(room - 1, max(-1, room - 1 - _BACKTRACK), -1) if tokens[at].number == comma)
             end = next(commas, room - 1) + 1
         yield tokens[:end]
