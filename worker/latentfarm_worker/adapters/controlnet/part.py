@@ -1,0 +1,263 @@
+"""The ControlNets of one model: their holds, and their calls.
+
+``ControlNet`` (arXiv 2302.05543): a copy of the first half of the model reads an image besides the latents, and adds
+residuals to the model's own. A row's residuals are multiplied by its scale, and by 0 outside the net's share of the
+steps, as diffusers does; so a row is in the calls of its nets from its first step to its last.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+import torch
+
+from latentfarm.adapter_kind import AdapterKind
+from latentfarm.edit_fields import Control
+from latentfarm.errors import JobError, ModelError
+from latentfarm.job import Job
+from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
+from latentfarm_worker.adapters.controlnet.control_image import ControlImages
+from latentfarm_worker.adapters.controlnet.loading import Config, completed, load_net, read_config
+from latentfarm_worker.adapters.controlnet.net_cache import Net, NetCache
+from latentfarm_worker.host_copy import send
+from latentfarm_worker.text_encoders.prompt import Tensors
+
+if TYPE_CHECKING:
+    from latentfarm_worker.engine.job_inputs import JobInputs
+    from latentfarm_worker.engine.sampling_plan import SamplingPlan
+
+#: before the number of a net among those of its row, and its digest
+PREFIX = "controlnet:"
+_SCALE, _IMAGE = ":scale", ":image"
+#: what a file with other names or shapes than its class raises
+_NOT_ITS_CLASS = (KeyError, IndexError, ValueError, RuntimeError, AttributeError, TypeError)
+
+
+class NetCall(NamedTuple):
+    """The call of a net for a micro-batch.
+
+    Attributes:
+        module: the net.
+        image: what it follows, (R, ...), as ``ControlNets.condition`` returns it.
+        scale: the factor of each row's residuals, float32 (R,); 0 where the net is off.
+    """
+
+    module: Any
+    image: torch.Tensor
+    scale: torch.Tensor
+
+
+class Use(NamedTuple):
+    """A net that an image uses: its control, the net, and the control image, uint8 (H, W, 3)."""
+
+    control: Control
+    digest: str
+    net: Net
+    image: torch.Tensor
+
+
+class ControlHold:
+    """The nets of one image, an ``adapters.base.Hold``.
+
+    Attributes:
+        adapters: the nets' files.
+    """
+
+    def __init__(self, nets: ControlNets, evaluations: int) -> None:
+        self._nets = nets
+        self._evaluations = evaluations
+        self._uses: list[Use] = []
+        self._images: list[torch.Tensor] = []
+        self.adapters: list[Adapter] = []
+
+    def add(self, use: Use, adapter: Adapter) -> None:
+        """Add the next net."""
+        self._uses.append(use)
+        self.adapters.append(adapter)
+
+    def begin(self, rows: int) -> Sequence[Tensors]:
+        """Have the nets on the device; return the conditioning of the rows.
+
+        Of each net the control image, and float32 (3,): the scale, and the evaluations at which it begins and ends.
+
+        Raises:
+            JobError: code ``oom``.
+        """
+        begun: list[Net] = []
+        try:
+            for use in self._uses:
+                self._nets.cache.begin(use.digest, use.net)
+                begun.append(use.net)
+            if not self._images:
+                self._images = [self._nets.condition(use.net.module, use.image) for use in self._uses]
+            return [self._conditioning(negative=row > 0) for row in range(rows)]
+        except BaseException:
+            for net in begun:
+                self._nets.cache.end(net)
+            raise
+
+    def end(self) -> None:
+        """Let the nets leave when others need their room."""
+        for use in self._uses:
+            self._nets.cache.end(use.net)
+
+    def _conditioning(self, *, negative: bool) -> Tensors:
+        found: dict[str, torch.Tensor] = {}
+        for number, (use, image) in enumerate(zip(self._uses, self._images, strict=True)):
+            name = f"{PREFIX}{number}:{use.digest}"
+            # such a net follows the prompt only, in diffusers' guess mode
+            off = negative and use.net.module.config.get("global_pool_conditions", False)
+            first, end = interval(use.control.start, use.control.end, self._evaluations)
+            numbers = torch.tensor([0.0 if off else use.control.scale, first, end])
+            found[name + _SCALE] = send(numbers, image.device)
+            found[name + _IMAGE] = image
+        return {**found, **self._nets.of_row(negative=negative)}
+
+
+class ControlNets(ABC):
+    """The nets of one model, an ``adapters.base.AdapterPart``.
+
+    Args:
+        model: the denoising model.
+        pipeline: the diffusers pipeline of the model, for messages.
+        dtype: the dtype of the nets.
+        max_bytes: bytes of nets on the device.
+
+    Attributes:
+        catalogue: the adapters by alias.
+    """
+
+    #: the diffusers class of the nets
+    net_class: ClassVar[str]
+    #: entries of the configs of model and net that must be equal
+    compared: ClassVar[tuple[str, ...]]
+
+    def __init__(self, model: Any, *, pipeline: str, dtype: torch.dtype, max_bytes: int = 8_000_000_000) -> None:
+        self.model = model
+        self.dtype = dtype
+        self.device = torch.device(model.device)
+        self.catalogue = Catalogue()
+        self.cache = NetCache(self.device, max_bytes)
+        self.pipeline = pipeline
+        self._images = ControlImages()
+
+    def prepare(self, job: Job, inputs: JobInputs, plan: SamplingPlan) -> ControlHold | None:
+        """Load the nets of a job and make its control images; None if it has none. Thread-safe.
+
+        Raises:
+            JobError: code ``adapter_unknown``, ``adapter_mismatch`` for a net of another base model,
+                ``adapter_invalid`` for one that cannot be read, ``input_missing`` if a control image is not there.
+        """
+        if not job.controls:
+            return None
+        if len(inputs.controls) != len(job.controls):
+            raise JobError(
+                "input_missing", f"{len(job.controls)} ControlNets have {len(inputs.controls)} control images"
+            )
+        hold = ControlHold(self, plan.num_evaluations)
+        for control, image in zip(job.controls, inputs.controls, strict=True):
+            adapter = self.catalogue.get(AdapterKind.CONTROLNET, control.name)
+            net = self.cache.get(adapter.digest, adapter.alias, partial(self._load, adapter), hold)
+            hold.add(Use(control, adapter.digest, net, self._images.get(control, image, job.resize)), adapter)
+        return hold
+
+    def leave_device(self) -> None:
+        """Free the device of the nets that no row uses. On the engine's thread."""
+        self.cache.leave_device()
+
+    # -- calls -----------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def condition(self, net: Any, image: torch.Tensor) -> torch.Tensor:
+        """Return what a net reads of a control image, uint8 (H, W, 3) on the host: on the device, without rows."""
+
+    def of_row(self, *, negative: bool) -> Tensors:
+        """Return further conditioning of a row."""
+        del negative
+        return {}
+
+    def calls(self, conditioning: Tensors) -> Iterator[NetCall]:
+        """Yield the calls of the nets that a micro-batch has, in the order of its rows' nets."""
+        # a row has less than ten nets, so their numbers sort as text
+        names = sorted(name for name in conditioning if name.startswith(PREFIX) and name.endswith(_SCALE))
+        for name in names:
+            step, (scale, first, end) = conditioning["step_index"], conditioning[name].unbind(dim=1)
+            on = (step >= first) & (step < end)
+            stem = name.removesuffix(_SCALE)
+            digest = stem.rpartition(":")[2]
+            yield NetCall(self.cache[digest], conditioning[stem + _IMAGE], scale * on)
+
+    # -- load ------------------------------------------------------------------------------------------------
+
+    def _load(self, adapter: Adapter) -> torch.nn.Module:
+        import diffusers
+
+        kind = getattr(diffusers, self.net_class)
+        try:
+            config = completed(kind, self._config(adapter))
+            self.check(adapter.alias, config)
+            return self.arrange(load_net(adapter.path, kind, config, self.dtype))
+        except (ModelError, OSError) as error:
+            raise JobError("adapter_invalid", f"controlnet {adapter.alias!r}: {error}") from error
+        except _NOT_ITS_CLASS as error:
+            raise JobError(
+                "adapter_invalid",
+                f"controlnet {adapter.alias!r}: its tensors are not those of a {self.net_class}: {error}",
+            ) from error
+
+    def _config(self, adapter: Adapter) -> Config:
+        if adapter.path.is_file():
+            return self.config_of_file(adapter)
+        config = read_config(adapter.path)
+        found = config.get("_class_name")
+        if found != self.net_class:
+            raise self.mismatch(adapter.alias, f"it is a {found}, and {self.pipeline} takes {self.net_class}")
+        return config
+
+    def config_of_file(self, adapter: Adapter) -> Config:
+        """Return the config of a net in a single file.
+
+        Raises:
+            JobError: code ``adapter_invalid``: its tensors do not show it.
+        """
+        raise JobError(
+            "adapter_invalid",
+            f"controlnet {adapter.alias!r}: {adapter.path.name} has no config; use the folder with its config.json",
+        )
+
+    def check(self, alias: str, config: Mapping[str, Any]) -> None:
+        """Check that a net is one of this model.
+
+        Raises:
+            JobError: code ``adapter_mismatch`` or ``adapter_invalid``.
+        """
+        base = completed(type(self.model), self.model.config)
+        for key in self.compared:
+            if config.get(key) != base.get(key):
+                raise self.mismatch(alias, f"its {key} is {config.get(key)!r}, that of the model {base.get(key)!r}")
+
+    def arrange(self, net: torch.nn.Module) -> torch.nn.Module:
+        """Return a net as it is called."""
+        return net
+
+    def mismatch(self, alias: str, why: str) -> JobError:
+        """Return the error of a net of another base model."""
+        return JobError(
+            "adapter_mismatch", f"controlnet {alias!r} is for another base model: {why}; use a net of this base"
+        )
+
+
+def interval(start: float, end: float, evaluations: int) -> tuple[int, int]:
+    """Return the evaluations at which a net begins and ends, as ``controlnet_keep`` in diffusers' pipelines.
+
+    Args:
+        start: the share of the evaluations before which it is off.
+        end: that after which it is off.
+        evaluations: the evaluations of the image.
+    """
+    # the divisions of diffusers, since others round elsewhere
+    kept = [i for i in range(evaluations) if not (i / evaluations < start or (i + 1) / evaluations > end)]
+    return (kept[0], kept[-1] + 1) if kept else (0, 0)
