@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 
 from PIL import Image, ImageCms, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -23,7 +24,11 @@ from PIL.ImageFile import ImageFile
 from latentfarm.errors import InputError
 from latentfarm.limits import MAX_INPUT_BYTES, MAX_INPUT_PIXELS, MAX_INPUT_SIDE
 
+# Pillow warns on the user's terminal of EXIF data that states nothing
+warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
+
 FORMATS = ("PNG", "JPEG", "WebP")
+_LISTED = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 
 _PNG, _JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff"
 #: what else may be meant, by its first bytes, for the error
@@ -154,7 +159,7 @@ def _name(data: bytes) -> str:
 def _orientation(image: ImageFile) -> int:
     try:
         found = int(image.getexif().get(_ORIENTATION, 1))
-    except (*_DAMAGE, UserWarning):
+    except _DAMAGE:
         # damaged EXIF data states nothing
         return 1
     return found if 1 <= found <= 8 else 1
@@ -197,6 +202,3 @@ def _is_srgb(profile: ImageCms.ImageCmsProfile) -> bool:
 
 def _shorten(error: Exception) -> str:
     return (str(error) or type(error).__name__)[:100]
-
-
-_LISTED = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

@@ -183,6 +183,8 @@ def test_other_formats_are_named(data: bytes, name: str) -> None:
     assert str(raised.value) == f"is {name}; store it as PNG, JPEG or WebP"
 
 
+# pytest replaces the filter of the module
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @given(st.data(), st.sampled_from(["PNG", "JPEG", "WEBP"]))
 def test_a_damaged_file_is_decoded_or_refused(data: st.DataObject, kind: str) -> None:
     exif = Image.Exif()
