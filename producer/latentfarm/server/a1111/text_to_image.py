@@ -18,7 +18,8 @@ from latentfarm.limits import MAX_SEED
 from latentfarm.samplers import find_sampler
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.submission.prompts import Notes, ReadOptions, RowError
-from latentfarm.submission.prompts.aliases import is_any_seed, is_off
+from latentfarm.submission.prompts.aliases import is_any_seed
+from latentfarm.submission.prompts.off_values import is_off
 from latentfarm.submission.prompts.rows import RowCheck, abbreviate
 
 #: images of one request: their bytes are in memory until they are sent

@@ -17,17 +17,18 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from latentfarm.image_formats import IMAGE_FORMATS
+from latentfarm.submission.prompts import web_ui
+from latentfarm.submission.prompts.off_values import is_off
 
 #: names of a row that are not fields: a sampler of another tool, and its schedule of noise levels
 SAMPLER, SCHEDULE = "sampler", "schedule"
 IMAGES: Final = "num_images_per_prompt"
+MASK: Final = "mask_image"
 
 _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _SEPARATORS = re.compile(r"[\s_-]+")
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX*\u00d7]\s*(\d{1,6})\s*")
 _WHOLE = re.compile(r"\s*\d{1,7}\s*")
-#: values, without case, of an option that is off
-_OFF = frozenset({"", "false", "no", "off", "none", "null", "0", "0.0", "-1", "[]", "{}", "()"})
 _ANY_SEED = frozenset({"-1", "-1.0", "random", "auto"})
 
 
@@ -53,6 +54,7 @@ class Alias:
         dialect: where the names are used.
         weak: used only if the row has no other name for the field.
         cure: for an option that would change the image unless it is off: what to do instead.
+        deferred: whether it sets a field depends on the row; see ``web_ui``.
     """
 
     names: tuple[str, ...]
@@ -63,6 +65,7 @@ class Alias:
     dialect: Dialect = Dialect.LONG
     weak: bool = False
     cure: str = ""
+    deferred: bool = False
 
     def read(self, value: Any) -> Mapping[str, Any]:
         """Return the values that a value sets, by field.
@@ -78,7 +81,9 @@ class Alias:
 
     @property
     def note(self) -> str:
-        """What becomes of the names, after a name."""
+        """What becomes of the names, after a name; empty if that depends on the row."""
+        if self.deferred:
+            return ""
         if self.field:
             return f"is read as {self.field}"
         return f"is passed over: {'it is off' if self.cure else self.remark}"
@@ -96,6 +101,10 @@ def is_any_seed(value: object) -> bool:
 
 def _to(field: str, convert: Callable[[Any], Any]) -> Callable[[Any], dict[str, Any]]:
     return lambda value: {field: convert(value)}
+
+
+def _unchanged(value: Any) -> Any:
+    return value
 
 
 def _images(value: Any) -> Any:
@@ -151,12 +160,8 @@ def _override_settings(value: Any) -> dict[str, Any]:
     return fields
 
 
-def is_off(value: object) -> bool:
-    """Return whether an option has a value such as 0, false, none or an empty list."""
-    return str(value).strip().lower() in _OFF
-
-
 _A1111, _COMFY, _KOHYA, _OPENAI, _DIFFUSIONDB = "AUTOMATIC1111", "ComfyUI", "kohya", "OpenAI", "DiffusionDB"
+_OTHERS = "other APIs"
 _NO_EFFECT = "it has no effect on the image here"
 
 #: names that set fields
@@ -207,6 +212,43 @@ FIELD_ALIASES: tuple[Alias, ...] = (
         "CLIP_stop_at_last_layers; models are passed over",
     ),
     Alias(("custom_id",), "id", _OPENAI),
+    Alias(("init_image", "source_image", "input_image"), "image", _OTHERS, _to("image", web_ui.read_source)),
+    Alias(("init_images",), "image", _A1111, web_ui.read_sources, "a list of one; base64 needs no prefix"),
+    Alias(("mask", "inpaint_mask", "source_mask"), "mask_image", f"{_A1111}, {_OTHERS}", _to(MASK, web_ui.read_source)),
+    Alias(("prompt_strength", "denoise"), "strength", f"{_COMFY}, {_OTHERS}"),
+    Alias(
+        (web_ui.DENOISING,),
+        "strength, hires_strength",
+        _A1111,
+        _to(web_ui.DENOISING, _unchanged),
+        "passed over in a row without image and second stage",
+        deferred=True,
+    ),
+    Alias(("resize_mode",), "resize", _A1111, web_ui.read_resize_mode, "0 is stretch, 1 crop, 2 pad"),
+    *(
+        Alias((name,), field, _A1111, _to(name, _unchanged), remark, deferred=True)
+        for name, field, remark in web_ui.HIRES_NAMES
+    ),
+    Alias(
+        ("alwayson_scripts",),
+        "controlnet, control_image, controlnet_conditioning_scale, control_guidance_start, control_guidance_end, "
+        "control_preprocessor, resize",
+        _A1111,
+        web_ui.read_scripts,
+        "the script ControlNet; others are refused if they are on",
+        deferred=True,
+    ),
+    Alias(("lora",), "loras", _OTHERS),
+    Alias(("control_net", "controlnet_model", "controlnets"), "controlnet", _OTHERS),
+    Alias(("control_images", "controlnet_image"), "control_image", _OTHERS),
+    Alias(
+        ("control_scale", "control_weight", "controlnet_scale", "controlnet_weight", "controlnet_strength"),
+        "controlnet_conditioning_scale",
+        _OTHERS,
+    ),
+    Alias(("control_start",), "control_guidance_start", _OTHERS),
+    Alias(("control_end",), "control_guidance_end", _OTHERS),
+    Alias(("ip_adapter_weight",), "ip_adapter_scale", _OTHERS),
     Alias(("n",), "negative_prompt", _KOHYA, dialect=Dialect.KOHYA),
     Alias(("w",), "width", _KOHYA, dialect=Dialect.KOHYA),
     Alias(("h",), "height", _KOHYA, dialect=Dialect.KOHYA),
@@ -214,6 +256,8 @@ FIELD_ALIASES: tuple[Alias, ...] = (
     Alias(("s",), "num_inference_steps", _KOHYA, dialect=Dialect.KOHYA),
     Alias(("l",), "guidance_scale", _KOHYA, dialect=Dialect.KOHYA),
     Alias(("ss",), "scheduler", _KOHYA, _to(SAMPLER, _sampler), "the sampler's name", Dialect.KOHYA),
+    Alias(("t",), "strength", _KOHYA, dialect=Dialect.KOHYA),
+    Alias(("cn",), "control_image", _KOHYA, dialect=Dialect.KOHYA),
     Alias(("p",), "prompt", _DIFFUSIONDB, dialect=Dialect.DIFFUSIONDB),
     Alias(("se",), "seed", _DIFFUSIONDB, dialect=Dialect.DIFFUSIONDB),
     Alias(("c",), "guidance_scale", _DIFFUSIONDB, dialect=Dialect.DIFFUSIONDB),
@@ -247,14 +291,10 @@ PASSED_ALIASES: tuple[Alias, ...] = (
     ),
     Alias(
         (
-            "denoising_strength",
             "do_not_save_grid",
             "do_not_save_samples",
-            "hr_resize_x",
-            "hr_resize_y",
-            "hr_scale",
-            "hr_second_pass_steps",
-            "hr_upscaler",
+            "initial_noise_multiplier",
+            "inpainting_fill",
             "outpath_grids",
             "outpath_samples",
             "override_settings_restore_afterwards",
@@ -270,9 +310,9 @@ PASSED_ALIASES: tuple[Alias, ...] = (
     Alias(("styles",), "", _A1111, cure="write the style's words into the prompt"),
     Alias(
         (
-            "alwayson_scripts",
-            "enable_hr",
             "eta",
+            "inpaint_full_res",
+            "inpainting_mask_invert",
             "restore_faces",
             "s_churn",
             "s_tmin",
@@ -296,7 +336,7 @@ PASSED_ALIASES: tuple[Alias, ...] = (
         remark="it is FLUX's embedded guidance; this model has none",
         dialect=Dialect.KOHYA,
     ),
-    Alias(("am",), "", _KOHYA, remark="it weights a LoRA; a batch has none", dialect=Dialect.KOHYA),
+    Alias(("am",), "", _KOHYA, remark="it weights LoRAs by their places; write loras", dialect=Dialect.KOHYA),
 )
 
 

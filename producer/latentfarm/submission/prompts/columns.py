@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from types import MappingProxyType
 
+from latentfarm.edit_fields import EDIT_FIELDS
 from latentfarm.errors import InputError
 from latentfarm.job import Row
-from latentfarm.submission.prompts.aliases import ALIASES, Alias, Dialect, is_off, normalize
+from latentfarm.submission.prompts.aliases import ALIASES, Alias, Dialect, normalize
+from latentfarm.submission.prompts.off_values import is_off
 
 #: fields that a row may set. ``columns`` is filled by ``ReadOptions.keep_columns`` only; ``partial_images`` is for a
 #: submission that is watched: rows of files for OpenAI's API have it, and would pay for images without a reader
@@ -165,10 +167,14 @@ class ColumnNames:
         return meaning is None or (meaning.field == "prompt" and name != prompt)
 
     def _find(self, name: str, dialect: Dialect) -> Meaning | None:
+        keep = self._options.keep_columns
+        kept = not isinstance(keep, bool) and name in keep and name not in self._mapped
+        # data sets have columns such as image, which are no inputs if the user keeps them
+        if kept and name in EDIT_FIELDS:
+            return None
         if dialect is Dialect.LONG and name in self._field_of:
             return Meaning(self._field_of[name])
-        keep = self._options.keep_columns
-        if not isinstance(keep, bool) and name in keep:
+        if kept:
             return None
         plain = normalize(name)
         alias = ALIASES[dialect].get(plain)

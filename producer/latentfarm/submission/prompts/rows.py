@@ -17,6 +17,7 @@ from latentfarm.samplers import find_sampler
 from latentfarm.submission.prompts.aliases import IMAGES, SAMPLER, SCHEDULE, Dialect, is_any_seed
 from latentfarm.submission.prompts.columns import ColumnNames, Meaning, ReadOptions, suggest_field
 from latentfarm.submission.prompts.notes import Notes
+from latentfarm.submission.prompts.web_ui import SecondStageError, set_second_stage
 
 #: errors listed for one row; a row of 1 MiB could have 100,000
 _MAX_ERRORS = 8
@@ -115,6 +116,10 @@ class RowCheck:
             else:
                 found.foreign[name] = value
         set_scheduler(found.own, self.notes)
+        try:
+            set_second_stage(found.own, self.notes)
+        except SecondStageError as error:
+            raise FieldError(*error.args) from None
         return found
 
     def check(self, place: str, fields: Fields) -> ParsedRow:

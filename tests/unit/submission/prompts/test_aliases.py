@@ -124,6 +124,35 @@ def test_each_mapped_name_is_noted_with_its_number_of_rows(tmp_path: Path) -> No
         ({"prompt": "a", "quality": "hd", "background": "auto", "user": "u", "stream": False}, {}),
         ({"prompt": "a", "tiling": "false", "restore_faces": None, "styles": [], "enable_hr": 0}, {}),
         ({"prompt": "a", "steps": 20, "num_inference_steps": 20}, {"num_inference_steps": 20}),
+        (
+            {"prompt": "a", "init_image": "a.png", "mask": "m.png", "denoising_strength": 0.5, "resize_mode": 1},
+            {"image": "a.png", "mask_image": "m.png", "strength": 0.5, "resize": "crop"},
+        ),
+        ({"prompt": "a", "init_images": ["iVBORw0KGgoA"]}, {"image": "data:image/png;base64,iVBORw0KGgoA"}),
+        ({"prompt": "a", "denoising_strength": 0.5, "hr_scale": 2, "alwayson_scripts": {}}, {}),
+        (
+            {"prompt": "a", "enable_hr": True},
+            {"hires_scale": 2, "hires_strength": 0.75, "hires_upscaler": "latent"},
+        ),
+        (
+            {
+                "prompt": "a",
+                "enable_hr": True,
+                "hr_scale": 1.5,
+                "hr_second_pass_steps": 8,
+                "hr_upscaler": "Lanczos",
+                "denoising_strength": 0.4,
+            },
+            {"hires_scale": 1.5, "hires_steps": 8, "hires_strength": 0.4, "hires_upscaler": "pixel"},
+        ),
+        (
+            {"prompt": "a", "lora": "outlined:0.8,striped"},
+            {"loras": ({"name": "outlined", "scale": 0.8}, {"name": "striped", "scale": 1.0})},
+        ),
+        (
+            {"prompt": "a", "control_net": "edges", "controlnet_image": "a.png", "control_weight": 0.5},
+            {"controlnet": ("edges",), "control_image": ("a.png",), "controlnet_conditioning_scale": (0.5,)},
+        ),
     ],
 )
 def test_a_name_of_another_tool_sets_its_field(row: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -152,7 +181,15 @@ def test_a_name_of_another_tool_sets_its_field(row: dict[str, Any], expected: di
         ),
         ({"prompt": "a", "n": "two"}, "n 'two' is invalid; write a whole number"),
         ({"prompt": "a", "seed": -2}, "seed -2 is invalid; write greater than or equal to 0"),
-        ({"prompt": "a", "init_images": ["x"]}, "field 'init_images' ([\"x\"]) is not known"),
+        ({"prompt": "a", "init_images": ["x", "y"]}, 'init_images ["x", "y"] has 2 images; write one, and a row for'),
+        ({"prompt": "a", "resize_mode": 3}, "resize_mode 3 is not supported; write 0 (stretch), 1 (crop) or 2 (pad)"),
+        ({"prompt": "a", "inpaint_full_res": True}, "inpaint_full_res true is not supported; remove it, or set it to"),
+        ({"prompt": "a", "enable_hr": True, "hr_resize_x": 64}, "hr_resize_x 64 is not supported; write hr_scale"),
+        ({"prompt": "a", "enable_hr": True, "hr_upscaler": "ESRGAN"}, "hr_upscaler 'ESRGAN' is not supported; write"),
+        (
+            {"prompt": "a", "image": "a.png", "strength": 0.3, "denoising_strength": 0.5},
+            "denoising_strength 0.5 sets strength a second time; write it once",
+        ),
     ],
 )
 def test_a_value_that_would_change_the_image_is_refused_and_not_dropped(row: dict[str, Any], message: str) -> None:
@@ -172,9 +209,27 @@ def test_kept_columns_are_data_but_fields_of_other_tools_are_read() -> None:
 
 
 def test_a_kept_option_that_would_change_the_image_is_noted_if_it_is_on() -> None:
-    fields, notes = read({"prompt": "a", "tiling": True, "enable_hr": False}, KEEP)
-    assert fields == {"prompt": "a", "columns": {"tiling": True, "enable_hr": False}}
+    fields, notes = read({"prompt": "a", "tiling": True, "restore_faces": False}, KEEP)
+    assert fields == {"prompt": "a", "columns": {"tiling": True, "restore_faces": False}}
     assert notes == {"'tiling' is kept unread and has no effect": 1}
+
+
+def test_a_column_of_a_data_set_is_no_input_if_the_user_keeps_it() -> None:
+    row = {"prompt": "a", "image": "a.png", "seed": 3}
+    assert read(row) == ({"prompt": "a", "image": "a.png", "seed": 3}, {})
+    kept = ReadOptions(keep_columns=("image",))
+    assert read(row, kept)[0] == {"prompt": "a", "seed": 3, "columns": {"image": "a.png"}}
+    mapped = ReadOptions(keep_columns=("image",), columns=(("mask_image", "image"),))
+    assert read(row, mapped)[0] == {"prompt": "a", "seed": 3, "mask_image": "a.png"}
+
+
+def test_what_a_strength_is_read_as_is_noted() -> None:
+    for row, note in (
+        ({}, "'denoising_strength' is passed over: the row has no image"),
+        ({"image": "a.png"}, "'denoising_strength' is read as strength"),
+        ({"enable_hr": True}, "enable_hr is read as hires_scale"),
+    ):
+        assert read({"prompt": "a", "denoising_strength": 0.5, **row})[1] == {note: 1}
 
 
 def test_a_style_is_no_prompt_in_any_format(tmp_path: Path) -> None:
