@@ -25,7 +25,7 @@ from latentfarm.errors import InputError
 from latentfarm.limits import MAX_INPUT_BYTES, MAX_INPUT_PIXELS, MAX_INPUT_SIDE
 
 # Pillow warns on the user's terminal of EXIF data that states nothing
-warnings.filterwarnings("ignore", message="Corrupt EXIF data", category=UserWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 
 FORMATS = ("PNG", "JPEG", "WebP")
 _LISTED = f"{', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

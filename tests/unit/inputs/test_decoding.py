@@ -21,6 +21,9 @@ pytestmark = pytest.mark.unit
 
 RED, BLUE, WHITE, BLACK = (255, 0, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 
+# made once: it has the time
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
     stream = io.BytesIO()
@@ -108,16 +111,15 @@ def test_sixteen_bits_keep_the_upper_eight() -> None:
 
 
 def test_a_color_profile_is_converted_and_srgb_is_not_touched() -> None:
-    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert decode_image(encoded(gradient(), icc_profile=srgb)).tobytes() == gradient().tobytes()
+    assert decode_image(encoded(gradient(), icc_profile=SRGB)).tobytes() == gradient().tobytes()
     lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
     for ignored in (lab, b"not a profile"):
         assert decode_image(encoded(gradient(), icc_profile=ignored)).tobytes() == gradient().tobytes()
     # the same primaries but in the order blue, red, green: made of the sRGB profile by renaming its tags
     names = {b"rXYZ": b"bXYZ", b"bXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}
-    swapped = bytearray(srgb.replace("sRGB built-in".encode("utf-16-be"), "other profile".encode("utf-16-be")))
-    for at in range(132, 132 + 12 * int.from_bytes(srgb[128:132]), 12):
-        swapped[at : at + 4] = names.get(srgb[at : at + 4], srgb[at : at + 4])
+    swapped = bytearray(SRGB.replace("sRGB built-in".encode("utf-16-be"), "other profile".encode("utf-16-be")))
+    for at in range(132, 132 + 12 * int.from_bytes(SRGB[128:132]), 12):
+        swapped[at : at + 4] = names.get(SRGB[at : at + 4], SRGB[at : at + 4])
     found = decode_image(encoded(Image.new("RGB", (2, 2), RED), icc_profile=bytes(swapped))).getpixel((0, 0))
     assert isinstance(found, tuple)
     assert found[1] > 200
@@ -184,7 +186,7 @@ def test_other_formats_are_named(data: bytes, name: str) -> None:
 
 
 # pytest replaces the filter of the module
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL.TiffImagePlugin")
 @given(st.data(), st.sampled_from(["PNG", "JPEG", "WEBP"]))
 def test_a_damaged_file_is_decoded_or_refused(data: st.DataObject, kind: str) -> None:
     exif = Image.Exif()
