@@ -33,11 +33,12 @@ from latentfarm.limits import (
     SIDE_MULTIPLE,
 )
 from latentfarm.samplers import resolve_sampler
+from latentfarm.step_counts import steps_made
 
 #: fields that a request lists only if they differ from their defaults
 _RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format", *EDIT_FIELDS)
 #: fields for what is made besides the image, which does not depend on them
-_BESIDES = ("save_intermediates", "partial_images")
+_BESIDES = ("save_intermediates", "partial_images", "safety")
 
 
 def _check_prompt(text: str) -> str:
@@ -232,8 +233,16 @@ class Job(EditFields):
         return 1 + (stop - start) * self.guided
 
     def compute_cost(self, pixels: int) -> float:
-        """Return pixels x steps x U-Net rows, so that the cost of jobs of any size can be compared."""
-        return pixels * self.num_inference_steps * self.rows_per_step
+        """Return pixels x steps x U-Net rows, so that the cost of jobs of any size can be compared.
+
+        Args:
+            pixels: of the image; with a second stage, of its result.
+        """
+        steps = float(steps_made(self.num_inference_steps, self.effective_strength))
+        if self.hires_scale is not None:
+            second = steps_made(self.hires_steps or self.num_inference_steps, self.hires_strength)
+            steps = steps / self.hires_scale**2 + second
+        return pixels * steps * self.rows_per_step
 
     def request(self) -> dict[str, Any]:
         """Return the fields that determine the image, in diffusers' names, less rare fields at their default."""

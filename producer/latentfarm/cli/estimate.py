@@ -19,6 +19,8 @@ from latentfarm.settings import Settings
 from latentfarm.submission.estimate import Estimate, make_estimate
 from latentfarm.submission.request import make_request
 
+_ADAPTERS = {"lora": "LoRAs", "embedding": "embeddings", "controlnet": "ControlNets", "ip_adapter": "IP-Adapters"}
+
 
 @prompt_options
 def estimate(
@@ -83,6 +85,9 @@ def _print(found: Estimate, workers: int) -> None:
         f"over {found.max_prompt_tokens} tokens": _format_tokens(found),
         "images": f"{found.jobs:,}",
         "defaults": f"{plural(found.num_inference_steps, 'step')}, guidance scale {found.guidance_scale:g}",
+        "steps": f"{found.steps:,}",
+        **({"input images": f"{found.inputs:,}"} if found.inputs else {}),
+        **{_ADAPTERS[kind]: ", ".join(names) for kind, names in found.adapters.items()},
         "size": unknown if found.size_bytes is None else _format_size(found.size_bytes),
         "GPU time": unknown if found.gpu_hours is None else _format_hours(found.gpu_hours, workers),
     }

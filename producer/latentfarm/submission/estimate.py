@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import to_json
 
+from latentfarm.adapter_kind import AdapterKind
+from latentfarm.edit_fields import SOURCE_FIELDS, SOURCE_LIST_FIELDS
 from latentfarm.job import Row
 from latentfarm.ledger import Throughput
 from latentfarm.limits import MAX_TOKENS
 from latentfarm.model_facts import ModelFacts, model_defaults
+from latentfarm.submission.edit_rows import count_steps
 from latentfarm.submission.prompts import RowError
 from latentfarm.submission.request import Request
 from latentfarm.submission.validation import ValidationReport
@@ -34,6 +37,8 @@ class Estimate(BaseModel):
     Prompts of syntax a1111 are not cut.
     ``num_inference_steps`` and ``guidance_scale`` are those of rows that set none: the model's own, if workers have
     announced it.
+    ``steps`` are the denoising steps of all images: a part of them on an input image, more with a second stage.
+    ``inputs`` counts different input images, ``adapters`` are the names of those that rows use, by kind.
     ``size_bytes`` and ``gpu_hours`` come from measurements of the model's workers; None without any.
     ``problems`` are the messages of the first 20 invalid rows.
     ``notes`` are numbers of rows by sentence: what was mapped, dropped or chosen.
@@ -52,6 +57,9 @@ class Estimate(BaseModel):
     over_max_tokens: int | None
     num_inference_steps: int
     guidance_scale: float
+    steps: int
+    inputs: int
+    adapters: dict[str, list[str]]
     size_bytes: int | None
     gpu_hours: float | None
     problems: list[str]
@@ -67,9 +75,14 @@ class _Sums:
     duplicates: int = 0
     jobs: int = 0
     too_long: int = 0
-    #: steps x U-Net rows, and images, by size; (None, None) is the model's native size
-    work: Counter[_Size] = field(default_factory=Counter)
-    images: Counter[_Size] = field(default_factory=Counter)
+    steps: int = 0
+    inputs: int = 0
+    #: by kind
+    adapters: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
+    #: steps x U-Net rows, and images, by size; (None, None) is the model's native size. An image of a second stage
+    #: counts as its area, in images of the first one
+    work: defaultdict[_Size, float] = field(default_factory=lambda: defaultdict(float))
+    images: defaultdict[_Size, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def make_estimate(
@@ -86,7 +99,8 @@ def make_estimate(
     facts = request.facts
     defaults = {**model_defaults(facts), **request.defaults.given()}
     max_tokens = facts.max_prompt_tokens if facts else MAX_TOKENS
-    with UniqueNames() as seen:
+    flow = bool(facts and facts.flow)
+    with UniqueNames() as seen, UniqueNames() as sources:
         for number, row in request.rows():
             first, last = number != last, number
             sums.rows += first
@@ -95,7 +109,8 @@ def make_estimate(
                 continue
             sums.duplicates += first and seen.add(_content(row)) is not None
             fields = {**defaults, **row.given()}
-            _add(sums, fields)
+            _add(sums, fields, flow=flow)
+            _add_inputs(sums, fields, sources)
             if count_tokens is not None and _is_cut(fields, count_tokens, max_tokens):
                 sums.too_long += int(fields.get("num_images_per_prompt", 1))
     size_bytes, gpu_hours = _cost(sums, throughput, facts)
@@ -111,6 +126,9 @@ def make_estimate(
         over_max_tokens=None if count_tokens is None else sums.too_long,
         num_inference_steps=defaults["num_inference_steps"],
         guidance_scale=defaults["guidance_scale"],
+        steps=sums.steps,
+        inputs=sums.inputs,
+        adapters={kind: sorted(names) for kind, names in sorted(sums.adapters.items())},
         size_bytes=size_bytes,
         gpu_hours=gpu_hours,
         problems=report.problems,
@@ -120,18 +138,36 @@ def make_estimate(
 
 def _content(row: Row) -> str:
     # id and columns do not change the image
-    return json.dumps({name: value for name, value in row.given().items() if name not in {"id", "columns"}})
+    return to_json({name: value for name, value in row.given().items() if name not in {"id", "columns"}}).decode()
 
 
-def _add(sums: _Sums, fields: dict[str, Any]) -> None:
+def _add(sums: _Sums, fields: dict[str, Any], *, flow: bool) -> None:
     jobs = int(fields.get("num_images_per_prompt", 1))
     start, stop = fields.get("guidance_interval", (0.0, 1.0))
     # as workers count them, also where guidance is embedded
     rows = 1 + (stop - start) * (float(fields["guidance_scale"]) > 1)
     size = (fields.get("width"), fields.get("height"))
+    made, second = count_steps(fields, flow=flow)
+    area = (fields.get("hires_scale") or 1.0) ** 2
     sums.jobs += jobs
-    sums.images[size] += jobs
-    sums.work[size] += jobs * int(fields["num_inference_steps"]) * rows
+    sums.steps += jobs * (made + second)
+    sums.images[size] += jobs * area
+    sums.work[size] += jobs * (made + second * area) * rows
+
+
+def _add_inputs(sums: _Sums, fields: dict[str, Any], sources: UniqueNames) -> None:
+    """Count the inputs of a row that no row before has named, and add the names of its adapters."""
+    named = [*(fields.get(name) for name in SOURCE_FIELDS)]
+    for name in SOURCE_LIST_FIELDS:
+        named += fields.get(name) or ()
+    sums.inputs += sum(source is not None and sources.add(source) is None for source in named)
+    for kind, names in (
+        (AdapterKind.LORA, [lora.name for lora in fields.get("loras") or ()]),
+        (AdapterKind.CONTROLNET, fields.get("controlnet") or ()),
+        (AdapterKind.IP_ADAPTER, fields.get("ip_adapter") or ()),
+    ):
+        if names:
+            sums.adapters[kind].update(names)
 
 
 def _is_cut(fields: dict[str, Any], count_tokens: Callable[[str], int], max_tokens: int) -> bool:
@@ -149,7 +185,7 @@ def _cost(sums: _Sums, throughput: Throughput | None, facts: ModelFacts | None) 
     mean_side = sqrt(throughput.pixels / throughput.images)
     native = (facts.native_width, facts.native_height) if facts else (mean_side, mean_side)
 
-    def total(counts: Counter[_Size]) -> float:
+    def total(counts: Mapping[_Size, float]) -> float:
         return sum((width or native[0]) * (height or native[1]) * count for (width, height), count in counts.items())
 
     size_bytes = total(sums.images) * throughput.size_bytes / throughput.pixels

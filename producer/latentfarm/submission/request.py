@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic_core import to_jsonable_python
+
 from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
@@ -94,7 +96,7 @@ class Request:
 
         A stream can be read only once, so its digest covers the options only. Its parts have digests of their own.
         """
-        options = [self.model, self.defaults.given(), self.expansion.key, self.reading.key]
+        options = [self.model, to_jsonable_python(self.defaults.given()), self.expansion.key, self.reading.key]
         content = self.source.digest or "stream"
         return hashlib.sha256(json.dumps([*options, content], sort_keys=True).encode()).hexdigest()
 

@@ -117,3 +117,33 @@ def test_prompts_are_cut_at_the_tokens_of_the_model() -> None:
 
     assert (known.max_prompt_tokens, known.over_max_tokens) == (512, 1)
     assert (unknown.max_prompt_tokens, unknown.over_max_tokens) == (77, 3)
+
+
+def test_the_steps_that_are_made_are_counted() -> None:
+    rows = [{"prompt": "a", "image": "a.png", "num_images_per_prompt": 2}, "b"]
+    found = estimate(rows, num_inference_steps=20, strength=0.5)
+    assert (found.steps, found.inputs, found.adapters) == (10 * 2 + 20, 1, {})
+    assert found.gpu_hours == pytest.approx(40 / 20 / 50 * 30 / 3600 * 20 / 25)
+    swept = estimate(rows[:1], sweeps=("strength=0.25,0.5,1",), num_inference_steps=20)
+    assert swept.steps == 2 * (5 + 10 + 20)
+    # a second stage of four times the area
+    second = estimate(["a"], num_inference_steps=20, hires_scale=2, hires_strength=0.5)
+    assert second.steps == 30
+    assert second.gpu_hours == pytest.approx((20 + 4 * 10) / 25 * 0.6 / 3600)
+    assert second.size_bytes == 4 * 30_000
+
+
+def test_inputs_and_adapters_are_named() -> None:
+    nets = {"controlnet": ["edges", "depth"], "control_image": ["a.png", "b.png"]}
+    rows = [
+        {"prompt": "a", "image": "a.png", "loras": "outlined"},
+        {"prompt": "a", "image": "c.png", "ip_adapter": "plus", "ip_adapter_image": "c.png", **nets},
+    ]
+    found = estimate(rows, sweeps=("loras=outlined,striped:0.5,none",))
+    assert found.inputs == 3
+    assert found.adapters == {
+        "controlnet": ["depth", "edges"],
+        "ip_adapter": ["plus"],
+        "lora": ["outlined", "striped"],
+    }
+    assert (found.jobs, found.duplicates) == (6, 0)

@@ -12,8 +12,9 @@ from math import prod
 from typing import Any
 
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import from_json, to_jsonable_python
 
+from latentfarm.edit_fields import SOURCE_FIELDS, SOURCE_LIST_FIELDS
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 from latentfarm.submission.prompts.aliases import ALIASES, Dialect, normalize
@@ -23,7 +24,21 @@ from latentfarm.submission.prompts.rows import abbreviate, describe_invalid
 #: rows that one row may expand to
 MAX_FACTOR = 10_000_000
 
-_TEXTS = frozenset({"negative_prompt", "scheduler", "prompt_syntax", "image_format"})
+#: whose values are no numbers, so that 1..4 is no range
+_TEXTS = frozenset(
+    {
+        *("negative_prompt", "scheduler", "prompt_syntax", "image_format", "resize", "hires_upscaler", "safety"),
+        *("loras", "controlnet", "control_preprocessor", "ip_adapter", *SOURCE_FIELDS, *SOURCE_LIST_FIELDS),
+    }
+)
+#: lists whose entries are joined by a plus sign in one value; no name has one
+_LISTS = frozenset(
+    {
+        *("loras", "controlnet", "controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"),
+        *("control_preprocessor", "ip_adapter", "ip_adapter_scale"),
+    }
+)
+_NO_LORAS = "none"
 _RANGE = re.compile(r"([+-]?\d{1,19})\.\.([+-]?\d{1,19})(?:\.\.([+-]?\d{1,19}))?")
 _validate = Row.__pydantic_validator__.validate_python
 
@@ -48,7 +63,8 @@ class Sweep:
     def key(self) -> list[Any]:
         """Field and values; a range is start, stop and step."""
         runs = [
-            [run.start, run.stop, run.step] if isinstance(run, range) else {"values": list(run)} for run in self.runs
+            [run.start, run.stop, run.step] if isinstance(run, range) else {"values": to_jsonable_python(list(run))}
+            for run in self.runs
         ]
         return [self.field, runs]
 
@@ -62,7 +78,8 @@ def parse_sweeps(options: Sequence[str]) -> tuple[Sweep, ...]:
     """Return the sweeps of ``FIELD=VALUES`` options, in order.
 
     FIELD is a field of a batch's defaults. VALUES are separated by commas; a value that contains a comma is in double
-    quotes. ``1..4`` is 1, 2, 3, 4 and ``1..10..3`` is 1, 4, 7, 10. Values of ``scheduler_options`` are JSON objects.
+    quotes. ``1..4`` is 1, 2, 3, 4 and ``1..10..3`` is 1, 4, 7, 10. Values of ``scheduler_options`` are JSON objects. A
+    value of a list may have several entries: ``loras=a,b:0.5,a+b:0.5,none``.
 
     Raises:
         InputError: an option is invalid, a field is swept twice, or the product is over ten million.
@@ -146,6 +163,13 @@ def _validated(field: str, value: Any) -> Any:
     """Return a value as a row has it."""
     if isinstance(value, str) and field != "negative_prompt":
         value = value.strip()
+    if field in _LISTS and isinstance(value, str):
+        entries = [entry.strip() for entry in value.split("+")]
+        value = [] if field == "loras" and entries == [_NO_LORAS] else entries
+        if not all(value):
+            raise _ValueError(f"{field} has an empty value; remove the comma or the plus sign, or write a value")
+    elif field in SOURCE_LIST_FIELDS:
+        value = [value]
     if value in ("", None) and field != "negative_prompt":
         raise _ValueError(f"{field} has an empty value; remove the comma, or write a value")
     try:

@@ -308,3 +308,35 @@ def test_any_text_is_expanded_or_refused(text: str) -> None:
         assert decided(text).strip()
     except InputError as error:
         assert json.dumps(str(error))  # noqa: PT017 - not raising is as good
+
+
+def test_adapters_and_strengths_are_swept() -> None:
+    expansion = Expansion.parse(["strength=0.3,0.5", "loras=outlined,striped:0.5,outlined+striped:0.5,none"])
+    made = list(expansion.rows(Row(prompt="a", image="a.png", loras=("furry",)), 0))
+    assert [row.strength for row in made] == [0.3] * 4 + [0.5] * 4
+    assert [[(lora.name, lora.scale) for lora in row.loras or ()] for row in made[:4]] == [
+        [("outlined", 1.0)],
+        [("striped", 0.5)],
+        [("outlined", 1.0), ("striped", 0.5)],
+        [],
+    ]
+    assert json.loads(expansion.key)["sweeps"][0] == ["strength", [{"values": [0.3]}, {"values": [0.5]}]]
+    [sweep] = Expansion.parse(["controlnet_conditioning_scale=0.5,1+0.2"]).sweeps
+    assert [sweep.value(place) for place in range(len(sweep))] == [(0.5,), (1.0, 0.2)]
+    [sweep] = Expansion.parse(["control_image=a+b.png,1..4"]).sweeps
+    assert [sweep.value(place) for place in range(len(sweep))] == [("a+b.png",), ("1..4",)]
+
+
+@pytest.mark.parametrize(
+    ("option", "problem"),
+    [
+        ("loras=a+,b", "loras has an empty value; remove the comma or the plus sign, or write a value"),
+        ("loras=a:x", "loras 'x' is invalid; write a valid number"),
+        ("lora=a", "field 'lora' cannot be swept; did you mean 'loras'?"),
+        ("strength=0,1", "strength '0' is invalid; write greater than 0"),
+    ],
+)
+def test_an_invalid_sweep_of_adapters_is_refused(option: str, problem: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Expansion.parse([option])
+    assert problem in str(caught.value)
