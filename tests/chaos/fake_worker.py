@@ -17,6 +17,7 @@ from tests.chaos.journal import Journal, watch_ledger
 
 from latentfarm.job import PromptSyntax
 from latentfarm.storage.bucket import Bucket
+from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models import FAMILIES, Memory
 from latentfarm_worker.models.recommended import Recommended
@@ -49,6 +50,11 @@ class FakeFamily:
         self.modules: dict[str, torch.nn.Module] = {}
         self.encoder_parts: tuple[str, ...] = ()
         self.compiled, self.quantization, self.text_quantization = False, "none", "none"
+        self.embedding_widths: tuple[int, ...] = ()
+        self.embeddings = None
+        self.adapter_parts: list[AdapterPart] = []
+        self.inputs: tuple[str, ...] = ()
+        self.required_inputs: tuple[str, ...] = ()
         self.encoder_placement = EncoderPlacement()
         self.text_conditions: dict[str, Any] = {"fake": name}
         self.native_width = self.native_height = 64

@@ -106,7 +106,7 @@ def test_guidance_in_an_interval_of_the_steps_is_the_pipelines_with_guidance_swi
     free = []
     while not (outcomes := engine.step()):
         engine.check_integrity()
-        free.append(engine._batch is not None and engine._batch.free_rows)
+        free.append(engine._running.batch is not None and engine._running.batch.free_rows)
     [got] = outcomes
     assert isinstance(got, Rendered)
     image = by_switching_pipeline(pipeline, own_config, wanted)

@@ -94,7 +94,7 @@ def test_an_estimate_after_the_last_evaluation_is_the_image(sd1: Any) -> None:
         for _ in range(3):
             engine.step()
         [image] = engine._running
-        batch = engine._batch
+        batch = engine._running.batch
         assert batch is not None
         with torch.inference_mode():
             engine._denoise()

@@ -45,7 +45,7 @@ def test_each_image_on_the_device_is_seen_at_its_step_in_a_stable_order(sd1: Any
     assert facts(view(engine)) == [("b/3", 1, 4), ("b/1", 3, 6), ("b/2", 3, 5)]
     views = view(engine)
     assert {*views.estimates} == {0, 1, 2}
-    batch, image = engine._batch, engine._running[0]
+    batch, image = engine._running.batch, next(iter(engine._running))
     assert batch is not None
     with torch.inference_mode():
         assert torch.equal(views.estimates[views.slots.index(view(engine).slots[1])], batch.estimate(image))

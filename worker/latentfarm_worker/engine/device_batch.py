@@ -8,6 +8,7 @@ import torch
 
 from latentfarm_worker.cuda_graph import Evaluate, GraphedEvaluation
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.input_latents import KeptRegion
 from latentfarm_worker.engine.latent_update import NOISE, TABLE_COLUMNS, LatentState, begin, update
 from latentfarm_worker.engine.micro_batch import MicroBatch, form
 from latentfarm_worker.engine.sampling_plan import COLUMNS, HISTORY
@@ -63,6 +64,8 @@ class DeviceBatch:
         self._run = self._make_run()
         #: by image: the tensors of each of its prompts
         self._images: dict[ImageState, Sequence[Tensors]] = {}
+        #: by image with a mask: what is kept
+        self._kept: dict[ImageState, KeptRegion] = {}
         #: formed again before the next step if None
         self._micro_batches: list[MicroBatch] | None = None
         #: the places that the last noise went to, on the host and on the device
@@ -89,19 +92,40 @@ class DeviceBatch:
         table = image.table()
         self._extend_table(len(table))
         self._state.history[place].zero_()
-        initial = send(image.noise.initial, self._device)
-        torch.mul(initial, image.plan.init_noise_sigma, out=self._state.history[place, 0])
+        self._write_initial(image, self._state.history[place, 0])
         self._state.table[place, : len(table)] = send(table, self._device)
         self._state.step_index[place].zero_()
         common = {name: send(tensor, self._device) for name, tensor in image.conditioning.items()}
-        self._images[image] = [{**text, **common} for text in texts]
+        rows: list[Tensors] = [{**text, **common} for text in texts]
+        for hold in image.holds:
+            rows = [{**row, **added} for row, added in zip(rows, hold.begin(len(rows)), strict=True)]
+        self._images[image] = rows
         image.place, image.rows, image.micro_batch = place, len(texts), self.micro_batch
         self._micro_batches = None
+
+    def _write_initial(self, image: ImageState, latents: torch.Tensor) -> None:
+        """Write what an image begins with to its latents (C, h, w), and hold what its mask keeps."""
+        origin = image.origin
+        if origin is None:
+            torch.mul(send(image.noise.initial, self._device), image.plan.init_noise_sigma, out=latents)
+            return
+        latents.copy_(send(origin.initial, self._device))
+        if origin.painted is not None:
+            self._kept[image] = KeptRegion(origin, origin.painted, self._device)
 
     def release(self, image: ImageState) -> None:
         """Free an image's place and rows."""
         del self._images[image]
+        self._kept.pop(image, None)
         self._micro_batches = None
+        for hold in image.holds:
+            hold.end()
+
+    def release_all(self) -> None:
+        """Release the adapters of all images; the batch must not be used any more."""
+        for image in self._images:
+            for hold in image.holds:
+                hold.end()
 
     def make_room(self, rows: int) -> int:
         """Pause images so that interactive ones find this many free rows; return the rows that may be taken now.
@@ -161,6 +185,8 @@ class DeviceBatch:
             rows = image.rows_computed
             image.step_index += 1
             image.rows = image.rows_held
+            if image in self._kept:
+                self._kept[image].restore(self.latents(image), image.plan.noised[image.step_index])
             if image.rows_computed != rows:
                 self._micro_batches = None
 
@@ -176,7 +202,8 @@ class DeviceBatch:
         # it must not hold this object: in a circle of references, the memory would stay until the next collection
         def evaluate(indices: torch.Tensor, conditioning: Tensors) -> None:
             evaluation = begin_step(state, indices)
-            output = family.predict(evaluation.latents, evaluation.timesteps, conditioning)
+            inputs = {**conditioning, "step_index": evaluation.step_index}
+            output = family.predict(evaluation.latents, evaluation.timesteps, inputs)
             update_latents(state, indices, evaluation, output, family.combine)
 
         if not self._cuda_graphs:

@@ -17,18 +17,18 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm.schedulers import is_flow
 from latentfarm_worker import device_errors
-from latentfarm_worker.engine.admission import AdmissionQueue, BatchKey
+from latentfarm_worker.engine.admission import AdmissionQueue
 from latentfarm_worker.engine.decoder import Decoder
-from latentfarm_worker.engine.device_batch import DeviceBatch
 from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
 from latentfarm_worker.engine.image_state import ImageState, following, prompts_of
-from latentfarm_worker.engine.micro_batch import checked_rows, rows_of_call
+from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
+from latentfarm_worker.engine.micro_batch import checked_rows
 from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_error, first_line, out_of_memory
 from latentfarm_worker.engine.preparation import prepare
 from latentfarm_worker.engine.previews import Previews
+from latentfarm_worker.engine.running_images import RunningImages
 from latentfarm_worker.engine.slot_views import SlotViewer
 from latentfarm_worker.engine.text_cache import TextCache
-from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family, native_shape
 from latentfarm_worker.text_encoders.embedding_files import EmbeddingFiles
 
@@ -78,7 +78,6 @@ class Engine:
         self.slots = slots
         self.micro_batch = checked_rows(micro_batch, slots=slots)
         self.deterministic = deterministic
-        self._cuda_graphs = cuda_graphs
         self.on_forward: Callable[[], None] = lambda: None
         self._call = DeviceCall(lambda: self.on_forward())  # noqa: PLW0108 (on_forward may be replaced later)
         self._texts = TextCache.of(family, embeddings, on_forward=self._call.again)
@@ -86,8 +85,7 @@ class Engine:
         self._previews = Previews(self._decoder.groups, self._decoder.group_size)
         self.slot_viewer = SlotViewer(family.device)
         self._queue: AdmissionQueue[ImageState] = AdmissionQueue(slots=slots, native=native_shape(family))
-        self._running: list[ImageState] = []
-        self._batch: DeviceBatch | None = None
+        self._running = RunningImages(family, micro_batch=self.micro_batch, pad=deterministic, cuda_graphs=cuda_graphs)
         #: of the images that began last
         self._cohort: Hashable = None
         self._run_ahead = RunAhead(family.device)
@@ -106,7 +104,7 @@ class Engine:
 
     def free_within(self, evaluations: int, *, interactive: bool = False) -> int:
         """Return ``free`` after so many model evaluations. ``interactive`` images wait only for their like."""
-        running = (image for image in tuple(self._running) if image.interactive or not interactive)
+        running = (image for image in self._running if image.interactive or not interactive)
         staying = (image.rows_held for image in running if image.evaluations_left > evaluations)
         rows_of_image = 2 - self.family.embeds_guidance
         return self._queue.free_slots(sum(staying), interactive=interactive, rows_of_image=rows_of_image)
@@ -114,7 +112,7 @@ class Engine:
     @property
     def slots_taken(self) -> float:
         """Return the slots of the running images: 1 for one with guidance, 0.5 without."""
-        return sum(image.rows for image in tuple(self._running)) / 2
+        return sum(image.rows for image in self._running) / 2
 
     @property
     def busy(self) -> bool:
@@ -125,7 +123,7 @@ class Engine:
         """Return each image's handle and the model evaluations that it still needs; None for one that waits."""
         waiting = [(image.handle, None) for image in self._queue]
         decoding = [(image.handle, 0) for image in self._decoder.images]
-        return [*waiting, *decoding, *((image.handle, image.evaluations_left) for image in tuple(self._running))]
+        return [*waiting, *decoding, *((image.handle, image.evaluations_left) for image in self._running)]
 
     def at_risk(self) -> list[Hashable]:
         """Return the handles of the images in the call of the device that runs now, or that broke.
@@ -134,23 +132,29 @@ class Engine:
         """
         images = self._call.images
         if self.family.device.type == "cuda":
-            images = [*dict.fromkeys((*images, *tuple(self._running), *self._decoder.images))]
+            images = [*dict.fromkeys((*images, *self._running, *self._decoder.images))]
         return [image.handle for image in images]
 
     def interactive_progress(self) -> list[tuple[Hashable, int, int]]:
         """Return each interactive image that runs: its handle, the evaluations that are done, and all of them."""
-        running = (image for image in tuple(self._running) if image.interactive)
+        running = (image for image in self._running if image.interactive)
         return [(image.handle, image.step_index, image.plan.num_evaluations) for image in running]
 
     def prepare(
-        self, job: Job, handle: Hashable = None, *, cohort: Hashable = None, interactive: bool = False
+        self,
+        job: Job,
+        handle: Hashable = None,
+        *,
+        inputs: JobInputs = NO_INPUTS,
+        cohort: Hashable = None,
+        interactive: bool = False,
     ) -> ImageState:
         """Return a job that is ready to be admitted, as ``preparation.prepare``. Thread-safe.
 
         ``handle`` is the key under which it is cancelled and reported [default: the job's name].
         """
         key = job.name if handle is None else handle
-        return prepare(self.family, job, key, cohort=cohort, interactive=interactive)
+        return prepare(self.family, job, key, inputs=inputs, cohort=cohort, interactive=interactive)
 
     # -- control ---------------------------------------------------------------------------------------------
 
@@ -167,8 +171,7 @@ class Engine:
 
     def forget_graphs(self) -> None:
         """Capture CUDA graphs again: the weights have moved."""
-        if self._batch is not None:
-            self._batch.forget_graphs()
+        self._running.forget_graphs()
 
     def admit(self, job: Job | ImageState) -> None:
         """Queue a job, prepared or not. It starts at the next ``step`` that has room for it.
@@ -185,7 +188,7 @@ class Engine:
         Return whether it was there.
         """
         self._previews.drop(handle)
-        for images, remove in ((self._running, self._remove), (self._queue, self._queue.remove)):
+        for images, remove in ((self._running, self._running.remove), (self._queue, self._queue.remove)):
             for image in images:
                 if image.handle == handle:
                     remove(image)
@@ -200,8 +203,6 @@ class Engine:
         self._decoder.clear()
         self._previews.clear()
         self._call.images = ()
-        # a broken step may have left rows half allocated
-        self._batch = None
         return handles
 
     @torch.inference_mode()
@@ -234,7 +235,7 @@ class Engine:
     @torch.inference_mode()
     def view_slots(self) -> None:
         """Begin to read what is on the device now, for ``slot_viewer``."""
-        self.slot_viewer.begin(self._batch, self._running, self._decoder.examples)
+        self.slot_viewer.begin(self._running.batch, [*self._running], self._decoder.examples)
 
     @torch.inference_mode()
     def isolate(self, error: Exception) -> list[Failed]:
@@ -246,31 +247,30 @@ class Engine:
         """
         suspects = self._suspects()
         decoding = [image for image in self._decoder.images if image in suspects]
-        if decoding and self._is_whole:
+        if decoding and self._running.is_whole:
             return self._decoder.isolate(decoding, error)
-        self._restart(suspects if self._is_whole else self._running)
+        self._restart(suspects if self._running.is_whole else [*self._running])
         self._call.images = ()
         cause = find_cause(suspects)
         return [] if cause is None else [self._fail(cause, engine_error(error), retry=True)]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless each running image, and no other, has a place of its own in the batch."""
-        if not self._is_whole:
+        if not self._running.is_whole:
             raise AssertionError(f"places: {[image.place for image in self._running]}")
-
-    @property
-    def _is_whole(self) -> bool:
-        return self._batch.is_whole(self._running) if self._batch is not None else not self._running
 
     # -- admit -----------------------------------------------------------------------------------------------
 
     def _admit_waiting(self) -> None:
         """Start the waiting images that fit, and encode their prompts together."""
-        running = BatchKey(self._running[0].shape, self._running[0].cohort) if self._running else None
+        running = self._running.key
         key = self._queue.next_key(running) or running
         if key is None:
             return
-        batch = self._batch_of(key.shape)
+        if running is None:
+            # the first to allocate memory for a batch
+            self._call.images = [next(iter(self._queue))]
+        batch = self._running.batch_of(key.shape, self._queue.max_rows(key.shape))
         free = batch.make_room(self._queue.interactive_rows(key))
         starting = self._queue.next_images(key, rows=batch.rows, free=free)
         if not starting:
@@ -287,55 +287,37 @@ class Engine:
             image.timings["text"] = text_s
             image.timings["wait"] = image.started - image.queued - text_s
             self._call.images = [image]
-            batch.allocate(image, [next(texts) for _ in image.prompts])
+            self._running.add(image, [next(texts) for _ in image.prompts])
             self._queue.remove(image)
-            self._running.append(image)
-
-    def _batch_of(self, shape: LatentShape) -> DeviceBatch:
-        """Return the batch of a shape, a new one if there is none. Images of another shape must not run."""
-        if self._batch is None or self._batch.shape != shape:
-            # first drop the other one: there may be no memory for both
-            self._batch = None
-            self._call.images = [next(iter(self._queue))]
-            rows = self._queue.max_rows(shape)
-            self._batch = DeviceBatch(
-                self.family,
-                shape,
-                rows=rows,
-                micro_batch=rows_of_call(self.micro_batch, shape, native_shape(self.family), most=rows),
-                # each other number of rows would be compiled for itself
-                pad=self.deterministic or self.family.compiled,
-                cuda_graphs=self._cuda_graphs,
-            )
-        return self._batch
 
     # -- denoise, retire -------------------------------------------------------------------------------------
 
     def _denoise(self) -> None:
         """Run one evaluation of the model for every running image and update its latents."""
-        if self._batch is None or not self._running:
+        batch = self._running.batch
+        if batch is None or not self._running:
             return
         running = [image for image in self._running if not image.paused]
         self._call.images = running
-        for micro_batch in self._batch.begin_step():
+        for micro_batch in batch.begin_step():
             self._call.begin(micro_batch.images)
-            self._batch.denoise(micro_batch)
+            batch.denoise(micro_batch)
         for image in running:
             if image.step_index in image.frame_steps:
                 self._call.images = [image]
-                image.frames.append(self._batch.frame(image))
+                image.frames.append(batch.frame(image))
             if image.preview_due:
-                self._previews.add(image, self._batch.estimate(image))
+                self._previews.add(image, batch.estimate(image))
         self._run_ahead.limit()
 
     def _retire(self) -> None:
         """Free the rows of finished images and pass them to the decoder."""
         for image in [image for image in self._running if image.finished]:
             self._call.images = [image]
-            assert self._batch is not None  # noqa: S101 (an image runs)
+            assert self._running.batch is not None  # noqa: S101 (an image runs)
             image.timings["denoise"] = time.perf_counter() - image.started
-            self._decoder.add(image, self._batch.latents(image))
-            self._remove(image)
+            self._decoder.add(image, self._running.batch.latents(image))
+            self._running.remove(image)
 
     def _decode(self) -> list[Rendered | Failed]:
         """Return the images that are decoded by now, and those that cannot be."""
@@ -343,11 +325,6 @@ class Engine:
         following = self._queue.next_key(None)
         flush = not self._running and (following is None or following.cohort != self._cohort)
         return self._decoder.advance(flush=flush)
-
-    def _remove(self, image: ImageState) -> None:
-        assert self._batch is not None  # noqa: S101 (an image runs)
-        self._running.remove(image)
-        self._batch.release(image)
 
     # -- trouble ---------------------------------------------------------------------------------------------
 
@@ -362,11 +339,10 @@ class Engine:
         restarting = [image for image in self._running if image in images]
         if len(restarting) == len(self._running):
             # half of an image may be written, or memory must be free before the next batch is made
-            self._batch = None
             self._running.clear()
         for image in restarting:
-            if self._batch is not None:
-                self._remove(image)
+            if self._running.batch is not None:
+                self._running.remove(image)
             image.restart()
         self._queue.prepend(restarting)
 

@@ -11,6 +11,9 @@ from math import ceil
 import torch
 
 from latentfarm.job import Job
+from latentfarm_worker.adapters.base import Hold
+from latentfarm_worker.engine.input_latents import InputLatents
+from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.noise import NoiseSource
 from latentfarm_worker.engine.sampling_plan import SamplingPlan
 from latentfarm_worker.latent_shape import LatentShape
@@ -33,6 +36,9 @@ class ImageState:
         following: the prompts of images that may come next, to be encoded with its own if encoders are moved for it.
         noise: the initial noise and that of the steps.
         conditioning: the model's inputs besides the text, on the host, the same for all rows.
+        inputs: the input images.
+        origin: what it begins with on an input image; None: with noise.
+        holds: the adapters that it uses.
         width, height: pixels.
         place: the index of the image's state in the batch; -1 while it waits.
         rows: rows of the model's batch that it takes: ``rows_held`` while it runs, 0 while it waits or is paused.
@@ -56,6 +62,9 @@ class ImageState:
     prompts: tuple[Prompt, ...]
     noise: NoiseSource
     conditioning: Tensors = field(default_factory=dict)
+    inputs: JobInputs = NO_INPUTS
+    origin: InputLatents | None = None
+    holds: tuple[Hold, ...] = ()
     cohort: Hashable = None
     interactive: bool = False
     following: tuple[Prompt, ...] = ()
@@ -152,7 +161,7 @@ class ImageState:
         return self.evaluations_left == 0
 
     def restart(self) -> None:
-        """Reset the progress."""
+        """Reset the progress. The image must not be in a batch."""
         self.noise.restart()
         self.paused = False
         self.place, self.rows, self.step_index, self.timings, self.frames = -1, 0, 0, {}, []

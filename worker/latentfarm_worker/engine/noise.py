@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from latentfarm_worker.host_copy import pin, send
@@ -9,6 +11,13 @@ from latentfarm_worker.host_copy import pin, send
 #: bytes of the noise of steps that one image holds on its device. An image with more draws the next block in a step:
 #: those of 512 x 512 pixels after 500 draws, of 1024 x 1024 after 125
 MAX_BYTES = 32 * 1024**2
+
+
+class SampleDraws(NamedTuple):
+    """How many samples of the VAE's distributions are drawn before the initial noise, and after it."""
+
+    before: int = 0
+    after: int = 0
 
 
 class NoiseSource:
@@ -22,10 +31,24 @@ class NoiseSource:
         shape: latent channels, height and width.
         count: evaluations that draw noise.
         device: the device of the steps.
+        draws: noise for the VAE's samples of input images [default: none].
+
+    Attributes:
+        initial: the initial noise, float32 (C, h, w) on the host.
+        samples: the noise for the VAE's samples in the order of the draws, float32 (C, h, w) each, on the host.
     """
 
-    def __init__(self, seed: int, shape: tuple[int, int, int], count: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        seed: int,
+        shape: tuple[int, int, int],
+        count: int,
+        device: torch.device,
+        *,
+        draws: SampleDraws = SampleDraws(),  # noqa: B008 (it is immutable)
+    ) -> None:
         self._seed, self._shape, self._count, self._device = seed, shape, count, device
+        self._draws = draws
         self._generator = torch.Generator("cpu")
         self._block: torch.Tensor
         self._begin()
@@ -46,8 +69,9 @@ class NoiseSource:
 
     def _begin(self) -> None:
         self._generator.manual_seed(self._seed)
-        #: float32 (C, h, w) on the host
+        before = self._draw(self._draws.before)
         self.initial = pin(self._draw(1)[0], self._device)
+        self.samples = (*before, *self._draw(self._draws.after))
         #: the position of the first noise in the block
         self._first = 0
         self._block = self._draw_block()

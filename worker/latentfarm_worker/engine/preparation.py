@@ -7,6 +7,8 @@ from collections.abc import Hashable
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.input_latents import make_input_latents, require_inputs, sample_draws, steps_on_image
+from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.noise import NoiseSource
 from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.latent_shape import LatentShape
@@ -15,7 +17,13 @@ from latentfarm_worker.text_encoders.prompt import Prompt
 
 
 def prepare(
-    family: Family, job: Job, handle: Hashable, *, cohort: Hashable = None, interactive: bool = False
+    family: Family,
+    job: Job,
+    handle: Hashable,
+    *,
+    inputs: JobInputs = NO_INPUTS,
+    cohort: Hashable = None,
+    interactive: bool = False,
 ) -> ImageState:
     """Return a job with its sampling plan, tokens and noise, ready to be admitted. Thread-safe.
 
@@ -23,13 +31,15 @@ def prepare(
         family: the model.
         job: the job.
         handle: the caller's key of the image.
+        inputs: the job's input images.
         cohort: only images with an equal cohort run together.
         interactive: the image begins before all that are not.
 
     Raises:
         JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a text
             that cannot be encoded, ``clip_skip_out_of_range`` for more layers than the text encoder has,
-            ``size_not_supported`` for sides that the model's latents do not divide.
+            ``size_not_supported`` for sides that the model's latents do not divide, ``strength_too_low`` for a job on
+            an image that makes no step, and those of ``require_inputs`` and ``AdapterPart.prepare``.
 
     """
     if job.clip_skip > family.max_clip_skip:
@@ -37,12 +47,30 @@ def prepare(
             "clip_skip_out_of_range",
             f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
         )
+    require_inputs(family, job)
     width, height = job.width or family.native_width, job.height or family.native_height
     _check_size(family, width, height)
     schedule = family.noise_schedule(job.num_inference_steps, width, height)
-    plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, job.num_inference_steps, schedule)
+    plan = plan_for(
+        family.scheduler_config,
+        job.scheduler,
+        job.scheduler_options,
+        job.num_inference_steps,
+        schedule,
+        steps_made=steps_on_image(family, job),
+    )
+    holds = (part.prepare(job, inputs, plan) for part in family.adapter_parts)
     factor = family.vae_scale_factor
     shape = LatentShape(height // factor, width // factor)
+    noise = NoiseSource(
+        job.seed,
+        (family.latent_channels, *shape),
+        sum(plan.uses_noise),
+        family.device,
+        draws=sample_draws(family, job),
+    )
+    origin = make_input_latents(family, job, inputs, plan, noise)
+    conditioning = family.row_conditioning(width, height, job.guidance_scale)
     return ImageState(
         job=job,
         handle=handle,
@@ -51,8 +79,11 @@ def prepare(
         width=width,
         height=height,
         prompts=tokenize(family, job),
-        noise=NoiseSource(job.seed, (family.latent_channels, *shape), sum(plan.uses_noise), family.device),
-        conditioning=family.row_conditioning(width, height, job.guidance_scale),
+        noise=noise,
+        conditioning=conditioning if origin is None else {**conditioning, **origin.conditioning},
+        inputs=inputs,
+        origin=origin,
+        holds=tuple(hold for hold in holds if hold is not None),
         cohort=cohort,
         interactive=interactive,
     )
@@ -65,10 +96,14 @@ def tokenize(family: Family, job: Job) -> tuple[Prompt, ...]:
     for both, as in its web UI.
 
     Raises:
-        JobError: code ``prompt_too_complex``.
+        JobError: code ``prompt_too_complex``, or an embedding cannot be used.
     """
     guided = job.guidance_scale > family.guided_above and not family.embeds_guidance
     texts = [job.prompt, job.negative_prompt] if guided else [job.prompt]
+    if family.embeddings is not None and not family.embedding_widths:
+        for text in texts:
+            # fails if it names one, whose words would mean nothing to this model
+            family.embeddings.split(text)
     tokens = [family.tokenize(text, job.prompt_syntax) for text in texts]
     text_class = max(each.text_class for each in tokens)
     skipped = [job.clip_skip, job.clip_skip if job.prompt_syntax == "a1111" else 0]

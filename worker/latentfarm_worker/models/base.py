@@ -8,9 +8,12 @@ from typing import Any, Protocol
 import torch
 
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.adapters.base import AdapterPart
+from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.recommended import Recommended
 from latentfarm_worker.noise_schedule import NoiseSchedule
+from latentfarm_worker.text_encoders.embeddings import Embeddings
 from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
@@ -32,10 +35,15 @@ class Family(Protocol):
         licence: as the model's files state it; empty: they state none.
         recommended: the steps and guidance of jobs that set none.
         max_prompt_tokens: longer prompts are cut, start and end tokens included.
+        embedding_widths: by text encoder that takes the vectors of embeddings, the numbers of a vector.
+        embeddings: those that prompts may name; None: there are none.
         max_clip_skip: the layers at the end of the text encoders that can be skipped.
         compiled: whether some calls run compiled.
         quantization, text_quantization: how the weights of the denoising model and of the text encoders are quantized,
             ``none`` by default.
+        adapter_parts: the adapters that jobs may use.
+        inputs: the fields of input images that jobs may have, besides those of adapters.
+        required_inputs: those that each job must have.
         encoder_placement: where the text encoders are; ``encode`` is called by its method of this name.
     """
 
@@ -56,10 +64,15 @@ class Family(Protocol):
     licence: str
     recommended: Recommended
     max_prompt_tokens: int
+    embedding_widths: tuple[int, ...]
+    embeddings: Embeddings | None
     max_clip_skip: int
     compiled: bool
     quantization: str
     text_quantization: str
+    adapter_parts: list[AdapterPart]
+    inputs: tuple[str, ...]
+    required_inputs: tuple[str, ...]
     encoder_placement: EncoderPlacement
 
     @property
@@ -78,7 +91,8 @@ class Family(Protocol):
         """Return a prompt's tokens. Thread-safe.
 
         Raises:
-            JobError: code ``prompt_too_complex``: a weight or the number of chunks is over its limit.
+            JobError: code ``prompt_too_complex``: a weight or the number of chunks is over its limit. Or an embedding
+                cannot be used.
         """
 
     def encode(self, prompts: Sequence[Prompt]) -> Sequence[Tensors]:
@@ -120,8 +134,23 @@ class Family(Protocol):
         Args:
             latents: scaled model inputs, float32 (R, C, h, w).
             timesteps: float32 (R,).
-            conditioning: tensors by name, (R, ...) each.
+            conditioning: tensors by name, (R, ...) each; ``step_index``, int64 (R,), has the evaluations of the row's
+                image that are done.
         """
+
+    def encode_image(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> Posterior:
+        """Return the distribution of an image's latents, in the VAE's own scale. Thread-safe.
+
+        Args:
+            pixels: uint8 (H, W, 3) on the host.
+            kept: what of the image is encoded, the rest being gray, bool (H, W) [default: all].
+
+        Raises:
+            UnavailableError: the weights have left the device.
+        """
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents of the VAE, float32 (C, h, w) on the host, in the scale of the model. Thread-safe."""
 
     def decode(
         self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.adapters.controlnet import NoControlNets
 from latentfarm_worker.models.flux import Flux
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 from latentfarm_worker.text_encoders.t5 import T5Encoder, tokenize
@@ -23,6 +24,7 @@ class Chroma(Flux):
     denoiser = ("transformer", "ChromaTransformer2DModel")
     encoders: ClassVar = {"text_encoder": "T5EncoderModel"}
     tokenizers: ClassVar = {"tokenizer": "T5Tokenizer"}
+    control_nets = NoControlNets
 
     def _make_encoders(self, parts: Mapping[str, Any]) -> None:
         self.t5 = T5Encoder(parts["tokenizer"], parts["text_encoder"], longest=_TEXT_LENGTH, masked=True)

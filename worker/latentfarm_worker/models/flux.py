@@ -9,6 +9,8 @@ import torch
 
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.adapters.controlnet import ControlNets, NoControlNets
+from latentfarm_worker.adapters.controlnet.transformer import FluxControlNets
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.noise_schedule import NoiseSchedule, even_sigmas, shift_by_tokens
@@ -28,10 +30,13 @@ class Flux(PipelineModel):
     """
 
     pipeline = "FluxPipeline"
+    inputs = ("image", "mask_image")
     denoiser = ("transformer", "FluxTransformer2DModel")
     encoders: ClassVar = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5Tokenizer"}
     patch_size = 2
+    control_nets: ClassVar[type[ControlNets]] = FluxControlNets
+    controlnets: FluxControlNets | NoControlNets
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
@@ -96,17 +101,18 @@ class Flux(PipelineModel):
         """Return the transformer's velocity, float32 (R, C, h, w)."""
         height, width = (side // self.patch_size for side in latents.shape[-2:])
         states = conditioning["encoder_hidden_states"]
+        inputs = {
+            "hidden_states": pack(latents.to(self.dtype)),
+            # in this dtype and order as the pipeline: half precision rounds the same
+            "timestep": timesteps.to(self.dtype) / 1000,
+            "encoder_hidden_states": states,
+            "txt_ids": torch.zeros(states.shape[1], 3, dtype=self.dtype, device=self.device),
+            "img_ids": _positions(height, width, self.device).to(self.dtype),
+            **self._inputs(conditioning, tokens=height * width),
+        }
         with self._program(latents):
-            output = self.denoising_model(
-                hidden_states=pack(latents.to(self.dtype)),
-                # in this dtype and order as the pipeline: half precision rounds the same
-                timestep=timesteps.to(self.dtype) / 1000,
-                encoder_hidden_states=states,
-                txt_ids=torch.zeros(states.shape[1], 3, dtype=self.dtype, device=self.device),
-                img_ids=_positions(height, width, self.device).to(self.dtype),
-                return_dict=False,
-                **self._inputs(conditioning, tokens=height * width),
-            )[0]
+            residuals = self.controlnets.residuals(conditioning, inputs)
+            output = self.denoising_model(**inputs, **residuals, return_dict=False)[0]
         return unpack(output, height, width).float()
 
     def _inputs(self, conditioning: Tensors, *, tokens: int) -> dict[str, torch.Tensor | None]:

@@ -13,6 +13,7 @@ from torch._dynamo.decorators import maybe_mark_dynamic
 
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.adapters.controlnet.unet import UNetControlNets
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.text_encoders.clip import ClipEncoder, TextEmbedding, tokenize
@@ -23,6 +24,8 @@ class LatentDiffusion(PipelineModel):
     """A model with a U-Net. The hidden states of its text encoders are concatenated."""
 
     denoiser = ("unet", "UNet2DConditionModel")
+    control_nets = UNetControlNets
+    controlnets: UNetControlNets
     #: the layer whose hidden states are read, counted from the end; None: the last, with the final layer norm
     text_layer: ClassVar[int | None] = None
     #: required entries of the U-Net's config, and the kind of model that has them, for error messages
@@ -35,9 +38,10 @@ class LatentDiffusion(PipelineModel):
         self.unet = parts["unet"]
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
         self.text_encoders = tuple(
-            ClipEncoder(parts[tokenizer], parts[part], rows=self.encoder_rows, layer=self.text_layer)
-            for part, tokenizer in zip(self.encoders, self.tokenizers, strict=True)
+            ClipEncoder(parts[tokenizer], parts[part], rows=self.encoder_rows, layer=self.text_layer, number=number)
+            for number, (part, tokenizer) in enumerate(zip(self.encoders, self.tokenizers, strict=True))
         )
+        self.embedding_widths = tuple(encoder.model.config.hidden_size for encoder in self.text_encoders)
         self.max_clip_skip = min(encoder.max_clip_skip for encoder in self.text_encoders)
         self.embeds_guidance = self.unet.config.time_cond_proj_dim is not None
 
@@ -60,7 +64,7 @@ class LatentDiffusion(PipelineModel):
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return a prompt's tokens, as ``clip.tokenize``."""
-        return tokenize(self.text_encoders[0], prompt, syntax)
+        return tokenize(self.text_encoders[0], prompt, syntax, self.embeddings)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[Prompt]) -> list[Tensors]:
@@ -94,14 +98,17 @@ class LatentDiffusion(PipelineModel):
         if self.compiled:
             # one program for texts of any length
             maybe_mark_dynamic(hidden_states, 1)
+        sample = latents.to(self.dtype, memory_format=torch.channels_last)
+        added = {name: conditioning[name] for name in self.added}
         with self._program(latents):
             output = self.unet(
-                latents.to(self.dtype, memory_format=torch.channels_last),
+                sample,
                 timesteps,
                 encoder_hidden_states=hidden_states,
                 timestep_cond=conditioning.get("timestep_cond"),
-                added_cond_kwargs={name: conditioning[name] for name in self.added},
+                added_cond_kwargs=added,
                 return_dict=False,
+                **self.controlnets.residuals(conditioning, sample, timesteps, added),
             )[0]
         return output.float()  # type: ignore[no-any-return]
 

@@ -14,13 +14,18 @@ from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
 from latentfarm.limits import MAX_TOKENS
 from latentfarm.model_source import parse_source
+from latentfarm_worker.adapters.base import AdapterPart
+from latentfarm_worker.adapters.controlnet import ControlNets, NoControlNets
 from latentfarm_worker.checkpoints import Checkpoint
+from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
+from latentfarm_worker.models.image_encoder import ImageEncoder, WeightsGuard
 from latentfarm_worker.models.memory import Memory
 from latentfarm_worker.models.quantization import move_quantized
 from latentfarm_worker.models.recommended import recommend
 from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
 from latentfarm_worker.text_encoders.conditions import model_conditions
+from latentfarm_worker.text_encoders.embeddings import EmbeddingCatalogue, Embeddings
 from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
@@ -58,11 +63,20 @@ class PipelineModel(ABC):
     upcast_vae: ClassVar[bool] = False
     #: sides of the patches of latent pixels that become tokens; those of an image divide by them
     patch_size: ClassVar[int] = 1
+    #: the nets that the denoising model takes
+    control_nets: ClassVar[type[ControlNets]] = NoControlNets
+
+    #: fields of input images that jobs may have
+    inputs: tuple[str, ...] = ()
+    #: those that each job must have
+    required_inputs: tuple[str, ...] = ()
 
     embeds_guidance = False
     guided_above = 1.0
     max_clip_skip = 0
     max_prompt_tokens = MAX_TOKENS
+    embedding_widths: tuple[int, ...] = ()
+    embeddings: Embeddings | None = None
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         self.denoising_model, self.vae = parts[self.denoiser[0]], parts["vae"]
@@ -70,12 +84,15 @@ class PipelineModel(ABC):
         self.modules: Mapping[str, torch.nn.Module] = {
             part: parts[part] for part in (self.denoiser[0], "vae", *self.encoder_parts)
         }
+        self.controlnets = self.control_nets(self.denoising_model, vae=self.vae, pipeline=self.pipeline, dtype=dtype)
+        self.adapter_parts: list[AdapterPart] = [self.controlnets]
         self.name = name
         self.model_digest = model_digest
         self.licence: str = parts.get("licence") or ""
         self.dtype = dtype
         self.vae_dtype: torch.dtype = self.vae.dtype
         self.device = torch.device(self.denoising_model.device)
+        self._image_encoder = ImageEncoder(self.vae, self.device)
         self.encoder_placement: EncoderPlacement = parts["encoder_placement"]
         self.encoder_rows = _ENCODER_ROWS.get(self.encoder_placement.device.type, 1)
         self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
@@ -136,6 +153,10 @@ class PipelineModel(ABC):
         """
         del checkpoint
 
+    def use_embeddings(self, catalogue: EmbeddingCatalogue) -> None:
+        """Let prompts name the embeddings of a catalogue, from the next one on."""
+        self.embeddings = Embeddings(catalogue, self.embedding_widths, model=self.name)
+
     # -- inference -------------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -186,28 +207,44 @@ class PipelineModel(ABC):
             return uncompiled()
         return nullcontext()
 
+    @property
+    def vae_guard(self) -> WeightsGuard:
+        """What is held by whoever moves the weights of the VAE."""
+        return self._image_encoder.guard
+
+    def encode_image(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> Posterior:
+        """Return the distribution of an image's latents, as ``ImageEncoder.encode``. Thread-safe."""
+        return self._image_encoder.encode(pixels, kept)
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents of the VAE in the scale of the model, the reverse of ``_unscaled``."""
+        shift = float(self.vae.config.get("shift_factor") or 0.0)
+        return (latents - shift) * float(self.vae.config.scaling_factor)
+
     @torch.inference_mode()
     def decode(
         self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the images, uint8 (N, H, W, 3), and whether the VAE's output was finite, bool (N,)."""
-        # torch's own method: that of diffusers warns at each call
-        if float32:
-            torch.nn.Module.to(self.vae, torch.float32)
+        # not the encoder, which another thread may call now
+        decoder = [self.vae.decoder, *([self.vae.post_quant_conv] if self.vae.post_quant_conv is not None else [])]
+        for module in decoder if float32 else ():
+            module.to(torch.float32)
         self.vae.use_tiling = tiled
         try:
             with self._program(latents, eager=float32 or tiled):
                 images = self._decode(latents)
         finally:
             self.vae.use_tiling = False
-            if float32:
-                torch.nn.Module.to(self.vae, self.vae_dtype)  # exact: the weights came from this dtype
+            for module in decoder if float32 else ():
+                module.to(self.vae_dtype)  # exact: the weights came from this dtype
         finite = torch.isfinite(images).flatten(1).all(dim=1)
         images = (images / 2 + 0.5).nan_to_num(0.0).clamp(0, 1)
         return (images.permute(0, 2, 3, 1) * 255).round().to(torch.uint8), finite
 
     def _decode(self, latents: torch.Tensor) -> torch.Tensor:
-        scaled = self._unscaled(latents.to(self.vae.dtype)).contiguous(memory_format=torch.channels_last)
+        dtype = next(self.vae.decoder.parameters()).dtype
+        scaled = self._unscaled(latents.to(dtype)).contiguous(memory_format=torch.channels_last)
         images: torch.Tensor = self.vae.decode(scaled, return_dict=False)[0]
         return images.float()
 

@@ -9,6 +9,7 @@ import torch
 
 from latentfarm.errors import JobError, ModelError
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.adapters.controlnet.transformer import Sd3ControlNets
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.noise_schedule import NoiseSchedule, shift_by_tokens
@@ -27,6 +28,7 @@ class StableDiffusion3(PipelineModel):
     """
 
     pipeline = "StableDiffusion3Pipeline"
+    inputs = ("image", "mask_image")
     denoiser = ("transformer", "SD3Transformer2DModel")
     encoders: ClassVar = {
         "text_encoder": "CLIPTextModelWithProjection",
@@ -36,6 +38,8 @@ class StableDiffusion3(PipelineModel):
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer", "tokenizer_3": "T5Tokenizer"}
     optional = frozenset({"text_encoder_3", "tokenizer_3"})
     patch_size = 2
+    control_nets = Sd3ControlNets
+    controlnets: Sd3ControlNets
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
         super().__init__(parts, name=name, model_digest=model_digest, dtype=dtype)
@@ -104,13 +108,15 @@ class StableDiffusion3(PipelineModel):
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return the transformer's velocity, float32 (R, C, h, w)."""
+        sample = latents.to(self.dtype)
         with self._program(latents):
             output = self.denoising_model(
-                hidden_states=latents.to(self.dtype),
+                hidden_states=sample,
                 timestep=timesteps,
                 encoder_hidden_states=conditioning["encoder_hidden_states"],
                 pooled_projections=conditioning["pooled_projections"],
                 return_dict=False,
+                **self.controlnets.residuals(conditioning, sample, timesteps),
             )[0]
         return output.float()  # type: ignore[no-any-return]
 

@@ -24,6 +24,7 @@ class StableDiffusionXL(LatentDiffusion):
     """A model conditioned on both encoders' penultimate hidden states, the second's projection, and the image size."""
 
     pipeline = "StableDiffusionXLPipeline"
+    inputs = ("image", "mask_image")
     encoders: ClassVar = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
     text_layer = -2
@@ -85,6 +86,13 @@ class StableDiffusionXL(LatentDiffusion):
             return super()._unscaled(latents)
         mean, std = self._latents_mean.to(latents.dtype), self._latents_std.to(latents.dtype)
         return latents * std / float(self.vae.config.scaling_factor) + mean
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Return latents of the VAE in the scale of the model, the reverse of ``_unscaled``."""
+        if self._latents_mean is None or self._latents_std is None:
+            return super().scale_latents(latents)
+        mean, std = (torch.tensor(self.vae.config[key]).view(-1, 1, 1) for key in ("latents_mean", "latents_std"))
+        return (latents - mean) * float(self.vae.config.scaling_factor) / std
 
     def _channels(self, key: str) -> torch.Tensor | None:
         """Return an entry of the VAE's config with a number for each channel of the latents, if it is set."""

@@ -35,7 +35,12 @@ class NoControlNets(ControlNets):
             "use Stable Diffusion 1.x, 2.x, XL or 3, or FLUX.1",
         )
 
-    def condition(self, net: Any, image: torch.Tensor) -> NoReturn:
+    def condition(self, net: Any, image: torch.Tensor, generator: torch.Generator) -> NoReturn:
         """Raise TypeError: there is no net."""
-        del image
+        del image, generator
         raise TypeError(f"{self.pipeline} takes no {type(net).__name__}")
+
+    def residuals(self, *inputs: object) -> dict[str, Any]:
+        """Return no arguments."""
+        del inputs
+        return {}

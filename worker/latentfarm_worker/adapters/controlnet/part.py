@@ -64,18 +64,22 @@ class ControlHold:
 
     Attributes:
         adapters: the nets' files.
+        draws: noises that are drawn from the job's generator before all others.
     """
 
-    def __init__(self, nets: ControlNets, evaluations: int) -> None:
+    def __init__(self, nets: ControlNets, seed: int, evaluations: int) -> None:
         self._nets = nets
+        self._seed = seed
         self._evaluations = evaluations
         self._uses: list[Use] = []
         self._images: list[torch.Tensor] = []
         self.adapters: list[Adapter] = []
+        self.draws = 0
 
     def add(self, use: Use, adapter: Adapter) -> None:
         """Add the next net."""
         self._uses.append(use)
+        self.draws += self._nets.reads_sample(use.net.module)
         self.adapters.append(adapter)
 
     def begin(self, rows: int) -> Sequence[Tensors]:
@@ -92,7 +96,7 @@ class ControlHold:
                 self._nets.cache.begin(use.digest, use.net)
                 begun.append(use.net)
             if not self._images:
-                self._images = [self._nets.condition(use.net.module, use.image) for use in self._uses]
+                self._images = self._conditions()
             return [self._conditioning(negative=row > 0) for row in range(rows)]
         except BaseException:
             for net in begun:
@@ -103,6 +107,10 @@ class ControlHold:
         """Let the nets leave when others need their room."""
         for use in self._uses:
             self._nets.cache.end(use.net)
+
+    def _conditions(self) -> list[torch.Tensor]:
+        generator = torch.Generator("cpu").manual_seed(self._seed)
+        return [self._nets.condition(use.net.module, use.image, generator) for use in self._uses]
 
     def _conditioning(self, *, negative: bool) -> Tensors:
         found: dict[str, torch.Tensor] = {}
@@ -122,6 +130,7 @@ class ControlNets(ABC):
 
     Args:
         model: the denoising model.
+        vae: its VAE.
         pipeline: the diffusers pipeline of the model, for messages.
         dtype: the dtype of the nets.
         max_bytes: bytes of nets on the device.
@@ -135,8 +144,10 @@ class ControlNets(ABC):
     #: entries of the configs of model and net that must be equal
     compared: ClassVar[tuple[str, ...]]
 
-    def __init__(self, model: Any, *, pipeline: str, dtype: torch.dtype, max_bytes: int = 8_000_000_000) -> None:
-        self.model = model
+    def __init__(
+        self, model: Any, *, vae: Any, pipeline: str, dtype: torch.dtype, max_bytes: int = 8_000_000_000
+    ) -> None:
+        self.model, self.vae = model, vae
         self.dtype = dtype
         self.device = torch.device(model.device)
         self.catalogue = Catalogue()
@@ -157,7 +168,7 @@ class ControlNets(ABC):
             raise JobError(
                 "input_missing", f"{len(job.controls)} ControlNets have {len(inputs.controls)} control images"
             )
-        hold = ControlHold(self, plan.num_evaluations)
+        hold = ControlHold(self, job.seed, plan.num_evaluations)
         for control, image in zip(job.controls, inputs.controls, strict=True):
             adapter = self.catalogue.get(AdapterKind.CONTROLNET, control.name)
             net = self.cache.get(adapter.digest, adapter.alias, partial(self._load, adapter), hold)
@@ -171,8 +182,28 @@ class ControlNets(ABC):
     # -- calls -----------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def condition(self, net: Any, image: torch.Tensor) -> torch.Tensor:
-        """Return what a net reads of a control image, uint8 (H, W, 3) on the host: on the device, without rows."""
+    def condition(self, net: Any, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Return what a net reads of a control image, on the device, without a dimension for rows.
+
+        Args:
+            net: the net.
+            image: the image, uint8 (H, W, 3) on the host.
+            generator: the job's, which draws one noise of the latents' size if ``reads_sample``.
+        """
+
+    def reads_sample(self, net: Any) -> bool:
+        """Return whether a net reads a sample of the latents of its image."""
+        del net
+        return False
+
+    def pixels(self, image: torch.Tensor) -> torch.Tensor:
+        """Return an image, uint8 (H, W, 3) on the host, from -1 to 1, float32 (3, H, W) on the device."""
+        return send((image.permute(2, 0, 1).float() / 255 * 2 - 1).contiguous(), self.device)
+
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the VAE's distribution of an image, uint8 (H, W, 3): mean and deviation, float32 (C, h, w)."""
+        found = self.vae.encode(self.pixels(image)[None].to(self.vae.dtype)).latent_dist
+        return found.mean[0].float(), found.std[0].float()
 
     def of_row(self, *, negative: bool) -> Tensors:
         """Return further conditioning of a row."""

@@ -51,9 +51,9 @@ class UNetControlNets(ControlNets):
         """Return a net in the layout in which convolutions are faster."""
         return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
-    def condition(self, net: Any, image: torch.Tensor) -> torch.Tensor:
+    def condition(self, net: Any, image: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Return an image from 0 to 1, (3, H, W)."""
-        del net
+        del net, generator
         return send((image.permute(2, 0, 1).float() / 255).to(self.dtype).contiguous(), self.device)
 
     def residuals(

@@ -1,0 +1,44 @@
+"""The interface between the engine and a model's adapters.
+
+A part has the adapters of one kind. A job that uses some of them gets a hold, which keeps them in memory while its
+image is in the engine, and adds conditioning tensors to its rows. Rows whose conditioning tensors have other names are
+in other calls of the model. So a call without adapters computes and costs what it does without this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from latentfarm.job import Job
+from latentfarm_worker.text_encoders.prompt import Tensors
+
+if TYPE_CHECKING:
+    from latentfarm_worker.engine.job_inputs import JobInputs
+    from latentfarm_worker.engine.sampling_plan import SamplingPlan
+
+
+class Hold(Protocol):
+    """The adapters of one kind that an image uses. Its methods are called on the engine's thread."""
+
+    def begin(self, rows: int) -> Sequence[Tensors]:
+        """Move the adapters to the device if necessary; return the conditioning of each of the image's rows.
+
+        The first row is that of the prompt, the second that of the negative prompt. The tensors are on the device,
+        without a dimension for rows.
+        """
+
+    def end(self) -> None:
+        """Release the adapters: the image has left the batch, finished or not. It may begin again."""
+
+
+class AdapterPart(Protocol):
+    """The adapters of one kind of a model."""
+
+    def prepare(self, job: Job, inputs: JobInputs, plan: SamplingPlan) -> Hold | None:
+        """Load the adapters of a job to the host, and check them; None if it uses none. Thread-safe.
+
+        Raises:
+            JobError: code ``adapter_unknown``, ``adapter_mismatch`` for one of another base model,
+                ``adapter_invalid``.
+        """

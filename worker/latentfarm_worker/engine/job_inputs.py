@@ -1,0 +1,43 @@
+"""The input images of a job, decoded, resized to the job's size, and encoded by the VAE, on the host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+
+class Posterior(NamedTuple):
+    """The VAE's distribution of the latents of an image: mean and standard deviation, float32 (C, h, w), on the host.
+
+    They are in the VAE's own scale.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+
+
+@dataclass(frozen=True)
+class JobInputs:
+    """The input images of a job.
+
+    Attributes:
+        image: the image that the job begins with, uint8 (H, W, 3).
+        posterior: its latents.
+        mask: float32 (H, W) from 0, kept, to 1, painted anew; blurred if the job blurs it.
+        masked: the latents of the image without what is painted anew, for a model that needs them.
+        controls: the control images in the job's order, uint8 (H, W, 3), before any preprocessor.
+        image_prompts: the images of its IP-Adapters in the job's order, uint8 (H, W, 3), in their own sizes.
+    """
+
+    image: torch.Tensor | None = None
+    posterior: Posterior | None = None
+    mask: torch.Tensor | None = None
+    masked: Posterior | None = None
+    controls: tuple[torch.Tensor, ...] = ()
+    image_prompts: tuple[torch.Tensor, ...] = ()
+
+
+#: those of a job of text alone
+NO_INPUTS = JobInputs()
