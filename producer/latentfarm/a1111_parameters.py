@@ -27,6 +27,8 @@ _BRACKETS = re.compile(r"[\\()\[\]]")
 #: ``AND`` joins two prompts, ``BREAK`` ends a chunk, ``<lora:`` loads a network, and the number of a last ``16:9`` is
 #: the prompt's weight. A backslash that escapes nothing is dropped by the web UI, and hides these from it.
 _HIDDEN = re.compile(r"\bAND\b|\bBREAK\b|<(?=\w+:[^>]+>)|:(?=[-+]?(\d+\.?|\d*\.\d+)\s*\Z)")
+#: the web UI's names of what enlarges an image for a second stage
+_UPSCALERS = {"latent": "Latent", "pixel": "Lanczos"}
 #: where the negative prompt begins, to readers
 _NEGATIVE = "Negative prompt:"
 
@@ -66,8 +68,9 @@ def parameters_text(
     if job.clip_skip:
         # the web UI counts from 1 (the last layer); diffusers counts the layers that are skipped
         settings["Clip skip"] = job.clip_skip + 1
+    settings |= _edits(job)
     settings["Job"] = job.name
-    lines = [_prompt(job, job.prompt)]
+    lines = [" ".join([_prompt(job, job.prompt), *(f"<lora:{lora.name}:{lora.scale:g}>" for lora in job.loras)])]
     if job.negative_prompt:
         lines.append(f"{_NEGATIVE} {_prompt(job, job.negative_prompt)}")
     lines.append(", ".join(f"{name}: {_quoted(str(value))}" for name, value in settings.items()))
@@ -105,6 +108,29 @@ def _sampler(job: Job, default: str, config: Mapping[str, object]) -> dict[str, 
         return {"Sampler": f"{name} {schedule}"}
     # without one, the web UI takes the sampler's favourite: Karras for DPM++ 2M
     return {"Sampler": name, "Schedule type": schedule or "Uniform"}
+
+
+def _edits(job: Job) -> dict[str, str]:
+    """Return the settings of an input image, a mask, ControlNets and a second stage.
+
+    The web UI has one name for the strength of an input image and of a second stage: it never has both.
+    """
+    settings = {}
+    if job.image is not None:
+        settings["Denoising strength"] = f"{job.effective_strength:g}"
+    if job.mask_image is not None:
+        settings["Mask blur"] = str(job.mask_blur)
+    for number, control in enumerate(job.controls):
+        settings[f"ControlNet {number}"] = (
+            f"Module: {control.preprocessor}, Model: {control.name}, Weight: {control.scale:g}, "
+            f"Guidance Start: {control.start:g}, Guidance End: {control.end:g}"
+        )
+    if job.hires_scale is not None:
+        settings.setdefault("Denoising strength", f"{job.hires_strength:g}")
+        settings["Hires upscale"] = f"{job.hires_scale:g}"
+        settings["Hires steps"] = str(job.hires_steps or job.num_inference_steps)
+        settings["Hires upscaler"] = _UPSCALERS[job.hires_upscaler]
+    return settings
 
 
 def _prompt(job: Job, text: str) -> str:

@@ -176,3 +176,24 @@ def test_the_settings_have_the_size_the_source_of_the_noise_and_the_job() -> Non
 
 def test_clip_skip_is_written_in_the_count_of_the_web_ui() -> None:
     assert [settings_of(text_of(clip_skip=skipped)).get("Clip skip") for skipped in (0, 1)] == [None, "2"]
+
+
+DIGESTS = [f"sha256:{number:064x}" for number in range(3)]
+
+
+def test_input_images_and_adapters_are_settings() -> None:
+    text = text_of(loras="outlined:0.8,striped", image=DIGESTS[0], strength=0.4, mask_image=DIGESTS[1], mask_blur=4)
+    prompt, settings = text.splitlines()
+    assert prompt == "a cat <lora:outlined:0.8> <lora:striped:1>"
+    assert "Denoising strength: 0.4, Mask blur: 4, Job: b/3" in settings
+    assert read(text).prompts[0].value == prompt
+    nets: dict[str, Any] = {"controlnet": "edges,depth", "control_image": DIGESTS[:2]}
+    settings = text_of(
+        **nets, controlnet_conditioning_scale="0.5,1", control_preprocessor="canny,none", control_guidance_end=0.8
+    )
+    assert (
+        'ControlNet 0: "Module: canny, Model: edges, Weight: 0.5, Guidance Start: 0, Guidance End: 0.8", '
+        'ControlNet 1: "Module: none, Model: depth, Weight: 1, Guidance Start: 0, Guidance End: 0.8", Job'
+    ) in settings
+    settings = text_of(hires_scale=1.5, hires_upscaler="pixel", hires_steps=10)
+    assert "Denoising strength: 0.7, Hires upscale: 1.5, Hires steps: 10, Hires upscaler: Lanczos, Job" in settings
