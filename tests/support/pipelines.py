@@ -60,13 +60,13 @@ def call(pipe: Any, wanted: Job, **arguments: Any) -> np.ndarray[Any, Any]:
             width=wanted.width,
             height=wanted.height,
             num_inference_steps=wanted.num_inference_steps,
-            **{"generator": torch.Generator("cpu").manual_seed(wanted.seed), **_guidance(pipe, wanted), **arguments},
+            **{"generator": torch.Generator("cpu").manual_seed(wanted.seed), **arguments_of(pipe, wanted), **arguments},
         ).images[0]
     return np.asarray(image).astype(int)
 
 
-def _guidance(pipe: Any, wanted: Job) -> dict[str, Any]:
-    """Return the arguments that mean a job's guidance, by the pipeline's class."""
+def arguments_of(pipe: Any, wanted: Job) -> dict[str, Any]:
+    """Return the arguments that mean a job's guidance and text, by the class of the pipeline for text alone."""
     if type(pipe).__name__ == "Flux2KleinPipeline":
         return _guidance_of_klein(pipe, wanted)
     if type(pipe).__name__ in {"ZImagePipeline", "ChromaPipeline"}:

@@ -120,15 +120,16 @@ def make_input_latents(
     else:
         of_image, of_noise = plan.noised[0]
         initial = torch.add(latents * of_image, noise.initial, alpha=of_noise)
-    painted, conditioning = None, {}
+    painted: torch.Tensor | None = None
+    conditioning: Tensors = {}
     if inputs.mask is not None:
         painted = (inputs.mask >= PAINTED)[:: family.vae_scale_factor, :: family.vae_scale_factor][None]
     if painted is not None and inputs.masked is not None:
         masked = _sample(family, inputs.masked, next(samples))
         conditioning = {"masked_latents": torch.cat([painted.float(), masked])}
         painted = None
-    host = [pin(each, family.device) for each in (initial, latents, noise.initial)]
-    return InputLatents(*host, painted=painted, conditioning=conditioning)
+    initial, latents = pin(initial, family.device), pin(latents, family.device)
+    return InputLatents(initial, latents, noise.initial, painted, conditioning)
 
 
 def _sample(family: Family, posterior: Posterior, noise: torch.Tensor) -> torch.Tensor:

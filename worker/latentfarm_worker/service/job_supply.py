@@ -18,6 +18,8 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.preparation import tokenize
+from latentfarm_worker.input_images.reader import InputReader
+from latentfarm_worker.input_images.supply import InputSupply
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.metrics import Metrics
@@ -40,7 +42,7 @@ class JobSupply:
     Args:
         engine: the engine.
         requests: leases jobs.
-        bucket: the bucket with the manifests.
+        bucket: the bucket with the manifests and the input images.
         leases: renews the leases.
         uploader: records failures; no job is leased while too many images wait for it.
         max_backlog: images that may wait for the bucket, besides two for each slot.
@@ -74,14 +76,16 @@ class JobSupply:
 
         family = engine.family
         moved = family.encoder_placement.placement == "offload"
+        self._inputs = InputSupply(InputReader(bucket, family), threads)
 
         def make_prefetcher(on_end: Callable[[], object], *, interactive: bool) -> Prefetcher:
             return Prefetcher(
                 requests=requests,
                 bucket=bucket,
+                inputs=self._inputs,
                 leases=leases,
-                prepare=lambda job, lease: engine.prepare(
-                    job, lease, cohort=cohort_of(lease), interactive=lease.interactive
+                prepare=lambda job, lease, inputs: engine.prepare(
+                    job, lease, inputs=inputs, cohort=cohort_of(lease), interactive=lease.interactive
                 ),
                 fail=uploader.fail,
                 on_device_lost=on_device_lost,
@@ -229,8 +233,10 @@ class JobSupply:
         """Start no more rounds. Jobs that a running round still leases are released uncharged."""
         self.ahead.stop()
         self.interactive.stop()
+        self._inputs.stop()
 
     def close(self) -> None:
         """Stop, and wait for the running rounds."""
         self.ahead.close()
         self.interactive.close()
+        self._inputs.close()

@@ -20,6 +20,8 @@ from latentfarm.storage.keys import part_of
 from latentfarm.storage.manifest import ManifestReader
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.job_inputs import JobInputs
+from latentfarm_worker.input_images.supply import InputSupply, InputUnavailableError, PendingInputs
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.metrics import Metrics
@@ -46,16 +48,17 @@ class Fail(Protocol):
 
 
 class _PostponedError(Exception):
-    """A job's part of the manifest cannot be read now."""
+    """A job's part of the manifest cannot be read now, or its inputs are not here yet."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class _Unread:
-    """A leased job that is not read yet."""
+    """A leased job that is not read yet, or waits for its inputs."""
 
     lease: Lease
     #: time.perf_counter()
     leased_s: float
+    inputs: PendingInputs | None = None
 
     @property
     def part(self) -> tuple[str, int]:
@@ -97,6 +100,7 @@ class Prefetcher:
     Args:
         requests: leases jobs.
         bucket: the bucket with the manifests.
+        inputs: makes the jobs' input images.
         leases: renews the leases until the jobs have ended.
         prepare: makes a job ready for the engine; it gets the lease as the handle.
         fail: records that a job cannot be rendered.
@@ -117,8 +121,9 @@ class Prefetcher:
         *,
         requests: LeaseRequests,
         bucket: Bucket,
+        inputs: InputSupply,
         leases: LeaseRenewer,
-        prepare: Callable[[Job, Lease], ImageState],
+        prepare: Callable[[Job, Lease, JobInputs], ImageState],
         fail: Fail,
         on_device_lost: Callable[[Exception], None],
         on_end: Callable[[], object],
@@ -130,6 +135,7 @@ class Prefetcher:
     ) -> None:
         self._requests = requests
         self._manifest = ManifestReader(bucket)
+        self._inputs = inputs
         self._leases = leases
         self._prepare = prepare
         self._fail = fail
@@ -176,9 +182,13 @@ class Prefetcher:
 
     @property
     def prefetched(self) -> int:
-        """Number of jobs that the engine can soon take: all but those whose part of the manifest cannot be read."""
+        """Number of jobs that the engine can soon take.
+
+        These are all but those whose part of the manifest cannot be read, or whose inputs come slowly.
+        """
         with self._lock:
-            return len(self._ready) + sum(each.part not in self._absent for each in self._unread)
+            waiting = (each.part in self._absent or (each.inputs and each.inputs.slow) for each in self._unread)
+            return len(self._ready) + sum(not each for each in waiting)
 
     def on_doorbell(self) -> None:
         """Forget that the ledger had no job just now, so that the next request is not refused."""
@@ -265,10 +275,15 @@ class Prefetcher:
             self._requests.give_back(leases)
 
     def _due(self, now: float) -> list[_Unread]:
-        """Return the jobs to read now: all but those whose part could not be read just before."""
+        """Return the jobs to read now: all but those whose part could not be read just before, or that have to wait."""
         absent = self._absent
         with self._lock:
-            return [each for each in self._unread if each.part not in absent or now >= absent[each.part].retry_at]
+            return [
+                each
+                for each in self._unread
+                if (each.part not in absent or now >= absent[each.part].retry_at)
+                and (each.inputs is None or each.inputs.due)
+            ]
 
     def _read(self) -> None:
         for each in self._due(time.monotonic()):
@@ -288,14 +303,15 @@ class Prefetcher:
         lease = each.lease
         try:
             self._load_part(each)
-            image = self._prepare(self._manifest.job(lease.batch, lease.index, lease.created_ms), lease)
+            job = self._manifest.job(lease.batch, lease.index, lease.created_ms)
+            image = self._prepare(job, lease, self._inputs_of(each, job))
             if self._prompts_of is not None:
                 image.following = prompts_after(lease, self._manifest, self._prompts_of)
             return image
         except _PostponedError:
             raise
         except JobError as error:
-            self._fail(lease, error)
+            self._fail(lease, error, retry=isinstance(error, InputUnavailableError))
         except (InputError, MissingObjectError) as error:
             self._fail(lease, JobError("manifest_unreadable", str(error)))
         except UnavailableError:
@@ -308,6 +324,19 @@ class Prefetcher:
             log.exception("%s cannot be prepared", lease.name, extra=log_fields(lease.name))
             self._fail(lease, JobError.unexpected("prepare_error", error), retry=True)
         return None
+
+    def _inputs_of(self, each: _Unread, job: Job) -> JobInputs:
+        """Return the input images of a job.
+
+        Raises:
+            _PostponedError: they are not here yet; as each of them comes, a round is started.
+        """
+        if each.inputs is None:
+            each.inputs = self._inputs.begin(job, lambda: self.request(0))
+        inputs = each.inputs.result()
+        if inputs is None:
+            raise _PostponedError
+        return inputs
 
     def _load_part(self, each: _Unread) -> None:
         """Read the part of a job's manifest.

@@ -1,0 +1,259 @@
+"""Fetch, decode, resize and encode the input images of jobs, each once while it is cached."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from threading import Lock
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from PIL import ImageFilter
+
+from latentfarm.edit_fields import Resize
+from latentfarm.errors import InputError, JobError
+from latentfarm.inputs.decoding import decode_image, decode_mask
+from latentfarm.job import Job
+from latentfarm.limits import MAX_INPUT_BYTES
+from latentfarm.storage.bucket import Bucket, MissingObjectError
+from latentfarm.storage.keys import input_key
+from latentfarm_worker import device_errors
+from latentfarm_worker.engine.input_latents import PAINTED, require_inputs
+from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs, Posterior
+from latentfarm_worker.engine.outcomes import first_line, out_of_memory
+from latentfarm_worker.input_images.resizing import resize
+from latentfarm_worker.models.base import Family
+
+#: bytes of files that are kept, for images that are used at several sizes, and of what was made of them
+_FILE_BYTES, _MADE_BYTES = 128 * 2**20, 512 * 2**20
+
+_Key = TypeVar("_Key")
+_Value = TypeVar("_Value")
+
+
+class InputItem(NamedTuple):
+    """One input image as a job uses it; jobs that use it alike have equal items.
+
+    ``field``: the job's field. ``width``, ``height``: pixels that it gets; 0 leaves it as it is. ``blur``: pixels of
+    the blur of a mask.
+    """
+
+    field: str
+    digest: str
+    width: int = 0
+    height: int = 0
+    resize: Resize | None = None
+    blur: int = 0
+
+
+class MadeInput(NamedTuple):
+    """What is made of an input: uint8 (H, W, 3), or float32 (H, W) of a mask; and its latents, if they are used."""
+
+    samples: torch.Tensor
+    posterior: Posterior | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """Return the bytes of the tensors."""
+        return sum(tensor.nbytes for tensor in (self.samples, *(self.posterior or ())))
+
+
+class BoundedCache(Generic[_Key, _Value]):
+    """Values of a bounded number of bytes; the least recently used leave. Thread-safe."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = Lock()
+        self._values: OrderedDict[_Key, tuple[_Value, int]] = OrderedDict()
+        self._nbytes = 0
+
+    def get(self, key: _Key) -> _Value | None:
+        """Return a value, None if it is not there."""
+        with self._lock:
+            if key not in self._values:
+                return None
+            self._values.move_to_end(key)
+            return self._values[key][0]
+
+    def put(self, key: _Key, value: _Value, nbytes: int) -> None:
+        """Keep a value, unless it is larger than the cache."""
+        with self._lock:
+            if key in self._values or nbytes > self._most:
+                return
+            self._values[key] = value, nbytes
+            self._nbytes += nbytes
+            while self._nbytes > self._most:
+                _, (_, freed) = self._values.popitem(last=False)
+                self._nbytes -= freed
+
+
+class InputReader:
+    """Makes the inputs of jobs on the calling thread. Thread-safe.
+
+    Args:
+        bucket: has the input images.
+        family: the model that they are made for.
+    """
+
+    def __init__(self, bucket: Bucket, family: Family) -> None:
+        self._bucket = bucket
+        self._family = family
+        self._files: BoundedCache[str, bytes] = BoundedCache(_FILE_BYTES)
+        self._made: BoundedCache[object, Any] = BoundedCache(_MADE_BYTES)
+
+    def items(self, job: Job) -> list[InputItem]:
+        """Return the inputs that a job uses, each once.
+
+        Raises:
+            JobError: as ``require_inputs``.
+        """
+        require_inputs(self._family, job)
+        return list(dict.fromkeys(item for _, item in self._uses(job)))
+
+    def cached(self, item: InputItem) -> MadeInput | None:
+        """Return what was made of an input, if it is kept."""
+        return self._made.get(item)
+
+    def make(self, item: InputItem) -> MadeInput:
+        """Fetch, decode, resize and encode an input.
+
+        Raises:
+            JobError: code ``input_changed``, ``input_too_large``, ``input_invalid`` or ``input_size``; ``oom``.
+            MissingObjectError: it is not in the bucket.
+            UnavailableError: the bucket does not answer, or the model's weights have left the device.
+        """
+        made = self._made.get(item)
+        if made is None:
+            made = self._make(item)
+            self._made.put(item, made, made.nbytes)
+        return made
+
+    def assemble(self, job: Job, made: Mapping[InputItem, MadeInput]) -> JobInputs:
+        """Return the inputs of a job from what was made of each.
+
+        Raises:
+            JobError: code ``oom``.
+            UnavailableError: the model's weights have left the device.
+        """
+        if not job.input_digests:
+            return NO_INPUTS
+        uses = [(field, item, made[item]) for field, item in self._uses(job)]
+        first = {field: (item, found) for field, item, found in uses}
+        image, mask = first.get("image"), first.get("mask_image")
+        masked = None
+        if image is not None and mask is not None and self._family.required_inputs:
+            masked = self._encode_masked(image, mask)
+        return JobInputs(
+            image=image and image[1].samples,
+            posterior=image and image[1].posterior,
+            mask=mask and mask[1].samples,
+            masked=masked,
+            controls=tuple(found.samples for field, _, found in uses if field == "control_image"),
+            image_prompts=tuple(found.samples for field, _, found in uses if field == "ip_adapter_image"),
+        )
+
+    def read(self, job: Job) -> JobInputs:
+        """Return the inputs of a job; an outage of the bucket is its error.
+
+        Raises:
+            JobError: one of them cannot be used.
+            UnavailableError: the bucket does not answer.
+        """
+        try:
+            return self.assemble(job, {item: self.make(item) for item in self.items(job)})
+        except MissingObjectError as error:
+            raise JobError("input_missing", str(error)) from None
+
+    def _uses(self, job: Job) -> list[tuple[str, InputItem]]:
+        """Return field and item of each use of an input, in the order of the job's fields."""
+        width, height = job.width or self._family.native_width, job.height or self._family.native_height
+        found = []
+        if job.image is not None:
+            found.append(InputItem("image", job.image, width, height, job.resize))
+        if job.mask_image is not None:
+            found.append(InputItem("mask_image", job.mask_image, width, height, job.resize, job.mask_blur))
+        found += [InputItem("control_image", net.image, width, height, job.resize) for net in job.controls]
+        found += [InputItem("ip_adapter_image", prompt.image) for prompt in job.image_prompts]
+        return [(item.field, item) for item in found]
+
+    def _make(self, item: InputItem) -> MadeInput:
+        body = self._fetch(item)
+        is_mask = item.field == "mask_image"
+        try:
+            image = decode_mask(body) if is_mask else decode_image(body)
+        except InputError as error:
+            raise JobError("input_invalid", f"{_name(item)} {error}") from None
+        if item.width:
+            try:
+                # the padding of a mask is painted anew
+                fill = 255 if is_mask else None
+                image = resize(image, item.width, item.height, item.resize, fill=fill)
+            except JobError as error:
+                raise JobError(error.code, f"{_name(item)}: {error}") from None
+        if is_mask:
+            if item.blur:
+                image = image.filter(ImageFilter.GaussianBlur(item.blur))
+            return MadeInput(torch.from_numpy(np.array(image)).float() / 255.0)
+        pixels = torch.from_numpy(np.array(image))
+        if item.field != "image":
+            return MadeInput(pixels)
+        return MadeInput(pixels, _within_memory(lambda: self._family.encode_image(pixels)))
+
+    def _fetch(self, item: InputItem) -> bytes:
+        body = self._files.get(item.digest)
+        if body is not None:
+            return body
+        try:
+            body = self._bucket.get(input_key(item.digest))
+        except InputError as error:
+            raise JobError("input_too_large", f"{_name(item)}: {error}") from None
+        if len(body) > MAX_INPUT_BYTES:
+            raise JobError(
+                "input_too_large",
+                f"{_name(item)} has {len(body):,} bytes; at most {MAX_INPUT_BYTES:,} are allowed: store it smaller",
+            )
+        found = hashlib.sha256(body).hexdigest()
+        if item.digest != f"sha256:{found}":
+            raise JobError(
+                "input_changed",
+                f"{_name(item)}: the object {input_key(item.digest)} has the sha256 {found}; submit the row again",
+            )
+        self._files.put(item.digest, body, len(body))
+        return body
+
+    def _encode_masked(self, image: tuple[InputItem, MadeInput], mask: tuple[InputItem, MadeInput]) -> Posterior:
+        """Return the latents of an image without what the mask has painted anew."""
+        key = (image[0], mask[0])
+        found: Posterior | None = self._made.get(key)
+        if found is None:
+            pixels, kept = image[1].samples, mask[1].samples < PAINTED
+            found = _within_memory(lambda: self._family.encode_image(pixels, kept))
+            self._made.put(key, found, sum(tensor.nbytes for tensor in found))
+        return found
+
+
+def _within_memory(encode: Callable[[], Posterior]) -> Posterior:
+    """Encode an image; what does not fit twice is the error of its job alone.
+
+    Raises:
+        JobError: code ``oom``.
+    """
+    for last in (False, True):
+        try:
+            return encode()
+        except Exception as error:
+            if not device_errors.is_out_of_memory(error):
+                raise
+            message = first_line(error)
+        # outside the handler, whose traceback holds the encoder's tensors
+        if last:
+            break
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    raise out_of_memory(message)
+
+
+def _name(item: InputItem) -> str:
+    return f"{item.field} {item.digest}"
