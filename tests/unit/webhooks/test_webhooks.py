@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from latentfarm.batch_state import BatchState
 from latentfarm.errors import InputError
+from latentfarm.https.url_check import MAX_URL_CHARACTERS, is_public
 from latentfarm.ledger.webhook_outbox import Event
-from latentfarm.webhooks.address_check import MAX_URL_CHARACTERS, check_url, is_public
+from latentfarm.webhooks.address_check import check_url
 from latentfarm.webhooks.deliver import _body, _webhook_id
 from latentfarm.webhooks.signing import decode_secret, sign
 

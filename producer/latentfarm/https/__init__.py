@@ -1,0 +1,1 @@
+"""Requests to hosts that a user chose, without giving them access to the private network."""
