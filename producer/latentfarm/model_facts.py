@@ -38,6 +38,7 @@ class ModelFacts(BaseModel):
         flow: the model was trained by flow matching, which other schedulers fit.
         max_prompt_tokens: longer prompts are cut, start and end tokens included.
         max_clip_skip: layers of the text encoder that can be skipped.
+        safety_checker: whether its workers can check images; None: they do not state it.
     """
 
     # a newer worker may announce more
@@ -55,6 +56,7 @@ class ModelFacts(BaseModel):
     flow: bool = False
     max_prompt_tokens: Annotated[int, Field(ge=1)] = MAX_TOKENS
     max_clip_skip: Annotated[int, Field(ge=0)] = 0
+    safety_checker: bool | None = None
 
     @classmethod
     def parse(cls, text: str | bytes) -> ModelFacts | None:

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
+from latentfarm.edit_fields import Safety
 from latentfarm.errors import InputError
 from latentfarm.farm_folder import FarmFolder
 from latentfarm.monitoring import logs
@@ -80,6 +81,11 @@ class Settings(BaseModel):
     ``s3://BUCKET/PREFIX`` with many; a source is a file, a folder, ``s3://BUCKET/KEY`` or a hub id [default: none]."""
     adapter_cache_bytes: Annotated[int, Field(ge=0)] = 32 * 1024**3
     """Bytes of adapters fetched from a bucket, in the folder ``adapters`` of the cache [default: 34359738368]."""
+    safety: Safety = "off"
+    """The least that is done with each image: ``score`` records scores of unsafe concepts in results, ``refuse`` fails
+    a job whose image has one; a job may want more [default: off]."""
+    safety_checker: str = ""
+    """Safety checker: a folder, a model's folder with one, or a hub id [default: the one in the model's folder]."""
     devices: str = ""
     """One supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1`` [default: one worker]."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0

@@ -15,6 +15,7 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.keys import images_prefix
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.models import Family
+from latentfarm_worker.safety.gate import SafetyGate
 from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.render_loop import MAX_BACKLOG, RenderLoop
 
@@ -72,6 +73,7 @@ def render_loop(
     lease_ttl_s: float = 30,
     slots: int = 2,
     max_backlog: int = MAX_BACKLOG,
+    safety: SafetyGate | None = None,
 ) -> Iterator[RenderLoop]:
     """Provide a render loop that serves ``mini`` as ``worker-a``, and close it afterwards."""
     loop = RenderLoop(
@@ -82,6 +84,7 @@ def render_loop(
         worker="worker-a",
         lease_ttl_s=lease_ttl_s,
         max_backlog=max_backlog,
+        safety=safety,
         hooks=hooks,
     )
     try:

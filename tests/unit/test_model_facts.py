@@ -35,6 +35,7 @@ facts = st.builds(
     flow=st.booleans(),
     max_prompt_tokens=st.integers(1, 10_000),
     max_clip_skip=st.integers(0, 30),
+    safety_checker=st.none() | st.booleans(),
 )
 
 

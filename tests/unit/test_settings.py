@@ -33,6 +33,8 @@ OTHERS = {
     "embedding_cache_bytes": 2**30,
     "adapters": "style=/adapters/style.safetensors,s3://adapters/loras",
     "adapter_cache_bytes": 2**34,
+    "safety": "score",
+    "safety_checker": "/models/safety",
     "dtype": "float16",
     "devices": "cpu:2",
     "slots": 7,

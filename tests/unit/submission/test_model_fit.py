@@ -126,3 +126,22 @@ def test_the_digest_of_a_request_does_not_depend_on_facts() -> None:
 
     assert request.with_facts(facts()).digest == request.digest
     assert request.with_facts(facts()).name == request.name
+
+
+@pytest.mark.parametrize(
+    ("safety", "announced", "fits"),
+    [
+        ("score", False, False),
+        ("refuse", False, False),
+        ("off", False, True),
+        (None, False, True),
+        ("score", True, True),
+        ("score", None, True),
+    ],
+)
+def test_a_row_that_is_to_be_checked_needs_a_checker(safety: Any, *, announced: bool | None, fits: bool) -> None:
+    found = misfits(Row(prompt="a", safety=safety), facts(safety_checker=announced))
+    assert (found == []) == fits
+    for field, text in found:
+        assert field == "safety"
+        assert "no safety checker; set LATENTFARM_SAFETY_CHECKER for them, or write off" in text

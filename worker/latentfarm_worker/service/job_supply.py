@@ -13,10 +13,12 @@ from functools import partial
 from threading import Condition
 from typing import Any, cast
 
+from latentfarm.job import Job
 from latentfarm.ledger import Company, Lease
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.job_inputs import JobInputs
 from latentfarm_worker.engine.preparation import tokenize
 from latentfarm_worker.input_images.reader import InputReader
 from latentfarm_worker.input_images.supply import InputSupply
@@ -78,15 +80,18 @@ class JobSupply:
         moved = family.encoder_placement.placement == "offload"
         self._inputs = InputSupply(InputReader(bucket, family), threads)
 
+        def prepare(job: Job, lease: Lease, inputs: JobInputs) -> ImageState:
+            uploader.safety.require(job)
+            image = engine.prepare(job, lease, inputs=inputs, cohort=cohort_of(lease), interactive=lease.interactive)
+            return uploader.safety.prepared(image)
+
         def make_prefetcher(on_end: Callable[[], object], *, interactive: bool) -> Prefetcher:
             return Prefetcher(
                 requests=requests,
                 bucket=bucket,
                 inputs=self._inputs,
                 leases=leases,
-                prepare=lambda job, lease, inputs: engine.prepare(
-                    job, lease, inputs=inputs, cohort=cohort_of(lease), interactive=lease.interactive
-                ),
+                prepare=prepare,
                 fail=uploader.fail,
                 on_device_lost=on_device_lost,
                 on_end=on_end,

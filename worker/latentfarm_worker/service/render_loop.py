@@ -21,6 +21,7 @@ from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import engine_error
 from latentfarm_worker.engine.self_test import find_fault
 from latentfarm_worker.images.receipt import ImageFileEncoder
+from latentfarm_worker.safety.gate import SafetyGate
 from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.job_supply import JobSupply
 from latentfarm_worker.service.late_jobs import LateJobs
@@ -40,8 +41,7 @@ from latentfarm_worker.supervise.shared_state import Phase
 
 log = logging.getLogger(__name__)
 
-#: finished images that may wait for the bucket, besides two for each slot; beyond it no job is leased, which bounds
-#: the memory
+#: finished images that may wait for the bucket, besides two for each slot, before no job is leased, which bounds memory
 MAX_BACKLOG = 64
 #: seconds between two checks of what no notification announces
 _POLL_S = 0.2
@@ -63,6 +63,7 @@ class RenderLoop:
         lease_ttl_s: seconds until a lease expires unless it is renewed.
         embed_metadata: write the prompt and the settings into each image.
         max_backlog: finished images that may wait for the bucket, besides two for each slot.
+        safety: checks the images [default: there is no checker].
         hooks: callbacks to the process [default: none].
         metrics: the counters [default: counters of its own].
         threads: starts the threads [default: a group of its own].
@@ -79,6 +80,7 @@ class RenderLoop:
         lease_ttl_s: float,
         embed_metadata: bool = True,
         max_backlog: int = MAX_BACKLOG,
+        safety: SafetyGate | None = None,
         hooks: WorkerHooks | None = None,
         metrics: Metrics | None = None,
         threads: Threads | None = None,
@@ -107,6 +109,7 @@ class RenderLoop:
             state=self._hooks.state,
             hooks=self._hooks,
             encoder=ImageFileEncoder(engine, model=model, embed_metadata=embed_metadata),
+            safety=safety or SafetyGate(),
             metrics=self.metrics,
             threads=self.threads,
             worker=worker,
@@ -146,8 +149,7 @@ class RenderLoop:
         An error that nothing foresaw releases the jobs of the engine, and the loop goes on after a pause.
 
         Args:
-            turn: render until it is over, or interrupted: then running images stay for the next call [default: without
-                end].
+            turn: render until it is over, or interrupted: then running images stay for the next call [default: no end].
         """
         ended = 0
         with self._engine_lock, self._awake(turn):
@@ -253,10 +255,7 @@ class RenderLoop:
         self._returns.release([*cast("list[Lease]", unfinished), *self._supply.leases])
 
     def _on_device_lost(self, error: Exception, at_risk: Collection[Lease] | None = None) -> None:
-        """End this process: the jobs at risk, by default those in the broken call, run alone next.
-
-        All others are released.
-        """
+        """End this process: jobs at risk [default: those in the broken call] run alone next, others are released."""
         log.critical("the device is lost to this process: %s", error)
         self._device_lost.set()
         self._returns.record_crash(cast("list[Lease]", self._engine.at_risk()) if at_risk is None else at_risk)

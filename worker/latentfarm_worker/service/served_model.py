@@ -12,7 +12,9 @@ from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.mini import locate
 from latentfarm_worker.models.facts import facts_of
+from latentfarm_worker.safety.gate import SafetyGate, open_gate
 from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.render_loop import RenderLoop
@@ -38,18 +40,27 @@ class ServedModel:
         self.threads: Threads = beside.threads.with_metrics(self.metrics) if beside else Threads(self.metrics)
         self.engine: Engine
         self.render_loop: RenderLoop
+        self.safety: SafetyGate
         self.info: dict[str, str | int] = {}
 
     def take_engine(self, engine: Engine) -> None:
-        """Render with an engine from now on, which is warm."""
+        """Render with an engine from now on, which is warm.
+
+        Raises:
+            ModelError: the settings need a safety checker that is not there or cannot be loaded.
+        """
         self.engine = engine
+        settings = self.settings
+        source = str(locate(settings.model_source, alias=self.alias))
+        self.safety = open_gate(settings.safety, settings.safety_checker, model=source)
         family = engine.family
+        facts = facts_of(family).model_copy(update={"safety_checker": self.safety.available})
         self.info = {
             "device": family.device.type,
             "device_name": device_name(family.device),
             "dtype": str(family.dtype).removeprefix("torch."),
             "slots": engine.slots,
-            "facts": facts_of(family).model_dump_json(),
+            "facts": facts.model_dump_json(),
         }
 
     def start(self, ledger: Ledger, bucket: Bucket, hooks: WorkerHooks, *, ready: Callable[[], bool]) -> None:
@@ -69,6 +80,7 @@ class ServedModel:
             worker=self.name,
             lease_ttl_s=self.settings.lease_ttl_s,
             embed_metadata=self.settings.embed_metadata,
+            safety=self.safety,
             hooks=hooks,
             metrics=self.metrics,
             threads=self.threads,

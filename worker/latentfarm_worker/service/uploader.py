@@ -30,6 +30,7 @@ from latentfarm.storage.keys import image_key, intermediates_key
 from latentfarm_worker.engine.outcomes import Rendered
 from latentfarm_worker.images.encode import encode_image
 from latentfarm_worker.images.receipt import ImageFileEncoder
+from latentfarm_worker.safety.gate import SafetyGate
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics, Outcome
 from latentfarm_worker.service.retries import Abandoned, Broken, Done, Retries, printable
@@ -95,6 +96,7 @@ class Uploader:
         state: counts the commits.
         hooks: what follows from a commit.
         encoder: encodes the images.
+        safety: checks the images.
         metrics: counts outcomes and retries.
         threads: starts the threads.
         worker: name of the worker in the ledger.
@@ -110,6 +112,7 @@ class Uploader:
         state: SharedState,
         hooks: UploadHooks,
         encoder: ImageFileEncoder,
+        safety: SafetyGate,
         metrics: Metrics,
         threads: Threads,
         worker: str,
@@ -122,6 +125,7 @@ class Uploader:
         self._hooks = hooks
         self._worker = worker
         self._encoder = encoder
+        self.safety = safety
         self._metrics = metrics
         self._stopping = Event()
         self._retries = Retries(self._stopping, leases, metrics)
@@ -180,9 +184,14 @@ class Uploader:
         lease, image = waiting.lease, waiting.image
         began = time.perf_counter()
         try:
+            checked = self.safety.check(image.job, image.pixels)
             body, provenance = self._encoder.encode(image), self._encoder.provenance(image)
             strip = image.strip
             encoded = None if strip is None else encode_image(strip, PNG.name, metadata={})
+        except JobError as error:
+            self._leave_backlog(waiting)
+            self._fail(lease, error, retry=False)
+            return
         except Exception as error:
             log.exception("%s could not be encoded", lease.name, extra=log_fields(lease.name))
             self._drop_image(waiting, JobError.unexpected("encode_error", error))
@@ -204,7 +213,7 @@ class Uploader:
         }
         rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
         facts = {"tokens": image.tokens, "worker": self._worker, "timings": rounded}
-        receipt = {**outcome.value, **provenance, **facts}
+        receipt = {**outcome.value, **provenance, **facts, **checked}
         with self._changed:
             self._interactive_stored += lease.interactive
         self._stored.append(_Stored(lease, receipt, image.job, image.width * image.height, began))

@@ -1,0 +1,1 @@
+"""Scores of unsafe concepts in images. No image is changed."""
