@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import torch
+from tests.support.tiny.transformers_parts import sharpen
 
 
 def make_controlnet(folder: Path, base: Path, *, seed: int = 0, **config: Any) -> Path:
@@ -28,10 +30,13 @@ def make_controlnet(folder: Path, base: Path, *, seed: int = 0, **config: Any) -
 def _net_of(base: Path, config: dict[str, Any]) -> Any:
     import diffusers
 
-    if (base / "unet").is_dir():
+    name = json.loads((base / "model_index.json").read_text())["_class_name"]
+    if name in {"StableDiffusionPipeline", "StableDiffusionXLPipeline"}:
         unet = diffusers.UNet2DConditionModel.from_pretrained(base / "unet", low_cpu_mem_usage=False)
         net = diffusers.ControlNetModel.from_unet(unet)
-        if config:
-            net = diffusers.ControlNetModel.from_config({**net.config, **config})
-        return net
-    raise NotImplementedError
+        return diffusers.ControlNetModel.from_config({**net.config, **config}) if config else net
+    kind = diffusers.SD3ControlNetModel if name == "StableDiffusion3Pipeline" else diffusers.FluxControlNetModel
+    own = json.loads((base / "transformer" / "config.json").read_text())
+    net = kind.from_config({**own, "num_layers": 1, "_class_name": kind.__name__, **config})
+    sharpen(net, 2.0)
+    return net

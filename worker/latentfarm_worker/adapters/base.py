@@ -19,13 +19,22 @@ if TYPE_CHECKING:
 
 
 class Hold(Protocol):
-    """The adapters of one kind that an image uses. Its methods are called on the engine's thread."""
+    """The adapters of one kind that an image uses. Its methods are called on the engine's thread.
+
+    Attributes:
+        draws: noises of the latents' size that it draws from a generator with the job's seed, before all others.
+    """
+
+    draws: int
 
     def begin(self, rows: int) -> Sequence[Tensors]:
         """Move the adapters to the device if necessary; return the conditioning of each of the image's rows.
 
         The first row is that of the prompt, the second that of the negative prompt. The tensors are on the device,
         without a dimension for rows.
+
+        Raises:
+            JobError: code ``oom``: the device has no room for them. Then there is nothing to end.
         """
 
     def end(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from latentfarm_worker.adapters.base import Hold
 from latentfarm_worker.cuda_graph import Evaluate, GraphedEvaluation
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.input_latents import KeptRegion
@@ -86,6 +87,9 @@ class DeviceBatch:
         """Give an image a place and a row for each of its prompts.
 
         ``texts`` are the tensors of each prompt, without a dimension for rows.
+
+        Raises:
+            JobError: that of ``Hold.begin``; then the image has no place.
         """
         taken = {other.place for other in self._images}
         place = next(place for place in range(self._places) if place not in taken)
@@ -97,9 +101,11 @@ class DeviceBatch:
         self._state.step_index[place].zero_()
         common = {name: send(tensor, self._device) for name, tensor in image.conditioning.items()}
         rows: list[Tensors] = [{**text, **common} for text in texts]
-        for hold in image.holds:
-            rows = [{**row, **added} for row, added in zip(rows, hold.begin(len(rows)), strict=True)]
-        self._images[image] = rows
+        try:
+            self._images[image] = _begin_holds(image, rows)
+        except Exception:
+            self._kept.pop(image, None)
+            raise
         image.place, image.rows, image.micro_batch = place, len(texts), self.micro_batch
         self._micro_batches = None
 
@@ -228,3 +234,17 @@ class DeviceBatch:
             self._state = self._state._replace(table=torch.cat([self._state.table, more], dim=1))
             # the old one, and its graphs, use the old table
             self.forget_graphs()
+
+
+def _begin_holds(image: ImageState, rows: Sequence[Tensors]) -> Sequence[Tensors]:
+    """Begin the adapters of an image, all or none; return the tensors of its rows with theirs."""
+    begun: list[Hold] = []
+    try:
+        for hold in image.holds:
+            rows = [{**row, **added} for row, added in zip(rows, hold.begin(len(rows)), strict=True)]
+            begun.append(hold)
+    except Exception:
+        for hold in begun:
+            hold.end()
+        raise
+    return rows

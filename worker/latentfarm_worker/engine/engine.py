@@ -252,7 +252,7 @@ class Engine:
         self._restart(suspects if self._running.is_whole else [*self._running])
         self._call.images = ()
         cause = find_cause(suspects)
-        return [] if cause is None else [self._fail(cause, engine_error(error), retry=True)]
+        return [] if cause is None else [self._fail(cause, engine_error(error), retry=not isinstance(error, JobError))]
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless each running image, and no other, has a place of its own in the batch."""

@@ -32,6 +32,7 @@ class NoiseSource:
         count: evaluations that draw noise.
         device: the device of the steps.
         draws: noise for the VAE's samples of input images [default: none].
+        skipped: noises that others draw first from a generator with the same seed.
 
     Attributes:
         initial: the initial noise, float32 (C, h, w) on the host.
@@ -46,9 +47,10 @@ class NoiseSource:
         device: torch.device,
         *,
         draws: SampleDraws = SampleDraws(),  # noqa: B008 (it is immutable)
+        skipped: int = 0,
     ) -> None:
         self._seed, self._shape, self._count, self._device = seed, shape, count, device
-        self._draws = draws
+        self._draws, self._skipped = draws, skipped
         self._generator = torch.Generator("cpu")
         self._block: torch.Tensor
         self._begin()
@@ -69,6 +71,7 @@ class NoiseSource:
 
     def _begin(self) -> None:
         self._generator.manual_seed(self._seed)
+        self._draw(self._skipped)
         before = self._draw(self._draws.before)
         self.initial = pin(self._draw(1)[0], self._device)
         self.samples = (*before, *self._draw(self._draws.after))

@@ -59,7 +59,8 @@ def prepare(
         schedule,
         steps_made=steps_on_image(family, job),
     )
-    holds = (part.prepare(job, inputs, plan) for part in family.adapter_parts)
+    prepared = (part.prepare(job, inputs, plan) for part in family.adapter_parts)
+    holds = tuple(hold for hold in prepared if hold is not None)
     factor = family.vae_scale_factor
     shape = LatentShape(height // factor, width // factor)
     noise = NoiseSource(
@@ -68,6 +69,7 @@ def prepare(
         sum(plan.uses_noise),
         family.device,
         draws=sample_draws(family, job),
+        skipped=sum(hold.draws for hold in holds),
     )
     origin = make_input_latents(family, job, inputs, plan, noise)
     conditioning = family.row_conditioning(width, height, job.guidance_scale)
@@ -83,7 +85,7 @@ def prepare(
         conditioning=conditioning if origin is None else {**conditioning, **origin.conditioning},
         inputs=inputs,
         origin=origin,
-        holds=tuple(hold for hold in holds if hold is not None),
+        holds=holds,
         cohort=cohort,
         interactive=interactive,
     )
