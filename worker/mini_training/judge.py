@@ -70,7 +70,7 @@ def nearest_colour(rgb: NDArray[np.float32]) -> str:
     return names[best] if gaps[best] <= FAR_COLOUR else UNKNOWN
 
 
-def _rim(image: NDArray[np.float32]) -> NDArray[np.float32]:
+def rim(image: NDArray[np.float32]) -> NDArray[np.float32]:
     """Return the median colour of the outermost pixels."""
     edge = max(1, image.shape[0] // 32)
     sides = (image[:edge], image[-edge:], image[:, :edge], image[:, -edge:])
@@ -167,7 +167,7 @@ def _see(image: NDArray[np.float32], blob: Mask, ground: NDArray[np.float32]) ->
 def judge(image: world.Image) -> Verdict:
     """Return the content of an image, uint8 (H, W, 3)."""
     values = image.astype(np.float32)
-    ground = _rim(values)
+    ground = rim(values)
     mask = np.linalg.norm(values - ground, axis=-1) > STEP
     found: list[Seen] = []
     for blob in blobs(mask):

@@ -154,15 +154,24 @@ SHAPES: dict[str, Callable[[Floats, Floats], Floats]] = {
 }
 
 
-def coverage(shape: str, x: float, y: float, radius: float, turn: float, side: int) -> Floats:
-    """Return the share of each pixel that a shape covers, (side, side) in [0, 1]."""
+def distance(shape: str, x: float, y: float, radius: float, turn: float, side: int) -> Floats:
+    """Return each pixel's signed distance to a shape's edge in pixels, (side, side), negative inside."""
     axis = (np.arange(side, dtype=np.float32) + 0.5) / side
     gx, gy = np.meshgrid((axis - x) / radius, (axis - y) / radius)
     c, s = math.cos(turn), math.sin(turn)
     across, down = (c * gx + s * gy).astype(np.float32), (c * gy - s * gx).astype(np.float32)
-    distance = SHAPES[shape](across, down) * (radius * side)
-    covered: Floats = np.clip(0.5 - distance, 0.0, 1.0).astype(np.float32)
-    return covered
+    return SHAPES[shape](across, down) * (radius * side)
+
+
+def covered(distances: Floats) -> Floats:
+    """Return the share of each pixel that is inside, in [0, 1], of signed distances in pixels."""
+    shares: Floats = np.clip(0.5 - distances, 0.0, 1.0).astype(np.float32)
+    return shares
+
+
+def coverage(shape: str, x: float, y: float, radius: float, turn: float, side: int) -> Floats:
+    """Return the share of each pixel that a shape covers, (side, side) in [0, 1]."""
+    return covered(distance(shape, x, y, radius, turn, side))
 
 
 def draw(scene: Scene, side: int = NATIVE) -> Image:
