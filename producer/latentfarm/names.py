@@ -1,4 +1,4 @@
-"""The names of batches, models and jobs, which become parts of keys, queues and file names; and of a column."""
+"""The names of batches, models and jobs, which become parts of keys, queues and file names; of a column; of sources."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from latentfarm.errors import InputError
 
 #: the column of a row whose client wants the bytes of its images, and its value: OpenAI's names
 RESPONSE_FORMAT, BYTES = "response_format", "b64_json"
+
+#: before the source of a mask that is transparent where the image is painted again, as OpenAI's masks are
+TRANSPARENT = "transparent:"
 
 DEFAULT_MODEL = "mini"
 #: the models in the package, which need no source; ``latentfarm_worker.mini`` has their folders

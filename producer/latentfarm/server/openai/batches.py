@@ -25,7 +25,7 @@ from latentfarm.server.openai.stored_batches import StoredBatch
 from latentfarm.server.openai.stored_files import StoredFile
 from latentfarm.server.security.access import access_of, audit_batch
 from latentfarm.submission.prompts.lines import MAX_LINE_BYTES
-from latentfarm.submission.prompts.openai_batch import URL
+from latentfarm.submission.prompts.openai_batch import URLS
 
 _WINDOW = "24h"
 
@@ -61,8 +61,9 @@ def submitter_of(request: Request) -> BatchSubmitter:
 
 
 def _check(body: BatchBody) -> None:
-    if body.endpoint != URL:
-        raise _refused(f"endpoint {body.endpoint[:60]!r} is not supported by batches; write {URL!r}", "endpoint")
+    if body.endpoint not in URLS:
+        listed = " or ".join(URLS)
+        raise _refused(f"endpoint {body.endpoint[:60]!r} is not supported by batches; write {listed}", "endpoint")
     if body.completion_window != _WINDOW:
         raise _refused(f"write {_WINDOW!r}; a batch here never expires", "completion_window")
 

@@ -1,6 +1,7 @@
 """Lines of an OpenAI batch file: ``custom_id``, ``method``, ``url`` and ``body``.
 
 ``body`` has OpenAI's names and may have the fields of a row too; see ``aliases``. Any other name is an unknown column.
+The images of an edit are URLs or ids of uploaded files, and its mask is transparent where the image is painted again.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from latentfarm.job import ClientId
-from latentfarm.names import BYTES, RESPONSE_FORMAT
+from latentfarm.names import BYTES, RESPONSE_FORMAT, TRANSPARENT
 from latentfarm.submission.prompts.rows import FieldError, ParsedRow, RowCheck, RowError, value_error
 
-URL = "/v1/images/generations"
+URL, EDITS_URL = "/v1/images/generations", "/v1/images/edits"
+URLS = (URL, EDITS_URL)
 _FRAME = frozenset({"custom_id", "method", "url", "body"})
 _client_id: TypeAdapter[str] = TypeAdapter(ClientId)
 
@@ -42,6 +44,8 @@ def _check(place: str, check: RowCheck, fields: dict[str, Any]) -> ParsedRow:
             cure = f"is not the batch's model, {check.models[0]}; write a file for each model"
             raise FieldError("model", body["model"], cure)
         # only the frame names the row
+        if fields["url"] == EDITS_URL:
+            body = _edit(body)
         own_id = {name: body.pop(name) for name in ("id", "custom_id") if body.get(name) is not None}
         found = check.collect(body.items())
     except FieldError as error:
@@ -60,7 +64,33 @@ def _check_frame(fields: dict[str, Any]) -> None:
         raise FieldError("custom_id", None, "is missing; write a name that is unique in the file")
     if fields.get("method") != "POST":
         raise FieldError("method", fields.get("method"), 'is invalid; write "POST"')
-    if fields.get("url") != URL:
-        raise FieldError("url", fields.get("url"), f'is not supported; write "{URL}"')
+    if fields.get("url") not in URLS:
+        raise FieldError("url", fields.get("url"), f'is not supported; write "{URL}" or "{EDITS_URL}"')
     if not isinstance(fields.get("body"), dict):
         raise FieldError("body", fields.get("body"), 'is not an object; write one such as {"prompt": "a cat"}')
+
+
+def _edit(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the body of an edit with the fields of a row: ``image``, and ``mask_image`` for a mask."""
+    fields = dict(body)
+    images, mask = fields.pop("images", None), fields.pop("mask", None)
+    if images is not None:
+        if not isinstance(images, list) or len(images) != 1 or fields.get("image") is not None:
+            raise FieldError("images", images, "is not a list of one image; write a line for each image")
+        fields["image"] = _reference("images", images[0])
+    if fields.get("image") is None:
+        raise FieldError("images", images, "is missing; write the image to edit")
+    if mask is not None:
+        if fields.get("mask_image") is not None:
+            raise FieldError("mask", mask, "contradicts mask_image; write one of them")
+        fields["mask_image"] = f"{TRANSPARENT}{_reference('mask', mask)}"
+    return fields
+
+
+def _reference(name: str, value: Any) -> str:
+    """Return the source of an image: a URL, or the id of an uploaded file."""
+    given = {key: text for key, text in value.items() if text is not None} if isinstance(value, dict) else {}
+    [source] = given.values() if len(given) == 1 and given.keys() <= {"image_url", "file_id"} else [None]
+    if not isinstance(source, str):
+        raise FieldError(name, value, 'is invalid; write {"image_url": "..."} or {"file_id": "..."}')
+    return source

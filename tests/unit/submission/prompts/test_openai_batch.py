@@ -34,7 +34,7 @@ def test_a_file_that_is_answered_has_requests_of_one_model(tmp_path: Path) -> No
         line({"prompt": "a"}, custom_id="no model"),
         line({"model": "sdxl", "prompt": "a"}, custom_id="other"),
         line({"model": ["mini"], "prompt": "a"}, custom_id="a list"),
-        line({"model": "mini", "prompt": "a"}, custom_id="edit", url="/v1/images/edits"),
+        line({"model": "mini", "prompt": "a"}, custom_id="edit", url="/v1/images/variations"),
         line({"model": "mini", "prompt": "a", "widht": 64}, custom_id="unknown"),
         line({"model": "mini", "prompt": "a"}, custom_id="url"),
         line({"model": "mini", "prompt": "a"}, custom_id="\ud800"),
@@ -117,3 +117,49 @@ def test_columns_of_frame_and_body_are_kept(tmp_path: Path) -> None:
     assert row.columns == {"quality": "hd", "caption": "b", "tags": ["x"]}
     [row] = prompt_files.rows(tmp_path / "b.jsonl", text, ReadOptions(prompt_column="caption", keep_columns=True))
     assert (row.prompt, row.columns) == ("b", {"quality": "hd", "prompt": "a", "tags": ["x"]})
+
+
+def edit(**body: Any) -> str:
+    return line({"prompt": "a cat", **body}, url="/v1/images/edits")
+
+
+def test_a_line_that_edits_an_image_has_its_sources(tmp_path: Path) -> None:
+    lines = [
+        edit(images=[{"image_url": "https://example.org/a.png"}], mask={"file_id": "file-1"}, size="64x64"),
+        edit(images=[{"file_id": "file-2", "image_url": None}], mask_image="m.png", strength=0.5),
+    ]
+    frames = [{**json.loads(text), "custom_id": f"edit-{number}"} for number, text in enumerate(lines)]
+    rows = prompt_files.rows(tmp_path / "b.jsonl", "\n".join(map(json.dumps, frames)))
+    assert [prompt_files.given(row) for row in rows] == [
+        {
+            "id": "edit-0",
+            "prompt": "a cat",
+            "width": 64,
+            "height": 64,
+            "image": "https://example.org/a.png",
+            "mask_image": "transparent:file-1",
+        },
+        {"id": "edit-1", "prompt": "a cat", "image": "file-2", "mask_image": "m.png", "strength": 0.5},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        ({}, "images null is missing; write the image to edit"),
+        ({"images": []}, "images [] is not a list of one image; write a line for each image"),
+        ({"images": [{}, {}]}, "images [{}, {}] is not a list of one image"),
+        (
+            {"images": [{"image_url": "a", "file_id": "b"}]},
+            'images {"image_url": "a", "file_id": "b"} is invalid; write',
+        ),
+        ({"images": [{"image_url": 5}]}, 'images {"image_url": 5} is invalid'),
+        ({"images": ["a.png"]}, "images 'a.png' is invalid"),
+        ({"image": "a.png", "images": [{"image_url": "b"}]}, 'images [{"image_url": "b"}] is not a list of one'),
+        ({"image": "a", "mask": {"url": "b"}}, 'mask {"url": "b"} is invalid; write {"image_url": "..."} or'),
+        ({"image": "a", "mask_image": "c", "mask": {"file_id": "b"}}, 'mask {"file_id": "b"} contradicts mask_image'),
+    ],
+)
+def test_an_invalid_line_that_edits_is_refused(tmp_path: Path, body: dict[str, Any], problem: str) -> None:
+    [(_, text)] = prompt_files.row_errors(tmp_path / "b.jsonl", edit(**body))
+    assert text.startswith(f"b.jsonl line 1: {problem}")
