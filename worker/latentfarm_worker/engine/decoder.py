@@ -235,7 +235,8 @@ class Decoder:
         return Rendered(
             job=image.job,
             handle=image.handle,
-            pixels=pixels,
+            decoded=pixels,
+            inputs=image.inputs,
             width=pixels.shape[1],
             height=pixels.shape[0],
             frames=tuple(self._frames.get(image, ())),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
 import torch
 
@@ -86,7 +87,7 @@ def steps_on_image(family: Family, job: Job) -> int | None:
     if not made:
         raise JobError(
             "strength_too_low",
-            f"strength {strength:g} of {steps} steps makes no step; write a strength of {1 / steps:.3g} or more, or "
+            f"strength {strength:g} of {steps} steps makes no step; write {ceil(1000 / steps) / 1000:g} or more, or "
             f"{int(1 / strength) + 1} steps",
         )
     return made

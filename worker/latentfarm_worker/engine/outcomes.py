@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm_worker.engine.job_inputs import JobInputs
 
 
 @dataclass(frozen=True)
@@ -17,8 +19,9 @@ class Rendered:
 
     Attributes:
         handle: the caller's key, as given to ``Engine.prepare``.
-        pixels: uint8 (height, width, 3) on the CPU.
-        frames: its intermediates from noise to result, as ``pixels``; empty unless the job saves them.
+        decoded: what the decoder made, uint8 (height, width, 3) on the CPU; ``pixels`` is the image.
+        inputs: the job's input images.
+        frames: its intermediates from noise to result, as ``decoded``; empty unless the job saves them.
         scheduler: diffusers' class name.
         micro_batch: rows of a call of the model; with the same number the bytes are the same.
         truncated: the job's fields whose text was cut off, ``prompt`` and ``negative_prompt``.
@@ -31,7 +34,8 @@ class Rendered:
 
     job: Job
     handle: Hashable
-    pixels: torch.Tensor
+    decoded: torch.Tensor
+    inputs: JobInputs
     width: int
     height: int
     frames: tuple[torch.Tensor, ...]
@@ -43,6 +47,20 @@ class Rendered:
     decode_group: int
     tiled: bool
     timings: dict[str, float]
+
+    @cached_property
+    def pixels(self) -> torch.Tensor:
+        """Return the image, uint8 (height, width, 3) on the CPU.
+
+        What a mask keeps is that of the input image, to the bit, which no decoder gives back. At the edges of a blurred
+        mask both are mixed.
+        """
+        original, mask = self.inputs.image, self.inputs.mask
+        if original is None or mask is None:
+            return self.decoded
+        kept = original.float()
+        # computed when it is first needed, on a thread that encodes images and not on the engine's
+        return (kept + mask[..., None] * (self.decoded.float() - kept)).round().to(torch.uint8)
 
     @property
     def strip(self) -> torch.Tensor | None:
