@@ -110,7 +110,7 @@ def test_strengths_masks_and_texts_mixed_in_one_run_give_the_pipelines_images(su
 @pytest.mark.parametrize("loaded", ["sd1"], indirect=True)
 def test_every_scheduler_begins_on_an_image_as_in_the_pipeline(subject: Subject, inputs: Inputs) -> None:
     image, mask = inputs.add(paint(3)), inputs.add(paint_mask())
-    jobs = []
+    jobs: list[Job] = []
     for name in (*SOLVERS, *OTHERS):
         at = len(jobs)
         jobs += [job(at, name, image=image, strength=0.55), job(at + 1, name, image=image, mask_image=mask)]
@@ -122,7 +122,7 @@ def test_every_scheduler_begins_on_an_image_as_in_the_pipeline(subject: Subject,
 @pytest.mark.parametrize("loaded", ["sd3"], indirect=True)
 def test_schedulers_of_flow_matching_begin_on_an_image_as_in_the_pipeline(subject: Subject, inputs: Inputs) -> None:
     image, mask = inputs.add(paint(3)), inputs.add(paint_mask())
-    jobs = []
+    jobs: list[Job] = []
     for name in FLOW_SOLVERS:
         at = len(jobs)
         jobs += [job(at, name, image=image, strength=0.55), job(at + 1, name, image=image, mask_image=mask)]
@@ -133,8 +133,19 @@ def test_schedulers_of_flow_matching_begin_on_an_image_as_in_the_pipeline(subjec
 @pytest.mark.parametrize("loaded", ["sd1"], indirect=True)
 def test_another_image_mask_or_strength_gives_another_image(subject: Subject, inputs: Inputs) -> None:
     image, mask = inputs.add(paint(1)), inputs.add(paint_mask())
-    base = {"image": image, "mask_image": mask, "strength": 0.6, "seed": 7, "prompt": "one", "guidance_scale": 3.0}
-    others = [{"image": inputs.add(paint(2))}, {"mask_image": inputs.add(paint_mask(right=0.9))}, {"strength": 0.9}]
+    base: dict[str, Any] = {
+        "image": image,
+        "mask_image": mask,
+        "strength": 0.6,
+        "seed": 7,
+        "prompt": "one",
+        "guidance_scale": 3.0,
+    }
+    others: list[dict[str, Any]] = [
+        {"image": inputs.add(paint(2))},
+        {"mask_image": inputs.add(paint_mask(right=0.9))},
+        {"strength": 0.9},
+    ]
     jobs = [job(0, **base), *(job(at, **{**base, **other}) for at, other in enumerate(others, 1))]
     done = render(Engine(subject.family, slots=4), [inputs.prepare(subject.family, each) for each in jobs])
     for each in jobs[1:]:
@@ -270,9 +281,7 @@ def test_the_first_step_is_that_of_the_pipeline(steps: int, strength: float, kin
 
 def test_a_strength_that_makes_no_step_is_refused_with_its_cure(sd1: Any, inputs: Inputs) -> None:
     image = inputs.add(paint(1))
-    with pytest.raises(
-        JobError, match="strength 0.1 of 9 steps makes no step; write 0.112 or more, or 11 steps"
-    ) as error:
+    with pytest.raises(JobError, match=r"0\.1 of 9 steps makes no step; write 0\.112 or more, or 11 steps") as error:
         inputs.prepare(sd1, job(1, "ddim", image=image, strength=0.1, num_inference_steps=9))
     assert error.value.code == "strength_too_low"
     for steps, strength in ((9, 0.112), (11, 0.1)):
