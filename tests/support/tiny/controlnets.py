@@ -21,7 +21,7 @@ def make_controlnet(folder: Path, base: Path, *, seed: int = 0, **config: Any) -
         net = _net_of(base, config)
         for name, parameter in net.named_parameters():
             if not parameter.any():
-                spread = 0.1 if name.endswith("weight") else 0.02
+                spread = 0.25 if name.endswith("weight") else 0.02
                 torch.nn.init.normal_(parameter, std=spread)
     net.save_pretrained(folder)
     return folder
