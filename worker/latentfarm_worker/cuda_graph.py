@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from latentfarm_worker.adapters.base import has_own_weights
 from latentfarm_worker.text_encoders.prompt import Tensors
 
 #: an evaluation of a micro-batch, with its indices and conditioning
@@ -25,10 +26,11 @@ class _Captured:
 
 
 class GraphedEvaluation:
-    """Runs evaluations as CUDA graphs, one for each shape of the conditioning.
+    """Runs evaluations as CUDA graphs, one for each set of names and shapes of the conditioning.
 
     A graph replays the kernels of its capture at the same addresses, so its inputs are copied to fixed places. It gives
-    the bytes of the calls that it captured.
+    the bytes of the calls that it captured. Adapters with weights of their own come and go, and would leave a graph
+    with addresses of freed memory: calls with them run without one.
 
     Args:
         evaluate: the evaluation; all state that it uses must stay where it is.
@@ -38,14 +40,17 @@ class GraphedEvaluation:
     def __init__(self, evaluate: Evaluate, idle_indices: torch.Tensor) -> None:
         self._evaluate = evaluate
         self._idle_indices = idle_indices
-        self._captured: dict[tuple[tuple[int, ...], ...], _Captured] = {}
+        self._captured: dict[frozenset[tuple[str, tuple[int, ...]]], _Captured] = {}
 
     def __call__(self, indices: torch.Tensor, conditioning: Tensors) -> None:
         """Run one evaluation. The first with a shape captures it, and waits for the device."""
-        shape = tuple(tuple(tensor.shape) for tensor in conditioning.values())
-        captured = self._captured.get(shape)
+        if has_own_weights(conditioning):
+            self._evaluate(indices, conditioning)
+            return
+        inputs = frozenset((name, tuple(tensor.shape)) for name, tensor in conditioning.items())
+        captured = self._captured.get(inputs)
         if captured is None:
-            captured = self._captured[shape] = self._capture(conditioning)
+            captured = self._captured[inputs] = self._capture(conditioning)
         captured.indices.copy_(indices)
         for name, tensor in conditioning.items():
             captured.conditioning[name].copy_(tensor)

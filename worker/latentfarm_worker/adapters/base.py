@@ -51,3 +51,11 @@ class AdapterPart(Protocol):
             JobError: code ``adapter_unknown``, ``adapter_mismatch`` for one of another base model,
                 ``adapter_invalid``.
         """
+
+
+def has_own_weights(conditioning: Tensors) -> bool:
+    """Return whether a call uses adapters with weights of their own, which leave the device when others need its room.
+
+    The names of their tensors have a colon.
+    """
+    return any(":" in name for name in conditioning)
