@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 
@@ -56,13 +57,22 @@ class TokenizedPrompt:
         return zip_longest(self.chunks, self.weights, fillvalue=())
 
 
+class PromptLora(NamedTuple):
+    """A LoRA that changes the text encoders: the sha256 of its file, and its scale."""
+
+    digest: str
+    scale: float
+
+
 @dataclass(frozen=True)
 class Prompt:
     """The input of ``Family.encode``; equal prompts give equal tensors.
 
-    ``negative``: it is a negative prompt. ``clip_skip``: layers to skip at the end of the text encoder.
+    ``negative``: it is a negative prompt. ``clip_skip``: layers to skip at the end of the text encoder. ``loras``:
+    those with which it is encoded.
     """
 
     tokens: TokenizedPrompt
     negative: bool = False
     clip_skip: int = 0
+    loras: tuple[PromptLora, ...] = ()
