@@ -23,6 +23,7 @@ from latentfarm.names import DEFAULT_MODEL, check_batch_name
 from latentfarm.settings import Settings
 
 if TYPE_CHECKING:
+    from latentfarm.inputs.policy import InputPolicy
     from latentfarm.ledger import Ledger, WorkerRecord
     from latentfarm.model_facts import ModelFacts
     from latentfarm.storage.bucket import Bucket
@@ -81,6 +82,7 @@ class Farm:
         options: SubmitOptions | None = None,
         expansion: Expansion | None = None,
         reading: ReadOptions | None = None,
+        inputs: InputPolicy | None = None,
         progress: Callable[[int], None] | None = None,
         **defaults: Any,
     ) -> Batch:
@@ -95,6 +97,8 @@ class Farm:
             options: priority, canary, failure budget, webhook, and how invalid rows are handled.
             expansion: sweeps and dynamic prompts.
             reading: the columns that are read, and the format of a source without a file ending.
+            inputs: which sources of input images rows may use [default: all of this machine's user; paths begin at
+                the folder of the prompt file].
             progress: called with the number of jobs that can be leased, after each part.
             defaults: fields of rows that do not set them, such as ``num_inference_steps=30``.
 
@@ -102,6 +106,7 @@ class Farm:
             InvalidRowsError: rows are invalid; in a large file, too many. It reports what became of the batch.
             InputError: an option is invalid, or the name belongs to another batch.
         """
+        from latentfarm.inputs.policy import InputPolicy
         from latentfarm.submission.request import SubmitOptions
         from latentfarm.submission.validation import make_valid_request
 
@@ -114,6 +119,7 @@ class Farm:
             model=model,
             expansion=expansion,
             client=self.bucket.client,
+            inputs=inputs or InputPolicy.of_user(self.settings, self.bucket, source),
             **defaults,
         )
         return self.enqueue(request, options, batch=batch, progress=progress)

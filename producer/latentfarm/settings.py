@@ -126,6 +126,12 @@ class Settings(BaseModel):
     webhook_allow_private: bool = False
     """Allow webhooks to addresses that are not globally routable [default: false]."""
 
+    input_hosts: str = ""
+    """Hosts of the https URLs of input images, separated by commas: names, ``*.example.org``, or ``*`` for every
+    public host [default: none]."""
+    input_allow_private: bool = False
+    """Allow these hosts to have addresses that are not globally routable [default: false]."""
+
     @model_validator(mode="before")
     @classmethod
     def _read_environment(cls, given: dict[str, Any]) -> dict[str, Any]:

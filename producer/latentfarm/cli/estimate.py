@@ -9,7 +9,7 @@ import typer
 
 from latentfarm.cli import options
 from latentfarm.cli.output import echo_err, echo_notes, format_duration, plural, print_json
-from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
+from latentfarm.cli.prompt_options import Rows, input_policy, prompt_options, source_client
 from latentfarm.cli.shared import fail_if
 from latentfarm.errors import LatentfarmError, format_counts
 from latentfarm.ledger import Ledger
@@ -43,6 +43,7 @@ def estimate(
         file,
         rows.reading,
         client=source_client(settings),
+        inputs=input_policy(settings, file),
         model=spec.alias,
         expansion=rows.expansion,
         **rows.defaults,

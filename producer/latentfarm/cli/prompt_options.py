@@ -27,6 +27,8 @@ from latentfarm.submission.prompts import FORMATS, ReadOptions
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
 
+    from latentfarm.inputs.policy import InputPolicy
+
 HEADING = "Prompt options"
 
 Steps = Annotated[
@@ -239,6 +241,14 @@ def _under_heading(options_of: Callable[..., Any], heading: str) -> dict[str, in
         option.rich_help_panel = heading
         found[name] = parameter.replace(annotation=Annotated[kind, option])
     return found
+
+
+def input_policy(settings: Settings, file: str) -> InputPolicy:
+    """Return which sources of input images the rows of a prompt file may use, also before a farm runs."""
+    from latentfarm.inputs.policy import InputPolicy
+    from latentfarm.storage.bucket import Bucket
+
+    return InputPolicy.of_user(settings, Bucket.connect(settings) if settings.configured else None, file)
 
 
 def source_client(settings: Settings) -> S3Client | None:

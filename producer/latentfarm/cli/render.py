@@ -13,7 +13,7 @@ from latentfarm.cli import options
 from latentfarm.cli.model_options import Base, Revision, Vae, Variant, with_model_options
 from latentfarm.cli.options import check_dtype
 from latentfarm.cli.output import echo_err, echo_notes, print_json
-from latentfarm.cli.prompt_options import Rows, prompt_options, source_client
+from latentfarm.cli.prompt_options import Rows, input_policy, prompt_options, source_client
 from latentfarm.cli.shared import check_folder, fail_if, fetch_into, wait_for, write_contact_sheet
 from latentfarm.errors import UnavailableError
 from latentfarm.farm import Farm
@@ -55,12 +55,14 @@ def render(
     """
     [spec] = with_model_options([parse_model(model)], base=base, vae=vae, variant=variant, revision=revision)
     rules = SubmitOptions(priority=priority)
+    settings = Settings.load()
     # validated before any process starts, so that an invalid row or option is reported at once
     request = make_valid_request(
         file,
         rules,
         reading=rows.reading,
-        client=source_client(Settings.load()),
+        client=source_client(settings),
+        inputs=input_policy(settings, file),
         model=spec.alias,
         expansion=rows.expansion,
         **rows.defaults,

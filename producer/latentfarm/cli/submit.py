@@ -16,6 +16,7 @@ from latentfarm.cli.shared import check_folder, fail_if, fetch_into, wait_for, w
 from latentfarm.cli.waiting import echo_warnings, warnings_of
 from latentfarm.errors import InputError, format_counts
 from latentfarm.farm import Farm
+from latentfarm.inputs.policy import InputPolicy
 from latentfarm.ledger.constants import DEFAULT_BUDGET
 from latentfarm.model_facts import model_defaults
 from latentfarm.names import DEFAULT_MODEL, check_batch_name
@@ -92,6 +93,7 @@ def submit(
         find_facts=lambda request: farm.facts_for(request, batch),
         reading=rows.reading,
         client=farm.bucket.client,
+        inputs=InputPolicy.of_user(farm.settings, farm.bucket, file),
         model=model,
         expansion=rows.expansion,
         **rows.defaults,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from urllib.parse import SplitResult, urljoin
@@ -61,7 +62,13 @@ def download(url: str, limits: Limits) -> bytes:
 def _get(parts: SplitResult, limits: Limits, deadline: float) -> bytes | str:
     """Return a body, or the location of a redirect."""
     limits.check_host(str(parts.hostname))
-    with connect(parts, deadline=deadline, allow_private=limits.allow_private, cure=limits.private_cure) as connection:
+    with ExitStack() as stack:
+        try:
+            connection = stack.enter_context(
+                connect(parts, deadline=deadline, allow_private=limits.allow_private, cure=limits.private_cure)
+            )
+        except InputError as error:
+            raise InputError(f"is refused: {error}") from None
         # the body is counted as it is sent
         headers = {"user-agent": "latentfarm", "accept": limits.accept, "accept-encoding": "identity"}
         connection.request("GET", target_of(parts), headers=headers)

@@ -120,7 +120,7 @@ class Bucket:
             )
             _require("ETag" in answer, "an answer to a put without an ETag")
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int = MAX_OBJECT_BYTES) -> bytes:
         """Read one whole object.
 
         The length is compared with the answer's, and the sha256 with the one that the store kept of the put, if it
@@ -129,18 +129,18 @@ class Bucket:
 
         Raises:
             MissingObjectError: the key is not in the bucket.
-            InputError: the object is larger than any that latentfarm writes.
+            InputError: the object is larger than ``max_bytes``.
         """
         for tries_left in reversed(range(_BODY_TRIES)):
             try:
                 with self.translate_errors(key):
-                    return self._read(key)
+                    return self._read(key, max_bytes)
             except UnavailableError as error:
                 if not tries_left or not _is_broken_body(error):
                     raise
         raise AssertionError("the last try returns or raises")
 
-    def _read(self, key: str) -> bytes:
+    def _read(self, key: str, max_bytes: int) -> bytes:
         answer = self.client.get_object(Bucket=self.name, Key=key, ChecksumMode="ENABLED")
         stream, size = answer["Body"], answer.get("ContentLength")
         try:
@@ -148,13 +148,13 @@ class Bucket:
                 # only the last chunk marks the end of a body without a length
                 headers = answer["ResponseMetadata"]["HTTPHeaders"]
                 _require(headers.get("transfer-encoding") == "chunked", "an object without its length")
-                body: bytes = stream.read(MAX_OBJECT_BYTES + 1)
+                body: bytes = stream.read(max_bytes + 1)
                 size = len(body)
-            elif size <= MAX_OBJECT_BYTES:
+            elif size <= max_bytes:
                 body = stream.read()
                 _require(len(body) == size, f"{len(body):,} of {size:,} bytes of an object")
-            if size > MAX_OBJECT_BYTES:
-                raise InputError(f"{key} has more than {MAX_OBJECT_BYTES:,} bytes; latentfarm writes no such object")
+            if size > max_bytes:
+                raise InputError(f"{key} has more than {max_bytes:,} bytes; latentfarm writes no such object")
         finally:
             stream.close()
         _require(not is_error(body), "an error in the body of a 200")

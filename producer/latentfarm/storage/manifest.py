@@ -35,7 +35,7 @@ class Header(BaseModel):
     It is written before the first part and again, with ``total``, after the last one: a total means that the manifest
     is whole. ``digest`` identifies the submission (file and options). ``parts_digest`` is that of the last part.
     ``model_facts`` are what workers had announced of the model when the batch was submitted, with the licence of the
-    weights and the defaults of its jobs; None if none had.
+    weights and the defaults of its jobs; None if none had. ``inputs``: whether jobs may have input images.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -54,6 +54,7 @@ class Header(BaseModel):
     owner: str = ""
     keep_s: int = 0
     model_facts: ModelFacts | None = None
+    inputs: bool = False
 
 
 @dataclass(frozen=True)

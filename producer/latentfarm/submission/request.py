@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,15 @@ from pydantic_core import to_jsonable_python
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import InputError
+from latentfarm.inputs.policy import InputPolicy
+from latentfarm.inputs.resolver import InputResolver
 from latentfarm.job import Defaults, Row
 from latentfarm.ledger.constants import DEFAULT_BUDGET
 from latentfarm.model_facts import ModelFacts
 from latentfarm.names import check_model_alias
 from latentfarm.submission.edit_rows import check_edits
 from latentfarm.submission.expansion import Expansion
+from latentfarm.submission.input_rows import InputRows, PlacedRow
 from latentfarm.submission.lora_tags import take_loras
 from latentfarm.submission.model_fit import check_defaults_fit, misfits
 from latentfarm.submission.prompt_weights import check_default_weights, check_weights
@@ -37,6 +40,8 @@ from latentfarm.submission.syntax_notes import note_syntax
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+
+    from latentfarm.storage.bucket import Bucket
 
 #: the default of ``SubmitOptions.max_invalid``
 DEFAULT_MAX_INVALID = 0.01
@@ -83,6 +88,8 @@ class Request:
     option_notes: Notes = field(default_factory=Notes)
     #: what workers have announced of the model. Rows are checked against it; the digest does not depend on it
     facts: ModelFacts | None = None
+    #: finds the rows' input images; the digest does not depend on them, but those of the parts do
+    inputs: InputResolver = field(default_factory=lambda: InputResolver(InputPolicy()))
 
     @property
     def notes(self) -> dict[str, int]:
@@ -117,15 +124,26 @@ class Request:
             check_defaults_fit(self.defaults, facts)
         return replace(self, facts=facts)
 
-    def rows(self) -> Iterator[tuple[int, Row | RowError]]:
-        """Yield each expanded row, or its error, with the number of its row in the source, from 0."""
+    def rows(self, bucket: Bucket | None = None) -> Generator[tuple[int, Row | RowError], None, None]:
+        """Yield each expanded row, or its error, with the number of its row in the source, from 0.
+
+        Sources of input images are replaced by their digests. The images are stored in ``bucket`` before the row is
+        yielded; without a bucket they are checked only.
+
+        Raises:
+            InputError: the source cannot be read.
+            UnavailableError: a store does not answer.
+        """
+        return InputRows(self.inputs, bucket, self.defaults, self.facts).resolve(self._placed_rows())
+
+    def _placed_rows(self) -> Iterator[PlacedRow]:
         plain, dynamic = self.expansion.is_plain, self.expansion.dynamic is not None
         if self.expansion.dynamic is not None:
             # as the source's notes, they are of one reading
             self.expansion.dynamic.notes.clear()
         for number, found in enumerate(self.source.read()):
             if isinstance(found, RowError):
-                yield number, found
+                yield PlacedRow(number, "", found)
                 continue
             note_syntax(found.row, self.defaults, self.source.notes, dynamic=dynamic)
             expanded = (found.row,) if plain else self.expansion.rows(self._with_negative(found.row), number)
@@ -134,10 +152,10 @@ class Request:
                     row = take_loras(swept, self.defaults)
                     check_weights(row, self.defaults)
                     check_edits(row, self.defaults, self.facts, self.source.notes)
-                    yield number, self._fitting(row, found.place)
+                    yield PlacedRow(number, found.place, self._fitting(row, found.place))
             except InputError as error:
                 reason = error.field or ("prompt" if plain else "expansion")
-                yield number, RowError(f"{found.place}: {error}", reason)
+                yield PlacedRow(number, found.place, RowError(f"{found.place}: {error}", reason))
 
     def _fitting(self, row: Row, place: str) -> Row | RowError:
         """Return a row, or its error if it does not fit the model."""
@@ -161,6 +179,7 @@ def make_request(
     model: str,
     expansion: Expansion | None = None,
     client: S3Client | None = None,
+    inputs: InputPolicy | None = None,
     **defaults: Any,
 ) -> Request:
     """Return a request. No row is read yet.
@@ -171,6 +190,7 @@ def make_request(
         model: the alias of the model.
         expansion: sweeps and dynamic prompts.
         client: the S3 client for ``s3://`` sources.
+        inputs: which sources of input images rows may use [default: data URLs].
         defaults: fields of rows that do not set them, such as ``num_inference_steps=30``; None: not set.
 
     Raises:
@@ -181,4 +201,12 @@ def make_request(
     opened, notes = open_source(source, reading, client=client), Notes()
     checked = check_defaults(defaults, notes)
     check_default_weights(checked)
-    return Request(opened, model, checked, expansion or Expansion.parse(), reading, notes)
+    return Request(
+        opened,
+        model,
+        checked,
+        expansion or Expansion.parse(),
+        reading,
+        notes,
+        inputs=InputResolver(inputs or InputPolicy()),
+    )

@@ -12,6 +12,7 @@ from itertools import chain
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState, PausedBy
+from latentfarm.edit_fields import SOURCE_FIELDS, SOURCE_LIST_FIELDS
 from latentfarm.errors import ConflictError, InputError
 from latentfarm.ledger import Ledger, Reservation
 from latentfarm.limits import PART_JOBS
@@ -27,6 +28,7 @@ from latentfarm.submission.validation import ValidationReport, no_prompt_error
 
 #: each thread has up to two parts in memory, about 250 kB each
 _STORE_THREADS = 4
+_INPUT_FIELDS = frozenset({*SOURCE_FIELDS, *SOURCE_LIST_FIELDS})
 
 
 class Submission:
@@ -44,6 +46,7 @@ class Submission:
         self._header_before: Header | None = None
         self._stored = 0
         self._read_error: InputError | None = None
+        self._has_inputs = False
 
     def run(self) -> Generator[int, None, None]:
         """Store the parts that are not stored yet. After each, yield the number of jobs that can be leased.
@@ -58,7 +61,7 @@ class Submission:
             self._header_before = read_header(self._bucket, self.batch)
             self._request = self._request.with_facts(facts_of_header(self._header_before, self._ledger, self._request))
         reserved = self._reserve()
-        if reserved.state is not BatchState.OPENING and self._request.source.digest:
+        if reserved.state is not BatchState.OPENING and self._request.source.digest and not self._had_inputs:
             return
         self._stored = reserved.stored
         writer = PartWriter(self.batch, self._request.defaults, self._request.facts)
@@ -71,11 +74,16 @@ class Submission:
         if first is not None:
             yield from self._submit_parts(chain([first], parts), reserved)
         if self._read_error:
-            raise self._stop(self._read_error)
+            raise self._stop(self._read_error, opening=reserved.state is BatchState.OPENING)
         if writer.total < reserved.stored:
             raise self._other_content(reserved.parts_digest, writer.parts_digest)
         if reserved.state is BatchState.OPENING:
             self._close(writer)
+
+    @property
+    def _had_inputs(self) -> bool:
+        """Whether an earlier run stored input images: those of this one may have changed, so its rows are compared."""
+        return self._header_before is not None and self._header_before.inputs
 
     def _submit_small(self, part: Part) -> int:
         """Store the only part and the header with the total at once, and open the batch; return the number of jobs."""
@@ -150,13 +158,14 @@ class Submission:
     def _parts(self, writer: PartWriter) -> Iterator[Part]:
         """Yield all parts. An error of the rows ends them early; it is raised after the parts before it are stored."""
         try:
-            for number, row in self._request.rows():
+            for number, row in self._request.rows(self._bucket):
                 self.report.add(row)
                 if isinstance(row, RowError):
                     if self.report.exceeds(self._options.max_invalid):
                         raise self.report.error("")
                     yield from writer.add_invalid(row.text, number, row.id)
                 else:
+                    self._has_inputs |= not row.model_fields_set.isdisjoint(_INPUT_FIELDS)
                     yield from writer.add(row, number)
             if not self.report.valid:
                 raise self.report.error("") if self.report.invalid else no_prompt_error(self._request)
@@ -212,12 +221,19 @@ class Submission:
             owner=options.owner,
             keep_s=options.keep_s,
             model_facts=self._request.facts,
+            # the rows of a batch that is not whole are not known yet
+            inputs=self._has_inputs or total is None,
         )
 
-    def _stop(self, error: InputError) -> InputError:
-        """Pause the batch, or remove it if it has no job. Return the error with this outcome."""
+    def _stop(self, error: InputError, *, opening: bool) -> InputError:
+        """Pause the batch, or remove it if it has no job. Return the error with this outcome.
+
+        A batch that is whole stays as it is: an input image may be gone since.
+        """
         report = self.report
-        if self._stored:
+        if not opening and self._had_inputs:
+            outcome = f"batch {self.batch}, which was submitted before, is unchanged"
+        elif self._stored:
             # a message of the rows quotes prompts, and Redis must not hold them
             rows = f"{report.invalid:,} of {report.rows:,} rows are invalid"
             reason = rows if report.invalid else str(error).splitlines()[0]
@@ -232,7 +248,8 @@ class Submission:
         return report.error(outcome) if report.invalid else InputError(f"{error}; {outcome}")
 
     def _other_content(self, theirs: str, ours: str) -> ConflictError:
+        content = "content, input images" if self._has_inputs or self._had_inputs else "content"
         return ConflictError(
-            f"batch {self.batch!r} exists with other content or options (its digest is {theirs[:12]}, yours "
+            f"batch {self.batch!r} exists with other {content} or options (its digest is {theirs[:12]}, yours "
             f"{ours[:12]}); choose another --batch name"
         )

@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.support.image_sources import data_url
 
 from latentfarm.ledger import Throughput
 from latentfarm.model_facts import ModelFacts
@@ -12,6 +13,8 @@ from latentfarm.submission.prompts import ReadOptions
 from latentfarm.submission.request import make_request
 
 pytestmark = pytest.mark.unit
+
+RED, WHITE, BLUE = (data_url(color, (128, 128)) for color in ("red", "white", "blue"))
 
 #: 100 images of 128x128 at 25 steps with guidance took a minute and 3 MB
 MEASURED = Throughput(
@@ -120,7 +123,7 @@ def test_prompts_are_cut_at_the_tokens_of_the_model() -> None:
 
 
 def test_the_steps_that_are_made_are_counted() -> None:
-    rows = [{"prompt": "a", "image": "a.png", "num_images_per_prompt": 2}, "b"]
+    rows = [{"prompt": "a", "image": RED, "num_images_per_prompt": 2}, "b"]
     found = estimate(rows, num_inference_steps=20, strength=0.5)
     assert (found.steps, found.inputs, found.adapters) == (10 * 2 + 20, 1, {})
     assert found.gpu_hours == pytest.approx(40 / 20 / 50 * 30 / 3600 * 20 / 25)
@@ -134,10 +137,10 @@ def test_the_steps_that_are_made_are_counted() -> None:
 
 
 def test_inputs_and_adapters_are_named() -> None:
-    nets = {"controlnet": ["edges", "depth"], "control_image": ["a.png", "b.png"]}
+    nets = {"controlnet": ["edges", "depth"], "control_image": [RED, WHITE]}
     rows = [
-        {"prompt": "a", "image": "a.png", "loras": "outlined"},
-        {"prompt": "a", "image": "c.png", "ip_adapter": "plus", "ip_adapter_image": "c.png", **nets},
+        {"prompt": "a", "image": RED, "loras": "outlined"},
+        {"prompt": "a", "image": BLUE, "ip_adapter": "plus", "ip_adapter_image": BLUE, **nets},
     ]
     found = estimate(rows, sweeps=("loras=outlined,striped:0.5,none",))
     assert found.inputs == 3

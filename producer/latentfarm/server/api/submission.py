@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from latentfarm.errors import ConflictError, InputError, InvalidRowsError
 from latentfarm.farm import Farm
+from latentfarm.inputs.policy import InputPolicy
 from latentfarm.names import DEFAULT_MODEL, check_batch_name, check_model_alias
 from latentfarm.server.api.answers import ErrorAnswer, ErrorBody, PlanAnswer, SubmitAnswer
 from latentfarm.server.api.models import DEFAULT_FIELDS, EmptyQuery, SubmitBody, SubmitForm, SubmitOptionsBody
@@ -159,6 +160,7 @@ def _submit(farm: Farm, submission: _Submission, owner: str) -> SubmitAnswer:
             max_invalid=options.max_invalid,
             owner=owner,
         ),
+        inputs=InputPolicy.of_server(farm.settings, farm.bucket),
         **submission.arguments(),
     )
     record = farm.ledger.batch(batch.name)
@@ -168,7 +170,8 @@ def _submit(farm: Farm, submission: _Submission, owner: str) -> SubmitAnswer:
 
 
 def _plan(farm: Farm, submission: _Submission) -> PlanAnswer:
-    request = make_request(submission.source, client=farm.bucket.client, **submission.arguments())
+    policy = InputPolicy.of_server(farm.settings, farm.bucket)
+    request = make_request(submission.source, client=farm.bucket.client, inputs=policy, **submission.arguments())
     request = request.with_facts(farm.facts_for(request, submission.options.name))
     workers = farm.workers(request.model)
     found = make_estimate(request, throughput=farm.ledger.throughput(request.model), count_tokens=None)
