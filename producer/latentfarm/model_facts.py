@@ -38,6 +38,8 @@ class ModelFacts(BaseModel):
         flow: the model was trained by flow matching, which other schedulers fit.
         max_prompt_tokens: longer prompts are cut, start and end tokens included.
         max_clip_skip: layers of the text encoder that can be skipped.
+        inputs: fields of input images that rows may have; None: not known.
+        required_inputs: those that each row must have.
         safety_checker: whether its workers can check images; None: they do not state it.
     """
 
@@ -56,6 +58,8 @@ class ModelFacts(BaseModel):
     flow: bool = False
     max_prompt_tokens: Annotated[int, Field(ge=1)] = MAX_TOKENS
     max_clip_skip: Annotated[int, Field(ge=0)] = 0
+    inputs: tuple[_Text, ...] | None = None
+    required_inputs: tuple[_Text, ...] = ()
     safety_checker: bool | None = None
 
     @classmethod

@@ -23,6 +23,10 @@ def misfits(fields: Defaults, facts: ModelFacts) -> list[tuple[str, str]]:
     if fields.clip_skip is not None and fields.clip_skip > facts.max_clip_skip:
         cure = f"write 0 to {facts.max_clip_skip}" if facts.max_clip_skip else "write 0"
         found.append(("clip_skip", f"clip_skip {fields.clip_skip} leaves too little of the text encoder; {cure}"))
+    for name in ("image", "mask_image"):
+        if getattr(fields, name) is not None and facts.inputs is not None and name not in facts.inputs:
+            text = f"{name} has no use: {facts.pipeline} takes none"
+            found.append((name, f"{text}; remove it, or use a model that can"))
     if fields.safety not in (None, "off") and facts.safety_checker is False:
         text = f"safety is {fields.safety!r}, and the model's workers have no safety checker"
         found.append(("safety", f"{text}; set LATENTFARM_SAFETY_CHECKER for them, or write off"))

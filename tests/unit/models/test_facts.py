@@ -52,6 +52,8 @@ def test_the_facts_are_those_of_the_family(loaded: tuple[Kind, Family]) -> None:
     assert found.native_width % found.pixel_multiple == found.native_height % found.pixel_multiple == 0
     assert family.model_digest.startswith(found.model_digest)
     assert len(found.model_digest) == 16
+    takes_images = kind not in {"flux2-distilled", "pixart"}
+    assert found.inputs == (("image", "mask_image") if takes_images else ())
 
 
 def test_a_prompt_is_cut_where_the_facts_say(loaded: tuple[Kind, Family]) -> None:

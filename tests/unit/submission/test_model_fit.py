@@ -8,17 +8,21 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.image_sources import data_url
 
 from latentfarm.errors import InputError
-from latentfarm.job import Row
+from latentfarm.job import Defaults, Row
 from latentfarm.limits import MAX_SIDE, MIN_SIDE
 from latentfarm.model_facts import ModelFacts
+from latentfarm.submission.edit_rows import check_edits
 from latentfarm.submission.expansion import Expansion
 from latentfarm.submission.model_fit import misfits
-from latentfarm.submission.prompts import RowError
+from latentfarm.submission.prompts import Notes, RowError
 from latentfarm.submission.request import Request, make_request
 
 pytestmark = pytest.mark.unit
+
+IMAGE, MASK = data_url(), data_url(255, mode="L")
 
 
 def facts(**changed: Any) -> ModelFacts:
@@ -45,6 +49,25 @@ def test_the_sides_of_the_cure_fit_and_are_the_nearest(side: int, multiple: int)
             assert misfits(Row(prompt="a", height=cure), facts(pixel_multiple=multiple)) == []
         assert len(cures) == sum(MIN_SIDE <= side + off <= MAX_SIDE for off in (-(side % multiple), -side % multiple))
         assert max(abs(side - cure) for cure in cures) < multiple
+
+
+def test_an_input_that_the_model_does_not_take_is_refused_with_its_cure() -> None:
+    row = Row(prompt="a", image="in.png", mask_image="mask.png")
+    found = misfits(row, facts(inputs=("image",)))
+    assert found == [
+        ("mask_image", "mask_image has no use: FluxPipeline takes none; remove it, or use a model that can")
+    ]
+    assert misfits(row, facts(inputs=("image", "mask_image"))) == misfits(row, facts()) == []
+    assert misfits(Row(prompt="a"), facts(inputs=())) == []
+
+
+def test_a_row_without_an_input_that_the_model_needs_is_refused() -> None:
+    known = facts(inputs=("image", "mask_image"), required_inputs=("image", "mask_image"))
+    fits, notes = Row(prompt="a", image="in.png", mask_image="mask.png"), Notes()
+    with pytest.raises(InputError, match="mask_image is missing, and the model only paints parts of images anew"):
+        check_edits(Row(prompt="a", image="in.png"), Defaults(), known, notes)
+    check_edits(fits, Defaults(), known, notes)
+    check_edits(Row(prompt="a"), Defaults(image="in.png", mask_image="mask.png"), known, notes)
 
 
 def test_a_side_between_two_multiples_has_line_field_value_and_both_cures() -> None:

@@ -26,4 +26,6 @@ def facts_of(family: Family) -> ModelFacts:
         flow=schedulers.is_flow(family.scheduler_config),
         max_prompt_tokens=family.max_prompt_tokens,
         max_clip_skip=family.max_clip_skip,
+        inputs=family.inputs,
+        required_inputs=family.required_inputs,
     )
