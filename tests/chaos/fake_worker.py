@@ -18,6 +18,7 @@ from tests.chaos.journal import Journal, watch_ledger
 from latentfarm.job import PromptSyntax
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.adapters.base import AdapterPart
+from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models import FAMILIES, Memory
 from latentfarm_worker.models.recommended import Recommended
@@ -53,6 +54,7 @@ class FakeFamily:
         self.embedding_widths: tuple[int, ...] = ()
         self.embeddings = None
         self.adapter_parts: list[AdapterPart] = []
+        self.loras = Loras(torch.nn.Linear(1, 1), part="", encoders={}, pipeline="", dtype=dtype, device=device)
         self.inputs: tuple[str, ...] = ()
         self.required_inputs: tuple[str, ...] = ()
         self.encoder_placement = EncoderPlacement()

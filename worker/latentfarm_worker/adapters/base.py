@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from latentfarm.job import Job
-from latentfarm_worker.text_encoders.prompt import Tensors
+from latentfarm_worker.adapters.catalogue import Adapter
+from latentfarm_worker.text_encoders.prompt import PromptLora, Tensors
 
 if TYPE_CHECKING:
     from latentfarm_worker.engine.job_inputs import JobInputs
@@ -26,6 +27,20 @@ class Hold(Protocol):
     """
 
     draws: int
+
+    @property
+    def adapters(self) -> Sequence[Adapter]:
+        """Return the files of the adapters."""
+
+    @property
+    def text_loras(self) -> Sequence[PromptLora]:
+        """Return the LoRAs with which the image's prompts are encoded."""
+
+    def reserve(self) -> bool:
+        """Keep room for the adapters on the device until ``end``; return False if other images have it now.
+
+        Then the image waits. Without other images there is room.
+        """
 
     def begin(self, rows: int) -> Sequence[Tensors]:
         """Move the adapters to the device if necessary; return the conditioning of each of the image's rows.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Self
 
 import torch
@@ -62,7 +63,8 @@ class TextCache:
     @classmethod
     def of(cls, family: Family, files: EmbeddingFiles | None, *, on_forward: Callable[[], None]) -> Self:
         """Return the cache of a family's conditioning."""
-        return cls(family.encode, placement=family.encoder_placement, files=files, on_forward=on_forward)
+        encode = partial(_encode, family)
+        return cls(encode, placement=family.encoder_placement, files=files, on_forward=on_forward)
 
     def __len__(self) -> int:
         return len(self._texts)
@@ -138,6 +140,13 @@ class TextCache:
         self._texts[prompt] = text
         self._bytes += _bytes_of(text)
         return text
+
+
+def _encode(family: Family, prompts: Sequence[Prompt]) -> Sequence[Tensors]:
+    """Return the conditioning of each prompt, encoded with its LoRAs."""
+    if any(prompt.loras for prompt in prompts):
+        return family.loras.encode(family.encode, prompts)
+    return family.encode(prompts)
 
 
 def _bound(device: torch.device) -> int:

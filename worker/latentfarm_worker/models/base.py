@@ -9,8 +9,10 @@ import torch
 
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.adapters.base import AdapterPart
+from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.latent_shape import LatentShape
+from latentfarm_worker.models.image_encoder import WeightsGuard
 from latentfarm_worker.models.recommended import Recommended
 from latentfarm_worker.noise_schedule import NoiseSchedule
 from latentfarm_worker.text_encoders.embeddings import Embeddings
@@ -42,8 +44,10 @@ class Family(Protocol):
         quantization, text_quantization: how the weights of the denoising model and of the text encoders are quantized,
             ``none`` by default.
         adapter_parts: the adapters that jobs may use.
+        loras: the LoRAs among them.
         inputs: the fields of input images that jobs may have, besides those of adapters.
         required_inputs: those that each job must have.
+        vae_guard: held by whoever moves the weights of the VAE, whose encoder other threads call.
         encoder_placement: where the text encoders are; ``encode`` is called by its method of this name.
     """
 
@@ -71,8 +75,10 @@ class Family(Protocol):
     quantization: str
     text_quantization: str
     adapter_parts: list[AdapterPart]
+    loras: Loras
     inputs: tuple[str, ...]
     required_inputs: tuple[str, ...]
+    vae_guard: WeightsGuard
     encoder_placement: EncoderPlacement
 
     @property

@@ -110,7 +110,7 @@ class Flux(PipelineModel):
             "img_ids": _positions(height, width, self.device).to(self.dtype),
             **self._inputs(conditioning, tokens=height * width),
         }
-        with self._program(latents):
+        with self._calling(latents, conditioning):
             residuals = self.controlnets.residuals(conditioning, inputs)
             output = self.denoising_model(**inputs, **residuals, return_dict=False)[0]
         return unpack(output, height, width).float()

@@ -94,7 +94,7 @@ class Flux2Klein(PipelineModel):
         """Return the transformer's output for packed latents, float32 (R, 128, h, w)."""
         height, width = latents.shape[-2:]
         texts = conditioning["encoder_hidden_states"]
-        with self._program(latents):
+        with self._calling(latents, conditioning):
             output = self.denoising_model(
                 # a packed pixel is a token
                 hidden_states=latents.to(self.dtype).flatten(2).transpose(1, 2),

@@ -100,7 +100,7 @@ class LatentDiffusion(PipelineModel):
             maybe_mark_dynamic(hidden_states, 1)
         sample = latents.to(self.dtype, memory_format=torch.channels_last)
         added = {name: conditioning[name] for name in self.added}
-        with self._program(latents):
+        with self._calling(latents, conditioning):
             output = self.unet(
                 sample,
                 timesteps,

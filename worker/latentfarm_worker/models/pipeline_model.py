@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,7 +15,9 @@ from latentfarm.job import PromptSyntax
 from latentfarm.limits import MAX_TOKENS
 from latentfarm.model_source import parse_source
 from latentfarm_worker.adapters.base import AdapterPart
+from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.controlnet import ControlNets, NoControlNets
+from latentfarm_worker.adapters.lora.part import Loras, has_loras
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
@@ -85,7 +87,15 @@ class PipelineModel(ABC):
             part: parts[part] for part in (self.denoiser[0], "vae", *self.encoder_parts)
         }
         self.controlnets = self.control_nets(self.denoising_model, vae=self.vae, pipeline=self.pipeline, dtype=dtype)
-        self.adapter_parts: list[AdapterPart] = [self.controlnets]
+        self.loras = Loras(
+            self.denoising_model,
+            part=self.denoiser[0],
+            encoders={part: parts[part] for part in self.encoder_parts},
+            pipeline=self.pipeline,
+            dtype=dtype,
+            device=torch.device(self.denoising_model.device),
+        )
+        self.adapter_parts: list[AdapterPart] = [self.controlnets, self.loras]
         self.name = name
         self.model_digest = model_digest
         self.licence: str = parts.get("licence") or ""
@@ -93,6 +103,7 @@ class PipelineModel(ABC):
         self.vae_dtype: torch.dtype = self.vae.dtype
         self.device = torch.device(self.denoising_model.device)
         self._image_encoder = ImageEncoder(self.vae, self.device)
+        self.vae_guard: WeightsGuard = self._image_encoder.guard
         self.encoder_placement: EncoderPlacement = parts["encoder_placement"]
         self.encoder_rows = _ENCODER_ROWS.get(self.encoder_placement.device.type, 1)
         self.scheduler_config: dict[str, Any] = parts["scheduler_config"]
@@ -153,6 +164,11 @@ class PipelineModel(ABC):
         """
         del checkpoint
 
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Let jobs name the adapters of a catalogue, from the next one on."""
+        self.controlnets.catalogue = self.loras.catalogue = catalogue
+        self.use_embeddings(catalogue)
+
     def use_embeddings(self, catalogue: EmbeddingCatalogue) -> None:
         """Let prompts name the embeddings of a catalogue, from the next one on."""
         self.embeddings = Embeddings(catalogue, self.embedding_widths, model=self.name)
@@ -199,6 +215,17 @@ class PipelineModel(ABC):
         uncompile_blocks(self.denoising_model, self.vae.decoder)
         self.compiled = False
 
+    @contextmanager
+    def _calling(self, latents: torch.Tensor, conditioning: Tensors) -> Iterator[None]:
+        """Call the denoising model within this, with the LoRAs of the rows."""
+        if not has_loras(conditioning):
+            with self._program(latents):
+                yield
+            return
+        # a compiled block would be compiled again with the LoRAs, and then again without
+        with self._program(latents, eager=True), self.loras.applied(conditioning):
+            yield
+
     def _program(self, latents: torch.Tensor, *, eager: bool = False) -> AbstractContextManager[None]:
         """Return the context of a call: other sizes than the native one, or ``eager``, run uncompiled."""
         factor = self.vae_scale_factor
@@ -206,11 +233,6 @@ class PipelineModel(ABC):
         if self.compiled and (eager or not native):
             return uncompiled()
         return nullcontext()
-
-    @property
-    def vae_guard(self) -> WeightsGuard:
-        """What is held by whoever moves the weights of the VAE."""
-        return self._image_encoder.guard
 
     def encode_image(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> Posterior:
         """Return the distribution of an image's latents, as ``ImageEncoder.encode``. Thread-safe."""

@@ -59,7 +59,7 @@ class PixArtSigma(PipelineModel):
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return the noise, float32 (R, C, h, w)."""
-        with self._program(latents):
+        with self._calling(latents, conditioning):
             output = self.denoising_model(
                 latents.to(self.dtype),
                 timestep=timesteps,

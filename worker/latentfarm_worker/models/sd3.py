@@ -109,7 +109,7 @@ class StableDiffusion3(PipelineModel):
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return the transformer's velocity, float32 (R, C, h, w)."""
         sample = latents.to(self.dtype)
-        with self._program(latents):
+        with self._calling(latents, conditioning):
             output = self.denoising_model(
                 hidden_states=sample,
                 timestep=timesteps,

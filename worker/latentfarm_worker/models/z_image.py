@@ -112,7 +112,7 @@ class ZImage(PipelineModel):
     @torch.inference_mode()
     def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
         """Return the transformer's output, negated, float32 (R, 16, h, w). Its time runs from noise, 0, to image, 1."""
-        with self._program(latents):
+        with self._calling(latents, conditioning):
             output = transform(
                 self.denoising_model,
                 latents.to(self.dtype),

@@ -23,7 +23,7 @@ from latentfarm_worker.adapters.controlnet.control_image import ControlImages
 from latentfarm_worker.adapters.controlnet.loading import Config, completed, load_net, read_config
 from latentfarm_worker.adapters.controlnet.net_cache import Net, NetCache
 from latentfarm_worker.host_copy import send
-from latentfarm_worker.text_encoders.prompt import Tensors
+from latentfarm_worker.text_encoders.prompt import PromptLora, Tensors
 
 if TYPE_CHECKING:
     from latentfarm_worker.engine.job_inputs import JobInputs
@@ -65,7 +65,10 @@ class ControlHold:
     Attributes:
         adapters: the nets' files.
         draws: noises that are drawn from the job's generator before all others.
+        text_loras: none.
     """
+
+    text_loras: tuple[PromptLora, ...] = ()
 
     def __init__(self, nets: ControlNets, seed: int, evaluations: int) -> None:
         self._nets = nets
@@ -81,6 +84,10 @@ class ControlHold:
         self._uses.append(use)
         self.draws += self._nets.reads_sample(use.net.module)
         self.adapters.append(adapter)
+
+    def reserve(self) -> bool:
+        """Return that the image may begin: if there is no room, ``begin`` raises."""
+        return True
 
     def begin(self, rows: int) -> Sequence[Tensors]:
         """Have the nets on the device; return the conditioning of the rows.

@@ -87,7 +87,7 @@ def read_lora(path: Path, *, name: str, pipeline: str, config: Any) -> Lora:
     Args:
         path: a safetensors file.
         name: its alias, for errors.
-        pipeline: the diffusers pipeline of the model.
+        pipeline: the diffusers pipeline of the model, one of ``LOADERS``.
         config: the config of its denoising model.
 
     Raises:
@@ -103,8 +103,6 @@ def read_lora(path: Path, *, name: str, pipeline: str, config: Any) -> Lora:
     for part, kind in _OTHERS.items():
         if any(part in key for key in tensors):
             raise _invalid(name, f"is {kind}, which is not supported; convert it to a plain LoRA")
-    if pipeline not in LOADERS:
-        raise JobError("adapter_mismatch", f"lora {name!r}: models of {pipeline} take no LoRAs here; remove loras")
     try:
         converted, alphas = _convert(tensors, LOADERS[pipeline], config)
         scales = _Scales(alphas, metadata)

@@ -17,7 +17,7 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
 from latentfarm_worker.adapters.lora.applied import ChangedModules
-from latentfarm_worker.adapters.lora.files import read_lora
+from latentfarm_worker.adapters.lora.files import LOADERS, read_lora
 from latentfarm_worker.adapters.lora.pages import PagedLora, PageStacks, places_of_row, to_pages
 from latentfarm_worker.adapters.lora.texts import TextChanges, TextLoras, text_changes
 from latentfarm_worker.host_copy import send
@@ -114,7 +114,7 @@ class Loras:
         part: its name: ``unet`` or ``transformer``.
         encoders: the text encoders by part.
         pipeline: the diffusers pipeline of the model.
-        dtype: the dtype of the denoising model.
+        dtype, device: those of the denoising model.
         pages: pages on the device.
 
     Attributes:
@@ -131,11 +131,12 @@ class Loras:
         encoders: Mapping[str, torch.nn.Module],
         pipeline: str,
         dtype: torch.dtype,
+        device: torch.device,
         pages: int = _PAGES,
     ) -> None:
         self._model, self._part, self._encoders = model, part, encoders
         self._pipeline, self._dtype = pipeline, dtype
-        self.device = torch.device(model.device)
+        self.device = device
         self.catalogue = Catalogue()
         self.stacks = PageStacks(pages=pages, device=self.device, dtype=dtype)
         self.texts = TextLoras(encoders, lambda digest: self._alive[digest].texts)
@@ -155,6 +156,9 @@ class Loras:
         del inputs, plan
         if not job.loras:
             return None
+        if self._pipeline not in LOADERS:
+            text = f"loras: the models of {self._pipeline} take none; remove loras, or name another model"
+            raise JobError("adapter_mismatch", text)
         uses = []
         for use in job.loras:
             adapter = self.catalogue.get(AdapterKind.LORA, use.name)
@@ -169,7 +173,7 @@ class Loras:
 
     @contextmanager
     def applied(self, conditioning: Tensors) -> Iterator[None]:
-        """Change the model for a call with this conditioning, if its rows have LoRAs."""
+        """Change the model for a call whose rows have LoRAs."""
         name = next(name for name in conditioning if name.startswith(PAGES))
         count = name.removeprefix(PAGES)
         rows = self.stacks.gather(conditioning[name], conditioning[SCALES + count])
@@ -180,7 +184,7 @@ class Loras:
         self, encode: Callable[[Sequence[Prompt]], Sequence[Tensors]], prompts: Sequence[Prompt]
     ) -> Sequence[Tensors]:
         """Return the conditioning of prompts by a family's ``encode``, with the LoRAs of each."""
-        return self.texts.encode(encode, prompts) if any(prompt.loras for prompt in prompts) else encode(prompts)
+        return self.texts.encode(encode, prompts)
 
     def _load(self, adapter: Adapter) -> LoadedLora:
         with self._lock:
