@@ -70,6 +70,13 @@ def _gap(first: NDArray[np.float32], second: NDArray[np.float32]) -> NDArray[np.
     return distance
 
 
+def _from_mixtures(colour: NDArray[np.float32], first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+    """Return how far a colour is from all mixtures of two others, as blur makes them in thin parts of an object."""
+    way = second - first
+    share = float(np.clip((colour - first) @ way / (float(way @ way) or 1.0), 0.0, 1.0))
+    return float(_gap(colour, first + share * way))
+
+
 def is_outlined(image: world.Image) -> bool:
     """Return whether a line of one colour, unlike the object's and the background's, goes around the object."""
     values, body, ground = _object(image)
@@ -88,7 +95,7 @@ def is_outlined(image: world.Image) -> bool:
 
 def is_striped(image: world.Image) -> bool:
     """Return whether the object has at least three horizontal stripes of two colours, from side to side."""
-    values, body, _ground = _object(image)
+    values, body, ground = _object(image)
     depth = depths(body) * 128 / image.shape[0]
     core = depth >= _OUTLINE_DEPTHS[0]
     rows = np.flatnonzero(core.sum(axis=1) >= 3)
@@ -105,7 +112,12 @@ def is_striped(image: world.Image) -> bool:
     # Rows between two stripes count for neither.
     clear = np.abs(levels - middle) > reach / 2
     kinds = levels[clear] > middle
-    stripes = 1 + int((kinds[1:] != kinds[:-1]).sum()) if len(kinds) else 0
+    if not len(kinds) or kinds.all() or not kinds.any():
+        return False
+    one, other = (np.median(tints[clear][kinds == kind], axis=0) for kind in (True, False))
+    if min(_from_mixtures(one, ground, other), _from_mixtures(other, ground, one)) < STEP:
+        return False
+    stripes = 1 + int((kinds[1:] != kinds[:-1]).sum())
     edge = core & (depth <= _OUTLINE_DEPTHS[1])
     same = [(along[row][edge[row]] > middle) == kind for row, kind in zip(rows[clear], kinds, strict=True)]
     return bool(stripes >= 3 and np.concatenate(same).mean() >= _SIDE_TO_SIDE)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mini_training import captions, world
@@ -66,7 +67,7 @@ def cached_scenes(count: int, seed: int) -> list[world.Scene]:
 
 
 def noise_loss(
-    unet: UNet2DConditionModel,
+    unet: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any],
     hidden: torch.Tensor,
     clean: torch.Tensor,
     noise: torch.Generator,
