@@ -20,7 +20,9 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.checkpoints import Checkpoint
+from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.models import FAMILIES, Memory
+from latentfarm_worker.models.image_encoder import WeightsGuard
 from latentfarm_worker.models.recommended import Recommended
 from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
 from latentfarm_worker.text_encoders.placement import EncoderPlacement
@@ -57,6 +59,7 @@ class FakeFamily:
         self.loras = Loras(torch.nn.Linear(1, 1), part="", encoders={}, pipeline="", dtype=dtype, device=device)
         self.inputs: tuple[str, ...] = ()
         self.required_inputs: tuple[str, ...] = ()
+        self.vae_guard = WeightsGuard()
         self.encoder_placement = EncoderPlacement()
         self.text_conditions: dict[str, Any] = {"fake": name}
         self.native_width = self.native_height = 64
@@ -115,6 +118,16 @@ class FakeFamily:
                 if float(number) in marks:
                     _do(deed)
         return torch.zeros_like(latents)
+
+    def encode_image(self, pixels: torch.Tensor, kept: torch.Tensor | None = None) -> Posterior:
+        """Return the mean of squares of 8 x 8 pixels, from -1 to 1."""
+        del kept
+        squares = (pixels.float() / 127.5 - 1).permute(2, 0, 1).unfold(1, 8, 8).unfold(2, 8, 8).mean(dim=(3, 4))
+        mean = torch.cat([squares, squares[:1]])
+        return Posterior(mean, torch.zeros_like(mean))
+
+    def scale_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents
 
     def decode(
         self, latents: torch.Tensor, *, float32: bool = False, tiled: bool = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tests.support.engines import make, pixels, run
 from tests.support.sibling_models import make_siblings
 from tests.support.tiny import make_tiny
 
-from latentfarm.errors import ModelError
+from latentfarm.errors import ModelError, UnavailableError
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.model_pool import ModelPool, memory, weights_budget
 from latentfarm_worker.model_pool.part_weights import digest_of, tensors_of
@@ -119,6 +120,43 @@ def test_the_least_recently_used_model_leaves_and_comes_back_with_the_same_image
     assert loads.read == [everything, {"unet"}, everything, everything]
     assert "model c is on the device after" in caplog.text
     assert "in place of b, a;" in caplog.text
+
+
+def test_no_image_is_encoded_while_the_weights_are_not_there(
+    siblings: tuple[Path, Path], other: Path, loads: Loads
+) -> None:
+    pool = ModelPool(10**12)
+    families = [pool.add(folder.name, loads.of(folder)) for folder in siblings]
+    image = torch.randint(0, 256, (64, 64, 3), dtype=torch.uint8)
+    wanted = [family.encode_image(image).mean for family in families]
+    pool.budget = 1
+    pool.add(other.name, loads.of(other))
+    for family in families:
+        with pytest.raises(UnavailableError, match="weights have left"):
+            family.encode_image(image)
+    pool.use(siblings[0].name)
+    # both have one copy of the VAE
+    for family, mean in zip(families, wanted, strict=True):
+        assert torch.equal(family.encode_image(image).mean, mean)
+
+
+def test_weights_do_not_leave_while_an_image_is_encoded(siblings: tuple[Path, Path], other: Path, loads: Loads) -> None:
+    pool = ModelPool(1)
+    family = pool.add("a", loads.of(siblings[0]))
+    left = Event()
+
+    def leave() -> None:
+        pool.add("b", loads.of(other))
+        left.set()
+
+    with family.vae_guard.lock:
+        leaving = Thread(target=leave)
+        leaving.start()
+        # loading alone takes less
+        assert not left.wait(2)
+        assert family.modules["vae"].get_parameter("encoder.conv_in.weight").numel()
+    leaving.join()
+    assert left.is_set()
 
 
 def test_what_has_left_takes_no_memory(siblings: tuple[Path, Path], other: Path, loads: Loads) -> None:

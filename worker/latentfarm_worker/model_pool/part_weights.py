@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
+
+from latentfarm_worker.models.image_encoder import WeightsGuard
 
 
 class PartWeights:
@@ -22,14 +25,18 @@ class PartWeights:
         module: the loaded module.
         device: the model's device. Tensors that are elsewhere, as those of text encoders may be, stay there.
         owner: the model and its part, for messages.
+        guard: of a part that other threads call, too.
 
     Attributes:
         nbytes: bytes of the parameters and buffers on the device.
         here: whether they are there.
     """
 
-    def __init__(self, module: torch.nn.Module, device: torch.device, owner: str = "") -> None:
+    def __init__(
+        self, module: torch.nn.Module, device: torch.device, owner: str = "", guard: WeightsGuard | None = None
+    ) -> None:
         self._modules = [module]
+        self._guards = [guard] if guard is not None else []
         self._device = device
         self.owner = owner
         on_device = {name: tensor for name, tensor in tensors_of(module) if tensor.device.type == device.type}
@@ -42,21 +49,26 @@ class PartWeights:
         """Whether they are nowhere, and must be loaded again."""
         return not self.here and self._device.type == "cpu"
 
-    def share(self, module: torch.nn.Module) -> None:
-        """Let a module with the same bytes use these weights instead of its own."""
+    def share(self, module: torch.nn.Module, guard: WeightsGuard | None = None) -> None:
+        """Let a module with the same bytes use these weights instead of its own. ``guard`` is that of the module."""
+        self._guards += [guard] if guard is not None else []
         if not self.here:
             # those of the new module are there
             self._set(dict(tensors_of(module)))
-            self.here = True
+            self._arrive()
         self._modules.append(module)
         self._set(dict(tensors_of(self._modules[0])))
 
     def leave(self) -> None:
         """Free the device: a GPU's weights go to the host, and a CPU's are dropped."""
-        if self._device.type == "cpu":
-            self._set({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in self._tensors().items()})
-        else:
-            self._move(torch.device("cpu"))
+        with ExitStack() as held:
+            for guard in self._guards:
+                held.enter_context(guard.lock)
+                guard.here = False
+            if self._device.type == "cpu":
+                self._set({name: torch.empty(0, dtype=tensor.dtype) for name, tensor in self._tensors().items()})
+            else:
+                self._move(torch.device("cpu"))
         self.here = False
 
     def come_back(self, loaded: torch.nn.Module | None = None) -> None:
@@ -69,7 +81,13 @@ class PartWeights:
             self._move(self._device)
         else:
             self._set(dict(tensors_of(loaded)))
+        self._arrive()
+
+    def _arrive(self) -> None:
         self.here = True
+        for guard in self._guards:
+            with guard.lock:
+                guard.here = True
 
     def _move(self, device: torch.device) -> None:
         tensors = self._tensors()

@@ -13,6 +13,7 @@ from latentfarm.errors import ModelError
 from latentfarm_worker import device_errors
 from latentfarm_worker.model_pool.part_weights import PartWeights, digest_of
 from latentfarm_worker.models import Family
+from latentfarm_worker.models.image_encoder import WeightsGuard
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +93,8 @@ class ModelPool:
         model = _Model(family, load)
         for part, module in family.modules.items():
             shared = part == "vae" or part in family.encoder_parts
-            model.parts[part] = self._weights_of(module, family.device, f"{alias}/{part}", shared=shared)
+            guard = family.vae_guard if part == "vae" else None
+            model.parts[part] = self._weights_of(module, family.device, f"{alias}/{part}", guard, shared=shared)
         self._models[alias] = model
         self._touch(model)
         self._make_room(0, keep=model)
@@ -138,15 +140,17 @@ class ModelPool:
         self._uses += 1
         model.used = self._uses
 
-    def _weights_of(self, module: torch.nn.Module, device: torch.device, owner: str, *, shared: bool) -> PartWeights:
+    def _weights_of(
+        self, module: torch.nn.Module, device: torch.device, owner: str, guard: WeightsGuard | None, *, shared: bool
+    ) -> PartWeights:
         if not shared:
             return PartWeights(module, device, owner)
         digest = digest_of(module)
         known = self._known.get(digest)
         if known is None:
-            known = self._known[digest] = PartWeights(module, device, owner)
+            known = self._known[digest] = PartWeights(module, device, owner, guard)
         else:
-            known.share(module)
+            known.share(module, guard)
             log.info("%s has the bytes of %s: %.3f GB are there once", owner, known.owner, known.nbytes / _GIGABYTE)
         return known
 

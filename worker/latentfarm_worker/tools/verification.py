@@ -29,6 +29,7 @@ from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.compilation import compile_or_run_eagerly, wants_compiling
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.images.receipt import ImageFileEncoder
+from latentfarm_worker.input_images.reader import InputReader
 from latentfarm_worker.models import Family
 
 #: fields that describe a device, so they say nothing if the devices are of two kinds
@@ -138,6 +139,8 @@ class Verification:
         self._manifest = ManifestReader(batch.connection.bucket)
         self._model = batch.connection.ledger.batch(batch.name).model
         self._family: Family | None = None
+        #: makes inputs for the family
+        self._inputs: InputReader | None = None
         self._loaded: ModelSetup | None = None
         self._default_threads = torch.get_num_threads()
         #: by CPU threads, micro-batch and decoder's group
@@ -186,6 +189,7 @@ class Verification:
             self._engines.clear()
             self._family = None
             self._family = load_model(settings)
+            self._inputs = InputReader(self._batch.connection.bucket, self._family)
             self._loaded = model
         # after loading, which may change the number of threads
         torch.set_num_threads(threads)
@@ -208,7 +212,9 @@ class Verification:
             while waiting and engine.free:
                 line = waiting.popleft()
                 try:
-                    engine.admit(self._manifest.job(self._batch.name, line["index"]))
+                    job = self._manifest.job(self._batch.name, line["index"])
+                    assert self._inputs is not None  # noqa: S101 (there is an engine)
+                    engine.admit(engine.prepare(job, inputs=self._inputs.read(job)))
                 except (JobError, InputError, MissingObjectError) as error:
                     yield _cannot_render(line["job"], error)
             for outcome in engine.step():
