@@ -1,4 +1,4 @@
-"""A webhook endpoint over TLS on loopback, and batches that end."""
+"""An endpoint over TLS on loopback, for webhooks and images, and batches that end."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Endpoint:
 
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
+                body = self.rfile.read(int(self.headers.get("content-length", 0)))
                 endpoint.received.append((self.path, {k.lower(): v for k, v in self.headers.items()}, body))
                 (endpoint.replies.pop(0) if endpoint.replies else status(204))(self)
 

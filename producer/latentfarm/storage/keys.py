@@ -24,7 +24,7 @@ from latentfarm.limits import PART_JOBS
 #: bytes of the largest object that is read; a strip of eight large images, our largest, has less than half
 MAX_OBJECT_BYTES = 256 * 1024 * 1024
 
-INPUTS_PREFIX = "inputs/"
+INPUTS_PREFIX, BATCHES_PREFIX = "inputs/", "batches/"
 
 _RESULTS_KEY = re.compile(r"/results/part-(\d{5,})\.(?:([1-9]\d*)\.)?jsonl\.gz\Z")
 _PREVIEW_KEY = re.compile(rf"/previews/(\d{{8,}})-(\d+)-(\d+)\.(?:{EXTENSIONS})\Z")
@@ -49,7 +49,7 @@ def input_key(digest: str) -> str:
 
 def batch_prefix(batch: str) -> str:
     """Return the prefix of all keys of a batch."""
-    return f"batches/{batch}/"
+    return f"{BATCHES_PREFIX}{batch}/"
 
 
 def header_key(batch: str) -> str:
@@ -62,9 +62,14 @@ def control_key(batch: str) -> str:
     return f"batches/{batch}/control.json"
 
 
+def manifest_prefix(batch: str) -> str:
+    """Return the prefix of a batch's manifest parts."""
+    return f"{batch_prefix(batch)}manifest/"
+
+
 def manifest_key(batch: str, part: int) -> str:
     """Return the key of a manifest part."""
-    return f"batches/{batch}/manifest/part-{part:05d}.jsonl.gz"
+    return f"{manifest_prefix(batch)}part-{part:05d}.jsonl.gz"
 
 
 def results_prefix(batch: str, part: int | None = None) -> str:
