@@ -18,6 +18,7 @@ from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.controlnet import ControlNets, NoControlNets
 from latentfarm_worker.adapters.lora.part import Loras, has_loras
+from latentfarm_worker.adapters.module_cache import ModuleCache
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
@@ -33,6 +34,8 @@ from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPro
 
 #: prompts or chunks in one forward pass of a text encoder; padding up to it costs a GPU little, and a CPU much
 _ENCODER_ROWS = {"cuda": 8}
+#: of ControlNets and IP-Adapters on the device, unless a setting has others
+_ADAPTER_BYTES = 8 * 1024**3
 
 
 class PipelineModel(ABC):
@@ -86,7 +89,15 @@ class PipelineModel(ABC):
         self.modules: Mapping[str, torch.nn.Module] = {
             part: parts[part] for part in (self.denoiser[0], "vae", *self.encoder_parts)
         }
-        self.controlnets = self.control_nets(self.denoising_model, vae=self.vae, pipeline=self.pipeline, dtype=dtype)
+        self.adapter_modules = ModuleCache(torch.device(self.denoising_model.device), _ADAPTER_BYTES)
+        self.controlnets = self.control_nets(
+            self.denoising_model,
+            vae=self.vae,
+            encode=self.encode_image,
+            pipeline=self.pipeline,
+            dtype=dtype,
+            cache=self.adapter_modules,
+        )
         self.loras = Loras(
             self.denoising_model,
             part=self.denoiser[0],

@@ -7,8 +7,9 @@ steps, as diffusers does; so a row is in the calls of its nets from its first st
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -21,7 +22,7 @@ from latentfarm.job import Job
 from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
 from latentfarm_worker.adapters.controlnet.control_image import ControlImages
 from latentfarm_worker.adapters.controlnet.loading import Config, completed, load_net, read_config
-from latentfarm_worker.adapters.controlnet.net_cache import Net, NetCache
+from latentfarm_worker.adapters.module_cache import LoadedModule, ModuleCache
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.text_encoders.prompt import PromptLora, Tensors
 
@@ -34,6 +35,10 @@ PREFIX = "controlnet:"
 _SCALE, _IMAGE = ":scale", ":image"
 #: what a file with other names or shapes than its class raises
 _NOT_ITS_CLASS = (KeyError, IndexError, ValueError, RuntimeError, AttributeError, TypeError)
+
+
+#: ``PipelineModel.encode_image``: an image, uint8 (H, W, 3), to mean and deviation, float32 (C, h, w) on the host
+Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class NetCall(NamedTuple):
@@ -54,8 +59,7 @@ class Use(NamedTuple):
     """A net that an image uses: its control, the net, and the control image, uint8 (H, W, 3)."""
 
     control: Control
-    digest: str
-    net: Net
+    net: LoadedModule
     image: torch.Tensor
 
 
@@ -89,6 +93,9 @@ class ControlHold:
         """Return that the image may begin: if there is no room, ``begin`` raises."""
         return True
 
+    def release(self) -> None:
+        """Release nothing, as ``reserve`` keeps no room."""
+
     def begin(self, rows: int) -> Sequence[Tensors]:
         """Have the nets on the device; return the conditioning of the rows.
 
@@ -97,10 +104,10 @@ class ControlHold:
         Raises:
             JobError: code ``oom``.
         """
-        begun: list[Net] = []
+        begun: list[LoadedModule] = []
         try:
             for use in self._uses:
-                self._nets.cache.begin(use.digest, use.net)
+                self._nets.cache.begin(use.net)
                 begun.append(use.net)
             if not self._images:
                 self._images = self._conditions()
@@ -122,7 +129,7 @@ class ControlHold:
     def _conditioning(self, *, negative: bool) -> Tensors:
         found: dict[str, torch.Tensor] = {}
         for number, (use, image) in enumerate(zip(self._uses, self._images, strict=True)):
-            name = f"{PREFIX}{number}:{use.digest}"
+            name = f"{PREFIX}{number}:{use.net.key}"
             # such a net follows the prompt only, in diffusers' guess mode
             off = negative and use.net.module.config.get("global_pool_conditions", False)
             first, end = interval(use.control.start, use.control.end, self._evaluations)
@@ -138,9 +145,10 @@ class ControlNets(ABC):
     Args:
         model: the denoising model.
         vae: its VAE.
+        encode: returns the VAE's distribution of an image.
         pipeline: the diffusers pipeline of the model, for messages.
         dtype: the dtype of the nets.
-        max_bytes: bytes of nets on the device.
+        cache: the nets in memory.
 
     Attributes:
         catalogue: the adapters by alias.
@@ -152,13 +160,14 @@ class ControlNets(ABC):
     compared: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, model: Any, *, vae: Any, pipeline: str, dtype: torch.dtype, max_bytes: int = 8_000_000_000
+        self, model: Any, *, vae: Any, encode: Encode, pipeline: str, dtype: torch.dtype, cache: ModuleCache
     ) -> None:
         self.model, self.vae = model, vae
         self.dtype = dtype
         self.device = torch.device(model.device)
         self.catalogue = Catalogue()
-        self.cache = NetCache(self.device, max_bytes)
+        self.cache = cache
+        self._encode = encode
         self.pipeline = pipeline
         self._images = ControlImages()
 
@@ -178,13 +187,10 @@ class ControlNets(ABC):
         hold = ControlHold(self, job.seed, plan.num_evaluations)
         for control, image in zip(job.controls, inputs.controls, strict=True):
             adapter = self.catalogue.get(AdapterKind.CONTROLNET, control.name)
-            net = self.cache.get(adapter.digest, adapter.alias, partial(self._load, adapter), hold)
-            hold.add(Use(control, adapter.digest, net, self._images.get(control, image, job.resize)), adapter)
+            name = f"ControlNet {adapter.alias}"
+            net = self.cache.get(adapter.digest, name, partial(self._load, adapter), hold)
+            hold.add(Use(control, net, self._images.get(control, image, job.resize)), adapter)
         return hold
-
-    def leave_device(self) -> None:
-        """Free the device of the nets that no row uses. On the engine's thread."""
-        self.cache.leave_device()
 
     # -- calls -----------------------------------------------------------------------------------------------
 
@@ -209,8 +215,8 @@ class ControlNets(ABC):
 
     def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the VAE's distribution of an image, uint8 (H, W, 3): mean and deviation, float32 (C, h, w)."""
-        found = self.vae.encode(self.pixels(image)[None].to(self.vae.dtype)).latent_dist
-        return found.mean[0].float(), found.std[0].float()
+        mean, deviation = self._encode(image)
+        return send(mean, self.device), send(deviation, self.device)
 
     def of_row(self, *, negative: bool) -> Tensors:
         """Return further conditioning of a row."""
@@ -237,7 +243,10 @@ class ControlNets(ABC):
         try:
             config = completed(kind, self._config(adapter))
             self.check(adapter.alias, config)
-            return self.arrange(load_net(adapter.path, kind, config, self.dtype))
+            with warnings.catch_warnings():
+                # diffusers deprecates its own internals; users cannot act on it
+                warnings.simplefilter("ignore")
+                return self.arrange(load_net(adapter.path, kind, config, self.dtype))
         except (ModelError, OSError) as error:
             raise JobError("adapter_invalid", f"controlnet {adapter.alias!r}: {error}") from error
         except _NOT_ITS_CLASS as error:
