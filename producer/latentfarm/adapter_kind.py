@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import StrEnum
+
+#: names listed in a message
+_MAX_NAMES = 20
 
 
 class AdapterKind(StrEnum):
@@ -16,3 +20,11 @@ class AdapterKind(StrEnum):
     EMBEDDING = "embedding"
     CONTROLNET = "controlnet"
     IP_ADAPTER = "ip_adapter"
+
+
+def describe_unknown(kind: AdapterKind, name: str, known: Sequence[str]) -> str:
+    """Return the message for a name that no adapter of a kind has, with those that are known."""
+    if not known:
+        return f"{kind} {name!r} is unknown: the model's workers have none; set LATENTFARM_ADAPTERS for them"
+    more = f" or one of {len(known) - _MAX_NAMES} others" if len(known) > _MAX_NAMES else ""
+    return f"{kind} {name!r} is unknown; write {', '.join(known[:_MAX_NAMES])}{more}"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from latentfarm.adapter_kind import AdapterKind
 from latentfarm.limits import (
     DEFAULT_GUIDANCE,
     DEFAULT_STEPS,
@@ -41,6 +42,8 @@ class ModelFacts(BaseModel):
         inputs: fields of input images that rows may have; None: not known.
         required_inputs: those that each row must have.
         safety_checker: whether its workers can check images; None: they do not state it.
+        adapters: the names of its workers' adapters by kind; None: not known. They change, so they are no part of the
+            JSON that batches keep.
     """
 
     # a newer worker may announce more
@@ -61,6 +64,7 @@ class ModelFacts(BaseModel):
     inputs: tuple[_Text, ...] | None = None
     required_inputs: tuple[_Text, ...] = ()
     safety_checker: bool | None = None
+    adapters: Annotated[dict[AdapterKind, tuple[str, ...]] | None, Field(exclude=True)] = None
 
     @classmethod
     def parse(cls, text: str | bytes) -> ModelFacts | None:

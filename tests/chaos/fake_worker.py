@@ -18,6 +18,7 @@ from tests.chaos.journal import Journal, watch_ledger
 from latentfarm.job import PromptSyntax
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.adapters.base import AdapterPart
+from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.engine.job_inputs import Posterior
@@ -81,6 +82,10 @@ class FakeFamily:
     ) -> FakeFamily:
         del memory
         return cls(checkpoint.name, device, dtype)
+
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Announce the adapters of a catalogue; no job uses them here."""
+        self.loras.catalogue = catalogue
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         del syntax

@@ -5,16 +5,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import get_args
 
 import torch
 
 from latentfarm.errors import InputError
 from latentfarm.settings import Dtype, Quantization, Settings
+from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.object_files import ObjectFiles
+from latentfarm_worker.adapters.catalogue import Catalogue, open_catalogue
 from latentfarm_worker.calibration.micro_batch import calibrate, default_slots
 from latentfarm_worker.compilation import compile_or_run_eagerly, wants_compiling
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.mini import locate
+from latentfarm_worker.mini import ADAPTERS_DIR, MODEL_DIR, locate
 from latentfarm_worker.models import Family, Memory, load_family
 from latentfarm_worker.text_encoders.conditions import embedding_conditions
 from latentfarm_worker.text_encoders.embedding_files import EmbeddingFiles
@@ -49,7 +53,9 @@ def load_model(settings: Settings, loaded: Mapping[str, torch.nn.Module] | None 
     """Load the model of the settings; modules that are ``loaded``, by part, are taken as they are.
 
     Raises:
-        ModelError: The model cannot be used.
+        ModelError: The model cannot be used, or an adapter that is named.
+        InputError: the setting of adapters is invalid.
+        UnavailableError: a bucket with adapters does not answer.
     """
     device = pick_device()
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > 2:
@@ -58,7 +64,24 @@ def load_model(settings: Settings, loaded: Mapping[str, torch.nn.Module] | None 
     source = locate(settings.model_source, alias=settings.model)
     dtype = pick_dtype(settings.dtype, device, settings.quantization)
     memory = Memory(settings.quantization, settings.text_encoder, settings.text_encoder_quantization)
-    return load_family(source, dtype=dtype, device=device, memory=memory, cache=settings.cache_dir, loaded=loaded)
+    family = load_family(source, dtype=dtype, device=device, memory=memory, cache=settings.cache_dir, loaded=loaded)
+    family.use_catalogue(_open_adapters(settings, bundled=ADAPTERS_DIR if source == MODEL_DIR else None))
+    return family
+
+
+def _open_adapters(settings: Settings, *, bundled: Path | None) -> Catalogue:
+    """Return the adapters of the settings, and those of the bundled model."""
+
+    def open_store(bucket: str) -> ObjectFiles:
+        return ObjectFiles(Bucket.connect(settings.model_copy(update={"bucket": bucket})))
+
+    return open_catalogue(
+        settings.adapters,
+        cache=settings.cache_dir,
+        max_bytes=settings.adapter_cache_bytes,
+        open_store=open_store,
+        bundled=bundled,
+    )
 
 
 def open_embeddings(family: Family, settings: Settings) -> EmbeddingFiles | None:

@@ -94,7 +94,7 @@ class WorkerRegistry(AnnouncedFacts):
             worker: name of the worker.
             measured: fields of ``Throughput`` and ``wall_s``, each since the last heartbeat.
             about: device, device_name, dtype, slots and draining of ``WorkerRecord``; ``facts``, those of the model as
-                JSON, which are kept by model.
+                JSON, and ``adapters``, the names of its adapters as JSON, which are kept by model.
         """
         facts = dict(about or {})
         args: list[Any] = [model, worker, _FORGOTTEN_S, len(facts)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from latentfarm import schedulers
+from latentfarm.adapter_kind import AdapterKind, describe_unknown
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults
 from latentfarm.limits import MAX_SIDE, MIN_SIDE
@@ -27,6 +28,7 @@ def misfits(fields: Defaults, facts: ModelFacts) -> list[tuple[str, str]]:
         if getattr(fields, name) is not None and facts.inputs is not None and name not in facts.inputs:
             text = f"{name} has no use: {facts.pipeline} takes none"
             found.append((name, f"{text}; remove it, or use a model that can"))
+    found += _unknown_adapters(fields, facts)
     if fields.safety not in (None, "off") and facts.safety_checker is False:
         text = f"safety is {fields.safety!r}, and the model's workers have no safety checker"
         found.append(("safety", f"{text}; set LATENTFARM_SAFETY_CHECKER for them, or write off"))
@@ -41,6 +43,24 @@ def check_defaults_fit(defaults: Defaults, facts: ModelFacts) -> None:
     """
     if found := misfits(defaults, facts):
         raise InputError("\n".join(f"options: {text}" for _, text in found), field=found[0][0])
+
+
+def _unknown_adapters(fields: Defaults, facts: ModelFacts) -> list[tuple[str, str]]:
+    """Return field and text of each name of an adapter that the model's workers lack."""
+    if facts.adapters is None:
+        return []
+    loras = tuple(use.name for use in fields.loras or ())
+    named = (
+        ("loras", AdapterKind.LORA, loras),
+        ("controlnet", AdapterKind.CONTROLNET, fields.controlnet or ()),
+        ("ip_adapter", AdapterKind.IP_ADAPTER, fields.ip_adapter or ()),
+    )
+    return [
+        (field, describe_unknown(kind, name, facts.adapters.get(kind, ())))
+        for field, kind, names in named
+        for name in dict.fromkeys(names)
+        if name not in facts.adapters.get(kind, ())
+    ]
 
 
 def _nearest(side: int, facts: ModelFacts) -> str:

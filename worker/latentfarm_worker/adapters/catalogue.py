@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
-from latentfarm.adapter_kind import AdapterKind
+from latentfarm.adapter_kind import AdapterKind, describe_unknown
 from latentfarm.edit_fields import check_adapter_name
 from latentfarm.errors import InputError, JobError, ModelError
 from latentfarm_worker.adapters.fetched import FetchCache
@@ -27,9 +27,6 @@ from latentfarm_worker.adapters.sources import (
 from latentfarm_worker.checkpoints.digest_cache import DigestCache
 
 log = logging.getLogger(__name__)
-
-#: names listed in an error
-_MAX_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class Catalogue:
         """
         source = self._sources.get((kind, alias))
         if source is None:
-            raise JobError("adapter_unknown", _unknown(kind, alias, self.names(kind)))
+            raise JobError("adapter_unknown", describe_unknown(kind, alias, self.names(kind)))
         try:
             path = source.fetch()
             files = [path] if path.is_file() else _files_of(path)
@@ -197,9 +194,3 @@ def _files_of(folder: Path) -> list[Path]:
     found = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
     return sorted(path for path in found if not path.name.startswith("."))
 
-
-def _unknown(kind: AdapterKind, alias: str, known: tuple[str, ...]) -> str:
-    if not known:
-        return f"{kind} {alias!r} is unknown: this model's workers have none; set LATENTFARM_ADAPTERS"
-    more = f" or one of {len(known) - _MAX_NAMES} others" if len(known) > _MAX_NAMES else ""
-    return f"{kind} {alias!r} is unknown; write {', '.join(known[:_MAX_NAMES])}{more}"

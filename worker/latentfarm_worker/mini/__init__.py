@@ -10,12 +10,14 @@ from latentfarm.names import DEFAULT_MODEL
 
 _HERE = Path(__file__).resolve().parent
 MODEL_DIR: Path = _HERE / "model"
+#: adapters of mini
+ADAPTERS_DIR: Path = _HERE / "adapters"
 FLOW_DIR: Path = _HERE / "flow" / "model"
 
 #: alias -> folder
 BUNDLED = {DEFAULT_MODEL: MODEL_DIR, "mini-flow": FLOW_DIR}
 
-__all__ = ["BUNDLED", "FLOW_DIR", "MODEL_DIR", "locate"]
+__all__ = ["ADAPTERS_DIR", "BUNDLED", "FLOW_DIR", "MODEL_DIR", "locate"]
 
 
 def locate(source: str | Path, *, alias: str = "") -> str | Path:

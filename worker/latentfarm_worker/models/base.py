@@ -9,6 +9,7 @@ import torch
 
 from latentfarm.job import PromptSyntax
 from latentfarm_worker.adapters.base import AdapterPart
+from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.latent_shape import LatentShape
@@ -92,6 +93,9 @@ class Family(Protocol):
     @property
     def text_conditions(self) -> Mapping[str, Any]:
         """What a prompt's conditioning depends on besides the prompt and the device, in a JSON form."""
+
+    def use_catalogue(self, catalogue: Catalogue) -> None:
+        """Let jobs name the adapters of a catalogue, from the next one on."""
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
         """Return a prompt's tokens. Thread-safe.

@@ -61,6 +61,7 @@ class ServedModel:
             "dtype": str(family.dtype).removeprefix("torch."),
             "slots": engine.slots,
             "facts": facts.model_dump_json(),
+            "adapters": family.loras.catalogue.announcement(),
         }
 
     def start(self, ledger: Ledger, bucket: Bucket, hooks: WorkerHooks, *, ready: Callable[[], bool]) -> None:

@@ -71,6 +71,7 @@
 -- model_facts          hash    <m> -> what its workers announce of it, JSON as in             never (one field a model)
 --                              latentfarm/model_facts.py; batches are submitted without
 --                              workers, too
+-- model_adapters       hash    <m> -> the names of its workers' adapters by kind, JSON        never (one field a model)
 -- throughput:<m>       hash    sums over all workers of a model: images, work, busy_s,     never (one key a model)
 --                              size_bytes, pixels
 -- sweep_lock           string  held by the worker that expires leases now                  expiry, under a second

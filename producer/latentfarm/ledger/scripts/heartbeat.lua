@@ -1,7 +1,7 @@
 -- Record that a worker is alive, and what it measured since its last heartbeat.
 -- ARGV: model, worker, forget_s, number of facts, name and value of each fact (device, slots ...; `facts`, those of the
--- model as JSON), then name and value of each figure (images, busy_s, wall_s ...). Returns how many jobs of the model wait for a lease, and 1 if the worker
--- is to take no more of them.
+-- model as JSON; `adapters`, their names as JSON), then name and value of each figure (images, busy_s, wall_s ...).
+-- Returns how many jobs of the model wait for a lease, and 1 if the worker is to take no more of them.
 local model, worker, forget_s, facts = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local now = now_ms()
 redis.call('ZADD', '{lf}:workers:' .. model, now, worker)
@@ -18,6 +18,8 @@ local about = { 'model', model }
 for at = 5, 4 + 2 * facts, 2 do
   if ARGV[at] == 'facts' then
     redis.call('HSET', '{lf}:model_facts', model, ARGV[at + 1])
+  elseif ARGV[at] == 'adapters' then
+    redis.call('HSET', '{lf}:model_adapters', model, ARGV[at + 1])
   else
     about[#about + 1], about[#about + 2] = ARGV[at], ARGV[at + 1]
   end
