@@ -135,10 +135,8 @@ def _read_path(source: str, policy: InputPolicy) -> bytes:
         raise InputError("is a file of your own machine; write a data URL, s3://BUCKET/KEY or https://HOST/PATH")
     path = policy.folder / source
     try:
-        # a FIFO would wait for its writer
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
+        with open(path, "rb", opener=_open_at_once) as stream:  # noqa: PTH123 - Path.open takes no opener
+            status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError("is not a regular file; name an image file")
             if status.st_size > MAX_INPUT_BYTES:
@@ -166,6 +164,11 @@ _READERS: dict[str, Callable[[str, InputPolicy], bytes]] = {
     "http": _read_url,
     "https": _read_url,
 }
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    # a FIFO would wait for its writer
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _path_cure(path: Path, folder: Path) -> str:
