@@ -135,7 +135,7 @@ def _read_path(source: str, policy: InputPolicy) -> bytes:
         raise InputError("is a file of your own machine; write a data URL, s3://BUCKET/KEY or https://HOST/PATH")
     path = policy.folder / source
     try:
-        with open(path, "rb", opener=_open_at_once) as stream:  # noqa: PTH123 - Path.open takes no opener
+        with open(path, "rb", opener=_open_at_once) as stream:
             status = os.fstat(stream.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError("is not a regular file; name an image file")
