@@ -279,6 +279,8 @@ def find_conflict(fields: dict[str, Any]) -> str | None:
     """Return the problem and cure of fields that do not fit each other, or None. Fields may be missing."""
     if fields.get("mask_image") is not None and fields.get("image") is None:
         return "mask_image has no image; write image, or remove the mask"
+    if fields.get("mask_image") is not None and fields.get("hires_scale") is not None:
+        return "hires_scale paints all of an image again, also what mask_image keeps; remove one of them"
     for name, others in _LISTS.items():
         names, images = fields.get(name), fields.get(others[0])
         if names is None and images is None:

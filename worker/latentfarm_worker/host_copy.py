@@ -13,9 +13,9 @@ def pin(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Return a copy of a host tensor on the device, without waiting for the device's queue.
 
-    The copy is ordered before all later work of the current stream. On a CPU it is the tensor itself.
+    The copy is ordered before all later work of the current stream. A tensor that is there is returned itself.
     """
-    if device.type == "cpu":
+    if tensor.device.type == device.type:
         return tensor
     return pin(tensor, device).to(device, non_blocking=True)
 

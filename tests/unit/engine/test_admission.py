@@ -27,6 +27,7 @@ class Image:
     cohort: Hashable = None
     interactive: bool = False
     skipped: int = 0
+    begun: bool = False
 
 
 def queue_of(*images: Image, slots: int = 2) -> AdmissionQueue[Image]:
@@ -161,6 +162,16 @@ def test_restarted_images_go_to_the_front_in_their_order() -> None:
     assert queue.pop().name == "a"
     queue.clear()
     assert len(queue) == 0
+
+
+def test_images_that_go_on_wait_before_those_that_have_not_begun() -> None:
+    queue = queue_of(Image("c"), Image("i", interactive=True))
+    for name, interactive in (("a", False), ("b", False), ("j", True), ("k", True)):
+        queue.resume(Image(name, LARGE, interactive=interactive, begun=True))
+    # interactive ones first, and each kind in its order
+    assert "".join(image.name for image in queue) == "jkiabc"
+    queue.append(Image("l", interactive=True))
+    assert "".join(image.name for image in queue) == "jkilabc"
 
 
 IMAGES = st.lists(

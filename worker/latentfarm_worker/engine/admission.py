@@ -28,12 +28,19 @@ class BatchKey(NamedTuple):
 
 
 class Admissible(Protocol):
-    """A waiting image. ``skipped`` counts the later images that began before it."""
+    """A waiting image.
+
+    ``skipped`` counts the later images that began before it. ``begun``: it goes on with a second stage.
+    """
 
     shape: LatentShape
     cohort: Hashable
     interactive: bool
     skipped: int
+
+    @property
+    def begun(self) -> bool:
+        """Whether the image has work behind it that is not repeated."""
 
     @property
     def rows_needed(self) -> int:
@@ -73,6 +80,14 @@ class AdmissionQueue(Generic[T]):
             self._waiting.insert(next(others, len(self._waiting)), image)
         else:
             self._waiting.append(image)
+
+    def resume(self, image: T) -> None:
+        """Add an image that goes on: before those that have not begun, but for interactive ones if it is not."""
+        ahead = (
+            each.interactive > image.interactive or (each.interactive == image.interactive and each.begun)
+            for each in self._waiting
+        )
+        self._waiting.insert(next((at for at, is_ahead in enumerate(ahead) if not is_ahead), len(self._waiting)), image)
 
     def prepend(self, images: Iterable[T]) -> None:
         """Add images at the front, in their order."""

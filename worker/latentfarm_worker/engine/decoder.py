@@ -15,7 +15,8 @@ from latentfarm_worker import device_errors
 from latentfarm_worker.engine.device_call import DeviceCall, find_cause
 from latentfarm_worker.engine.group_decoding import GroupDecoder, HostTransfer, validity_of
 from latentfarm_worker.engine.image_state import ImageState
-from latentfarm_worker.engine.outcomes import Failed, Rendered, engine_error, first_line, out_of_memory
+from latentfarm_worker.engine.outcomes import Failed, Rendered, SecondStage, engine_error, first_line, out_of_memory
+from latentfarm_worker.engine.second_stage import FirstImage
 from latentfarm_worker.models.base import Family
 
 log = logging.getLogger(__name__)
@@ -116,14 +117,14 @@ class Decoder:
                 pending.waited = _MAX_WAIT_STEPS
         return []
 
-    def advance(self, *, flush: bool) -> list[Rendered | Failed]:
+    def advance(self, *, flush: bool) -> list[Rendered | Failed | FirstImage]:
         """Decode groups that are full or have waited long enough; return the images that have reached the host.
 
         ``flush``: decode and wait now. On an error, return the images finished so far; the next call raises it.
         """
         for pending in self._waiting:
             pending.waited += 1
-        outcomes: list[Rendered | Failed] = []
+        outcomes: list[Rendered | Failed | FirstImage] = []
         try:
             while group := self._next_group(flush=flush):
                 outcomes += self._decode(group)
@@ -201,7 +202,7 @@ class Decoder:
 
     # -- images ----------------------------------------------------------------------------------------------
 
-    def _collect(self, outcomes: list[Rendered | Failed], *, wait: bool) -> None:
+    def _collect(self, outcomes: list[Rendered | Failed | FirstImage], *, wait: bool) -> None:
         """Append the images that have reached the host to ``outcomes``, in order."""
         while self._transfers:
             pending = self._transfers[0]
@@ -219,8 +220,8 @@ class Decoder:
                 self._frames.pop(pending.image, None)
             self._transfers.pop(0)
 
-    def _image(self, image: ImageState, latents: torch.Tensor, transfer: HostTransfer) -> Rendered:
-        """Return the image. If it is not finite or blank, decode it again with a float32 VAE."""
+    def _image(self, image: ImageState, latents: torch.Tensor, transfer: HostTransfer) -> Rendered | FirstImage:
+        """Return the image of the only or a first stage. If it is not finite or blank, decode it again in float32."""
         seconds = transfer.timer.seconds
         try:
             _require_valid(transfer.validity, transfer.pixels)
@@ -232,6 +233,10 @@ class Decoder:
             pixels = self._decode_in_float32(latents)
             seconds += time.perf_counter() - began
         self.examples = (*self.examples[:1], *self.examples[1:][1 - _LAST_EXAMPLES :], Decoded(latents, pixels))
+        image.timings["decode"] = seconds
+        if image.second is not None:
+            return FirstImage(image, pixels)
+        begun, own = image.first, SecondStage(image.micro_batch, image.plan.digest)
         return Rendered(
             job=image.job,
             handle=image.handle,
@@ -241,13 +246,15 @@ class Decoder:
             height=pixels.shape[0],
             frames=tuple(self._frames.get(image, ())),
             scheduler=image.plan.scheduler,
-            micro_batch=image.micro_batch,
-            plan_digest=image.plan.digest,
+            requested=(image.width, image.height) if begun is None else (begun.width, begun.height),
+            second=None if begun is None else own,
+            micro_batch=own.micro_batch if begun is None else begun.micro_batch,
+            plan_digest=own.plan_digest if begun is None else begun.plan_digest,
             truncated=image.truncated,
             tokens=image.tokens,
             decode_group=max(1, transfer.group),
             tiled=transfer.group == 0,
-            timings={**image.timings, "decode": seconds},
+            timings=image.all_timings,
         )
 
     def _decode_in_float32(self, latents: torch.Tensor) -> torch.Tensor:

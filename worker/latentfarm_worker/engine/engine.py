@@ -27,6 +27,7 @@ from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_
 from latentfarm_worker.engine.preparation import prepare
 from latentfarm_worker.engine.previews import Previews
 from latentfarm_worker.engine.running_images import RunningImages
+from latentfarm_worker.engine.second_stage import FirstImage, encode_enlarged, enlarge_latents
 from latentfarm_worker.engine.slot_views import SlotViewer
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.models.base import Family, native_shape
@@ -121,8 +122,8 @@ class Engine:
 
     def remaining(self) -> list[tuple[Hashable, int | None]]:
         """Return each image's handle and the model evaluations that it still needs; None for one that waits."""
-        waiting = [(image.handle, None) for image in self._queue]
-        decoding = [(image.handle, 0) for image in self._decoder.images]
+        waiting = [(image.handle, image.evaluations_left if image.begun else None) for image in self._queue]
+        decoding = [(image.handle, image.evaluations_left) for image in self._decoder.images]
         return [*waiting, *decoding, *((image.handle, image.evaluations_left) for image in self._running)]
 
     def at_risk(self) -> list[Hashable]:
@@ -138,7 +139,7 @@ class Engine:
     def interactive_progress(self) -> list[tuple[Hashable, int, int]]:
         """Return each interactive image that runs: its handle, the evaluations that are done, and all of them."""
         running = (image for image in self._running if image.interactive)
-        return [(image.handle, image.step_index, image.plan.num_evaluations) for image in running]
+        return [(image.handle, image.evaluations_done, image.evaluations) for image in running]
 
     def prepare(
         self,
@@ -311,12 +312,16 @@ class Engine:
         self._run_ahead.limit()
 
     def _retire(self) -> None:
-        """Free the rows of finished images and pass them to the decoder."""
+        """Free the rows of finished images and pass them to the decoder, or let them wait for their second stage."""
         for image in [image for image in self._running if image.finished]:
             self._call.images = [image]
             assert self._running.batch is not None  # noqa: S101 (an image runs)
             image.timings["denoise"] = time.perf_counter() - image.started
-            self._decoder.add(image, self._running.batch.latents(image))
+            latents = self._running.batch.latents(image)
+            if image.second is not None and image.job.hires_upscaler == "latent":
+                self._queue.resume(enlarge_latents(image, latents))
+            else:
+                self._decoder.add(image, latents)
             self._running.remove(image)
 
     def _decode(self) -> list[Rendered | Failed]:
@@ -324,7 +329,24 @@ class Engine:
         # nothing of another cohort is called while these are decoded, so an error shows whose it is
         following = self._queue.next_key(None)
         flush = not self._running and (following is None or following.cohort != self._cohort)
-        return self._decoder.advance(flush=flush)
+        outcomes: list[Rendered | Failed] = []
+        for outcome in self._decoder.advance(flush=flush):
+            outcomes += self._begin_second(outcome) if isinstance(outcome, FirstImage) else [outcome]
+        return outcomes
+
+    def _begin_second(self, made: FirstImage) -> list[Failed]:
+        """Let an image wait for its second stage; return its error if it cannot be encoded."""
+        image = made.image
+        self._call.begin([image])
+        try:
+            self._queue.resume(encode_enlarged(self.family, made))
+        except Exception as error:
+            if device_errors.is_fatal(error):
+                raise
+            if device_errors.is_out_of_memory(error):
+                return [Failed(image.job, image.handle, out_of_memory(first_line(error)))]
+            return [Failed(image.job, image.handle, engine_error(error), retry=True)]
+        return []
 
     # -- trouble ---------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
+from typing import NamedTuple
 
 import torch
 
@@ -21,6 +22,23 @@ from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
 #: images in a strip of intermediates, the finished one included
 FRAMES = 8
+
+
+class FirstStage(NamedTuple):
+    """What remains of a first stage that has ended.
+
+    Attributes:
+        width, height: pixels.
+        evaluations: of the model.
+        plan_digest, micro_batch, timings: as of an image.
+    """
+
+    width: int
+    height: int
+    evaluations: int
+    plan_digest: str
+    micro_batch: int
+    timings: dict[str, float]
 
 
 @dataclass(eq=False)
@@ -42,7 +60,9 @@ class ImageState:
         width, height: pixels.
         place: the index of the image's state in the batch; -1 while it waits.
         rows: rows of the model's batch that it takes: ``rows_held`` while it runs, 0 while it waits or is paused.
-        step_index: model evaluations that are done.
+        step_index: model evaluations that are done, of this stage.
+        second: a second stage at a larger size, which begins with the result.
+        first: the first stage, of the second one; None until it has ended.
         micro_batch: rows of a call of the model when the image began; its bytes depend on it.
         frames: the latents of its intermediates so far, float32 (C, h, w) each.
         previews: partial images so far; a second start does not repeat them.
@@ -81,6 +101,13 @@ class ImageState:
     queued: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
+    second: ImageState | None = None
+    first: FirstStage | None = None
+
+    @property
+    def begun(self) -> bool:
+        """Whether an image that waits has work behind it that is not repeated."""
+        return self.first is not None
 
     @property
     def rows_needed(self) -> int:
@@ -106,28 +133,28 @@ class ImageState:
     def frame_steps(self) -> frozenset[int]:
         """Return the evaluations after which an intermediate is kept: the first, then evenly up to the last but one.
 
-        Empty if the job saves none.
+        Empty if the job saves none, and for a first stage, whose images are smaller.
         """
         last = self.plan.num_evaluations - 1
         frames = min(FRAMES - 1, last)
-        if not self.job.save_intermediates or not frames:
+        if not self.job.save_intermediates or self.second is not None or not frames:
             return frozenset()
         return frozenset(1 + round(at * last / frames) for at in range(frames))
 
     @cached_property
     def preview_steps(self) -> tuple[int, ...]:
-        """Return the evaluations after which a partial image is made: evenly, without the last.
+        """Return the evaluations after which a partial image is made: evenly over all stages, without the last.
 
         An image with few evaluations has fewer of them.
         """
-        evaluations, wanted = self.plan.num_evaluations, self.job.partial_images
+        evaluations, wanted = self.evaluations, self.job.partial_images
         steps = (round(evaluations * number / (wanted + 1)) for number in range(1, wanted + 1))
         return tuple(sorted({step for step in steps if 0 < step < evaluations}))
 
     @property
     def preview_due(self) -> bool:
         """Whether a partial image is made of the evaluation that is just done."""
-        return self.previews < len(self.preview_steps) and self.preview_steps[self.previews] == self.step_index
+        return self.previews < len(self.preview_steps) and self.preview_steps[self.previews] == self.evaluations_done
 
     @property
     def truncated(self) -> tuple[str, ...]:
@@ -152,13 +179,31 @@ class ImageState:
 
     @property
     def evaluations_left(self) -> int:
-        """Return the model evaluations that the image still needs."""
-        return self.plan.num_evaluations - self.step_index
+        """Return the model evaluations that the image still needs, in all stages."""
+        return self.evaluations - self.evaluations_done
+
+    @property
+    def evaluations(self) -> int:
+        """Return the model evaluations of all stages."""
+        before = 0 if self.first is None else self.first.evaluations
+        after = 0 if self.second is None else self.second.plan.num_evaluations
+        return before + self.plan.num_evaluations + after
+
+    @property
+    def evaluations_done(self) -> int:
+        """Return the model evaluations that are done, in all stages."""
+        return self.step_index + (0 if self.first is None else self.first.evaluations)
 
     @property
     def finished(self) -> bool:
-        """Whether the last step is done."""
-        return self.evaluations_left == 0
+        """Whether the last step of this stage is done."""
+        return self.step_index == self.plan.num_evaluations
+
+    @property
+    def all_timings(self) -> dict[str, float]:
+        """Return the seconds of all stages."""
+        before = {} if self.first is None else self.first.timings
+        return {name: before.get(name, 0.0) + self.timings.get(name, 0.0) for name in {**before, **self.timings}}
 
     def restart(self) -> None:
         """Reset the progress. The image must not be in a batch."""

@@ -33,6 +33,7 @@ class NoiseSource:
         device: the device of the steps.
         draws: noise for the VAE's samples of input images [default: none].
         skipped: noises that others draw first from a generator with the same seed.
+        state: that of a generator which goes on [default: that after the seed].
 
     Attributes:
         initial: the initial noise, float32 (C, h, w) on the host.
@@ -48,9 +49,10 @@ class NoiseSource:
         *,
         draws: SampleDraws = SampleDraws(),  # noqa: B008 (it is immutable)
         skipped: int = 0,
+        state: torch.Tensor | None = None,
     ) -> None:
         self._seed, self._shape, self._count, self._device = seed, shape, count, device
-        self._draws, self._skipped = draws, skipped
+        self._draws, self._skipped, self._state = draws, skipped, state
         self._generator = torch.Generator("cpu")
         self._block: torch.Tensor
         self._begin()
@@ -69,8 +71,19 @@ class NoiseSource:
             self._block = send(self._block, self._device)
         return self._block[position - self._first]
 
+    def final_state(self) -> torch.Tensor:
+        """Return the generator's state after the last noise of the steps."""
+        generator = torch.Generator("cpu")
+        generator.set_state(self._generator.get_state())
+        for _ in range(self._first + len(self._block), self._count):
+            torch.randn((1, *self._shape), generator=generator)
+        return generator.get_state()
+
     def _begin(self) -> None:
-        self._generator.manual_seed(self._seed)
+        if self._state is None:
+            self._generator.manual_seed(self._seed)
+        else:
+            self._generator.set_state(self._state)
         self._draw(self._skipped)
         before = self._draw(self._draws.before)
         self.initial = pin(self._draw(1)[0], self._device)

@@ -5,12 +5,20 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine.job_inputs import JobInputs
+
+
+class SecondStage(NamedTuple):
+    """How the second stage of an image was made: as ``Rendered`` has it of the first."""
+
+    micro_batch: int
+    plan_digest: str
 
 
 @dataclass(frozen=True)
@@ -22,8 +30,13 @@ class Rendered:
         decoded: what the decoder made, uint8 (height, width, 3) on the CPU; ``pixels`` is the image.
         inputs: the job's input images.
         frames: its intermediates from noise to result, as ``decoded``; empty unless the job saves them.
+        width, height: pixels of the image.
+        requested: the job's width and height: those of the image, or of the first stage.
+        second: the second stage, if there was one.
         scheduler: diffusers' class name.
-        micro_batch: rows of a call of the model; with the same number the bytes are the same.
+        micro_batch: rows of a call of the model, in the first stage; with the same number the bytes are the same.
+        plan_digest: of the sampling plan, in the first stage.
+        adapters: what it was made with.
         truncated: the job's fields whose text was cut off, ``prompt`` and ``negative_prompt``.
         tokens: tokens of its prompts, without padding.
         decode_group: images in its call of the decoder; with the same number the bytes are the same.
@@ -38,6 +51,8 @@ class Rendered:
     inputs: JobInputs
     width: int
     height: int
+    requested: tuple[int, int]
+    second: SecondStage | None
     frames: tuple[torch.Tensor, ...]
     scheduler: str
     micro_batch: int

@@ -11,6 +11,7 @@ from latentfarm_worker.engine.input_latents import make_input_latents, require_i
 from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.noise import NoiseSource
 from latentfarm_worker.engine.sampling_plan import plan_for
+from latentfarm_worker.engine.second_stage import prepare_second
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family
 from latentfarm_worker.text_encoders.prompt import Prompt
@@ -39,7 +40,8 @@ def prepare(
         JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a text
             that cannot be encoded, ``clip_skip_out_of_range`` for more layers than the text encoder has,
             ``size_not_supported`` for sides that the model's latents do not divide, ``strength_too_low`` for a job on
-            an image that makes no step, and those of ``require_inputs`` and ``AdapterPart.prepare``.
+            an image that makes no step, and those of ``require_inputs``, ``AdapterPart.prepare`` and
+            ``prepare_second``.
 
     """
     if job.clip_skip > family.max_clip_skip:
@@ -48,6 +50,14 @@ def prepare(
             f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
         )
     require_inputs(family, job)
+    image = _prepare_first(family, job, handle, inputs)
+    image.cohort, image.interactive = cohort, interactive
+    image.second = prepare_second(family, image)
+    return image
+
+
+def _prepare_first(family: Family, job: Job, handle: Hashable, inputs: JobInputs) -> ImageState:
+    """Return the only stage of a job, or the first one."""
     width, height = job.width or family.native_width, job.height or family.native_height
     _check_size(family, width, height)
     schedule = family.noise_schedule(job.num_inference_steps, width, height)
@@ -86,8 +96,6 @@ def prepare(
         inputs=inputs,
         origin=origin,
         holds=holds,
-        cohort=cohort,
-        interactive=interactive,
     )
 
 

@@ -45,7 +45,7 @@ class Previews:
         """Add the estimate of an image by the evaluation that is just done."""
         if image.cohort is None:
             # an image that had trouble takes part in no call with others
-            self._waiting.append(_Pending(image, image.previews, image.step_index, latents))
+            self._waiting.append(_Pending(image, image.previews, image.evaluations_done, latents))
         image.previews += 1
 
     def advance(self) -> None:
@@ -79,7 +79,7 @@ class Previews:
                         handle=image.handle,
                         number=pending.number,
                         step=pending.step,
-                        steps=image.plan.num_evaluations,
+                        steps=image.evaluations,
                         pixels=transfer.pixels,
                     )
                 )

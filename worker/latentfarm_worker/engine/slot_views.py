@@ -60,7 +60,7 @@ class SlotViewer:
         if self._coming is not None:
             return
         ordered = sorted(images, key=lambda image: image.place)
-        slots = tuple(SlotView(image.handle, image.step_index, image.plan.num_evaluations) for image in ordered)
+        slots = tuple(SlotView(image.handle, image.evaluations_done, image.evaluations) for image in ordered)
         self._coming = SlotViews(slots, self._estimates(batch, ordered), self._new(decoded))
         self._read = decoded
         if self._stream is not None:

@@ -53,8 +53,8 @@ class ImageFileEncoder:
         return {
             "request": {
                 **job.request(),
-                "width": image.width,
-                "height": image.height,
+                "width": image.requested[0],
+                "height": image.requested[1],
                 # a short scheduler name implies options: write them out, so that a reader needs no table of names
                 "scheduler": image.scheduler,
                 "scheduler_options": {**_named_options(job), **job.scheduler_options},
@@ -64,6 +64,7 @@ class ImageFileEncoder:
             "plan": image.plan_digest,
             **self._conditions,
             "micro_batch": image.micro_batch,
+            **_second_stage(image),
             **({"decode_group": image.decode_group} if image.decode_group > 1 else {}),
             "prompt_truncated": "prompt" in image.truncated,
             **({"negative_prompt_truncated": True} if "negative_prompt" in image.truncated else {}),
@@ -73,8 +74,8 @@ class ImageFileEncoder:
     def _metadata(self, image: Rendered) -> dict[str, str]:
         text = parameters_text(
             image.job,
-            width=image.width,
-            height=image.height,
+            width=image.requested[0],
+            height=image.requested[1],
             scheduler=image.scheduler,
             model=self._model,
             model_digest=self._family.model_digest,
@@ -82,6 +83,14 @@ class ImageFileEncoder:
         )
         receipt = {"job": image.job.name, **self.provenance(image)}
         return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
+
+
+def _second_stage(image: Rendered) -> dict[str, Any]:
+    """Return the size of an image with a second stage, and what its bytes depend on besides the first stage."""
+    if image.second is None:
+        return {}
+    second = {"plan": image.second.plan_digest, "micro_batch": image.second.micro_batch}
+    return {"hires": {"width": image.width, "height": image.height, **second}}
 
 
 def _text_conditions(family: Family) -> dict[str, Any]:

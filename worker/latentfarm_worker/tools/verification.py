@@ -6,7 +6,7 @@ import hashlib
 import io
 import random
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, islice, pairwise
 from math import ceil
@@ -100,6 +100,8 @@ class Setup(NamedTuple):
     #: images in a call of the decoder at this size
     decode_group: int
     pixels: int
+    #: of the image that is decoded: more, after a second stage
+    decoded_pixels: int
 
 
 def sample_finished(batch: Batch, count: int | None, *, seed: int) -> Iterator[int]:
@@ -176,11 +178,12 @@ class Verification:
             threads=line.get("threads", self._default_threads),
             micro_batch=line.get("micro_batch", 0),
             decode_group=line.get("decode_group", 1),
-            pixels=request.get("width", 0) * request.get("height", 0),
+            pixels=_pixels_of(request),
+            decoded_pixels=_pixels_of(line.get("hires", request)),
         )
 
     def _engine(self, setup: Setup) -> Engine:
-        model, threads, rows, images, pixels = setup
+        model, threads, rows, images, pixels, decoded_pixels = setup
         # no prompt is read from a cache: what is verified is computed again
         others = {"deterministic": True, "slots": 0, "embedding_cache_bytes": 0}
         settings = self._settings.model_copy(update={**model._asdict(), **others})
@@ -194,8 +197,9 @@ class Verification:
         # after loading, which may change the number of threads
         torch.set_num_threads(threads)
         # calls with larger images than the native size have fewer rows and images, in inverse proportion
-        larger = max(1.0, pixels / (self._family.native_width * self._family.native_height))
-        micro_batch, group = 2 * ceil(rows * larger / 2), ceil(images * larger)
+        native = self._family.native_width * self._family.native_height
+        micro_batch = 2 * ceil(rows * max(1.0, pixels / native) / 2)
+        group = ceil(images * max(1.0, decoded_pixels / native))
         wanted = (threads, micro_batch, group)
         if model.compile or wanted not in self._engines:
             self._engines[wanted] = _make_engine(self._family, settings, micro_batch, group)
@@ -230,6 +234,11 @@ class Verification:
                 f"{line['job']} was rendered by a model with digest {digest}, and {family.name} has "
                 f"{family.model_digest}; name the model of the batch with --model"
             )
+
+
+def _pixels_of(entry: Mapping[str, Any]) -> int:
+    """Return the pixels of an entry with a width and a height; 0 for a receipt without them."""
+    return int(entry.get("width", 0) * entry.get("height", 0))
 
 
 def _make_engine(family: Family, settings: Settings, micro_batch: int, decode_group: int) -> Engine:
@@ -323,7 +332,7 @@ def _fields_that_differ(
 ) -> list[str]:
     """Return a description of each field whose values differ between receipt, file and the image rendered again."""
     # a plan's coefficients are fitted, so their last bits, and with them the digest, depend on the machine
-    ignored = set() if same_conditions else {*CONDITIONS, "plan"}
+    ignored = set() if same_conditions else {*CONDITIONS, "plan", "hires"}
     sources = {
         "in the receipt": _flatten(receipt),
         "in the image": _flatten(embedded or {}),
