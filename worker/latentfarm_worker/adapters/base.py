@@ -8,8 +8,9 @@ in other calls of the model. So a call without adapters computes and costs what 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from latentfarm.adapter_kind import AdapterKind
 from latentfarm.job import Job
 from latentfarm_worker.adapters.catalogue import Adapter
 from latentfarm_worker.text_encoders.prompt import PromptLora, Tensors
@@ -17,6 +18,14 @@ from latentfarm_worker.text_encoders.prompt import PromptLora, Tensors
 if TYPE_CHECKING:
     from latentfarm_worker.engine.job_inputs import JobInputs
     from latentfarm_worker.engine.sampling_plan import SamplingPlan
+
+
+class UsedAdapter(NamedTuple):
+    """An adapter that an image was made with: its name, and the sha256 of its file or files."""
+
+    name: str
+    kind: AdapterKind
+    sha256: str
 
 
 class Hold(Protocol):
@@ -37,10 +46,13 @@ class Hold(Protocol):
         """Return the LoRAs with which the image's prompts are encoded."""
 
     def reserve(self) -> bool:
-        """Keep room for the adapters on the device until ``end``; return False if other images have it now.
+        """Keep room for the adapters on the device; return False if other images have it now, and the image waits.
 
-        Then the image waits. Without other images there is room.
+        Without other images there is room.
         """
+
+    def release(self) -> None:
+        """Release the room of ``reserve``, if there is any: the image does not begin now."""
 
     def begin(self, rows: int) -> Sequence[Tensors]:
         """Move the adapters to the device if necessary; return the conditioning of each of the image's rows.

@@ -13,7 +13,7 @@ A cohort keeps a job that had trouble from others: an error or a crash then show
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from itertools import takewhile
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -159,21 +159,27 @@ class AdmissionQueue(Generic[T]):
         first = takewhile(lambda image: image.interactive and _key_of(image) == key, self._waiting)
         return sum(image.rows_needed for image in first)
 
-    def next_images(self, key: BatchKey, *, rows: int, free: int) -> list[T]:
+    def next_images(
+        self, key: BatchKey, *, rows: int, free: int, reserve: Callable[[T], bool] = lambda _: True
+    ) -> list[T]:
         """Return the images that begin now: those of the batch's key that fit into its ``free`` rows, in order.
 
         They stay in the queue until ``remove``. A single free row goes to the first image that needs no more. An image
         that ``rows`` others have overtaken keeps all later images waiting, until it fits or the batch is empty and
         takes its key. So does an interactive image from the start.
+
+        ``reserve`` is called with each image that could begin, and returns whether there is room for its adapters.
         """
         starting: list[T] = []
         overtaken: list[T] = []
         for image in self._waiting:
             fits = _key_of(image) == key and image.rows_needed <= free
-            if not fits and free and image.skipped < rows and not image.interactive:
-                overtaken.append(image)
-                continue
-            if not fits or any(each.skipped >= rows for each in overtaken):
+            if fits and any(each.skipped >= rows for each in overtaken):
+                break
+            if not fits or not reserve(image):
+                if free and image.skipped < rows and not image.interactive:
+                    overtaken.append(image)
+                    continue
                 break
             free -= image.rows_needed
             starting.append(image)

@@ -250,6 +250,7 @@ class Decoder:
             second=None if begun is None else own,
             micro_batch=own.micro_batch if begun is None else begun.micro_batch,
             plan_digest=own.plan_digest if begun is None else begun.plan_digest,
+            adapters=image.adapters,
             truncated=image.truncated,
             tokens=image.tokens,
             decode_group=max(1, transfer.group),

@@ -20,7 +20,7 @@ from latentfarm_worker import device_errors
 from latentfarm_worker.engine.admission import AdmissionQueue
 from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
-from latentfarm_worker.engine.image_state import ImageState, following, prompts_of
+from latentfarm_worker.engine.image_state import ImageState, following, prompts_of, release_unless_begun
 from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.micro_batch import checked_rows
 from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_error, first_line, out_of_memory
@@ -273,20 +273,22 @@ class Engine:
             self._call.images = [next(iter(self._queue))]
         batch = self._running.batch_of(key.shape, self._queue.max_rows(key.shape))
         free = batch.make_room(self._queue.interactive_rows(key))
-        starting = self._queue.next_images(key, rows=batch.rows, free=free)
-        if not starting:
-            return
-        self._cohort = key.cohort
+        starting = self._queue.next_images(key, rows=batch.rows, free=free, reserve=ImageState.reserve_adapters)
+        if starting:
+            self._cohort = key.cohort
+            with release_unless_begun(starting):
+                self._begin(starting)
+
+    def _begin(self, starting: list[ImageState]) -> None:
+        """Encode the prompts of images, and let them run."""
         # the others of the cohort, too, if their prompts may be encoded now
-        encoding = [image for image in self._queue if image.cohort == key.cohort] if self._texts.moves else starting
+        encoding = [image for image in self._queue if image.cohort == self._cohort] if self._texts.moves else starting
         self._call.begin(encoding)
         began = time.perf_counter()
         texts = iter(self._texts.get(prompts_of(starting), following(encoding)))
         text_s = (time.perf_counter() - began) / len(starting)
         for image in starting:
-            image.started = time.perf_counter()
-            image.timings["text"] = text_s
-            image.timings["wait"] = image.started - image.queued - text_s
+            image.start(text_s)
             self._call.images = [image]
             self._running.add(image, [next(texts) for _ in image.prompts])
             self._queue.remove(image)

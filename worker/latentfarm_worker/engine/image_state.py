@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
@@ -11,8 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from latentfarm.adapter_kind import AdapterKind
 from latentfarm.job import Job
-from latentfarm_worker.adapters.base import Hold
+from latentfarm_worker.adapters.base import Hold, UsedAdapter
 from latentfarm_worker.engine.input_latents import InputLatents
 from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.noise import NoiseSource
@@ -205,6 +207,35 @@ class ImageState:
         before = {} if self.first is None else self.first.timings
         return {name: before.get(name, 0.0) + self.timings.get(name, 0.0) for name in {**before, **self.timings}}
 
+    @property
+    def adapters(self) -> tuple[UsedAdapter, ...]:
+        """Return what it is made with, the embeddings of its prompts included, each once."""
+        held = (UsedAdapter(each.alias, each.kind, each.digest) for hold in self.holds for each in hold.adapters)
+        named = (
+            UsedAdapter(each.alias, AdapterKind.EMBEDDING, each.digest)
+            for prompt in self.prompts
+            for each in prompt.tokens.embeddings
+        )
+        return tuple(dict.fromkeys((*held, *named)))
+
+    def start(self, text_s: float) -> None:
+        """Begin its time in the batch; its prompts took ``text_s`` seconds."""
+        self.started = time.perf_counter()
+        self.timings["text"] = text_s
+        self.timings["wait"] = self.started - self.queued - text_s
+
+    def reserve_adapters(self) -> bool:
+        """Keep room on the device for the adapters; return False, and keep none, if other images have it now."""
+        reserved = all(hold.reserve() for hold in self.holds)
+        if not reserved:
+            self.release_adapters()
+        return reserved
+
+    def release_adapters(self) -> None:
+        """Release the room for adapters of an image that has not begun; those of one in the batch stay."""
+        for hold in self.holds if self.place < 0 else ():
+            hold.release()
+
     def restart(self) -> None:
         """Reset the progress. The image must not be in a batch."""
         self.noise.restart()
@@ -219,6 +250,16 @@ class ImageState:
         plan, scale = self.plan, self.job.guidance_scale
         lines = zip(plan.timesteps, plan.input_scales, plan.ring_coefficients, strict=True)
         return torch.tensor([[timestep, input_scale, scale, *ring] for timestep, input_scale, ring in lines])
+
+
+@contextmanager
+def release_unless_begun(images: Iterable[ImageState]) -> Iterator[None]:
+    """Release the room for adapters of those images that do not begin within this."""
+    try:
+        yield
+    finally:
+        for image in images:
+            image.release_adapters()
 
 
 def prompts_of(images: Iterable[ImageState]) -> list[Prompt]:

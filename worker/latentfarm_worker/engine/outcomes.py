@@ -11,6 +11,7 @@ import torch
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm_worker.adapters.base import UsedAdapter
 from latentfarm_worker.engine.job_inputs import JobInputs
 
 
@@ -57,6 +58,7 @@ class Rendered:
     scheduler: str
     micro_batch: int
     plan_digest: str
+    adapters: tuple[UsedAdapter, ...]
     truncated: tuple[str, ...]
     tokens: int
     decode_group: int
@@ -127,5 +129,5 @@ def out_of_memory(message: str) -> JobError:
 
 
 def engine_error(error: Exception) -> JobError:
-    """Return the error of a job for an exception that nothing foresaw."""
-    return JobError.unexpected("engine_error", error)
+    """Return the error of a job for an exception of a call: itself if it is a job's, else one not foreseen."""
+    return error if isinstance(error, JobError) else JobError.unexpected("engine_error", error)

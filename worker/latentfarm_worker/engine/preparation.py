@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
@@ -14,7 +14,7 @@ from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.engine.second_stage import prepare_second
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family
-from latentfarm_worker.text_encoders.prompt import Prompt
+from latentfarm_worker.text_encoders.prompt import Prompt, PromptLora
 
 
 def prepare(
@@ -90,7 +90,7 @@ def _prepare_first(family: Family, job: Job, handle: Hashable, inputs: JobInputs
         shape=shape,
         width=width,
         height=height,
-        prompts=tokenize(family, job),
+        prompts=tokenize(family, job, [lora for hold in holds for lora in hold.text_loras]),
         noise=noise,
         conditioning=conditioning if origin is None else {**conditioning, **origin.conditioning},
         inputs=inputs,
@@ -99,8 +99,10 @@ def _prepare_first(family: Family, job: Job, handle: Hashable, inputs: JobInputs
     )
 
 
-def tokenize(family: Family, job: Job) -> tuple[Prompt, ...]:
+def tokenize(family: Family, job: Job, loras: Sequence[PromptLora] = ()) -> tuple[Prompt, ...]:
     """Return the job's prompt and, if guidance takes a second row, its negative prompt. Thread-safe.
+
+    Both are encoded with the LoRAs.
 
     Layers are skipped for the prompt only, as in the pipelines of diffusers. In the syntax ``a1111`` they are skipped
     for both, as in its web UI.
@@ -118,7 +120,8 @@ def tokenize(family: Family, job: Job) -> tuple[Prompt, ...]:
     text_class = max(each.text_class for each in tokens)
     skipped = [job.clip_skip, job.clip_skip if job.prompt_syntax == "a1111" else 0]
     return tuple(
-        Prompt(each.padded(text_class), negative=at > 0, clip_skip=skipped[at]) for at, each in enumerate(tokens)
+        Prompt(each.padded(text_class), negative=at > 0, clip_skip=skipped[at], loras=tuple(loras))
+        for at, each in enumerate(tokens)
     )
 
 

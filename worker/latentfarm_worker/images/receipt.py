@@ -61,6 +61,7 @@ class ImageFileEncoder:
             },
             "model": self._model,
             "model_digest": self._family.model_digest,
+            **({"adapters": [each._asdict() for each in image.adapters]} if image.adapters else {}),
             "plan": image.plan_digest,
             **self._conditions,
             "micro_batch": image.micro_batch,

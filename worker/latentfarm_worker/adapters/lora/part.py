@@ -97,6 +97,10 @@ class LoraHold:
 
     def end(self) -> None:
         """Let the LoRAs leave when others need their places."""
+        self.release()
+
+    def release(self) -> None:
+        """Release the places of ``reserve``."""
         if self._reserved:
             self._reserved = False
             self._part.stacks.release(self._pages)
