@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from tests.support.pipelines import arguments_of, set_scheduler
 
+from latentfarm.errors import InputError
 from latentfarm.job import Job
 from latentfarm.storage.bucket import MissingObjectError
 from latentfarm.storage.keys import input_key
@@ -67,20 +68,27 @@ class Inputs:
 
     def add(self, image: Image.Image) -> str:
         """Store an image, and return its digest."""
-        body = png(image)
-        self._files[input_key(digest(body))] = body
-        self._images[digest(body)] = image
-        return digest(body)
+        name = self.put(png(image))
+        self._images[name] = image
+        return name
+
+    def put(self, body: bytes, *, under: str | None = None) -> str:
+        """Store a file under its digest, or under that of another; return the digest."""
+        name = under or digest(body)
+        self._files[input_key(name)] = body
+        return name
 
     def image(self, name: str) -> Image.Image:
         """Return the image of a digest."""
         return self._images[name]
 
-    def get(self, key: str) -> bytes:
+    def get(self, key: str, *, max_bytes: int) -> bytes:
         """Return a file, as ``Bucket.get``."""
         self.gets.append(key)
         if key not in self._files:
             raise MissingObjectError(f"{key} is not here")
+        if len(self._files[key]) > max_bytes:
+            raise InputError(f"{key} has more than {max_bytes:,} bytes")
         return self._files[key]
 
     def prepare(self, family: Any, job: Job) -> ImageState:

@@ -206,14 +206,12 @@ class InputReader:
         if body is not None:
             return body
         try:
-            body = self._bucket.get(input_key(item.digest))
-        except InputError as error:
-            raise JobError("input_too_large", f"{_name(item)}: {error}") from None
-        if len(body) > MAX_INPUT_BYTES:
+            body = self._bucket.get(input_key(item.digest), max_bytes=MAX_INPUT_BYTES)
+        except InputError:
             raise JobError(
                 "input_too_large",
-                f"{_name(item)} has {len(body):,} bytes; at most {MAX_INPUT_BYTES:,} are allowed: store it smaller",
-            )
+                f"{_name(item)} has more bytes than the {MAX_INPUT_BYTES:,} that are allowed: store it smaller",
+            ) from None
         found = hashlib.sha256(body).hexdigest()
         if item.digest != f"sha256:{found}":
             raise JobError(
