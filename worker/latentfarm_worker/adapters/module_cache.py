@@ -55,7 +55,7 @@ class ModuleCache:
     """
 
     def __init__(self, device: torch.device, max_bytes: int) -> None:
-        self._device = device
+        self.device = device
         self.max_bytes = max_bytes
         self._modules: OrderedDict[str, LoadedModule] = OrderedDict()
         self._lock = Lock()
@@ -117,7 +117,7 @@ class ModuleCache:
 
     def _is_there(self, loaded: LoadedModule) -> bool:
         tensor = next(loaded.module.parameters())
-        return bool(tensor.device.type == self._device.type)
+        return bool(tensor.device.type == self.device.type)
 
     def _drop_unused(self) -> None:
         """Forget the modules used longest ago that no image uses, beyond the bound."""
@@ -132,7 +132,7 @@ class ModuleCache:
 
     def _make_room(self, nbytes: int) -> None:
         """Move modules that wait for their rows to the host, until so many bytes fit on the device."""
-        if self._device.type == "cpu":
+        if self.device.type == "cpu":
             return
         there = [each for each in self._modules.values() if self._is_there(each)]
         total = sum(each.nbytes for each in there) + nbytes
@@ -143,7 +143,7 @@ class ModuleCache:
 
     def _move(self, loaded: LoadedModule) -> None:
         try:
-            loaded.module.to(self._device)
+            loaded.module.to(self.device)
             return
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
@@ -151,10 +151,10 @@ class ModuleCache:
         # outside the handler, whose traceback holds the tensors that were moved
         loaded.module.to("cpu")
         self._make_room(self.max_bytes)
-        if self._device.type == "cuda":
+        if self.device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            loaded.module.to(self._device)
+            loaded.module.to(self.device)
         except Exception as error:
             if not device_errors.is_out_of_memory(error):
                 raise

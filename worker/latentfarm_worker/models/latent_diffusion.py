@@ -26,6 +26,7 @@ class LatentDiffusion(PipelineModel):
     denoiser = ("unet", "UNet2DConditionModel")
     control_nets = UNetControlNets
     controlnets: UNetControlNets
+    takes_image_prompts = True
     #: the layer whose hidden states are read, counted from the end; None: the last, with the final layer norm
     text_layer: ClassVar[int | None] = None
     #: required entries of the U-Net's config, and the kind of model that has them, for error messages

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, ClassVar, Self
 
 import torch
@@ -17,6 +17,7 @@ from latentfarm.model_source import parse_source
 from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.controlnet import ControlNets, NoControlNets
+from latentfarm_worker.adapters.image_prompt.part import ImagePrompts, has_image_prompts
 from latentfarm_worker.adapters.lora.part import Loras, has_loras
 from latentfarm_worker.adapters.module_cache import ModuleCache
 from latentfarm_worker.checkpoints import Checkpoint
@@ -70,6 +71,8 @@ class PipelineModel(ABC):
     patch_size: ClassVar[int] = 1
     #: the nets that the denoising model takes
     control_nets: ClassVar[type[ControlNets]] = NoControlNets
+    #: whether it takes IP-Adapters
+    takes_image_prompts: ClassVar[bool] = False
 
     #: fields of input images that jobs may have
     inputs: tuple[str, ...] = ()
@@ -106,7 +109,13 @@ class PipelineModel(ABC):
             dtype=dtype,
             device=torch.device(self.denoising_model.device),
         )
-        self.adapter_parts: list[AdapterPart] = [self.controlnets, self.loras]
+        self.image_prompts = ImagePrompts(
+            self.denoising_model if self.takes_image_prompts else None,
+            pipeline=self.pipeline,
+            dtype=dtype,
+            cache=self.adapter_modules,
+        )
+        self.adapter_parts: list[AdapterPart] = [self.controlnets, self.loras, self.image_prompts]
         self.name = name
         self.model_digest = model_digest
         self.licence: str = parts.get("licence") or ""
@@ -177,7 +186,7 @@ class PipelineModel(ABC):
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Let jobs name the adapters of a catalogue, from the next one on."""
-        self.controlnets.catalogue = self.loras.catalogue = catalogue
+        self.controlnets.catalogue = self.loras.catalogue = self.image_prompts.catalogue = catalogue
         self.use_embeddings(catalogue)
 
     def use_embeddings(self, catalogue: EmbeddingCatalogue) -> None:
@@ -228,13 +237,13 @@ class PipelineModel(ABC):
 
     @contextmanager
     def _calling(self, latents: torch.Tensor, conditioning: Tensors) -> Iterator[None]:
-        """Call the denoising model within this, with the LoRAs of the rows."""
-        if not has_loras(conditioning):
-            with self._program(latents):
-                yield
-            return
-        # a compiled block would be compiled again with the LoRAs, and then again without
-        with self._program(latents, eager=True), self.loras.applied(conditioning):
+        """Call the denoising model within this, with the LoRAs and image prompts of the rows."""
+        # a compiled block would be compiled again with them, and then again without
+        changed = {self.loras.applied: has_loras, self.image_prompts.attended: has_image_prompts}
+        used = [change for change, has in changed.items() if has(conditioning)]
+        with self._program(latents, eager=bool(used)), ExitStack() as stack:
+            for change in used:
+                stack.enter_context(change(conditioning))
             yield
 
     def _program(self, latents: torch.Tensor, *, eager: bool = False) -> AbstractContextManager[None]:

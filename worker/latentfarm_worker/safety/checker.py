@@ -10,21 +10,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch.nn.functional import linear, normalize
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints.folder import read_json, weight_files
+from latentfarm_worker.clip_pixels import MEAN, STD, ClipPixels
 
 #: added to the scores of concepts, once a concept of special care is found
 _ADJUSTMENT = 0.01
 _DIGITS = 3
-#: of CLIP's image processor, where a checker has no config of its own
-_MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 _VECTORS = ("concept_embeds", "special_care_embeds", "concept_embeds_weights", "special_care_embeds_weights")
 
 
@@ -51,27 +48,6 @@ class SafetyScores(NamedTuple):
         return {"flagged": bool(self.found), **named}
 
 
-class _Preprocessing(NamedTuple):
-    """How an image becomes the encoder's input, as CLIP's image processor: pixels of the shorter side and the crop."""
-
-    shorter: int
-    crop: int
-    mean: tuple[float, ...] = _MEAN
-    std: tuple[float, ...] = _STD
-
-    def run(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Return uint8 (H, W, 3) as float32 (1, 3, crop, crop)."""
-        image = Image.fromarray(pixels.numpy())
-        short, long = sorted(image.size)
-        longer = int(self.shorter * long / short)
-        size = (self.shorter, longer) if image.width <= image.height else (longer, self.shorter)
-        image = image.resize(size, Image.Resampling.BICUBIC)
-        left, top = (image.width - self.crop) // 2, (image.height - self.crop) // 2
-        values = np.asarray(image.crop((left, top, left + self.crop, top + self.crop)), dtype=np.float32) / 255
-        scaled = (values - np.array(self.mean, np.float32)) / np.array(self.std, np.float32)
-        return torch.from_numpy(scaled).permute(2, 0, 1)[None].contiguous()
-
-
 class SafetyChecker:
     """One checker, on the host in float32. It checks one image in a call, so an image's scores do not depend on others.
 
@@ -82,7 +58,7 @@ class SafetyChecker:
         preprocessing: how images become its input.
     """
 
-    def __init__(self, vision: Any, tensors: Mapping[str, torch.Tensor], preprocessing: _Preprocessing) -> None:
+    def __init__(self, vision: Any, tensors: Mapping[str, torch.Tensor], preprocessing: ClipPixels) -> None:
         self._vision, self._preprocessing = vision, preprocessing
         self._projection = tensors["visual_projection.weight"]
         concepts, special, thresholds, special_thresholds = (tensors[name] for name in _VECTORS)
@@ -141,15 +117,15 @@ def _rounded(cosines: torch.Tensor, thresholds: torch.Tensor, adjustment: float)
     return tuple(round(float(round(cosine - threshold + adjustment, _DIGITS)), _DIGITS) for cosine, threshold in pairs)
 
 
-def _preprocessing_of(folder: Path, *, side: int) -> _Preprocessing:
+def _preprocessing_of(folder: Path, *, side: int) -> ClipPixels:
     """Return the preprocessing that a checker or its model names; CLIP's own if there is none."""
     places = (folder, folder.parent / "feature_extractor")
     path = next((place / "preprocessor_config.json" for place in places if _has_config(place)), None)
     if path is None:
-        return _Preprocessing(side, side)
+        return ClipPixels(side, side)
     config = json.loads(path.read_text(encoding="utf-8"))
     shorter, crop = (_side(config.get(name, side)) for name in ("size", "crop_size"))
-    return _Preprocessing(shorter, crop, tuple(config.get("image_mean", _MEAN)), tuple(config.get("image_std", _STD)))
+    return ClipPixels(shorter, crop, tuple(config.get("image_mean", MEAN)), tuple(config.get("image_std", STD)))
 
 
 def _has_config(folder: Path) -> bool:

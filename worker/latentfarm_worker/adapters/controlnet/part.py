@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
@@ -23,8 +23,9 @@ from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
 from latentfarm_worker.adapters.controlnet.control_image import ControlImages
 from latentfarm_worker.adapters.controlnet.loading import Config, completed, load_net, read_config
 from latentfarm_worker.adapters.module_cache import LoadedModule, ModuleCache
+from latentfarm_worker.adapters.module_hold import ModuleHold
 from latentfarm_worker.host_copy import send
-from latentfarm_worker.text_encoders.prompt import PromptLora, Tensors
+from latentfarm_worker.text_encoders.prompt import Tensors
 
 if TYPE_CHECKING:
     from latentfarm_worker.engine.job_inputs import JobInputs
@@ -63,80 +64,39 @@ class Use(NamedTuple):
     image: torch.Tensor
 
 
-class ControlHold:
-    """The nets of one image, an ``adapters.base.Hold``.
-
-    Attributes:
-        adapters: the nets' files.
-        draws: noises that are drawn from the job's generator before all others.
-        text_loras: none.
-    """
-
-    text_loras: tuple[PromptLora, ...] = ()
+class ControlHold(ModuleHold):
+    """The nets of one image."""
 
     def __init__(self, nets: ControlNets, seed: int, evaluations: int) -> None:
+        super().__init__(nets.cache)
         self._nets = nets
         self._seed = seed
         self._evaluations = evaluations
         self._uses: list[Use] = []
         self._images: list[torch.Tensor] = []
-        self.adapters: list[Adapter] = []
-        self.draws = 0
 
     def add(self, use: Use, adapter: Adapter) -> None:
         """Add the next net."""
         self._uses.append(use)
+        self._modules.append(use.net)
         self.draws += self._nets.reads_sample(use.net.module)
         self.adapters.append(adapter)
 
-    def reserve(self) -> bool:
-        """Return that the image may begin: if there is no room, ``begin`` raises."""
-        return True
-
-    def release(self) -> None:
-        """Release nothing, as ``reserve`` keeps no room."""
-
-    def begin(self, rows: int) -> Sequence[Tensors]:
-        """Have the nets on the device; return the conditioning of the rows.
-
-        Of each net the control image, and float32 (3,): the scale, and the evaluations at which it begins and ends.
-
-        Raises:
-            JobError: code ``oom``.
-        """
-        begun: list[LoadedModule] = []
-        try:
-            for use in self._uses:
-                self._nets.cache.begin(use.net)
-                begun.append(use.net)
-            if not self._images:
-                self._images = self._conditions()
-            return [self._conditioning(negative=row > 0) for row in range(rows)]
-        except BaseException:
-            for net in begun:
-                self._nets.cache.end(net)
-            raise
-
-    def end(self) -> None:
-        """Let the nets leave when others need their room."""
-        for use in self._uses:
-            self._nets.cache.end(use.net)
-
-    def _conditions(self) -> list[torch.Tensor]:
-        generator = torch.Generator("cpu").manual_seed(self._seed)
-        return [self._nets.condition(use.net.module, use.image, generator) for use in self._uses]
-
-    def _conditioning(self, *, negative: bool) -> Tensors:
+    def conditioning(self, row: int) -> Tensors:
+        """Return of each net the control image, and float32 (3,): the scale, and where it begins and ends."""
+        if not self._images:
+            generator = torch.Generator("cpu").manual_seed(self._seed)
+            self._images = [self._nets.condition(use.net.module, use.image, generator) for use in self._uses]
         found: dict[str, torch.Tensor] = {}
         for number, (use, image) in enumerate(zip(self._uses, self._images, strict=True)):
             name = f"{PREFIX}{number}:{use.net.key}"
             # such a net follows the prompt only, in diffusers' guess mode
-            off = negative and use.net.module.config.get("global_pool_conditions", False)
+            off = row > 0 and use.net.module.config.get("global_pool_conditions", False)
             first, end = interval(use.control.start, use.control.end, self._evaluations)
             numbers = torch.tensor([0.0 if off else use.control.scale, first, end])
             found[name + _SCALE] = send(numbers, image.device)
             found[name + _IMAGE] = image
-        return {**found, **self._nets.of_row(negative=negative)}
+        return {**found, **self._nets.of_row(negative=row > 0)}
 
 
 class ControlNets(ABC):
