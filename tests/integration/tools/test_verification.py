@@ -123,6 +123,27 @@ def test_every_kind_of_image_has_the_same_bytes_when_rendered_again(farm: Farm, 
     assert [each for each in found.values() if each.differences or not each.same_bytes or each.tolerance] == []
 
 
+def test_images_of_two_stages_have_the_same_bytes_and_each_stage_its_own_calls(farm: Farm, model: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"hires_scale": 1.5},
+        {"hires_scale": 2, "hires_upscaler": "pixel", "scheduler": "euler_a", "hires_steps": 2, "hires_strength": 1},
+        {},
+    ]
+    batch = farm.submit([{"prompt": f"p{n}", "seed": n, **SMALL, **row} for n, row in enumerate(rows)], batch="b")
+    work(farm, model, micro_batch=8, decode_group=4)
+    first, second, plain = batch.results()
+    with Image.open(io.BytesIO(farm.bucket.get(second["key"]))) as image:
+        assert image.size == (128, 128)
+    assert (second["request"]["width"], second["hires"]["width"]) == (64, 128)
+    # four times as large, hence in calls of a quarter of the rows and images
+    assert [line["micro_batch"] for line in (first, second, plain)] == [8, 8, 8]
+    assert second["hires"]["micro_batch"] == 2
+    assert [line.get("decode_group", 1) for line in (first, second, plain)] == [1, 1, 4]
+    found = results_of(batch, model)
+    assert len(found) == len(rows)
+    assert [each for each in found.values() if each.differences or not each.same_bytes or each.tolerance] == []
+
+
 @pytest.mark.parametrize("kind", ["sd3", "flux", "schnell", "flux2", "zimage"])
 def test_images_of_each_flow_matching_family_have_the_same_bytes_in_another_worker(
     farm: Farm, tmp_path: Path, kind: Kind

@@ -18,6 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tests.support.company import render_in_company
+from tests.support.controlled import catalogue_of, noise_image, prepared
+from tests.support.controlled import job as controlled
 from tests.support.engines import Faulty, make, pixels, render_alone, run, run_isolating
 from tests.support.input_images import Inputs, paint
 from tests.support.pipelines import (
@@ -30,6 +32,7 @@ from tests.support.pipelines import (
     set_scheduler,
 )
 from tests.support.tiny import make_tiny
+from tests.support.tiny.controlnets import make_controlnet
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
@@ -168,6 +171,32 @@ def test_a_job_on_an_image_has_a_second_stage_too(subject: Subject) -> None:
         enlarged = torch.nn.functional.interpolate(first, size=(12, 12), mode="bilinear")
         image = pipe(image=enlarged, strength=0.7, **common).images[0]
     assert difference(np.asarray(image).astype(int), done) <= BOUND
+
+
+@pytest.mark.parametrize("loaded", ["sd1"], indirect=True)
+def test_both_stages_follow_a_controlnet(subject: Subject, tmp_path: Path) -> None:
+    folder = make_controlnet(tmp_path / "nets" / "lines", Path(subject.family.name)).parent
+    family = load(Path(subject.family.name))
+    family.use_catalogue(catalogue_of(folder, tmp_path / "cache"))
+    image = noise_image(1)
+    shared: dict[str, Any] = {"images": [image], "hires_scale": 1.5, "scheduler": "euler"}
+    jobs = [
+        controlled(0, "lines", **shared, control_guidance_end=0.0),
+        controlled(1, "lines", **shared, seed=0),
+        controlled(2, "lines", **shared, seed=0, control_preprocessor="canny"),
+        # the edges of an image of the second size are others
+        controlled(3, "lines", images=[image], seed=0, control_preprocessor="canny", width=96, height=96),
+    ]
+    enlarged = np.asarray(Image.fromarray(image).resize((96, 96)))
+    images = [image, image, image, enlarged]
+    engine = Engine(family, slots=3)
+    done = render(engine, [prepared(engine, job, [each]) for job, each in zip(jobs, images, strict=True)])
+    for job, each in zip(jobs, images, strict=True):
+        alone = Engine(family, slots=3)
+        alone.admit(prepared(alone, job, [each]))
+        assert pixels(run(alone)[job.index]) == pixels(done[job.index])
+    assert len({pixels(image) for image in done.values()}) == len(jobs)
+    assert all(done[index].pixels.shape == (96, 96, 3) for index in range(4))
 
 
 def test_a_mask_would_not_be_kept_by_a_second_stage() -> None:

@@ -38,8 +38,8 @@ class FirstImage(NamedTuple):
 def prepare_second(family: Family, first: ImageState) -> ImageState | None:
     """Return the second stage of an image, None for a job without one. It begins with what the first one made.
 
-    Its text is that of the first stage. Its noise continues that of the first. Guidance intervals are shares of its own
-    steps. Thread-safe.
+    Its text and its adapters are those of the first stage; control images are enlarged. Its noise continues that of the
+    first. Guidance intervals are shares of its own steps. Thread-safe.
 
     Raises:
         JobError: code ``size_not_supported`` for sides over the limit, ``strength_too_low`` for a second stage without
@@ -65,9 +65,11 @@ def prepare_second(family: Family, first: ImageState) -> ImageState | None:
     schedule = family.noise_schedule(steps, width, height)
     plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, steps, schedule, steps_made=made)
     shape = LatentShape(height // family.vae_scale_factor, width // family.vae_scale_factor)
-    size = {"width": width, "height": height, "num_inference_steps": steps}
+    # adapters may keep what they make of an image by how it got its size, and this one was enlarged
+    resize = f"{job.resize or ''}, {first.width}x{first.height}"
+    own = job.model_copy(update={"width": width, "height": height, "num_inference_steps": steps, "resize": resize})
     inputs = replace(first.inputs, controls=tuple(_resize(each, width, height) for each in first.inputs.controls))
-    prepared = (part.prepare(job.model_copy(update=size), inputs, plan) for part in family.adapter_parts)
+    prepared = (part.prepare(own, inputs, plan) for part in family.adapter_parts)
     return ImageState(
         job=job,
         handle=first.handle,
