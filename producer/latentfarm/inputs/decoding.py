@@ -107,7 +107,7 @@ def decode_image(data: bytes) -> Image.Image:
 
 
 def decode_mask(data: bytes) -> Image.Image:
-    """Return a mask as a greyscale image of mode L: white is painted anew, black and transparent parts are kept.
+    """Return a mask as a greyscale image of mode L: white is painted again, black and transparent parts are kept.
 
     Raises:
         InputError: as ``open_image`` and ``load``.
