@@ -81,6 +81,8 @@ class Settings(BaseModel):
     ``s3://BUCKET/PREFIX`` with many; a source is a file, a folder, ``s3://BUCKET/KEY`` or a hub id [default: none]."""
     adapter_cache_bytes: Annotated[int, Field(ge=0)] = 32 * 1024**3
     """Bytes of adapters fetched from a bucket, in the folder ``adapters`` of the cache [default: 34359738368]."""
+    adapter_memory_bytes: Annotated[int, Field(ge=0)] = 8 * 1024**3
+    """Bytes of ControlNets and IP-Adapters on the device; those used longest ago leave [default: 8589934592]."""
     safety: Safety = "off"
     """The least that is done with each image: ``score`` records scores of unsafe concepts in results, ``refuse`` fails
     a job whose image has one; a job may want more [default: off]."""

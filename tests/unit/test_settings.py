@@ -33,6 +33,7 @@ OTHERS = {
     "embedding_cache_bytes": 2**30,
     "adapters": "style=/adapters/style.safetensors,s3://adapters/loras",
     "adapter_cache_bytes": 2**34,
+    "adapter_memory_bytes": 2**32,
     "safety": "score",
     "safety_checker": "/models/safety",
     "dtype": "float16",

@@ -65,6 +65,7 @@ def load_model(settings: Settings, loaded: Mapping[str, torch.nn.Module] | None 
     dtype = pick_dtype(settings.dtype, device, settings.quantization)
     memory = Memory(settings.quantization, settings.text_encoder, settings.text_encoder_quantization)
     family = load_family(source, dtype=dtype, device=device, memory=memory, cache=settings.cache_dir, loaded=loaded)
+    family.adapter_modules.max_bytes = settings.adapter_memory_bytes
     family.use_catalogue(_open_adapters(settings, bundled=ADAPTERS_DIR if source == MODEL_DIR else None))
     return family
 

@@ -11,6 +11,7 @@ from latentfarm.job import PromptSyntax
 from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.lora.part import Loras
+from latentfarm_worker.adapters.module_cache import ModuleCache
 from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.image_encoder import WeightsGuard
@@ -46,6 +47,7 @@ class Family(Protocol):
             ``none`` by default.
         adapter_parts: the adapters that jobs may use.
         loras: the LoRAs among them.
+        adapter_modules: those with weights of their own, in memory.
         inputs: the fields of input images that jobs may have, besides those of adapters.
         required_inputs: those that each job must have.
         vae_guard: held by whoever moves the weights of the VAE, whose encoder other threads call.
@@ -77,6 +79,7 @@ class Family(Protocol):
     text_quantization: str
     adapter_parts: list[AdapterPart]
     loras: Loras
+    adapter_modules: ModuleCache
     inputs: tuple[str, ...]
     required_inputs: tuple[str, ...]
     vae_guard: WeightsGuard

@@ -23,6 +23,7 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.bucket_check import check_bucket
 from latentfarm.webhooks.deliver import deliver_due
 from latentfarm_worker.build import load_model, make_engine, pick_device
+from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.model_pool import ModelPool, weights_budget
 from latentfarm_worker.service.health import Health
 from latentfarm_worker.service.hooks import WorkerHooks
@@ -44,6 +45,12 @@ log = logging.getLogger(__name__)
 _CLOSE_S = 5.0
 #: seconds after which a wait for an interactive job counts as success of its thread, or its failures would stay
 _IDLE_S = 5.0
+
+
+def _free_device(engine: Engine) -> None:
+    """Drop what holds addresses of the weights of a model that has left the device, and let its adapters leave too."""
+    engine.forget_graphs()
+    engine.family.adapter_modules.leave_device()
 
 
 def _terminate() -> None:
@@ -177,7 +184,7 @@ class Worker:
             engine.warm_up()
             model.take_engine(engine)
             if self._pool is not None:
-                self._pool.when_leaving(model.alias, engine.forget_graphs)
+                self._pool.when_leaving(model.alias, partial(_free_device, engine))
         self._models[0].watch_memory()
 
     def _make_render_loops(self) -> RenderLoops:
