@@ -36,7 +36,7 @@ from latentfarm.submission.prompts import (
     check_defaults,
     open_source,
 )
-from latentfarm.submission.syntax_notes import note_syntax
+from latentfarm.submission.syntax_notes import note_syntax, note_unknown_embeddings
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
@@ -146,6 +146,7 @@ class Request:
                 yield PlacedRow(number, "", found)
                 continue
             note_syntax(found.row, self.defaults, self.source.notes, dynamic=dynamic)
+            note_unknown_embeddings(found.row, self.facts, self.source.notes)
             expanded = (found.row,) if plain else self.expansion.rows(self._with_negative(found.row), number)
             try:
                 for swept in expanded:

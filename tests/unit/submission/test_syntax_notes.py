@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from latentfarm.adapter_kind import AdapterKind
+from latentfarm.model_facts import ModelFacts
 from latentfarm.submission.estimate import make_estimate
 from latentfarm.submission.expansion import Expansion
 from latentfarm.submission.request import make_request
@@ -42,3 +44,26 @@ def test_text_is_not_noted(prompt: str) -> None:
 
 def test_syntax_that_is_read_is_not_noted() -> None:
     assert notes_of(["a {red|blue} (cat:1.2)"], dynamic=True, prompt_syntax="a1111") == {}
+
+
+@pytest.mark.parametrize(
+    ("adapters", "noted"),
+    [
+        (None, []),
+        ({}, []),
+        ({AdapterKind.LORA: ("nest",)}, []),
+        (
+            {AdapterKind.EMBEDDING: ("nested", "Toy")},
+            ["<names> of no embedding are rendered as written; the model's workers have <nested>, <toy>"],
+        ),
+    ],
+)
+def test_a_name_of_no_embedding_is_noted_where_workers_have_some(
+    adapters: dict[AdapterKind, tuple[str, ...]] | None, noted: list[str]
+) -> None:
+    facts = ModelFacts(pipeline="p", model_digest="d", native_width=64, native_height=64, adapters=adapters)
+    prompts = ["a <nest> hut", "a <NESTED> hut, <toy>", "3 < 4 > 2", "<lora:x:1> -> <a b>"]
+    request = make_request(prompts, model="m", prompt_syntax="a1111").with_facts(facts)
+    list(request.rows())
+    assert [*request.source.notes] == noted
+    assert all(rows == 1 for rows in request.source.notes.values())
