@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from latentfarm.names import TRANSPARENT
+
 HEADING = "Image options"
+#: how a source begins that is no path
+_ADDRESS = re.compile(rf"(?:{TRANSPARENT})?(?:[A-Za-z][A-Za-z0-9+.-]+://|data:|sha256:)")
 
 Image = Annotated[
     str | None, typer.Option("--image", metavar="SOURCE", help="Image to begin with: file, s3://, https:// or data:")
@@ -106,21 +112,21 @@ def edit_fields(
 ) -> dict[str, Any]:
     """Return the defaults of rows that these options set; None for an option that is not given."""
     return {
-        "image": image,
-        "mask_image": mask_image,
+        "image": _source(image),
+        "mask_image": _source(mask_image),
         "strength": strength,
         "resize": resize,
         "mask_blur": mask_blur,
         "loras": _values(lora),
         "controlnet": _values(controlnet),
         # a file's name may have a comma
-        "control_image": control_image or None,
+        "control_image": [*map(_source, control_image)] if control_image else None,
         "controlnet_conditioning_scale": _values(controlnet_conditioning_scale),
         "control_guidance_start": _values(control_guidance_start),
         "control_guidance_end": _values(control_guidance_end),
         "control_preprocessor": _values(control_preprocessor),
         "ip_adapter": _values(ip_adapter),
-        "ip_adapter_image": ip_adapter_image or None,
+        "ip_adapter_image": [*map(_source, ip_adapter_image)] if ip_adapter_image else None,
         "ip_adapter_scale": _values(ip_adapter_scale),
         "hires_scale": hires_scale,
         "hires_steps": hires_steps,
@@ -133,3 +139,11 @@ def edit_fields(
 def _values(given: list[str] | None) -> list[str] | None:
     """Return the values of a repeatable option, each of which may be several between commas."""
     return [part.strip() for text in given for part in text.split(",")] if given else None
+
+
+def _source(source: str | None) -> str | None:
+    """Return a source with an absolute path: those of a prompt file begin at its folder, which may be another one."""
+    if not source or _ADDRESS.match(source):
+        return source
+    before, prefix, path = source.rpartition(TRANSPARENT)
+    return f"{before}{prefix}{Path(path).absolute()}"

@@ -25,7 +25,7 @@ from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.image_reader import ImageReader
 from latentfarm.server.interactive.renderer import InteractiveRenderer
 from latentfarm.server.live.hub import EventHub
-from latentfarm.server.openai import batches, files, images, model_list
+from latentfarm.server.openai import batches, files, images, model_list, stored_files
 from latentfarm.server.openai.batch_submission import BatchSubmitter
 from latentfarm.server.openai.sweep import Sweeper
 from latentfarm.server.openai.uploads import UploadSlots
@@ -58,7 +58,14 @@ def make_app(farm: Farm, settings: ServerSettings, operations: Sequence[Operatio
     Raises:
         InputError: the server would be open to other machines, or its keys are invalid.
     """
-    context = ServerContext(farm, settings, EventHub(farm.ledger), CapacityLimiter(_THREADS), ImageReader(farm.bucket))
+    context = ServerContext(
+        farm,
+        settings,
+        EventHub(farm.ledger),
+        CapacityLimiter(_THREADS),
+        ImageReader(farm.bucket),
+        stored_files.input_policy(farm),
+    )
     guard = Guard(settings, farm.ledger, context.run)
     running: set[RunningRequest] = set()
     headers = dict(response_headers())

@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from starlette.requests import Request
 
 from latentfarm.farm import Farm
+from latentfarm.inputs.policy import InputPolicy
 from latentfarm.server.image_reader import ImageReader
 from latentfarm.server.live.cache import Cached
 from latentfarm.server.live.hub import EventHub
@@ -23,7 +24,7 @@ Returned = TypeVar("Returned")
 
 @dataclass(frozen=True)
 class ServerContext:
-    """The farm, the settings, the hub, the reader of images and the metrics of one server."""
+    """The farm, the settings, the hub, the reader of images, the policy of inputs and the metrics of one server."""
 
     farm: Farm
     settings: ServerSettings
@@ -31,6 +32,8 @@ class ServerContext:
     #: threads for calls of Redis and the bucket, which block
     threads: CapacityLimiter
     images: ImageReader
+    #: the sources that clients' rows may name
+    inputs: InputPolicy
     metrics: ServerMetrics = field(default_factory=ServerMetrics)
     #: what each request for images looks up, such as the models of the farm
     looked_up: Cached[Any] = field(default_factory=lambda: Cached(1.0))

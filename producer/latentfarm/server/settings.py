@@ -38,6 +38,8 @@ class ServerSettings(BaseModel):
     """Model of requests that name none, or one of OpenAI's [default: the only one with workers]."""
     max_body_bytes: Annotated[int, Field(ge=1_024)] = 1_048_576
     """Bytes of a request's body, files excepted [default: 1048576]."""
+    max_image_body_bytes: Annotated[int, Field(ge=1_024)] = 67_108_864
+    """Bytes of the body of a request that sends images, such as an edit [default: 67108864]."""
     max_file_bytes: Annotated[int, Field(ge=1_024)] = 8 * 1024**3
     """Bytes of an uploaded file [default: 8589934592]."""
     max_batch_lines: Annotated[int, Field(ge=1)] = 1_000_000

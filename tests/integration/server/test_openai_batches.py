@@ -83,7 +83,7 @@ def test_lines_become_images_and_invalid_ones_errors(client: openai.OpenAI, farm
         line("bytes", response_format="b64_json", n=2),
         line("too small", width=8),
         line("another model", model="sdxl"),
-        line("an edit", url="/v1/images/edits"),
+        line("a variation", url="/v1/images/variations"),
         line(None),
         '"a prompt"',
     ]
@@ -96,7 +96,7 @@ def test_lines_become_images_and_invalid_ones_errors(client: openai.OpenAI, farm
     assert set(done) == {"by url", "bytes"}
     assert done["by url"]["response"]["body"]["data"][0]["url"].startswith("http")
     assert [set(entry) for entry in done["bytes"]["response"]["body"]["data"]] == [{"b64_json"}, {"b64_json"}]
-    assert set(errors) == {"too small", "another model", "an edit", f"{batch.id}/6", f"{batch.id}/7"}
+    assert set(errors) == {"too small", "another model", "a variation", f"{batch.id}/6", f"{batch.id}/7"}
     assert "requests.jsonl line 3: width 8" in errors["too small"]["error"]["message"]
     assert farm.ledger.batch(batch.id).kind is BatchKind.OPENAI
     # the files of batches are listed with those that were uploaded

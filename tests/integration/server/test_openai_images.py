@@ -149,7 +149,9 @@ REFUSED: list[tuple[dict[str, Any], str | None, str]] = [
     ({"prompt": "a", "stream": True, "partial_images": 4}, "partial_images", "less than or equal to 3"),
     ({"prompt": "a", "stream": True, "response_format": "url"}, "response_format", "a stream has no URLs"),
     ({"prompt": "a", "true_cfg_scale": 4}, "true_cfg_scale", "write guidance_scale"),
-    ({"prompt": "a", "image": "data:"}, "image", "images cannot be edited"),
+    ({"prompt": "a", "image": "data:"}, "image", "is no data URL of an image; write data:image/png;base64,..."),
+    ({"prompt": "a", "mask": "data:"}, "mask", "is for /v1/images/edits; send it there, or write mask_image"),
+    ({"prompt": "a", "strength": 0.5}, "strength", "strength 0.5 has no image; write image, or remove it"),
 ]
 
 
@@ -184,18 +186,12 @@ def test_an_invalid_request_is_refused_with_the_field_and_the_cure(
     assert all(farm.ledger.batch(name).total == 1 for name in farm.ledger.batches(interactive=True))
 
 
-def test_edits_are_refused_in_every_form(server: RunningServer, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="images cannot be edited yet"):
-        client.images.edit(image=[("a.png", b"x" * 100_000), ("b.png", b"y")], prompt="a hat", mask=("m.png", b"z"))
+def test_variations_are_refused(client: openai.OpenAI) -> None:
     with (
         pytest.warns(DeprecationWarning, match="deprecated"),
-        pytest.raises(openai.BadRequestError, match="variations are not supported"),
+        pytest.raises(openai.BadRequestError, match="variations are not supported; send the image and a prompt to /v1"),
     ):
         client.images.create_variation(image=("a.png", b"x"))
-    json = {"images": [{"image_url": "data:image/png;base64,AAAA"}], "prompt": "a hat"}
-    assert server.client.post("/v1/images/edits", json=json).json()["error"]["code"] == "not_supported"
-    text = server.client.post("/v1/images/edits", content=b"image", headers={"content-type": "text/plain"})
-    assert text.status_code == 415
 
 
 def test_a_full_farm_answers_429_and_one_without_workers_503(serving: Serving, farm: Farm) -> None:

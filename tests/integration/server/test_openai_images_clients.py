@@ -49,10 +49,11 @@ def test_each_client_finds_its_images_where_it_reads_them(server: RunningServer,
     assert [entry["url"][:4] for entry in urls] == ["http", "http"]
 
 
-def test_clients_that_edit_images_read_why_they_cannot(server: RunningServer) -> None:
+def test_clients_that_edit_images_read_what_is_invalid(server: RunningServer, rendering: RunningWorker) -> None:
+    assert rendering
     for client in ("open-webui-openai", "librechat-openai"):
         answer = find(client, "edit").send(server.url)
         assert answer.status == 400
         error = answer.json()["error"]
         assert set(error) == {"message", "type", "param", "code"}
-        assert (error["code"], error["type"]) == ("not_supported", "invalid_request_error")
+        assert (error["code"], error["type"]) == ("invalid_image", "invalid_request_error")

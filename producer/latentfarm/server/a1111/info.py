@@ -12,7 +12,7 @@ from PIL import Image
 
 from latentfarm.a1111_parameters import parameters_of_result
 from latentfarm.image_formats import PILLOW_FORMATS, embedded_text
-from latentfarm.job import job_of_result
+from latentfarm.job import Job, job_of_result
 from latentfarm.samplers import a1111_sampler
 
 
@@ -54,7 +54,7 @@ def info_text(images: Sequence[tuple[bytes, Mapping[str, Any]]], *, batch_size: 
             "sd_vae_hash": None,
             "seed_resize_from_w": -1,
             "seed_resize_from_h": -1,
-            "denoising_strength": None,
+            "denoising_strength": _strength(job),
             "extra_generation_params": {},
             "index_of_first_image": 0,
             "infotexts": [_infotext(body, result) for body, result in images],
@@ -68,6 +68,13 @@ def info_text(images: Sequence[tuple[bytes, Mapping[str, Any]]], *, batch_size: 
         },
         ensure_ascii=False,
     )
+
+
+def _strength(job: Job) -> float | None:
+    """Return the share of the steps that was made on an image, or in a second stage; None without both."""
+    if job.image is not None:
+        return job.effective_strength
+    return None if job.hires_scale is None else job.hires_strength
 
 
 def _truncations(results: Iterable[Mapping[str, Any]]) -> set[str]:

@@ -1,4 +1,4 @@
-"""The body of ``txt2img``: the web UI's fields, read as rows of prompts.
+"""The bodies of ``txt2img`` and ``img2img``: the web UI's fields, read as rows of prompts.
 
 A field that the web UI does not know is ignored, as it ignores it. One that it knows, that is on and that would change
 the image, is refused.
@@ -29,11 +29,15 @@ _STEPS, _CFG_SCALE = 50, 7.0
 #: as in the web UI, a random seed is less than this
 _RANDOM_SEEDS = 2**32 - 2
 #: fields of the body that are fields of a row, under the web UI's names or our own
-_ROW_FIELDS = ("prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "prompt_syntax")
+_ROW_FIELDS = (
+    *("prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "prompt_syntax", "denoising_strength"),
+    *("enable_hr", "hr_scale", "hr_resize_x", "hr_resize_y", "hr_second_pass_steps", "hr_upscaler"),
+)
+#: fields that have images, so that an answer does not repeat them
+_SCRIPTS = "alwayson_scripts"
 _SWITCH_OFF = "it is not supported; set it to false, 0 or an empty text"
 #: fields that change the image unless they are off, and the cure
 _UNSUPPORTED: Mapping[str, str] = {
-    "enable_hr": "the hires fix is not supported; set it to false, and width and height to the final size",
     "firstpass_image": _SWITCH_OFF,
     "infotext": "it is not supported; send its settings as fields",
     "refiner_checkpoint": _SWITCH_OFF,
@@ -67,7 +71,14 @@ _HARMLESS_SETTINGS = (
     "show_progress",
     "webp_",
 )
-_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE)
+#: settings of a second stage of its own, which are those of the first here, and what chooses them
+_HIRES_UNSUPPORTED: Mapping[str, frozenset[str]] = {
+    "hr_prompt": frozenset(),
+    "hr_negative_prompt": frozenset(),
+    "hr_checkpoint_name": frozenset({"use same checkpoint"}),
+    "hr_sampler_name": frozenset({"use same sampler"}),
+    "hr_scheduler": frozenset({"use same scheduler"}),
+}
 #: schedulers that add noise at each step in the web UI, by our names
 _NOISY = re.compile(r"euler_a|kdpm2_a|dpm\+\+(?:2s|.*sde)")
 #: what the web UI puts around a model's name: the ending of its file and a hash
@@ -112,23 +123,35 @@ class TextToImage:
 
 
 def read_text_to_image(body: object) -> TextToImage:
-    """Return the request of a body.
+    """Return the request of a body of ``txt2img``.
 
     Raises:
         RequestError: 400 with field, value and cure.
     """
-    if not isinstance(body, dict):
-        raise _invalid('the body is no object; send {"prompt": "..."}')
-    given = {name: value for name, value in body.items() if value is not None}
+    return read_body(body, {}, place="txt2img")
+
+
+def read_body(body: object, inputs: Mapping[str, Any], *, place: str) -> TextToImage:
+    """Return the request of a body.
+
+    Args:
+        body: the JSON of the request.
+        inputs: the web UI's names of further fields of the row, and their values.
+        place: the name of the operation, for messages.
+
+    Raises:
+        RequestError: 400 with field, value and cure.
+    """
+    given = given_fields(body)
     fields = _Body.model_validate(given)
-    _refuse_unsupported(given, fields.alwayson_scripts or {})
+    _refuse_unsupported(given)
     settings = read_settings(fields.override_settings or {})
     scheduler, notes = _scheduler(fields)
     if "eta" in given:
         _check_eta(given["eta"], scheduler or "")
     images = fields.n_iter * fields.batch_size
     if images > MAX_IMAGES:
-        raise _invalid(
+        raise invalid(
             f"n_iter {fields.n_iter} times batch_size {fields.batch_size} is {images} images; "
             f"send at most {MAX_IMAGES}, or submit a batch"
         )
@@ -140,11 +163,14 @@ def read_text_to_image(body: object) -> TextToImage:
             "cfg_scale": _CFG_SCALE,
             "scheduler": scheduler,
             **{name: given[name] for name in _ROW_FIELDS if name in given},
+            _SCRIPTS: fields.alwayson_scripts or {},
+            **inputs,
             **settings.fields,
-        }
+        },
+        place,
     )
     seed = _first_seed(fields.seed, images)
-    known = _Body.model_fields.keys() | set(_ROW_FIELDS)
+    known = (_Body.model_fields.keys() | set(_ROW_FIELDS)) - {_SCRIPTS}
     return TextToImage(
         rows=[{**row, "seed": seed + number} for number in range(images)],
         model=settings.model,
@@ -153,6 +179,17 @@ def read_text_to_image(body: object) -> TextToImage:
         parameters={name: value for name, value in given.items() if name in known},
         notes=notes,
     )
+
+
+def given_fields(body: object) -> dict[str, Any]:
+    """Return the fields of a body that are not null.
+
+    Raises:
+        RequestError: 400, it is no object.
+    """
+    if not isinstance(body, dict):
+        raise invalid('the body is no object; send {"prompt": "..."}')
+    return {name: value for name, value in body.items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -181,40 +218,28 @@ def read_settings(settings: Mapping[str, Any]) -> Settings:
             case "sd_vae" if str(value).lower() == "automatic":
                 continue
             case _ if not is_off(value) and not name.startswith(_HARMLESS_SETTINGS):
-                raise _invalid(f"the setting {name[:60]} {abbreviate(value)} is not supported; remove it")
+                raise invalid(f"the setting {name[:60]} {abbreviate(value)} is not supported; remove it")
     return Settings(model, fields)
 
 
 def model_of_title(title: object) -> str:
     """Return the name of the model in a title of the web UI: ``name.safetensors [0123abcd]``; empty for none."""
     if title is not None and not isinstance(title, str):
-        raise _invalid(f"sd_model_checkpoint {abbreviate(title)} is no text; send a title of /sdapi/v1/sd-models")
+        raise invalid(f"sd_model_checkpoint {abbreviate(title)} is no text; send a title of /sdapi/v1/sd-models")
     found = _TITLE.fullmatch((title or "").strip())
     return found["name"] if found else str(title)
 
 
-def _refuse_unsupported(given: Mapping[str, Any], scripts: Mapping[str, Any]) -> None:
+def _refuse_unsupported(given: Mapping[str, Any]) -> None:
     for name, cure in _UNSUPPORTED.items():
         if not is_off(given.get(name)):
-            raise _invalid(f"{name} {abbreviate(given[name])}: {cure}")
+            raise invalid(f"{name} {abbreviate(given[name])}: {cure}")
     if given.get("s_noise", 1) != 1:
-        raise _invalid(f"s_noise {abbreviate(given['s_noise'])} is not supported; set it to 1")
-    for name, script in scripts.items():
-        if _is_script_on(script):
-            raise _invalid(f"alwayson_scripts has {abbreviate(name)}, which is not supported; remove it")
-    for name in ("prompt", "negative_prompt"):
-        if found := _NETWORK.search(str(given.get(name, ""))):
-            raise _invalid(f"{name} has {abbreviate(found[0])}, and LoRAs are not supported; remove it")
-
-
-def _is_script_on(script: object) -> bool:
-    """Return whether a script would run: its first argument is its switch, or each is an object with one."""
-    arguments = script.get("args") if isinstance(script, Mapping) else script
-    if isinstance(arguments, list) and arguments:
-        if isinstance(arguments[0], bool):
-            return arguments[0]
-        return any(not isinstance(each, Mapping) or each.get("enabled", True) for each in arguments)
-    return bool(arguments)
+        raise invalid(f"s_noise {abbreviate(given['s_noise'])} is not supported; set it to 1")
+    for name, same in _HIRES_UNSUPPORTED.items():
+        value = given.get(name)
+        if not (is_off(given.get("enable_hr")) or is_off(value) or str(value).lower() in same):
+            raise invalid(f"{name} {abbreviate(value)} is not supported; remove it: that of the first stage holds")
 
 
 def _scheduler(fields: _Body) -> tuple[str | None, list[str]]:
@@ -222,16 +247,16 @@ def _scheduler(fields: _Body) -> tuple[str | None, list[str]]:
     name, schedule = fields.sampler_name or fields.sampler_index, fields.scheduler
     if name in {None, ""}:
         if not is_off(schedule) and str(schedule).lower() != "automatic":
-            raise _invalid(f"scheduler {abbreviate(schedule)} has no sampler; send sampler_name too")
+            raise invalid(f"scheduler {abbreviate(schedule)} has no sampler; send sampler_name too")
         return None, []
     if isinstance(name, int):
-        raise _invalid(f"sampler_index {name} is a number; send the sampler's name, such as Euler a, as sampler_name")
+        raise invalid(f"sampler_index {name} is a number; send the sampler's name, such as Euler a, as sampler_name")
     try:
         # without a schedule type, the web UI takes the sampler's usual one
         found = find_sampler(str(name), schedule or "Automatic")
     except ValueError as error:
         both = f"{name} {schedule}" if schedule else name
-        raise _invalid(f"sampler_name {abbreviate(both)} {error}") from None
+        raise invalid(f"sampler_name {abbreviate(both)} {error}") from None
     note = f"sampler {abbreviate(name)} is scheduler {found.scheduler} here, which differs: {found.near}"
     return found.scheduler, [note] if found.near else []
 
@@ -240,13 +265,13 @@ def _check_eta(eta: object, scheduler: str) -> None:
     """Refuse an eta that is not the sampler's own: 0 for DDIM, 1 for those that add noise, anything for the others."""
     wanted = 0 if scheduler.startswith("ddim") else 1 if _NOISY.match(scheduler) else eta
     if eta != wanted:
-        raise _invalid(f"eta {abbreviate(eta)} is not supported with {scheduler}; remove it, or set it to {wanted}")
+        raise invalid(f"eta {abbreviate(eta)} is not supported with {scheduler}; remove it, or set it to {wanted}")
 
 
-def _check_row(fields: dict[str, Any]) -> dict[str, Any]:
-    row = RowCheck(ReadOptions(), Notes()).row("txt2img", fields)
+def _check_row(fields: dict[str, Any], place: str) -> dict[str, Any]:
+    row = RowCheck(ReadOptions(), Notes()).row(place, fields)
     if isinstance(row, RowError):
-        raise _invalid(row.text)
+        raise invalid(row.text)
     return row.row.given()
 
 
@@ -255,12 +280,13 @@ def _first_seed(seed: object, images: int) -> int:
         return secrets.randbelow(_RANDOM_SEEDS)
     whole = seed.is_integer() if isinstance(seed, float) else isinstance(seed, int) and not isinstance(seed, bool)
     if not whole:
-        raise _invalid(f"seed {abbreviate(seed)} is no whole number; send -1 for a random one")
+        raise invalid(f"seed {abbreviate(seed)} is no whole number; send -1 for a random one")
     first, last = int(cast("int | float", seed)), MAX_SEED - images + 1
     if not 0 <= first <= last:
-        raise _invalid(f"seed {abbreviate(seed)} is out of range; send 0 to {last}")
+        raise invalid(f"seed {abbreviate(seed)} is out of range; send 0 to {last}")
     return first
 
 
-def _invalid(message: str) -> RequestError:
+def invalid(message: str) -> RequestError:
+    """Return the error of a body that cannot be read."""
     return RequestError(400, "invalid_request", message)

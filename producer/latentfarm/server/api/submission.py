@@ -12,8 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from latentfarm.errors import ConflictError, InputError, InvalidRowsError
-from latentfarm.farm import Farm
-from latentfarm.inputs.policy import InputPolicy
 from latentfarm.names import DEFAULT_MODEL, check_batch_name, check_model_alias
 from latentfarm.server.api.answers import ErrorAnswer, ErrorBody, PlanAnswer, SubmitAnswer
 from latentfarm.server.api.models import DEFAULT_FIELDS, EmptyQuery, SubmitBody, SubmitForm, SubmitOptionsBody
@@ -21,7 +19,7 @@ from latentfarm.server.api.polled import polled_answers
 from latentfarm.server.api.request import json_answer, read_query
 from latentfarm.server.api.threads import run_submission, run_with_bucket
 from latentfarm.server.api.upload import read_upload
-from latentfarm.server.context import context_of
+from latentfarm.server.context import ServerContext, context_of
 from latentfarm.server.http.body import parse_json, read_json
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
@@ -91,8 +89,8 @@ class _Submission:
 async def submit(request: Request) -> Response:
     owner = access_of(request).name
 
-    def work(farm: Farm, submission: _Submission) -> SubmitAnswer:
-        return _submit(farm, submission, owner)
+    def work(context: ServerContext, submission: _Submission) -> SubmitAnswer:
+        return _submit(context, submission, owner)
 
     return await _answered(request, work, status=201)
 
@@ -102,13 +100,13 @@ async def plan(request: Request) -> Response:
 
 
 async def _answered(
-    request: Request, work: Callable[[Farm, _Submission], SubmitAnswer | PlanAnswer], *, status: int
+    request: Request, work: Callable[[ServerContext, _Submission], SubmitAnswer | PlanAnswer], *, status: int
 ) -> Response:
     read_query(request, EmptyQuery)
     context = context_of(request)
     async with _read(request) as submission:
         try:
-            found = await run_submission(request, work, context.farm, submission)
+            found = await run_submission(request, work, context, submission)
             if isinstance(found, SubmitAnswer):
                 audit_batch(request, found.batch)
                 polled_answers(request).forget()
@@ -146,8 +144,8 @@ def _in_words_of_api(message: str) -> str:
     return message
 
 
-def _submit(farm: Farm, submission: _Submission, owner: str) -> SubmitAnswer:
-    options = submission.options
+def _submit(context: ServerContext, submission: _Submission, owner: str) -> SubmitAnswer:
+    farm, options = context.farm, submission.options
     batch = farm.submit(
         submission.source,
         batch=options.name,
@@ -160,7 +158,7 @@ def _submit(farm: Farm, submission: _Submission, owner: str) -> SubmitAnswer:
             max_invalid=options.max_invalid,
             owner=owner,
         ),
-        inputs=InputPolicy.of_server(farm.settings, farm.bucket),
+        inputs=context.inputs,
         **submission.arguments(),
     )
     record = farm.ledger.batch(batch.name)
@@ -169,9 +167,9 @@ def _submit(farm: Farm, submission: _Submission, owner: str) -> SubmitAnswer:
     )
 
 
-def _plan(farm: Farm, submission: _Submission) -> PlanAnswer:
-    policy = InputPolicy.of_server(farm.settings, farm.bucket)
-    request = make_request(submission.source, client=farm.bucket.client, inputs=policy, **submission.arguments())
+def _plan(context: ServerContext, submission: _Submission) -> PlanAnswer:
+    farm, inputs = context.farm, context.inputs
+    request = make_request(submission.source, client=farm.bucket.client, inputs=inputs, **submission.arguments())
     request = request.with_facts(farm.facts_for(request, submission.options.name))
     workers = farm.workers(request.model)
     found = make_estimate(request, throughput=farm.ledger.throughput(request.model), count_tokens=None)

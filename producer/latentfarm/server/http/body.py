@@ -11,6 +11,9 @@ from starlette.requests import Request
 
 from latentfarm.server.http.request_error import RequestError
 
+#: a body that is parsed in a millisecond or so
+_SHORT_BYTES = 1_048_576
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -66,8 +69,10 @@ async def read_json(request: Request, model: type[Model] | None = None, limit: i
         raise RequestError(
             415, "unsupported_media_type", f"the content type is {kind[:80]!r}; send Content-Type: application/json"
         )
-    chosen: int = request.app.state.context.settings.max_body_bytes if limit is None else limit
-    value = parse_json(await read_body(request, chosen))
+    context = request.app.state.context
+    body = await read_body(request, context.settings.max_body_bytes if limit is None else limit)
+    # megabytes of base64 would stop the event loop
+    value = parse_json(body) if len(body) <= _SHORT_BYTES else await context.run(parse_json, body)
     return value if model is None else model.model_validate(value)
 
 

@@ -14,16 +14,19 @@ from starlette.requests import Request
 
 from latentfarm.batch import Batch
 from latentfarm.batch_kind import BatchKind
+from latentfarm.edit_fields import SOURCE_FIELDS, SOURCE_LIST_FIELDS
 from latentfarm.errors import LatentfarmError, NotFoundError
 from latentfarm.ledger.constants import INTERACTIVE_PRIORITY
 from latentfarm.ledger.events import Event
 from latentfarm.ledger.live_reports import LiveReport
 from latentfarm.server.context import ServerContext
 from latentfarm.server.http.request_error import RequestError
+from latentfarm.server.interactive.inputs import run_with_inputs
 from latentfarm.server.interactive.models import facts_of_model
 from latentfarm.server.interactive.rendering import Rendering
 from latentfarm.server.live.hub import Item
 from latentfarm.server.security.access import access_of
+from latentfarm.storage.bucket import Bucket
 from latentfarm.storage.manifest import NOT_THE_REQUEST, Part, PartWriter
 from latentfarm.storage.part_codec import parse
 from latentfarm.submission.prompts import ReadOptions, RowError
@@ -68,9 +71,14 @@ class InteractiveRenderer:
         """
         context, owner = self._context, access_of(request).name
         name = f"interactive-{secrets.token_hex(8)}"
-        submitted = make_request(list(rows), reading, model=model, partial_images=partial_images or None)
+        submitted = make_request(
+            list(rows), reading, model=model, inputs=context.inputs, partial_images=partial_images or None
+        )
         submitted = submitted.with_facts(await facts_of_model(context, model))
-        requests = _requests(submitted, name)
+        if any(map(_has_inputs, rows)):
+            requests = await run_with_inputs(request, _requests, submitted, name, context.farm.bucket)
+        else:
+            requests = _requests(submitted, name, None)
         prefix = f"{name}/"
 
         def wanted(item: Item) -> bool:
@@ -146,15 +154,21 @@ class InteractiveRenderer:
             log.warning("%s is not cancelled, so its images are rendered in vain: %s", name, error)
 
 
-def _requests(submitted: Submitted, batch: str) -> list[dict[str, Any]]:
+def _has_inputs(row: dict[str, Any] | str) -> bool:
+    return isinstance(row, dict) and not row.keys().isdisjoint({*SOURCE_FIELDS, *SOURCE_LIST_FIELDS})
+
+
+def _requests(submitted: Submitted, batch: str, bucket: Bucket | None) -> list[dict[str, Any]]:
     """Return the fields of each job that determine its image, as the manifest will have them.
+
+    Their inputs are stored in the bucket, if one is given; that blocks.
 
     Raises:
         RequestError: a row is invalid.
     """
     writer = PartWriter(batch, submitted.defaults, submitted.facts)
     parts: list[Part] = []
-    for number, row in submitted.rows():
+    for number, row in submitted.rows(bucket):
         if isinstance(row, RowError):
             raise RequestError(400, "invalid_request", row.text.removeprefix("row 1: "), param=row.reason)
         parts += writer.add(row, number)

@@ -28,7 +28,17 @@ _SHORTEST_POLL_S, _FIRST_POLL_S, _LONGEST_POLL_S = 0.05, 0.25, 5.0
 _PASSING = frozenset({"oom", "upload_error", "commit_error", "manifest_unreadable", "poison"})
 #: errors of a job that its request causes
 _OF_REQUEST = frozenset(
-    {"scheduler", "prompt_too_complex", "clip_skip_out_of_range", "size_not_supported", "non_finite", "blank_image"}
+    {
+        *(
+            "scheduler",
+            "prompt_too_complex",
+            "clip_skip_out_of_range",
+            "size_not_supported",
+            "non_finite",
+            "blank_image",
+        ),
+        *("input_required", "input_invalid", "input_too_large", "adapter_unknown", "adapter_mismatch", "unsafe"),
+    }
 )
 
 

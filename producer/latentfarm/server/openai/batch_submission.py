@@ -21,6 +21,7 @@ from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState
 from latentfarm.errors import ConflictError, InputError, LatentfarmError, UnavailableError
 from latentfarm.farm import Farm
+from latentfarm.inputs.resolver import InputResolver
 from latentfarm.job import Defaults
 from latentfarm.server.openai import stored_batches, stored_files
 from latentfarm.server.openai.batch_state import find_record
@@ -240,7 +241,8 @@ def make_request(farm: Farm, stored: StoredBatch) -> Request:
     source = S3Source(farm.bucket.client, url, reading)
     # for messages
     source.name = stored.filename
-    return Request(source, stored.models[0], Defaults(), Expansion.parse(), reading)
+    inputs = InputResolver(stored_files.input_policy(farm))
+    return Request(source, stored.models[0], Defaults(), Expansion.parse(), reading, inputs=inputs)
 
 
 def _reason(text: str) -> str:

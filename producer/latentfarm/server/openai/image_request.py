@@ -18,10 +18,8 @@ _PASSED_OVER = frozenset({"complexity", "frame_duration_ms", "input_fidelity", "
 #: fields of other engines, with what to do instead
 _REFUSED = {
     "true_cfg_scale": "is not supported by these models; write guidance_scale",
-    "image": "is not supported yet: images cannot be edited; remove it",
-    "images": "is not supported yet: images cannot be edited; remove it",
-    "mask": "is not supported yet: images cannot be edited; remove it",
-    "loras": "is not supported yet; remove it",
+    "images": "is for /v1/images/edits; send it there, or write image",
+    "mask": "is for /v1/images/edits; send it there, or write mask_image: white is painted again",
 }
 _PLACE = "the request"
 #: what only a command can do

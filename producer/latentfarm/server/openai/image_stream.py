@@ -23,26 +23,30 @@ from latentfarm.server.openai.image_request import ImageRequest
 from latentfarm.server.openai.usage import usage_of
 from latentfarm.server.security.access import audit_batch
 
-_PARTIAL, _COMPLETED = "image_generation.partial_image", "image_generation.completed"
+#: what the types of events begin with
+GENERATION, EDIT = "image_generation", "image_edit"
 
 
-async def image_stream(request: Request, wanted: ImageRequest, model: str) -> Response:
-    """Submit the images, and return the answer that streams them. A refused request has no stream."""
+async def image_stream(request: Request, wanted: ImageRequest, model: str, *, kind: str) -> Response:
+    """Submit the images, and return the answer that streams them. A refused request has no stream.
+
+    ``kind``: what the types of events begin with.
+    """
     stack = AsyncExitStack()
     submitted = renderer_of(request).render(request, [wanted.row], model=model, partial_images=wanted.partial_images)
     rendering = await stack.enter_async_context(submitted)
     audit_batch(request, rendering.batch)
-    return event_stream(_events(request, stack, rendering, wanted))
+    return event_stream(_events(request, stack, rendering, wanted, kind))
 
 
 async def _events(
-    request: Request, stack: AsyncExitStack, rendering: Rendering, wanted: ImageRequest
+    request: Request, stack: AsyncExitStack, rendering: Rendering, wanted: ImageRequest, kind: str
 ) -> AsyncIterator[ServerEvent]:
     """Yield the partial images as they come, and then each image."""
     context = context_of(request)
     async with stack:
         try:
-            async for event in _image_events(context, rendering, wanted):
+            async for event in _image_events(context, rendering, wanted, kind):
                 yield event
         except Exception as error:  # noqa: BLE001 (the status is sent, so the error is an event)
             found = as_request_error(error, str(request.state.request_id))
@@ -50,17 +54,17 @@ async def _events(
 
 
 async def _image_events(
-    context: ServerContext, rendering: Rendering, wanted: ImageRequest
+    context: ServerContext, rendering: Rendering, wanted: ImageRequest, kind: str
 ) -> AsyncIterator[ServerEvent]:
     if wanted.partial_images:
         async for preview in rendering.previews():
             request = rendering.requests[preview.index]
             yield await context.run(
-                _encode, context, _PARTIAL, preview.body, request, partial_image_index=preview.number
+                _encode, context, f"{kind}.partial_image", preview.body, request, partial_image_index=preview.number
             )
     for image in await rendering.images():
         request, usage = image.result["request"], usage_of([image.result])
-        yield await context.run(_encode, context, _COMPLETED, image.body, request, usage=usage)
+        yield await context.run(_encode, context, f"{kind}.completed", image.body, request, usage=usage)
 
 
 def _encode(context: ServerContext, kind: str, body: bytes, request: Mapping[str, Any], **more: object) -> ServerEvent:

@@ -11,23 +11,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from latentfarm.server.context import ServerContext, context_of
-from latentfarm.server.http.body import body_chunks, read_json
+from latentfarm.server.http.body import read_json
 from latentfarm.server.http.disconnect import cancel_on_disconnect
 from latentfarm.server.http.multipart import read_form
 from latentfarm.server.http.operation import Operation, Scope
 from latentfarm.server.http.request_error import RequestError
-from latentfarm.server.interactive.models import await_models, resolve_model
+from latentfarm.server.interactive.inputs import run_with_inputs
+from latentfarm.server.interactive.models import await_models, facts_of_model, resolve_model
 from latentfarm.server.interactive.renderer import renderer_of
 from latentfarm.server.interactive.rendering import RenderedImage, Rendering
+from latentfarm.server.openai.edit_inputs import place_inputs
+from latentfarm.server.openai.edit_request import read_edit_request
 from latentfarm.server.openai.image_request import ImageRequest, read_image_request
-from latentfarm.server.openai.image_stream import image_stream
-from latentfarm.server.openai.shapes import EditBody, EditForm, ImageBody, ImageEntry, ImagesAnswer
+from latentfarm.server.openai.image_stream import EDIT, GENERATION, image_stream
+from latentfarm.server.openai.shapes import EditBody, EditForm, ImageBody, ImageEntry, ImagesAnswer, VariationForm
 from latentfarm.server.openai.usage import usage_of
 from latentfarm.server.security.access import audit_batch
 
 #: bytes of a form that is refused: it is read, because many clients read no answer before they have sent all
 _MAX_REFUSED_BYTES = 64 * 1024 * 1024
-_GENERATIONS = "/v1/images/generations"
+_GENERATIONS, _EDITS = "/v1/images/generations", "/v1/images/edits"
 
 
 async def generate_images(request: Request) -> Response:
@@ -36,8 +39,23 @@ async def generate_images(request: Request) -> Response:
     async with cancel_on_disconnect(request):
         await await_models(context_of(request))
         model = await resolve_model(context_of(request), wanted.model)
+    return await _render(request, wanted, model, kind=GENERATION)
+
+
+async def edit_images(request: Request) -> Response:
+    """Render images that begin with an image, and answer as for those of a prompt."""
+    context = context_of(request)
+    edit = await read_edit_request(request, context.settings.max_image_body_bytes)
+    async with cancel_on_disconnect(request):
+        await await_models(context)
+        model = await resolve_model(context, edit.wanted.model)
+        wanted = await run_with_inputs(request, place_inputs, context, edit, await facts_of_model(context, model))
+    return await _render(request, wanted, model, kind=EDIT)
+
+
+async def _render(request: Request, wanted: ImageRequest, model: str, *, kind: str) -> Response:
     if wanted.stream:
-        return await image_stream(request, wanted, model)
+        return await image_stream(request, wanted, model, kind=kind)
     rendered = renderer_of(request).render(request, [wanted.row], model=model)
     async with cancel_on_disconnect(request), rendered as rendering:
         audit_batch(request, rendering.batch)
@@ -81,34 +99,18 @@ def _encode(
     return to_json(answer, exclude_none=True)
 
 
-async def edit_images(request: Request) -> Response:
-    """Refuse."""
-    await _discard(request)
-    raise RequestError(
-        400,
-        "not_supported",
-        f"images cannot be edited yet: no model of this server takes an image; use {_GENERATIONS}",
-        param="image",
-    )
-
-
 async def vary_images(request: Request) -> Response:
     """Refuse."""
     await _discard(request)
     raise RequestError(
-        400, "not_supported", f"variations are not supported; send a prompt to {_GENERATIONS}", param="image"
+        400, "not_supported", f"variations are not supported; send the image and a prompt to {_EDITS}", param="image"
     )
 
 
 async def _discard(request: Request) -> None:
-    """Read a body of images, and keep nothing of it."""
-    kind = request.headers.get("content-type", "").lower()
-    if kind.startswith("application/json"):
-        async for _ in body_chunks(request, _MAX_REFUSED_BYTES):
-            pass
-    else:
-        async for _ in read_form(request, _MAX_REFUSED_BYTES):
-            pass
+    """Read a form with an image, and keep nothing of it."""
+    async for _ in read_form(request, _MAX_REFUSED_BYTES):
+        pass
 
 
 OPERATIONS = (
@@ -124,10 +126,11 @@ OPERATIONS = (
     ),
     Operation(
         "POST",
-        "/v1/images/edits",
+        _EDITS,
         edit_images,
         Scope.SUBMIT,
-        "Edit images: not supported yet",
+        "Render images that begin with an image",
+        audited=True,
         body=EditBody,
         form=EditForm,
         answer=ImagesAnswer,
@@ -138,7 +141,7 @@ OPERATIONS = (
         vary_images,
         Scope.SUBMIT,
         "Vary an image: not supported",
-        form=EditForm,
+        form=VariationForm,
         answer=ImagesAnswer,
     ),
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from latentfarm.model_facts import ModelFacts
+from latentfarm.server.http.request_error import RequestError
 
 MAX_IMAGES = 10
+_FILE = WithJsonSchema({"type": "string", "contentMediaType": "application/octet-stream"})
 
 
 def _refuse_text(value: object) -> object:
@@ -32,17 +34,53 @@ class ImageBody(BaseModel):
 
 
 class EditForm(BaseModel):
-    """What to edit, as a form. Edits are not supported yet."""
+    """What to edit, as a form. Fields of prompt rows, such as ``strength``, are accepted beside these.
 
-    image: bytes
-    prompt: str = ""
+    ``mask`` is transparent where the image is painted again, as OpenAI's are. ``mask_image`` is white there.
+    """
+
+    image: Annotated[bytes, _FILE]
+    prompt: str
+    mask: Annotated[bytes, _FILE] = b""
+    mask_image: Annotated[bytes, _FILE] = b""
+    model: str = ""
+    n: int = 1
+
+
+class VariationForm(BaseModel):
+    """An image to vary. Variations are not supported."""
+
+    image: Annotated[bytes, _FILE]
+
+
+class ImageReference(BaseModel):
+    """An image: a URL, an ``https`` or a ``data`` one, or the id of an uploaded file."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image_url: str | None = None
+    file_id: str | None = None
+
+    def source(self, param: str) -> str:
+        """Return the source that a row has.
+
+        Raises:
+            RequestError: there are both or none; ``param`` is the field.
+        """
+        if not (self.image_url or self.file_id) or (self.image_url and self.file_id):
+            text = f"{param} has both image_url and file_id, or none; send one of them"
+            raise RequestError(400, "invalid_request", text, param=param)
+        return self.image_url or str(self.file_id)
 
 
 class EditBody(BaseModel):
-    """What to edit, as JSON. Edits are not supported yet."""
+    """What to edit, as JSON: an entry of ``images``, or ``image``. Fields of prompt rows are accepted beside these."""
 
-    images: list[dict[str, Any]] = Field(default_factory=list)
-    prompt: str = ""
+    model_config = ConfigDict(extra="allow")
+
+    prompt: str
+    images: list[ImageReference] = Field(default_factory=list)
+    mask: ImageReference | None = None
 
 
 class TokenDetails(BaseModel):

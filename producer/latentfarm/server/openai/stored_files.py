@@ -9,11 +9,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby
 
 from pydantic import BaseModel, ConfigDict
 
 from latentfarm.errors import InputError
+from latentfarm.farm import Farm
+from latentfarm.inputs.policy import InputPolicy
+from latentfarm.limits import MAX_INPUT_BYTES
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.server.openai.ids import is_file_id
 from latentfarm.server.openai.models import FileAnswer, Purpose
@@ -107,3 +111,25 @@ def all_files(bucket: Bucket) -> Iterator[tuple[str, bool]]:
     for file, group in groupby(keys, key=lambda key: key.partition("/")[0]):
         if is_file_id(file):
             yield file, f"{file}{_RECORD}" in list(group)
+
+
+def input_policy(farm: Farm) -> InputPolicy:
+    """Return which sources of input images the rows of clients may name: uploaded files among them."""
+    return InputPolicy.of_server(farm.settings, farm.bucket, read_file=partial(_read_input, farm))
+
+
+def _read_input(farm: Farm, file: str) -> bytes:
+    """Return the bytes of an uploaded image.
+
+    Raises:
+        InputError: there is none, or it is too large. The text is problem and cure.
+    """
+    record = read_record(farm.bucket, file, farm.ledger.now_s())
+    if record is None:
+        raise InputError("is no file of this server, or it has expired; upload the image again")
+    if record.bytes > MAX_INPUT_BYTES:
+        raise InputError(f"has {record.bytes:,} bytes; at most {MAX_INPUT_BYTES:,} are allowed: upload a smaller image")
+    try:
+        return farm.bucket.get(content_key(file), max_bytes=MAX_INPUT_BYTES)
+    except MissingObjectError:
+        raise InputError("was deleted; upload the image again") from None

@@ -26,6 +26,8 @@ HIRES_NAMES: Final = (
     ("hr_second_pass_steps", "hires_steps", "0 is as many as the first stage has"),
     ("hr_upscaler", "hires_upscaler", "Latent or Lanczos"),
 )
+#: how the script ControlNet resizes; a row's own ``resize`` takes precedence
+_SCRIPT_RESIZE = "script_resize"
 #: names of a row that are not fields, in the order in which they are read
 _DEFERRED = (DENOISING, *(name for name, _, _ in HIRES_NAMES))
 CONTROLNET: Final = "controlnet"
@@ -118,11 +120,13 @@ def is_script_on(script: object) -> bool:
 
 
 def set_second_stage(fields: dict[str, Any], notes: Notes) -> None:
-    """Replace the web UI's strength and second stage by the fields that they mean in this row.
+    """Replace the web UI's strength, second stage and resizing by the fields that they mean in this row.
 
     Raises:
         SecondStageError: a value is not supported.
     """
+    if (resize := fields.pop(_SCRIPT_RESIZE, None)) is not None:
+        fields.setdefault("resize", resize)
     given: dict[str, Any] = {name: fields.pop(name) for name in _DEFERRED if name in fields}
     if not given:
         return
@@ -185,7 +189,7 @@ def _fields_of_units(units: list[Mapping[str, Any]]) -> dict[str, Any]:
         del fields["control_image"]
     elif None in fields["control_image"]:
         raise ValueError("has a ControlNet without an image; write image in each unit")
-    return {**fields, "resize": modes.pop()}
+    return {**fields, _SCRIPT_RESIZE: modes.pop()}
 
 
 def _read_unit(unit: Mapping[str, Any]) -> dict[str, Any]:
