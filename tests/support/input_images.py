@@ -25,6 +25,8 @@ from latentfarm_worker.input_images.reader import InputReader
 #: diffusers' pipelines for an image, and for an image and a mask, by that for text alone
 _PIPELINES = {
     "StableDiffusionPipeline": ("StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"),
+    "StableDiffusionInpaintPipeline": ("", "StableDiffusionInpaintPipeline"),
+    "StableDiffusionXLInpaintPipeline": ("", "StableDiffusionXLInpaintPipeline"),
     "StableDiffusionXLPipeline": ("StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"),
     "StableDiffusion3Pipeline": ("StableDiffusion3Img2ImgPipeline", "StableDiffusion3InpaintPipeline"),
     "FluxPipeline": ("FluxImg2ImgPipeline", "FluxInpaintPipeline"),
@@ -136,7 +138,7 @@ def _image_pipeline(pipe: Any, *, masked: bool) -> Any:
         warnings.simplefilter("ignore")
         known = {*cls._get_signature_keys(cls)[0], "image_encoder", "feature_extractor"}
         parts = {name: part for name, part in pipe.components.items() if name in known}
-        if type(pipe).__name__ == "StableDiffusionPipeline":
+        if type(pipe).__name__ in {"StableDiffusionPipeline", "StableDiffusionInpaintPipeline"}:
             parts["requires_safety_checker"] = False
         if type(pipe).__name__ == "ChromaPipeline":
             # the one with a mask reads FLUX.1's setting

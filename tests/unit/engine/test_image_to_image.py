@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -22,7 +23,9 @@ from latentfarm.step_counts import steps_made
 from latentfarm_worker.engine.diffusers_scheduler import make_scheduler, set_steps
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.engine.sampling_plan import plan_for
+from latentfarm_worker.engine.self_test import find_fault
 from latentfarm_worker.models import load_family
+from latentfarm_worker.models.facts import facts_of
 
 pytestmark = pytest.mark.unit
 
@@ -299,3 +302,51 @@ def test_a_model_that_takes_no_images_refuses_them(sd1: Any, inputs: Inputs) -> 
     with pytest.raises(JobError, match="takes no image; remove it") as caught:
         inputs.prepare(Faulty(sd1, inputs=()), job(0, image=inputs.add(paint(1))))
     assert caught.value.code == "input_not_supported"
+
+
+# -- models with channels for the mask ---------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=["sd1", "sdxl"])
+def inpainting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+    folder = make_tiny(tmp_path_factory.mktemp("models") / "inpainting", kind=request.param)
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    torch.manual_seed(0)
+    diffusers.UNet2DConditionModel.from_config({**config, "in_channels": 9}).save_pretrained(folder / "unet")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = index["_class_name"].replace("Pipeline", "InpaintPipeline")
+    (folder / "model_index.json").write_text(json.dumps(index))
+    pipe = open_pipeline(folder)
+    family = load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
+    return Subject(request.param, family, pipe, config_of(pipe))
+
+
+def test_a_model_that_reads_the_mask_gives_the_pipelines_image(inpainting: Subject, inputs: Inputs) -> None:
+    image, mask = inputs.add(paint(1)), inputs.add(paint_mask())
+    other, soft = inputs.add(paint(2)), inputs.add(paint_mask(left=0.0, right=0.5))
+    jobs = [
+        job(0, image=image, mask_image=mask),
+        job(1, "euler_a", image=other, mask_image=soft, strength=0.6),
+        job(2, "ddim", image=image, mask_image=soft, mask_blur=3),
+        job(3, "euler_a", image=image, mask_image=mask),
+    ]
+    scheduler = inpainting.pipe.scheduler
+    found = differences(inpainting, inputs, jobs)
+    inpainting.pipe.scheduler = scheduler
+    assert max(found.values()) <= BOUND, found
+
+
+def test_a_model_that_reads_the_mask_needs_one(inpainting: Subject, inputs: Inputs) -> None:
+    for fields in ({}, {"image": inputs.add(paint(1))}):
+        with pytest.raises(JobError, match="write image and mask_image") as caught:
+            inputs.prepare(inpainting.family, job(0, **fields))
+        assert caught.value.code == "input_required"
+    facts = facts_of(inpainting.family)
+    assert facts.inputs == facts.required_inputs == ("image", "mask_image")
+
+
+def test_a_model_that_reads_the_mask_warms_up_and_is_measured(inpainting: Subject) -> None:
+    engine = Engine(inpainting.family, slots=2)
+    engine.warm_up()
+    assert not engine.busy
+    assert find_fault(inpainting.family, 2, on_forward=lambda: None) is None

@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.engine.image_state import ImageState
-from latentfarm_worker.engine.input_latents import make_input_latents, require_inputs, sample_draws, steps_on_image
+from latentfarm_worker.engine.input_latents import make_input_latents, sample_draws, steps_on_image
 from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.noise import NoiseSource
 from latentfarm_worker.engine.sampling_plan import plan_for
@@ -49,7 +49,6 @@ def prepare(
             "clip_skip_out_of_range",
             f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
         )
-    require_inputs(family, job)
     image = _prepare_first(family, job, handle, inputs)
     image.cohort, image.interactive = cohort, interactive
     image.second = prepare_second(family, image)

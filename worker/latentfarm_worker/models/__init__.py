@@ -16,6 +16,7 @@ from latentfarm_worker.models.base import Family
 from latentfarm_worker.models.chroma import Chroma
 from latentfarm_worker.models.flux import Flux
 from latentfarm_worker.models.flux2 import Flux2Klein
+from latentfarm_worker.models.inpainting import StableDiffusionInpaint, StableDiffusionXLInpaint
 from latentfarm_worker.models.memory import Memory
 from latentfarm_worker.models.pipeline_model import PipelineModel
 from latentfarm_worker.models.pixart import PixArtSigma
@@ -29,7 +30,10 @@ __all__ = ["Family", "Memory", "load_family", "token_counter"]
 #: _class_name in model_index.json -> family
 FAMILIES: dict[str, type[PipelineModel]] = {
     family.pipeline: family
-    for family in (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Chroma, Flux2Klein, ZImage, PixArtSigma)
+    for family in (
+        *(StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux, Chroma, Flux2Klein, ZImage, PixArtSigma),
+        *(StableDiffusionInpaint, StableDiffusionXLInpaint),
+    )
 }
 
 

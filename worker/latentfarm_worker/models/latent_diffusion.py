@@ -13,6 +13,7 @@ from torch._dynamo.decorators import maybe_mark_dynamic
 
 from latentfarm.errors import ModelError
 from latentfarm.job import PromptSyntax
+from latentfarm_worker.adapters.controlnet.part import ControlNets
 from latentfarm_worker.adapters.controlnet.unet import UNetControlNets
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.pipeline_model import PipelineModel
@@ -24,7 +25,7 @@ class LatentDiffusion(PipelineModel):
     """A model with a U-Net. The hidden states of its text encoders are concatenated."""
 
     denoiser = ("unet", "UNet2DConditionModel")
-    control_nets = UNetControlNets
+    control_nets: ClassVar[type[ControlNets]] = UNetControlNets
     controlnets: UNetControlNets
     takes_image_prompts = True
     #: the layer whose hidden states are read, counted from the end; None: the last, with the final layer norm
@@ -32,6 +33,8 @@ class LatentDiffusion(PipelineModel):
     #: required entries of the U-Net's config, and the kind of model that has them, for error messages
     unet_config: ClassVar[Mapping[str, str | None]]
     plain_model: ClassVar[str]
+    #: channels that the U-Net reads besides those of the latents
+    extra_channels: ClassVar[int] = 0
     #: names of the conditioning tensors besides hidden states and guidance
     added: ClassVar[tuple[str, ...]] = ()
 
@@ -45,6 +48,7 @@ class LatentDiffusion(PipelineModel):
         self.embedding_widths = tuple(encoder.model.config.hidden_size for encoder in self.text_encoders)
         self.max_clip_skip = min(encoder.max_clip_skip for encoder in self.text_encoders)
         self.embeds_guidance = self.unet.config.time_cond_proj_dim is not None
+        self.latent_channels = self.unet.config.out_channels
 
     @classmethod
     def check(cls, checkpoint: Checkpoint) -> None:
@@ -57,10 +61,11 @@ class LatentDiffusion(PipelineModel):
         for key, wanted in {**cls.unet_config, "class_embed_type": None, "encoder_hid_dim_type": None}.items():
             if config.get(key) != wanted:
                 raise ModelError(f"{path}: {key} is {config.get(key)!r}, not {wanted!r}; use {cls.plain_model}")
-        if config.get("in_channels", 4) != config.get("out_channels", 4):
+        inputs, outputs = config.get("in_channels", 4), config.get("out_channels", 4)
+        if inputs != outputs + cls.extra_channels:
             raise ModelError(
-                f"{path}: in_channels is {config['in_channels']}, out_channels {config['out_channels']}: this is "
-                "not a text-to-image model (inpainting has 9); use the base model"
+                f"{path}: in_channels is {inputs}, out_channels {outputs}: models of {cls.pipeline} have "
+                f"{outputs + cls.extra_channels} input channels; use one, or correct the pipeline in model_index.json"
             )
 
     def tokenize(self, prompt: str, syntax: PromptSyntax = "plain") -> TokenizedPrompt:
