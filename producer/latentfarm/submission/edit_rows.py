@@ -11,6 +11,7 @@ from typing import Any
 from latentfarm.edit_fields import DEFAULT_MASKED_STRENGTH, DEFAULT_STRENGTH, EDIT_FIELDS, EditFields, find_conflict
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
+from latentfarm.limits import MAX_SIDE
 from latentfarm.model_facts import ModelFacts, model_defaults
 from latentfarm.step_counts import steps_made
 from latentfarm.submission.prompts import Notes
@@ -74,6 +75,7 @@ def check_edits(row: Row, defaults: Defaults, facts: ModelFacts | None, notes: N
     _check_loras(found)
     _check_guidance(found)
     _check_steps({**model_defaults(facts), **defaults.given(), **row.given()}, flow=bool(facts and facts.flow))
+    _check_second_size({**defaults.given(), **row.given()}, facts)
 
 
 def count_steps(fields: Mapping[str, Any], *, flow: bool = False) -> tuple[int, int]:
@@ -115,6 +117,15 @@ def _check_steps(fields: Mapping[str, Any], *, flow: bool) -> None:
         raise _no_step("strength", _strength(fields), steps)
     if fields.get("hires_scale") is not None and not second:
         raise _no_step("hires_strength", _given(fields, "hires_strength"), fields.get("hires_steps") or steps)
+
+
+def _check_second_size(fields: Mapping[str, Any], facts: ModelFacts | None) -> None:
+    scale = fields.get("hires_scale") or 1.0
+    for name in ("width", "height"):
+        side = fields.get(name) or (getattr(facts, f"native_{name}") if facts else 0)
+        if int(side * scale) > MAX_SIDE:
+            text = f"hires_scale {scale:g} makes a {name} of {side} pixels {int(side * scale)}, more than {MAX_SIDE}"
+            raise InputError(f"{text}; write {int(100 * MAX_SIDE / side) / 100:g} or less", field="hires_scale")
 
 
 def _no_step(field: str, strength: float, steps: int) -> InputError:

@@ -40,6 +40,12 @@ def check(fields: dict[str, Any], defaults: dict[str, Any], facts: ModelFacts | 
         ({"ip_adapter": "plus"}, {}, "ip_adapter has no ip_adapter_image; write both"),
         ({"controlnet_conditioning_scale": 0.5}, {}, "controlnet_conditioning_scale [0.5] has no controlnet"),
         ({"hires_steps": 5}, {}, "hires_steps 5 has no hires_scale"),
+        (
+            {"hires_scale": 3},
+            {"width": 1024},
+            "hires_scale 3 makes a width of 1024 pixels 3072, more than 2048; write 2 or",
+        ),
+        ({"hires_scale": 2, "mask_image": "m.png", "image": "a.png"}, {}, "hires_scale paints all of an image again"),
         ({"loras": "a,b:0.5,a"}, {}, "loras has a twice; write it once"),
         (
             {"controlnet": "edges", "control_image": "a.png", "control_guidance_start": 0.5},
