@@ -25,13 +25,13 @@ demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
 
 # what check and test need; with --jobs, pip, npm and apt-get run at the same time
-install: $(VENV)/.dev $(VENV)/.javascript $(VENV)/.tools $(VENV)/.compiled
+install: $(VENV)/.dev $(VENV)/.javascript $(VENV)/.tools $(VENV)/.compiled $(VENV)/peft
 
 test: install  ## every test that needs no GPU and no model of full size, 105 s of chaos among them
 	$(BIN)/python -m pytest -m "$(QUICK)" $(PARALLEL)
 
 unit: PROCESSES = auto
-unit: $(VENV)/.dev $(VENV)/.tools  ## the tests that need no server and no process of ours
+unit: $(VENV)/.dev $(VENV)/.tools $(VENV)/peft  ## the tests that need no server and no process of ours
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
 
 test-chaos: $(VENV)/.dev  ## three and a half minutes of chaos
@@ -115,6 +115,12 @@ $(VENV)/.compiled: $(VENV)/.dev
 	@# some packages have templates of code, which do not compile
 	$(BIN)/python -m compileall -qq $(VENV)/lib producer worker || true
 	touch $@
+
+# LoRAs are compared with peft's. It needs accelerate, with which diffusers loads models in another way: so both are in
+# a folder that only the process of the comparison reads
+$(VENV)/peft: | $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --target $@.draft peft==0.21.2 accelerate==1.15.0
+	mv $@.draft $@
 
 # with the certificates of the system, as pip: a network may have a proxy with its own
 $(VENV)/.javascript: $(JAVASCRIPT)/package.json $(JAVASCRIPT)/package-lock.json $(VENV)/.dev

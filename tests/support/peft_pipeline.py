@@ -1,0 +1,71 @@
+"""diffusers' pipelines with LoRAs, in a process of its own: what images of jobs with LoRAs are compared with.
+
+They need peft, which needs accelerate, and diffusers loads models in another way where accelerate is installed. So both
+are in a folder that only this process reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tests.support.pipelines import call, config_of, open_pipeline, set_scheduler
+
+from latentfarm.job import Job
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+#: made by ``make install``
+PACKAGES = REPOSITORY / ".venv" / "peft"
+
+
+def by_peft(model: Path, jobs: Sequence[Job], files: Mapping[str, Path], folder: Path) -> dict[int, Any]:
+    """Return the image of each job by the model's pipeline, int (H, W, 3), by its index.
+
+    ``files`` are the LoRAs by name; ``folder`` is for what the processes exchange.
+    """
+    assert PACKAGES.is_dir(), "run make install"
+    wanted = {"jobs": [job.model_dump(mode="json") for job in jobs], "files": {n: str(p) for n, p in files.items()}}
+    (folder / "wanted.json").write_text(json.dumps(wanted))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(PACKAGES), str(REPOSITORY)]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "tests.support.peft_pipeline", str(model), str(folder)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    with np.load(folder / "images.npz") as images:
+        return {int(index): images[index] for index in images}
+
+
+def main(model: Path, folder: Path) -> None:
+    """Render the jobs of ``wanted.json``."""
+    wanted = json.loads((folder / "wanted.json").read_text())
+    jobs = [Job.model_validate(fields) for fields in wanted["jobs"]]
+    pipe = open_pipeline(model)
+    own_config = config_of(pipe)
+    # plain jobs first: a pipeline whose LoRAs are off still runs peft's layers
+    plain = [job for job in jobs if not job.loras]
+    images = {}
+    for job in plain:
+        set_scheduler(pipe, own_config, job)
+        images[str(job.index)] = call(pipe, job)
+    for name, file in wanted["files"].items():
+        pipe.load_lora_weights(str(Path(file).parent), weight_name=Path(file).name, adapter_name=name)
+    for job in jobs:
+        if not job.loras:
+            continue
+        set_scheduler(pipe, own_config, job)
+        pipe.set_adapters([use.name for use in job.loras], [use.scale for use in job.loras])
+        images[str(job.index)] = call(pipe, job)
+    np.savez(folder / "images.npz", **images)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
