@@ -16,6 +16,7 @@ from tests.integration.server.conftest import Serving
 from tests.support.client_requests import client_requests
 from tests.support.http_server import RunningServer, RunningWorker
 
+from latentfarm.adapter_kind import AdapterKind
 from latentfarm.batch import Batch
 from latentfarm.batch_kind import BatchKind
 from latentfarm.farm import Farm
@@ -83,15 +84,31 @@ def test_the_menus_are_those_of_the_farm(server: RunningServer, rendering: Runni
     assert {"DDIM", "Euler a", "DPM++ 2M"} <= {each["name"] for each in get("samplers")}
     assert {"automatic", "karras", "sgm_uniform"} <= {each["name"] for each in get("schedulers")}
     assert [each["title"] for each in get("sd-models")] == ["mini"]
-    assert [each["name"] for each in get("upscalers")] == ["None"]
-    assert get("latent-upscale-modes") == get("sd-vae") == server.client.get("/sdapi/v1/loras").json() == []
-    assert server.client.get("/sdapi/v1/embeddings").json() == {"loaded": {}, "skipped": {}}
+    assert [each["name"] for each in get("upscalers")] == ["None", "Lanczos"]
+    assert [each["name"] for each in get("latent-upscale-modes")] == ["Latent"]
+    assert get("sd-vae") == []
     # SillyTavern takes it for Forge's, and does without
     assert tavern["sd-modules"].send(server.url).status == 404
     idle = get("progress")
     # it waits for these two after it has chosen a model
     assert (idle["progress"], idle["state"]["job_count"]) == (0.0, 0)
     assert "forge_preset" not in get("options")
+
+
+def test_adapters_that_workers_announce_are_listed(server: RunningServer, farm: Farm, rendering: RunningWorker) -> None:
+    assert rendering
+
+    def get(path: str) -> Any:
+        answer = server.client.get(path)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    found = farm.ledger.announced_adapters("mini")
+    assert found is not None
+    assert [each["name"] for each in get("/sdapi/v1/loras")] == list(found[AdapterKind.LORA])
+    assert set(get("/sdapi/v1/embeddings")["loaded"]) == {f"<{name}>" for name in found[AdapterKind.EMBEDDING]}
+    assert get("/controlnet/model_list") == {"model_list": list(found[AdapterKind.CONTROLNET])}
+    assert get("/controlnet/module_list") == {"module_list": ["none", "canny"]}
 
 
 def test_the_requests_of_clients_give_images(server: RunningServer, rendering: RunningWorker) -> None:

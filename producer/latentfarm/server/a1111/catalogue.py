@@ -1,4 +1,4 @@
-"""The lists that clients fill their menus with: models, samplers, schedule types, and what the farm has none of."""
+"""The lists that clients fill their menus with: models, samplers, adapters, and what the farm has none of."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from latentfarm.adapter_kind import AdapterKind
 from latentfarm.samplers import A1111_AUTOMATIC, A1111_SAMPLERS, A1111_SCHEDULES
+from latentfarm.server.a1111.models import model_option
 from latentfarm.server.context import context_of
 from latentfarm.server.http.operation import Endpoint, Operation, Scope
 from latentfarm.server.interactive.models import served_models
@@ -52,6 +54,32 @@ async def list_models(request: Request) -> Response:
     )
 
 
+async def list_loras(request: Request) -> Response:
+    """Answer with the LoRAs of the key's model."""
+    names = await _adapters(request, AdapterKind.LORA)
+    return JSONResponse([{"name": name, "alias": name, "path": name, "metadata": {}} for name in names])
+
+
+async def list_embeddings(request: Request) -> Response:
+    """Answer with the embeddings of the key's model. A prompt has them in angle brackets."""
+    names = await _adapters(request, AdapterKind.EMBEDDING)
+    shown = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": None, "vectors": None}
+    return JSONResponse({"loaded": {f"<{name}>": shown for name in names}, "skipped": {}})
+
+
+async def list_controlnets(request: Request) -> Response:
+    """Answer with the ControlNets of the key's model."""
+    return JSONResponse({"model_list": list(await _adapters(request, AdapterKind.CONTROLNET))})
+
+
+async def _adapters(request: Request, kind: AdapterKind) -> tuple[str, ...]:
+    """Return the names that workers of the key's model have announced; none if the key has no model."""
+    model = await model_option(request)
+    context = context_of(request)
+    found = await context.run(context.farm.ledger.announced_adapters, model) if model else None
+    return found[kind] if found else ()
+
+
 def _constant(answer: Any) -> Endpoint:
     async def endpoint(_request: Request) -> Response:
         return JSONResponse(answer)
@@ -59,20 +87,34 @@ def _constant(answer: Any) -> Endpoint:
     return endpoint
 
 
-#: SillyTavern puts latent modes after the first upscaler, so there must be one
-_NO_UPSCALER = {"name": "None", "model_name": None, "model_path": None, "model_url": None, "scale": 1}
+#: of a second stage: before decoding, and after it. SillyTavern puts the first after the first of the second
+_LATENT_MODES, _UPSCALERS = ("Latent",), ("None", "Lanczos")
+#: what makes the image that a ControlNet follows
+_MODULES = ("none", "canny")
 _LISTS: tuple[tuple[str, Any, str], ...] = (
     ("samplers", samplers(), "List the samplers"),
     ("schedulers", schedule_types(), "List the schedule types"),
-    ("upscalers", [_NO_UPSCALER], "List the upscalers: none"),
-    ("latent-upscale-modes", [], "List the modes of latent upscaling: none"),
+    (
+        "upscalers",
+        [{"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4} for name in _UPSCALERS],
+        "List the upscalers of pixels",
+    ),
+    ("latent-upscale-modes", [{"name": name} for name in _LATENT_MODES], "List the upscalers of latents"),
     ("sd-vae", [], "List the autoencoders that a request may choose: none"),
-    ("loras", [], "List the LoRAs: none"),
-    ("embeddings", {"loaded": {}, "skipped": {}}, "List the embeddings: none"),
 )
 
 OPERATIONS = (
     Operation("GET", "/sdapi/v1/sd-models", list_models, Scope.READ, "List the models"),
+    Operation("GET", "/sdapi/v1/loras", list_loras, Scope.READ, "List the LoRAs"),
+    Operation("GET", "/sdapi/v1/embeddings", list_embeddings, Scope.READ, "List the embeddings"),
+    Operation("GET", "/controlnet/model_list", list_controlnets, Scope.READ, "List the ControlNets"),
+    Operation(
+        "GET",
+        "/controlnet/module_list",
+        _constant({"module_list": list(_MODULES)}),
+        Scope.READ,
+        "List what makes the images that ControlNets follow",
+    ),
     *(
         Operation("GET", f"/sdapi/v1/{name}", _constant(answer), Scope.READ, summary)
         for name, answer, summary in _LISTS
