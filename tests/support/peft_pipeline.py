@@ -52,7 +52,7 @@ def main(model: Path, folder: Path) -> None:
     own_config = config_of(pipe)
     # plain jobs first: a pipeline whose LoRAs are off still runs peft's layers
     plain = [job for job in jobs if not job.loras]
-    images = {}
+    images: dict[str, Any] = {}
     for job in plain:
         set_scheduler(pipe, own_config, job)
         images[str(job.index)] = call(pipe, job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,7 +201,7 @@ def test_the_cache_keeps_its_bound_and_what_this_process_uses(tmp_path: Path) ->
     )
 
 
-def test_a_broken_download_leaves_nothing(tmp_path: Path) -> None:
+def test_a_broken_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store({"loras/one.safetensors": save(LORA)})
     found = catalogue("s3://farm/loras", tmp_path, store=store)
 
@@ -209,12 +209,11 @@ def test_a_broken_download_leaves_nothing(tmp_path: Path) -> None:
         path.write_bytes(b"half")
         raise OSError(28, "no space left")
 
-    whole: Callable[[str, Path], None] = store.download
-    store.download = fail  # type: ignore[method-assign]
+    monkeypatch.setattr(store, "download", fail)
     with pytest.raises(JobError, match="no space left"):
         found.get(AdapterKind.LORA, "one")
     assert list((tmp_path / "adapters").iterdir()) == []
-    store.download = whole  # type: ignore[method-assign]
+    monkeypatch.undo()
     assert found.get(AdapterKind.LORA, "one").path.is_file()
 
 

@@ -25,6 +25,7 @@ from latentfarm.storage.bucket import MissingObjectError
 from latentfarm.storage.embedded_receipt import embedded_receipt
 from latentfarm.storage.manifest import ManifestReader
 from latentfarm.storage.results import read_indices
+from latentfarm_worker.adapters.base import UsedAdapter
 from latentfarm_worker.build import load_model, make_engine
 from latentfarm_worker.compilation import compile_or_run_eagerly, wants_compiling
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
@@ -218,7 +219,9 @@ class Verification:
                 try:
                     job = self._manifest.job(self._batch.name, line["index"])
                     assert self._inputs is not None  # noqa: S101 (there is an engine)
-                    engine.admit(engine.prepare(job, inputs=self._inputs.read(job)))
+                    image = engine.prepare(job, inputs=self._inputs.read(job))
+                    _require_adapters(image.adapters, line)
+                    engine.admit(image)
                 except (JobError, InputError, MissingObjectError) as error:
                     yield _cannot_render(line["job"], error)
             for outcome in engine.step():
@@ -233,6 +236,23 @@ class Verification:
             raise ModelError(
                 f"{line['job']} was rendered by a model with digest {digest}, and {family.name} has "
                 f"{family.model_digest}; name the model of the batch with --model"
+            )
+
+
+def _require_adapters(ours: Iterable[UsedAdapter], line: dict[str, Any]) -> None:
+    """Check that the adapters of an image are those of its receipt.
+
+    Raises:
+        JobError: code ``adapter_changed``: one has other content here.
+    """
+    theirs = {(each["kind"], each["name"]): each["sha256"] for each in line.get("adapters", [])}
+    for name, kind, sha256 in ours:
+        before = theirs.get((kind, name), sha256)
+        if before != sha256:
+            raise JobError(
+                "adapter_changed",
+                f"{kind} {name!r} had the sha256 {before}, and here it has {sha256}; set LATENTFARM_ADAPTERS to the "
+                "file of that time",
             )
 
 
