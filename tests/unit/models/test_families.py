@@ -253,7 +253,7 @@ def test_a_folder_or_name_without_a_model_is_refused(tmp_path: Path, monkeypatch
     ("file", "fields", "message"),
     [
         ("model_index.json", {"_class_name": "LTXPipeline"}, "names the pipeline 'LTXPipeline'"),
-        ("unet/config.json", {"in_channels": 9}, "not a text-to-image model"),
+        ("unet/config.json", {"in_channels": 9}, "models of StableDiffusionPipeline have 4"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type is 'timestep', not None; use a plain"),
         ("unet/config.json", {"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time', not None"),
         ("unet/config.json", {"block_out_channels": [32, 128]}, "cannot be loaded"),
@@ -271,7 +271,7 @@ def test_unsupported_models_are_refused(folder: Path, file: str, fields: dict[st
     [
         ("unet/config.json", {"projection_class_embeddings_input_dim": 208}, "is 208, but .* make 240: use a base"),
         ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type is None, not 'text_time'"),
-        ("unet/config.json", {"in_channels": 9}, "not a text-to-image model"),
+        ("unet/config.json", {"in_channels": 9}, "models of StableDiffusionXLPipeline have 4"),
         ("tokenizer_2/vocab.json", {"<|more|>": 514}, "tokenizer and tokenizer_2 have different vocabularies"),
     ],
 )
