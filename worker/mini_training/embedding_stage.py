@@ -17,15 +17,17 @@ from mini_training.unet_stage import noise_loss
 
 WORD = "<nested>"
 VECTORS = 8
+# In other shapes, whose middle is narrow, the fixed denoiser draws no hole at all; a ring has one already.
+SHAPES = ("circle", "square", "heart")
 
 
 def nested_scenes(count: int, seed: int) -> list[world.Scene]:
-    """Return scenes of one thing other than a ring, which is nested already and fills its own hole."""
+    """Return scenes of one thing of a shape that can be nested."""
     rng = np.random.default_rng([seed, 9])
     scenes: list[world.Scene] = []
     while len(scenes) < count:
         scene = world.single_scene(rng)
-        if scene.things[0].shape != "ring":
+        if scene.things[0].shape in SHAPES:
             scenes.append(scene)
     return scenes
 

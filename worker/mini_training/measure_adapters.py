@@ -17,7 +17,7 @@ from diffusers import (
 )
 
 from latentfarm_worker.adapters.controlnet.canny import canny
-from latentfarm_worker.mini import MODEL_DIR
+from latentfarm_worker.mini import ADAPTERS_DIR
 from mini_training import captions, world
 from mini_training.adapter_judge import edge_overlap, is_nested, is_outlined, is_striped
 from mini_training.controlnet_stage import as_condition, edge_maps, free_scene
@@ -26,7 +26,6 @@ from mini_training.judge import judge
 from mini_training.lora_stage import Lora
 from mini_training.measure import BATCH, GUIDANCE, STEPS, held_out_combinations, load_pipeline, scenes_of
 
-ADAPTERS = MODEL_DIR.parent / "adapters"
 STRENGTH = 0.4
 # What an inpainting row paints again: a square around its object, of this share of the image's side.
 REPAINTED = 0.5
@@ -58,13 +57,17 @@ def style_rows(count: int) -> list[AdapterRow]:
 
 
 def edge_rows(count: int) -> list[AdapterRow]:
-    """Return rows of scenes at any place and angle: with the edges of the scene, and by their captions alone."""
+    """Return rows with the edges of their scenes, the same by their captions alone, and rows of free scenes' edges."""
     rng = np.random.default_rng(510)
     rows = []
-    for number in range(count):
-        scene = free_scene(rng)
+    for number, scene in enumerate(scenes_of(held_out_combinations(count, seed=9), seed=9)):
         row = AdapterRow("edges", captions.full_caption(scene), 20_000 + number, scene, edges_of=world.draw(scene))
-        rows += [row, dataclasses.replace(row, kind="no edges", edges_of=None)]
+        free = free_scene(rng)
+        rows += [
+            row,
+            dataclasses.replace(row, kind="no edges", edges_of=None),
+            AdapterRow("free edges", captions.full_caption(free), row.seed, free, edges_of=world.draw(free)),
+        ]
     return rows
 
 
@@ -129,13 +132,14 @@ FIGURES: dict[str, Callable[[world.Image, AdapterRow], float]] = {
     "nested": lambda image, _row: is_nested(image),
     "not nested": lambda image, _row: is_nested(image),
     "edges": lambda image, row: edges_kept(image, row.scene),
+    "free edges": lambda image, row: edges_kept(image, row.scene),
     "no edges": lambda image, row: edges_kept(image, row.scene),
     "img2img": lambda image, row: place_and_colours_kept(image, row.scene),
     "inpaint": difference_kept,
 }
 
 
-def draw_by_diffusers(rows: Sequence[AdapterRow], adapters: Path = ADAPTERS) -> list[world.Image]:
+def draw_by_diffusers(rows: Sequence[AdapterRow], adapters: Path = ADAPTERS_DIR) -> list[world.Image]:
     """Return the images of rows other than inpainting ones, by diffusers' own pipelines, in the order of the rows."""
     images: dict[int, world.Image] = {}
     groups: dict[tuple[str, str], list[int]] = {}

@@ -19,7 +19,7 @@ from typing import cast
 import torch
 from diffusers import StableDiffusionPipeline
 
-from latentfarm_worker.mini import MODEL_DIR
+from latentfarm_worker.mini import ADAPTERS_DIR, MODEL_DIR
 from mini_training import adapter_world, world
 from mini_training.adapter_data import encoded
 from mini_training.controlnet_stage import controlnet_stage, edge_maps, edge_scenes, write_controlnet
@@ -117,7 +117,7 @@ def parse(arguments: Sequence[str] | None = None) -> tuple[Settings, list[str]]:
     """Return the settings of a command line and the adapters to train."""
     parser = argparse.ArgumentParser(prog="mini_training.train_adapters", description="Train mini's adapters.")
     parser.add_argument("--work", type=Path, required=True, help="checkpoints, encoded scenes")
-    parser.add_argument("--adapters", type=Path, default=MODEL_DIR.parent / "adapters", help="the folder to write")
+    parser.add_argument("--adapters", type=Path, default=ADAPTERS_DIR, help="the folder to write")
     parser.add_argument("--only", choices=TRAINERS, nargs="+", default=list(TRAINERS), help="adapters [default: all]")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="steps of each adapter [default: those that mini's were trained for]")
