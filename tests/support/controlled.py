@@ -97,7 +97,7 @@ class ControlledPipelines:
             Image.fromarray(_edges(image) if control.preprocessor == "canny" else image)
             for control, image in zip(wanted.controls, images, strict=True)
         ]
-        values = {
+        values: dict[str, list[Any]] = {
             "controlnet_conditioning_scale": [control.scale for control in wanted.controls],
             "control_guidance_start": [control.start for control in wanted.controls],
             "control_guidance_end": [control.end for control in wanted.controls],

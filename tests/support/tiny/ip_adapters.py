@@ -49,7 +49,7 @@ def make_ip_adapter(path: Path, base: Path, *, seed: int = 0, plus: bool = False
     dice = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(shape, generator=dice) / shape[-1] ** 0.5
+        return torch.randn(shape, generator=dice).div(shape[-1] ** 0.5)
 
     tensors = _plus(draw, width) if plus else _plain(draw, width)
     layers = [name for name in unet.attn_processors if name.endswith("attn2.processor")]

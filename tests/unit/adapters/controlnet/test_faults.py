@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ def nets(tmp_path: Path, net: Path) -> Path:
 
 
 @pytest.fixture
-def engine(folder: Path, nets: Path, tmp_path: Path) -> Iterator[Engine]:
+def engine(folder: Path, nets: Path, tmp_path: Path) -> Engine:
     family: Any = load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
     family.controlnets.catalogue = catalogue_of(nets, tmp_path / "cache")
     return Engine(family, slots=2)

@@ -128,9 +128,13 @@ def test_an_image_has_the_same_bytes_alone_and_in_company(model: Model) -> None:
 def test_an_image_is_encoded_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     part = model.family.image_prompts
     part._tokens.clear()
-    encoded = []
-    encode = part._encode
-    monkeypatch.setattr(part, "_encode", lambda *inputs: encoded.append(1) or encode(*inputs))
+    encoded, encode = [], part._encode
+
+    def count(*inputs: Any) -> Any:
+        encoded.append(inputs)
+        return encode(*inputs)
+
+    monkeypatch.setattr(part, "_encode", count)
     engine = Engine(model.family, slots=3)
     render(engine, [prepared(engine, index) for index in (1, 2, 4)])
     assert len(encoded) == 2, "the first image by one adapter, the second by the other"
