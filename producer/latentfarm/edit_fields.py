@@ -204,7 +204,7 @@ class EditFields(BaseModel):
 
     Attributes:
         image: the digest of the input image that the job begins with.
-        mask_image: the digest of a mask: white is painted anew, black is kept.
+        mask_image: the digest of a mask: white is painted again, black is kept.
         strength: the share of the steps that is made on an image; None is the default.
         resize: how an input of another size becomes that of the job; None refuses it.
         mask_blur: pixels of the blur of the mask.

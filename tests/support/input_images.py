@@ -42,7 +42,7 @@ def paint(seed: int, width: int = 64, height: int = 64) -> Image.Image:
 
 
 def paint_mask(width: int = 64, height: int = 64, *, left: float = 0.25, right: float = 0.75) -> Image.Image:
-    """Return a mask whose middle is painted anew, from ``left`` to ``right`` and in the upper three quarters."""
+    """Return a mask whose middle is painted again, from ``left`` to ``right`` and in the upper three quarters."""
     mask = np.zeros((height, width), dtype=np.uint8)
     mask[: height * 3 // 4, int(width * left) : int(width * right)] = 255
     return Image.fromarray(mask)

@@ -56,7 +56,7 @@ def check_edits(row: Row, defaults: Defaults, facts: ModelFacts | None, notes: N
     own, shared = edits(row), edits(defaults)
     for name in facts.required_inputs if facts else ():
         if name not in own and name not in shared:
-            text = f"{name} is missing, and the model only paints parts of images anew; write image and mask_image"
+            text = f"{name} is missing, and the model only paints parts of images; write image and mask_image"
             raise InputError(text, field=name)
     if not own and not shared:
         return

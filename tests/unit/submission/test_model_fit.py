@@ -64,7 +64,7 @@ def test_an_input_that_the_model_does_not_take_is_refused_with_its_cure() -> Non
 def test_a_row_without_an_input_that_the_model_needs_is_refused() -> None:
     known = facts(inputs=("image", "mask_image"), required_inputs=("image", "mask_image"))
     fits, notes = Row(prompt="a", image="in.png", mask_image="mask.png"), Notes()
-    with pytest.raises(InputError, match="mask_image is missing, and the model only paints parts of images anew"):
+    with pytest.raises(InputError, match="mask_image is missing, and the model only paints parts of images"):
         check_edits(Row(prompt="a", image="in.png"), Defaults(), known, notes)
     check_edits(fits, Defaults(), known, notes)
     check_edits(Row(prompt="a"), Defaults(image="in.png", mask_image="mask.png"), known, notes)

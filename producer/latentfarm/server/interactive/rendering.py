@@ -37,7 +37,8 @@ _OF_REQUEST = frozenset(
             "non_finite",
             "blank_image",
         ),
-        *("input_required", "input_invalid", "input_too_large", "adapter_unknown", "adapter_mismatch", "unsafe"),
+        *("input_required", "input_invalid", "input_too_large", "input_size", "input_not_supported"),
+        *("adapter_unknown", "adapter_mismatch", "adapter_limit", "unsafe"),
     }
 )
 
