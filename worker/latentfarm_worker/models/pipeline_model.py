@@ -92,30 +92,7 @@ class PipelineModel(ABC):
         self.modules: Mapping[str, torch.nn.Module] = {
             part: parts[part] for part in (self.denoiser[0], "vae", *self.encoder_parts)
         }
-        self.adapter_modules = ModuleCache(torch.device(self.denoising_model.device), _ADAPTER_BYTES)
-        self.controlnets = self.control_nets(
-            self.denoising_model,
-            vae=self.vae,
-            encode=self.encode_image,
-            pipeline=self.pipeline,
-            dtype=dtype,
-            cache=self.adapter_modules,
-        )
-        self.loras = Loras(
-            self.denoising_model,
-            part=self.denoiser[0],
-            encoders={part: parts[part] for part in self.encoder_parts},
-            pipeline=self.pipeline,
-            dtype=dtype,
-            device=torch.device(self.denoising_model.device),
-        )
-        self.image_prompts = ImagePrompts(
-            self.denoising_model if self.takes_image_prompts else None,
-            pipeline=self.pipeline,
-            dtype=dtype,
-            cache=self.adapter_modules,
-        )
-        self.adapter_parts: list[AdapterPart] = [self.controlnets, self.loras, self.image_prompts]
+        self._make_adapters(parts, dtype)
         self.name = name
         self.model_digest = model_digest
         self.licence: str = parts.get("licence") or ""
@@ -153,6 +130,33 @@ class PipelineModel(ABC):
                 "family": f"{type(self).__module__}.{type(self).__qualname__}",
             },
         )
+
+    def _make_adapters(self, parts: Mapping[str, Any], dtype: torch.dtype) -> None:
+        """Make the parts that load and apply the adapters of jobs."""
+        self.adapter_modules = ModuleCache(torch.device(self.denoising_model.device), _ADAPTER_BYTES)
+        self.controlnets = self.control_nets(
+            self.denoising_model,
+            vae=self.vae,
+            encode=self.encode_image,
+            pipeline=self.pipeline,
+            dtype=dtype,
+            cache=self.adapter_modules,
+        )
+        self.loras = Loras(
+            self.denoising_model,
+            part=self.denoiser[0],
+            encoders={part: parts[part] for part in self.encoder_parts},
+            pipeline=self.pipeline,
+            dtype=dtype,
+            device=torch.device(self.denoising_model.device),
+        )
+        self.image_prompts = ImagePrompts(
+            self.denoising_model if self.takes_image_prompts else None,
+            pipeline=self.pipeline,
+            dtype=dtype,
+            cache=self.adapter_modules,
+        )
+        self.adapter_parts: list[AdapterPart] = [self.controlnets, self.loras, self.image_prompts]
 
     @classmethod
     def load(

@@ -152,7 +152,7 @@ def test_adapters_that_cannot_be_used_are_refused(model: Model, tmp_path: Path) 
     wanted = {
         "foreign": (tmp_path / "with", "adapter_mismatch", "another base"),
         "lonely": (tmp_path / "without", "adapter_invalid", "no image encoder"),
-        "nobody": (tmp_path / "with", "adapter_unknown", "foreign"),
+        "unknown": (tmp_path / "with", "adapter_unknown", "foreign"),
     }
     inputs = JobInputs(image_prompts=(torch.from_numpy(FIRST.copy()),))
     for name, (folder, code, words) in wanted.items():

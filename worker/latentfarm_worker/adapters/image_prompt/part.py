@@ -126,7 +126,7 @@ class ImagePrompts:
             adapter = self.catalogue.get(AdapterKind.IP_ADAPTER, prompt.name)
             file, folder = files_of(adapter.alias, adapter.path)
             name = f"IP-Adapter {adapter.alias}"
-            # a file's digest does not tell which encoder is beside it
+            # another encoder may be beside a file of the same digest
             encoder = self.cache.get(
                 f"encoder of {folder}",
                 f"the image encoder of {name}",
