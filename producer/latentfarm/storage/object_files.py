@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -48,9 +49,9 @@ class ObjectFiles:
         with self._bucket.translate_errors(key):
             span = f"bytes={begin}-{begin + count - 1}"
             answer = self._bucket.client.get_object(Bucket=self.name, Key=key, Range=span)
-            with answer["Body"] as body:
-                # a store that ignores the range sends the whole object
-                whole = answer["ResponseMetadata"]["HTTPStatusCode"] == 200
+            with closing(answer["Body"]) as body:
+                # a store that ignores the range sends the whole object; one that heeds it may answer with 200, too
+                whole = "ContentRange" not in answer
                 found: bytes = body.read(begin + count if whole else count)
         return found[begin:] if whole else found
 
@@ -63,7 +64,7 @@ class ObjectFiles:
         with self._bucket.translate_errors(key):
             answer = self._bucket.client.get_object(Bucket=self.name, Key=key)
             size, written = answer.get("ContentLength"), 0
-            with answer["Body"] as body, path.open("wb") as file:
+            with closing(answer["Body"]) as body, path.open("wb") as file:
                 for piece in body.iter_chunks(_PIECE):
                     written += file.write(piece)
         if size is not None and written != size:
