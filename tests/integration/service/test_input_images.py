@@ -161,7 +161,7 @@ def test_an_input_that_comes_slowly_delays_its_own_job_only(farm: Farm, family: 
     assert bucket.gets[input_key(slow)] == 1
 
 
-def test_a_store_that_does_not_give_an_input_is_asked_again(farm: Farm, family: Family) -> None:
+def test_a_store_that_does_not_give_an_input_is_queried_again(farm: Farm, family: Family) -> None:
     good, late, never = (store(farm, paint(at)) for at in range(3))
     batch = submit(farm, [{"image": good}, {"image": late}, {"image": never}, {}])
     bucket, tries = WatchedBucket(farm.bucket), Counter[str]()

@@ -18,7 +18,7 @@ from latentfarm_worker.host_copy import pin, send
 from latentfarm_worker.models.base import Family
 from latentfarm_worker.text_encoders.prompt import Tensors
 
-#: gray values of a mask from which on latents are painted anew, as by ``VaeImageProcessor.binarize`` of diffusers
+#: gray values of a mask from which on latents are painted again, as by ``VaeImageProcessor.binarize`` of diffusers
 PAINTED = 0.5
 
 
@@ -30,7 +30,7 @@ class InputLatents:
         initial: the latents before the first evaluation, float32 (C, h, w).
         latents: those of the input image without noise, float32 (C, h, w).
         noise: the noise in the initial ones, float32 (C, h, w).
-        painted: where a mask has them painted anew, bool (1, h, w); None: everywhere, without blending.
+        painted: where a mask has them painted again, bool (1, h, w); None: everywhere, without blending.
         conditioning: the model's inputs for the mask, if it has any.
     """
 
@@ -110,7 +110,7 @@ def make_input_latents(
     """Return what a job on an image begins with, None for a job without one. ``inputs`` must have its images."""
     if job.image is None:
         return None
-    assert inputs.posterior is not None  # noqa: S101 (whoever calls with an image has encoded it)
+    assert inputs.posterior is not None  # noqa: S101 (the caller has encoded the image)
     samples = iter(noise.samples)
     latents = torch.zeros_like(noise.initial)
     if sample_draws(family, job).before:

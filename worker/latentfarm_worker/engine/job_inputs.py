@@ -25,8 +25,8 @@ class JobInputs:
     Attributes:
         image: the image that the job begins with, uint8 (H, W, 3).
         posterior: its latents.
-        mask: float32 (H, W) from 0, kept, to 1, painted anew; blurred if the job blurs it.
-        masked: the latents of the image without what is painted anew, for a model that needs them.
+        mask: float32 (H, W) from 0, kept, to 1, painted again; blurred if the job blurs it.
+        masked: the latents of the image without what is painted again, for a model that needs them.
         controls: the control images in the job's order, uint8 (H, W, 3), before any preprocessor.
         image_prompts: the images of its IP-Adapters in the job's order, uint8 (H, W, 3), in their own sizes.
     """

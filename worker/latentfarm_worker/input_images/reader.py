@@ -187,7 +187,7 @@ class InputReader:
             raise JobError("input_invalid", f"{_name(item)} {error}") from None
         if item.width:
             try:
-                # the padding of a mask is painted anew
+                # the padding of a mask is painted again
                 fill = 255 if is_mask else None
                 image = resize(image, item.width, item.height, item.resize, fill=fill)
             except JobError as error:
@@ -222,7 +222,7 @@ class InputReader:
         return body
 
     def _encode_masked(self, image: tuple[InputItem, MadeInput], mask: tuple[InputItem, MadeInput]) -> Posterior:
-        """Return the latents of an image without what the mask has painted anew."""
+        """Return the latents of an image without what the mask has painted again."""
         key = (image[0], mask[0])
         found: Posterior | None = self._made.get(key)
         if found is None:

@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 #: inputs that are made at the same time
 _THREADS = 8
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.2, 5.0
-#: seconds in which an input is looked for that is missing, and in which the bucket is asked for one that it does not
+#: seconds in which an input is looked for that is missing, and in which the bucket is queried for one that it does not
 #: give; other jobs that need it fail at once for as long
 _MISSING_S, _UNAVAILABLE_S = 30.0, 300.0
 #: seconds from which on a job with inputs is not among those that the engine can soon take
@@ -107,7 +107,7 @@ class InputSupply:
         reader: makes one input.
         threads: starts the threads.
         missing_s: seconds in which an input is looked for that is not in the bucket.
-        unavailable_s: seconds in which the bucket is asked for an input.
+        unavailable_s: seconds in which the bucket is queried for an input.
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class InputSupply:
             for making in makings:
                 if not making.running and not making.ended and now >= making.retry_at:
                     making.running = True
-                    # nobody has waited for it meanwhile
+                    # no job has waited for it meanwhile
                     making.since = making.since if now < making.retry_at + self._missing_s else 0.0
                     self._submit(making)
 

@@ -50,7 +50,7 @@ class Family(Protocol):
         adapter_modules: those with weights of their own, in memory.
         inputs: the fields of input images that jobs may have, besides those of adapters.
         required_inputs: those that each job must have.
-        vae_guard: held by whoever moves the weights of the VAE, whose encoder other threads call.
+        vae_guard: held while the weights of the VAE are moved, since other threads call its encoder.
         encoder_placement: where the text encoders are; ``encode`` is called by its method of this name.
     """
 

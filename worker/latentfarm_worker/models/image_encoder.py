@@ -15,7 +15,7 @@ _LOWEST, _HIGHEST = -30.0, 20.0
 
 
 class WeightsGuard:
-    """Whether weights are on the device. Whoever reads or moves them on another thread holds the lock.
+    """Whether weights are on the device. A thread holds the lock while it reads or moves them.
 
     Attributes:
         lock: held meanwhile.

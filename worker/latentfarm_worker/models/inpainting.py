@@ -1,7 +1,7 @@
-"""Inpainting models of Stable Diffusion, whose U-Net also reads a mask and the image without what is painted anew.
+"""Inpainting models of Stable Diffusion, whose U-Net also reads a mask and the image without what is painted again.
 
 It loads all models of diffusers' StableDiffusionInpaintPipeline and StableDiffusionXLInpaintPipeline with 9 channels.
-Those with 4 are plain models, which paint parts of images anew under their own names.
+Those with 4 are plain models, which paint parts of images again under their own names.
 """
 
 from __future__ import annotations
