@@ -67,7 +67,7 @@ def catalogue(
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with an adapter of each kind, and what is none."""
+    """A folder with an adapter of each kind, and other files."""
     folder = tmp_path / "adapters"
     (folder / "edges").mkdir(parents=True)
     save_file(LORA, folder / "Outlined v2.safetensors")
