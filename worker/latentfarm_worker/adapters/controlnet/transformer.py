@@ -99,7 +99,6 @@ class FluxControlNets(ControlNets):
 
     net_class = "FluxControlNetModel"
     compared: ClassVar = (
-        "patch_size",
         "in_channels",
         "attention_head_dim",
         "num_attention_heads",
