@@ -11,11 +11,12 @@ from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm.schedulers import is_flow
 from latentfarm.step_counts import steps_made
-from latentfarm_worker.engine.job_inputs import JobInputs, Posterior
+from latentfarm_worker.engine.job_inputs import JobInputs
 from latentfarm_worker.engine.noise import NoiseSource, SampleDraws
 from latentfarm_worker.engine.sampling_plan import SamplingPlan
 from latentfarm_worker.host_copy import pin, send
 from latentfarm_worker.models.base import Family
+from latentfarm_worker.posterior import Posterior
 from latentfarm_worker.text_encoders.prompt import Tensors
 
 #: gray values of a mask from which on latents are painted again, as by ``VaeImageProcessor.binarize`` of diffusers

@@ -21,10 +21,11 @@ from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import input_key
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.input_latents import PAINTED, require_inputs
-from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs, Posterior
+from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.outcomes import first_line, out_of_memory
 from latentfarm_worker.input_images.resizing import resize
 from latentfarm_worker.models.base import Family
+from latentfarm_worker.posterior import Posterior
 
 #: bytes of files that are kept, for images that are used at several sizes, and of what was made of them
 _FILE_BYTES, _MADE_BYTES = 128 * 2**20, 512 * 2**20

@@ -12,11 +12,11 @@ from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.adapters.module_cache import ModuleCache
-from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.image_encoder import WeightsGuard
 from latentfarm_worker.models.recommended import Recommended
 from latentfarm_worker.noise_schedule import NoiseSchedule
+from latentfarm_worker.posterior import Posterior
 from latentfarm_worker.text_encoders.embeddings import Embeddings
 from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from latentfarm.errors import UnavailableError
-from latentfarm_worker.engine.job_inputs import Posterior
+from latentfarm_worker.posterior import Posterior
 
 #: limits of the logarithm of a variance, as ``DiagonalGaussianDistribution`` of diffusers
 _LOWEST, _HIGHEST = -30.0, 20.0

@@ -21,13 +21,13 @@ from latentfarm_worker.adapters.image_prompt.part import ImagePrompts, has_image
 from latentfarm_worker.adapters.lora.part import Loras, has_loras
 from latentfarm_worker.adapters.module_cache import ModuleCache
 from latentfarm_worker.checkpoints import Checkpoint
-from latentfarm_worker.engine.job_inputs import Posterior
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
 from latentfarm_worker.models.image_encoder import ImageEncoder, WeightsGuard
 from latentfarm_worker.models.memory import Memory
 from latentfarm_worker.models.quantization import move_quantized
 from latentfarm_worker.models.recommended import recommend
 from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
+from latentfarm_worker.posterior import Posterior
 from latentfarm_worker.text_encoders.conditions import model_conditions
 from latentfarm_worker.text_encoders.embeddings import EmbeddingCatalogue, Embeddings
 from latentfarm_worker.text_encoders.placement import EncoderPlacement
