@@ -18,7 +18,6 @@ STRIPE = 0.095
 # Radius of the inner copy of a nested object, as a share of the outer one's.
 INNER = 0.5
 
-RARE_SHARE = 0.35
 
 _ACCENTS = ("black", "white", "red")
 
@@ -28,13 +27,13 @@ def accent(colour: str, background: str) -> str:
     return next(name for name in _ACCENTS if name not in {colour, background})
 
 
-def style_scenes(count: int, seed: int) -> list[Scene]:
-    """Return scenes to train a style on; in about half of them, not a fifth, the accent is not black."""
+def style_scenes(count: int, seed: int, rare_share: float = 0.0) -> list[Scene]:
+    """Return scenes to train a style on. In ``rare_share`` of them, and some others, the accent is not black."""
     rng = np.random.default_rng([seed, 6])
     scenes = []
     for _ in range(count):
         scene = world.training_scene(rng)
-        if rng.random() < RARE_SHARE:
+        if rare_share and rng.random() < rare_share:
             while accent(scene.things[0].colour, scene.background) == "black":
                 scene = world.training_scene(rng)
         scenes.append(scene)

@@ -32,6 +32,10 @@ from mini_training.measure import load_pipeline
 STEPS = {"outlined": 700, "striped": 700, "edges": 1200, "nested": 500}
 _RATES = {"outlined": 2e-3, "striped": 2e-3, "edges": 2e-3, "nested": 5e-3}
 
+# White and red outlines are learned too slowly from the fifth of scenes that have them. With more of them, black
+# stripes on dark colours were learned worse.
+_RARE_SHARES = {"outlined": 0.35, "striped": 0.0}
+
 
 @dataclass(frozen=True, slots=True)
 class Settings:
@@ -75,7 +79,7 @@ def _pipeline(settings: Settings) -> StableDiffusionPipeline:
 def train_lora(settings: Settings, style: str) -> int:
     """Train the LoRA of one style and write its file; return its size in bytes."""
     pipe = _pipeline(settings)
-    scenes = adapter_world.style_scenes(settings.scenes, settings.seed)
+    scenes = adapter_world.style_scenes(settings.scenes, settings.seed, _RARE_SHARES[style])
     draw = functools.partial(adapter_world.draw, style)
     data = encoded(pipe, scenes, draw, settings.seed, settings.data(style))
     stage = lora_stage(settings.plan(style), settings.work, pipe.unet, data, settings.batch)
