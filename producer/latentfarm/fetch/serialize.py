@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from latentfarm.edit_fields import EDIT_FIELDS
 from latentfarm.job import Job
 
 # created once: json.dumps creates an encoder at each call
@@ -34,6 +35,8 @@ TABLE_COLUMNS = {
     "prompt_syntax": "string",
     "clip_skip": "int64",
     "image_format": "string",
+    "edits": "string",
+    "safety": "string",
     "intermediates": "string",
     "pick": "string",
     "rating": "int64",
@@ -44,7 +47,7 @@ TABLE_COLUMNS = {
 
 
 #: columns of objects and lists: JSON text in a table, and the text for a missing one
-_JSON_COLUMNS = {"columns": "{}", "guidance_interval": "[]", "scheduler_options": "{}"}
+_JSON_COLUMNS = {"columns": "{}", "edits": "{}", "guidance_interval": "[]", "safety": "{}", "scheduler_options": "{}"}
 _EMPTY = {"string": "", "int64": 0, "float64": 0.0}
 #: what is decided about an image changes after it is fetched: a shard, which is costly to write again, has it not
 DECISION_COLUMNS = {name: TABLE_COLUMNS[name] for name in ("pick", "rating")}
@@ -62,8 +65,9 @@ def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result with the fields of its request, in diffusers' names, on the same level.
 
     ``intermediates`` is the key of the strip of intermediate images. ``columns`` are other columns of the row, if kept.
-    ``pick`` and ``rating`` are there if they are decided. ``error`` has a failed job's ``code`` and ``message``. An
-    invalid row has no prompt.
+    ``safety`` has the scores of unsafe concepts, if they were wanted, and ``adapters`` the digests of those that were
+    used. ``pick`` and ``rating`` are there if they are decided. ``error`` has a failed job's ``code`` and ``message``.
+    An invalid row has no prompt.
     """
     request = result.get("request", {})
     line = {
@@ -82,15 +86,18 @@ def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
         line |= {name: value for name, value in _DEFAULTS.items() if name not in request}
     if "intermediates" in result:
         line["intermediates"] = result["intermediates"]["key"]
-    return line | {name: result[name] for name in (*DECISION_COLUMNS, "columns", "error") if name in result}
+    more = (*DECISION_COLUMNS, "adapters", "safety", "columns", "error")
+    return line | {name: result[name] for name in more if name in result}
 
 
 def table_row(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result's cells of ``TABLE_COLUMNS``, None for missing ones.
 
-    Lists and objects, such as ``scheduler_options``, are JSON text. An error takes two columns.
+    Lists and objects, such as ``scheduler_options``, are JSON text. An error takes two columns. ``edits`` has the
+    fields of input images, adapters and a second stage: most rows have none.
     """
     line = flatten_result(result)
+    line["edits"] = {name: line[name] for name in EDIT_FIELDS if name in line and name != "safety"}
     error = line.pop("error", None) or {}
     line |= {"error_code": error.get("code"), "error_message": error.get("message")}
     for name in _JSON_COLUMNS:

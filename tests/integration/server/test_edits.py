@@ -277,3 +277,27 @@ def test_what_the_web_ui_sends_invalidly_is_refused(server: RunningServer, rende
     ):
         answer = server.client.post("/sdapi/v1/img2img", json={**WEB_UI, **body})
         assert (answer.status_code, problem in answer.json()["detail"]) == (400, True), answer.text
+
+
+def test_the_web_ui_has_a_second_stage_and_names_adapters(
+    server: RunningServer, farm: Farm, rendering: RunningWorker
+) -> None:
+    assert rendering
+    body = {**WEB_UI, "width": 64, "height": 64, "enable_hr": True, "hr_scale": 2, "hr_second_pass_steps": 4}
+    answer = server.client.post("/sdapi/v1/txt2img", json={**body, "denoising_strength": 0.5})
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    assert opened(found["images"][0]).size == (128, 128)
+    info = json.loads(found["info"])
+    assert info["denoising_strength"] == 0.5
+    assert "Hires upscale: 2, Hires steps: 4, Hires upscaler: Latent" in info["infotexts"][0]
+    [request] = requests_of(farm)
+    assert (request["hires_scale"], request["hires_steps"], request["hires_strength"]) == (2, 4, 0.5)
+    # this worker has no adapters, which the answer states
+    unit = {"model": "edges", "module": "canny", "image": data_url(encode(SOURCE))}
+    for named, problem in (
+        ({"prompt": "a <lora:outlined:1> cat"}, "'outlined' is unknown"),
+        ({"alwayson_scripts": {"controlnet": {"args": [unit]}}}, "controlnet 'edges' is unknown"),
+    ):
+        refused = server.client.post("/sdapi/v1/txt2img", json={**WEB_UI, **named})
+        assert (refused.status_code, problem in refused.json()["detail"]) == (400, True), refused.text
