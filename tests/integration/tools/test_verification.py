@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from tests.support.engines import single_thread
+from tests.support.loras import catalogue_of
 from tests.support.tiny import Kind, make_tiny
 
 from latentfarm import Batch, Farm, InputError, ModelError
@@ -55,9 +56,12 @@ def work(
     deterministic: bool = True,
     embed_metadata: bool = True,
     compiled: bool = False,
+    adapters: Path | None = None,
 ) -> None:
     """Render all pending jobs as a worker does, with its real threads, ledger and bucket."""
     family = load_family(model, dtype=torch.float32, device=torch.device("cpu"))
+    if adapters is not None:
+        family.use_catalogue(catalogue_of(adapters, adapters / "cache"))
     if compiled:
         family.compile()
     loop = RenderLoop(

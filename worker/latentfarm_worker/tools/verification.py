@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import random
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -356,7 +357,10 @@ def _fields_that_differ(
     sources = {
         "in the receipt": _flatten(receipt),
         "in the image": _flatten(embedded or {}),
-        "rendered again": {name: value for name, value in _flatten(rendered).items() if name not in ignored},
+        # as JSON, which has lists and no tuples
+        "rendered again": {
+            name: value for name, value in _flatten(json.loads(json.dumps(rendered))).items() if name not in ignored
+        },
     }
     found = []
     for name in _flatten(rendered):
