@@ -42,7 +42,7 @@ def refusal(*words: str) -> str:
         (("worker", "--compile", "--no-compile"), "--compile and --no-compile contradict each other"),
         # of another tool
         (("submit", "-n4", "p.txt"), "did you mean --num-images-per-prompt"),
-        (("render", "p.txt", "-H512"), "did you mean --height?"),
+        (("render", "p.txt", "-H512"), "did you mean --height or"),
         (("render", "p.txt", "-W", "512"), "did you mean --width or"),
         (("estimate", "p.txt", "-s7"), "--seed"),
         (("submit", "p.txt", "--steps", "4"), "did you mean --num-inference-steps?"),
