@@ -193,4 +193,3 @@ def _checked(alias: str) -> str:
 def _files_of(folder: Path) -> list[Path]:
     found = (path for path in folder.rglob("*") if path.suffix in (".safetensors", ".json"))
     return sorted(path for path in found if not path.name.startswith("."))
-
