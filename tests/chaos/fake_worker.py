@@ -20,12 +20,14 @@ from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.lora.part import Loras
+from latentfarm_worker.adapters.module_cache import ModuleCache
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models import FAMILIES, Memory
 from latentfarm_worker.models.image_encoder import WeightsGuard
 from latentfarm_worker.models.recommended import Recommended
 from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
 from latentfarm_worker.posterior import Posterior
+from latentfarm_worker.text_encoders.embeddings import Embeddings
 from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPrompt
 
@@ -55,8 +57,9 @@ class FakeFamily:
         self.encoder_parts: tuple[str, ...] = ()
         self.compiled, self.quantization, self.text_quantization = False, "none", "none"
         self.embedding_widths: tuple[int, ...] = ()
-        self.embeddings = None
+        self.embeddings: Embeddings | None = None
         self.adapter_parts: list[AdapterPart] = []
+        self.adapter_modules = ModuleCache(device, 0)
         self.loras = Loras(torch.nn.Linear(1, 1), part="", encoders={}, pipeline="", dtype=dtype, device=device)
         self.inputs: tuple[str, ...] = ()
         self.required_inputs: tuple[str, ...] = ()

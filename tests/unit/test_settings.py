@@ -34,6 +34,8 @@ OTHERS = {
     "adapters": "style=/adapters/style.safetensors,s3://adapters/loras",
     "adapter_cache_bytes": 2**34,
     "adapter_memory_bytes": 2**32,
+    "input_hosts": "*.example.org",
+    "input_allow_private": True,
     "safety": "score",
     "safety_checker": "/models/safety",
     "dtype": "float16",

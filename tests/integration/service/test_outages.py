@@ -150,10 +150,10 @@ def test_a_manifest_that_is_unavailable_now_is_read_later(farm: Farm, family: Fa
     left = iter(range(3))
 
     class UnavailableManifest(Bucket):
-        def get(self, key: str) -> bytes:
+        def get(self, key: str, **options: int) -> bytes:
             if "/manifest/" in key and next(left, None) is not None:
                 raise UnavailableError("503 Slow Down")
-            return super().get(key)
+            return super().get(key, **options)
 
     real = farm.bucket
     bucket = UnavailableManifest(real.name, where=real.where, open_session=lambda: (real.client, real.credentials))

@@ -30,7 +30,7 @@ class Flux(PipelineModel):
     """
 
     pipeline = "FluxPipeline"
-    inputs = ("image", "mask_image")
+    inputs: tuple[str, ...] = ("image", "mask_image")
     denoiser = ("transformer", "FluxTransformer2DModel")
     encoders: ClassVar = {"text_encoder": "CLIPTextModel", "text_encoder_2": "T5EncoderModel"}
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "T5Tokenizer"}

@@ -18,7 +18,7 @@ from latentfarm_worker.text_encoders.prompt import Tensors
 class InpaintingModel(LatentDiffusion):
     """A model whose jobs all have an image and a mask. Its scheduler denoises the whole image."""
 
-    required_inputs = ("image", "mask_image")
+    required_inputs: tuple[str, ...] = ("image", "mask_image")
     #: the mask, and the latents of the image
     extra_channels = 5
     control_nets = NoControlNets

@@ -15,7 +15,7 @@ class StableDiffusion(LatentDiffusion):
     """A model whose U-Net is conditioned on text only."""
 
     pipeline = "StableDiffusionPipeline"
-    inputs = ("image", "mask_image")
+    inputs: tuple[str, ...] = ("image", "mask_image")
     encoders: ClassVar = {"text_encoder": "CLIPTextModel"}
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer"}
     unet_config: ClassVar = {"addition_embed_type": None}

@@ -28,7 +28,7 @@ class StableDiffusion3(PipelineModel):
     """
 
     pipeline = "StableDiffusion3Pipeline"
-    inputs = ("image", "mask_image")
+    inputs: tuple[str, ...] = ("image", "mask_image")
     denoiser = ("transformer", "SD3Transformer2DModel")
     encoders: ClassVar = {
         "text_encoder": "CLIPTextModelWithProjection",

@@ -24,7 +24,7 @@ class StableDiffusionXL(LatentDiffusion):
     """A model conditioned on both encoders' penultimate hidden states, the second's projection, and the image size."""
 
     pipeline = "StableDiffusionXLPipeline"
-    inputs = ("image", "mask_image")
+    inputs: tuple[str, ...] = ("image", "mask_image")
     encoders: ClassVar = {"text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection"}
     tokenizers: ClassVar = {"tokenizer": "CLIPTokenizer", "tokenizer_2": "CLIPTokenizer"}
     text_layer = -2

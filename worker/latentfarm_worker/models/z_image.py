@@ -37,7 +37,7 @@ class ZImage(PipelineModel):
     """
 
     pipeline = "ZImagePipeline"
-    inputs = ("image", "mask_image")
+    inputs: tuple[str, ...] = ("image", "mask_image")
     denoiser = ("transformer", "ZImageTransformer2DModel")
     encoders: ClassVar = {"text_encoder": "Qwen3Model"}
     tokenizers: ClassVar = {"tokenizer": "Qwen2Tokenizer"}
