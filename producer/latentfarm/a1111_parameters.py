@@ -111,7 +111,7 @@ def _sampler(job: Job, default: str, config: Mapping[str, object]) -> dict[str, 
 
 
 def _edits(job: Job) -> dict[str, str]:
-    """Return the settings of an input image, a mask, ControlNets and a second stage.
+    """Return the settings of an input image, a mask, ControlNets, a second stage and a refiner.
 
     The web UI has one name for the strength of an input image and of a second stage: it never has both.
     """
@@ -130,6 +130,9 @@ def _edits(job: Job) -> dict[str, str]:
         settings["Hires upscale"] = f"{job.hires_scale:g}"
         settings["Hires steps"] = str(job.hires_steps or job.num_inference_steps)
         settings["Hires upscaler"] = _UPSCALERS[job.hires_upscaler]
+    if job.refiner is not None:
+        settings["Refiner"] = job.refiner
+        settings["Refiner switch at"] = f"{job.refiner_start:g}"
     return settings
 
 

@@ -14,12 +14,14 @@ class AdapterKind(StrEnum):
 
     ``lora``: low-rank changes of weights. ``embedding``: the vectors of a word, as textual inversion trains them.
     ``controlnet``: a network that follows an image. ``ip_adapter``: attention to an image that is a prompt.
+    ``refiner``: a U-Net that makes the last steps.
     """
 
     LORA = "lora"
     EMBEDDING = "embedding"
     CONTROLNET = "controlnet"
     IP_ADAPTER = "ip_adapter"
+    REFINER = "refiner"
 
 
 def describe_unknown(kind: AdapterKind, name: str, known: Sequence[str]) -> str:

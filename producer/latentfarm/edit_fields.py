@@ -1,4 +1,4 @@
-"""The fields of a job that begins with an image, or uses a LoRA, a ControlNet or an image prompt; or has two stages."""
+"""The fields of a job that begins with an image, or uses a LoRA or another adapter; or has two stages."""
 
 from __future__ import annotations
 
@@ -144,6 +144,7 @@ Preprocessor = Literal["none", "canny"]
 HiresScale = Annotated[float, BeforeValidator(refuse_bool), Field(gt=1, le=MAX_HIRES_SCALE, allow_inf_nan=False)]
 HiresSteps = Annotated[int, BeforeValidator(refuse_bool), Field(ge=1, le=MAX_STEPS)]
 HiresUpscaler = Literal["latent", "pixel"]
+RefinerStart = Annotated[float, BeforeValidator(refuse_bool), Field(gt=0, lt=1, allow_inf_nan=False)]
 Safety = Literal["off", "score", "refuse"]
 _OfNets = Field(min_length=1, max_length=MAX_CONTROLNETS)
 _OfPrompts = Field(min_length=1, max_length=MAX_IMAGE_PROMPTS)
@@ -196,6 +197,8 @@ class EditDefaults(BaseModel):
     hires_steps: HiresSteps | None = None
     hires_strength: Strength | None = None
     hires_upscaler: HiresUpscaler | None = None
+    refiner: AdapterName | None = None
+    refiner_start: RefinerStart | None = None
     safety: Safety | None = None
 
 
@@ -216,6 +219,8 @@ class EditFields(BaseModel):
         hires_steps: the steps of the second stage before its strength is applied; None is those of the first.
         hires_strength: the share of these steps that is made.
         hires_upscaler: whether latents or pixels are enlarged.
+        refiner: the name of a refiner, which makes the last steps.
+        refiner_start: the share of the steps that are made before it.
         safety: ``score`` records scores of unsafe concepts, ``refuse`` fails a job whose image has one.
     """
 
@@ -238,6 +243,8 @@ class EditFields(BaseModel):
     hires_steps: HiresSteps | None = None
     hires_strength: Strength = 0.7
     hires_upscaler: HiresUpscaler = "latent"
+    refiner: AdapterName | None = None
+    refiner_start: RefinerStart = 0.8
     safety: Safety = "off"
 
     @model_validator(mode="after")
@@ -281,6 +288,9 @@ def find_conflict(fields: dict[str, Any]) -> str | None:
         return "mask_image has no image; write image, or remove the mask"
     if fields.get("mask_image") is not None and fields.get("hires_scale") is not None:
         return "hires_scale paints all of an image again, also what mask_image keeps; remove one of them"
+    for name in ("image", "hires_scale"):
+        if fields.get("refiner") is not None and fields.get(name) is not None:
+            return f"refiner ends a run of one size that begins with noise, and there is {name}; remove one of them"
     for name, others in _LISTS.items():
         names, images = fields.get(name), fields.get(others[0])
         if names is None and images is None:

@@ -77,12 +77,12 @@ class Settings(BaseModel):
     embedding_cache_bytes: Annotated[int, Field(ge=0)] = 4 * 1024**3
     """Bytes of encoded prompts in the folder ``embeddings`` of the cache; 0 for none [default: 4294967296]."""
     adapters: str = ""
-    """LoRAs, embeddings, ControlNets and IP-Adapters, separated by commas: ``ALIAS=SOURCE`` of each, and folders or
-    ``s3://BUCKET/PREFIX`` with many; a source is a file, a folder, ``s3://BUCKET/KEY`` or a hub id [default: none]."""
+    """LoRAs, embeddings, ControlNets, IP-Adapters and refiners, between commas: ``ALIAS=SOURCE`` of each, and folders
+    or ``s3://BUCKET/PREFIX`` with many; a source is a file, folder, ``s3://BUCKET/KEY`` or a hub id [default: none]."""
     adapter_cache_bytes: Annotated[int, Field(ge=0)] = 32 * 1024**3
     """Bytes of adapters fetched from a bucket, in the folder ``adapters`` of the cache [default: 34359738368]."""
     adapter_memory_bytes: Annotated[int, Field(ge=0)] = 8 * 1024**3
-    """Bytes of ControlNets and IP-Adapters on the device; those used longest ago leave [default: 8589934592]."""
+    """Bytes of ControlNets, IP-Adapters and refiners on the device; those used longest ago go [default: 8589934592]."""
     safety: Safety = "off"
     """The least that is done with each image: ``score`` records scores of unsafe concepts in results, ``refuse`` fails
     a job whose image has one; a job may want more [default: off]."""

@@ -21,6 +21,7 @@ from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.adapters.module_cache import ModuleCache
+from latentfarm_worker.adapters.refiners import Refiners
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models import FAMILIES, Memory
 from latentfarm_worker.models.image_encoder import WeightsGuard
@@ -60,6 +61,7 @@ class FakeFamily:
         self.embeddings: Embeddings | None = None
         self.adapter_parts: list[AdapterPart] = []
         self.adapter_modules = ModuleCache(device, 0)
+        self.refiners = Refiners(None, channels=4, pipeline="", dtype=dtype, cache=self.adapter_modules)
         self.loras = Loras(torch.nn.Linear(1, 1), part="", encoders={}, pipeline="", dtype=dtype, device=device)
         self.inputs: tuple[str, ...] = ()
         self.required_inputs: tuple[str, ...] = ()

@@ -82,6 +82,11 @@ HiresUpscaler = Annotated[
     str | None,
     typer.Option("--hires-upscaler", metavar="KIND", help="latent or pixel: what is enlarged [default: latent]"),
 ]
+Refiner = Annotated[str | None, typer.Option("--refiner", metavar="NAME", help="Refiner that makes the last steps")]
+RefinerStart = Annotated[
+    float | None,
+    typer.Option("--refiner-start", metavar="SHARE", help="Share of the steps before it begins [default: 0.8]"),
+]
 Safety = Annotated[
     str | None,
     typer.Option("--safety", metavar="MODE", help="score or refuse images of unsafe concepts, or off [default: off]"),
@@ -108,6 +113,8 @@ def edit_fields(
     hires_steps: HiresSteps = None,
     hires_strength: HiresStrength = None,
     hires_upscaler: HiresUpscaler = None,
+    refiner: Refiner = None,
+    refiner_start: RefinerStart = None,
     safety: Safety = None,
 ) -> dict[str, Any]:
     """Return the defaults of rows that these options set; None for an option that is not given."""
@@ -132,6 +139,8 @@ def edit_fields(
         "hires_steps": hires_steps,
         "hires_strength": hires_strength,
         "hires_upscaler": hires_upscaler,
+        "refiner": refiner,
+        "refiner_start": refiner_start,
         "safety": safety,
     }
 

@@ -19,7 +19,13 @@ from latentfarm.settings import Settings
 from latentfarm.submission.estimate import Estimate, make_estimate
 from latentfarm.submission.request import make_request
 
-_ADAPTERS = {"lora": "LoRAs", "embedding": "embeddings", "controlnet": "ControlNets", "ip_adapter": "IP-Adapters"}
+_ADAPTERS = {
+    "lora": "LoRAs",
+    "embedding": "embeddings",
+    "controlnet": "ControlNets",
+    "ip_adapter": "IP-Adapters",
+    "refiner": "refiners",
+}
 
 
 @prompt_options

@@ -30,6 +30,7 @@ _NEEDS: Mapping[str, tuple[str, ...]] = {
     "hires_steps": ("hires_scale",),
     "hires_strength": ("hires_scale",),
     "hires_upscaler": ("hires_scale",),
+    "refiner_start": ("refiner",),
 }
 _NAMES = frozenset(EDIT_FIELDS)
 

@@ -165,6 +165,7 @@ def _add_inputs(sums: _Sums, fields: dict[str, Any], sources: UniqueNames) -> No
         (AdapterKind.LORA, [lora.name for lora in fields.get("loras") or ()]),
         (AdapterKind.CONTROLNET, fields.get("controlnet") or ()),
         (AdapterKind.IP_ADAPTER, fields.get("ip_adapter") or ()),
+        (AdapterKind.REFINER, [fields["refiner"]] if fields.get("refiner") else ()),
     ):
         if names:
             sums.adapters[kind].update(names)

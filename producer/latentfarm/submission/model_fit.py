@@ -11,6 +11,9 @@ from latentfarm.job import Defaults
 from latentfarm.limits import MAX_SIDE, MIN_SIDE
 from latentfarm.model_facts import ModelFacts
 
+#: the pipeline of the models that a refiner may end
+_REFINED = "StableDiffusionXLPipeline"
+
 
 def misfits(fields: Defaults, facts: ModelFacts) -> list[tuple[str, str]]:
     """Return field and text, with value and cure, of each field of a row or of defaults that does not fit the model."""
@@ -28,6 +31,9 @@ def misfits(fields: Defaults, facts: ModelFacts) -> list[tuple[str, str]]:
         if getattr(fields, name) is not None and facts.inputs is not None and name not in facts.inputs:
             text = f"{name} has no use: {facts.pipeline} takes none"
             found.append((name, f"{text}; remove it, or use a model that can"))
+    if fields.refiner is not None and facts.pipeline != _REFINED:
+        text = f"refiner has no use: {facts.pipeline} takes none"
+        found.append(("refiner", f"{text}; remove it, or use a model of Stable Diffusion XL"))
     found += _unknown_adapters(fields, facts)
     if fields.safety not in (None, "off") and facts.safety_checker is False:
         text = f"safety is {fields.safety!r}, and the model's workers have no safety checker"
@@ -54,6 +60,7 @@ def _unknown_adapters(fields: Defaults, facts: ModelFacts) -> list[tuple[str, st
         ("loras", AdapterKind.LORA, loras),
         ("controlnet", AdapterKind.CONTROLNET, fields.controlnet or ()),
         ("ip_adapter", AdapterKind.IP_ADAPTER, fields.ip_adapter or ()),
+        ("refiner", AdapterKind.REFINER, () if fields.refiner is None else (fields.refiner,)),
     )
     return [
         (field, describe_unknown(kind, name, facts.adapters.get(kind, ())))

@@ -16,13 +16,22 @@ from safetensors.torch import save, save_file
 from latentfarm.adapter_kind import AdapterKind, describe_unknown
 from latentfarm.errors import InputError, JobError, ModelError
 from latentfarm_worker.adapters.catalogue import Catalogue, open_catalogue
-from latentfarm_worker.adapters.kinds import kind_of_tensors
+from latentfarm_worker.adapters.kinds import is_refiner, kind_of_tensors
 from latentfarm_worker.checkpoints.tensor_file import TensorInfo
 
 pytestmark = pytest.mark.unit
 
 LORA = {"unet.a.lora_A.weight": torch.ones(2, 4), "unet.a.lora_B.weight": torch.ones(4, 2)}
 EMBEDDING = {"emb_params": torch.ones(2, 8)}
+#: of stabilityai/stable-diffusion-xl-refiner-1.0
+REFINER = {
+    "_class_name": "UNet2DConditionModel",
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "cross_attention_dim": 1280,
+    "projection_class_embeddings_input_dim": 2560,
+}
+UNET = {"conv_in.weight": torch.ones(2, 4, 3, 3)}
 CONTROLNET = {"controlnet_cond_embedding.conv_in.weight": torch.ones(2, 3, 3, 3)}
 IP_ADAPTER = {"image_proj.proj.weight": torch.ones(4, 4), "ip_adapter.1.to_k_ip.weight": torch.ones(4, 4)}
 
@@ -76,6 +85,10 @@ def folder(tmp_path: Path) -> Path:
     save_file(IP_ADAPTER, folder / "faces.safetensors")
     (folder / "edges" / "config.json").write_text('{"_class_name": "ControlNetModel"}')
     save_file(CONTROLNET, folder / "edges" / "diffusion_pytorch_model.safetensors")
+    for place in (folder / "fine", folder / "whole" / "unet"):
+        place.mkdir(parents=True)
+        (place / "config.json").write_text(json.dumps(REFINER))
+        save_file(UNET, place / "diffusion_pytorch_model.safetensors")
     (folder / "old.ckpt").write_bytes(b"\x80")
     (folder / "README.md").write_text("notes")
     save_file({"vae.weight": torch.ones(2, 2, 2)}, folder / "vae.safetensors")
@@ -89,9 +102,14 @@ def test_a_folder_has_an_adapter_of_each_file_and_folder(folder: Path, tmp_path:
         "embedding": ("nested",),
         "controlnet": ("edges",),
         "ip_adapter": ("faces",),
+        "refiner": ("fine", "whole"),
     }
     assert json.loads(found.announcement())["controlnet"] == ["edges"]
     assert found.get(AdapterKind.CONTROLNET, "edges").path == folder / "edges"
+    assert found.get(AdapterKind.REFINER, "fine").path == folder / "fine"
+    # of a pipeline's folder, the U-Net alone
+    assert found.get(AdapterKind.REFINER, "whole").path == folder / "whole" / "unet"
+    assert len({found.get(AdapterKind.REFINER, name).digest for name in ("fine", "whole")}) == 1
     # with spaces, a pickle, and weights of something else
     for name in ("Outlined v2", "old.ckpt", "vae.safetensors"):
         assert name in caplog.text
@@ -178,6 +196,37 @@ def test_a_prefix_of_a_bucket_is_listed_by_headers_and_fetched_once(tmp_path: Pa
     assert again.get(AdapterKind.LORA, "named").digest == again.get(AdapterKind.LORA, "one").digest == first.digest
     assert again.get(AdapterKind.CONTROLNET, "edges").digest == net.digest
     assert len(store.downloads) == 3, "another process has them in the cache"
+
+
+def test_of_a_refiner_in_a_bucket_only_the_unet_is_fetched(tmp_path: Path) -> None:
+    store = Store(
+        {
+            "refiners/fine/model_index.json": b"{}",
+            "refiners/fine/unet/config.json": json.dumps(REFINER).encode(),
+            "refiners/fine/unet/diffusion_pytorch_model.safetensors": save(UNET),
+            "refiners/fine/vae/diffusion_pytorch_model.safetensors": save(UNET),
+        }
+    )
+    found = catalogue("s3://farm/refiners", tmp_path, store=store).get(AdapterKind.REFINER, "fine")
+    assert sorted(path.name for path in found.path.iterdir()) == ["config.json", "diffusion_pytorch_model.safetensors"]
+    assert len(store.downloads) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, True),
+        # the base model's: six numbers, and the states of both text encoders
+        ({"cross_attention_dim": 2048, "projection_class_embeddings_input_dim": 2816}, False),
+        ({"projection_class_embeddings_input_dim": 2816}, False),
+        ({"addition_embed_type": None}, False),
+        ({"_class_name": "ControlNetModel"}, False),
+        ({"cross_attention_dim": [1280, 1280]}, False),
+        ({"addition_time_embed_dim": None}, False),
+    ],
+)
+def test_a_refiner_is_known_by_its_config(change: dict[str, Any], found: bool) -> None:  # noqa: FBT001 (a parameter)
+    assert is_refiner({**REFINER, **change}) is found
 
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(tmp_path: Path) -> None:

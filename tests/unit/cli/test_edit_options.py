@@ -39,6 +39,8 @@ def test_options_are_the_defaults_of_rows(tmp_path: Path, monkeypatch: pytest.Mo
         control_preprocessor=["canny"],
         ip_adapter=["plus"],
         ip_adapter_image=["data:image/png;base64,AAAA"],
+        refiner="fine",
+        refiner_start=0.7,
     )
     defaults = check_defaults(found, Notes()).given()
     assert [(lora.name, lora.scale) for lora in defaults.pop("loras")] == [
@@ -57,6 +59,8 @@ def test_options_are_the_defaults_of_rows(tmp_path: Path, monkeypatch: pytest.Mo
         "control_preprocessor": ("canny",),
         "ip_adapter": ("plus",),
         "ip_adapter_image": ("data:image/png;base64,AAAA",),
+        "refiner": "fine",
+        "refiner_start": 0.7,
     }
 
 
@@ -68,6 +72,7 @@ def test_options_are_the_defaults_of_rows(tmp_path: Path, monkeypatch: pytest.Mo
         (["--lora", "a:x"], "options: loras 'x' is invalid; write a valid number"),
         (["--safety", "on"], "options: safety 'on' is invalid; write 'off', 'score' or 'refuse'"),
         (["--controlnet", "edges"], "p.txt line 1: controlnet has no control_image; write both"),
+        (["--refiner", "fine", "--refiner-start", "1"], "options: refiner_start 1.0 is invalid; write less than 1"),
         (["--hires-scale", "5"], "options: hires_scale 5.0 is invalid; write less than or equal to 4"),
     ],
 )
@@ -86,6 +91,9 @@ def test_an_estimate_counts_steps_and_names_adapters(tmp_path: Path) -> None:
     found = json.loads(CliRunner().invoke(app, [*command, "--json"]).stdout)
     assert (found["jobs"], found["steps"], found["inputs"]) == (6, 6 * (20 + 14), 0)
     assert found["adapters"] == {"lora": ["outlined", "striped"]}
+    refined = [*command[:2], "--num-inference-steps", "20", "--sweep", "refiner=fine,other"]
+    found = json.loads(CliRunner().invoke(app, [*refined, "--json"]).stdout)
+    assert (found["jobs"], found["steps"], found["adapters"]) == (4, 80, {"refiner": ["fine", "other"]})
     lines = CliRunner().invoke(app, command).stdout
     assert "steps           204" in lines
     assert "LoRAs           outlined, striped" in lines

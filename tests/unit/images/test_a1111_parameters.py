@@ -197,3 +197,4 @@ def test_input_images_and_adapters_are_settings() -> None:
     ) in settings
     settings = text_of(hires_scale=1.5, hires_upscaler="pixel", hires_steps=10)
     assert "Denoising strength: 0.7, Hires upscale: 1.5, Hires steps: 10, Hires upscaler: Lanczos, Job" in settings
+    assert "Refiner: fine, Refiner switch at: 0.8, Job" in text_of(refiner="fine")

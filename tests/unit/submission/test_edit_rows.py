@@ -46,6 +46,9 @@ def check(fields: dict[str, Any], defaults: dict[str, Any], facts: ModelFacts | 
             "hires_scale 3 makes a width of 1024 pixels 3072, more than 2048; write 2 or",
         ),
         ({"hires_scale": 2, "mask_image": "m.png", "image": "a.png"}, {}, "hires_scale paints all of an image again"),
+        ({"refiner_start": 0.5}, {}, "refiner_start 0.5 has no refiner; write refiner, or remove it"),
+        ({"refiner": "fine", "image": "a.png"}, {}, "refiner ends a run of one size that begins with noise, and there"),
+        ({"hires_scale": 2}, {"refiner": "fine"}, "refiner ends a run of one size that begins with noise, and there"),
         ({"loras": "a,b:0.5,a"}, {}, "loras has a twice; write it once"),
         (
             {"controlnet": "edges", "control_image": "a.png", "control_guidance_start": 0.5},
@@ -81,6 +84,7 @@ def test_fields_that_do_not_fit_are_an_error(fields: dict[str, Any], defaults: d
         ({"image": "a.png"}, {"strength": 0.5, "mask_image": "m.png", "mask_blur": 4}),
         ({"control_image": ["a.png", "b.png"]}, {"controlnet": "edges,depth", "control_preprocessor": "canny"}),
         ({"control_image": "a.png"}, {"controlnet": "edges", "resize": "pad"}),
+        ({"refiner_start": 0.5}, {"refiner": "fine"}),
         ({"image": "a.png"}, {"num_inference_steps": 1, "strength": 1}),
     ],
 )

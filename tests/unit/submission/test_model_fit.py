@@ -51,6 +51,15 @@ def test_the_sides_of_the_cure_fit_and_are_the_nearest(side: int, multiple: int)
         assert max(abs(side - cure) for cure in cures) < multiple
 
 
+def test_a_refiner_is_refused_for_other_models_and_by_unknown_names() -> None:
+    row, xl = Row(prompt="a", refiner="fine"), {"pipeline": "StableDiffusionXLPipeline"}
+    text = "refiner has no use: FluxPipeline takes none; remove it, or use a model of Stable Diffusion XL"
+    assert misfits(row, facts()) == [("refiner", text)]
+    assert misfits(row, facts(**xl)) == misfits(row, facts(**xl, adapters={"refiner": ("fine",)})) == []
+    unknown = "refiner 'fine' is unknown; write other"
+    assert misfits(row, facts(**xl, adapters={"refiner": ("other",)})) == [("refiner", unknown)]
+
+
 def test_an_input_that_the_model_does_not_take_is_refused_with_its_cure() -> None:
     row = Row(prompt="a", image="in.png", mask_image="mask.png")
     found = misfits(row, facts(inputs=("image",)))

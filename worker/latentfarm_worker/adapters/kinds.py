@@ -11,6 +11,10 @@ from latentfarm_worker.checkpoints.tensor_file import TensorInfo
 
 SUFFIX = ".safetensors"
 CONFIG = "config.json"
+#: the folder of a refiner's U-Net in that of its pipeline
+UNET = "unet"
+#: numbers besides the text that a refiner is conditioned on: height, width, the crop's top and left, aesthetic score
+REFINER_IDS = 5
 #: parts of the names of a LoRA's tensors, as kohya, diffusers and peft write them, and of its relatives
 _LORA = (
     *(".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".lora.down.", ".lora.up.", "lora_linear_layer"),
@@ -40,10 +44,10 @@ def kind_of_tensors(tensors: Mapping[str, TensorInfo]) -> AdapterKind | None:
 def kind_of_files(
     names: list[str], read_text: Callable[[str], bytes], read_header: Callable[[str], Mapping[str, TensorInfo]]
 ) -> tuple[AdapterKind, str] | None:
-    """Return the kind of a folder and which of its files it is; an empty name: the whole folder.
+    """Return the kind of a folder and which of its files or folders it is; an empty name: the whole folder.
 
-    A ControlNet is a folder with a config. An IP-Adapter needs the folder, because its image encoder is beside it.
-    Another folder has one file with weights.
+    A ControlNet is a folder with a config; a refiner is that of a U-Net, or is inside that of a pipeline. An IP-Adapter
+    needs the folder, because its image encoder is beside it. Another folder has one file with weights.
 
     Args:
         names: the files, relative to the folder.
@@ -52,6 +56,10 @@ def kind_of_files(
     """
     if CONFIG in names and "ControlNet" in _class_name(read_text(CONFIG)):
         return AdapterKind.CONTROLNET, ""
+    for folder in ("", UNET):
+        config = f"{folder}/{CONFIG}".lstrip("/")
+        if config in names and is_refiner(_read(read_text(config))):
+            return AdapterKind.REFINER, folder
     for name in sorted(name for name in names if name.endswith(SUFFIX) and "/" not in name):
         kind = kind_of_tensors(read_header(name))
         if kind is not None:
@@ -60,9 +68,27 @@ def kind_of_files(
     return None
 
 
+def is_refiner(config: Mapping[str, Any]) -> bool:
+    """Return whether a config is that of the U-Net of Stable Diffusion XL's refiner.
+
+    It attends to the second text encoder alone, whose states are as wide as its projection, and is conditioned on five
+    numbers; a base model is on six.
+    """
+    if config.get("_class_name") != "UNet2DConditionModel" or config.get("addition_embed_type") != "text_time":
+        return False
+    keys = ("cross_attention_dim", "addition_time_embed_dim", "projection_class_embeddings_input_dim")
+    width, embedded, added = (config.get(key) for key in keys)
+    numbers = all(isinstance(each, int) for each in (width, embedded, added))
+    return numbers and added == width + REFINER_IDS * embedded  # type: ignore[operator]
+
+
 def _class_name(text: bytes) -> str:
+    return str(_read(text).get("_class_name", ""))
+
+
+def _read(text: bytes) -> Mapping[str, Any]:
     try:
         config: Any = json.loads(text)
     except ValueError:
-        return ""
-    return str(config.get("_class_name", "")) if isinstance(config, dict) else ""
+        return {}
+    return config if isinstance(config, dict) else {}

@@ -1,4 +1,4 @@
-"""Adapters with weights of their own, in memory: ControlNets, IP-Adapters and their image encoders.
+"""Adapters with weights of their own, in memory: ControlNets, IP-Adapters with their image encoders, refiners.
 
 They are loaded for jobs that wait, are on the device for rows that run, and leave when others need room.
 """

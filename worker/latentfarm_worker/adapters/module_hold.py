@@ -1,4 +1,4 @@
-"""What an image holds of adapters with weights of their own: ControlNets and IP-Adapters."""
+"""What an image holds of adapters with weights of their own: ControlNets, IP-Adapters and refiners."""
 
 from __future__ import annotations
 

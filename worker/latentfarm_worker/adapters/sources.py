@@ -12,7 +12,7 @@ from latentfarm.adapter_kind import AdapterKind
 from latentfarm.errors import ModelError
 from latentfarm.model_source import is_hub_file, is_hub_id
 from latentfarm_worker.adapters.fetched import FetchCache
-from latentfarm_worker.adapters.kinds import CONFIG, SUFFIX, kind_of_files, kind_of_tensors
+from latentfarm_worker.adapters.kinds import CONFIG, SUFFIX, UNET, kind_of_files, kind_of_tensors
 from latentfarm_worker.checkpoints import hub
 from latentfarm_worker.checkpoints.tensor_file import PICKLES, TensorInfo, read_tensor_file
 
@@ -24,6 +24,8 @@ _READ = (SUFFIX, ".json")
 _MAX_HEADER = 16 * 1024**2
 #: what the hub has of an adapter: its weights and configs, the image encoder of an IP-Adapter included
 _HUB_PATTERNS = ("*.safetensors", "*.json")
+#: of a refiner: its U-Net
+_REFINER_PATTERNS = (f"{UNET}/*.json", *(f"{UNET}/{each}" for each in hub.weight_patterns("") if "/" not in each))
 
 
 class StoredObject(Protocol):
@@ -74,7 +76,7 @@ class ObjectSource:
 
     Attributes:
         prefix: what the keys of all its objects begin with.
-        file: the one of them that is the adapter, relative to the prefix; empty: all of them are.
+        file: the file or folder among them that is the adapter, relative to the prefix; empty: all of them are.
     """
 
     kind: AdapterKind
@@ -131,7 +133,7 @@ def local_children(folder: Path) -> Iterator[tuple[str, Callable[[], Source]]]:
     for path in sorted(folder.iterdir()):
         if path.name.startswith("."):
             continue
-        if path.is_dir() and any(path.glob(f"*{SUFFIX}")):
+        if path.is_dir() and (any(path.glob(f"*{SUFFIX}")) or (path / UNET / CONFIG).is_file()):
             yield path.name, lambda path=path: local_source(path)  # type: ignore[misc]
         elif path.suffix.lower() in (SUFFIX, *PICKLES):
             yield path.stem, lambda path=path: local_source(path)  # type: ignore[misc]
@@ -146,7 +148,10 @@ def hub_source(location: str) -> Source:
     if is_hub_file(location):
         return local_source(hub.file(location))
     if is_hub_id(location):
-        return local_source(hub.snapshot(location, patterns=_HUB_PATTERNS))
+        folder = hub.snapshot(location, patterns=(f"{UNET}/{CONFIG}",))
+        # a refiner's repository has tens of gigabytes besides its U-Net
+        patterns = _REFINER_PATTERNS if (folder / UNET / CONFIG).is_file() else _HUB_PATTERNS
+        return local_source(hub.snapshot(location, patterns=patterns))
     raise ModelError(
         f"{location}: there is no such file or folder; name a {SUFFIX} file, a folder, {S3}BUCKET/KEY, or a hub id "
         "such as organization/repository"
@@ -196,7 +201,8 @@ def _object_source(store: ObjectStore, key: str, objects: Iterable[StoredObject]
     if found is None:
         raise ModelError(f"{where}: has no adapter; name a {SUFFIX} object, or a prefix with {CONFIG} and weights")
     kind, file = found
-    kept = tuple(each for each in inside if not file or each.key == prefix + file)
+    place = prefix + file
+    kept = tuple(each for each in inside if not file or each.key == place or each.key.startswith(f"{place}/"))
     return ObjectSource(kind, store, prefix, kept, file, cache)
 
 

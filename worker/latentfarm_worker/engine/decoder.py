@@ -89,7 +89,7 @@ class Decoder:
     def add(self, image: ImageState, latents: torch.Tensor) -> None:
         """Add an image after its last step, with its latents (C, h, w), which are copied, and its intermediates."""
         # an image's groups keep this order, so it reaches the host after its intermediates
-        self._waiting += [_PendingDecode(image, frame, is_frame=True) for frame in image.frames]
+        self._waiting += [_PendingDecode(image, frame, is_frame=True) for frame in image.all_frames]
         self._waiting.append(_PendingDecode(image, latents.clone()))
 
     def drop(self, handle: Hashable) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import diffusers
 import torch
@@ -14,6 +14,20 @@ from latentfarm_worker.noise_schedule import OWN_SCHEDULE, NoiseSchedule
 
 #: config entries that make a scheduler non-linear, for the message
 _NON_LINEAR = ("thresholding", "clip_sample")
+
+
+class Span(NamedTuple):
+    """The part of a run that one model makes, in shares of the training's timesteps.
+
+    ``start``: as ``denoising_start`` of the pipelines. ``end``: as ``denoising_end``.
+    """
+
+    start: float = 0.0
+    end: float = 1.0
+
+
+#: a run with one model
+WHOLE = Span()
 
 
 def make_scheduler(class_name: str, config: Mapping[str, Any], options: Mapping[str, Any]) -> Any:
@@ -41,6 +55,7 @@ def set_steps(
     num_inference_steps: int,
     schedule: NoiseSchedule = OWN_SCHEDULE,
     steps_made: int | None = None,
+    span: Span = WHOLE,
 ) -> torch.Tensor:
     """Set the steps, with the noise levels of a model's pipeline as far as the scheduler takes them.
 
@@ -52,17 +67,36 @@ def set_steps(
         num_inference_steps: the steps of a whole run.
         schedule: the noise levels of the model's pipeline.
         steps_made: begin so many steps before the end, as ``get_timesteps`` of the pipelines [default: all].
+        span: the part of the run that is made, without ``steps_made``.
 
     Returns:
         The timesteps of the evaluations that are made.
 
     """
     scheduler.set_timesteps(num_inference_steps, device="cpu", **_noise_levels(scheduler, schedule))
-    begin = 0 if steps_made is None else (num_inference_steps - steps_made) * scheduler.order
+    begin, end = _cut(scheduler, span)
+    if steps_made is not None:
+        begin = (num_inference_steps - steps_made) * scheduler.order
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(begin)
-    timesteps: torch.Tensor = scheduler.timesteps[begin:]
+    timesteps: torch.Tensor = scheduler.timesteps[begin:end]
     return timesteps
+
+
+def _cut(scheduler: Any, span: Span) -> tuple[int, int]:
+    """Return the first evaluation of a part of a run, and the one behind its last.
+
+    Source: ``StableDiffusionXLPipeline.__call__``, and ``get_timesteps`` of ``StableDiffusionXLImg2ImgPipeline``, which
+    repeats an evaluation if the cut is within a step of two evaluations.
+    """
+    timesteps, trained = scheduler.timesteps, scheduler.config.get("num_train_timesteps", 0)
+    begin, end = 0, len(timesteps)
+    if span.start > 0:
+        left = int((timesteps < round(trained - span.start * trained)).sum())
+        begin = end - left - int(scheduler.order == 2 and left % 2 == 0)
+    if span.end < 1:
+        end = int((timesteps >= round(trained - span.end * trained)).sum())
+    return begin, end
 
 
 def noise_factors(scheduler: Any, timestep: torch.Tensor) -> tuple[float, float]:

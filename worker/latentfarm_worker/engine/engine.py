@@ -27,7 +27,7 @@ from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_
 from latentfarm_worker.engine.preparation import prepare
 from latentfarm_worker.engine.previews import Previews
 from latentfarm_worker.engine.running_images import RunningImages
-from latentfarm_worker.engine.second_stage import FirstImage, encode_enlarged, enlarge_latents
+from latentfarm_worker.engine.second_stage import FirstImage, begin_second, encode_enlarged, needs_pixels
 from latentfarm_worker.engine.slot_views import SlotViewer
 from latentfarm_worker.engine.text_cache import TextCache
 from latentfarm_worker.models.base import Family, native_shape
@@ -320,10 +320,10 @@ class Engine:
             assert self._running.batch is not None  # noqa: S101 (an image runs)
             image.timings["denoise"] = time.perf_counter() - image.started
             latents = self._running.batch.latents(image)
-            if image.second is not None and image.job.hires_upscaler == "latent":
-                self._queue.resume(enlarge_latents(image, latents))
-            else:
+            if needs_pixels(image):
                 self._decoder.add(image, latents)
+            else:
+                self._queue.resume(begin_second(image, latents))
             self._running.remove(image)
 
     def _decode(self) -> list[Rendered | Failed]:

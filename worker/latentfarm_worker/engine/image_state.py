@@ -32,7 +32,8 @@ class FirstStage(NamedTuple):
     Attributes:
         width, height: pixels.
         evaluations: of the model.
-        plan_digest, micro_batch, timings: as of an image.
+        plan_digest, micro_batch, timings, adapters: as of an image.
+        frames: the latents of its intermediates.
     """
 
     width: int
@@ -41,6 +42,8 @@ class FirstStage(NamedTuple):
     plan_digest: str
     micro_batch: int
     timings: dict[str, float]
+    adapters: tuple[UsedAdapter, ...]
+    frames: tuple[torch.Tensor, ...]
 
 
 @dataclass(eq=False)
@@ -63,7 +66,9 @@ class ImageState:
         place: the index of the image's state in the batch; -1 while it waits.
         rows: rows of the model's batch that it takes: ``rows_held`` while it runs, 0 while it waits or is paused.
         step_index: model evaluations that are done, of this stage.
-        second: a second stage at a larger size, which begins with the result.
+        second: a second stage, at a larger size or by a refiner, which begins with the result.
+        run_before, run_after: evaluations of the other stage of the same run, which a refiner ends. A stage at another
+            size is a run of its own.
         first: the first stage, of the second one; None until it has ended.
         micro_batch: rows of a call of the model when the image began; its bytes depend on it.
         frames: the latents of its intermediates so far, float32 (C, h, w) each.
@@ -104,6 +109,8 @@ class ImageState:
     started: float = 0.0
     timings: dict[str, float] = field(default_factory=dict)
     second: ImageState | None = None
+    run_before: int = 0
+    run_after: int = 0
     first: FirstStage | None = None
 
     @property
@@ -135,13 +142,15 @@ class ImageState:
     def frame_steps(self) -> frozenset[int]:
         """Return the evaluations after which an intermediate is kept: the first, then evenly up to the last but one.
 
-        Empty if the job saves none, and for a first stage, whose images are smaller.
+        They are counted over the run, and those of this stage returned. Empty if the job saves none, and for a first
+        stage whose images are smaller.
         """
-        last = self.plan.num_evaluations - 1
+        last = self.run_before + self.plan.num_evaluations + self.run_after - 1
         frames = min(FRAMES - 1, last)
-        if not self.job.save_intermediates or self.second is not None or not frames:
+        smaller = self.second is not None and not self.run_after
+        if not self.job.save_intermediates or smaller or not frames:
             return frozenset()
-        return frozenset(1 + round(at * last / frames) for at in range(frames))
+        return frozenset(1 + round(at * last / frames) - self.run_before for at in range(frames))
 
     @cached_property
     def preview_steps(self) -> tuple[int, ...]:
@@ -171,13 +180,14 @@ class ImageState:
 
     @cached_property
     def guided(self) -> range:
-        """Return the evaluations that apply guidance with a second row."""
+        """Return the evaluations that apply guidance with a second row; its interval is a share of the run."""
         if len(self.prompts) == 1:
             return range(0)
-        start, stop = self.job.guidance_interval or (0.0, 1.0)
         # a bound such as 0.07 * 100 = 7.000000000000001 must not be rounded up
-        evaluations = self.plan.num_evaluations
-        return range(ceil(start * evaluations - 1e-9), ceil(stop * evaluations - 1e-9))
+        evaluations = self.run_before + self.plan.num_evaluations + self.run_after
+        bounds = (ceil(share * evaluations - 1e-9) for share in self.job.guidance_interval or (0.0, 1.0))
+        start, stop = (max(0, bound - self.run_before) for bound in bounds)
+        return range(start, stop)
 
     @property
     def evaluations_left(self) -> int:
@@ -209,14 +219,20 @@ class ImageState:
 
     @property
     def adapters(self) -> tuple[UsedAdapter, ...]:
-        """Return what it is made with, the embeddings of its prompts included, each once."""
+        """Return what it is made with in all stages, the embeddings of its prompts included, each once."""
+        before = () if self.first is None else self.first.adapters
         held = (UsedAdapter(each.alias, each.kind, each.digest) for hold in self.holds for each in hold.adapters)
         named = (
             UsedAdapter(each.alias, AdapterKind.EMBEDDING, each.digest)
             for prompt in self.prompts
             for each in prompt.tokens.embeddings
         )
-        return tuple(dict.fromkeys((*held, *named)))
+        return tuple(dict.fromkeys((*before, *held, *named)))
+
+    @property
+    def all_frames(self) -> tuple[torch.Tensor, ...]:
+        """Return the latents of the intermediates of all stages, float32 (C, h, w) each."""
+        return (*(() if self.first is None else self.first.frames), *self.frames)
 
     def start(self, text_s: float) -> None:
         """Begin its time in the batch; its prompts took ``text_s`` seconds."""
@@ -268,9 +284,10 @@ def prompts_of(images: Iterable[ImageState]) -> list[Prompt]:
 
 
 def following(images: Sequence[ImageState]) -> list[Prompt]:
-    """Return the prompts of images, and behind them of those that may come next.
+    """Return the prompts of images, and behind them those of their second stages and of images that may come next.
 
     These are left out if an image had trouble, since the cause could be theirs, and if a client waits for one.
     """
     quiet = not any(image.cohort is not None or image.interactive for image in images)
-    return [*prompts_of(images), *(prompt for image in images if quiet for prompt in image.following)]
+    seconds = prompts_of(image.second for image in images if image.second is not None)
+    return [*prompts_of(images), *seconds, *(prompt for image in images if quiet for prompt in image.following)]

@@ -34,9 +34,10 @@ class NoiseSource:
         draws: noise for the VAE's samples of input images [default: none].
         skipped: noises that others draw first from a generator with the same seed.
         state: that of a generator which goes on [default: that after the seed].
+        begins: whether the initial noise is drawn.
 
     Attributes:
-        initial: the initial noise, float32 (C, h, w) on the host.
+        initial: the initial noise, float32 (C, h, w) on the host; empty if none is drawn.
         samples: the noise for the VAE's samples in the order of the draws, float32 (C, h, w) each, on the host.
     """
 
@@ -50,9 +51,10 @@ class NoiseSource:
         draws: SampleDraws = SampleDraws(),  # noqa: B008 (it is immutable)
         skipped: int = 0,
         state: torch.Tensor | None = None,
+        begins: bool = True,
     ) -> None:
         self._seed, self._shape, self._count, self._device = seed, shape, count, device
-        self._draws, self._skipped, self._state = draws, skipped, state
+        self._draws, self._skipped, self._state, self._begins = draws, skipped, state, begins
         self._generator = torch.Generator("cpu")
         self._block: torch.Tensor
         self._begin()
@@ -86,7 +88,7 @@ class NoiseSource:
             self._generator.set_state(self._state)
         self._draw(self._skipped)
         before = self._draw(self._draws.before)
-        self.initial = pin(self._draw(1)[0], self._device)
+        self.initial = pin(self._draw(1)[0], self._device) if self._begins else torch.empty(0)
         self.samples = (*before, *self._draw(self._draws.after))
         #: the position of the first noise in the block
         self._first = 0

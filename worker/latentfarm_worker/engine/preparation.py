@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
+from functools import partial
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm_worker.engine.diffusers_scheduler import WHOLE, Span
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.input_latents import make_input_latents, sample_draws, steps_on_image
 from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
@@ -59,16 +61,19 @@ def _prepare_first(family: Family, job: Job, handle: Hashable, inputs: JobInputs
     """Return the only stage of a job, or the first one."""
     width, height = job.width or family.native_width, job.height or family.native_height
     _check_size(family, width, height)
-    schedule = family.noise_schedule(job.num_inference_steps, width, height)
-    plan = plan_for(
+    plan_of = partial(
+        plan_for,
         family.scheduler_config,
         job.scheduler,
         job.scheduler_options,
         job.num_inference_steps,
-        schedule,
+        family.noise_schedule(job.num_inference_steps, width, height),
         steps_made=steps_on_image(family, job),
     )
-    prepared = (part.prepare(job, inputs, plan) for part in family.adapter_parts)
+    plan = plan_of(span=WHOLE if job.refiner is None else Span(end=job.refiner_start))
+    # the steps at which a ControlNet is on are counted over the run, also if a refiner ends it
+    whole = plan_of() if job.controls else plan
+    prepared = (part.prepare(job, inputs, whole) for part in family.adapter_parts)
     holds = tuple(hold for hold in prepared if hold is not None)
     factor = family.vae_scale_factor
     shape = LatentShape(height // factor, width // factor)

@@ -11,7 +11,8 @@ evaluation i is the (1+i)-th one. So ``step`` returns the coefficients over the 
 the shortest recurrence with the same samples. A last run over dense random numbers verifies the plan, and so refuses
 clipping and thresholding, which are not linear.
 
-A job on an image makes the last steps only. So its plan is that of a scheduler that begins there, without a history.
+A job on an image makes the last steps only. So its plan is that of a scheduler that begins there, without a history;
+and so is that of a refiner, which ends what another model began.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ from latentfarm import schedulers
 from latentfarm.errors import InputError, JobError
 from latentfarm_worker.engine.clean_estimate import Factors, estimate_factors
 from latentfarm_worker.engine.diffusers_scheduler import (
+    WHOLE,
+    Span,
     make_scheduler,
     noise_factors,
     refusal,
@@ -123,6 +126,7 @@ def plan_for(
     schedule: NoiseSchedule = OWN_SCHEDULE,
     *,
     steps_made: int | None = None,
+    span: Span = WHOLE,
 ) -> SamplingPlan:
     """Return the plan of a job, cached.
 
@@ -133,6 +137,7 @@ def plan_for(
         num_inference_steps: the job's steps.
         schedule: the noise levels of the model's pipeline, which may depend on steps and size.
         steps_made: for a job on an image, how many of the last steps are made, 1 or more [default: no image].
+        span: the part of the run that is made, for a job with a refiner.
 
     Raises:
         JobError: code ``scheduler``: an unknown name or option, a value that the scheduler refuses, or a scheduler that
@@ -153,12 +158,12 @@ def plan_for(
             f"name one in the field scheduler: {schedulers.list_names()}",
         )
     key = json.dumps([dict(model_config), {**own, **options}], sort_keys=True, default=str)
-    return _cached_plan(class_name, key, num_inference_steps, schedule, steps_made)
+    return _cached_plan(class_name, key, num_inference_steps, schedule, steps_made, span)
 
 
 @lru_cache(maxsize=512)
 def _cached_plan(
-    class_name: str, key: str, num_inference_steps: int, schedule: NoiseSchedule, steps_made: int | None
+    class_name: str, key: str, num_inference_steps: int, schedule: NoiseSchedule, steps_made: int | None, span: Span
 ) -> SamplingPlan:
     config, options = json.loads(key)
     try:
@@ -169,6 +174,7 @@ def _cached_plan(
                 num_inference_steps,
                 schedule,
                 steps_made=steps_made,
+                span=span,
             )
     except _REFUSALS as error:
         shown = f"with {options} " if options else ""
@@ -185,23 +191,33 @@ def make_plan(
     schedule: NoiseSchedule = OWN_SCHEDULE,
     *,
     steps_made: int | None = None,
+    span: Span = WHOLE,
 ) -> SamplingPlan:
     """Probe a scheduler and verify the plan against it.
 
-    ``new_scheduler`` returns a new diffusers scheduler each time. ``steps_made`` is as of ``plan_for``.
+    ``new_scheduler`` returns a new diffusers scheduler each time. ``steps_made`` and ``span`` are as of ``plan_for``.
 
     Raises:
         JobError: code ``scheduler``: no linear recurrence over HISTORY evaluations gives the same samples.
+            ``refiner_without_steps``: the span has no evaluation.
 
     """
-    probe = _Probe(new_scheduler(), num_inference_steps, schedule, steps_made)
+    scheduler = new_scheduler()
+    probe = _Probe(scheduler, set_steps(scheduler, num_inference_steps, schedule, steps_made, span))
+    if not probe.num_evaluations:
+        shorter, cure = ("refiner", "smaller") if span.start else ("model", "greater")
+        raise JobError(
+            "refiner_without_steps",
+            f"refiner_start {span.start or span.end:g} of {num_inference_steps} steps leaves the {shorter} none; write "
+            f"a {cure} one, or more steps",
+        )
     rows, noised = [], []
     for index in range(probe.num_evaluations):
         # where a pipeline adds noise to the image: before the first evaluation, then between two
         noised += [probe.noised(index)] if steps_made is not None else []
         rows.append(probe.row(index))
     noised += [(1.0, 0.0)] if noised else []
-    scheduler = type(probe.scheduler).__name__
+    name = type(scheduler).__name__
     coefficients = torch.stack([row.coefficients for row in rows])
     numbers = (
         tuple(row.timestep for row in rows),
@@ -210,11 +226,11 @@ def make_plan(
         tuple(row.uses_noise for row in rows),
         probe.init_noise_sigma,
     )
-    estimates = estimate_factors(probe.scheduler, numbers[0], numbers[1])
-    digest = _digest(scheduler, *numbers, *([noised] if noised else []))
-    plan = SamplingPlan(scheduler, *numbers, digest=digest, estimates=estimates, noised=tuple(noised))
+    estimates = estimate_factors(scheduler, numbers[0], numbers[1])
+    digest = _digest(name, *numbers, *([noised] if noised else []))
+    plan = SamplingPlan(name, *numbers, digest=digest, estimates=estimates, noised=tuple(noised))
     other = new_scheduler()
-    _verify(plan, other, set_steps(other, num_inference_steps, schedule, steps_made))
+    _verify(plan, other, set_steps(other, num_inference_steps, schedule, steps_made, span))
     return plan
 
 
@@ -227,12 +243,10 @@ class _Row:
 
 
 class _Probe:
-    """Runs one scheduler over unit vectors; samples, outputs and noise are float64 (space,)."""
+    """Runs one scheduler over unit vectors, at its timesteps; samples, outputs and noise are float64 (space,)."""
 
-    def __init__(
-        self, scheduler: Any, num_inference_steps: int, schedule: NoiseSchedule, steps_made: int | None
-    ) -> None:
-        self.timesteps = set_steps(scheduler, num_inference_steps, schedule, steps_made)
+    def __init__(self, scheduler: Any, timesteps: torch.Tensor) -> None:
+        self.timesteps = timesteps
         self.scheduler = scheduler
         self.num_evaluations = len(self.timesteps)
         self.init_noise_sigma = float(getattr(scheduler, "init_noise_sigma", 1.0))

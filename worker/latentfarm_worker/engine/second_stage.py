@@ -1,8 +1,9 @@
-"""A second stage at a larger size, the web UI's hires fix: what the first stage made is enlarged, and denoised again.
+"""A second stage: of a refiner, or at a larger size, the web UI's hires fix.
 
-The image is that of diffusers' text-to-image pipeline with the output type ``latent``, and then its image-to-image
-pipeline with the enlarged latents and the same generator, which goes on. With the upscaler ``pixel``, the first stage
-is decoded and enlarged by Lanczos, and the pipeline encodes it.
+At a larger size, what the first stage made is enlarged, and denoised again. The image is that of diffusers'
+text-to-image pipeline with the output type ``latent``, and then its image-to-image pipeline with the enlarged latents
+and the same generator, which goes on. With the upscaler ``pixel``, the first stage is decoded and enlarged by Lanczos,
+and the pipeline encodes it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from latentfarm.step_counts import steps_made
 from latentfarm_worker.engine.image_state import FirstStage, ImageState
 from latentfarm_worker.engine.input_latents import InputLatents
 from latentfarm_worker.engine.noise import NoiseSource, SampleDraws
+from latentfarm_worker.engine.refinement import prepare_refinement
 from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
@@ -44,9 +46,11 @@ def prepare_second(family: Family, first: ImageState) -> ImageState | None:
     Raises:
         JobError: code ``size_not_supported`` for sides over the limit, ``strength_too_low`` for a second stage without
             a step, ``input_not_supported`` for pixels that the model's VAE does not encode, ``scheduler`` as
-            ``plan_for``, or those of ``AdapterPart.prepare``.
+            ``plan_for``, or those of ``AdapterPart.prepare`` and ``prepare_refinement``.
     """
     job = first.job
+    if job.refiner is not None:
+        return prepare_refinement(family, first, job.refiner)
     if job.hires_scale is None:
         return None
     if job.hires_upscaler == "pixel" and "image" not in family.inputs:
@@ -93,12 +97,20 @@ def prepare_second(family: Family, first: ImageState) -> ImageState | None:
     )
 
 
-def enlarge_latents(first: ImageState, latents: torch.Tensor) -> ImageState:
+def needs_pixels(image: ImageState) -> bool:
+    """Return whether the image of a stage is decoded: for the job, or for its second stage."""
+    return image.second is None or (image.job.refiner is None and image.job.hires_upscaler == "pixel")
+
+
+def begin_second(first: ImageState, latents: torch.Tensor) -> ImageState:
     """Return the second stage, which begins with the latents of the first, float32 (C, h, w) on the device.
 
-    They are interpolated as by the web UI's upscaler "Latent".
+    A refiner takes a copy as they are. Otherwise they are interpolated as by the web UI's upscaler "Latent".
     """
     assert first.second is not None  # noqa: S101 (the caller has found one)
+    if first.job.refiner is not None:
+        copied = latents.clone()
+        return _follow(first, first.second, InputLatents(copied, copied, first.second.noise.initial, None, {}))
     enlarged = torch.nn.functional.interpolate(latents[None], size=tuple(first.second.shape), mode="bilinear")
     return _begin(first, first.second, enlarged[0])
 
@@ -117,9 +129,20 @@ def _begin(first: ImageState, second: ImageState, latents: torch.Tensor) -> Imag
     of_image, of_noise = second.plan.noised[0]
     noise = send(second.noise.initial, latents.device)
     initial = torch.add(latents * of_image, noise, alpha=of_noise)
-    second.origin = InputLatents(initial, latents, noise, painted=None, conditioning={})
+    return _follow(first, second, InputLatents(initial, latents, noise, painted=None, conditioning={}))
+
+
+def _follow(first: ImageState, second: ImageState, origin: InputLatents) -> ImageState:
+    second.origin = origin
     second.first = FirstStage(
-        first.width, first.height, first.plan.num_evaluations, first.plan.digest, first.micro_batch, first.timings
+        width=first.width,
+        height=first.height,
+        evaluations=first.plan.num_evaluations,
+        plan_digest=first.plan.digest,
+        micro_batch=first.micro_batch,
+        timings=first.timings,
+        adapters=first.adapters,
+        frames=tuple(first.frames),
     )
     second.previews = first.previews
     second.queued = time.perf_counter()

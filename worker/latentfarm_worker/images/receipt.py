@@ -87,10 +87,12 @@ class ImageFileEncoder:
 
 
 def _second_stage(image: Rendered) -> dict[str, Any]:
-    """Return the size of an image with a second stage, and what its bytes depend on besides the first stage."""
+    """Return what the bytes of an image depend on besides its first stage; and its size, if the second is larger."""
     if image.second is None:
         return {}
     second = {"plan": image.second.plan_digest, "micro_batch": image.second.micro_batch}
+    if image.job.refiner is not None:
+        return {"refinement": second}
     return {"hires": {"width": image.width, "height": image.height, **second}}
 
 

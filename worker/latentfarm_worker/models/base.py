@@ -12,6 +12,7 @@ from latentfarm_worker.adapters.base import AdapterPart
 from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.adapters.module_cache import ModuleCache
+from latentfarm_worker.adapters.refiners import Refiners
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.image_encoder import WeightsGuard
 from latentfarm_worker.models.recommended import Recommended
@@ -47,6 +48,7 @@ class Family(Protocol):
             ``none`` by default.
         adapter_parts: the adapters that jobs may use.
         loras: the LoRAs among them.
+        refiners: those that end a run, and are no part of its first stage.
         adapter_modules: those with weights of their own, in memory.
         inputs: the fields of input images that jobs may have, besides those of adapters.
         required_inputs: those that each job must have.
@@ -79,6 +81,7 @@ class Family(Protocol):
     text_quantization: str
     adapter_parts: list[AdapterPart]
     loras: Loras
+    refiners: Refiners
     adapter_modules: ModuleCache
     inputs: tuple[str, ...]
     required_inputs: tuple[str, ...]

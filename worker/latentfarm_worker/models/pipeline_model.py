@@ -20,6 +20,7 @@ from latentfarm_worker.adapters.controlnet import ControlNets, NoControlNets
 from latentfarm_worker.adapters.image_prompt.part import ImagePrompts, has_image_prompts
 from latentfarm_worker.adapters.lora.part import Loras, has_loras
 from latentfarm_worker.adapters.module_cache import ModuleCache
+from latentfarm_worker.adapters.refiners import Refiners
 from latentfarm_worker.checkpoints import Checkpoint
 from latentfarm_worker.models.compiled_blocks import compile_blocks, uncompile_blocks, uncompiled
 from latentfarm_worker.models.image_encoder import ImageEncoder, WeightsGuard
@@ -35,7 +36,7 @@ from latentfarm_worker.text_encoders.prompt import Prompt, Tensors, TokenizedPro
 
 #: prompts or chunks in one forward pass of a text encoder; padding up to it costs a GPU little, and a CPU much
 _ENCODER_ROWS = {"cuda": 8}
-#: of ControlNets and IP-Adapters on the device, unless a setting has others
+#: of ControlNets, IP-Adapters and refiners on the device, unless a setting has others
 _ADAPTER_BYTES = 8 * 1024**3
 
 
@@ -73,6 +74,8 @@ class PipelineModel(ABC):
     control_nets: ClassVar[type[ControlNets]] = NoControlNets
     #: whether it takes IP-Adapters
     takes_image_prompts: ClassVar[bool] = False
+    #: the text encoder whose states a refiner reads; empty: the model takes none
+    refined_by: ClassVar[str] = ""
 
     #: fields of input images that jobs may have
     inputs: tuple[str, ...] = ()
@@ -156,6 +159,13 @@ class PipelineModel(ABC):
             dtype=dtype,
             cache=self.adapter_modules,
         )
+        self.refiners = Refiners(
+            parts[self.refined_by].config if self.refined_by else None,
+            channels=self.vae.config.latent_channels,
+            pipeline=self.pipeline,
+            dtype=dtype,
+            cache=self.adapter_modules,
+        )
         self.adapter_parts: list[AdapterPart] = [self.controlnets, self.loras, self.image_prompts]
 
     @classmethod
@@ -190,7 +200,8 @@ class PipelineModel(ABC):
 
     def use_catalogue(self, catalogue: Catalogue) -> None:
         """Let jobs name the adapters of a catalogue, from the next one on."""
-        self.controlnets.catalogue = self.loras.catalogue = self.image_prompts.catalogue = catalogue
+        for part in (self.controlnets, self.loras, self.image_prompts, self.refiners):
+            part.catalogue = catalogue
         self.use_embeddings(catalogue)
 
     def use_embeddings(self, catalogue: EmbeddingCatalogue) -> None:

@@ -31,6 +31,7 @@ class StableDiffusionXL(LatentDiffusion):
     unet_config: ClassVar = {"addition_embed_type": "text_time"}
     plain_model = "a plain stable diffusion XL model, whose U-Net needs sample, timestep, texts and sizes only"
     added = ("text_embeds", "time_ids")
+    refined_by = "text_encoder_2"
     upcast_vae = True
 
     def __init__(self, parts: Mapping[str, Any], *, name: str, model_digest: str, dtype: torch.dtype) -> None:
@@ -80,6 +81,12 @@ class StableDiffusionXL(LatentDiffusion):
         """
         guidance = super().row_conditioning(width, height, guidance_scale)
         return {**guidance, "time_ids": torch.tensor([height, width, 0, 0, height, width]).float()}
+
+    @torch.inference_mode()
+    def predict(self, latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Tensors) -> torch.Tensor:
+        """Return the output of the U-Net, or of the refiner that the rows have, float32 (R, C, h, w)."""
+        refined = self.refiners.predict(latents, timesteps, conditioning)
+        return super().predict(latents, timesteps, conditioning) if refined is None else refined
 
     def _unscaled(self, latents: torch.Tensor) -> torch.Tensor:
         if self._latents_mean is None or self._latents_std is None:

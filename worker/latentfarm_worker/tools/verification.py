@@ -353,7 +353,7 @@ def _fields_that_differ(
 ) -> list[str]:
     """Return a description of each field whose values differ between receipt, file and the image rendered again."""
     # a plan's coefficients are fitted, so their last bits, and with them the digest, depend on the machine
-    ignored = set() if same_conditions else {*CONDITIONS, "plan", "hires"}
+    ignored = set() if same_conditions else {*CONDITIONS, "plan", "hires", "refinement"}
     sources = {
         "in the receipt": _flatten(receipt),
         "in the image": _flatten(embedded or {}),

@@ -32,6 +32,7 @@ _RANDOM_SEEDS = 2**32 - 2
 _ROW_FIELDS = (
     *("prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "prompt_syntax", "denoising_strength"),
     *("enable_hr", "hr_scale", "hr_resize_x", "hr_resize_y", "hr_second_pass_steps", "hr_upscaler"),
+    *("refiner_checkpoint", "refiner_switch_at"),
 )
 #: fields that have images, so that an answer does not repeat them
 _SCRIPTS = "alwayson_scripts"
@@ -40,7 +41,6 @@ _SWITCH_OFF = "it is not supported; set it to false, 0 or an empty text"
 _UNSUPPORTED: Mapping[str, str] = {
     "firstpass_image": _SWITCH_OFF,
     "infotext": "it is not supported; send its settings as fields",
-    "refiner_checkpoint": _SWITCH_OFF,
     "restore_faces": _SWITCH_OFF,
     "s_churn": _SWITCH_OFF,
     "s_min_uncond": _SWITCH_OFF,

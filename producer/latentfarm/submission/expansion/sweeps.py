@@ -28,7 +28,7 @@ MAX_FACTOR = 10_000_000
 _TEXTS = frozenset(
     {
         *("negative_prompt", "scheduler", "prompt_syntax", "image_format", "resize", "hires_upscaler", "safety"),
-        *("loras", "controlnet", "control_preprocessor", "ip_adapter", *SOURCE_FIELDS, *SOURCE_LIST_FIELDS),
+        *("loras", "controlnet", "control_preprocessor", "ip_adapter", "refiner", *SOURCE_FIELDS, *SOURCE_LIST_FIELDS),
     }
 )
 #: lists whose entries are joined by a plus sign in one value; no name has one

@@ -227,7 +227,7 @@ FIELD_ALIASES: tuple[Alias, ...] = (
     Alias(("resize_mode",), "resize", _A1111, web_ui.read_resize_mode, "0 is stretch, 1 crop, 2 pad"),
     *(
         Alias((name,), field, _A1111, _to(name, _unchanged), remark, deferred=True)
-        for name, field, remark in web_ui.HIRES_NAMES
+        for name, field, remark in (*web_ui.HIRES_NAMES, *web_ui.REFINER_NAMES)
     ),
     Alias(
         ("alwayson_scripts",),

@@ -1,4 +1,4 @@
-"""What AUTOMATIC1111 writes for images: inputs in base64, the strength, the second stage and the script ControlNet.
+"""What AUTOMATIC1111 writes for images: inputs in base64, the strength, two stages and the script ControlNet.
 
 What ``denoising_strength`` and ``hr_scale`` mean depends on other fields of a row, so they are read when all are known.
 
@@ -25,6 +25,11 @@ HIRES_NAMES: Final = (
     ("hr_resize_y", "hires_scale", "0 only; write hr_scale"),
     ("hr_second_pass_steps", "hires_steps", "0 is as many as the first stage has"),
     ("hr_upscaler", "hires_upscaler", "Latent or Lanczos"),
+)
+#: names of a refiner, likewise
+REFINER_NAMES: Final = (
+    ("refiner_checkpoint", "refiner", "a title without its hash"),
+    ("refiner_switch_at", "refiner_start", "1 is no refiner"),
 )
 #: how the script ControlNet resizes; a row's own ``resize`` takes precedence
 _SCRIPT_RESIZE = "script_resize"
@@ -120,11 +125,12 @@ def is_script_on(script: object) -> bool:
 
 
 def set_second_stage(fields: dict[str, Any], notes: Notes) -> None:
-    """Replace the web UI's strength, second stage and resizing by the fields that they mean in this row.
+    """Replace the web UI's strength, second stage, refiner and resizing by the fields that they mean in this row.
 
     Raises:
         SecondStageError: a value is not supported.
     """
+    _set_refiner(fields, notes)
     if (resize := fields.pop(_SCRIPT_RESIZE, None)) is not None:
         fields.setdefault("resize", resize)
     given: dict[str, Any] = {name: fields.pop(name) for name in _DEFERRED if name in fields}
@@ -144,6 +150,27 @@ def set_second_stage(fields: dict[str, Any], notes: Notes) -> None:
     else:
         _set(fields, DENOISING, "strength", denoising)
         notes.add(f"{DENOISING!r} is read as strength")
+
+
+def _set_refiner(fields: dict[str, Any], notes: Notes) -> None:
+    title, at = (fields.pop(name, None) for name, _, _ in REFINER_NAMES)
+    if is_off(title) or _is_never(at):
+        if title is not None or at is not None:
+            notes.add("'refiner_switch_at' is passed over: there is no refiner")
+        return
+    found = _TITLE.fullmatch(title) if isinstance(title, str) else None
+    _set(fields, "refiner_checkpoint", "refiner", found["name"] if found else title)
+    if at is not None:
+        _set(fields, "refiner_switch_at", "refiner_start", at)
+    notes.add("'refiner_checkpoint' is read as refiner")
+
+
+def _is_never(at: object) -> bool:
+    """Return whether a refiner would begin after the last step."""
+    try:
+        return isinstance(at, int | float | str) and float(at) >= 1
+    except ValueError:
+        return False
 
 
 def _set_hires(fields: dict[str, Any], given: Mapping[str, Any], denoising: Any) -> None:

@@ -146,6 +146,13 @@ def test_each_mapped_name_is_noted_with_its_number_of_rows(tmp_path: Path) -> No
             {"hires_scale": 1.5, "hires_steps": 8, "hires_strength": 0.4, "hires_upscaler": "pixel"},
         ),
         (
+            {"prompt": "a", "refiner_checkpoint": "fine.safetensors [ab12]", "refiner_switch_at": 0.7},
+            {"refiner": "fine", "refiner_start": 0.7},
+        ),
+        ({"prompt": "a", "refiner_checkpoint": "fine"}, {"refiner": "fine"}),
+        ({"prompt": "a", "refiner_checkpoint": "None", "refiner_switch_at": 0.8}, {}),
+        ({"prompt": "a", "refiner_checkpoint": "fine", "refiner_switch_at": "1.0"}, {}),
+        (
             {"prompt": "a", "lora": "outlined:0.8,striped"},
             {"loras": ({"name": "outlined", "scale": 0.8}, {"name": "striped", "scale": 1.0})},
         ),
@@ -230,6 +237,13 @@ def test_what_a_strength_is_read_as_is_noted() -> None:
         ({"enable_hr": True}, "enable_hr is read as hires_scale"),
     ):
         assert read({"prompt": "a", "denoising_strength": 0.5, **row})[1] == {note: 1}
+
+
+def test_what_a_refiner_is_read_as_is_noted() -> None:
+    on, off = {"refiner_checkpoint": "fine"}, {"refiner_switch_at": 0.8}
+    assert read({"prompt": "a", **on, **off})[1] == {"'refiner_checkpoint' is read as refiner": 1}
+    assert read({"prompt": "a", **off})[1] == {"'refiner_switch_at' is passed over: there is no refiner": 1}
+    assert read({"prompt": "a"})[1] == {}
 
 
 def test_a_style_is_no_prompt_in_any_format(tmp_path: Path) -> None:
