@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tests.support.engines import single_thread
 from tests.support.loras import catalogue_of
+from tests.support.refined import make_refinable
 from tests.support.tiny import Kind, make_tiny
 
 from latentfarm import Batch, Farm, InputError, ModelError
@@ -146,6 +147,25 @@ def test_images_of_two_stages_have_the_same_bytes_and_each_stage_its_own_calls(f
     found = results_of(batch, model)
     assert len(found) == len(rows)
     assert [each for each in found.values() if each.differences or not each.same_bytes or each.tolerance] == []
+
+
+def test_images_with_a_refiner_have_the_same_bytes_and_a_receipt_of_its_stage(farm: Farm, tmp_path: Path) -> None:
+    found = make_refinable(tmp_path)
+    rows: list[dict[str, Any]] = [{"refiner": "fine"}, {"refiner": "fine", "refiner_start": 0.4}, {}]
+    batch = farm.submit([{"prompt": f"p{n}", "seed": n, **SMALL, **row} for n, row in enumerate(rows)], batch="b")
+    work(farm, found.folder, adapters=found.refiners)
+    first, second, plain = batch.results()
+    assert first["refinement"]["plan"] != second["refinement"]["plan"]
+    assert (first["adapters"], "adapters" in plain) == (second["adapters"], False)
+    assert [each["name"] for each in first["adapters"]] == ["fine"]
+    with Image.open(io.BytesIO(farm.bucket.get(second["key"]))) as image:
+        assert "Refiner: fine, Refiner switch at: 0.4" in image.info["parameters"]
+    settings = batch.connection.settings.model_copy(
+        update={"model_source": str(found.folder), "adapters": str(found.refiners)}
+    )
+    results = [*Verification(batch, settings, dtype=None).run(sample_finished(batch, None, seed=0))]
+    assert len(results) == len(rows)
+    assert [each for each in results if each.differences or not each.same_bytes or each.tolerance] == []
 
 
 @pytest.mark.parametrize("kind", ["sd3", "flux", "schnell", "flux2", "zimage"])

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars  # type: ignore[attr-defined]
 from tests.support.tiny import make_tiny
+from tests.support.tiny.refiners import make_refiner, make_xl
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints import hub
@@ -140,6 +141,10 @@ def opened(served: Hub, home: Path, source: str, **environment: str) -> subproce
         "except ModelError as error: sys.exit(f'ModelError: {error}')\n"
         "print(found.licence, found.index['_class_name'])"
     )
+    return in_process(served, home, program, **environment)
+
+
+def in_process(served: Hub, home: Path, program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     variables = {"HF_ENDPOINT": served.url, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0",
                  "PATH": "/usr/bin:/bin", "HOME": str(home)}  # fmt: skip
     return subprocess.run(
@@ -212,3 +217,19 @@ def test_the_error_of_a_missing_model_is_one_line(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(ModelError) as caught:
         hub.snapshot("no-one/nothing", patterns=hub.TEXTS)
     assert "\n" not in str(caught.value)
+
+
+def test_of_a_refiners_repository_only_the_unet_is_downloaded(served: Hub, tmp_path: Path) -> None:
+    folder = make_refiner(tmp_path / "fine", make_xl(tmp_path / "xl"))
+    for path in folder.iterdir():
+        served.files[f"unet/{path.name}"] = path.read_bytes()
+    program = (
+        "from latentfarm_worker.adapters.sources import hub_source; "
+        "source = hub_source('org/model'); print(source.kind, source.path.name)"
+    )
+    ran = in_process(served, tmp_path, program)
+    assert ran.stdout.split() == ["refiner", "unet"], ran.stderr
+    assert {*served.served} == {"unet/config.json", "unet/diffusion_pytorch_model.safetensors"}
+    served.served.clear()
+    assert in_process(served, tmp_path, program, HF_HUB_OFFLINE="1").stdout == ran.stdout
+    assert served.served == []
