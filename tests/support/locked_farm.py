@@ -19,12 +19,14 @@ from typing import Any
 
 import redis
 from tests.conftest import until
+from tests.support.input_images import paint, png
 from tests.support.locked_redis import locked_redis
 from tests.support.s3_front import Right, front
 
 from latentfarm import doorbell
 from latentfarm.batch_kind import BatchKind
 from latentfarm.farm import Farm
+from latentfarm.inputs.collection import collect_inputs
 from latentfarm.ledger import INTERACTIVE_PRIORITY, Ledger
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
@@ -151,6 +153,7 @@ def collect(run: Run) -> None:
     run.webhook = str(run.client("admin").hget("{lf}:batch:cats", "webhook_error"))
     run.results = list(batch.results())
     serve(run, farm)
+    use_input(farm)
     batch.fetch(run.logs[0].parent / "out")
     check_bucket(farm.bucket)
     assert farm.ledger.ping()
@@ -185,6 +188,17 @@ def serve(run: Run, farm: Farm) -> None:
     assert [name for _, name in farm.ledger.newest_batches(before=(2**53, "none"))] == ["cats"]
     run.client("admin").zadd("{lf}:expiring", {"interactive-0": 1}, xx=True)
     until(lambda: farm.ledger.count_interactive() == 0, timeout_s=60)
+
+
+def use_input(farm: Farm) -> None:
+    """Render on an input image, and delete it once no batch names it."""
+    source = "data:image/png;base64," + base64.b64encode(png(paint(1))).decode()
+    row = {"prompt": CANARY, "image": source, "num_inference_steps": 2}
+    batch = farm.submit([row], batch="birds")
+    batch.wait(timeout_s=60)
+    assert batch.status().done == 1
+    batch.delete()
+    assert collect_inputs(farm.bucket, grace_s=-60) == 1
 
 
 def watch_slots(ledger: Ledger) -> None:

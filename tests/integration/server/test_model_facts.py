@@ -55,7 +55,7 @@ def requested(server: RunningServer, farm: Farm, path: str, body: dict[str, Any]
 
 
 def test_the_facts_of_a_model_are_listed(turbo: RunningServer) -> None:
-    wanted = FACTS.model_dump()
+    wanted = FACTS.model_dump(mode="json")
     assert turbo.client.get("/v1/models/turbo").json()["facts"] == wanted
     assert turbo.client.get("/v1/models").json()["data"][0]["facts"] == wanted
     assert turbo.client.get("/api/models").json()["models"][0]["facts"] == wanted

@@ -226,7 +226,18 @@ def test_images_are_made_also_if_a_report_of_slots_raises(subject: Subject) -> N
 
 
 def test_every_thread_is_counted_from_the_start(subject: Subject) -> None:
-    names = {"commit", "deadline", "drain", "engine", "heartbeat", "interactive", "leases", "live", "maintenance"}
+    names = {
+        "commit",
+        "deadline",
+        "drain",
+        "engine",
+        "heartbeat",
+        "inputs",
+        "interactive",
+        "leases",
+        "live",
+        "maintenance",
+    }
     names |= {"prefetch", "prefetch-interactive", "preview", "signals", "slots", "upload", "upload-interactive"}
     names |= {"watchdog", "webhooks"}
     assert set(subject.worker.threads.names()) == names

@@ -248,7 +248,7 @@ def test_the_ingress_leads_to_the_server_without_its_metrics_and_its_probes() ->
     [ingress], server = found.of("Ingress"), found.one("Service", "latentfarm-server")
     [rule] = ingress["spec"]["rules"]
     paths = {each["path"]: each["pathType"] for each in rule["http"]["paths"]}
-    prefixes = ("/v1", "/sdapi/v1", "/api", "/batches", "/workers", "/submit", "/dashboard")
+    prefixes = ("/v1", "/sdapi/v1", "/controlnet", "/api", "/batches", "/workers", "/submit", "/dashboard")
     assert paths == {**dict.fromkeys(prefixes, "Prefix"), "/": "Exact"}
     expected = {"name": server["metadata"]["name"], "port": {"name": server["spec"]["ports"][0]["name"]}}
     assert all(each["backend"]["service"] == expected for each in rule["http"]["paths"])

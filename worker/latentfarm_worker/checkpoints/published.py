@@ -21,7 +21,15 @@ PIPELINES: Mapping[str, str] = {
     "z_image": "ZImagePipeline",
 }
 #: all pipelines that workers render: those of the models above, and of folders only
-SERVED = frozenset({*PIPELINES.values(), "ChromaPipeline", "PixArtSigmaPipeline"})
+SERVED = frozenset(
+    {
+        *PIPELINES.values(),
+        "ChromaPipeline",
+        "PixArtSigmaPipeline",
+        "StableDiffusionInpaintPipeline",
+        "StableDiffusionXLInpaintPipeline",
+    }
+)
 #: by family: the hub id whose tokenizers, configs and missing parts fit
 USUAL_BASES: Mapping[str, str] = {
     "sd1": "stable-diffusion-v1-5/stable-diffusion-v1-5",
