@@ -86,6 +86,18 @@ def test_a_second_stage_is_read() -> None:
     }
 
 
+def test_a_refiner_is_read_and_the_one_that_clients_send_by_default_is_off() -> None:
+    for sent, wanted in (
+        ({"refiner_checkpoint": "fine.safetensors [ab12cd34]", "refiner_switch_at": 0.7}, ("fine", 0.7)),
+        ({"refiner_checkpoint": "", "refiner_switch_at": 0.8}, (None, None)),
+        ({"refiner_checkpoint": "None", "refiner_switch_at": 0}, (None, None)),
+    ):
+        [row] = read_text_to_image({"prompt": "a", **sent}).rows
+        assert (row.get("refiner"), row.get("refiner_start")) == wanted
+    with pytest.raises(RequestError, match="refiner 'a b' is not a name"):
+        read_text_to_image({"prompt": "a", "refiner_checkpoint": "a b"})
+
+
 @pytest.mark.parametrize(
     ("field", "problem"),
     [
