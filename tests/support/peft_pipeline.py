@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tests.support.pipelines import call, config_of, open_pipeline, set_scheduler
@@ -24,24 +24,37 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 PACKAGES = REPOSITORY / ".venv" / "peft"
 
 
-def by_peft(model: Path, jobs: Sequence[Job], files: Mapping[str, Path], folder: Path) -> dict[int, Any]:
-    """Return the image of each job by the model's pipeline, int (H, W, 3), by its index.
+class WithLoras(NamedTuple):
+    """A model's folder, its LoRAs by name, and a folder for what the processes exchange."""
 
-    ``files`` are the LoRAs by name; ``folder`` is for what the processes exchange.
+    model: Path
+    files: Mapping[str, Path]
+    folder: Path
+
+
+def by_peft(models: Sequence[WithLoras], jobs: Sequence[Job]) -> list[dict[int, Any]]:
+    """Return for each model the image of each job by its pipeline, int (H, W, 3), by the job's index.
+
+    One process renders for all models: its imports take longer than the images.
     """
     assert PACKAGES.is_dir(), "run make install"
-    wanted = {"jobs": [job.model_dump(mode="json") for job in jobs], "files": {n: str(p) for n, p in files.items()}}
-    (folder / "wanted.json").write_text(json.dumps(wanted))
+    for _, files, folder in models:
+        wanted = {"jobs": [job.model_dump(mode="json") for job in jobs], "files": {n: str(p) for n, p in files.items()}}
+        (folder / "wanted.json").write_text(json.dumps(wanted))
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(PACKAGES), str(REPOSITORY)]),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "tests.support.peft_pipeline", str(model), str(folder)]
+    places = [str(place) for model, _, folder in models for place in (model, folder)]
+    command = [sys.executable, "-m", "tests.support.peft_pipeline", *places]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
-    with np.load(folder / "images.npz") as images:
-        return {int(index): images[index] for index in images}
+    found = []
+    for _, _, folder in models:
+        with np.load(folder / "images.npz") as images:
+            found.append({int(index): images[index] for index in images})
+    return found
 
 
 def main(model: Path, folder: Path) -> None:
@@ -68,4 +81,5 @@ def main(model: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    for model, folder in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+        main(Path(model), Path(folder))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.support.engines import make, run
 from tests.support.loras import ATTENTION, CONVOLUTIONS, LINEAR, catalogue_of, changes, write_kohya, write_peft
-from tests.support.peft_pipeline import by_peft
+from tests.support.peft_pipeline import WithLoras, by_peft
 from tests.support.pipelines import difference
 from tests.support.tiny import NATIVE, Kind, make_tiny
 
@@ -19,6 +19,7 @@ from latentfarm_worker.models import load_family
 pytestmark = pytest.mark.unit
 
 BOUND = 1  # of 255, per channel
+KINDS: tuple[Kind, ...] = ("sd1", "sdxl", "sd3", "flux", "zimage")
 SIZE = {"width": NATIVE, "height": NATIVE}
 #: two LoRAs, one of them, none; with and without guidance
 JOBS = [
@@ -42,27 +43,30 @@ def write_loras(family: Any, folder: Path) -> dict[str, Path]:
     return {"styled": styled, "kohya": second, "wide": write_peft(folder / "wide.safetensors", wide)}
 
 
-@pytest.mark.parametrize("kind", ["sd1", "sdxl", "sd3", "flux", "zimage"])
-def test_mixed_jobs_give_the_pipelines_images(kind: Kind, tmp_path: Path) -> None:
-    model = make_tiny(tmp_path / kind, kind=kind)
-    family = load_family(model, dtype=torch.float32, device=torch.device("cpu"))
-    (tmp_path / "loras").mkdir()
-    files = write_loras(family, tmp_path / "loras")
-    family.use_catalogue(catalogue_of(tmp_path / "loras", tmp_path / "cache"))
+def render_mixed(family: Any) -> dict[int, Any]:
+    """Return the outcome of each job, all of them in one engine, and under -1 of the first without its LoRA."""
     engine = Engine(family, slots=4)
     for job in JOBS:
         engine.admit(job)
-    done = run(engine)
-    expected = by_peft(model, JOBS, files, tmp_path)
-
-    found = {}
-    for job in JOBS:
-        outcome = done[job.index]
-        assert isinstance(outcome, Rendered), outcome
-        found[job.index] = difference(expected[job.index], outcome)
-    assert max(found.values()) <= BOUND, found
+    outcomes: dict[int, Any] = dict(run(engine))
     plain = Engine(family, slots=4)
     plain.admit(JOBS[0].model_copy(update={"loras": ()}))
-    without = run(plain)[0]
-    assert isinstance(without, Rendered)
-    assert difference(expected[0], without) > 2 * BOUND, "the LoRA changes the image"
+    return outcomes | {-1: run(plain)[0]}
+
+
+def test_mixed_jobs_give_the_pipelines_images_in_each_family(tmp_path: Path) -> None:
+    rendered, models = [], []
+    for kind in KINDS:
+        folder = tmp_path / kind
+        (folder / "loras").mkdir(parents=True)
+        model = make_tiny(folder / "model", kind=kind)
+        family = load_family(model, dtype=torch.float32, device=torch.device("cpu"))
+        models.append(WithLoras(model, write_loras(family, folder / "loras"), folder))
+        family.use_catalogue(catalogue_of(folder / "loras", folder / "cache"))
+        rendered.append(render_mixed(family))
+
+    for kind, found, expected in zip(KINDS, rendered, by_peft(models, JOBS), strict=True):
+        assert all(isinstance(outcome, Rendered) for outcome in found.values()), (kind, found)
+        differences = {job.index: difference(expected[job.index], found[job.index]) for job in JOBS}
+        assert max(differences.values()) <= BOUND, (kind, differences)
+        assert difference(expected[0], found[-1]) > 2 * BOUND, f"{kind}: the LoRA changes the image"
