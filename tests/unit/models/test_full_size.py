@@ -12,7 +12,9 @@ from tests.support.tiny import make_tiny
 
 from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine, Rendered
+from latentfarm_worker.models.memory import Memory
 from latentfarm_worker.models.sd import StableDiffusion
+from latentfarm_worker.text_encoders.placement import EncoderPlacement
 from latentfarm_worker.text_encoders.prompt import Prompt
 
 pytestmark = [pytest.mark.unit, pytest.mark.slow]
@@ -32,7 +34,15 @@ def parts(tokenizer_folder: Path) -> dict[str, Any]:
         "beta_end": 0.012,
     }
     tokenizer = CLIPTokenizer.from_pretrained(make_tiny(tokenizer_folder), subfolder="tokenizer")
-    return {**sd15.models(), "tokenizer": tokenizer, "scheduler_config": scheduler, "model_index": {}}
+    return {
+        **sd15.models(),
+        "tokenizer": tokenizer,
+        "scheduler_config": scheduler,
+        "model_index": {},
+        "memory": Memory(),
+        "encoder_placement": EncoderPlacement(),
+        "text_digest": "0" * 64,
+    }
 
 
 @pytest.fixture(scope="module")
