@@ -5,7 +5,6 @@ A refiner attends to the second text encoder alone, and is conditioned on an aes
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -13,10 +12,10 @@ from typing import Any
 import torch
 
 from latentfarm.adapter_kind import AdapterKind
-from latentfarm.errors import JobError, ModelError
+from latentfarm.errors import JobError
 from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
-from latentfarm_worker.adapters.controlnet.loading import completed, load_net, read_config
 from latentfarm_worker.adapters.kinds import REFINER_IDS
+from latentfarm_worker.adapters.model_loading import load_checked, read_config
 from latentfarm_worker.adapters.module_cache import ModuleCache
 from latentfarm_worker.adapters.module_hold import ModuleHold
 from latentfarm_worker.host_copy import send
@@ -26,8 +25,6 @@ from latentfarm_worker.text_encoders.prompt import Tensors
 _PREFIX = "refiner:"
 #: aesthetic scores of the prompt and of the negative prompt, the defaults of ``StableDiffusionXLImg2ImgPipeline``
 _SCORES = (6.0, 2.5)
-#: what a config with impossible values raises, or weights of other names or shapes
-_NOT_ITS_CLASS = (KeyError, IndexError, ValueError, RuntimeError, AttributeError, TypeError)
 
 
 class RefinerHold(ModuleHold):
@@ -96,23 +93,13 @@ class Refiners:
         Raises:
             JobError: as ``prepare``.
         """
-        import diffusers
-
-        kind = diffusers.UNet2DConditionModel
-        try:
-            config = completed(kind, read_config(adapter.path))
-            self._check(adapter.alias, config)
-            with warnings.catch_warnings():
-                # diffusers deprecates its own internals; users cannot act on it
-                warnings.simplefilter("ignore")
-                net: Any = load_net(adapter.path, kind, config, self._dtype)
-        except (ModelError, OSError) as error:
-            raise JobError("adapter_invalid", f"refiner {adapter.alias!r}: {error}") from error
-        except _NOT_ITS_CLASS as error:
-            raise JobError(
-                "adapter_invalid",
-                f"refiner {adapter.alias!r}: its tensors are not those of its config: {error}; replace its files",
-            ) from error
+        net = load_checked(
+            adapter,
+            "UNet2DConditionModel",
+            self._dtype,
+            config_of=lambda each: read_config(each.path),
+            check=self._check,
+        )
         net.to(memory_format=torch.channels_last).fuse_qkv_projections()
         return net  # type: ignore[no-any-return]
 

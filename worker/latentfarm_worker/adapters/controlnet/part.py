@@ -7,7 +7,6 @@ steps, as diffusers does; so a row is in the calls of its nets from its first st
 
 from __future__ import annotations
 
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -17,11 +16,11 @@ import torch
 
 from latentfarm.adapter_kind import AdapterKind
 from latentfarm.edit_fields import Control
-from latentfarm.errors import JobError, ModelError
+from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
 from latentfarm_worker.adapters.controlnet.control_image import ControlImages
-from latentfarm_worker.adapters.controlnet.loading import Config, completed, load_net, read_config
+from latentfarm_worker.adapters.model_loading import Config, completed, load_checked, read_config
 from latentfarm_worker.adapters.module_cache import LoadedModule, ModuleCache
 from latentfarm_worker.adapters.module_hold import ModuleHold
 from latentfarm_worker.host_copy import send
@@ -34,9 +33,6 @@ if TYPE_CHECKING:
 #: before the number of a net among those of its row, and its digest
 PREFIX = "controlnet:"
 _SCALE, _IMAGE = ":scale", ":image"
-#: what a file with other names or shapes than its class raises
-_NOT_ITS_CLASS = (KeyError, IndexError, ValueError, RuntimeError, AttributeError, TypeError)
-
 
 #: ``PipelineModel.encode_image``: an image, uint8 (H, W, 3), to mean and deviation, float32 (C, h, w) on the host
 Encode = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
@@ -197,23 +193,8 @@ class ControlNets(ABC):
     # -- load ------------------------------------------------------------------------------------------------
 
     def _load(self, adapter: Adapter) -> torch.nn.Module:
-        import diffusers
-
-        kind = getattr(diffusers, self.net_class)
-        try:
-            config = completed(kind, self._config(adapter))
-            self.check(adapter.alias, config)
-            with warnings.catch_warnings():
-                # diffusers deprecates its own internals; users cannot act on it
-                warnings.simplefilter("ignore")
-                return self.arrange(load_net(adapter.path, kind, config, self.dtype))
-        except (ModelError, OSError) as error:
-            raise JobError("adapter_invalid", f"controlnet {adapter.alias!r}: {error}") from error
-        except _NOT_ITS_CLASS as error:
-            raise JobError(
-                "adapter_invalid",
-                f"controlnet {adapter.alias!r}: its tensors are not those of a {self.net_class}: {error}",
-            ) from error
+        net = load_checked(adapter, self.net_class, self.dtype, config_of=self._config, check=self.check)
+        return self.arrange(net)
 
     def _config(self, adapter: Adapter) -> Config:
         if adapter.path.is_file():

@@ -10,8 +10,8 @@ import torch
 
 from latentfarm.errors import JobError
 from latentfarm_worker.adapters.catalogue import Adapter
-from latentfarm_worker.adapters.controlnet.loading import Config
 from latentfarm_worker.adapters.controlnet.part import ControlNets
+from latentfarm_worker.adapters.model_loading import Config
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.text_encoders.prompt import Tensors
 

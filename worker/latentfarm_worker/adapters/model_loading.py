@@ -1,20 +1,66 @@
-"""Read a net from a folder of diffusers, or from a file in diffusers' or the authors' names."""
+"""Read a ControlNet or a refiner: a folder of diffusers, or a net's file in diffusers' or the authors' names."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from latentfarm.errors import JobError, ModelError
+from latentfarm_worker.adapters.catalogue import Adapter
 from latentfarm_worker.checkpoints.assembly import build
 from latentfarm_worker.checkpoints.folder import read_json, weight_files
 from latentfarm_worker.checkpoints.tensor_file import read_tensor_file
 from latentfarm_worker.checkpoints.weights import read_weights
 
 Config = dict[str, Any]
+#: what a config with impossible values raises, or weights of other names or shapes
+_NOT_ITS_CLASS = (KeyError, IndexError, ValueError, RuntimeError, AttributeError, TypeError)
+
+
+def load_checked(
+    adapter: Adapter,
+    class_name: str,
+    dtype: torch.dtype,
+    *,
+    config_of: Callable[[Adapter], Config],
+    check: Callable[[str, Config], None],
+) -> Any:
+    """Return the model of an adapter on the host.
+
+    Args:
+        adapter: its folder or file.
+        class_name: its diffusers class.
+        dtype: the dtype of its weights in memory.
+        config_of: returns its config.
+        check: checks its completed config, given the alias.
+
+    Raises:
+        JobError: code ``adapter_invalid``: it cannot be read, or has not the tensors of its config; what ``check``
+            raises.
+    """
+    import diffusers
+
+    kind = getattr(diffusers, class_name)
+    try:
+        config = completed(kind, config_of(adapter))
+        check(adapter.alias, config)
+        with warnings.catch_warnings():
+            # diffusers deprecates its own internals; users cannot act on it
+            warnings.simplefilter("ignore")
+            return load_net(adapter.path, kind, config, dtype)
+    except (ModelError, OSError) as error:
+        raise JobError("adapter_invalid", f"{adapter.kind} {adapter.alias!r}: {error}") from error
+    except _NOT_ITS_CLASS as error:
+        raise JobError(
+            "adapter_invalid",
+            f"{adapter.kind} {adapter.alias!r}: its tensors are not those of a {class_name}: {error}; "
+            "replace its files",
+        ) from error
 
 
 def read_config(path: Path) -> Config:
