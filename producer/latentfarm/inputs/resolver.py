@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
-from collections.abc import Callable
 from threading import Lock
-from typing import Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from latentfarm.errors import InputError
 from latentfarm.inputs.checks import check_image
 from latentfarm.inputs.policy import InputPolicy
 from latentfarm.inputs.sources import is_local, read_source
 from latentfarm.inputs.store import digest_of, is_stored, store_input
+from latentfarm.recent_cache import RecentCache
 from latentfarm.storage.bucket import Bucket
 
 #: sources and digests that are remembered; one takes about 400 bytes
@@ -20,9 +19,6 @@ _REMEMBERED = 65_536
 #: bytes of images that a validation has read over the network and that its submission may store
 _KEPT_BYTES = 128 * 2**20
 _LOCKS = 16
-
-K = TypeVar("K")
-V = TypeVar("V")
 
 
 class StoredInput(NamedTuple):
@@ -41,10 +37,10 @@ class InputResolver:
 
     def __init__(self, policy: InputPolicy) -> None:
         self.policy = policy
-        self._found: _Recent[bytes, StoredInput | str] = _Recent(_REMEMBERED)
-        self._sizes: _Recent[str, tuple[int, int]] = _Recent(_REMEMBERED)
-        self._stored: _Recent[str, str] = _Recent(_REMEMBERED)
-        self._kept: _Recent[str, bytes] = _Recent(_KEPT_BYTES, size=len)
+        self._found: RecentCache[bytes, StoredInput | str] = RecentCache(_REMEMBERED)
+        self._sizes: RecentCache[str, tuple[int, int]] = RecentCache(_REMEMBERED)
+        self._stored: RecentCache[str, str] = RecentCache(_REMEMBERED)
+        self._kept: RecentCache[str, bytes] = RecentCache(_KEPT_BYTES, size=len)
         self._locks = [Lock() for _ in range(_LOCKS)]
 
     def known(self, source: str, bucket: Bucket | None) -> StoredInput | InputError | None:
@@ -104,39 +100,3 @@ class InputResolver:
 def key_of(source: str) -> bytes:
     """Return 16 bytes that identify a source: a data URL may have a million characters."""
     return hashlib.blake2b(source.encode("utf-8", "surrogatepass"), digest_size=16).digest()
-
-
-class _Recent(Generic[K, V]):
-    """The entries used last, of a total size of at most ``limit``. Thread-safe."""
-
-    def __init__(self, limit: int, *, size: Callable[[V], int] = lambda _: 1) -> None:
-        self._limit = limit
-        self._size = size
-        self._total = 0
-        self._entries: OrderedDict[K, V] = OrderedDict()
-        self._lock = Lock()
-
-    def get(self, key: K) -> V | None:
-        with self._lock:
-            if key not in self._entries:
-                return None
-            self._entries.move_to_end(key)
-            return self._entries[key]
-
-    def pop(self, key: K) -> V | None:
-        with self._lock:
-            return self._remove(key)
-
-    def put(self, key: K, value: V) -> None:
-        with self._lock:
-            self._remove(key)
-            self._entries[key] = value
-            self._total += self._size(value)
-            while self._total > self._limit:
-                self._remove(next(iter(self._entries)))
-
-    def _remove(self, key: K) -> V | None:
-        value = self._entries.pop(key, None)
-        if value is not None:
-            self._total -= self._size(value)
-        return value

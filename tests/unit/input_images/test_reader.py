@@ -14,7 +14,7 @@ from tests.support.input_images import Inputs, digest, paint, paint_mask, png
 from latentfarm.errors import JobError
 from latentfarm.storage.keys import input_key
 from latentfarm_worker.input_images import reader as reading
-from latentfarm_worker.input_images.reader import BoundedCache, InputReader
+from latentfarm_worker.input_images.reader import InputReader
 
 pytestmark = pytest.mark.unit
 
@@ -68,25 +68,6 @@ def test_files_are_fetched_once_and_images_encoded_once_for_each_size(sd1: Any) 
         reader.read(make(at, image=image, width=64 + 32 * (at % 2), height=64, resize="crop"))
     assert inputs.gets == [input_key(image)]
     assert encoded == [(64, 64, 3), (64, 96, 3)]
-
-
-def test_what_is_kept_is_bounded() -> None:
-    cache: BoundedCache[int, str] = BoundedCache(10)
-    for key in range(5):
-        cache.put(key, str(key), 4)
-    assert [cache.get(key) for key in range(5)] == [None, None, None, "3", "4"]
-    cache.put(9, "large", 11)
-    assert cache.get(9) is None
-    assert cache.get(4) == "4"
-
-
-def test_the_least_recently_used_leaves() -> None:
-    cache: BoundedCache[int, str] = BoundedCache(10)
-    cache.put(0, "0", 4)
-    cache.put(1, "1", 4)
-    assert cache.get(0) == "0"
-    cache.put(2, "2", 4)
-    assert [cache.get(key) for key in range(3)] == ["0", None, "2"]
 
 
 def read_error(inputs: Inputs, family: Any, **fields: Any) -> JobError:

@@ -69,9 +69,7 @@ def prepare_second(family: Family, first: ImageState) -> ImageState | None:
     schedule = family.noise_schedule(steps, width, height)
     plan = plan_for(family.scheduler_config, job.scheduler, job.scheduler_options, steps, schedule, steps_made=made)
     shape = LatentShape(height // family.vae_scale_factor, width // family.vae_scale_factor)
-    # adapters may keep what they make of an image by how it got its size, and this one was enlarged
-    resize = f"{job.resize or ''}, {first.width}x{first.height}"
-    own = job.model_copy(update={"width": width, "height": height, "num_inference_steps": steps, "resize": resize})
+    own = job.model_copy(update={"width": width, "height": height, "num_inference_steps": steps})
     inputs = replace(first.inputs, controls=tuple(_resize(each, width, height) for each in first.inputs.controls))
     prepared = (part.prepare(own, inputs, plan) for part in family.adapter_parts)
     return ImageState(

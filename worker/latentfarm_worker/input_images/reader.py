@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from threading import Lock
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,8 +12,10 @@ from PIL import ImageFilter
 from latentfarm.edit_fields import Resize
 from latentfarm.errors import InputError, JobError
 from latentfarm.inputs.decoding import decode_image, decode_mask
+from latentfarm.inputs.store import DIGEST_PREFIX, digest_of
 from latentfarm.job import Job
 from latentfarm.limits import MAX_INPUT_BYTES
+from latentfarm.recent_cache import RecentCache
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import input_key
 from latentfarm_worker import device_errors
@@ -29,9 +28,6 @@ from latentfarm_worker.posterior import Posterior
 
 #: bytes of files that are kept, for images that are used at several sizes, and of what was made of them
 _FILE_BYTES, _MADE_BYTES = 128 * 2**20, 512 * 2**20
-
-_Key = TypeVar("_Key")
-_Value = TypeVar("_Value")
 
 
 class InputItem(NamedTuple):
@@ -61,35 +57,6 @@ class MadeInput(NamedTuple):
         return sum(tensor.nbytes for tensor in (self.samples, *(self.posterior or ())))
 
 
-class BoundedCache(Generic[_Key, _Value]):
-    """Values of a bounded number of bytes; the least recently used leave. Thread-safe."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._lock = Lock()
-        self._values: OrderedDict[_Key, tuple[_Value, int]] = OrderedDict()
-        self._nbytes = 0
-
-    def get(self, key: _Key) -> _Value | None:
-        """Return a value, None if it is not there."""
-        with self._lock:
-            if key not in self._values:
-                return None
-            self._values.move_to_end(key)
-            return self._values[key][0]
-
-    def put(self, key: _Key, value: _Value, nbytes: int) -> None:
-        """Keep a value, unless it is larger than the cache."""
-        with self._lock:
-            if key in self._values or nbytes > self._most:
-                return
-            self._values[key] = value, nbytes
-            self._nbytes += nbytes
-            while self._nbytes > self._most:
-                _, (_, freed) = self._values.popitem(last=False)
-                self._nbytes -= freed
-
-
 class InputReader:
     """Makes the inputs of jobs on the calling thread. Thread-safe.
 
@@ -101,8 +68,11 @@ class InputReader:
     def __init__(self, bucket: Bucket, family: Family) -> None:
         self._bucket = bucket
         self._family = family
-        self._files: BoundedCache[str, bytes] = BoundedCache(_FILE_BYTES)
-        self._made: BoundedCache[object, Any] = BoundedCache(_MADE_BYTES)
+        self._files: RecentCache[str, bytes] = RecentCache(_FILE_BYTES, size=len)
+        #: by input; by image and mask, the latents of what the mask keeps
+        self._made: RecentCache[tuple[InputItem, ...], MadeInput] = RecentCache(
+            _MADE_BYTES, size=lambda made: made.nbytes
+        )
 
     def items(self, job: Job) -> list[InputItem]:
         """Return the inputs that a job uses, each once.
@@ -111,11 +81,11 @@ class InputReader:
             JobError: as ``require_inputs``.
         """
         require_inputs(self._family, job)
-        return list(dict.fromkeys(item for _, item in self._uses(job)))
+        return list(dict.fromkeys(self._uses(job)))
 
     def cached(self, item: InputItem) -> MadeInput | None:
         """Return what was made of an input, if it is kept."""
-        return self._made.get(item)
+        return self._made.get((item,))
 
     def make(self, item: InputItem) -> MadeInput:
         """Fetch, decode, resize and encode an input.
@@ -125,10 +95,10 @@ class InputReader:
             MissingObjectError: it is not in the bucket.
             UnavailableError: the bucket does not answer, or the model's weights have left the device.
         """
-        made = self._made.get(item)
+        made = self._made.get((item,))
         if made is None:
             made = self._make(item)
-            self._made.put(item, made, made.nbytes)
+            self._made.put((item,), made)
         return made
 
     def assemble(self, job: Job, made: Mapping[InputItem, MadeInput]) -> JobInputs:
@@ -140,19 +110,19 @@ class InputReader:
         """
         if not job.input_digests:
             return NO_INPUTS
-        uses = [(field, item, made[item]) for field, item in self._uses(job)]
-        first = {field: (item, found) for field, item, found in uses}
-        image, mask = first.get("image"), first.get("mask_image")
+        uses = self._uses(job)
+        items = {item.field: item for item in uses}
+        image, mask = (made[items[field]] if field in items else None for field in ("image", "mask_image"))
         masked = None
         if image is not None and mask is not None and self._family.required_inputs:
-            masked = self._encode_masked(image, mask)
+            masked = self._masked((items["image"], items["mask_image"]), image.samples, mask.samples)
         return JobInputs(
-            image=image and image[1].samples,
-            posterior=image and image[1].posterior,
-            mask=mask and mask[1].samples,
-            masked=masked,
-            controls=tuple(found.samples for field, _, found in uses if field == "control_image"),
-            image_prompts=tuple(found.samples for field, _, found in uses if field == "ip_adapter_image"),
+            image=image and image.samples,
+            posterior=image and image.posterior,
+            mask=mask and mask.samples,
+            masked=masked and masked.posterior,
+            controls=tuple(made[item].samples for item in uses if item.field == "control_image"),
+            image_prompts=tuple(made[item].samples for item in uses if item.field == "ip_adapter_image"),
         )
 
     def read(self, job: Job) -> JobInputs:
@@ -167,8 +137,8 @@ class InputReader:
         except MissingObjectError as error:
             raise JobError("input_missing", str(error)) from None
 
-    def _uses(self, job: Job) -> list[tuple[str, InputItem]]:
-        """Return field and item of each use of an input, in the order of the job's fields."""
+    def _uses(self, job: Job) -> list[InputItem]:
+        """Return the item of each use of an input, in the order of the job's fields."""
         width, height = job.width or self._family.native_width, job.height or self._family.native_height
         found = []
         if job.image is not None:
@@ -177,7 +147,7 @@ class InputReader:
             found.append(InputItem("mask_image", job.mask_image, width, height, job.resize, job.mask_blur))
         found += [InputItem("control_image", net.image, width, height, job.resize) for net in job.controls]
         found += [InputItem("ip_adapter_image", prompt.image) for prompt in job.image_prompts]
-        return [(item.field, item) for item in found]
+        return found
 
     def _make(self, item: InputItem) -> MadeInput:
         body = self._fetch(item)
@@ -213,23 +183,23 @@ class InputReader:
                 "input_too_large",
                 f"{_name(item)} has more bytes than the {MAX_INPUT_BYTES:,} that are allowed: store it smaller",
             ) from None
-        found = hashlib.sha256(body).hexdigest()
-        if item.digest != f"sha256:{found}":
+        found = digest_of(body)
+        if item.digest != found:
+            hex_digits = found.removeprefix(DIGEST_PREFIX)
             raise JobError(
                 "input_changed",
-                f"{_name(item)}: the object {input_key(item.digest)} has the sha256 {found}; submit the row again",
+                f"{_name(item)}: the object {input_key(item.digest)} has the sha256 {hex_digits}; submit the row again",
             )
-        self._files.put(item.digest, body, len(body))
+        self._files.put(item.digest, body)
         return body
 
-    def _encode_masked(self, image: tuple[InputItem, MadeInput], mask: tuple[InputItem, MadeInput]) -> Posterior:
-        """Return the latents of an image without what the mask has painted again."""
-        key = (image[0], mask[0])
-        found: Posterior | None = self._made.get(key)
+    def _masked(self, items: tuple[InputItem, ...], pixels: torch.Tensor, mask: torch.Tensor) -> MadeInput:
+        """Return what a mask keeps, bool (H, W), and the latents of the image without what is painted again."""
+        found = self._made.get(items)
         if found is None:
-            pixels, kept = image[1].samples, mask[1].samples < PAINTED
-            found = _within_memory(lambda: self._family.encode_image(pixels, kept))
-            self._made.put(key, found, sum(tensor.nbytes for tensor in found))
+            kept = mask < PAINTED
+            found = MadeInput(kept, _within_memory(lambda: self._family.encode_image(pixels, kept)))
+            self._made.put(items, found)
         return found
 
 

@@ -19,6 +19,7 @@ from tests.support.tiny.ip_adapters import make_image_encoder, make_ip_adapter
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm.recent_cache import RecentCache
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.job_inputs import JobInputs
@@ -127,7 +128,8 @@ def test_an_image_has_the_same_bytes_alone_and_in_company(model: Model) -> None:
 
 def test_an_image_is_encoded_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     part = model.family.image_prompts
-    part._tokens.clear()
+    # those of the tests before
+    monkeypatch.setattr(part, "_tokens", RecentCache(8))
     encoded, encode = [], part._encode
 
     def count(*inputs: Any) -> Any:

@@ -145,7 +145,7 @@ class ControlNets(ABC):
             adapter = self.catalogue.get(AdapterKind.CONTROLNET, control.name)
             name = f"ControlNet {adapter.alias}"
             net = self.cache.get(adapter.digest, name, partial(self._load, adapter), hold)
-            hold.add(Use(control, net, self._images.get(control, image, job.resize)), adapter)
+            hold.add(Use(control, net, self._images.get(control, image)), adapter)
         return hold
 
     # -- calls -----------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -15,6 +14,7 @@ from latentfarm.adapter_kind import AdapterKind
 from latentfarm.edit_fields import ImagePrompt
 from latentfarm.errors import JobError, ModelError
 from latentfarm.job import Job
+from latentfarm.recent_cache import RecentCache
 from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
 from latentfarm_worker.adapters.image_prompt.attention import PromptRows, attending
 from latentfarm_worker.adapters.image_prompt.loading import (
@@ -100,7 +100,7 @@ class ImagePrompts:
         self.cache = cache
         self.catalogue = Catalogue()
         self._layers = {} if unet is None else cross_attentions(unet)
-        self._tokens: OrderedDict[tuple[str, str], Tokens] = OrderedDict()
+        self._tokens: RecentCache[tuple[str, str], Tokens] = RecentCache(_KEPT)
 
     def prepare(self, job: Job, inputs: JobInputs, plan: SamplingPlan) -> ImagePromptHold | None:
         """Load the adapters of a job, and make their images small; None if it has none. Thread-safe.
@@ -141,16 +141,15 @@ class ImagePrompts:
     def tokens(self, use: Use) -> Tokens:
         """Return the tokens of an image, encoded once. On the engine's thread."""
         key = (use.adapter.key, use.prompt.image)
-        if key not in self._tokens:
+        found = self._tokens.get(key)
+        if found is None:
             self.cache.begin(use.encoder)
             try:
-                self._tokens[key] = self._encode(use.encoder.module, use.adapter.module, use.pixels)
+                found = self._encode(use.encoder.module, use.adapter.module, use.pixels)
             finally:
                 self.cache.end(use.encoder)
-            while len(self._tokens) > _KEPT:
-                self._tokens.popitem(last=False)
-        self._tokens.move_to_end(key)
-        return self._tokens[key]
+            self._tokens.put(key, found)
+        return found
 
     @contextmanager
     def attended(self, conditioning: Tensors) -> Iterator[None]:
