@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.support.engines import Faulty, pixels, run
 from tests.support.input_images import Inputs, by_image_pipeline, paint, paint_mask
-from tests.support.pipelines import by_pipeline, config_of, open_pipeline, render
+from tests.support.pipelines import by_pipeline, render
+from tests.support.subjects import Subject, open_subject, own_scheduler_after
 from tests.support.tiny import SD_SCHEDULE, make_tiny
 
 from latentfarm.errors import JobError
@@ -24,7 +25,6 @@ from latentfarm_worker.engine.diffusers_scheduler import make_scheduler, set_ste
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.engine.sampling_plan import plan_for
 from latentfarm_worker.engine.self_test import find_fault
-from latentfarm_worker.models import load_family
 from latentfarm_worker.models.facts import facts_of
 
 pytestmark = pytest.mark.unit
@@ -36,28 +36,15 @@ OTHERS = ["pndm", "kdpm2", "kdpm2_a", "deis", "ddpm", "lcm", "tcd", "sa_solver"]
 FLOW_SOLVERS = ["flow_euler-karras", "flow_euler-beta", "flow_heun"]
 
 
-class Subject(NamedTuple):
-    """A tiny model of a kind: its family, its pipeline, and the pipeline's own scheduler config."""
-
-    kind: str
-    family: Any
-    pipe: Any
-    own_config: dict[str, Any]
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    folder = make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param)
-    pipe = open_pipeline(folder)
-    family = load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
-    return Subject(request.param, family, pipe, config_of(pipe))
+    return open_subject(make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param), request.param)
 
 
 @pytest.fixture
 def subject(loaded: Subject) -> Iterator[Subject]:
-    scheduler = loaded.pipe.scheduler
-    yield loaded
-    loaded.pipe.scheduler = scheduler
+    with own_scheduler_after(loaded) as kept:
+        yield kept
 
 
 @pytest.fixture(scope="module")
@@ -316,9 +303,7 @@ def inpainting(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     index = json.loads((folder / "model_index.json").read_text())
     index["_class_name"] = index["_class_name"].replace("Pipeline", "InpaintPipeline")
     (folder / "model_index.json").write_text(json.dumps(index))
-    pipe = open_pipeline(folder)
-    family = load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
-    return Subject(request.param, family, pipe, config_of(pipe))
+    return open_subject(folder, request.param)
 
 
 def test_a_model_that_reads_the_mask_gives_the_pipelines_image(inpainting: Subject, inputs: Inputs) -> None:

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
 from tests.support.pipelines import (
     by_pipeline,
     call,
-    config_of,
     difference,
     differences,
-    open_pipeline,
     render,
     set_scheduler,
 )
+from tests.support.subjects import Subject, open_subject, own_scheduler_after
 from tests.support.tiny import make_tiny
 
 from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine
-from latentfarm_worker.models import load_family
 from latentfarm_worker.models.flux import pack
 
 pytestmark = pytest.mark.unit
@@ -59,28 +57,15 @@ DPM_SDE: tuple[str, dict[str, Any], str] = ("dpm++2m-sde", {}, "scheduling_dpmso
 SA_SOLVER: tuple[str, dict[str, Any], str] = ("sa_solver", {}, "scheduling_sasolver")
 
 
-class Subject(NamedTuple):
-    """A tiny model of a kind: its family, its pipeline, and the pipeline's own scheduler config."""
-
-    kind: str
-    family: Any
-    pipe: Any
-    own_config: dict[str, Any]
-
-
 @pytest.fixture(scope="module", params=KINDS)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    folder = make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param)
-    pipe = open_pipeline(folder)
-    family = load_family(folder, dtype=torch.float32, device=torch.device("cpu"))
-    return Subject(request.param, family, pipe, config_of(pipe))
+    return open_subject(make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param), request.param)
 
 
 @pytest.fixture
 def subject(loaded: Subject) -> Iterator[Subject]:
-    scheduler = loaded.pipe.scheduler
-    yield loaded
-    loaded.pipe.scheduler = scheduler
+    with own_scheduler_after(loaded) as kept:
+        yield kept
 
 
 def job(index: int, name: str | None = None, **fields: Any) -> Job:

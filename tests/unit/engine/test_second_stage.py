@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import diffusers
 import numpy as np
@@ -25,12 +25,11 @@ from tests.support.input_images import Inputs, paint
 from tests.support.pipelines import (
     arguments_of,
     by_pipeline,
-    config_of,
     difference,
-    open_pipeline,
     render,
     set_scheduler,
 )
+from tests.support.subjects import Subject, open_subject, own_scheduler_after
 from tests.support.tiny import make_tiny
 from tests.support.tiny.controlnets import make_controlnet
 
@@ -50,27 +49,15 @@ IMAGE_PIPELINES = {
 }
 
 
-class Subject(NamedTuple):
-    """A tiny model of a kind: its family, its pipeline, and the pipeline's own scheduler config."""
-
-    kind: str
-    family: Any
-    pipe: Any
-    own_config: dict[str, Any]
-
-
 @pytest.fixture(scope="module", params=["sd1", "sdxl", "sd3"])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Subject:
-    folder = make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param)
-    pipe = open_pipeline(folder)
-    return Subject(request.param, load(folder), pipe, config_of(pipe))
+    return open_subject(make_tiny(tmp_path_factory.mktemp("models") / request.param, kind=request.param), request.param)
 
 
 @pytest.fixture
 def subject(loaded: Subject) -> Iterator[Subject]:
-    scheduler = loaded.pipe.scheduler
-    yield loaded
-    loaded.pipe.scheduler = scheduler
+    with own_scheduler_after(loaded) as kept:
+        yield kept
 
 
 def load(folder: Path) -> Any:
