@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class BatchState(StrEnum):
-    """A batch's state, as the ledger stores it; ``PAUSED`` is reported only.
+    """A batch's state, as the ledger stores it; ``PAUSED`` and ``DRAFTED`` are reported only.
 
     The usual path is OPENING, OPEN, COMPLETE.
     """
@@ -25,6 +25,8 @@ class BatchState(StrEnum):
     RECOVERING = "recovering"
     #: never stored: reported for an ACTIVE batch that is paused
     PAUSED = "paused"
+    #: never stored: reported for an OPEN batch whose jobs have all ended, but some of them as drafts
+    DRAFTED = "drafted"
 
 
 #: jobs of the batch may be leased, unless it is paused

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from latentfarm import schedulers
-from latentfarm.edit_fields import EDIT_FIELDS, EditDefaults, EditFields, refuse_bool
+from latentfarm.edit_fields import EDIT_FIELDS, AdapterName, EditDefaults, EditFields, refuse_bool
 from latentfarm.errors import InputError
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG
 from latentfarm.limits import (
@@ -26,6 +26,7 @@ from latentfarm.limits import (
     MAX_PARTIAL_IMAGES,
     MAX_PROMPT_BYTES,
     MAX_SCHEDULER_OPTIONS,
+    MAX_SCORERS,
     MAX_SEED,
     MAX_SIDE,
     MAX_STEPS,
@@ -38,7 +39,7 @@ from latentfarm.step_counts import steps_made
 #: fields that a request lists only if they differ from their defaults
 _RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format", *EDIT_FIELDS)
 #: fields for what is made besides the image, which does not depend on them
-_BESIDES = ("save_intermediates", "partial_images", "safety")
+_BESIDES = ("save_intermediates", "partial_images", "safety", "draft", "scorers")
 
 
 def _check_prompt(text: str) -> str:
@@ -114,6 +115,19 @@ def _parse_interval(value: object) -> object:
     return value.split("..") if isinstance(value, str) else value
 
 
+def _check_draft(draft: float) -> float:
+    if draft > 1 and not draft.is_integer():
+        raise ValueError(
+            f"is {draft:g}; write a share of the steps below 1 such as 0.3, or a number of steps such as 8"
+        )
+    return draft
+
+
+def _parse_names(value: object) -> object:
+    # columns of a table and command-line options are text
+    return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+
 def _check_interval(interval: tuple[float, float]) -> tuple[float, float]:
     start, stop = interval
     if not 0 <= start < stop <= 1:
@@ -129,6 +143,8 @@ GuidanceInterval = Annotated[tuple[float, float], BeforeValidator(_parse_interva
 Seed = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_SEED)]
 PromptSyntax = Literal["plain", "a1111"]
 PartialImages = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_PARTIAL_IMAGES)]
+Draft = Annotated[float, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_STEPS), AfterValidator(_check_draft)]
+Scorers = Annotated[tuple[AdapterName, ...], BeforeValidator(_parse_names), Field(max_length=MAX_SCORERS)]
 ClipSkip = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
 SchedulerField = Annotated[str, AfterValidator(_check_scheduler)]
 SchedulerOptions = Annotated[dict[str, Any], AfterValidator(_check_options)]
@@ -155,6 +171,8 @@ class Defaults(EditDefaults):
     clip_skip: ClipSkip | None = None
     save_intermediates: bool | None = None
     partial_images: PartialImages | None = None
+    draft: Draft | None = None
+    scorers: Scorers | None = None
     image_format: ImageFormatField | None = None
     num_images_per_prompt: (
         Annotated[int, BeforeValidator(refuse_bool), Field(ge=1, le=MAX_IMAGES_PER_PROMPT)] | None
@@ -190,6 +208,9 @@ class Job(EditFields):
         clip_skip: as in diffusers: layers skipped at the end of the text encoder.
         save_intermediates: also store the strip of intermediate images, from noise to result.
         partial_images: estimates of the image that are stored and announced while it is made.
+        draft: stop after this share of the steps, or after so many steps from 1 on, until the job is finished or
+            discarded; 0: render it to its end.
+        scorers: names of the scorers whose scores are recorded.
         image_format: ``png``, ``webp`` or ``jpeg``.
     """
 
@@ -214,6 +235,8 @@ class Job(EditFields):
     clip_skip: ClipSkip = 0
     save_intermediates: bool = False
     partial_images: PartialImages = 0
+    draft: Draft = 0.0
+    scorers: Scorers = ()
     image_format: ImageFormatField = PNG.name
 
     @property

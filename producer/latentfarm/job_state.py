@@ -16,6 +16,8 @@ class JobState(IntEnum):
     DONE = 2
     FAILED = 3
     CANCELLED = 4
+    #: stopped on purpose at a step, with a checkpoint and a preview, until it is finished or discarded
+    DRAFTED = 5
 
     @property
     def word(self) -> str:
@@ -24,18 +26,21 @@ class JobState(IntEnum):
 
 
 #: a job leaves these states only on a user's command
-TERMINAL_STATES = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED})
+TERMINAL_STATES = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.DRAFTED})
 
 #: every transition of a job; the ledger's scripts make no other
 ALLOWED_MOVES = frozenset(
     {
         (JobState.PENDING, JobState.LEASED),  # lease
-        (JobState.LEASED, JobState.PENDING),  # release, or the lease expired
+        (JobState.LEASED, JobState.PENDING),  # release, parked or not, or the lease expired
         (JobState.LEASED, JobState.DONE),  # commit
         (JobState.LEASED, JobState.FAILED),  # fail, or the last attempt was lost
         (JobState.PENDING, JobState.FAILED),  # an invalid row of a streamed submission
         (JobState.FAILED, JobState.PENDING),  # retry
         (JobState.PENDING, JobState.CANCELLED),  # cancel
         (JobState.LEASED, JobState.CANCELLED),  # cancel
+        (JobState.LEASED, JobState.DRAFTED),  # commit of a draft
+        (JobState.DRAFTED, JobState.PENDING),  # finish
+        (JobState.DRAFTED, JobState.CANCELLED),  # discard, cancel
     }
 )

@@ -33,6 +33,8 @@ MAX_ADAPTER_SCALE = 10.0
 MAX_MASK_BLUR = 64
 #: how often the sides of an image fit into those of its second stage
 MAX_HIRES_SCALE = 4.0
+#: scorers of one job
+MAX_SCORERS = 8
 #: characters of an adapter's name
 MAX_ADAPTER_NAME = 128
 

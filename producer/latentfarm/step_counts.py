@@ -1,4 +1,4 @@
-"""How many steps are made on an image, as the pipelines of diffusers round them."""
+"""How many steps are made on an image, as the pipelines of diffusers round them, and for a draft."""
 
 from __future__ import annotations
 
@@ -12,3 +12,17 @@ def steps_made(steps: int, strength: float, *, flow: bool = False) -> int:
     if flow:
         return steps - int(max(steps - min(steps * strength, steps), 0))
     return min(int(steps * strength), steps)
+
+
+def draft_evaluations(draft: float, steps: int, evaluations: int) -> int | None:
+    """Return the evaluations of the model after which a job stops as a draft, None if it is rendered to its end.
+
+    Args:
+        draft: below 1 a share of the steps, else a number of steps; 0: no draft.
+        steps: the job's steps.
+        evaluations: of the whole job: its steps that are made, or twice as many with a scheduler of second order.
+    """
+    if not draft or evaluations < 2:
+        return None
+    share = draft if draft < 1 else min(1.0, draft / steps)
+    return min(max(1, round(share * evaluations)), evaluations - 1)

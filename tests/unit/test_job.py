@@ -13,8 +13,12 @@ from latentfarm.names import check_batch_name, parse_job_name
 pytestmark = pytest.mark.unit
 
 
-def test_only_a_retry_leaves_a_terminal_state() -> None:
-    assert {move for move in ALLOWED_MOVES if move[0] in TERMINAL_STATES} == {(JobState.FAILED, JobState.PENDING)}
+def test_only_a_user_moves_a_job_out_of_a_terminal_state() -> None:
+    assert {move for move in ALLOWED_MOVES if move[0] in TERMINAL_STATES} == {
+        (JobState.FAILED, JobState.PENDING),
+        (JobState.DRAFTED, JobState.PENDING),
+        (JobState.DRAFTED, JobState.CANCELLED),
+    }
 
 
 @given(st.text("abc", min_size=1), st.integers(0, 10**8))
@@ -84,6 +88,22 @@ def test_a_request_has_rare_fields_only_if_they_differ_from_their_defaults() -> 
     assert (request["prompt_syntax"], request["clip_skip"]) == ("a1111", 2)
 
 
+@pytest.mark.parametrize("written", ["sharpness, clip", ["sharpness", "clip"]])
+def test_scorers_are_names_or_text_with_commas(written: object) -> None:
+    assert Row.model_validate({"prompt": "a", "scorers": written}).scorers == ("sharpness", "clip")
+
+
+@pytest.mark.parametrize("draft", [-1, 1.5, 501, True, "nan"])
+def test_a_draft_is_a_share_or_a_number_of_steps(draft: object) -> None:
+    with pytest.raises(ValidationError, match="draft"):
+        Row.model_validate({"prompt": "a", "draft": draft})
+
+
+def test_a_draft_does_not_determine_the_image() -> None:
+    job = Job(batch="b", index=0, prompt="a", seed=0)
+    assert job.model_copy(update={"draft": 0.3, "scorers": ("sharpness",)}).request() == job.request()
+
+
 def test_jpg_means_jpeg_and_the_default_is_png() -> None:
     job = {"batch": "b", "index": 0, "prompt": "a", "seed": 0}
     assert Row(prompt="a", image_format="jpg").image_format == "jpeg"
@@ -126,4 +146,4 @@ def test_a_request_without_a_guidance_interval_has_no_field_for_it() -> None:
 
 
 def test_states_have_the_bytes_of_the_ledger() -> None:
-    assert [state.value for state in JobState] == [0, 1, 2, 3, 4]
+    assert [state.value for state in JobState] == [0, 1, 2, 3, 4, 5]

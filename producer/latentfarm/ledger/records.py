@@ -45,7 +45,9 @@ class Lease:
 
     ``epoch`` is higher than in every earlier call that leased jobs of the batch; those of one call share it.
     ``attempts`` were charged before this lease. ``created_ms`` is the creation of the batch: a deleted batch and a
-    later one of its name differ in it. ``interactive``: a client waits for the image.
+    later one of its name differ in it. ``interactive``: a client waits for the image. ``urgent``: it takes the place of
+    running images that are not; every interactive one does. ``checkpoint`` is the epoch of the checkpoint from which
+    the job goes on, 0 for none. ``finish``: the job is rendered to its end also if its row asks for a draft.
     """
 
     batch: str
@@ -55,6 +57,9 @@ class Lease:
     created_ms: int = field(default=0, compare=False)
     company: Company = field(default=Company.ANY, compare=False)
     interactive: bool = field(default=False, compare=False)
+    urgent: bool = field(default=False, compare=False)
+    checkpoint: int = field(default=0, compare=False)
+    finish: bool = field(default=False, compare=False)
 
     @property
     def name(self) -> str:

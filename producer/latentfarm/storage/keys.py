@@ -8,6 +8,8 @@
     batches/<batch>/images/00017/00017042-<epoch>.png        image of job 17042, made under that lease; or .webp, .jpg
     batches/<batch>/intermediates/00017/00017042-<epoch>.png its strip of intermediate images, with save_intermediates
     batches/<batch>/previews/00017042-<epoch>-<number>.png   its partial image <number>, with partial_images
+    batches/<batch>/drafts/00017042-<epoch>.safetensors      the checkpoint of job 17042, drafted or parked
+    batches/<batch>/drafts/00017042-<epoch>.png              the preview of its draft; or .webp, .jpg
     batches/<batch>/results/part-00017.jsonl.gz              receipts of jobs 17000 to 17999
     batches/<batch>/results/part-00017.<generation>.jsonl.gz those after a retry or a recovery; the highest counts
     batches/<batch>/picks/<time>-<id>-<images>.jsonl.gz      changes of picks and ratings, of so many images
@@ -28,6 +30,7 @@ INPUTS_PREFIX, BATCHES_PREFIX = "inputs/", "batches/"
 
 _RESULTS_KEY = re.compile(r"/results/part-(\d{5,})\.(?:([1-9]\d*)\.)?jsonl\.gz\Z")
 _PREVIEW_KEY = re.compile(rf"/previews/(\d{{8,}})-(\d+)-(\d+)\.(?:{EXTENSIONS})\Z")
+_DRAFT_KEY = re.compile(rf"/drafts/(\d{{8,}})-(\d+)\.(?:safetensors|{EXTENSIONS})\Z")
 _PICKS_KEY = re.compile(r"/picks/(\d{16,})-([0-9a-f]{16})-(\d+)\.jsonl\.gz\Z")
 _IMAGE_KEY = re.compile(rf"/(\d{{8,}})-(\d+)\.(?:{EXTENSIONS})\Z")
 
@@ -123,6 +126,28 @@ def parse_preview_key(key: str) -> tuple[int, int, int] | None:
     """Return index, epoch and number in the key of a partial image, None for any other key."""
     found = _PREVIEW_KEY.search(key)
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
+
+
+def drafts_prefix(batch: str, part: int) -> str:
+    """Return a prefix of the keys of a part's checkpoints and previews; other parts' keys may have it too."""
+    # an index has eight digits or more, and the last three count within its part
+    return f"{batch_prefix(batch)}drafts/{part:05d}"
+
+
+def checkpoint_key(batch: str, index: int, epoch: int) -> str:
+    """Return the key of the checkpoint that a lease makes of a job."""
+    return f"{batch_prefix(batch)}drafts/{index:08d}-{epoch}.safetensors"
+
+
+def draft_key(batch: str, index: int, epoch: int, image_format: ImageFormat = PNG) -> str:
+    """Return the key of the preview of a job's draft."""
+    return f"{batch_prefix(batch)}drafts/{index:08d}-{epoch}{image_format.extension}"
+
+
+def parse_draft_key(key: str) -> tuple[int, int] | None:
+    """Return the index and the epoch in the key of a checkpoint or of a draft's preview, None for any other key."""
+    found = _DRAFT_KEY.search(key)
+    return (int(found[1]), int(found[2])) if found else None
 
 
 def picks_prefix(batch: str) -> str:

@@ -26,7 +26,9 @@ from latentfarm.storage.keys import header_key, manifest_key, part_of
 from latentfarm.storage.part_codec import compress, dump_line, parse, unpack_lines
 
 #: fields of an entry that the image does not depend on
-NOT_THE_REQUEST = frozenset({"index", "row", "id", "columns", "save_intermediates", "partial_images", "invalid"})
+NOT_THE_REQUEST = frozenset(
+    {"index", "row", "id", "columns", "save_intermediates", "partial_images", "draft", "scorers", "invalid"}
+)
 
 
 class Header(BaseModel):
