@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from latentfarm.batch_drafts import DraftReport, DraftSelection
 from latentfarm.batch_jobs import JobStatus, PresignedUrl, job_status, joined_result
 from latentfarm.batch_picks import ImagePick, check_pick, check_pick_words, decide, has_pick, select_indices
 from latentfarm.batch_state import ACTIVE, BatchState, PausedBy
@@ -252,6 +253,37 @@ class Batch:
     def decide(self, wanted: Sequence[ImagePick], *, by: str = "") -> PickCounts:
         """Make several decisions about images, all or none, as ``pick``. ``by`` is the name of the API key."""
         return decide(self._ledger, self._bucket, self.journal, wanted, by=by)
+
+    # -- drafts: to repeat a call changes nothing, and an interrupted one is continued ----------------------------
+
+    def price_drafts(self, selection: DraftSelection) -> DraftReport:
+        """Return what it costs to finish these drafts, and what is saved if the others are discarded.
+
+        Raises:
+            InputError: the selection is invalid, or no draft has the number or hash that it needs.
+            ConflictError: a job that it names is no draft.
+        """
+        raise NotImplementedError
+
+    def finish(self, selection: DraftSelection) -> DraftReport:
+        """Render these drafts to their end, from their checkpoints.
+
+        Raises:
+            InputError: the selection is invalid, or no draft has the number or hash that it needs.
+            ConflictError: a job that it names is no draft, or the batch is cancelled. Nothing is finished then.
+        """
+        raise NotImplementedError
+
+    def discard(self, selection: DraftSelection) -> DraftReport:
+        """End these drafts without an image: their jobs are cancelled, their checkpoints and previews deleted.
+
+        Raises:
+            InputError: the selection is invalid, or no draft has the number or hash that it needs.
+            ConflictError: a job that it names is no draft. Nothing is discarded then.
+        """
+        raise NotImplementedError
+
+    # -- images -----------------------------------------------------------------------------------------------
 
     def fetch(  # noqa: PLR0913 - all are options, passed by name
         self,
