@@ -115,7 +115,7 @@ def test_beside_a_full_batch_it_is_made_first_and_committed_at_once(
     farm: Farm, loop: RenderLoop, gate: Gate, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # a commit of other images would wait
-    monkeypatch.setattr("latentfarm_worker.service.uploader._COMMIT_EARLY_S", -60.0)
+    monkeypatch.setattr("latentfarm_worker.service.commits._COMMIT_EARLY_S", -60.0)
     before = {lease.name for lease in loop._leases.held()}
     assert not loop._engine.free
     batch = submit_interactive(farm)

@@ -60,7 +60,7 @@ def test_without_a_bucket_leasing_stops_at_a_full_backlog_and_no_image_is_render
         thread = Thread(target=lambda: ended.append(loop.render_all()))
         thread.start()
         # the limit is the backlog and two images a slot: 4 + 2 * 2; without jobs the engine makes no step
-        until(lambda: loop._uploader.backlog == 8)
+        until(lambda: loop.backlog == 8)
         before = len(steps)
         assert (batch.status().leased, batch.status().pending) == (8, 6)
         thread.join(0.5)
@@ -78,7 +78,7 @@ def test_a_worker_with_a_full_backlog_can_drain(farm: Farm, family: Family) -> N
     with render_loop(farm, family, FaultyBucket(farm.bucket, lambda: True), max_backlog=1) as loop:
         thread = Thread(target=loop.render_all)
         thread.start()
-        until(lambda: loop._uploader.backlog == 5)
+        until(lambda: loop.backlog == 5)
         loop.drain(time.monotonic() + 0.2)
         thread.join(10)
         assert not thread.is_alive()
@@ -135,7 +135,7 @@ def test_an_outage_of_redis_delays_no_step_of_the_engine(
     with render_loop(farm, cast("Family", Paced(family, count))) as loop:
         thread = Thread(target=loop.render_all)
         thread.start()
-        until(lambda: loop._uploader.backlog == 2)
+        until(lambda: loop.backlog == 2)
         assert len(steps) == 6
         outage.clear()
         thread.join(30)

@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from latentfarm_worker.service.turns import Turn
-from latentfarm_worker.service.uploader import UploadHooks
 from latentfarm_worker.supervise.shared_state import SharedState
+
+
+class UploadHooks:
+    """What follows from the end of a job. The base class ignores it."""
+
+    def on_full_part(self) -> None:
+        """Handle a part whose last job has ended: its results can be stored."""
+
+    def delete_objects(self, keys: list[str]) -> None:
+        """Delete objects that are not needed any more, or that were stored too late: their batch is deleted."""
 
 
 class WorkerHooks(UploadHooks):

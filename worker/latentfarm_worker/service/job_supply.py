@@ -92,7 +92,7 @@ class JobSupply:
                 inputs=self._inputs,
                 leases=leases,
                 prepare=prepare,
-                fail=uploader.fail,
+                fail=uploader.failures.submit,
                 on_device_lost=on_device_lost,
                 on_end=on_end,
                 metrics=metrics,
@@ -180,7 +180,7 @@ class JobSupply:
 
     def _room(self) -> int:
         """Return how many more images may be in flight."""
-        in_flight = self._uploader.backlog + len(self._engine.remaining())
+        in_flight = self._uploader.backlog.images + len(self._engine.remaining())
         return self._max_backlog + 2 * self._engine.slots - in_flight
 
     def _steps_in(self, seconds: float) -> int:

@@ -48,7 +48,7 @@ class LateJobs:
         step_s = self._supply.step_s
         if all_begun or step_s is None:
             return late + [lease for _, lease in begun]
-        left_s = deadline - time.monotonic() - self._uploader.median_latency_s
+        left_s = deadline - time.monotonic() - self._uploader.commits.median_latency_s
         decode_s = statistics.median(self._decode_s or (0.0,))
         for position, (evaluations, lease) in enumerate(sorted(begun, key=itemgetter(0)), 1):
             # images that end together are decoded one after the other

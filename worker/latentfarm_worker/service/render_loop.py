@@ -106,7 +106,6 @@ class RenderLoop:
             bucket=bucket,
             leases=self._leases,
             changed=self._changed,
-            state=self._hooks.state,
             hooks=self._hooks,
             encoder=ImageFileEncoder(engine, model=model, embed_metadata=embed_metadata),
             safety=safety or SafetyGate(),
@@ -215,11 +214,11 @@ class RenderLoop:
             if isinstance(outcome, Rendered):
                 self._uploader.store(lease, outcome)
             else:
-                self._uploader.fail(lease, outcome.error, retry=outcome.retry)
+                self._uploader.failures.submit(lease, outcome.error, retry=outcome.retry)
         except Exception as error:  # noqa: BLE001 (of this image)
             # the engine does not have it any more, so nothing else would end its lease
             self._failures.add(error)
-            self._uploader.fail(lease, engine_error(error), retry=True)
+            self._uploader.failures.submit(lease, engine_error(error), retry=True)
 
     # -- trouble ---------------------------------------------------------------------------------------------
 
@@ -359,7 +358,7 @@ class RenderLoop:
     @property
     def backlog(self) -> int:
         """Number of finished images that are not committed yet."""
-        return self._uploader.backlog
+        return self._uploader.backlog.images
 
     @property
     def draining(self) -> bool:
@@ -395,4 +394,4 @@ class RenderLoop:
     def wait_for_uploads(self, timeout_s: float) -> None:
         """Wait until every finished image is committed, or ``stop`` was called."""
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping.is_set() or not self._uploader.backlog, timeout_s)
+            self._changed.wait_for(lambda: self._stopping.is_set() or not self.backlog, timeout_s)

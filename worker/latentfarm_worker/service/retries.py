@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from threading import Event
@@ -11,6 +11,7 @@ from typing import Generic, TypeVar
 
 from latentfarm.errors import SchemaError, UnavailableError
 from latentfarm.ledger import Lease
+from latentfarm.monitoring.logs import log_fields
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics, Operation
 from latentfarm_worker.service.threads import Pool
@@ -96,3 +97,9 @@ def printable(text: str) -> str:
     """Return a text that Redis, logs and terminals accept: a library's message may have any characters, and pages."""
     text = text[:_MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
     return "".join(character if character.isprintable() or character == "\n" else " " for character in text)
+
+
+def log_abandoned(leases: Iterable[Lease], reason: Abandoned, state: str) -> None:
+    """Log what is not done. If the worker stops, ``RenderLoop.release_all`` releases the leases uncharged."""
+    for lease in leases:
+        log.warning("%s is %s: %s", lease.name, state, reason.value, extra=log_fields(lease.name))
