@@ -239,13 +239,13 @@ class Batch:
     def pick(
         self, indices: Iterable[int], pick: NewPick | str = UNCHANGED, *, rating: NewRating = UNCHANGED
     ) -> PickCounts:
-        """Decide about the images of done jobs: ``picked`` or ``rejected``, a rating from 1 to 5, or both.
+        """Decide about the images of done jobs and drafts: ``picked`` or ``rejected``, a rating from 1 to 5, or both.
 
         None removes a value; what is not given stays. Return how many images of the batch are picked, rejected, rated.
 
         Raises:
             InputError: a value or an index is invalid.
-            ConflictError: a job is not done.
+            ConflictError: a job is neither done nor drafted.
         """
         chosen = check_pick(pick) if isinstance(pick, str) else pick
         return self.decide([ImagePick(each, chosen, rating) for each in indices])

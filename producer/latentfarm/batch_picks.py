@@ -30,7 +30,7 @@ from latentfarm.storage.picks import MAX_DECIDED, PickJournal
 
 @dataclass(frozen=True, slots=True)
 class ImagePick:
-    """A decision to make about the image of a job.
+    """A decision to make about the image of a job, or about its draft, for the image that is made of it as well.
 
     A field that is not given stays; None removes its value. With an ``epoch``, it is about the image of that epoch.
     """
@@ -80,14 +80,15 @@ def _check(total: int, batch: str, wanted: Sequence[ImagePick]) -> None:
 
 
 def _change_of(wanted: ImagePick, line: dict[str, Any]) -> PickChange:
-    if line["state"] != JobState.DONE.word:
+    draft = line["state"] == JobState.DRAFTED.word
+    if not draft and line["state"] != JobState.DONE.word:
         raise ConflictError(
-            f"job {line['job']} is {line['state']}; only the image of a done job can be picked or rated"
+            f"job {line['job']} is {line['state']}; only the image of a done job, or a draft, can be picked or rated"
         )
     epoch: int = line["epoch"]
     if wanted.epoch not in {None, epoch}:
         raise ConflictError(f"job {line['job']} has another image now, of epoch {epoch}; decide about that one")
-    return PickChange(wanted.index, epoch, wanted.pick, wanted.rating)
+    return PickChange(wanted.index, epoch, wanted.pick, wanted.rating, draft)
 
 
 def check_pick(word: str) -> Pick:

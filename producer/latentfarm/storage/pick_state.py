@@ -5,6 +5,8 @@ that it lacks stays. Of each image and field the latest line counts, by ``at``, 
 any order and any number of times, so readers need no order of objects, and a line that is in two of them does no harm.
 
 A decision is about the image of one epoch. If a job has a newer image, only what was decided about that one counts.
+With ``"draft": true`` a line is about a job's draft, and holds for the image that is made of it as well: together with
+the lines about that image, of which each field has the latest value again.
 """
 
 from __future__ import annotations
@@ -52,12 +54,13 @@ NewRating = int | None | Literal[Unchanged.UNCHANGED]
 
 @dataclass(frozen=True, slots=True)
 class PickChange:
-    """A change of what was decided about the image that a job had under an epoch."""
+    """A change of what was decided about the image, or the draft, that a job had under an epoch."""
 
     index: int
     epoch: int
     pick: NewPick = UNCHANGED
     rating: NewRating = UNCHANGED
+    draft: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class PickCounts:
 
 
 class PickLine(BaseModel):
-    """A line of the journal: one change of all ``images``, which are pairs of index and epoch."""
+    """A line of the journal: one change of all ``images``, pairs of index and epoch; with ``draft``, all are drafts."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore")
 
@@ -94,6 +97,7 @@ class PickLine(BaseModel):
     by: str = ""
     pick: Pick | None = None
     rating: Annotated[int, Field(ge=MIN_RATING, le=MAX_RATING)] | None = None
+    draft: bool = False
     images: list[tuple[int, int]]
 
 
@@ -105,28 +109,35 @@ _NO_RATING: _RatingMark = (0, "", 0, "")
 
 
 class _Image(NamedTuple):
-    """The latest changes of one image. An empty pick and the rating 0 are none."""
+    """The latest changes of one image, or draft. An empty pick and the rating 0 are none."""
 
     epoch: int
     pick: _PickMark = _NO_PICK
     rating: _RatingMark = _NO_RATING
+
+    def join(self, other: _Image) -> _Image:
+        """Return the changes of both, under the own epoch."""
+        return _Image(self.epoch, max(self.pick, other.pick), max(self.rating, other.rating))
 
 
 class PickState:
     """The join of some lines. ``latest_us`` is the time of the latest, 0 without any."""
 
     def __init__(self) -> None:
+        # of each job the newest image, and the newest draft, that anything was decided about
         self._images: dict[int, _Image] = {}
+        self._drafts: dict[int, _Image] = {}
+        self._jobs = 0
         self._counts: Counter[str | int] = Counter()
         self.latest_us = 0
 
     def __len__(self) -> int:
         """Return the number of jobs about whose images something was decided, or withdrawn again."""
-        return len(self._images)
+        return self._jobs
 
     def __contains__(self, index: int) -> bool:
         """Return whether a job is one of them."""
-        return index in self._images
+        return index in self._images or index in self._drafts
 
     def join(self, line: PickLine) -> None:
         """Take a line into account."""
@@ -134,39 +145,47 @@ class PickState:
         pick = (*stamp, line.pick.value if line.pick else "", line.by) if "pick" in named else _NO_PICK
         rating = (*stamp, line.rating or 0, line.by) if "rating" in named else _NO_RATING
         self.latest_us = max(self.latest_us, line.at)
+        images = self._drafts if line.draft else self._images
         for index, epoch in line.images:
-            before = self._images.get(index)
-            if before is None or before.epoch < epoch:
-                after = _Image(epoch, pick, rating)
-            elif before.epoch == epoch:
-                after = _Image(epoch, max(before.pick, pick), max(before.rating, rating))
-            else:
+            known, new = images.get(index), _Image(epoch, pick, rating)
+            if known is not None and known.epoch > epoch:
                 continue
-            self._images[index] = after
-            self._count(before, after)
+            before = self._newest(index)
+            images[index] = known.join(new) if known is not None and known.epoch == epoch else new
+            self._count(before, self._newest(index))
 
-    def _count(self, before: _Image | None, after: _Image) -> None:
-        if before is not None:
-            self._counts[before.pick[2]] -= 1
-            self._counts[before.rating[2]] -= 1
-        self._counts[after.pick[2]] += 1
-        self._counts[after.rating[2]] += 1
+    def _newest(self, index: int) -> _Image | None:
+        """Return what counts of a job's newest image or draft, None if nothing was decided about any."""
+        image, draft = self._images.get(index), self._drafts.get(index)
+        if image is None or draft is None:
+            return image or draft
+        return draft if draft.epoch > image.epoch else image.join(draft)
+
+    def _count(self, before: _Image | None, after: _Image | None) -> None:
+        for image, step in ((before, -1), (after, 1)):
+            if image is not None:
+                self._counts[image.pick[2]] += step
+                self._counts[image.rating[2]] += step
+        self._jobs += before is None
 
     def lines(self) -> Iterator[PickLine]:
         """Yield the fewest lines whose join this is."""
-        groups: dict[tuple[_PickMark, _RatingMark], list[tuple[int, int]]] = {}
-        for index, (epoch, pick, rating) in sorted(self._images.items()):
-            together = pick[:2] == rating[:2] and pick[3] == rating[3]
-            for marks in [(pick, rating)] if together else [(pick, _NO_RATING), (_NO_PICK, rating)]:
-                if marks != (_NO_PICK, _NO_RATING):
-                    groups.setdefault(marks, []).append((index, epoch))
-        for (pick, rating), images in groups.items():
+        groups: dict[tuple[bool, _PickMark, _RatingMark], list[tuple[int, int]]] = {}
+        for drafts, images in ((False, self._images), (True, self._drafts)):
+            for index, (epoch, pick, rating) in sorted(images.items()):
+                together = pick[:2] == rating[:2] and pick[3] == rating[3]
+                for marks in [(pick, rating)] if together else [(pick, _NO_RATING), (_NO_PICK, rating)]:
+                    if marks != (_NO_PICK, _NO_RATING):
+                        groups.setdefault((drafts, *marks), []).append((index, epoch))
+        for (drafts, pick, rating), found in groups.items():
             at, unique, _, by = pick if pick != _NO_PICK else rating
-            fields: dict[str, Any] = {"at": at, "id": unique, "by": by, "images": images}
+            fields: dict[str, Any] = {"at": at, "id": unique, "by": by, "images": found}
             if pick != _NO_PICK:
                 fields["pick"] = Pick(pick[2]) if pick[2] else None
             if rating != _NO_RATING:
                 fields["rating"] = rating[2] or None
+            if drafts:
+                fields["draft"] = True
             yield PickLine(**fields)
 
     def counts(self) -> PickCounts:
@@ -176,14 +195,22 @@ class PickState:
 
     def decision(self, index: int) -> Decision | None:
         """Return what was decided about the newest image of a job that anything was decided about."""
-        found = self._images.get(index)
-        if found is None or not (found.pick[2] or found.rating[2]):
-            return None
-        return Decision(index, found.epoch, Pick(found.pick[2]) if found.pick[2] else None, found.rating[2] or None)
+        return _decision(index, self._newest(index))
+
+    def decision_about(self, index: int, epoch: int, *, draft: bool) -> Decision | None:
+        """Return what was decided about the image, or the draft, that a job had under an epoch."""
+        image, made_of = self._images.get(index), self._drafts.get(index)
+        if draft:
+            return _decision(index, made_of) if made_of is not None and made_of.epoch == epoch else None
+        found = image if image is not None and image.epoch == epoch else None
+        if made_of is not None and made_of.epoch <= epoch:
+            found = (found or _Image(epoch)).join(made_of)
+        return _decision(index, found)
 
     def decisions(self) -> list[Decision]:
         """Return all decisions by rising index."""
-        return [found for index in sorted(self._images) if (found := self.decision(index)) is not None]
+        jobs = sorted(self._images.keys() | self._drafts.keys())
+        return [found for index in jobs if (found := self.decision(index)) is not None]
 
     def select(self, words: Collection[str], rating: int, start: int = 0) -> list[int]:
         """Return the rising indices from ``start`` of images with a decision that fits.
@@ -193,11 +220,18 @@ class PickState:
             rating: at least this one; 0 for any.
             start: the first index.
         """
+        found = ((index, self._newest(index)) for index in self._images.keys() | self._drafts.keys() if index >= start)
         return sorted(
             index
-            for index, found in self._images.items()
-            if index >= start and found.rating[2] >= rating and (not words or (found.pick[2] or UNDECIDED) in words)
+            for index, image in found
+            if image and image.rating[2] >= rating and (not words or (image.pick[2] or UNDECIDED) in words)
         )
+
+
+def _decision(index: int, image: _Image | None) -> Decision | None:
+    if image is None or not (image.pick[2] or image.rating[2]):
+        return None
+    return Decision(index, image.epoch, Pick(image.pick[2]) if image.pick[2] else None, image.rating[2] or None)
 
 
 def dump_lines(lines: Iterable[PickLine]) -> bytes:

@@ -23,6 +23,7 @@ from typing import Any
 
 from latentfarm.batch_state import BatchState
 from latentfarm.errors import InputError, NotFoundError, UnavailableError
+from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger
 from latentfarm.parallel import ordered_parallel_map
 from latentfarm.storage.bucket import Bucket, MissingObjectError
@@ -187,9 +188,12 @@ class PickJournal:
             return self._state.select(words, rating, start)
 
     def fields_of(self, result: dict[str, Any]) -> dict[str, Any]:
-        """Return the pick and the rating of the image of a job's result, as far as they are set."""
-        found = self._state.decision(result["index"])
-        return found.fields() if found is not None and found.epoch == result.get("epoch") else {}
+        """Return the pick and the rating of the image, or the draft, of a job's result, as far as they are set."""
+        if result.get("epoch") is None:
+            return {}
+        draft = result["state"] == JobState.DRAFTED.word
+        found = self._state.decision_about(result["index"], result["epoch"], draft=draft)
+        return {} if found is None else found.fields()
 
 
 def _read(bucket: Bucket, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
@@ -201,16 +205,17 @@ def _read(bucket: Bucket, keys: Sequence[str]) -> Iterator[tuple[str, bytes]]:
 
 
 def _lines_of(changes: Sequence[PickChange], *, at: int, by: str) -> list[PickLine]:
-    """Return the lines of changes that are made together: one for each pair of values."""
-    groups: dict[tuple[Any, Any], list[tuple[int, int]]] = {}
+    """Return the lines of changes that are made together: one for each pair of values, and for drafts."""
+    groups: dict[tuple[Any, Any, bool], list[tuple[int, int]]] = {}
     for each in changes:
-        groups.setdefault((each.pick, each.rating), []).append((each.index, each.epoch))
+        groups.setdefault((each.pick, each.rating, each.draft), []).append((each.index, each.epoch))
     unique = secrets.token_hex(8)
     found = []
-    for (pick, rating), images in groups.items():
+    for (pick, rating, draft), images in groups.items():
         values = {"pick": pick, "rating": rating}
         values = {name: value for name, value in values.items() if not isinstance(value, Unchanged)}
         if values:
+            values |= {"draft": True} if draft else {}
             found.append(PickLine(at=at, id=unique, by=by, images=images, **values))
     return found
 

@@ -81,7 +81,7 @@ def test_a_preference_set_is_written(farm: Farm, tmp_path: Path) -> None:
         ("--set x=picked", "--set 'x': write indices and rising ranges, such as 3,17-40"),
         ("--set 0-1000000=picked", "--set 0-1000000: 1,000,001 jobs; write at most 1,000,000"),
         ("--set 2=picked", "job cats/2 does not exist; the batch has the jobs 0 to 1"),
-        ("--set 1=picked", "job cats/1 is failed; only the image of a done job can be picked or rated"),
+        ("--set 1=picked", "job cats/1 is failed; only the image of a done job, or a draft, can be picked or rated"),
         ("--images bytes", "--images and --format are options of --preferences; add it, or leave them out"),
         ("--preferences x --images files", "--images 'files': write one of keys, bytes"),
         ("--preferences x --format csv", "--format 'csv': write one of preference, pickapic"),

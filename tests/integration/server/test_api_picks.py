@@ -110,7 +110,7 @@ def test_a_pick_of_an_earlier_image_counts_in_no_filter(server: RunningServer, f
 @pytest.mark.parametrize(
     ("wanted", "status", "message"),
     [
-        ([{"index": 1, "pick": "picked"}], 409, "job wrong/1 is failed; only the image of a done job can be picked"),
+        ([{"index": 1, "pick": "picked"}], 409, "job wrong/1 is failed; only the image of a done job, or a draft, can be picked"),
         ([{"index": 3, "pick": "picked"}], 404, "job wrong/3 does not exist; the batch has the jobs 0 to 2"),
         ([{"index": 0, "epoch": 7}], 409, "job wrong/0 has another image now, of epoch "),
         ([{"index": 0}, {"index": 0}], 400, "job wrong/0 is named twice"),

@@ -35,12 +35,16 @@ VALUES = st.fixed_dictionaries(
         "rating": st.none() | st.integers(MIN_RATING, MAX_RATING),
     },
 ).filter(bool)
+ABOUT: st.SearchStrategy[dict[str, Any]] = st.sampled_from([{}, {"draft": True}])
 
 
 @st.composite
 def journals(draw: st.DrawFn) -> list[PickLine]:
     stamps = draw(st.lists(st.tuples(st.integers(1, 3), st.sampled_from("abcde")), unique=True, max_size=12))
-    return [PickLine(at=at, id=unique, by="ann", images=draw(IMAGES), **draw(VALUES)) for at, unique in stamps]
+    return [
+        PickLine(at=at, id=unique, by="ann", images=draw(IMAGES), **draw(VALUES), **draw(ABOUT))
+        for at, unique in stamps
+    ]
 
 
 def joined(lines: Iterable[PickLine]) -> PickState:
@@ -50,21 +54,31 @@ def joined(lines: Iterable[PickLine]) -> PickState:
     return state
 
 
-def expected(lines: list[PickLine]) -> dict[int, Decision]:
-    """Return the decisions by index, by the definition: of the newest image, the latest value of each field."""
-    found: dict[int, Decision] = {}
-    newest: dict[int, int] = {}
-    for line in lines:
-        for index, epoch in line.images:
-            newest[index] = max(newest.get(index, 0), epoch)
-    for index, epoch in newest.items():
-        own = sorted((line for line in lines if (index, epoch) in line.images), key=lambda line: (line.at, line.id))
-        values: dict[str, Any] = {"pick": None, "rating": None}
-        for line in own:
+def newest(lines: list[PickLine], index: int, *, draft: bool) -> int | None:
+    """Return the newest epoch of a job's images, or drafts, that a line is about."""
+    return max(
+        (epoch for line in lines for at, epoch in line.images if at == index and line.draft == draft), default=None
+    )
+
+
+def expected(lines: list[PickLine], index: int, about: set[tuple[int | None, bool]]) -> Decision | None:
+    """Return what was decided about some epochs of a job's images and drafts: the latest value of each field."""
+    values: dict[str, Any] = {"pick": None, "rating": None}
+    for line in sorted(lines, key=lambda line: (line.at, line.id)):
+        if any(at == index and (epoch, line.draft) in about for at, epoch in line.images):
             values |= line.model_dump(include={"pick", "rating"}, exclude_unset=True)
-        if values["pick"] or values["rating"]:
-            found[index] = Decision(index, epoch, **values)
-    return found
+    epoch = max((epoch for epoch, _ in about if epoch is not None), default=0)
+    return Decision(index, epoch, **values) if values["pick"] or values["rating"] else None
+
+
+def all_expected(lines: list[PickLine]) -> list[Decision]:
+    """Return the decisions about the newest images; those about a draft hold for a newer image as well."""
+    found = []
+    for index in sorted({index for line in lines for index, _ in line.images}):
+        image, draft = newest(lines, index, draft=False), newest(lines, index, draft=True)
+        about = {(draft, True)} if (draft or 0) > (image or 0) else {(image, False), (draft, True)}
+        found.append(expected(lines, index, about))
+    return [decision for decision in found if decision]
 
 
 @given(journals(), st.randoms(use_true_random=False))
@@ -73,15 +87,30 @@ def test_of_each_image_and_field_the_latest_line_counts_in_any_order_and_any_num
 ) -> None:
     shuffled = [*lines, *random.sample(lines, len(lines) // 2)]
     random.shuffle(shuffled)
-    state, decided = joined(shuffled), expected(lines)
-    assert state.decisions() == [decided[index] for index in sorted(decided)]
-    values = decided.values()
+    state, decided = joined(shuffled), all_expected(lines)
+    assert state.decisions() == decided
     assert state.counts() == PickCounts(
-        sum(each.pick is Pick.PICKED for each in values),
-        sum(each.pick is Pick.REJECTED for each in values),
-        sum(each.rating is not None for each in values),
+        sum(each.pick is Pick.PICKED for each in decided),
+        sum(each.pick is Pick.REJECTED for each in decided),
+        sum(each.rating is not None for each in decided),
     )
     assert state.latest_us == max((line.at for line in lines), default=0)
+    jobs = {index for line in lines for index, _ in line.images}
+    assert (len(state), {index for index in range(5) if index in state}) == (len(jobs), jobs)
+
+
+@given(journals(), st.integers(0, 4), st.integers(1, 4))
+def test_what_was_decided_about_a_draft_holds_for_the_image_that_is_made_of_it(
+    lines: list[PickLine], index: int, epoch: int
+) -> None:
+    state = joined(lines)
+    image, draft = newest(lines, index, draft=False), newest(lines, index, draft=True)
+    drafted = expected(lines, index, {(draft, True)}) if draft == epoch else None
+    assert state.decision_about(index, epoch, draft=True) == drafted
+    made_of = {(draft, True)} if draft is not None and draft <= epoch else set()
+    own = {(image, False)} if image == epoch else set()
+    found, decided = state.decision_about(index, epoch, draft=False), expected(lines, index, {*made_of, *own})
+    assert (found and found.fields()) == (decided and decided.fields())
 
 
 @given(journals(), st.lists(st.booleans(), min_size=12, max_size=12))
