@@ -111,13 +111,15 @@ def _sampler(job: Job, default: str, config: Mapping[str, object]) -> dict[str, 
 
 
 def _edits(job: Job) -> dict[str, str]:
-    """Return the settings of an input image, a mask, ControlNets, a second stage and a refiner.
+    """Return the settings of an input image, a mask, ControlNets, a second stage and a refiner, and of LoRAs' starts.
 
     The web UI has one name for the strength of an input image and of a second stage: it never has both.
     """
     settings = {}
     if job.image is not None:
         settings["Denoising strength"] = f"{job.effective_strength:g}"
+    if starts := [f"{lora.name}: {lora.start:g}" for lora in job.loras if lora.start]:
+        settings["Lora starts"] = ", ".join(starts)
     if job.mask_image is not None:
         settings["Mask blur"] = str(job.mask_blur)
     for number, control in enumerate(job.controls):

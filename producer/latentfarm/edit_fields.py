@@ -7,7 +7,17 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
 
 from latentfarm.limits import (
     MAX_ADAPTER_NAME,
@@ -74,24 +84,44 @@ Scale = Annotated[
 ]
 PositiveScale = Annotated[float, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_ADAPTER_SCALE, allow_inf_nan=False)]
 Share = Annotated[float, BeforeValidator(refuse_bool), Field(ge=0, le=1, allow_inf_nan=False)]
+LoraStart = Annotated[float, BeforeValidator(refuse_bool), Field(ge=0, lt=1, allow_inf_nan=False)]
 
 
 class LoraUse(BaseModel):
-    """A LoRA of a job: its name and its scale."""
+    """A LoRA of a job.
+
+    Attributes:
+        name: the LoRA.
+        scale: the factor of its changes.
+        start: the share of the steps from which it is on. If it is not 0, the LoRA does not change text encoders, since
+            text is encoded before the first step.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: AdapterName
     scale: Scale = 1.0
+    start: LoraStart = 0.0
 
     @model_validator(mode="before")
     @classmethod
     def _read_text(cls, given: object) -> object:
-        """Read ``name`` or ``name:scale``."""
+        """Read ``name``, ``name:scale`` or ``name:scale@start``."""
         if not isinstance(given, str):
             return given
         name, separator, scale = given.strip().partition(":")
-        return {"name": name, "scale": scale} if separator else {"name": name}
+        if not separator:
+            return {"name": name}
+        scale, separator, start = scale.partition("@")
+        return {"name": name, "scale": scale, **({"start": start} if separator else {})}
+
+    @model_serializer(mode="wrap")
+    def _omit_default(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Return the fields; without the start of a LoRA that is on in all steps, as before there was one."""
+        fields: dict[str, Any] = serialize(self)
+        if not self.start:
+            del fields["start"]
+        return fields
 
 
 def _split(separator: str) -> Callable[[object], object]:
@@ -128,6 +158,7 @@ _LORAS_SCHEMA = {
         "properties": {
             "name": {"type": "string"},
             "scale": {"type": "number", "minimum": -MAX_ADAPTER_SCALE, "maximum": MAX_ADAPTER_SCALE},
+            "start": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
         },
         "required": ["name"],
         "additionalProperties": False,
@@ -211,7 +242,7 @@ class EditFields(BaseModel):
         strength: the share of the steps that is made on an image; None is the default.
         resize: how an input of another size becomes that of the job; None refuses it.
         mask_blur: pixels of the blur of the mask.
-        loras: LoRAs and their scales.
+        loras: LoRAs, their scales, and the shares of the steps from which they are on.
         controlnet: names of ControlNets. The other lists have an entry for each, or one for all.
         control_image: digests of the control images.
         ip_adapter: names of IP-Adapters; so for them.

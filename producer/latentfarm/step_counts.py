@@ -14,6 +14,14 @@ def steps_made(steps: int, strength: float, *, flow: bool = False) -> int:
     return min(int(steps * strength), steps)
 
 
+def first_evaluation(start: float, evaluations: int) -> int:
+    """Return the first evaluation of the model at which something is on that begins at a share of the evaluations.
+
+    The division is that of ``controlnet_keep`` in diffusers' pipelines, since others round elsewhere.
+    """
+    return next((i for i in range(evaluations) if i / evaluations >= start), evaluations)
+
+
 def draft_evaluations(draft: float, steps: int, evaluations: int) -> int | None:
     """Return the evaluations of the model after which a job stops as a draft, None if it is rendered to its end.
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -75,9 +76,19 @@ def main(model: Path, folder: Path) -> None:
         if not job.loras:
             continue
         set_scheduler(pipe, own_config, job)
-        pipe.set_adapters([use.name for use in job.loras], [use.scale for use in job.loras])
-        images[str(job.index)] = call(pipe, job)
+        _use(pipe, job, 0.0)
+        images[str(job.index)] = call(pipe, job, callback_on_step_end=partial(_after_step, job))
     np.savez(folder / "images.npz", **images)
+
+
+def _use(pipe: Any, job: Job, share: float) -> None:
+    """Set the scales of the LoRAs that are on at a share of the steps; the others have none, also of the text."""
+    pipe.set_adapters([use.name for use in job.loras], [use.scale * (use.start <= share) for use in job.loras])
+
+
+def _after_step(job: Job, pipe: Any, step: int, _: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    _use(pipe, job, (step + 1) / pipe.num_timesteps)
+    return tensors
 
 
 if __name__ == "__main__":

@@ -187,6 +187,7 @@ def test_input_images_and_adapters_are_settings() -> None:
     assert prompt == "a cat <lora:outlined:0.8> <lora:striped:1>"
     assert "Denoising strength: 0.4, Mask blur: 4, Job: b/3" in settings
     assert read(text).prompts[0].value == prompt
+    assert 'Lora starts: "outlined: 0.4", Job' in text_of(loras="outlined:0.8@0.4,striped")
     nets: dict[str, Any] = {"controlnet": "edges,depth", "control_image": DIGESTS[:2]}
     settings = text_of(
         **nets, controlnet_conditioning_scale="0.5,1", control_preprocessor="canny,none", control_guidance_end=0.8

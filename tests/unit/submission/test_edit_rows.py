@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latentfarm.edit_fields import EDIT_FIELDS
+from latentfarm.edit_fields import EDIT_FIELDS, LoraUse
 from latentfarm.errors import InputError
 from latentfarm.job import Defaults, Row
 from latentfarm.model_facts import ModelFacts
@@ -129,3 +129,24 @@ def test_an_invalid_row_has_its_place_and_field() -> None:
     [(number, found)] = request.rows()
     assert number == 0
     assert found == RowError("row 1: strength 0.5 has no image; write image, or remove it", "strength")
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("outlined", {"name": "outlined", "scale": 1}),
+        ("outlined:0.5@0", {"name": "outlined", "scale": 0.5}),
+        ("a@b:-0.5@0.25", {"name": "a@b", "scale": -0.5, "start": 0.25}),
+    ],
+)
+def test_a_lora_is_stored_with_its_start_if_it_has_one(text: str, fields: dict[str, Any]) -> None:
+    lora = LoraUse.model_validate(text)
+    assert lora.model_dump() == fields
+    assert LoraUse.model_validate(fields) == lora
+    assert Row(prompt="a", loras=text).model_dump(mode="json")["loras"] == [fields]
+
+
+@pytest.mark.parametrize("text", ["outlined:1@1", "outlined:1@-0.1", "outlined:1@", "outlined:1@nan", "outlined:@0.5"])
+def test_a_start_is_a_share_of_the_steps(text: str) -> None:
+    with pytest.raises(ValueError, match=r"start|scale"):
+        LoraUse.model_validate(text)

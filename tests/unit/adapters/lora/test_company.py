@@ -12,6 +12,7 @@ from tests.support.loras import ATTENTION, CONVOLUTIONS, LINEAR, catalogue_of, c
 from tests.support.tiny import make_tiny
 
 from latentfarm.adapter_kind import AdapterKind
+from latentfarm.edit_fields import LoraUse
 from latentfarm.errors import JobError
 from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.engine.engine import Engine, Failed
@@ -94,6 +95,31 @@ def test_an_image_that_starts_again_has_the_same_bytes(family: Any) -> None:
     engine.step()
     engine.isolate(RuntimeError("a broken call"))
     assert pixels(run(engine)[0]) == expected
+
+
+def test_a_lora_with_a_start_is_on_from_its_step_on(family: Any) -> None:
+    def image(loras: Any) -> bytes:
+        uses = tuple(LoraUse.model_validate(each) for each in loras)
+        return alone(family, WANTED.model_copy(update={"loras": uses, "scheduler": "euler"}))
+
+    # of 3 evaluations, 0.33 is before the second one, and 0.34 after it; "two" does not change the text
+    assert image(["two:0.5"]) == image(["two:0.5@0"])
+    assert image(["two:0.5@0.33"]) == image(["two:0.5@0.1"])
+    found = [image(loras) for loras in (["two:0"], ["two:0.5@0.34"], ["two:0.5@0.33"], ["two:0.5"], ["one:0.5@0.33"])]
+    assert len({*found}) == len(found)
+    prepared = Engine(family, slots=1).prepare(make(0, loras="one:0.5@0.33,three"))
+    assert [lora.scale for lora in prepared.prompts[0].loras] == [1.0], "text is encoded before the first step"
+
+
+def test_a_lora_of_texts_alone_has_no_start(family: Any, tmp_path: Path) -> None:
+    texts = {name: each for name, each in changes(family, rank=4, seed=9, ends=ATTENTION).items() if "text" in name}
+    write_peft(tmp_path / "texts.safetensors", texts)
+    family.use_catalogue(catalogue_of(tmp_path, tmp_path / "cache"))
+    engine = Engine(family, slots=1)
+    engine.prepare(make(0, loras="texts"))
+    with pytest.raises(JobError, match=r"changes text encoders only, and .* remove its start 0\.5") as caught:
+        engine.prepare(make(0, loras="texts:1@0.5"))
+    assert caught.value.code == "adapter_mismatch"
 
 
 def test_images_wait_for_places_on_the_device_and_all_end(family: Any) -> None:

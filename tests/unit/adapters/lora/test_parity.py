@@ -29,6 +29,7 @@ JOBS = [
     make(3, loras="wide:0.6", num_inference_steps=2, negative_prompt="blurry", **SIZE),
     make(4, loras="styled:0.3,wide:0.4,kohya:0.7", **SIZE),
     make(5, loras="kohya", num_inference_steps=4, **SIZE),
+    make(6, loras="styled:0.9@0.5,wide:0.6,kohya:1.1@0.75", num_inference_steps=4, **SIZE),
 ]
 
 

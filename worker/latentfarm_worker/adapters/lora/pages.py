@@ -23,6 +23,13 @@ from latentfarm_worker.host_copy import send
 PAGE_RANK = 8
 
 
+class ScaleFrom(NamedTuple):
+    """The scale of a page, and the first evaluation at which it is on."""
+
+    scale: float
+    first: float = 0.0
+
+
 class Pages(NamedTuple):
     """The pages of one module, or the changes of its rows.
 
@@ -216,7 +223,7 @@ def padded_count(pages: int) -> int:
     return 1 << max(0, pages - 1).bit_length()
 
 
-def places_of_row(pages: Sequence[int], scales: Sequence[float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the pages of a row, int64 (K,), and their scales, float32 (K,), padded with the page of zeros."""
+def places_of_row(pages: Sequence[int], scales: Sequence[ScaleFrom]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the pages of a row, int64 (K,), and their ``ScaleFrom``, float32 (K, 2), padded with the page of zeros."""
     missing = padded_count(len(pages)) - len(pages)
-    return torch.tensor([*pages, *[0] * missing]), torch.tensor([*scales, *[0.0] * missing])
+    return torch.tensor([*pages, *[0] * missing]), torch.tensor([*scales, *[ScaleFrom(0.0)] * missing])

@@ -15,10 +15,11 @@ import torch
 from latentfarm.adapter_kind import AdapterKind
 from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm.step_counts import first_evaluation
 from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
 from latentfarm_worker.adapters.lora.applied import ChangedModules
 from latentfarm_worker.adapters.lora.files import LOADERS, read_lora
-from latentfarm_worker.adapters.lora.pages import PagedLora, PageStacks, places_of_row, to_pages
+from latentfarm_worker.adapters.lora.pages import PagedLora, PageStacks, ScaleFrom, places_of_row, to_pages
 from latentfarm_worker.adapters.lora.texts import TextChanges, TextLoras, text_changes
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.text_encoders.prompt import Prompt, PromptLora, Tensors
@@ -54,19 +55,21 @@ class LoraHold:
 
     Attributes:
         adapters: their files.
-        text_loras: those that change text encoders, with their scales.
+        text_loras: those that change text encoders, with their scales; none that is not on in all steps.
         draws: none.
     """
 
     draws = 0
 
-    def __init__(self, part: Loras, uses: Sequence[tuple[Adapter, LoadedLora, float]]) -> None:
+    def __init__(self, part: Loras, uses: Sequence[tuple[Adapter, LoadedLora, ScaleFrom]]) -> None:
         self._part = part
         self._uses = [(lora, scale) for _, lora, scale in uses]
         self._pages = [lora.pages for lora, _ in self._uses if lora.pages.count]
         self._reserved = False
         self.adapters = tuple(dict.fromkeys(adapter for adapter, _, _ in uses))
-        self.text_loras = tuple(PromptLora(lora.pages.digest, scale) for lora, scale in self._uses if lora.texts)
+        self.text_loras = tuple(
+            PromptLora(lora.pages.digest, at.scale) for lora, at in self._uses if lora.texts and not at.first
+        )
 
     def reserve(self) -> bool:
         """Keep places on the device for the LoRAs; return False if other images have too many of them now."""
@@ -74,7 +77,7 @@ class LoraHold:
         return self._reserved
 
     def begin(self, rows: int) -> Sequence[Tensors]:
-        """Have the LoRAs on the device; return the conditioning of the rows: pages and scales, each (K,).
+        """Have the LoRAs on the device; return the conditioning of the rows: pages (K,), and their scales (K, 2).
 
         Raises:
             JobError: code ``oom``: the device has no memory for them.
@@ -84,7 +87,7 @@ class LoraHold:
         if not self._pages:
             return [{}] * rows
         pages: list[int] = []
-        scales: list[float] = []
+        scales: list[ScaleFrom] = []
         try:
             for lora, scale in self._uses:
                 pages += self._part.stacks.write(lora.pages) if lora.pages.count else ()
@@ -154,10 +157,10 @@ class Loras:
         """Load the LoRAs of a job to the host; None if it has none. Thread-safe.
 
         Raises:
-            JobError: code ``adapter_unknown``, ``adapter_invalid``, ``adapter_mismatch``, or ``adapter_limit`` for more
-                ranks than the device has places for.
+            JobError: code ``adapter_unknown``, ``adapter_invalid``, ``adapter_mismatch``, also for a LoRA with a start
+                that changes text encoders only, or ``adapter_limit`` for more ranks than the device has places for.
         """
-        del inputs, plan
+        del inputs
         if not job.loras:
             return None
         if self._pipeline not in LOADERS:
@@ -166,7 +169,14 @@ class Loras:
         uses = []
         for use in job.loras:
             adapter = self.catalogue.get(AdapterKind.LORA, use.name)
-            uses.append((adapter, self._load(adapter), use.scale))
+            lora, first = self._load(adapter), first_evaluation(use.start, plan.num_evaluations)
+            if first and not lora.pages.count:
+                raise JobError(
+                    "adapter_mismatch",
+                    f"lora {adapter.alias!r} changes text encoders only, and text is encoded before the first step; "
+                    f"remove its start {use.start:g}",
+                )
+            uses.append((adapter, lora, ScaleFrom(use.scale, first)))
         pages = {lora.pages.digest: lora.pages.count for _, lora, _ in uses}
         if sum(pages.values()) > self.stacks.pages:
             raise JobError(
@@ -180,7 +190,9 @@ class Loras:
         """Change the model for a call whose rows have LoRAs."""
         name = next(name for name in conditioning if name.startswith(PAGES))
         count = name.removeprefix(PAGES)
-        rows = self.stacks.gather(conditioning[name], conditioning[SCALES + count])
+        scales, first = conditioning[SCALES + count].unbind(dim=2)
+        on = conditioning["step_index"][:, None] >= first
+        rows = self.stacks.gather(conditioning[name], torch.where(on, scales, 0.0))
         with self._modules.use(rows):
             yield
 
