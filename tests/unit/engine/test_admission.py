@@ -26,8 +26,12 @@ class Image:
     rows_needed: int = 2
     cohort: Hashable = None
     interactive: bool = False
+    urgent: bool = False
     skipped: int = 0
     begun: bool = False
+
+    def __post_init__(self) -> None:
+        self.urgent |= self.interactive
 
 
 def queue_of(*images: Image, slots: int = 2) -> AdmissionQueue[Image]:
@@ -60,13 +64,13 @@ def test_importing_the_policy_does_not_import_torch() -> None:
 def test_interactive_images_begin_first_in_their_order() -> None:
     queue = queue_of(Image("a"), Image("I", interactive=True), Image("b"), Image("J", interactive=True))
     assert "".join(image.name for image in queue) == "IJab"
-    assert (queue.free_slots(0), queue.free_slots(0, interactive=True)) == (0, 0)
+    assert (queue.free_slots(0), queue.free_slots(0, urgent=True)) == (0, 0)
     assert admit(queue, free=6) == "IJa"
 
 
 def test_images_that_wait_take_no_slot_of_an_interactive_one() -> None:
     queue = queue_of(Image("a"), Image("b"), Image("c"))
-    assert (queue.free_slots(2), queue.free_slots(2, interactive=True)) == (0, 1)
+    assert (queue.free_slots(2), queue.free_slots(2, urgent=True)) == (0, 1)
 
 
 @pytest.mark.parametrize("interactive", [Image("I", WIDE, interactive=True), Image("I", interactive=True)])
@@ -172,6 +176,12 @@ def test_images_that_go_on_wait_before_those_that_have_not_begun() -> None:
     assert "".join(image.name for image in queue) == "jkiabc"
     queue.append(Image("l", interactive=True))
     assert "".join(image.name for image in queue) == "jkilabc"
+    # those of which no client waits for one are between both
+    queue.append(Image("u", urgent=True))
+    queue.resume(Image("v", urgent=True, begun=True))
+    assert "".join(image.name for image in queue) == "jkilvuabc"
+    queue.prepend([Image("d"), Image("w", urgent=True)])
+    assert "".join(image.name for image in queue) == "jkilwvudabc"
 
 
 IMAGES = st.lists(

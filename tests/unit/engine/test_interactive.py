@@ -52,9 +52,9 @@ def test_in_a_full_batch_it_begins_at_the_next_step_and_the_paused_image_goes_on
         admit(engine, make(index, **FIELDS) if index > 2 else job(index))
     engine.step()
     engine.step()
-    assert (engine.free, engine.free_within(0, interactive=True)) == (0, 3)
+    assert (engine.free, engine.free_within(0, urgent=True)) == (0, 3)
     admit(engine, make(20, **FIELDS), interactive=True)
-    assert engine.free_within(0, interactive=True) == 2
+    assert engine.free_within(0, urgent=True) == 2
     engine.step()
     assert engine.interactive_progress() == [("b/20", 1, 6)]
     [paused] = [image.job.index for image in engine._running if image.paused]
@@ -83,16 +83,21 @@ def test_images_keep_their_bytes_whenever_interactive_ones_come(sd1: Any, plain:
     assert [pixels(done[index]) for index in range(3)] == plain
 
 
-def test_interactive_images_wait_for_their_like_and_for_images_of_another_size(sd1: Any) -> None:
-    engine = Engine(sd1, slots=1)
-    admit(engine, make(0, **FIELDS))
+def test_interactive_images_wait_for_their_like_and_suspend_images_of_another_size(sd1: Any) -> None:
+    engine = Engine(sd1, slots=1, micro_batch=2)
+    admit(engine, job(0))
     engine.step()
     admit(engine, make(1, **FIELDS), interactive=True)
     admit(engine, make(2, **FIELDS), interactive=True)
     admit(engine, make(3, **FIELDS, width=128), interactive=True)
     admit(engine, make(4, **FIELDS))
-    # the last one has waited longer than the ordinary one, of whose size others run
-    assert [*run(engine)] == [1, 2, 0, 3, 4]
+    done = run(engine)
+    assert [*done] == [1, 2, 3, 0, 4]
+    # it was paused for one and suspended for another
+    assert [(span.start, span.stop) for span in done[0].spans] == [(0, 1), (1, 6)]
+    engine = Engine(sd1, slots=1, micro_batch=2)
+    admit(engine, job(0))
+    assert pixels(done[0]) == pixels(run(engine)[0])
 
 
 def test_a_paused_image_can_be_cancelled_and_a_cancelled_interactive_one_gives_its_rows_back(sd1: Any) -> None:

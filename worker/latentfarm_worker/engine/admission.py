@@ -4,8 +4,9 @@ Images of one latent shape and cohort run together. An image with guidance takes
 takes one row. Images of another shape or cohort wait until the batch is empty; one with guidance waits for two rows. To
 prevent starvation, at most one full batch of later images may overtake an image.
 
-Interactive images begin before all others, and nothing overtakes them. In a full batch of their key they take the rows
-of other images, which are paused and go on later: none is dropped, and none begins again.
+Urgent images begin before all others, first the interactive ones among them, and nothing overtakes them. In a full
+batch of their key they take the rows of other images, which are paused and go on later: none is dropped, and none
+begins again. From a batch of another key the other images are taken, and go on later.
 
 A cohort keeps a job that had trouble from others: an error or a crash then shows whose it is. Most images have none.
 """
@@ -30,12 +31,14 @@ class BatchKey(NamedTuple):
 class Admissible(Protocol):
     """A waiting image.
 
-    ``skipped`` counts the later images that began before it. ``begun``: it goes on with a second stage.
+    ``skipped`` counts the later images that began before it. ``begun``: it goes on, from a checkpoint or with a second
+    stage. Each interactive image is urgent.
     """
 
     shape: LatentShape
     cohort: Hashable
     interactive: bool
+    urgent: bool
     skipped: int
 
     @property
@@ -74,24 +77,20 @@ class AdmissionQueue(Generic[T]):
         return iter(tuple(self._waiting))
 
     def append(self, image: T) -> None:
-        """Add an image at the end, or an interactive one behind the last of its kind, before all others."""
-        if image.interactive:
-            others = (at for at, each in enumerate(self._waiting) if not each.interactive)
-            self._waiting.insert(next(others, len(self._waiting)), image)
-        else:
-            self._waiting.append(image)
+        """Add an image behind those that are at least as urgent: an ordinary one at the end."""
+        behind = (at for at, each in enumerate(self._waiting) if _urgency(each) < _urgency(image))
+        self._waiting.insert(next(behind, len(self._waiting)), image)
 
     def resume(self, image: T) -> None:
-        """Add an image that goes on: before those that have not begun, but for interactive ones if it is not."""
-        ahead = (
-            each.interactive > image.interactive or (each.interactive == image.interactive and each.begun)
-            for each in self._waiting
-        )
+        """Add an image that goes on: before those that have not begun, but for more urgent ones."""
+        ahead = ((_urgency(each), each.begun) >= (_urgency(image), True) for each in self._waiting)
         self._waiting.insert(next((at for at, is_ahead in enumerate(ahead) if not is_ahead), len(self._waiting)), image)
 
     def prepend(self, images: Iterable[T]) -> None:
-        """Add images at the front, in their order."""
-        self._waiting.extendleft(reversed([*images]))
+        """Add images in their order, before those that are not more urgent."""
+        # sorting keeps the order of equals
+        ordered = sorted((*images, *self._waiting), key=_urgency, reverse=True)
+        self._waiting = deque(ordered)
 
     def remove(self, image: T) -> None:
         """Remove a waiting image.
@@ -120,12 +119,12 @@ class AdmissionQueue(Generic[T]):
         slots = self.max_slots(shape)
         return max(2, min(2 * slots, 2 * slots * self._native.area // shape.area))
 
-    def free_slots(self, rows_in_use: int, *, interactive: bool = False, rows_of_image: int = 2) -> int:
+    def free_slots(self, rows_in_use: int, *, urgent: bool = False, rows_of_image: int = 2) -> int:
         """Return how many more images of the native shape, of so many rows, fit beside the waiting ones.
 
-        ``interactive``: beside those that an interactive image has before it.
+        ``urgent``: beside those that an urgent image has before it.
         """
-        before = (image.rows_needed for image in self if image.interactive or not interactive)
+        before = (image.rows_needed for image in self if image.urgent or not urgent)
         taken = rows_in_use + sum(before)
         return max(0, (2 * self.max_slots(self._native) - taken) // rows_of_image)
 
@@ -154,9 +153,13 @@ class AdmissionQueue(Generic[T]):
             return None
         return running or _key_of(self._waiting[0])
 
-    def interactive_rows(self, key: BatchKey) -> int:
-        """Return the rows of the interactive images of a key that are the first to begin."""
-        first = takewhile(lambda image: image.interactive and _key_of(image) == key, self._waiting)
+    def urgent_key(self) -> BatchKey | None:
+        """Return the key of the first image if it is urgent."""
+        return _key_of(self._waiting[0]) if self._waiting and self._waiting[0].urgent else None
+
+    def urgent_rows(self, key: BatchKey) -> int:
+        """Return the rows of the urgent images of a key that are the first to begin."""
+        first = takewhile(lambda image: image.urgent and _key_of(image) == key, self._waiting)
         return sum(image.rows_needed for image in first)
 
     def next_images(
@@ -166,7 +169,7 @@ class AdmissionQueue(Generic[T]):
 
         They stay in the queue until ``remove``. A single free row goes to the first image that needs no more. An image
         that ``rows`` others have overtaken keeps all later images waiting, until it fits or the batch is empty and
-        takes its key. So does an interactive image from the start.
+        takes its key. So does an urgent image from the start.
 
         ``reserve`` is called with each image that could begin, and returns whether there is room for its adapters.
         """
@@ -177,7 +180,7 @@ class AdmissionQueue(Generic[T]):
             if fits and any(each.skipped >= rows for each in overtaken):
                 break
             if not fits or not reserve(image):
-                if free and image.skipped < rows and not image.interactive:
+                if free and image.skipped < rows and not image.urgent:
                     overtaken.append(image)
                     continue
                 break
@@ -190,3 +193,7 @@ class AdmissionQueue(Generic[T]):
 
 def _key_of(image: Admissible) -> BatchKey:
     return BatchKey(image.shape, image.cohort)
+
+
+def _urgency(image: Admissible) -> int:
+    return image.urgent + image.interactive

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -12,11 +12,13 @@ import torch
 
 from latentfarm.errors import JobError
 from latentfarm_worker import device_errors
+from latentfarm_worker.engine.continuation import checkpoint_of
 from latentfarm_worker.engine.device_call import DeviceCall, find_cause
 from latentfarm_worker.engine.group_decoding import GroupDecoder, HostTransfer, validity_of
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import Failed, Rendered, SecondStage, engine_error, first_line, out_of_memory
 from latentfarm_worker.engine.second_stage import FirstImage
+from latentfarm_worker.host_copy import send
 from latentfarm_worker.models.base import Family
 
 log = logging.getLogger(__name__)
@@ -31,16 +33,30 @@ _LAST_EXAMPLES = 4
 class _PendingDecode:
     """Latents (C, h, w) of an image after its last step, and the steps that they have waited.
 
-    ``is_frame``: they are an intermediate's. ``limit_before``: the size of its groups before they were halved for this
-    image among others; 0 if they were not.
+    ``is_frame``: they are an intermediate's. ``draft``: they are the estimate of a draft. ``limit_before``: the size of
+    its groups before they were halved for this image among others; 0 if they were not.
     """
 
     image: ImageState
     latents: torch.Tensor
     is_frame: bool = False
+    draft: _DraftState | None = None
     waited: int = 0
     limit_before: int = 0
     transfer: HostTransfer | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _DraftState:
+    """What a draft goes on from: its ring columns and the latents of its intermediates (C, h, w)."""
+
+    columns: dict[int, torch.Tensor]
+    frames: tuple[torch.Tensor, ...]
+
+    def received(self, receive: Callable[[torch.Tensor], torch.Tensor]) -> _DraftState:
+        """Return it on its way to the host."""
+        columns = {at: receive(column) for at, column in self.columns.items()}
+        return _DraftState(columns, tuple(map(receive, self.frames)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,8 +105,14 @@ class Decoder:
     def add(self, image: ImageState, latents: torch.Tensor) -> None:
         """Add an image after its last step, with its latents (C, h, w), which are copied, and its intermediates."""
         # an image's groups keep this order, so it reaches the host after its intermediates
-        self._waiting += [_PendingDecode(image, frame, is_frame=True) for frame in image.all_frames]
+        frames = (send(frame, latents.device) for frame in image.all_frames)
+        self._waiting += [_PendingDecode(image, frame, is_frame=True) for frame in frames]
         self._waiting.append(_PendingDecode(image, latents.clone()))
+
+    def add_draft(self, image: ImageState, estimate: torch.Tensor, columns: Mapping[int, torch.Tensor]) -> None:
+        """Add a draft with its estimate (C, h, w) and its ring columns, which are copied."""
+        state = _DraftState({at: column.clone() for at, column in columns.items()}, image.all_frames)
+        self._waiting.append(_PendingDecode(image, estimate, draft=state))
 
     def drop(self, handle: Hashable) -> bool:
         """Drop an image; return whether it was here."""
@@ -195,6 +217,10 @@ class Decoder:
 
     def _decode_async(self, group: list[_PendingDecode], size: int) -> None:
         """Decode a group, padded to its size, and begin its copy to the host."""
+        for pending in group:
+            if pending.draft is not None:
+                # before the pixels, whose arrival is waited for
+                pending.draft = pending.draft.received(self.groups.receive)
         images, latents = [pending.image for pending in group], [pending.latents for pending in group]
         for pending, transfer in zip(group, self.groups.begin(images, latents, size), strict=True):
             pending.transfer = transfer
@@ -214,27 +240,17 @@ class Decoder:
                 self._frames.setdefault(pending.image, []).append(pending.transfer.pixels)
             else:
                 try:
-                    outcomes.append(self._image(pending.image, pending.latents, pending.transfer))
+                    outcomes.append(self._image(pending, pending.transfer))
                 except JobError as error:
                     outcomes.append(Failed(pending.image.job, pending.image.handle, error))
                 self._frames.pop(pending.image, None)
             self._transfers.pop(0)
 
-    def _image(self, image: ImageState, latents: torch.Tensor, transfer: HostTransfer) -> Rendered | FirstImage:
-        """Return the image of the only or a first stage. If it is not finite or blank, decode it again in float32."""
-        seconds = transfer.timer.seconds
-        try:
-            _require_valid(transfer.validity, transfer.pixels)
-            pixels = transfer.pixels
-        except JobError:
-            if self._family.vae_dtype == torch.float32 or not transfer.validity[0]:
-                raise
-            began = time.perf_counter()
-            pixels = self._decode_in_float32(latents)
-            seconds += time.perf_counter() - began
-        self.examples = (*self.examples[:1], *self.examples[1:][1 - _LAST_EXAMPLES :], Decoded(latents, pixels))
-        image.timings["decode"] = seconds
-        if image.second is not None:
+    def _image(self, pending: _PendingDecode, transfer: HostTransfer) -> Rendered | FirstImage:
+        """Return a draft, or the image of the only or a first stage."""
+        image, draft = pending.image, pending.draft
+        pixels, image.timings["decode"] = self._pixels(pending, transfer)
+        if image.second is not None and draft is None:
             return FirstImage(image, pixels)
         begun, own = image.first, SecondStage(image.micro_batch, image.plan.digest)
         return Rendered(
@@ -256,7 +272,30 @@ class Decoder:
             decode_group=max(1, transfer.group),
             tiled=transfer.group == 0,
             timings=image.all_timings,
+            checkpoint=None if draft is None else checkpoint_of(self._family, image, draft.columns, draft.frames),
+            spans=image.spans if image.interrupted else (),
         )
+
+    def _pixels(self, pending: _PendingDecode, transfer: HostTransfer) -> tuple[torch.Tensor, float]:
+        """Return pixels and the seconds they took. If they are not finite or blank, they are decoded again in float32.
+
+        A draft may be blank: it is only an estimate.
+        """
+        latents, seconds, validity = pending.latents, transfer.timer.seconds, transfer.validity
+        may_be_blank = pending.draft is not None
+        try:
+            _require_valid(validity, transfer.pixels)
+            pixels = transfer.pixels
+        except JobError:
+            if self._family.vae_dtype == torch.float32 or not validity[0]:
+                if may_be_blank and validity[:2].all():
+                    return transfer.pixels, seconds
+                raise
+            began = time.perf_counter()
+            pixels = self._decode_in_float32(latents)
+            seconds += time.perf_counter() - began
+        self.examples = (*self.examples[:1], *self.examples[1:][1 - _LAST_EXAMPLES :], Decoded(latents, pixels))
+        return pixels, seconds
 
     def _decode_in_float32(self, latents: torch.Tensor) -> torch.Tensor:
         self._call.again()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
 
 from latentfarm_worker.adapters.base import Hold
 from latentfarm_worker.cuda_graph import Evaluate, GraphedEvaluation
+from latentfarm_worker.engine.continuation import columns_read
+from latentfarm_worker.engine.image_checkpoint import RenderSpan
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.input_latents import KeptRegion
 from latentfarm_worker.engine.latent_update import NOISE, TABLE_COLUMNS, LatentState, begin, update
@@ -15,7 +18,7 @@ from latentfarm_worker.engine.micro_batch import MicroBatch, form
 from latentfarm_worker.engine.sampling_plan import COLUMNS, HISTORY
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
-from latentfarm_worker.models.base import Family, native_shape
+from latentfarm_worker.models.base import Family, conditions_of, native_shape, precision_of
 from latentfarm_worker.text_encoders.prompt import Tensors
 
 #: evaluations that a table holds at first
@@ -50,6 +53,7 @@ class DeviceBatch:
         self.micro_batch = micro_batch
         self._pad = pad
         self._device = device = family.device
+        self._conditions = conditions_of(family)
         #: of the images that run and as many that are paused; the next one takes what other rows write
         self._places = 2 * rows
         self._state = LatentState(
@@ -96,9 +100,9 @@ class DeviceBatch:
         table = image.table()
         self._extend_table(len(table))
         self._state.history[place].zero_()
-        self._write_initial(image, self._state.history[place, 0])
+        self._write_beginning(image, self._state.history[place])
         self._state.table[place, : len(table)] = send(table, self._device)
-        self._state.step_index[place].zero_()
+        self._state.step_index[place].fill_(image.step_index)
         common = {name: send(tensor, self._device) for name, tensor in image.conditioning.items()}
         rows: list[Tensors] = [{**text, **common} for text in texts]
         try:
@@ -106,17 +110,22 @@ class DeviceBatch:
         except Exception:
             self._kept.pop(image, None)
             raise
-        image.place, image.rows, image.micro_batch = place, len(texts), self.micro_batch
+        image.place, image.rows, image.micro_batch = place, image.rows_held, self.micro_batch
+        done = image.evaluations_done
+        image.span = RenderSpan(done, done, self.micro_batch, self._conditions, precision_of(self.family))
         self._micro_batches = None
 
-    def _write_initial(self, image: ImageState, latents: torch.Tensor) -> None:
-        """Write what an image begins with to its latents (C, h, w), and hold what its mask keeps."""
-        origin = image.origin
-        if origin is None:
-            torch.mul(send(image.noise.initial, self._device), image.plan.init_noise_sigma, out=latents)
-            return
-        latents.copy_(send(origin.initial, self._device))
-        if origin.painted is not None:
+    def _write_beginning(self, image: ImageState, history: torch.Tensor) -> None:
+        """Write what an image begins with to its history (COLUMNS, C, h, w), and hold what its mask keeps."""
+        origin, begun = image.origin, image.checkpoint
+        if begun is not None:
+            for column, tensor in begun.columns.items():
+                history[column].copy_(send(tensor, self._device))
+        elif origin is not None:
+            history[0].copy_(send(origin.initial, self._device))
+        else:
+            torch.mul(send(image.noise.initial, self._device), image.plan.init_noise_sigma, out=history[0])
+        if origin is not None and origin.painted is not None:
             self._kept[image] = KeptRegion(origin, origin.painted, self._device)
 
     def release(self, image: ImageState) -> None:
@@ -134,11 +143,11 @@ class DeviceBatch:
                 hold.end()
 
     def make_room(self, rows: int) -> int:
-        """Pause images so that interactive ones find this many free rows; return the rows that may be taken now.
+        """Pause images so that urgent ones find this many free rows; return the rows that may be taken now.
 
         Those that have begun last are paused. They go on, with the same numbers, before any other image begins.
         """
-        running = [image for image in self._images if not image.paused and not image.interactive]
+        running = [image for image in self._images if not image.paused and not image.urgent]
         running.sort(key=lambda image: image.evaluations_left)
         while self.free_rows < rows and running:
             self._set_paused(running.pop(), paused=True)
@@ -148,13 +157,17 @@ class DeviceBatch:
         return min(rows, self.free_rows) if paused else self.free_rows
 
     def _set_paused(self, image: ImageState, *, paused: bool) -> None:
-        image.paused = paused
+        image.paused, image.put_down = paused, time.perf_counter() if paused else 0.0
         image.rows = 0 if paused else image.rows_held
         self._micro_batches = None
 
     def latents(self, image: ImageState) -> torch.Tensor:
         """Return a view of an image's latents, float32 (C, h, w)."""
         return self._state.history[image.place, image.step_index % HISTORY]
+
+    def columns(self, image: ImageState) -> dict[int, torch.Tensor]:
+        """Return views of the ring columns that later evaluations of an image read, float32 (C, h, w) each."""
+        return {at: self._state.history[image.place, at] for at in columns_read(image.plan, image.step_index)}
 
     def frame(self, image: ImageState) -> torch.Tensor:
         """Return an image's latents for an intermediate, float32 (C, h, w), a copy."""
@@ -171,7 +184,7 @@ class DeviceBatch:
 
     def begin_step(self) -> list[MicroBatch]:
         """Send the noise of this step to the device; return the step's micro-batches."""
-        running = [image for image in self._images if not image.paused]
+        running = [image for image in self._images if not image.paused and not image.finished]
         self._send_noise([image for image in running if image.plan.uses_noise[image.step_index]])
         if self._micro_batches is None:
             self._micro_batches = form(

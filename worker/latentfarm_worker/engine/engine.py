@@ -6,7 +6,6 @@ scheduler, guidance or prompt. ``Engine.step`` is one iteration: admit, denoise 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable, Collection, Hashable
 from contextlib import suppress
@@ -18,12 +17,16 @@ from latentfarm.job import Job
 from latentfarm.schedulers import is_flow
 from latentfarm_worker import device_errors
 from latentfarm_worker.engine.admission import AdmissionQueue
+from latentfarm_worker.engine.broken_calls import BrokenCalls
+from latentfarm_worker.engine.continuation import go_on
 from latentfarm_worker.engine.decoder import Decoder
-from latentfarm_worker.engine.device_call import DeviceCall, RunAhead, find_cause, split_in_halves
+from latentfarm_worker.engine.device_call import DeviceCall, RunAhead
+from latentfarm_worker.engine.image_checkpoint import ImageCheckpoint
 from latentfarm_worker.engine.image_state import ImageState, following, prompts_of, release_unless_begun
 from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.micro_batch import checked_rows
-from latentfarm_worker.engine.outcomes import Failed, Preview, Rendered, engine_error, first_line, out_of_memory
+from latentfarm_worker.engine.outcomes import Failed, Parked, Preview, Rendered, engine_error, first_line, out_of_memory
+from latentfarm_worker.engine.parking import Parking
 from latentfarm_worker.engine.preparation import prepare
 from latentfarm_worker.engine.previews import Previews
 from latentfarm_worker.engine.running_images import RunningImages
@@ -35,16 +38,14 @@ from latentfarm_worker.text_encoders.embedding_files import EmbeddingFiles
 
 __all__ = ["Engine", "Failed", "Rendered"]
 
-log = logging.getLogger(__name__)
-
 
 class Engine:
     """Renders jobs on one device, many at once.
 
     The model is called with micro-batches of one fixed number of rows, so an image has the same bytes in any company.
 
-    If memory runs out, a shape gets half its slots for good, and its running images start again. So their bytes are
-    those of one micro-batch. It gets them back if the memory turns out to be one job's fault.
+    If memory runs out, a shape gets half its slots for good. It gets them back if the memory turns out to be one job's
+    fault. Images start again if a call of the model then has other rows. So their bytes are those of one micro-batch.
 
     Only ``prepare`` and what is marked so is thread-safe; the rest belongs to one thread.
 
@@ -90,6 +91,8 @@ class Engine:
         #: of the images that began last
         self._cohort: Hashable = None
         self._run_ahead = RunAhead(family.device)
+        self._parking = Parking(family, self._running, self._queue)
+        self._broken = BrokenCalls(self._call, self._running, self._queue, self._decoder, self._parking)
 
     # -- state, thread-safe ----------------------------------------------------------------------------------
 
@@ -103,12 +106,12 @@ class Engine:
         """Return how many more images of the native size fit now: of two rows, or one if guidance is embedded."""
         return self.free_within(0)
 
-    def free_within(self, evaluations: int, *, interactive: bool = False) -> int:
-        """Return ``free`` after so many model evaluations. ``interactive`` images wait only for their like."""
-        running = (image for image in self._running if image.interactive or not interactive)
+    def free_within(self, evaluations: int, *, urgent: bool = False) -> int:
+        """Return ``free`` after so many model evaluations. ``urgent`` images wait only for their like."""
+        running = (image for image in self._running if image.urgent or not urgent)
         staying = (image.rows_held for image in running if image.evaluations_left > evaluations)
         rows_of_image = 2 - self.family.embeds_guidance
-        return self._queue.free_slots(sum(staying), interactive=interactive, rows_of_image=rows_of_image)
+        return self._queue.free_slots(sum(staying), urgent=urgent, rows_of_image=rows_of_image)
 
     @property
     def slots_taken(self) -> float:
@@ -141,6 +144,10 @@ class Engine:
         running = (image for image in self._running if image.interactive)
         return [(image.handle, image.evaluations_done, image.evaluations) for image in running]
 
+    def paused(self) -> list[tuple[Hashable, float]]:
+        """Return the images that urgent ones have paused or suspended: handles, and the seconds since."""
+        return self._parking.paused()
+
     def prepare(
         self,
         job: Job,
@@ -149,13 +156,29 @@ class Engine:
         inputs: JobInputs = NO_INPUTS,
         cohort: Hashable = None,
         interactive: bool = False,
+        urgent: bool = False,
+        finish: bool = False,
+        checkpoint: ImageCheckpoint | None = None,
     ) -> ImageState:
         """Return a job that is ready to be admitted, as ``preparation.prepare``. Thread-safe.
 
-        ``handle`` is the key under which it is cancelled and reported [default: the job's name].
+        ``handle`` is the key under which it is cancelled and reported [default: the job's name]. The image goes on from
+        ``checkpoint`` [default: it begins].
+
+        Raises:
+            CheckpointMismatchError: as ``continuation.go_on``.
         """
-        key = job.name if handle is None else handle
-        return prepare(self.family, job, key, inputs=inputs, cohort=cohort, interactive=interactive)
+        image = prepare(
+            self.family,
+            job,
+            job.name if handle is None else handle,
+            inputs=inputs,
+            cohort=cohort,
+            interactive=interactive,
+            urgent=urgent,
+            finish=finish,
+        )
+        return image if checkpoint is None else go_on(self.family, image, checkpoint)
 
     # -- control ---------------------------------------------------------------------------------------------
 
@@ -196,6 +219,14 @@ class Engine:
                     return True
         return self._decoder.drop(handle)
 
+    @torch.inference_mode()
+    def park(self, handles: Collection[Hashable]) -> list[Parked]:
+        """Take images out of the engine midway: if they run, are paused or suspended, or wait for their second stage.
+
+        Those that have made no evaluation here stay, and so do those that are decoded. It waits for the device.
+        """
+        return self._parking.park(handles)
+
     def abort_all(self) -> list[Hashable]:
         """Drop every image that waits, runs or is decoded; return their handles."""
         handles = [image.handle for image in (*self._running, *self._queue, *self._decoder.images)]
@@ -227,7 +258,7 @@ class Engine:
             self._call.images = ()
             return outcomes
         # outside the handler, whose traceback holds the step's tensors
-        return [*self._reduce_batch_after_oom(message)]
+        return [*self._broken.reduce_batch(message)]
 
     def take_previews(self) -> list[Preview]:
         """Return the partial images that were finished since the last call."""
@@ -246,14 +277,7 @@ class Engine:
         decoder. They are split in halves, which run one after the other until the cause is alone. Each other image goes
         on, or starts again and has the same bytes.
         """
-        suspects = self._suspects()
-        decoding = [image for image in self._decoder.images if image in suspects]
-        if decoding and self._running.is_whole:
-            return self._decoder.isolate(decoding, error)
-        self._restart(suspects if self._running.is_whole else [*self._running])
-        self._call.images = ()
-        cause = find_cause(suspects)
-        return [] if cause is None else [self._fail(cause, engine_error(error), retry=not isinstance(error, JobError))]
+        return self._broken.isolate(error)
 
     def check_integrity(self) -> None:
         """Raise AssertionError unless each running image, and no other, has a place of its own in the batch."""
@@ -264,6 +288,7 @@ class Engine:
 
     def _admit_waiting(self) -> None:
         """Start the waiting images that fit, and encode their prompts together."""
+        self._parking.make_way()
         running = self._running.key
         key = self._queue.next_key(running) or running
         if key is None:
@@ -272,7 +297,7 @@ class Engine:
             # the first to allocate memory for a batch
             self._call.images = [next(iter(self._queue))]
         batch = self._running.batch_of(key.shape, self._queue.max_rows(key.shape))
-        free = batch.make_room(self._queue.interactive_rows(key))
+        free = batch.make_room(self._queue.urgent_rows(key))
         starting = self._queue.next_images(key, rows=batch.rows, free=free, reserve=ImageState.reserve_adapters)
         if starting:
             self._cohort = key.cohort
@@ -300,30 +325,31 @@ class Engine:
         batch = self._running.batch
         if batch is None or not self._running:
             return
-        running = [image for image in self._running if not image.paused]
-        self._call.images = running
+        self._call.images = [image for image in self._running if not image.paused]
         for micro_batch in batch.begin_step():
             self._call.begin(micro_batch.images)
             batch.denoise(micro_batch)
-        for image in running:
-            if image.step_index in image.frame_steps:
-                self._call.images = [image]
-                image.frames.append(batch.frame(image))
-            if image.preview_due:
-                self._previews.add(image, batch.estimate(image))
+            # before the next call: if that breaks, these images may go on
+            for image in micro_batch.images:
+                if image.step_index in image.frame_steps:
+                    image.frames.append(batch.frame(image))
+                if image.preview_due:
+                    self._previews.add(image, batch.estimate(image))
         self._run_ahead.limit()
 
     def _retire(self) -> None:
-        """Free the rows of finished images and pass them to the decoder, or let them wait for their second stage."""
-        for image in [image for image in self._running if image.finished]:
+        """Free the rows of finished images and drafts; they are decoded, or wait for their second stage."""
+        for image in [image for image in self._running if image.finished or image.drafted]:
             self._call.images = [image]
-            assert self._running.batch is not None  # noqa: S101 (an image runs)
-            image.timings["denoise"] = time.perf_counter() - image.started
-            latents = self._running.batch.latents(image)
-            if needs_pixels(image):
-                self._decoder.add(image, latents)
+            batch = self._running.batch
+            assert batch is not None  # noqa: S101 (an image runs)
+            image.leave()
+            if image.drafted:
+                self._decoder.add_draft(image, batch.estimate(image), batch.columns(image))
+            elif needs_pixels(image):
+                self._decoder.add(image, batch.latents(image))
             else:
-                self._queue.resume(begin_second(image, latents))
+                self._queue.resume(begin_second(image, batch.latents(image)))
             self._running.remove(image)
 
     def _decode(self) -> list[Rendered | Failed]:
@@ -348,51 +374,4 @@ class Engine:
             if device_errors.is_out_of_memory(error):
                 return [Failed(image.job, image.handle, out_of_memory(first_line(error)))]
             return [Failed(image.job, image.handle, engine_error(error), retry=True)]
-        return []
-
-    # -- trouble ---------------------------------------------------------------------------------------------
-
-    def _suspects(self) -> list[ImageState]:
-        """Return the images in the broken call. If no call broke, any image may be the cause."""
-        running, waiting, decoding = self._running, [*self._queue], self._decoder.images
-        in_call = [image for image in (*running, *waiting, *decoding) if image in self._call.images]
-        return in_call or [*running] or waiting or decoding
-
-    def _restart(self, images: Collection[ImageState]) -> None:
-        """Queue the running ones of these images again at the front. The others go on."""
-        restarting = [image for image in self._running if image in images]
-        if len(restarting) == len(self._running):
-            # half of an image may be written, or memory must be free before the next batch is made
-            self._running.clear()
-        for image in restarting:
-            if self._running.batch is not None:
-                self._running.remove(image)
-            image.restart()
-        self._queue.prepend(restarting)
-
-    def _fail(self, image: ImageState, error: JobError, *, retry: bool) -> Failed:
-        if not self._decoder.drop(image.handle):
-            self._queue.remove(image)
-        return Failed(image.job, image.handle, error, retry)
-
-    def _reduce_batch_after_oom(self, message: str) -> list[Failed]:
-        """Restart the running images with half the rows. If they are the fewest already, the suspects are separated."""
-        suspects = self._suspects()
-        self._restart([*self._running])
-        if self.family.device.type == "cuda":
-            torch.cuda.empty_cache()
-        shape = suspects[0].shape
-        rows = self._queue.max_rows(shape)
-        self._call.images = ()
-        if rows <= 2 and len(suspects) > 1:
-            split_in_halves(suspects)
-            return []
-        if rows <= 2:
-            # the memory was short because of this image, so others need not have fewer slots
-            self._queue.restore(shape, suspects[0].slots_before)
-            return [self._fail(suspects[0], out_of_memory(message), retry=False)]
-        for image in suspects:
-            image.slots_before = image.slots_before or self._queue.max_slots(shape)
-        slots = self._queue.reduce(shape, rows)
-        log.warning("%s: %s slots from now on for latents of %s", message, slots, shape)
         return []

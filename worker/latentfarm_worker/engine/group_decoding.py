@@ -55,6 +55,11 @@ class GroupDecoder:
         timer.copied(self._stream)
         return [HostTransfer(pixels[at], validity[at], group=size, timer=timer) for at in range(len(latents))]
 
+    def receive(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return what will hold a tensor on the host before the pixels of the next group are there."""
+        on_host = self._stream is None or tensor.device.type == "cpu"
+        return tensor if on_host or self._stream is None else receive(tensor, self._stream)
+
 
 class DecodeTimer:
     """Measures the decoding of a group and its arrival on the host, on a GPU with CUDA events."""

@@ -8,13 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
-from typing import NamedTuple
 
 import torch
 
 from latentfarm.adapter_kind import AdapterKind
 from latentfarm.job import Job
 from latentfarm_worker.adapters.base import Hold, UsedAdapter
+from latentfarm_worker.engine.image_checkpoint import FirstStage, ImageCheckpoint, RenderSpan
 from latentfarm_worker.engine.input_latents import InputLatents
 from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
 from latentfarm_worker.engine.noise import NoiseSource
@@ -26,26 +26,6 @@ from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 FRAMES = 8
 
 
-class FirstStage(NamedTuple):
-    """What remains of a first stage that has ended.
-
-    Attributes:
-        width, height: pixels.
-        evaluations: of the model.
-        plan_digest, micro_batch, timings, adapters: as of an image.
-        frames: the latents of its intermediates.
-    """
-
-    width: int
-    height: int
-    evaluations: int
-    plan_digest: str
-    micro_batch: int
-    timings: dict[str, float]
-    adapters: tuple[UsedAdapter, ...]
-    frames: tuple[torch.Tensor, ...]
-
-
 @dataclass(eq=False)
 class ImageState:
     """One image that waits, runs or is decoded.
@@ -53,8 +33,10 @@ class ImageState:
     Attributes:
         handle: the caller's key, never read here; the worker passes its lease.
         cohort: images run together only if theirs are equal [default: None, that of most images].
-        interactive: it begins before all images that are not, and is decoded at once.
-        paused: it keeps its place, but takes no part in steps, because an interactive one has its rows.
+        interactive: a client waits for it: it begins before all images that are not, and is decoded at once.
+        urgent: it begins before all images that are not, and takes their rows. Each interactive image is.
+        paused: it keeps its place, but takes no part in steps, because an urgent one has its rows.
+        put_down: ``time.perf_counter()`` at which it was paused, or suspended, for an urgent one; 0 while it runs.
         prompts: the prompt and, for guidance with a second row, the negative prompt.
         following: the prompts of images that may come next, to be encoded with its own if encoders are moved for it.
         noise: the initial noise and that of the steps.
@@ -70,6 +52,10 @@ class ImageState:
         run_before, run_after: evaluations of the other stage of the same run, which a refiner ends. A stage at another
             size is a run of its own.
         first: the first stage, of the second one; None until it has ended.
+        draft_at: evaluations of all stages after which it ends as a draft; None: it is rendered to its end.
+        checkpoint: what it goes on from if it begins in a batch; None: it begins with its first evaluation.
+        given: the checkpoint with which it was prepared.
+        span: the evaluations since it began in its batch.
         micro_batch: rows of a call of the model when the image began; its bytes depend on it.
         frames: the latents of its intermediates so far, float32 (C, h, w) each.
         previews: partial images so far; a second start does not repeat them.
@@ -94,8 +80,10 @@ class ImageState:
     holds: tuple[Hold, ...] = ()
     cohort: Hashable = None
     interactive: bool = False
+    urgent: bool = False
     following: tuple[Prompt, ...] = ()
     paused: bool = False
+    put_down: float = 0.0
     place: int = -1
     rows: int = 0
     step_index: int = 0
@@ -112,21 +100,25 @@ class ImageState:
     run_before: int = 0
     run_after: int = 0
     first: FirstStage | None = None
+    draft_at: int | None = None
+    checkpoint: ImageCheckpoint | None = None
+    given: ImageCheckpoint | None = None
+    span: RenderSpan | None = None
 
     @property
     def begun(self) -> bool:
         """Whether an image that waits has work behind it that is not repeated."""
-        return self.first is not None
+        return self.first is not None or self.checkpoint is not None
 
     @property
     def rows_needed(self) -> int:
         """Return the rows that the image takes when it begins."""
-        return len(self.prompts)
+        return self.rows_held
 
     @property
     def rows_held(self) -> int:
         """Return the rows that it takes once it has begun: one for each prompt, and 1 after the guidance interval."""
-        return self.rows_needed if self.step_index < self.guided.stop else 1
+        return len(self.prompts) if self.step_index < self.guided.stop else 1
 
     @property
     def text_class(self) -> int:
@@ -212,6 +204,24 @@ class ImageState:
         return self.step_index == self.plan.num_evaluations
 
     @property
+    def drafted(self) -> bool:
+        """Whether it has made the last evaluation of a draft."""
+        return self.evaluations_done == self.draft_at
+
+    @property
+    def spans(self) -> tuple[RenderSpan, ...]:
+        """Return where it was made so far, in all stages."""
+        before: tuple[RenderSpan, ...] = () if self.first is None else self.first.spans
+        before = before if self.checkpoint is None else self.checkpoint.made.spans
+        own = () if self.span is None else (self.span._replace(stop=self.evaluations_done),)
+        return (*before, *(span for span in own if span.start < span.stop))
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it was put down at least once."""
+        return self.checkpoint is not None or (self.first is not None and self.first.interrupted)
+
+    @property
     def all_timings(self) -> dict[str, float]:
         """Return the seconds of all stages."""
         before = {} if self.first is None else self.first.timings
@@ -237,8 +247,16 @@ class ImageState:
     def start(self, text_s: float) -> None:
         """Begin its time in the batch; its prompts took ``text_s`` seconds."""
         self.started = time.perf_counter()
-        self.timings["text"] = text_s
-        self.timings["wait"] = self.started - self.queued - text_s
+        self.put_down = 0.0
+        self._spend("text", text_s)
+        self._spend("wait", self.started - self.queued - text_s)
+
+    def leave(self) -> None:
+        """End its time in the batch."""
+        self._spend("denoise", time.perf_counter() - self.started)
+
+    def _spend(self, name: str, seconds: float) -> None:
+        self.timings[name] = self.timings.get(name, 0.0) + seconds
 
     def reserve_adapters(self) -> bool:
         """Keep room on the device for the adapters; return False, and keep none, if other images have it now."""
@@ -253,10 +271,15 @@ class ImageState:
             hold.release()
 
     def restart(self) -> None:
-        """Reset the progress. The image must not be in a batch."""
+        """Go back to the checkpoint that it began from, or to the first evaluation. It must not be in a batch."""
         self.noise.restart()
-        self.paused = False
-        self.place, self.rows, self.step_index, self.timings, self.frames = -1, 0, 0, {}, []
+        self.paused, self.place, self.rows, self.span = False, -1, 0, None
+        begun = self.checkpoint
+        self.step_index = 0 if begun is None else begun.step_index
+        self.frames = [] if begun is None else [*begun.frames]
+        self.timings = {} if begun is None else dict(begun.timings)
+        # a second start does not repeat them
+        self.previews = self.previews if begun is None else max(self.previews, begun.previews)
 
     def table(self) -> torch.Tensor:
         """Return the numbers of each evaluation, float32 (evaluations, 3 + COLUMNS), on the host.
@@ -286,8 +309,8 @@ def prompts_of(images: Iterable[ImageState]) -> list[Prompt]:
 def following(images: Sequence[ImageState]) -> list[Prompt]:
     """Return the prompts of images, and behind them those of their second stages and of images that may come next.
 
-    These are left out if an image had trouble, since the cause could be theirs, and if a client waits for one.
+    These are left out if an image had trouble, since the cause could be theirs, and if one is urgent.
     """
-    quiet = not any(image.cohort is not None or image.interactive for image in images)
+    quiet = not any(image.cohort is not None or image.urgent for image in images)
     seconds = prompts_of(image.second for image in images if image.second is not None)
     return [*prompts_of(images), *seconds, *(prompt for image in images if quiet for prompt in image.following)]

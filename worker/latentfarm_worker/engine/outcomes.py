@@ -1,4 +1,4 @@
-"""What a job ends with: an image, or the error of a job that failed through its own fault. And its partial images."""
+"""What a job ends with: an image, a draft, or the error of its own fault. And what is put down, and partial images."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from latentfarm.errors import JobError
 from latentfarm.job import Job
 from latentfarm_worker.adapters.base import UsedAdapter
+from latentfarm_worker.engine.image_checkpoint import ImageCheckpoint, RenderSpan
 from latentfarm_worker.engine.job_inputs import JobInputs
 
 
@@ -44,6 +45,8 @@ class Rendered:
         tiled: whether it was decoded in tiles, for lack of memory.
         timings: seconds of ``wait``, ``text``, ``denoise`` (wall clock, from admission to the last step) and
             ``decode`` (its share of the group's).
+        checkpoint: that of a draft, of whose finished image ``decoded`` is an estimate; None: the image is finished.
+        spans: where an image was made that was put down at least once; empty for all others.
     """
 
     job: Job
@@ -64,6 +67,8 @@ class Rendered:
     decode_group: int
     tiled: bool
     timings: dict[str, float]
+    checkpoint: ImageCheckpoint | None = None
+    spans: tuple[RenderSpan, ...] = ()
 
     @cached_property
     def pixels(self) -> torch.Tensor:
@@ -83,9 +88,18 @@ class Rendered:
     def strip(self) -> torch.Tensor | None:
         """Return the intermediates and the image side by side, uint8 (height, width * images, 3).
 
-        None if the job does not save intermediates.
+        None for a draft, or if the job does not save intermediates.
         """
-        return torch.cat([*self.frames, self.pixels], dim=1) if self.job.save_intermediates else None
+        saved = self.job.save_intermediates and self.checkpoint is None
+        return torch.cat([*self.frames, self.pixels], dim=1) if saved else None
+
+
+class Parked(NamedTuple):
+    """An image that was taken out of the engine midway. ``handle``: as of ``Rendered``."""
+
+    job: Job
+    handle: Hashable
+    checkpoint: ImageCheckpoint
 
 
 @dataclass(frozen=True)

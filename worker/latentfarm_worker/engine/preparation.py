@@ -7,6 +7,7 @@ from functools import partial
 
 from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm.step_counts import draft_evaluations
 from latentfarm_worker.engine.diffusers_scheduler import WHOLE, Span
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.input_latents import make_input_latents, sample_draws, steps_on_image
@@ -27,6 +28,8 @@ def prepare(
     inputs: JobInputs = NO_INPUTS,
     cohort: Hashable = None,
     interactive: bool = False,
+    urgent: bool = False,
+    finish: bool = False,
 ) -> ImageState:
     """Return a job with its sampling plan, tokens and noise, ready to be admitted. Thread-safe.
 
@@ -36,7 +39,9 @@ def prepare(
         handle: the caller's key of the image.
         inputs: the job's input images.
         cohort: only images with an equal cohort run together.
-        interactive: the image begins before all that are not.
+        interactive: a client waits for the image: it is urgent, and decoded at once.
+        urgent: the image begins before all that are not, and takes their place.
+        finish: the image is rendered to its end also if the job asks for a draft.
 
     Raises:
         JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a text
@@ -52,8 +57,12 @@ def prepare(
             f"clip_skip {job.clip_skip} leaves too little of the text encoder; write 0 to {family.max_clip_skip}",
         )
     image = _prepare_first(family, job, handle, inputs)
-    image.cohort, image.interactive = cohort, interactive
+    image.cohort, image.interactive, image.urgent = cohort, interactive, urgent or interactive
     image.second = prepare_second(family, image)
+    if not finish:
+        image.draft_at = draft_evaluations(job.draft, job.num_inference_steps, image.evaluations)
+    if image.second is not None:
+        image.second.draft_at = image.draft_at
     return image
 
 
@@ -71,8 +80,8 @@ def _prepare_first(family: Family, job: Job, handle: Hashable, inputs: JobInputs
         steps_made=steps_on_image(family, job),
     )
     plan = plan_of(span=WHOLE if job.refiner is None else Span(end=job.refiner_start))
-    # the steps at which a ControlNet is on are counted over the run, also if a refiner ends it
-    whole = plan_of() if job.controls else plan
+    # the steps at which a ControlNet or a LoRA is on are counted over the run, also if a refiner ends it
+    whole = plan_of() if job.controls or job.loras else plan
     prepared = (part.prepare(job, inputs, whole) for part in family.adapter_parts)
     holds = tuple(hold for hold in prepared if hold is not None)
     factor = family.vae_scale_factor

@@ -64,4 +64,5 @@ def prepare_refinement(family: Family, first: ImageState, name: str) -> ImageSta
         run_before=first.plan.num_evaluations,
         cohort=first.cohort,
         interactive=first.interactive,
+        urgent=first.urgent,
     )

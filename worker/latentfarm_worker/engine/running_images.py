@@ -62,12 +62,16 @@ class RunningImages:
                 self._family,
                 shape,
                 rows=rows,
-                micro_batch=rows_of_call(self._micro_batch, shape, native_shape(self._family), most=rows),
+                micro_batch=self.rows_of_call(shape, rows),
                 # each other number of rows would be compiled for itself
                 pad=self._pad or self._family.compiled,
                 cuda_graphs=self._cuda_graphs,
             )
         return self.batch
+
+    def rows_of_call(self, shape: LatentShape, rows: int) -> int:
+        """Return the rows of a call of the model in a batch of ``rows``."""
+        return rows_of_call(self._micro_batch, shape, native_shape(self._family), most=rows)
 
     def add(self, image: ImageState, texts: Sequence[Tensors]) -> None:
         """Start an image with the tensors of each of its prompts. Its batch must be there."""

@@ -20,7 +20,8 @@ from latentfarm.errors import JobError
 from latentfarm.limits import MAX_SIDE
 from latentfarm.schedulers import is_flow
 from latentfarm.step_counts import steps_made
-from latentfarm_worker.engine.image_state import FirstStage, ImageState
+from latentfarm_worker.engine.image_checkpoint import FirstStage
+from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.input_latents import InputLatents
 from latentfarm_worker.engine.noise import NoiseSource, SampleDraws
 from latentfarm_worker.engine.refinement import prepare_refinement
@@ -92,6 +93,7 @@ def prepare_second(family: Family, first: ImageState) -> ImageState | None:
         holds=tuple(hold for hold in prepared if hold is not None),
         cohort=first.cohort,
         interactive=first.interactive,
+        urgent=first.urgent,
     )
 
 
@@ -141,6 +143,8 @@ def _follow(first: ImageState, second: ImageState, origin: InputLatents) -> Imag
         timings=first.timings,
         adapters=first.adapters,
         frames=tuple(first.frames),
+        spans=first.spans,
+        interrupted=first.interrupted,
     )
     second.previews = first.previews
     second.queued = time.perf_counter()

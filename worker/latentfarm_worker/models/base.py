@@ -13,6 +13,7 @@ from latentfarm_worker.adapters.catalogue import Catalogue
 from latentfarm_worker.adapters.lora.part import Loras
 from latentfarm_worker.adapters.module_cache import ModuleCache
 from latentfarm_worker.adapters.refiners import Refiners
+from latentfarm_worker.device_conditions import device_conditions
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.image_encoder import WeightsGuard
 from latentfarm_worker.models.recommended import Recommended
@@ -186,3 +187,18 @@ class Family(Protocol):
 def native_shape(family: Family) -> LatentShape:
     """Return the latent shape of the family's native size, for a prompt of one chunk."""
     return LatentShape(family.native_height // family.vae_scale_factor, family.native_width // family.vae_scale_factor)
+
+
+def precision_of(family: Family) -> str:
+    """Return the dtype of the denoising model, and how it is quantized if it is."""
+    dtype = str(family.dtype).removeprefix("torch.")
+    return dtype if family.quantization == "none" else f"{dtype}, {family.quantization}"
+
+
+def conditions_of(family: Family) -> str:
+    """Return what decides how a model's device rounds besides the dtype, the same for equal workers."""
+    parts = [*device_conditions(family.device).values()]
+    if family.encoder_placement.device.type != family.device.type:
+        # where a GPU renders, a CPU rounds otherwise
+        parts += ["text encoder on", *device_conditions(family.encoder_placement.device).values()]
+    return ", ".join(map(str, [*parts, *["compiled"] * family.compiled]))

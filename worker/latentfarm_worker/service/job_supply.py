@@ -168,7 +168,7 @@ class JobSupply:
         """
         if self._draining:
             return 0
-        wanted, prefetched = self._engine.free_within(1, interactive=True), self.interactive.prefetched
+        wanted, prefetched = self._engine.free_within(1, urgent=True), self.interactive.prefetched
         return min(wanted, self._room() + self._engine.slots) - prefetched
 
     def _request_interactive(self) -> None:
