@@ -295,7 +295,7 @@ class EditFields(BaseModel):
     @property
     def controls(self) -> tuple[Control, ...]:
         """Return the job's ControlNets."""
-        return tuple(Control(*values) for values in _zip_lists(self.__dict__, "controlnet"))
+        return controls_of(self.__dict__)
 
     @property
     def image_prompts(self) -> tuple[ImagePrompt, ...]:
@@ -334,6 +334,11 @@ def find_conflict(fields: dict[str, Any]) -> str | None:
             if count not in (1, len(names)):
                 return f"{other} has {count} entries and {name} has {len(names)}; write one for each, or one for all"
     return None
+
+
+def controls_of(fields: dict[str, Any]) -> tuple[Control, ...]:
+    """Return the ControlNets of a job's fields, which must all be there."""
+    return tuple(Control(*values) for values in _zip_lists(fields, "controlnet"))
 
 
 def _zip_lists(fields: dict[str, Any], name: str) -> list[tuple[Any, ...]]:

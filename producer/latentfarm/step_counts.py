@@ -22,6 +22,19 @@ def first_evaluation(start: float, evaluations: int) -> int:
     return next((i for i in range(evaluations) if i / evaluations >= start), evaluations)
 
 
+def evaluations_between(start: float, end: float, evaluations: int) -> tuple[int, int]:
+    """Return the evaluations at which a ControlNet begins and ends, as ``controlnet_keep`` in diffusers' pipelines.
+
+    Args:
+        start: the share of the evaluations before which it is off.
+        end: that after which it is off.
+        evaluations: the evaluations of the image.
+    """
+    # the divisions of diffusers, since others round elsewhere
+    kept = [i for i in range(evaluations) if not (i / evaluations < start or (i + 1) / evaluations > end)]
+    return (kept[0], kept[-1] + 1) if kept else (0, 0)
+
+
 def draft_evaluations(draft: float, steps: int, evaluations: int) -> int | None:
     """Return the evaluations of the model after which a job stops as a draft, None if it is rendered to its end.
 

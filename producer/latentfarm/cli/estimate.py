@@ -93,6 +93,7 @@ def _print(found: Estimate, workers: int) -> None:
         "images": f"{found.jobs:,}",
         "defaults": f"{plural(found.num_inference_steps, 'step')}, guidance scale {found.guidance_scale:g}",
         "steps": f"{found.steps:,}",
+        **({"shared steps": _format_shared(found)} if found.shared_steps else {}),
         **({"input images": f"{found.inputs:,}"} if found.inputs else {}),
         **{_ADAPTERS[kind]: ", ".join(names) for kind, names in found.adapters.items()},
         "size": unknown if found.size_bytes is None else _format_size(found.size_bytes),
@@ -111,6 +112,10 @@ def _format_tokens(found: Estimate) -> str:
     if found.over_max_tokens is None:
         return "unknown: install latentfarm[worker], and name the model's folder with --model"
     return f"{found.over_max_tokens:,}"
+
+
+def _format_shared(found: Estimate) -> str:
+    return f"{found.shared_steps:,} ({found.shared_steps / found.steps:.0%}) are made once for images that begin alike"
 
 
 def _format_size(size_bytes: float) -> str:

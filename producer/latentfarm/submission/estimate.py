@@ -20,12 +20,14 @@ from latentfarm.model_facts import ModelFacts, model_defaults
 from latentfarm.submission.edit_rows import count_steps
 from latentfarm.submission.prompts import RowError
 from latentfarm.submission.request import Request
+from latentfarm.submission.shared_beginnings import Shared, SharedBeginnings
 from latentfarm.submission.validation import ValidationReport
 from latentfarm.unique_names import UniqueNames
 
 #: tokens that are no byte of a prompt: start, end, and those of a chat. A token is at least one byte, so a prompt of
 #: fewer bytes than the limit less these is not tokenized
 _EXTRA_TOKENS = 13
+_UNSEEDED = "differs only from a step on; write a seed, and its first steps are shared with other rows"
 
 
 class Estimate(BaseModel):
@@ -38,6 +40,7 @@ class Estimate(BaseModel):
     ``num_inference_steps`` and ``guidance_scale`` are those of rows that set none: the model's own, if workers have
     announced it.
     ``steps`` are the denoising steps of all images: a part of them on an input image, more with a second stage.
+    ``shared_steps`` are those among them that a worker makes once for several images, which begin alike.
     ``inputs`` counts different input images, ``adapters`` are the names of those that rows use, by kind.
     ``size_bytes`` and ``gpu_hours`` come from measurements of the model's workers; None without any.
     ``problems`` are the messages of the first 20 invalid rows.
@@ -58,6 +61,7 @@ class Estimate(BaseModel):
     num_inference_steps: int
     guidance_scale: float
     steps: int
+    shared_steps: int
     inputs: int
     adapters: dict[str, list[str]]
     size_bytes: int | None
@@ -76,6 +80,7 @@ class _Sums:
     jobs: int = 0
     too_long: int = 0
     steps: int = 0
+    shared_steps: int = 0
     inputs: int = 0
     #: by kind
     adapters: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -100,6 +105,7 @@ def make_estimate(
     defaults = {**model_defaults(facts), **request.defaults.given()}
     max_tokens = facts.max_prompt_tokens if facts else MAX_TOKENS
     flow = bool(facts and facts.flow)
+    beginnings = SharedBeginnings(flow=flow, embeds_guidance=bool(facts and facts.embeds_guidance))
     with UniqueNames() as seen, UniqueNames() as sources:
         for number, row in request.rows():
             first, last = number != last, number
@@ -109,7 +115,7 @@ def make_estimate(
                 continue
             sums.duplicates += first and seen.add(_content(row)) is not None
             fields = {**defaults, **row.given()}
-            _add(sums, fields, flow=flow)
+            _add(sums, fields, beginnings.add(fields), flow=flow)
             _add_inputs(sums, fields, sources)
             if count_tokens is not None and _is_cut(fields, count_tokens, max_tokens):
                 sums.too_long += int(fields.get("num_images_per_prompt", 1))
@@ -127,12 +133,13 @@ def make_estimate(
         num_inference_steps=defaults["num_inference_steps"],
         guidance_scale=defaults["guidance_scale"],
         steps=sums.steps,
+        shared_steps=sums.shared_steps,
         inputs=sums.inputs,
         adapters={kind: sorted(names) for kind, names in sorted(sums.adapters.items())},
         size_bytes=size_bytes,
         gpu_hours=gpu_hours,
         problems=report.problems,
-        notes=request.notes,
+        notes={**request.notes, **({_UNSEEDED: beginnings.unseeded} if beginnings.unseeded else {})},
     )
 
 
@@ -141,7 +148,7 @@ def _content(row: Row) -> str:
     return to_json({name: value for name, value in row.given().items() if name not in {"id", "columns"}}).decode()
 
 
-def _add(sums: _Sums, fields: dict[str, Any], *, flow: bool) -> None:
+def _add(sums: _Sums, fields: dict[str, Any], shared: Shared, *, flow: bool) -> None:
     jobs = int(fields.get("num_images_per_prompt", 1))
     start, stop = fields.get("guidance_interval", (0.0, 1.0))
     # as workers count them, also where guidance is embedded
@@ -152,7 +159,8 @@ def _add(sums: _Sums, fields: dict[str, Any], *, flow: bool) -> None:
     sums.jobs += jobs
     sums.steps += jobs * (made + second)
     sums.images[size] += jobs * area
-    sums.work[size] += jobs * (made + second * area) * rows
+    sums.shared_steps += jobs * shared.steps
+    sums.work[size] += jobs * ((made + second * area) * rows - shared.work)
 
 
 def _add_inputs(sums: _Sums, fields: dict[str, Any], sources: UniqueNames) -> None:

@@ -7,7 +7,7 @@ from tests.support.image_sources import data_url
 
 from latentfarm.ledger import Throughput
 from latentfarm.model_facts import ModelFacts
-from latentfarm.submission.estimate import Estimate, make_estimate
+from latentfarm.submission.estimate import _UNSEEDED, Estimate, make_estimate
 from latentfarm.submission.expansion import Expansion
 from latentfarm.submission.prompts import ReadOptions
 from latentfarm.submission.request import make_request
@@ -150,3 +150,62 @@ def test_inputs_and_adapters_are_named() -> None:
         "lora": ["outlined", "striped"],
     }
     assert (found.jobs, found.duplicates) == (6, 0)
+
+
+#: as tests render: 20 steps with guidance, 2 rows each
+SEEDED: dict[str, Any] = {"num_inference_steps": 20, "seed": 7}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "fields", "shared"),
+    [
+        ("guidance_interval=0..0.5,0..0.75,0..1", {}, 10 + 15),
+        # what is later in the run may be written first
+        ("guidance_interval=0..1,0..0.25,0..0.75", {}, 5 + 15),
+        ("guidance_interval=0.3..1,0.1..1", {}, 2),
+        ("guidance_scale=2,5,9", {"guidance_interval": "0.2..1"}, 2 * 4),
+        ("negative_prompt=blurry,dark", {"guidance_interval": "0.2..1"}, 4),
+        ("loras=a:1@0.5,a:0.5@0.5,a:1@0.7,b:1@0.7", {}, 10 + 10),
+        ("loras=a:1,a:0.5", {}, 0),
+        ("control_guidance_end=0.5,0.9,1", {"controlnet": "edges", "control_image": RED}, 10 + 18),
+        ("control_guidance_start=0,0.5", {"controlnet": "edges", "control_image": RED}, 0),
+        ("hires_scale=1.5,2", {"hires_strength": 0.5}, 20),
+        ("hires_strength=0.5,0.7", {"hires_scale": 2}, 20),
+        ("refiner_start=0.5,0.8", {"refiner": "fine"}, 10),
+        ("strength=0.5,0.5", {"image": RED}, 10),
+        ("strength=0.5,0.75,1", {"image": RED}, 0),
+        ("num_inference_steps=20,40", {}, 0),
+        ("image_format=png,webp", {}, 20),
+        ("seed=1..4", {}, 0),
+        ("guidance_interval=0..0.5,0..1", {"num_images_per_prompt": 3}, 3 * 10),
+        ("guidance_interval=0..0.5,0..1", {"save_intermediates": True}, 0),
+    ],
+)
+def test_steps_that_images_have_in_common_are_counted_once(sweep: str, fields: dict[str, Any], shared: int) -> None:
+    found = estimate([{"prompt": "a", **fields}], sweeps=(sweep,), **SEEDED)
+    assert found.shared_steps == shared
+    assert found.notes.get(_UNSEEDED) is None
+
+
+def test_shared_steps_cost_nothing() -> None:
+    found = estimate(["a"], sweeps=("guidance_interval=0..0.5,0..1",), **SEEDED)
+    # 10 steps of 2 rows and 10 of one, and 10 of 2 rows more
+    assert found.gpu_hours == pytest.approx((20 + 10 + 20) / 50 * 0.6 / 3600)
+    assert found.steps == 40
+
+
+def test_rows_without_a_seed_share_nothing_and_are_noted() -> None:
+    rows = ["a", "a", {"prompt": "a", "guidance_interval": "0..0.5"}]
+    found = estimate(rows)
+    assert found.shared_steps == 0
+    assert found.notes == {_UNSEEDED: 1}, "equal rows are meant to give different images"
+
+
+def test_guidance_that_is_an_input_of_the_model_is_in_all_steps() -> None:
+    rows = [{"prompt": "a", "seed": 1, "guidance_scale": scale, "guidance_interval": "0.5..1"} for scale in (2, 3, 3)]
+    request = make_request(rows, model="flux")
+    found = make_estimate(
+        request.with_facts(FLUX.model_copy(update={"embeds_guidance": True})), throughput=None, count_tokens=None
+    )
+    assert found.shared_steps == 50
+    assert make_estimate(request.with_facts(FLUX), throughput=None, count_tokens=None).shared_steps == 25 + 50

@@ -27,8 +27,10 @@ MAX_FACTOR = 10_000_000
 #: whose values are no numbers, so that 1..4 is no range
 _TEXTS = frozenset(
     {
-        *("negative_prompt", "scheduler", "prompt_syntax", "image_format", "resize", "hires_upscaler", "safety"),
-        *("loras", "controlnet", "control_preprocessor", "ip_adapter", "refiner", *SOURCE_FIELDS, *SOURCE_LIST_FIELDS),
+        *("negative_prompt", "guidance_interval", "scheduler", "prompt_syntax", "image_format", "resize"),
+        *("hires_upscaler", "safety", "loras", "controlnet", "control_preprocessor", "ip_adapter", "refiner"),
+        *SOURCE_FIELDS,
+        *SOURCE_LIST_FIELDS,
     }
 )
 #: lists whose entries are joined by a plus sign in one value; no name has one

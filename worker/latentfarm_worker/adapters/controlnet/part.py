@@ -18,6 +18,7 @@ from latentfarm.adapter_kind import AdapterKind
 from latentfarm.edit_fields import Control
 from latentfarm.errors import JobError
 from latentfarm.job import Job
+from latentfarm.step_counts import evaluations_between
 from latentfarm_worker.adapters.catalogue import Adapter, Catalogue
 from latentfarm_worker.adapters.controlnet.control_image import ControlImages
 from latentfarm_worker.adapters.model_loading import Config, completed, load_checked, read_config
@@ -88,7 +89,7 @@ class ControlHold(ModuleHold):
             name = f"{PREFIX}{number}:{use.net.key}"
             # such a net follows the prompt only, in diffusers' guess mode
             off = row > 0 and use.net.module.config.get("global_pool_conditions", False)
-            first, end = interval(use.control.start, use.control.end, self._evaluations)
+            first, end = evaluations_between(use.control.start, use.control.end, self._evaluations)
             numbers = torch.tensor([0.0 if off else use.control.scale, first, end])
             found[name + _SCALE] = send(numbers, image.device)
             found[name + _IMAGE] = image
@@ -236,16 +237,3 @@ class ControlNets(ABC):
         return JobError(
             "adapter_mismatch", f"controlnet {alias!r} is for another base model: {why}; use a net of this base"
         )
-
-
-def interval(start: float, end: float, evaluations: int) -> tuple[int, int]:
-    """Return the evaluations at which a net begins and ends, as ``controlnet_keep`` in diffusers' pipelines.
-
-    Args:
-        start: the share of the evaluations before which it is off.
-        end: that after which it is off.
-        evaluations: the evaluations of the image.
-    """
-    # the divisions of diffusers, since others round elsewhere
-    kept = [i for i in range(evaluations) if not (i / evaluations < start or (i + 1) / evaluations > end)]
-    return (kept[0], kept[-1] + 1) if kept else (0, 0)
