@@ -17,6 +17,7 @@ class BatchStatus(BaseModel):
     ``total`` grows while the state is OPENING.
     ``paused`` describes the pause, such as ``by its user: lunch``; empty if the batch is not paused.
     ``errors`` counts failed jobs by code.
+    ``drafted`` counts the jobs that have ended as drafts: they can be finished or discarded.
     ``truncated`` counts done jobs whose prompt or negative prompt was cut at the model's token limit.
     ``webhook`` is empty, ``due``, ``sent`` or ``failed``.
     ``images_per_s`` covers the last two minutes; of a final batch, its whole run.
@@ -39,6 +40,7 @@ class BatchStatus(BaseModel):
     done: int
     failed: int
     cancelled: int
+    drafted: int
     errors: dict[str, int]
     truncated: int
     webhook: str
@@ -50,8 +52,8 @@ class BatchStatus(BaseModel):
 
     @property
     def ended(self) -> int:
-        """Number of jobs that are done, failed or cancelled."""
-        return self.done + self.failed + self.cancelled
+        """Number of jobs that are done, failed, cancelled or drafted."""
+        return self.done + self.failed + self.cancelled + self.drafted
 
     @property
     def complete(self) -> bool:
@@ -60,8 +62,8 @@ class BatchStatus(BaseModel):
 
     @property
     def is_final(self) -> bool:
-        """Whether no job changes by itself any more: the batch is complete or cancelled."""
-        return self.state in FINAL
+        """Whether no job changes by itself any more: the batch is complete, cancelled or drafted."""
+        return self.state in FINAL or self.state is BatchState.DRAFTED
 
     @property
     def needs_attention(self) -> bool:
@@ -76,7 +78,7 @@ def batch_status(record: BatchRecord) -> BatchStatus:
     return BatchStatus(
         batch=record.name,
         model=record.model,
-        state=BatchState.PAUSED if record.paused_by else record.state,
+        state=_reported_state(record),
         paused=describe_pause(record.paused_by, record.paused),
         paused_by=record.paused_by,
         priority=record.priority,
@@ -86,6 +88,7 @@ def batch_status(record: BatchRecord) -> BatchStatus:
         done=record.done,
         failed=record.failed,
         cancelled=record.cancelled,
+        drafted=record.drafted,
         errors=record.errors,
         truncated=record.truncated,
         webhook=record.webhook,
@@ -95,3 +98,10 @@ def batch_status(record: BatchRecord) -> BatchStatus:
         owner=record.owner,
         created=datetime.fromtimestamp(record.created_ms / 1000, UTC),
     )
+
+
+def _reported_state(record: BatchRecord) -> BatchState:
+    if record.paused_by:
+        return BatchState.PAUSED
+    settled = record.state is BatchState.OPEN and record.drafted and not record.pending + record.leased
+    return BatchState.DRAFTED if settled else record.state

@@ -28,6 +28,9 @@ class JobState(IntEnum):
 #: a job leaves these states only on a user's command
 TERMINAL_STATES = frozenset({JobState.DONE, JobState.FAILED, JobState.CANCELLED, JobState.DRAFTED})
 
+#: a worker has committed an image of the job, which may be a draft's preview; it has a receipt
+COMMITTED_STATES = frozenset({JobState.DONE, JobState.DRAFTED})
+
 #: every transition of a job; the ledger's scripts make no other
 ALLOWED_MOVES = frozenset(
     {

@@ -9,7 +9,7 @@ from latentfarm.ledger.records import Company
 from latentfarm.limits import PART_JOBS
 
 #: version of the data model; it rises with every change that older scripts would misread
-SCHEMA = "4"
+SCHEMA = "5"
 #: the key that has the version; every script declares it
 SCHEMA_KEY = "{lf}:schema"
 #: the key that had it up to schema 3, when keys began with "lf:"
@@ -18,7 +18,7 @@ OLD_SCHEMA_KEY = "lf:schema"
 CHUNK_JOBS = 1_000_000
 #: charged attempts after which a job's own error is final
 MAX_ATTEMPTS = 3
-#: jobs in one lease, commit or retry: the arguments of a script are limited
+#: jobs in one lease, commit, retry, finish or discard: the arguments of a script are limited
 MAX_JOBS_PER_CALL = 1_000
 #: priority of interactive batches
 INTERACTIVE_PRIORITY = 900

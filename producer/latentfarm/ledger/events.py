@@ -25,8 +25,9 @@ class Event:
     """A change.
 
     ``id`` is ``<milliseconds of Redis TIME>-<number>`` and only rises. ``event`` is what happened to a batch: created,
-    open, paused, resumed, cancelled, complete, retried, priority or deleted; or to a worker: worker_started,
-    worker_draining or worker_ended. Fields that do not apply are empty; ``kind`` is None then.
+    open, paused, resumed, cancelled, complete, drafted (every job has ended, some as drafts), retried, finishing (some
+    of its drafts are to be finished), discarded (some are discarded), priority or deleted; or to a worker:
+    worker_started, worker_draining or worker_ended. Fields that do not apply are empty; ``kind`` is None then.
     """
 
     id: str

@@ -16,7 +16,6 @@ from latentfarm.ledger.lua_scripts import Script
 from latentfarm.ledger.queries import Queries, known_state
 from latentfarm.ledger.records import (
     CommitOutcome,
-    Company,
     CrashOutcome,
     FailOutcome,
     Lease,
@@ -25,6 +24,7 @@ from latentfarm.ledger.records import (
     decode,
     error_text,
     is_truncated,
+    leases_of,
     receipt_text,
 )
 from latentfarm.ledger.redis_errors import translate_errors
@@ -61,6 +61,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
         kind: BatchKind = BatchKind.SUBMITTED,
         owner: str = "",
         keep_s: int = 0,
+        preempt: bool = False,
     ) -> Reservation:
         """Reserve a name, or find the batch that has it.
 
@@ -76,8 +77,10 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
             kind: what the batch is submitted for.
             owner: name of the API key that submits it, empty for none.
             keep_s: seconds after which ``claim_expired`` returns it, in any state; 0 for never.
+            preempt: its jobs are urgent, as those of interactive batches are.
         """
-        options = (priority, weight, budget, canary, webhook, account_of(kind, owner), keep_s * 1000)
+        account = account_of(kind, owner)
+        options = (priority, weight, budget, canary, webhook, account, keep_s * 1000, int(preempt))
         holder, state, stored, parts_digest = self.run(self.scripts.create_batch, batch, digest, model, *options)
         return Reservation(
             digest=decode(holder),
@@ -114,16 +117,19 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
         state = decode(self.run(self.scripts.append_jobs, batch, *args))
         return "conflict" if state == "conflict" else known_state(batch, state)
 
-    def pause(self, batch: str, by: PausedBy, reason: str = "") -> BatchState:
-        """Lease no more jobs of the batch; return its state. A pause that exists stays as it is."""
-        return self._change(batch, self.scripts.pause, by, reason)
+    def pause(self, batch: str, by: PausedBy, reason: str = "", *, now: bool = False) -> BatchState:
+        """Lease no more jobs of the batch; return its state. A pause that exists stays as it is.
+
+        ``now``: signal to workers to park its running images, instead of rendering them to their end.
+        """
+        return self._change(batch, self.scripts.pause, by, reason, int(now))
 
     def resume(self, batch: str) -> BatchState:
         """End a pause or a canary; return the state."""
         return self._change(batch, self.scripts.resume)
 
     def cancel(self, batch: str) -> BatchState:
-        """End the batch: every lease on it is lost, pending jobs are cancelled; return the state before."""
+        """End the batch: every lease on it is lost, pending and drafted jobs are cancelled; return the state before."""
         return self._change(batch, self.scripts.cancel)
 
     def set_priority(self, batch: str, priority: int) -> BatchState:
@@ -140,6 +146,32 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
         if retried < 0:
             raise ConflictError(f"batch {batch!r} is {self.batch(batch).state}; its jobs cannot run again")
         return retried
+
+    def finish(self, batch: str, indices: Sequence[int]) -> int:
+        """Let drafted jobs, at most 1,000, be rendered to their end from their checkpoints; return how many are.
+
+        Jobs that are not drafted are ignored.
+
+        Raises:
+            ConflictError: the batch is cancelled or being deleted.
+        """
+        finished = int(self.run(self.scripts.finish, batch, *indices))
+        if finished < 0:
+            raise ConflictError(f"batch {batch!r} is {self.batch(batch).state}; its drafts cannot be finished")
+        return finished
+
+    def discard(self, batch: str, indices: Sequence[int]) -> list[tuple[int, int]]:
+        """Cancel drafted jobs, at most 1,000; return the index of each and the epoch of its checkpoint.
+
+        Jobs that are not drafted are ignored. The checkpoints and previews are to be deleted from the bucket.
+
+        Raises:
+            ConflictError: the batch is being rebuilt.
+        """
+        found = self.run(self.scripts.discard, batch, *indices)
+        if found == -1:
+            raise ConflictError(f"batch {batch!r} is {self.batch(batch).state}; discard its drafts when that has ended")
+        return list(zip(found[::2], found[1::2], strict=True))
 
     def mark_deleting(self, batch: str) -> None:
         """End all work on a batch whose objects are about to be deleted, and claim its deletion."""
@@ -164,7 +196,7 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
         lease_s: float,
         request: str = "",
         alone: bool = True,
-        min_priority: int | None = None,
+        urgent: bool = False,
     ) -> list[Lease]:
         """Lease up to ``k`` jobs of a model, at most 1,000.
 
@@ -177,16 +209,12 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
                 call again with its id: the leases of the first call that are still held are returned, for any ``k``.
                 Empty: every call leases other jobs.
             alone: whether one of the jobs may be one that runs alone.
-            min_priority: only jobs of batches of this priority or a higher one [default: any].
+            urgent: only jobs of urgent batches: interactive ones, and those that were created with ``preempt``.
         """
         k = min(k, MAX_JOBS_PER_CALL)
-        lowest = "" if min_priority is None else min_priority
-        found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, int(alone), lowest)
-        return [
-            Lease(decode(batch), index + at, epoch, attempts, created_ms, Company(company), bool(interactive))
-            for batch, index, count, epoch, attempts, created_ms, company, interactive in found
-            for at in range(count)
-        ]
+        flags = int(alone), int(urgent)
+        found = self.run(self.scripts.lease, model, worker, k, int(lease_s * 1000), request, *flags)
+        return [lease for run in found for lease in leases_of(run)]
 
     def renew(self, leases: Iterable[Lease], *, lease_s: float) -> set[str]:
         """Extend leases to ``lease_s`` seconds from now; return the job names of the leases that are lost."""
@@ -195,12 +223,14 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
     def commit(self, finished: Sequence[tuple[Lease, dict[str, Any]]]) -> list[CommitOutcome]:
         """Record 1 to 1,000 images that are stored in the bucket, with their receipts; return each one's outcome.
 
+        An image is a draft if its receipt has ``draft``; its checkpoint is that of the lease's epoch.
+
         ``stale``: the lease was lost; another image of the job counts. ``deleting``: the batch is being deleted.
         """
         args: list[Any] = []
         for lease, receipt in finished:
             stored = receipt_text({**receipt, "epoch": lease.epoch})
-            args += [lease.name, lease.epoch, stored, int(is_truncated(receipt))]
+            args += [lease.name, lease.epoch, stored, _kind_of(receipt)]
         return [cast("CommitOutcome", decode(outcome)) for outcome in self.run(self.scripts.commit, *args)]
 
     def fail(
@@ -216,9 +246,22 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
         return cast("FailOutcome", decode(self.run(self.scripts.fail, *args)))
 
     def release(self, leases: Iterable[Lease]) -> int:
-        """Requeue jobs without a charge; return how many were still held."""
+        """Requeue jobs without a charge; return how many were still held.
+
+        The next lease goes on from the checkpoint from which this one did, if there is one.
+        """
+        return self._requeue(leases, parked=False)
+
+    def park(self, parked: Sequence[Lease]) -> int:
+        """Requeue jobs without a charge, whose checkpoints are stored; return how many were still held.
+
+        The next lease goes on from there.
+        """
+        return self._requeue(parked, parked=True)
+
+    def _requeue(self, leases: Iterable[Lease], *, parked: bool) -> int:
         args = _names(leases)
-        return int(self.run(self.scripts.release, *args)) if args else 0
+        return int(self.run(self.scripts.release, int(parked), *args)) if args else 0
 
     def record_crash(self, leases: Iterable[Lease]) -> list[CrashOutcome]:
         """Record that a worker lost its device in a call for these jobs; return an outcome for each.
@@ -263,6 +306,11 @@ class Ledger(Queries, FlushQueue, WorkerRegistry, Events, SubmissionQueue, Chose
         farm was down and no lease could be renewed: then no lease expires for as long again.
         """
         return int(self.run(self.scripts.expire_leases, _EXPIRE_LIMIT, _SWEEP_LOCK_MS, int(patience_s * 1000)))
+
+
+def _kind_of(receipt: Mapping[str, Any]) -> int:
+    """Return the kind of an image for the script that commits it."""
+    return 2 if "draft" in receipt else int(is_truncated(receipt))
 
 
 def _names(leases: Iterable[Lease]) -> list[Any]:

@@ -39,6 +39,8 @@ class Scripts:
         self.resume = load("resume")
         self.cancel = load("cancel")
         self.retry = load("retry")
+        self.finish = load("finish")
+        self.discard = load("discard")
         self.set_priority = load("set_priority")
         self.mark_deleting = load("mark_deleting")
         self.delete_batch = load("delete_batch")

@@ -37,7 +37,9 @@ _LISTS = ("{lf}:batches", "{lf}:interactive")
 #: batches in one reply, and jobs whose states are in one: a page of a list needs few
 _PAGE_BATCHES, _WINDOW_JOBS = 100, 65_536
 #: counters alone do not do: if one job is released and another one leased, they are as before, but for the epoch
-_VERSION_FIELDS = ["total", "epoch", "leased", "done", "failed", "cancelled", "retries", "state", "created_ms"]
+_VERSION_FIELDS = [
+    *("total", "epoch", "leased", "done", "failed", "cancelled", "drafted", "retries", "state", "created_ms"),
+]
 #: state, retries and generation of a batch, as Redis has them
 _Facts = tuple[bytes | None, bytes | None, bytes | None]
 

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import CLOSED, BatchState, PausedBy
-from latentfarm.job_state import INVALID_ROW, JobState
+from latentfarm.job_state import COMMITTED_STATES, INVALID_ROW, JobState
 
 #: a row's error quotes the row, and no prompt is to be stored in Redis
 _INVALID_ROW_MESSAGE = "the row is invalid; the manifest has the reason"
@@ -73,6 +73,26 @@ class Lease:
         return max(0, self.epoch // 1000 - self.created_ms)
 
 
+def leases_of(run: Sequence[Any]) -> list[Lease]:
+    """Return the leases on a run of jobs in the reply of the script."""
+    batch, index, count, epoch, attempts, created_ms, company, urgency, checkpoint, finish = run
+    return [
+        Lease(
+            batch=decode(batch),
+            index=at,
+            epoch=epoch,
+            attempts=attempts,
+            created_ms=created_ms,
+            company=Company(company),
+            interactive=urgency > 1,
+            urgent=urgency > 0,
+            checkpoint=checkpoint,
+            finish=bool(finish),
+        )
+        for at in range(index, index + count)
+    ]
+
+
 @dataclass(frozen=True)
 class Reservation:
     """The reply to a submission that reserves a name.
@@ -89,7 +109,7 @@ class Reservation:
 
 @dataclass(frozen=True)
 class BatchSummary:
-    """A batch's main facts. ``left`` jobs have not ended, ``leased`` ones among them."""
+    """A batch's main facts. ``left`` jobs have not ended, ``leased`` ones among them; ``drafted`` ones have."""
 
     name: str
     model: str
@@ -100,6 +120,7 @@ class BatchSummary:
     priority: int = 0
     paused: bool = False
     left: int = 0
+    drafted: int = 0
 
     @property
     def ended(self) -> bool:
@@ -114,7 +135,7 @@ class BatchRecord:
     ``paused`` is the reason of a pause, as text. ``total`` grows while the state is opening. ``errors`` counts failed
     jobs by code; ``invalid`` of them had an invalid row. ``truncated`` done jobs had a prompt too long for the model.
     ``canary`` is the index from which jobs wait for `resume`, 0 for none. ``owner`` is the name of the API key that
-    submitted the batch, empty for none.
+    submitted the batch, empty for none. ``drafted`` jobs have ended as drafts: they can be finished or discarded.
     """
 
     name: str
@@ -144,11 +165,12 @@ class BatchRecord:
     images_per_s: float | None = None
     kind: BatchKind = BatchKind.SUBMITTED
     owner: str = ""
+    drafted: int = 0
 
     @property
     def pending(self) -> int:
         """Jobs that wait for a lease."""
-        return self.total - self.leased - self.done - self.failed - self.cancelled
+        return self.total - self.leased - self.done - self.failed - self.cancelled - self.drafted
 
     @property
     def complete(self) -> bool:
@@ -194,14 +216,14 @@ class Snapshot:
 #: fields of ``{lf}:batch:<b>`` that a summary is made of
 SUMMARY_FIELDS = (
     *("model", "state", "account", "priority", "paused_by"),
-    *("leased", "total", "done", "failed", "cancelled"),
+    *("leased", "total", "done", "failed", "cancelled", "drafted"),
 )
 
 
 def batch_summary(name: str, facts: Sequence[Any]) -> BatchSummary:
     """Return a summary of the values of ``SUMMARY_FIELDS``."""
     model, state, account, priority, paused_by, *counters = facts
-    leased, total, done, failed, cancelled = map(int, counters)
+    leased, total, done, failed, cancelled, drafted = map(int, counters)
     kind, owner = split_account(account)
     return BatchSummary(
         name=name,
@@ -212,14 +234,15 @@ def batch_summary(name: str, facts: Sequence[Any]) -> BatchSummary:
         owner=owner,
         priority=int(priority),
         paused=bool(paused_by),
-        left=total - done - failed - cancelled,
+        left=total - done - failed - cancelled - drafted,
+        drafted=drafted,
     )
 
 
 def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], rate: float | None) -> BatchRecord:
     """Return a record of the fields of ``{lf}:batch:<b>``."""
     kind, owner = split_account(facts.get("account"))
-    numbers = ("total", "leased", "done", "failed", "cancelled", "invalid", "priority", "canary", "retries")
+    counters = ("total", "leased", "done", "failed", "cancelled", "drafted", "invalid")
     return BatchRecord(
         name=name,
         model=facts["model"],
@@ -239,7 +262,7 @@ def batch_record(name: str, facts: Mapping[str, str], errors: dict[str, int], ra
         images_per_s=rate,
         kind=kind,
         owner=owner,
-        **{number: int(facts[number]) for number in numbers},
+        **{number: int(facts[number]) for number in (*counters, "priority", "canary", "retries")},
     )
 
 
@@ -254,15 +277,16 @@ def job_record(
 ) -> JobRecord:
     """Return a record of the values that Redis has for one job."""
     # charged attempts are those that went wrong; the attempt that runs or succeeded is not among them
-    uncharged = state in {JobState.LEASED, JobState.DONE}
+    uncharged = state in {JobState.LEASED, *COMMITTED_STATES}
     return JobRecord(
         batch=batch,
         index=index,
         state=state,
         attempts=int(attempts or 0) + int(uncharged),
         worker=decode(holder).partition(" ")[2] if holder else None,
-        error=json.loads(error) if error and state is not JobState.DONE else None,
-        receipt_json=receipt or None,
+        error=json.loads(error) if error and state not in COMMITTED_STATES else None,
+        # that of a draft stays until its cancelled job is flushed
+        receipt_json=(receipt or None) if state in COMMITTED_STATES else None,
     )
 
 

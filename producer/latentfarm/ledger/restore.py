@@ -35,8 +35,8 @@ class Restoration:
         """Stop all work on the batch; every lease on it is lost.
 
         ``fields`` are those of ``{lf}:batch:<b>`` that do not follow from the jobs: digest, model, priority, budget,
-        canary, webhook, paused_by, paused. ``kind``, ``owner`` and ``keep_s`` are those of ``create_batch``. Without a
-        record of its creation, the batch is kept for ``keep_s`` seconds from now.
+        canary, webhook, preempt, paused_by, paused. ``kind``, ``owner`` and ``keep_s`` are those of ``create_batch``.
+        Without a record of its creation, the batch is kept for ``keep_s`` seconds from now.
         """
         args = [argument for field in fields.items() for argument in field]
         account = account_of(kind, owner)
@@ -52,6 +52,7 @@ class Restoration:
         flushed: bool,
         generation: int = 0,
         truncated: int = 0,
+        drafts: Mapping[int, int] | None = None,
     ) -> None:
         """Write the jobs of a part.
 
@@ -63,10 +64,14 @@ class Restoration:
             flushed: the bucket's results have every line of the part.
             generation: generation of the object that has them, or some of them.
             truncated: done jobs whose prompt was too long for the model.
+            drafts: epochs of the checkpoints of the drafted jobs, by index [default: none is drafted].
         """
-        args: list[Any] = [part, bytes(states), int(flushed), truncated, generation, len(receipts)]
+        drafts = drafts or {}
+        args: list[Any] = [part, bytes(states), int(flushed), truncated, generation, len(receipts), len(drafts)]
         for index, receipt in receipts.items():
             args += [index, receipt_text(receipt)]
+        for draft in drafts.items():
+            args += draft
         for index, error in errors.items():
             args += [index, error_text(error)]
         self._ledger.run(self._ledger.scripts.restore_part, self._batch, *args)

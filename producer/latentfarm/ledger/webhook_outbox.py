@@ -18,6 +18,7 @@ _FLUSH_WAIT_MS = 2_000
 class Event:
     """The end of a batch, claimed for one attempt to send its webhook. Attempts count from 1.
 
+    ``state`` is DRAFTED while all jobs that have neither ended as images nor failed are drafts.
     ``ended_ms`` and ``claimed_ms`` are milliseconds of Redis ``TIME``: the sender's clock is not trusted. A batch can
     end more than once; ``ended_ms`` and ``retries`` together identify one end.
     """
@@ -37,6 +38,7 @@ class Event:
     #: failed jobs by error code
     errors: dict[str, int]
     claimed_ms: int = 0
+    drafted: int = 0
 
 
 class WebhookOutbox:
@@ -79,7 +81,8 @@ class WebhookOutbox:
 
 
 def _event(facts: list[Any]) -> Event:
-    batch, url, attempt, state, ended_ms, retries, model, total, done, failed, cancelled, codes, claimed_ms = facts
+    batch, url, attempt, state, ended_ms, retries, model, *counters, codes, claimed_ms = facts
+    total, done, failed, cancelled, drafted = map(int, counters)
     return Event(
         batch=decode(batch),
         url=decode(url),
@@ -88,10 +91,11 @@ def _event(facts: list[Any]) -> Event:
         ended_ms=int(ended_ms),
         retries=int(retries),
         model=decode(model),
-        total=int(total),
-        done=int(done),
-        failed=int(failed),
-        cancelled=int(cancelled),
+        total=total,
+        done=done,
+        failed=failed,
+        cancelled=cancelled,
+        drafted=drafted,
         errors={decode(code): int(count) for code, count in zip(codes[::2], codes[1::2], strict=True)},
         claimed_ms=int(claimed_ms),
     )

@@ -1,4 +1,4 @@
-"""What is signalled to workers at once: cancelled batches, jobs for which a client waits, and that they are watched."""
+"""What is signalled to workers at once: cancelled and paused batches, urgent jobs, and that they are watched."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ import redis
 
 from latentfarm.ledger.subscription import Subscription
 
-_CANCELLED, _URGENT = "{lf}:cancelled", "{lf}:urgent"
+_URGENT = "{lf}:urgent"
+#: channels whose messages are names of batches
+_BATCHES: dict[str, Literal["cancelled", "paused"]] = {"{lf}:cancelled": "cancelled", "{lf}:paused": "paused"}
 #: followed by the worker's name: the others are not woken
 _WATCHED = "{lf}:watched:"
 #: seconds after which a watched worker is signalled again, and for which one signal holds: two may be missed
@@ -19,9 +21,9 @@ WATCH_REPEAT_S, WATCHED_S = 2.0, 6.0
 
 @dataclass(frozen=True)
 class WorkerSignal:
-    """A batch that is cancelled, a model with a new job of an interactive batch, or a worker that is watched."""
+    """A batch that is cancelled or paused at once, a model with a new urgent job, or a worker that is watched."""
 
-    kind: Literal["cancelled", "urgent", "watched"]
+    kind: Literal["cancelled", "paused", "urgent", "watched"]
     #: of the batch, the alias of the model, or of the worker
     name: str
 
@@ -29,8 +31,9 @@ class WorkerSignal:
 class WorkerSignals(Subscription):
     """A subscription to signals; a context manager.
 
-    A signal may be missed. Then the worker finds its leases lost at the next renewal, the job at its next lease, and
-    that it is watched with the next repetition.
+    A signal may be missed. Then the worker finds the leases on a cancelled batch lost at the next renewal, renders the
+    images of a paused batch to their end, finds the urgent job at its next lease, and that it is watched with the next
+    repetition.
 
     Args:
         worker: also signal that this worker is watched [default: none].
@@ -38,7 +41,7 @@ class WorkerSignals(Subscription):
 
     def __init__(self, client: redis.Redis, where: str, *, worker: str = "") -> None:
         watched = watched_channels([worker] if worker else [])
-        super().__init__(client, where, (_CANCELLED, _URGENT, *watched))
+        super().__init__(client, where, (*_BATCHES, _URGENT, *watched))
 
     def wait(self, timeout_s: float) -> WorkerSignal | None:
         """Return the next signal, or None after ``timeout_s`` seconds.
@@ -52,7 +55,7 @@ class WorkerSignals(Subscription):
         channel, content = message
         if channel.startswith(_WATCHED):
             return WorkerSignal("watched", channel.removeprefix(_WATCHED))
-        return WorkerSignal("cancelled" if channel == _CANCELLED else "urgent", content.decode())
+        return WorkerSignal(_BATCHES.get(channel, "urgent"), content.decode())
 
 
 def watched_channels(workers: Iterable[str]) -> list[str]:

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from latentfarm.batch_state import BatchState
 from latentfarm.errors import InputError, UnavailableError
-from latentfarm.job_state import TERMINAL_STATES, JobState
+from latentfarm.job_state import COMMITTED_STATES, TERMINAL_STATES, JobState
 from latentfarm.ledger import JobRecord, Ledger, Snapshot
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import (
@@ -264,7 +264,7 @@ def _merged(record: JobRecord, stored: _StoredLines) -> dict[str, Any]:
 
 def _encode_line(record: JobRecord, stored: _StoredLines) -> bytes:
     """Return the line of a job as JSON. Its receipt is copied: to decode and encode it takes most of a flush's time."""
-    if record.state is not JobState.DONE or record.receipt_json is None:
+    if record.receipt_json is None:
         return dump_line(_merged(record, stored))
     # the receipt begins with the worker, and is never empty
     return dump_line(_own_fields(record))[:-2] + b"," + record.receipt_json[1:] + b"\n"
@@ -280,8 +280,8 @@ def _missing_results(snapshot: Snapshot, reason: str) -> Exception:
 
 def _is_flushed(record: JobRecord) -> bool:
     """Return whether the receipt or the error of an ended job is in the bucket only."""
-    done = record.state is JobState.DONE and record.receipt_json is None
-    return done or (record.state is JobState.FAILED and record.error is None)
+    committed = record.state in COMMITTED_STATES and record.receipt_json is None
+    return committed or (record.state is JobState.FAILED and record.error is None)
 
 
 def result_line(record: JobRecord) -> dict[str, Any]:
@@ -289,7 +289,7 @@ def result_line(record: JobRecord) -> dict[str, Any]:
     line = {**_own_fields(record), "worker": record.worker}
     if record.error is not None:
         line["error"] = record.error
-    if record.state in TERMINAL_STATES and record.receipt is not None:
+    if record.receipt is not None:
         line |= record.receipt
     return line
 

@@ -129,11 +129,11 @@ def test_an_interactive_job_is_leased_first_and_signalled_when_it_waits(ledger: 
         assert signals.wait(0.01) is None
         opened(ledger, "now", 2, **INTERACTIVE)
         assert signals.wait(5) == WorkerSignal("urgent", "mini")
-        assert [each.batch for each in ledger.lease("mini", "w", 5, lease_s=30, min_priority=INTERACTIVE_PRIORITY)] == [
+        assert [each.batch for each in ledger.lease("mini", "w", 5, lease_s=30, urgent=True)] == [
             "now",
             "now",
         ]
-        assert ledger.lease("mini", "w", 5, lease_s=30, min_priority=INTERACTIVE_PRIORITY) == []
+        assert ledger.lease("mini", "w", 5, lease_s=30, urgent=True) == []
         # its worker died, and later its user retries it
         assert expire(ledger) == 2
         assert signals.wait(5) == WorkerSignal("urgent", "mini")

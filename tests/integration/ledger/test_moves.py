@@ -19,7 +19,8 @@ from hypothesis.stateful import (
 )
 from tests.support.leasing import make_due
 
-from latentfarm.batch_state import PausedBy
+from latentfarm.batch_state import BatchState, PausedBy
+from latentfarm.batch_status import batch_status
 from latentfarm.errors import InputError
 from latentfarm.job_state import ALLOWED_MOVES, TERMINAL_STATES, JobState
 from latentfarm.ledger import Company, Lease, Ledger, Restoration
@@ -57,6 +58,8 @@ class LedgerMoves(RuleBasedStateMachine):
         self.closed = self.paused = self.cancelled = self.flushed = False
         #: whether a job has ended since the part was flushed, even if all that did were retried
         self.counted = True
+        #: of each job that has one, the epoch of its checkpoint, 0 for none, and whether it is to be finished
+        self.checkpoints: dict[int, tuple[int, bool]] = {}
         #: the states that the jobs had at each version of them
         self.versions: dict[tuple[bytes, ...], list[JobState]] = {}
 
@@ -64,16 +67,20 @@ class LedgerMoves(RuleBasedStateMachine):
     def ended(self) -> bool:
         return set(self.states) <= TERMINAL_STATES
 
+    @property
+    def complete(self) -> bool:
+        return self.closed and set(self.states) <= TERMINAL_STATES - {JobState.DRAFTED}
+
     @rule()
     def close(self) -> None:
         self.ledger.append_jobs("b", before=TOTAL, total=TOTAL, parts_digest="c", closed=True)
         self.closed |= not self.cancelled
         self.end_pause_if_complete()
 
-    @rule()
-    def pause(self) -> None:
-        self.ledger.pause("b", PausedBy.USER)
-        self.paused |= not (self.cancelled or (self.closed and self.ended))
+    @rule(now=st.booleans())
+    def pause(self, *, now: bool) -> None:
+        self.ledger.pause("b", PausedBy.USER, now=now)
+        self.paused |= not (self.cancelled or self.complete)
 
     @rule()
     def resume(self) -> None:
@@ -85,11 +92,14 @@ class LedgerMoves(RuleBasedStateMachine):
         if dice:
             return  # nothing happens after it, so it comes rarely
         self.ledger.cancel("b")
-        if self.closed and self.ended:
+        if self.complete:
             return
+        if JobState.DRAFTED in self.states:
+            self.flushed, self.counted = False, True
         self.cancelled, self.paused = True, False
+        self.checkpoints.clear()
         for index, state in enumerate(self.states):
-            if state not in TERMINAL_STATES:
+            if state not in TERMINAL_STATES or state is JobState.DRAFTED:
                 self.move(index, JobState.CANCELLED)
         self.epochs.clear()
 
@@ -103,7 +113,41 @@ class LedgerMoves(RuleBasedStateMachine):
         assert self.ledger.retry("b", [(index, self.codes[index])]) == int(failed)
         if failed:
             self.move(index, JobState.PENDING)
-            self.charged[index], self.lost_by[index], self.flushed, self.counted = 0, [], False, True
+            self.run_again(index)
+
+    @rule(indices=st.lists(st.integers(0, TOTAL - 1), unique=True))
+    def finish(self, indices: list[int]) -> None:
+        drafted = [index for index in indices if self.states[index] is JobState.DRAFTED]
+        if self.cancelled:
+            with pytest.raises(InputError):
+                self.ledger.finish("b", indices)
+            return
+        assert self.ledger.finish("b", indices) == len(drafted)
+        for index in drafted:
+            self.move(index, JobState.PENDING)
+            self.run_again(index)
+            self.checkpoints[index] = self.checkpoints[index][0], True
+
+    @rule(indices=st.lists(st.integers(0, TOTAL - 1), unique=True))
+    def discard(self, indices: list[int]) -> None:
+        drafted = [index for index in indices if self.states[index] is JobState.DRAFTED]
+        epochs = {index: self.checkpoints[index][0] for index in drafted}
+        assert self.ledger.discard("b", indices) == list(epochs.items())
+        for index in drafted:
+            self.move(index, JobState.CANCELLED)
+            self.run_again(index)
+            del self.checkpoints[index]
+        self.end_pause_if_complete()
+
+    def run_again(self, index: int) -> None:
+        """The job has not run, and its line is outdated."""
+        self.charged[index], self.lost_by[index], self.flushed, self.counted = 0, [], False, True
+        self.receipts.pop(index, None)
+
+    def drop_checkpoint(self, index: int) -> None:
+        """The job goes on from no checkpoint. What was to be finished still is."""
+        if self.checkpoints.pop(index, (0, False))[1]:
+            self.checkpoints[index] = 0, True
 
     @rule()
     def flush(self) -> None:
@@ -115,10 +159,10 @@ class LedgerMoves(RuleBasedStateMachine):
     def move(self, index: int, state: JobState) -> None:
         assert (self.states[index], state) in ALLOWED_MOVES
         self.states[index] = state
-        self.counted |= state in {JobState.DONE, JobState.FAILED}
+        self.counted |= state in {JobState.DONE, JobState.FAILED, JobState.DRAFTED}
 
     def end_pause_if_complete(self) -> None:
-        self.paused &= not (self.closed and self.ended)
+        self.paused &= not self.complete
 
     def holds(self, lease: Lease) -> bool:
         return self.epochs.get(lease.index) == lease.epoch
@@ -161,23 +205,28 @@ class LedgerMoves(RuleBasedStateMachine):
             assert each.company is self.company(each.index)
             assert each.epoch > before
             assert each.attempts == self.charged[each.index]
+            assert (each.checkpoint, each.finish) == self.checkpoints.get(each.index, (0, False))
             self.highest = each.epoch
             self.move(each.index, JobState.LEASED)
             self.epochs[each.index] = each.epoch
             self.workers[each.index] = worker
         return multiple(*found)
 
-    @rule(lease=leases)
-    def commit(self, lease: Lease) -> None:
-        [outcome] = self.ledger.commit([(lease, {"index": lease.index})])
+    @rule(lease=leases, draft=st.booleans())
+    def commit(self, lease: Lease, *, draft: bool) -> None:
+        [outcome] = self.ledger.commit([(lease, {"draft": {"evaluations": 1}} if draft else {"index": lease.index})])
         if self.holds(lease):
             del self.epochs[lease.index]
             self.receipts[lease.index] = lease.epoch
-            self.move(lease.index, JobState.DONE)
+            self.move(lease.index, JobState.DRAFTED if draft else JobState.DONE)
+            self.checkpoints.pop(lease.index, None)
+            if draft:
+                self.checkpoints[lease.index] = lease.epoch, False
             self.end_pause_if_complete()
             assert outcome == ("full" if self.ended else "done")
         else:
-            assert outcome == ("repeated" if self.receipts.get(lease.index) == lease.epoch else "stale")
+            known = {self.receipts.get(lease.index), self.checkpoints.get(lease.index, (0,))[0]}
+            assert outcome == ("repeated" if lease.epoch in known else "stale")
             if outcome == "stale":
                 self.clear_losses(lease.index)
 
@@ -192,13 +241,17 @@ class LedgerMoves(RuleBasedStateMachine):
         self.codes[lease.index] = "x"
         again = retry and self.charged[lease.index] < MAX_ATTEMPTS
         self.move(lease.index, JobState.PENDING if again else JobState.FAILED)
+        self.drop_checkpoint(lease.index)
         self.end_pause_if_complete()
         assert (outcome == "retry") == again
 
-    @rule(lease=consumes(leases))
-    def release(self, lease: Lease) -> None:
-        assert self.ledger.release([lease]) == int(self.holds(lease))
+    @rule(lease=consumes(leases), park=st.booleans())
+    def release(self, lease: Lease, *, park: bool) -> None:
+        give_back = self.ledger.park if park else self.ledger.release
+        assert give_back([lease]) == int(self.holds(lease))
         if self.holds(lease):
+            if park:
+                self.checkpoints[lease.index] = lease.epoch, lease.finish
             del self.epochs[lease.index]
             self.move(lease.index, JobState.PENDING)
 
@@ -253,6 +306,8 @@ class LedgerMoves(RuleBasedStateMachine):
         poisoned = crashes >= 3 or len(lost_by) >= 6
         if poisoned:
             self.codes[index] = "poison"
+        if poisoned or entry.startswith("crash:"):
+            self.drop_checkpoint(index)
         self.move(index, JobState.FAILED if poisoned else JobState.PENDING)
         self.end_pause_if_complete()
 
@@ -266,16 +321,22 @@ class LedgerMoves(RuleBasedStateMachine):
         for index in list(self.epochs):
             self.move(index, JobState.PENDING)
         self.epochs.clear()
-        proved = {JobState.DONE, JobState.FAILED}
+        proved = {JobState.DONE, JobState.FAILED, JobState.DRAFTED}
+        if not self.cancelled:
+            # of a draft that was discarded
+            proved.add(JobState.CANCELLED)
         states = [state if state in proved else JobState.PENDING for state in self.states]
-        done = {} if self.flushed else {index: {"epoch": epoch} for index, epoch in self.receipts.items()}
+        kept = {} if self.flushed else {index: {"epoch": epoch} for index, epoch in self.receipts.items()}
+        drafts = {index: self.checkpoints[index][0] for index, state in enumerate(states) if state is JobState.DRAFTED}
         failed = [index for index, state in enumerate(states) if state is JobState.FAILED]
         errors = {index: {"code": self.codes[index], "message": "m"} for index in failed}
-        restoration.write_part(0, states, receipts=done, errors=errors, flushed=self.flushed)
+        restoration.write_part(0, states, receipts=kept, errors=errors, flushed=self.flushed, drafts=drafts)
         restoration.end(parts_digest="c", closed=self.closed, cancelled=self.cancelled)
         self.charged = [0] * TOTAL
         self.lost_by = [[] for _ in range(TOTAL)]
         self.counted = bool(proved & set(states))
+        # no mark to finish is in the bucket
+        self.checkpoints = {index: (epoch, False) for index, epoch in drafts.items()}
 
     @invariant()
     def ties_are_broken_by_index(self) -> None:
@@ -295,10 +356,10 @@ class LedgerMoves(RuleBasedStateMachine):
         assert total == TOTAL
         assert self.versions.setdefault(version, list(self.states)) == self.states
         record = self.ledger.batch("b")
-        counted = (record.pending, record.leased, record.done, record.failed, record.cancelled)
-        assert counted == tuple(self.states.count(state) for state in JobState)
-        over = self.closed and self.ended and not self.cancelled
-        assert record.state == ("cancelled" if self.cancelled else "complete" if over else self.open_state())
+        assert [getattr(record, state.word) for state in JobState] == [self.states.count(state) for state in JobState]
+        assert record.state == ("cancelled" if self.cancelled else "complete" if self.complete else self.open_state())
+        settled = self.closed and self.ended and not (self.complete or self.cancelled or self.paused)
+        assert (batch_status(record).state is BatchState.DRAFTED) == settled
         assert bool(record.paused_by) == self.paused
         failed = [index for index, state in enumerate(self.states) if state is JobState.FAILED]
         assert record.errors == Counter(self.codes[index] for index in failed)
@@ -311,6 +372,13 @@ class LedgerMoves(RuleBasedStateMachine):
         )
         assert not requeued & suspects
         assert all(self.states[index] is JobState.PENDING for index in requeued | suspects)
+        checkpoints = {index: f"{epoch} {finish:d}" for index, (epoch, finish) in self.checkpoints.items()}
+        found = client.hgetall("{lf}:checkpoints:b")
+        assert {int(index): value.decode() for index, value in found.items()} == checkpoints
+        for index, state in enumerate(self.states):
+            if state in TERMINAL_STATES:
+                # an ended job has no checkpoint, but a failed one that was to be finished stays so
+                assert (self.checkpoints.get(index, (0,))[0] > 0) == (state is JobState.DRAFTED)
 
 
 def test_every_history_agrees_with_the_model(ledger: Ledger) -> None:

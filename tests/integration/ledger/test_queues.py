@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.support.leasing import fail, lease, make_due, opened
 
 from latentfarm.batch_kind import BatchKind
-from latentfarm.batch_state import PausedBy
+from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.job_state import JobState
 from latentfarm.ledger import Lease, Ledger, Restoration
 from latentfarm.ledger.constants import LUA_CONSTANTS, SCHEMA_KEY
@@ -47,7 +47,8 @@ class BatchQueues(RuleBasedStateMachine):
         """Return the fields of a batch, and when the first of its jobs in each queue may run."""
         found = {key.decode(): value.decode() for key, value in self.client.hgetall(f"{{lf}}:batch:{batch}").items()}
         numbers = {key: float(found[key]) for key in ("priority", "virtual_time", "weight")}
-        counts = {key: int(found[key]) for key in ("total", "canary", "cursor", "leased", "done", "failed")}
+        counters = ("total", "canary", "cursor", "leased", "done", "failed", "cancelled", "drafted")
+        counts = {key: int(found[key]) for key in counters}
         now = self.ledger.now_us() // 1000
         due: Facts = {}
         for queue in ("requeued", "suspects"):
@@ -57,7 +58,9 @@ class BatchQueues(RuleBasedStateMachine):
             due[f"all_{queue}"] = len(times)
         active = found["state"] in {"open", "opening"}
         runs, sparse = active and not found["paused_by"], found["sparse"] == "1"
+        urgent = found["preempt"] == "1" or found["account"] == "interactive/"
         facts = {"name": batch, "account": found["account"], "active": active, "runs": runs, "sparse": sparse}
+        facts["urgent"] = urgent
         return {**facts, **numbers, **counts, **due}
 
     def names(self) -> list[str]:
@@ -82,23 +85,28 @@ class BatchQueues(RuleBasedStateMachine):
         priority=st.integers(-1, 1),
         weight=st.integers(1, 3),
         account=ACCOUNTS,
+        preempt=st.booleans(),
     )
-    def submit(self, batch: str, total: int, priority: int, weight: int, account: tuple[BatchKind, str]) -> None:
+    def submit(
+        self, batch: str, total: int, priority: int, weight: int, account: tuple[BatchKind, str], *, preempt: bool
+    ) -> None:
         if batch not in self.names():
             canary = total // 2 if weight == 2 else 0
-            options: Facts = {"priority": priority, "weight": weight, "canary": canary}
+            options: Facts = {"priority": priority, "weight": weight, "canary": canary, "preempt": preempt}
             opened(self.ledger, batch, total, kind=account[0], owner=account[1], **options)
 
-    @rule(k=st.integers(1, 80), alone=st.booleans(), lowest=st.sampled_from([None, None, 0, 1]))
-    def lease(self, k: int, lowest: int | None, *, alone: bool) -> None:
+    @rule(k=st.integers(1, 80), alone=st.booleans(), urgent=st.booleans())
+    def lease(self, k: int, *, alone: bool, urgent: bool) -> None:
         batches = self.batches()
-        allowed = [each for each in batches if lowest is None or each["priority"] >= lowest]
+        allowed = [each for each in batches if each["urgent"] or not urgent]
         expected = self.expected(k, allowed, alone=alone)
-        found = self.ledger.lease("mini", "w", k, lease_s=1000, alone=alone, min_priority=lowest)
+        found = self.ledger.lease("mini", "w", k, lease_s=1000, alone=alone, urgent=urgent)
         self.held += found
         assert [each.batch for each in found] == expected
         interactive = {each["name"] for each in batches if each["account"] == "interactive/"}
         assert [each.interactive for each in found] == [each.batch in interactive for each in found]
+        preempting = {each["name"] for each in batches if each["urgent"]}
+        assert [each.urgent for each in found] == [each.batch in preempting for each in found]
 
     def expected(self, k: int, batches: list[Facts], *, alone: bool) -> list[str]:
         """Return the batch of each job, by reading every batch before every run of jobs."""
@@ -128,13 +136,19 @@ class BatchQueues(RuleBasedStateMachine):
         return batch["virtual_time"] - batch["priority"] * STEP, batch["name"]
 
     @precondition(lambda self: self.held)
-    @rule(data=st.data(), end=st.sampled_from(["commit", "release", "fail", "retry now", "retry later"]))
+    @rule(
+        data=st.data(), end=st.sampled_from(["commit", "draft", "release", "park", "fail", "retry now", "retry later"])
+    )
     def end_lease(self, data: st.DataObject, end: str) -> None:
         each = self.held.pop(data.draw(st.integers(0, len(self.held) - 1)))
         if end == "commit":
             self.ledger.commit([(each, {})])
+        elif end == "draft":
+            self.ledger.commit([(each, {"draft": {}})])
         elif end == "release":
             self.ledger.release([each])
+        elif end == "park":
+            self.ledger.park([each])
         elif end == "fail":
             fail(self.ledger, [each])
             self.failed.append((each.batch, each.index))
@@ -142,7 +156,7 @@ class BatchQueues(RuleBasedStateMachine):
             delay_s = 0 if end == "retry now" else 1000
             self.ledger.fail(each, {"code": "nan", "message": ""}, retry=True, delay_s=delay_s)
 
-    @rule(batch=NAMES, change=st.sampled_from(["pause", "resume", "cancel", "delete", "make due"]))
+    @rule(batch=NAMES, change=st.sampled_from(["pause", "resume", "cancel", "delete", "make due", "finish", "discard"]))
     def change(self, batch: str, change: str) -> None:
         if batch not in self.names():
             return
@@ -155,6 +169,12 @@ class BatchQueues(RuleBasedStateMachine):
         elif change == "delete":
             self.ledger.mark_deleting(batch)
             self.ledger.delete_batch(batch)
+        elif change in {"finish", "discard"}:
+            indices = list(self.ledger.indices(batch, JobState.DRAFTED))
+            if change == "discard":
+                assert [index for index, _ in self.ledger.discard(batch, indices[:1])] == indices[:1]
+            elif self.ledger.batch(batch).state is not BatchState.CANCELLED:
+                assert self.ledger.finish(batch, indices) == len(indices)
         else:
             make_due(self.ledger, batch)
             # the next lease finds it, also one that takes no job
@@ -206,6 +226,9 @@ class BatchQueues(RuleBasedStateMachine):
         assert self.scores("runnable") == {name: order[name] for name, each in batches.items() if self.ready(each)}
         alone = {name for name, each in batches.items() if each["runs"] and each["suspects"]}
         assert self.scores("alone") == {name: order[name] for name in alone}
+        urgent = {name for name, each in batches.items() if each["urgent"]}
+        for queue, every in (("urgent", "runnable"), ("urgent_alone", "alone")):
+            assert self.scores(queue) == {name: at for name, at in self.scores(every).items() if name in urgent}
         later = {
             name: each["later_suspects"]
             for name, each in batches.items()
@@ -216,7 +239,7 @@ class BatchQueues(RuleBasedStateMachine):
         unfinished: Counter[str] = Counter()
         for each in batches.values():
             if each["active"] and each["account"] != "submitted/":
-                unfinished[each["account"]] += each["total"] - each["done"] - each["failed"]
+                unfinished[each["account"]] += self.left(each)
         # an owner whose jobs have all ended has no entry
         counted = {f"{kind}/{owner}": jobs for (kind, owner), jobs in self.ledger.unfinished_by_owner().items()}
         assert counted == +unfinished
@@ -227,7 +250,11 @@ class BatchQueues(RuleBasedStateMachine):
         if batch["canary"]:
             at_cursor = max(0, self.limit(batch) - batch["cursor"])
             return int(at_cursor + batch["all_requeued"] + batch["all_suspects"])
-        return int(batch["total"] - batch["leased"] - batch["done"] - batch["failed"])
+        return self.left(batch) - int(batch["leased"])
+
+    @staticmethod
+    def left(batch: Facts) -> int:
+        return int(batch["total"] - sum(batch[end] for end in ("done", "failed", "cancelled", "drafted")))
 
 
 def test_a_lease_takes_what_reading_every_batch_would_find(ledger: Ledger) -> None:

@@ -14,19 +14,19 @@ from latentfarm.settings import Settings
 
 pytestmark = pytest.mark.integration
 
-REFUSED = r"has schema [35], and this version of latentfarm needs schema 4\. .*run `latentfarm recover`"
+REFUSED = r"has schema [346], and this version of latentfarm needs schema 5\. .*run `latentfarm recover`"
 
 
-@pytest.fixture(params=["older", "newer"])
+@pytest.fixture(params=["3", "4", "6"])
 def old(request: pytest.FixtureRequest, farm: Farm) -> Farm:
-    """A farm whose ledger another version wrote: schema 3, with its names of keys, or a later one."""
-    assert SCHEMA == "4"
+    """A farm whose ledger another version wrote: schema 3, with its names of keys, schema 4, or a later one."""
+    assert SCHEMA == "5"
     farm.submit([{"prompt": "a"}] * 3, batch="cats")
     client: Any = farm.ledger.redis
     # schema 3 refuses the ledger for what it finds in its own key
-    assert client.mget(SCHEMA_KEY, OLD_SCHEMA_KEY) == [b"4", b"4"]
-    if request.param == "newer":
-        client.mset({SCHEMA_KEY: "5", OLD_SCHEMA_KEY: "5"})
+    assert client.mget(SCHEMA_KEY, OLD_SCHEMA_KEY) == [b"5", b"5"]
+    if request.param != "3":
+        client.mset({SCHEMA_KEY: request.param, OLD_SCHEMA_KEY: request.param})
         return farm
     for key in client.keys("{lf}:*"):
         client.rename(key, key.replace(b"{lf}", b"lf"))
@@ -57,7 +57,7 @@ def test_a_ledger_of_another_schema_is_neither_read_nor_changed(old: Farm) -> No
     assert {key: old.ledger.redis.dump(key) for key in sorted(old.ledger.redis.keys("*"))} == before
 
 
-@pytest.mark.parametrize("old", ["older"], indirect=True)
+@pytest.mark.parametrize("old", ["4"], indirect=True)
 @pytest.mark.parametrize(
     "command", [("pause", "cats"), ("status",), ("status", "cats"), ("recover",), ("worker", "--no-supervisor")]
 )
@@ -66,21 +66,21 @@ def test_commands_report_the_schema_and_the_cure(
 ) -> None:
     ran = latentfarm(*command, settings=settings)
     assert ran.returncode == 2, ran.stderr
-    assert "has schema 3, and this version of latentfarm needs schema 4" in ran.stderr
-    assert old.ledger.redis.exists("lf:batch:cats")
+    assert "has schema 4, and this version of latentfarm needs schema 5" in ran.stderr
+    assert old.ledger.redis.exists("{lf}:batch:cats")
 
 
-@pytest.mark.parametrize("old", ["older"], indirect=True)
+@pytest.mark.parametrize("old", ["4"], indirect=True)
 @pytest.mark.usefixtures("old")
 def test_the_doctor_reports_the_schema(settings: Settings, latentfarm: Command) -> None:
     found = latentfarm("doctor", settings=settings).stdout
     assert "BAD  redis   the ledger in Redis" in found
 
 
-@pytest.mark.parametrize("old", ["older"], indirect=True)
+@pytest.mark.parametrize("old", ["4"], indirect=True)
 def test_a_batch_of_another_schema_runs_on_after_recover(old: Farm, settings: Settings, latentfarm: Command) -> None:
     old.ledger.redis.flushdb()
     ran = latentfarm("recover", settings=settings)
     assert ran.returncode == 0, ran.stderr
     assert len(old.ledger.lease("mini", "w", 5, lease_s=30)) == 3
-    assert old.ledger.redis.get(SCHEMA_KEY) == b"4"
+    assert old.ledger.redis.get(SCHEMA_KEY) == b"5"

@@ -59,7 +59,8 @@ def test_every_constant_of_a_script_is_used() -> None:
 
 def test_every_key_is_in_the_data_model() -> None:
     documented = set(re.findall(r"^-- ([a-z_]+)\S* +(?:string|hash|zset|set|stream|any) ", DATA_MODEL, re.MULTILINE))
-    channels = set(re.findall(r"^-- Channel \{lf\}:([a-z]+):", DATA_MODEL, re.MULTILINE))
+    # a key may have the name of a channel
+    channels = set(re.findall(r"^-- Channel \{lf\}:([a-z]+):", DATA_MODEL, re.MULTILINE)) - documented
     used = {key for script in SCRIPTS.values() for key in re.findall(r"'\{lf\}:([a-z_]+)", script)} - channels
     for script in SCRIPTS.values():
         # keys of one batch that are removed in a loop over their names

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from functools import partial
 from threading import Lock
 
-from latentfarm.ledger import INTERACTIVE_PRIORITY, Lease, Ledger
+from latentfarm.ledger import Lease, Ledger
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 
 
@@ -31,14 +31,14 @@ class LeaseRequests:
         # whichever thread makes it
         self._request_id = uuid.uuid4().hex
 
-    def lease(self, count: int, *, alone: bool, others_first: bool = False, interactive: bool = False) -> list[Lease]:
+    def lease(self, count: int, *, alone: bool, others_first: bool = False, urgent: bool = False) -> list[Lease]:
         """Lease and hold up to ``count`` jobs, or those of a lost answer.
 
         Args:
             count: how many.
             alone: one of them may be a job that must run alone.
             others_first: only if there are no others.
-            interactive: only jobs of interactive priority.
+            urgent: only urgent jobs.
         """
         with self._lock:
             lease = partial(
@@ -48,7 +48,7 @@ class LeaseRequests:
                 count,
                 lease_s=self._lease_ttl_s,
                 request=self._request_id,
-                min_priority=INTERACTIVE_PRIORITY if interactive else None,
+                urgent=urgent,
             )
             leases = lease(alone=alone and not others_first)
             if not leases and alone and others_first:

@@ -25,6 +25,8 @@
 -- runnable:<m>         zset    batches of a model with jobs to lease now, in the order of  place
 --                              `rank`; without those of the next key
 -- alone:<m>            zset    the same for batches with a job that runs alone             place
+-- urgent:<m>           zset    the urgent batches of runnable:<m>, in the same order       place
+-- urgent_alone:<m>     zset    the urgent batches of alone:<m>                             place
 -- waiting:<m>          zset    batches of a model with jobs that run again later, by the   place
 --                              time of the first
 -- pending              hash    <m> -> jobs that wait for a lease, if any do                place
@@ -37,11 +39,17 @@
 -- submission_claims    hash    <b> -> number of the latest claim on its submission         submission_resolve,
 --                                                                                          delete_batch
 -- batch:<b>            hash    the batch; fields below                                     delete_batch
--- states:<b>:<c>       string  one byte a job: PENDING, LEASED, DONE, FAILED or CANCELLED. delete_batch
---                              A byte that was never written means pending, or cancelled
---                              in a cancelled batch: an untouched job costs no memory
+-- states:<b>:<c>       string  one byte a job: PENDING, LEASED, DONE, FAILED, CANCELLED or delete_batch
+--                              DRAFTED. A byte that was never written means pending, or
+--                              cancelled in a cancelled batch: an untouched job costs no
+--                              memory
 -- requeued:<b>         zset    <i> of jobs that run again, by the earliest start time      lease, cancel
 -- suspects:<b>         zset    the same for jobs that run alone                            lease, cancel
+-- checkpoints:<b>      hash    <i> -> "<epoch> <finish>" of jobs that were drafted or      commit, discard, cancel,
+--                              parked: the epoch of the image checkpoint from which the    restore_begin; failures
+--                              job goes on, 0 for none; finish is 1 if it is rendered to
+--                              its end also if its row asks for a draft. A job of an active
+--                              batch that is drafted has an epoch
 -- attempts:<b>         hash    <i> -> charged attempts: errors of the job itself           drop_flushed, retry
 -- lost_by:<b>          hash    <i> -> names of the workers that lost it, one a loss;       drop_flushed, retry,
 --                              "crash:<w>" if the worker died in a call for the job        commit, renew
@@ -55,12 +63,14 @@
 -- flushed:<b>          hash    <p> -> generation of the object that has its lines, if      delete_batch
 --                              that is not 0
 -- orphans              zset    batches that have ended and may have orphaned images in     orphans_resolve, retry,
---                              the bucket, by the time they were queued                    mark_deleting
+--                              the bucket, or checkpoints of images, by the time they      mark_deleting
+--                              were queued
 -- leases               zset    "<b>/<i>" of leased jobs, by expiry                         end of the lease
 -- holders              hash    "<b>/<i>" -> "<epoch> <worker>" of each lease               end of the lease
 -- lease_reply:<w>      string  the worker's last lease request: its id, then a line        expiry, an hour
---                              "<b>/<i> <epoch> <attempts> <company>" for each lease
--- rate:<b>:<slot>      string  jobs done in one slot of RATE_SLOT_MS                       expiry, RATE_KEEP_S
+--                              "<b> <i> <jobs> <epoch> <attempts> <company> <urgency>
+--                              <checkpoint> <finish>" for each run of jobs
+-- rate:<b>:<slot>      string  jobs committed in one slot of RATE_SLOT_MS                       expiry, RATE_KEEP_S
 -- models               zset    models that have workers, by their last heartbeat           heartbeat
 -- workers:<m>          zset    workers of a model, by their last heartbeat                 heartbeat, sign-off
 -- worker:<w>           hash    model, device, device_name, dtype, slots, draining (1: it   sign-off; expiry, a minute
@@ -88,6 +98,8 @@
 --   state                      opening, open, complete, cancelled, deleting, recovering
 --   paused_by, paused          who paused it ('' if it is not paused), and the reason as text
 --   priority, weight           higher priority first; share among batches of one priority
+--   preempt                    1 if its jobs are urgent: they take the place of running images that are not. Those of
+--                              interactive batches are urgent too
 --   virtual_time               leases so far divided by weight; the lowest is leased next
 --   cursor                     first index that was never leased
 --   sparse                     1 if some jobs at or after the cursor are not pending, so that the cursor must skip them
@@ -95,21 +107,26 @@
 --   epoch                      highest epoch of a lease so far
 --   counted                    jobs of the batch that {lf}:pending counts
 --   unfinished                 jobs of the batch that {lf}:unfinished_by_owner counts (absent if none ever)
---   leased, done, failed, cancelled   counters of jobs by state
+--   leased, done, failed, cancelled, drafted   counters of jobs by state
 --   invalid                    failed jobs whose row was invalid
 --   truncated                  done jobs whose prompt was too long for the model (absent if none)
 --   budget                     share of failures that pauses the batch; 0 for none
---   budget_done, budget_failed the counters when the budget began
---   retries                    rises with each retry; a recovery sets it to the time. While it stays, ended jobs stay
---                              as they are: it is the generation of result lines
---   lost_leases                1 if a lease ended without a commit: the bucket may have orphaned images
+--   budget_done, budget_failed the counters when the budget began; drafted and discarded jobs count as done
+--   retries                    rises as jobs are retried, finished, discarded or, if drafted, cancelled; a recovery
+--                              sets it to the time. While it stays, ended jobs stay as they are: it is the generation of
+--                              result lines
+--   lost_leases                1 if a lease ended without a commit, or a checkpoint is of no more use: the bucket may
+--                              have orphaned objects
 --   webhook                    URL to notify, or ''
 --   webhook_state, webhook_attempts, webhook_error   '', due, sent or failed; attempts so far; why the last one failed
---   created_ms, opened_ms, first_ms, last_ms, ended_ms   creation, manifest closed, first lease, last ended job, end
+--   created_ms, opened_ms, first_ms, last_ms, ended_ms   creation, manifest closed, first lease, last ended job, end;
+--                              the batch has also ended while all that is left of it is drafted
 --
 -- Channel {lf}:cancelled: names of batches as they are cancelled. A worker that misses one finds its leases lost.
--- Channel {lf}:urgent: models as jobs of an interactive batch can be leased. A worker that misses one finds them at its
--- next lease.
+-- Channel {lf}:paused: names of batches as they are paused at once. A worker that misses one renders their images to the
+-- end.
+-- Channel {lf}:urgent: models as jobs of an urgent batch can be leased. A worker that misses one finds them at its next
+-- lease.
 -- Channel {lf}:watched:WORKER: empty messages while a client watches the worker, repeated; one holds for six seconds.
 -- Channel {lf}:slots:WORKER: what a watched worker has on its device; as latentfarm/ledger/slot_reports.py writes it.
 -- Channel {lf}:live: how far workers are with interactive jobs, and their previews; as latentfarm/ledger/live_reports.py
@@ -162,6 +179,13 @@ end
 
 local function is_interactive(account)
   return account and string.sub(account, 1, #INTERACTIVE_ACCOUNT) == INTERACTIVE_ACCOUNT
+end
+
+-- Return how urgent the jobs of a batch are: 0 for those that are not, 1 for those of a batch that preempts others, 2 for
+-- those for which a client waits
+local function urgency_of(account, preempt)
+  if is_interactive(account) then return 2 end
+  return preempt == '1' and 1 or 0
 end
 
 -- Return the set that lists a batch
@@ -240,6 +264,23 @@ end
 
 -- Record that a lease ended without a commit: its worker may have stored an image, or may still store one
 local function mark_lost_lease(batch) redis.call('HSET', batch_key(batch), 'lost_leases', 1) end
+
+-- Return the epoch of the checkpoint in a value of {lf}:checkpoints:<b>, 0 for none, and 1 if the job is to be finished
+local function parse_checkpoint(value)
+  local epoch, finish = string.match(value or '', '^(%d+) ([01])$')
+  return tonumber(epoch or 0), tonumber(finish or 0)
+end
+
+-- Set the epoch of the checkpoint from which a job goes on, 0 for none. The mark to finish it stays.
+local function set_checkpoint(batch, index, epoch)
+  local key, field = '{lf}:checkpoints:' .. batch, decimal(index)
+  local _, finish = parse_checkpoint(redis.call('HGET', key, field))
+  if epoch == 0 and finish == 0 then
+    redis.call('HDEL', key, field)
+  else
+    redis.call('HSET', key, field, decimal(epoch) .. ' ' .. finish)
+  end
+end
 
 -- Return how often a job was lost, how often in a call for it, and with how many different workers
 local function read_losses(batch, index)

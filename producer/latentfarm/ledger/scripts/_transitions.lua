@@ -43,9 +43,11 @@ end
 -- they depend on, so that neither a lease nor a heartbeat reads all batches.
 local function place(batch, now)
   local key = batch_key(batch)
-  local model, state, paused_by, total, canary, cursor, priority, virtual_time, leased, done, failed, counted, account,
-    unfinished = unpack(redis.call('HMGET', key, 'model', 'state', 'paused_by', 'total', 'canary', 'cursor', 'priority',
-      'virtual_time', 'leased', 'done', 'failed', 'counted', 'account', 'unfinished'))
+  local model, state, paused_by, total, canary, cursor, priority, virtual_time, leased, done, failed, cancelled, drafted,
+    counted, account, preempt, unfinished = unpack(redis.call('HMGET', key, 'model', 'state', 'paused_by', 'total',
+      'canary', 'cursor', 'priority', 'virtual_time', 'leased', 'done', 'failed', 'cancelled', 'drafted', 'counted',
+      'account', 'preempt', 'unfinished'))
+  local urgent, left = urgency_of(account, preempt) > 0, total - done - failed - cancelled - drafted
   local limit, pending, score, runs, runs_alone, later = lease_limit(state, paused_by, total, canary), 0, nil
   if limit then
     local again, alone = lowest_score('{lf}:requeued:' .. batch), lowest_score('{lf}:suspects:' .. batch)
@@ -55,22 +57,26 @@ local function place(batch, now)
     if again and not runs then later = again end
     if alone and not runs_alone then later = math.min(later or alone, alone) end
     if canary == '0' then
-      pending = limit - leased - done - failed
+      pending = left - leased
     else
       pending = math.max(0, limit - cursor) + count_requeued(batch)
     end
   end
   add_or_remove('{lf}:runnable:' .. model, batch, runs and score)
   add_or_remove('{lf}:alone:' .. model, batch, runs_alone and score)
+  if urgent then
+    add_or_remove('{lf}:urgent:' .. model, batch, runs and score)
+    add_or_remove('{lf}:urgent_alone:' .. model, batch, runs_alone and score)
+  end
   add_or_remove('{lf}:waiting:' .. model, batch, later)
   local change = pending - (counted or 0)
   if change ~= 0 then
     redis.call('HSET', key, 'counted', pending)
     if redis.call('HINCRBY', '{lf}:pending', model, change) == 0 then redis.call('HDEL', '{lf}:pending', model) end
     -- a hint only, so a user that may not send it must not leave this half done
-    if change > 0 and is_interactive(account) then redis.pcall('PUBLISH', '{lf}:urgent', model) end
+    if change > 0 and urgent then redis.pcall('PUBLISH', '{lf}:urgent', model) end
   end
-  count_unfinished(batch, account, (is_active(state) and total - done - failed or 0) - (unfinished or 0))
+  count_unfinished(batch, account, (is_active(state) and left or 0) - (unfinished or 0))
 end
 
 -- A batch joins those that run in its model and priority: raise its virtual time to their lowest. Otherwise it would
@@ -100,27 +106,40 @@ end
 -- Return the delay after a job's trouble. Meanwhile its worker renders another job, which clears the device.
 local function retry_delay_ms(times) return RETRY_DELAY_MS * 2 ^ (times - 1) end
 
+local function queue_webhook(batch, now)
+  if (read_fields(batch, 'webhook').webhook or '') == '' then return end
+  redis.call('ZADD', '{lf}:webhooks', now, batch)
+  redis.call('HSET', batch_key(batch), 'webhook_state', 'due', 'webhook_attempts', 0, 'webhook_error', '')
+end
+
 -- The batch has ended: queue its webhook and the collection of its orphaned images, where it has any
 local function queue_after_end(batch, now)
-  local fields = read_fields(batch, 'webhook', 'lost_leases')
-  if (fields.webhook or '') ~= '' then
-    redis.call('ZADD', '{lf}:webhooks', now, batch)
-    redis.call('HSET', batch_key(batch), 'webhook_state', 'due', 'webhook_attempts', 0, 'webhook_error', '')
-  end
-  if fields.lost_leases == '1' then redis.call('ZADD', '{lf}:orphans', now, batch) end
+  queue_webhook(batch, now)
+  if read_fields(batch, 'lost_leases').lost_leases == '1' then redis.call('ZADD', '{lf}:orphans', now, batch) end
 end
 
 local function read_counters(batch)
-  local names = { 'total', 'done', 'failed', 'cancelled', 'leased', 'canary', 'cursor' }
+  local names = { 'total', 'done', 'failed', 'cancelled', 'drafted', 'leased', 'canary', 'cursor' }
   local fields = read_fields(batch, 'state', 'model', 'account', unpack(names))
   for _, name in ipairs(names) do fields[name] = tonumber(fields[name]) end
   return fields
 end
 
--- Complete the batch if its manifest is closed and every job has ended. Otherwise pause it if its canary has ended.
+-- Return whether every job of a batch has ended, by its counters; drafted ones have
+local function all_ended(counters)
+  return counters.done + counters.failed + counters.cancelled + counters.drafted == counters.total
+end
+
+-- Complete the batch if its manifest is closed and every job has ended. If some are drafted it stays open, so that they
+-- can be finished; what waits for its end hears of it all the same. Otherwise pause it if its canary has ended.
 local function complete_if_done(batch, now, counters)
   local key = batch_key(batch)
-  if counters.state == BATCH_OPEN and counters.done + counters.failed + counters.cancelled == counters.total then
+  local ended = counters.state == BATCH_OPEN and all_ended(counters)
+  if ended and counters.drafted > 0 then
+    redis.call('HSET', key, 'ended_ms', now)
+    queue_webhook(batch, now)
+    add_batch_event('drafted', batch)
+  elseif ended then
     redis.call('HSET', key, 'state', BATCH_COMPLETE, 'paused_by', '', 'paused', '', 'ended_ms', now)
     redis.call('SREM', '{lf}:active:' .. counters.model, batch)
     place(batch, now)
@@ -145,6 +164,42 @@ local function flush_started_parts(batch, now)
   for at = 1, #counts, 2 do queue_flush(batch, tonumber(counts[at]), now) end
 end
 
+-- Count a job of a part as one that has not ended, as it runs again
+local function uncount_ended(batch, index, total)
+  local part = part_of(index)
+  -- the count of a flushed part was removed: all its jobs had ended
+  redis.call('HSETNX', '{lf}:ended:' .. batch, decimal(part), part_size(part, total))
+  redis.call('HINCRBY', '{lf}:ended:' .. batch, decimal(part), -1)
+  redis.call('ZREM', '{lf}:flush_queue', job_name(batch, part))
+end
+
+-- A job of a part has ended otherwise than it had: store the part's lines again, once all its jobs have ended
+local function rewrite_lines(batch, part, total, now)
+  redis.call('HSETNX', '{lf}:ended:' .. batch, decimal(part), part_size(part, total))
+  local ended = tonumber(redis.call('HGET', '{lf}:ended:' .. batch, decimal(part)))
+  if ended == part_size(part, total) then queue_flush(batch, part, now) end
+end
+
+-- Remove what is recorded of a job's runs: it runs again as if it had never run, or not at all
+local function forget_runs(batch, index)
+  for _, kind in ipairs({ 'attempts', 'lost_by', 'errors', 'receipts' }) do
+    redis.call('HDEL', '{lf}:' .. kind .. ':' .. batch, decimal(index))
+  end
+end
+
+-- Let an active or complete batch run on whose ended jobs run again; its failure budget starts again
+local function run_on(batch, state, model)
+  local key = batch_key(batch)
+  local f = read_fields(batch, 'done', 'failed', 'invalid', 'cancelled', 'drafted')
+  redis.call('HINCRBY', key, 'retries', 1)
+  redis.call('HSET', key, 'budget_failed', f.failed - f.invalid, 'budget_done', f.done + f.cancelled + f.drafted)
+  if state ~= BATCH_COMPLETE then return end
+  redis.call('HSET', key, 'state', BATCH_OPEN)
+  redis.call('ZREM', '{lf}:orphans', batch)
+  redis.call('SADD', '{lf}:active:' .. model, batch)
+  raise_virtual_time(batch)
+end
+
 -- Count `count` jobs of a part that have ended, `released` of them under a lease that ends with them.
 -- Return 1 if the part is full now.
 local function count_ended(batch, part, count, counter, released, now)
@@ -163,9 +218,12 @@ end
 
 -- Pause a batch that fails more than its budget allows. Invalid rows do not count: they have a limit of their own.
 local function check_failure_budget(batch, now)
-  local f = read_fields(batch, 'budget', 'done', 'failed', 'invalid', 'budget_done', 'budget_failed', 'paused_by')
+  local f = read_fields(batch, 'budget', 'done', 'failed', 'invalid', 'cancelled', 'drafted', 'budget_done',
+    'budget_failed', 'paused_by')
   local share = tonumber(f.budget)
-  local done, failed = f.done - f.budget_done, f.failed - f.invalid - f.budget_failed
+  -- what was discarded was drafted first
+  local done = f.done + f.cancelled + f.drafted - f.budget_done
+  local failed = f.failed - f.invalid - f.budget_failed
   if share == 0 or f.paused_by ~= '' then return end
   local hopeless = done == 0 and failed >= BUDGET_FIRST_FAILURES
   if not hopeless and (done + failed < BUDGET_MIN_JOBS or failed <= share * (done + failed)) then return end
@@ -182,6 +240,7 @@ end
 -- Fail a job that is no longer leased. Return 1 if its part is full now.
 local function record_failure(batch, index, error, now)
   set_state(batch, index, FAILED)
+  set_checkpoint(batch, index, 0)
   redis.call('HSET', '{lf}:errors:' .. batch, decimal(index), error)
   redis.call('HINCRBY', '{lf}:error_counts:' .. batch, cjson.decode(error).code, 1)
   local full = count_ended(batch, part_of(index), 1, 'failed', 0, now)
@@ -197,6 +256,8 @@ local function lose(batch, index, name, crashed, now)
   local before = redis.call('HGET', '{lf}:lost_by:' .. batch, field)
   redis.call('HSET', '{lf}:lost_by:' .. batch, field, before and before .. ' ' .. entry or entry)
   local losses, crashes, workers = read_losses(batch, index)
+  -- the checkpoint may be what ended the worker
+  if crashed then set_checkpoint(batch, index, 0) end
   if crashes < POISON_CRASHES and losses < POISON_LOSSES then
     requeue(batch, index, name, crashed and now + retry_delay_ms(crashes) or now, now)
     return 'requeued'

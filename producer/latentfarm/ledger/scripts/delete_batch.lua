@@ -7,7 +7,7 @@ if f.model then
   add_batch_event('deleted', batch)
 end
 for first = 0, tonumber(f.total or 0), CHUNK do redis.call('UNLINK', chunk_key(batch, first)) end
-for _, kind in ipairs({ 'requeued', 'suspects', 'attempts', 'lost_by', 'errors', 'error_counts', 'receipts', 'ended',
+for _, kind in ipairs({ 'requeued', 'suspects', 'checkpoints', 'attempts', 'lost_by', 'errors', 'error_counts', 'receipts', 'ended',
   'flushed', 'flush_errors' }) do
   redis.call('UNLINK', '{lf}:' .. kind .. ':' .. batch)
 end
@@ -23,7 +23,7 @@ end
 -- replies to lease requests name its jobs
 for _, worker in ipairs(f.model and redis.call('ZRANGE', '{lf}:workers:' .. f.model, 0, -1) or {}) do
   local key = '{lf}:lease_reply:' .. worker
-  if string.find(redis.call('GET', key) or '', '\n' .. batch .. '/', 1, true) then redis.call('UNLINK', key) end
+  if string.find(redis.call('GET', key) or '', '\n' .. batch .. ' ', 1, true) then redis.call('UNLINK', key) end
 end
 redis.call('UNLINK', batch_key(batch))
 redis.call('ZREM', list_key(f.account), batch)

@@ -8,6 +8,8 @@ local now = now_ms()
 local attempts = redis.call('HINCRBY', '{lf}:attempts:' .. batch, decimal(index), 1)
 if ARGV[4] == '1' and attempts < MAX_ATTEMPTS then
   redis.call('HSET', '{lf}:errors:' .. batch, decimal(index), error)
+  -- the checkpoint may be the cause
+  set_checkpoint(batch, index, 0)
   requeue(batch, index, name, now + (tonumber(ARGV[5]) or retry_delay_ms(attempts)), now)
   return 'retry'
 end

@@ -4,15 +4,17 @@
 -- jobs, then the jobs at the cursor.
 -- ARGV: model, worker, k, lease_ms, request ('' or an id that no other request of the worker has), alone (1 if one of
 -- the jobs may be one that runs alone: a worker that dies has at most one of them, so the others are not suspected),
--- min_priority ('' for any: only batches of at least that priority are leased from).
+-- urgent (1: only jobs of urgent batches).
 -- If a request has the id of the one before, the reply to that one may have been lost: its leases that are still held
 -- are returned again, with their full time, for any k.
 -- Returns a list of runs of consecutive jobs under one epoch: [batch, first index, jobs, epoch, charged attempts,
--- creation of the batch, company, 1 if the batch is interactive].
+-- creation of the batch, company, urgency as in `urgency_of`, epoch of the checkpoint from which they go on (0 for none),
+-- 1 if they are rendered to their end also if their rows ask for drafts].
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local may_run_alone = ARGV[6] == '1'
--- the order of leases ends there
-local last_rank = ARGV[7] == '' and math.huge or rank(tonumber(ARGV[7]), PRIORITY_STEP / 2)
+local only_urgent = ARGV[7] == '1'
+local RUNNABLE = (only_urgent and '{lf}:urgent:' or '{lf}:runnable:') .. model
+local ALONE = (only_urgent and '{lf}:urgent_alone:' or '{lf}:alone:') .. model
 local started_us = now_us()
 local now = math.floor(started_us / 1000)
 local REPLY_KEY, REPLY_KEEP_S = '{lf}:lease_reply:' .. worker, 3600
@@ -27,15 +29,15 @@ local runs, expiries, holders = {}, {}, {}
 local function repeat_reply()
   local held, reply = {}, request ~= '' and redis.call('GET', REPLY_KEY)
   if not reply or string.match(reply, '^[^\n]*') ~= request then return held end
-  for batch, index, count, epoch, attempts, company, interactive in
-    string.gmatch(reply, '\n(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)') do
+  for batch, index, count, epoch, attempts, company, urgency, checkpoint, finish in
+    string.gmatch(reply, '\n(%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+) (%d+)') do
     for at = 0, count - 1 do
       local name = job_name(batch, index + at)
       if holder_of(name) == tonumber(epoch) then
         redis.call('ZADD', '{lf}:leases', 'XX', now + lease_ms, name)
         local created_ms = tonumber(redis.call('HGET', batch_key(batch), 'created_ms'))
         held[#held + 1] = { batch, index + at, 1, tonumber(epoch), tonumber(attempts), created_ms, tonumber(company),
-          tonumber(interactive) }
+          tonumber(urgency), tonumber(checkpoint), tonumber(finish) }
       end
     end
   end
@@ -45,23 +47,23 @@ end
 local function store_reply()
   local lines = { request }
   for _, run in ipairs(runs) do
-    lines[#lines + 1] = table.concat({ run[1], decimal(run[2]), run[3], decimal(run[4]), run[5], run[7], run[8] }, ' ')
+    lines[#lines + 1] = table.concat({ run[1], decimal(run[2]), run[3], decimal(run[4]), run[5], run[7], run[8],
+      decimal(run[9]), run[10] }, ' ')
   end
   redis.call('SET', REPLY_KEY, table.concat(lines, '\n'), 'EX', REPLY_KEEP_S)
 end
 
--- Return the first batch of a queue, its score, and the score of the second; nothing if its priority is too low
+-- Return the first batch of a queue, its score, and the score of the second
 local function first_of(key)
   local found = redis.call('ZRANGE', key, 0, 1, 'WITHSCORES')
-  local score = tonumber(found[2])
-  if score and score < last_rank then return found[1], score, tonumber(found[4]) end
+  return found[1], tonumber(found[2]), tonumber(found[4])
 end
 
 -- Return the batch that is next, how many jobs one run takes from it at most, and whether it comes for its job alone
 local function next_batch()
-  local name, score, second = first_of('{lf}:runnable:' .. model)
+  local name, score, second = first_of(RUNNABLE)
   if may_run_alone then
-    local other, other_score = first_of('{lf}:alone:' .. model)
+    local other, other_score = first_of(ALONE)
     if other and (not name or other_score < score or (other_score == score and other <= name)) then
       return other, 1, true
     end
@@ -72,20 +74,20 @@ end
 
 local function read_batch(name)
   local total, canary, cursor, priority, virtual_time, weight, epoch, sparse, created_ms, leased, first_ms, counted,
-    account = unpack(redis.call('HMGET', batch_key(name), 'total', 'canary', 'cursor', 'priority', 'virtual_time',
-      'weight', 'epoch', 'sparse', 'created_ms', 'leased', 'first_ms', 'counted', 'account'))
+    account, preempt = unpack(redis.call('HMGET', batch_key(name), 'total', 'canary', 'cursor', 'priority',
+      'virtual_time', 'weight', 'epoch', 'sparse', 'created_ms', 'leased', 'first_ms', 'counted', 'account', 'preempt'))
   return {
     name = name, limit = canary == '0' and tonumber(total) or math.min(total, canary), cursor = tonumber(cursor),
     taken = 0, virtual_time = tonumber(virtual_time), weight = tonumber(weight), sparse = sparse ~= '0',
     leased = tonumber(leased), first_ms = first_ms or now, created_ms = tonumber(created_ms), priority = priority,
-    counted = counted, interactive = is_interactive(account) and 1 or 0,
+    counted = counted, urgency = urgency_of(account, preempt),
     -- the clock keeps epochs rising even if Redis was restored from an older snapshot
     epoch = math.max(tonumber(epoch), started_us) + 1,
   }
 end
 
 -- Lease jobs of a batch from an index on
-local function record(batch, index, count, attempts, company)
+local function record(batch, index, count, attempts, company, checkpoint, finish)
   local expiry, holder, prefix, at = now + lease_ms, decimal(batch.epoch) .. ' ' .. worker, batch.name .. '/', 2 * taken
   for each = index, index + count - 1 do
     local name = prefix .. each
@@ -94,7 +96,8 @@ local function record(batch, index, count, attempts, company)
   end
   set_states(batch.name, index, count, LEASED)
   batch.taken, taken = batch.taken + count, taken + count
-  runs[#runs + 1] = { batch.name, index, count, batch.epoch, attempts, batch.created_ms, company, batch.interactive }
+  runs[#runs + 1] = { batch.name, index, count, batch.epoch, attempts, batch.created_ms, company, batch.urgency,
+    checkpoint, finish }
 end
 
 -- Lease requeued jobs of a queue
@@ -102,9 +105,10 @@ local function take_again(batch, key, count)
   local due = redis.call('ZRANGEBYSCORE', key, '-inf', now, 'LIMIT', 0, count)
   if #due == 0 then return end
   redis.call('ZREM', key, unpack(due))
-  for _, index in ipairs(due) do
+  local checkpoints = redis.call('HMGET', '{lf}:checkpoints:' .. batch.name, unpack(due))
+  for at, index in ipairs(due) do
     local company, attempts = company_of(batch.name, tonumber(index))
-    record(batch, tonumber(index), 1, attempts, company)
+    record(batch, tonumber(index), 1, attempts, company, parse_checkpoint(checkpoints[at]))
   end
 end
 
@@ -132,7 +136,7 @@ local function take_sparse(batch)
     batch.cursor = index + 1
     if not (redis.call('ZSCORE', '{lf}:requeued:' .. batch.name, decimal(index))
       or redis.call('ZSCORE', '{lf}:suspects:' .. batch.name, decimal(index))) then
-      record(batch, index, 1, 0, COMPANY_ANY)
+      record(batch, index, 1, 0, COMPANY_ANY, 0, 0)
       return true
     end
   end
@@ -146,7 +150,8 @@ local function take_at_cursor(batch, count)
   end
   count = math.min(count, batch.limit - batch.cursor)
   if count <= 0 then return end
-  record(batch, batch.cursor, count, 0, COMPANY_ANY)
+  -- a job that was never leased has no checkpoint
+  record(batch, batch.cursor, count, 0, COMPANY_ANY, 0, 0)
   batch.cursor = batch.cursor + count
 end
 
@@ -165,6 +170,10 @@ local function save(batch, alone)
   local score = rank(batch.priority, virtual_time)
   redis.call('ZADD', '{lf}:runnable:' .. model, score, batch.name)
   redis.call('ZADD', '{lf}:alone:' .. model, 'XX', score, batch.name)
+  if batch.urgency > 0 then
+    redis.call('ZADD', '{lf}:urgent:' .. model, score, batch.name)
+    redis.call('ZADD', '{lf}:urgent_alone:' .. model, 'XX', score, batch.name)
+  end
   redis.call('HINCRBY', '{lf}:pending', model, -batch.taken)
 end
 

@@ -6,7 +6,8 @@ write_schema()
 drop_all_leases(batch)
 local before = read_fields(batch, 'retries', 'created_ms', 'epoch', 'webhook_state')
 -- errors stay until their part is written: they may be the only record of a failure
-redis.call('UNLINK', '{lf}:requeued:' .. batch, '{lf}:suspects:' .. batch, '{lf}:error_counts:' .. batch)
+redis.call('UNLINK', '{lf}:requeued:' .. batch, '{lf}:suspects:' .. batch, '{lf}:checkpoints:' .. batch,
+  '{lf}:error_counts:' .. batch)
 if before.created_ms then
   redis.call('HSET', key, 'state', BATCH_RECOVERING)
   place(batch, now)
@@ -15,7 +16,8 @@ redis.call('DEL', key)
 redis.call('ZADD', list_key(account), 'NX', before.created_ms or now, batch)
 if keep_ms > 0 then redis.call('ZADD', '{lf}:expiring', (before.created_ms or now) + keep_ms, batch) end
 redis.call('HSET', key, 'account', account, 'state', BATCH_RECOVERING, 'paused_by', '', 'paused', '', 'total', total, 'parts_digest', '',
-  'weight', 1, 'cursor', 0, 'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0, 'invalid', 0, 'sparse', 1,
+  'weight', 1, 'cursor', 0, 'leased', 0, 'done', 0, 'failed', 0, 'cancelled', 0, 'drafted', 0, 'preempt', 0,
+  'invalid', 0, 'sparse', 1,
   'epoch', before.epoch or 0, 'virtual_time', 0, 'budget_done', 0, 'budget_failed', 0,
   'webhook_state', before.webhook_state or '', 'created_ms', before.created_ms or now,
   -- images of lost leases may be in the bucket, or may still arrive

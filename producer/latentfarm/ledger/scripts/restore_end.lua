@@ -3,10 +3,11 @@
 -- Returns the state after it.
 local batch = ARGV[1]
 local key, now = batch_key(batch), now_ms()
-local f = read_fields(batch, 'state', 'model', 'total', 'done', 'failed', 'invalid', 'retries')
+local f = read_fields(batch, 'state', 'model', 'total', 'done', 'failed', 'cancelled', 'drafted', 'invalid', 'retries')
 if f.state ~= BATCH_RECOVERING then return f.state or '' end
 if tonumber(f.retries) <= tonumber(ARGV[5]) then redis.call('HSET', key, 'retries', decimal(tonumber(ARGV[5]) + 1)) end
-redis.call('HSET', key, 'parts_digest', ARGV[2], 'budget_done', f.done, 'budget_failed', f.failed - f.invalid)
+redis.call('HSET', key, 'parts_digest', ARGV[2], 'budget_done', f.done + f.cancelled + f.drafted,
+  'budget_failed', f.failed - f.invalid)
 if ARGV[4] == '1' then
   redis.call('HSET', key, 'state', BATCH_CANCELLED, 'cancelled', f.total - f.done - f.failed, 'ended_ms', now)
   flush_started_parts(batch, now)

@@ -1,22 +1,16 @@
--- Let failed jobs run again, as if they had never run. ARGV: batch, then index and error code of each.
+-- Let failed jobs run again, as if they had never run; those that were to be finished are rendered to their end. ARGV: batch, then index and error code of each.
 -- Returns how many run again, or -1 if the batch is unknown, cancelled or deleted. A job that has not failed is left
 -- alone.
 local batch, retried = ARGV[1], 0
 local key, now = batch_key(batch), now_ms()
-local f = read_fields(batch, 'state', 'model', 'total', 'done')
+local f = read_fields(batch, 'state', 'model', 'total')
 if not is_active(f.state) and f.state ~= BATCH_COMPLETE then return -1 end
 
 local function retry(index, code)
-  local part, field = decimal(part_of(index)), decimal(index)
-  -- the count of a flushed part was removed: all its jobs had ended
-  redis.call('HSETNX', '{lf}:ended:' .. batch, part, part_size(part_of(index), tonumber(f.total)))
-  redis.call('HINCRBY', '{lf}:ended:' .. batch, part, -1)
-  redis.call('ZREM', '{lf}:flush_queue', batch .. '/' .. part)
+  uncount_ended(batch, index, tonumber(f.total))
+  forget_runs(batch, index)
   set_state(batch, index, PENDING)
-  for _, kind in ipairs({ 'attempts', 'lost_by', 'errors' }) do
-    redis.call('HDEL', '{lf}:' .. kind .. ':' .. batch, field)
-  end
-  redis.call('ZADD', '{lf}:requeued:' .. batch, now, field)
+  redis.call('ZADD', '{lf}:requeued:' .. batch, now, decimal(index))
   if redis.call('HINCRBY', '{lf}:error_counts:' .. batch, code, -1) == 0 then
     redis.call('HDEL', '{lf}:error_counts:' .. batch, code)
   end
@@ -28,15 +22,8 @@ for at = 2, #ARGV, 2 do
   if get_state(batch, index) == FAILED then retry(index, ARGV[at + 1]) end
 end
 if retried == 0 then return 0 end
-local failed = redis.call('HINCRBY', key, 'failed', -retried)
-redis.call('HINCRBY', key, 'retries', 1)
-redis.call('HSET', key, 'budget_failed', failed - redis.call('HGET', key, 'invalid'), 'budget_done', f.done)
-if f.state == BATCH_COMPLETE then
-  redis.call('HSET', key, 'state', BATCH_OPEN)
-  redis.call('ZREM', '{lf}:orphans', batch)
-  redis.call('SADD', '{lf}:active:' .. f.model, batch)
-  raise_virtual_time(batch)
-end
+redis.call('HINCRBY', key, 'failed', -retried)
+run_on(batch, f.state, f.model)
 place(batch, now)
 add_batch_event('retried', batch)
 return retried
