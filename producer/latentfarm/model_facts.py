@@ -42,6 +42,7 @@ class ModelFacts(BaseModel):
         inputs: fields of input images that rows may have; None: not known.
         required_inputs: those that each row must have.
         safety_checker: whether its workers can check images; None: they do not state it.
+        scorers: the names of its workers' scorers; None: they do not state them.
         adapters: the names of its workers' adapters by kind; None: not known. They change, so they are no part of the
             JSON that batches keep.
     """
@@ -64,6 +65,7 @@ class ModelFacts(BaseModel):
     inputs: tuple[_Text, ...] | None = None
     required_inputs: tuple[_Text, ...] = ()
     safety_checker: bool | None = None
+    scorers: tuple[_Text, ...] | None = None
     adapters: Annotated[dict[AdapterKind, tuple[str, ...]] | None, Field(exclude=True)] = None
 
     @classmethod

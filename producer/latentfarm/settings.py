@@ -88,6 +88,8 @@ class Settings(BaseModel):
     a job whose image has one; a job may want more [default: off]."""
     safety_checker: str = ""
     """Safety checker: a folder, a model's folder with one, or a hub id [default: the one in the model's folder]."""
+    clip_scorer: str = ""
+    """Folder of a CLIP model, with which workers have the scorer ``clip`` [default: none]."""
     devices: str = ""
     """One supervised worker for each: ``all`` GPUs, ``cpu:N``, or GPUs such as ``0,1`` [default: one worker]."""
     slots: Annotated[int, Field(ge=0, le=256)] = 0

@@ -16,7 +16,9 @@ from latentfarm.storage.keys import images_prefix
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.models import Family
 from latentfarm_worker.safety.gate import SafetyGate
+from latentfarm_worker.scoring.scorers import Scorers
 from latentfarm_worker.service.hooks import WorkerHooks
+from latentfarm_worker.service.image_review import ImageReview
 from latentfarm_worker.service.render_loop import MAX_BACKLOG, RenderLoop
 
 SMALL = {"width": 64, "height": 64, "num_inference_steps": 3, "scheduler": "euler"}
@@ -74,6 +76,7 @@ def render_loop(
     slots: int = 2,
     max_backlog: int = MAX_BACKLOG,
     safety: SafetyGate | None = None,
+    scorers: Scorers | None = None,
 ) -> Iterator[RenderLoop]:
     """Provide a render loop that serves ``mini`` as ``worker-a``, and close it afterwards."""
     loop = RenderLoop(
@@ -84,7 +87,7 @@ def render_loop(
         worker="worker-a",
         lease_ttl_s=lease_ttl_s,
         max_backlog=max_backlog,
-        safety=safety,
+        review=ImageReview(safety, scorers),
         hooks=hooks,
     )
     try:

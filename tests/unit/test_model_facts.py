@@ -36,6 +36,7 @@ facts = st.builds(
     max_prompt_tokens=st.integers(1, 10_000),
     max_clip_skip=st.integers(0, 30),
     safety_checker=st.none() | st.booleans(),
+    scorers=st.none() | st.just(("sharpness", "clip")),
 )
 
 

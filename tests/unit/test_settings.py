@@ -38,6 +38,7 @@ OTHERS = {
     "input_allow_private": True,
     "safety": "score",
     "safety_checker": "/models/safety",
+    "clip_scorer": "/models/clip",
     "dtype": "float16",
     "devices": "cpu:2",
     "slots": 7,

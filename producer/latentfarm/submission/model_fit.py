@@ -38,6 +38,12 @@ def misfits(fields: Defaults, facts: ModelFacts) -> list[tuple[str, str]]:
     if fields.safety not in (None, "off") and facts.safety_checker is False:
         text = f"safety is {fields.safety!r}, and the model's workers have no safety checker"
         found.append(("safety", f"{text}; set LATENTFARM_SAFETY_CHECKER for them, or write off"))
+    known = facts.scorers or ()
+    found += [
+        ("scorers", f"scorer {name!r} is unknown: the model's workers have {', '.join(known)}; write one of them")
+        for name in dict.fromkeys(fields.scorers or ())
+        if facts.scorers is not None and name not in known
+    ]
     return found
 
 

@@ -177,3 +177,20 @@ def test_a_row_that_is_to_be_checked_needs_a_checker(safety: Any, *, announced: 
     for field, text in found:
         assert field == "safety"
         assert "no safety checker; set LATENTFARM_SAFETY_CHECKER for them, or write off" in text
+
+
+@pytest.mark.parametrize(
+    ("named", "announced", "wrong"),
+    [
+        (("sharpness", "clip"), ("sharpness", "clip"), []),
+        (("clip", "sharpness", "clip"), ("sharpness", "phash"), ["clip"]),
+        (("clip",), None, []),
+        (None, ("sharpness",), []),
+    ],
+)
+def test_scorers_of_a_row_are_those_of_the_workers(named: Any, announced: Any, wrong: list[str]) -> None:
+    found = misfits(Row(prompt="a", scorers=named), facts(scorers=announced))
+    assert found == [
+        ("scorers", f"scorer {name!r} is unknown: the model's workers have sharpness, phash; write one of them")
+        for name in wrong
+    ]

@@ -5,7 +5,6 @@ The scores are those of diffusers' ``StableDiffusionSafetyChecker``, whose ``for
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from torch.nn.functional import linear, normalize
 
 from latentfarm.errors import ModelError
 from latentfarm_worker.checkpoints.folder import read_json, weight_files
-from latentfarm_worker.clip_pixels import MEAN, STD, ClipPixels
+from latentfarm_worker.clip_pixels import ClipPixels
 
 #: added to the scores of concepts, once a concept of special care is found
 _ADJUSTMENT = 0.01
@@ -89,7 +88,8 @@ class SafetyChecker:
                 if name.startswith("vision_model.") and not name.endswith(".position_ids")
             }
             vision.load_state_dict(parts)
-            return cls(vision, tensors, _preprocessing_of(folder, side=vision.config.image_size))
+            places = (folder, folder.parent / "feature_extractor")
+            return cls(vision, tensors, ClipPixels.read(*places, side=vision.config.image_size))
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise ModelError(
                 f"{folder}: is not a safety checker that can be loaded ({type(error).__name__}: {error}); use one "
@@ -115,23 +115,3 @@ def _rounded(cosines: torch.Tensor, thresholds: torch.Tensor, adjustment: float)
     # in NumPy's float32, in the order of diffusers, so that a score at a half of its last digit is rounded alike
     pairs = zip(cosines.numpy(), thresholds.tolist(), strict=True)
     return tuple(round(float(round(cosine - threshold + adjustment, _DIGITS)), _DIGITS) for cosine, threshold in pairs)
-
-
-def _preprocessing_of(folder: Path, *, side: int) -> ClipPixels:
-    """Return the preprocessing that a checker or its model names; CLIP's own if there is none."""
-    places = (folder, folder.parent / "feature_extractor")
-    path = next((place / "preprocessor_config.json" for place in places if _has_config(place)), None)
-    if path is None:
-        return ClipPixels(side, side)
-    config = json.loads(path.read_text(encoding="utf-8"))
-    shorter, crop = (_side(config.get(name, side)) for name in ("size", "crop_size"))
-    return ClipPixels(shorter, crop, tuple(config.get("image_mean", MEAN)), tuple(config.get("image_std", STD)))
-
-
-def _has_config(folder: Path) -> bool:
-    return (folder / "preprocessor_config.json").is_file()
-
-
-def _side(entry: int | Mapping[str, int]) -> int:
-    """Return a size in pixels, which older configs have as a number."""
-    return entry if isinstance(entry, int) else int(entry.get("shortest_edge") or entry["height"])

@@ -81,9 +81,9 @@ class JobSupply:
         self._inputs = InputSupply(InputReader(bucket, family), threads)
 
         def prepare(job: Job, lease: Lease, inputs: JobInputs) -> ImageState:
-            uploader.safety.require(job)
+            uploader.review.require(job)
             image = engine.prepare(job, lease, inputs=inputs, cohort=cohort_of(lease), interactive=lease.interactive)
-            return uploader.safety.prepared(image)
+            return uploader.review.prepared(image)
 
         def make_prefetcher(on_end: Callable[[], object], *, interactive: bool) -> Prefetcher:
             return Prefetcher(

@@ -21,8 +21,8 @@ from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import engine_error
 from latentfarm_worker.engine.self_test import find_fault
 from latentfarm_worker.images.receipt import ImageFileEncoder
-from latentfarm_worker.safety.gate import SafetyGate
 from latentfarm_worker.service.hooks import WorkerHooks
+from latentfarm_worker.service.image_review import ImageReview
 from latentfarm_worker.service.job_supply import JobSupply
 from latentfarm_worker.service.late_jobs import LateJobs
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
@@ -63,7 +63,7 @@ class RenderLoop:
         lease_ttl_s: seconds until a lease expires unless it is renewed.
         embed_metadata: write the prompt and the settings into each image.
         max_backlog: finished images that may wait for the bucket, besides two for each slot.
-        safety: checks the images [default: there is no checker].
+        review: checks and scores the images [default: neither, but for scores that need no model].
         hooks: callbacks to the process [default: none].
         metrics: the counters [default: counters of its own].
         threads: starts the threads [default: a group of its own].
@@ -80,7 +80,7 @@ class RenderLoop:
         lease_ttl_s: float,
         embed_metadata: bool = True,
         max_backlog: int = MAX_BACKLOG,
-        safety: SafetyGate | None = None,
+        review: ImageReview | None = None,
         hooks: WorkerHooks | None = None,
         metrics: Metrics | None = None,
         threads: Threads | None = None,
@@ -108,7 +108,7 @@ class RenderLoop:
             changed=self._changed,
             hooks=self._hooks,
             encoder=ImageFileEncoder(engine, model=model, embed_metadata=embed_metadata),
-            safety=safety or SafetyGate(),
+            review=review or ImageReview(),
             metrics=self.metrics,
             threads=self.threads,
             worker=worker,

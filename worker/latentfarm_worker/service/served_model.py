@@ -14,8 +14,10 @@ from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.mini import locate
 from latentfarm_worker.models.facts import facts_of
-from latentfarm_worker.safety.gate import SafetyGate, open_gate
+from latentfarm_worker.safety.gate import open_gate
+from latentfarm_worker.scoring.scorers import Scorers
 from latentfarm_worker.service.hooks import WorkerHooks
+from latentfarm_worker.service.image_review import ImageReview
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.render_loop import RenderLoop
 from latentfarm_worker.service.threads import Threads
@@ -40,11 +42,11 @@ class ServedModel:
         self.threads: Threads = beside.threads.with_metrics(self.metrics) if beside else Threads(self.metrics)
         self.engine: Engine
         self.render_loop: RenderLoop
-        self.safety: SafetyGate
+        self.review: ImageReview
         self.info: dict[str, str | int] = {}
 
-    def take_engine(self, engine: Engine) -> None:
-        """Render with an engine from now on, which is warm.
+    def take_engine(self, engine: Engine, scorers: Scorers) -> None:
+        """Render with an engine from now on, which is warm, and score with the worker's scorers.
 
         Raises:
             ModelError: the settings need a safety checker that is not there or cannot be loaded.
@@ -52,9 +54,10 @@ class ServedModel:
         self.engine = engine
         settings = self.settings
         source = str(locate(settings.model_source, alias=self.alias))
-        self.safety = open_gate(settings.safety, settings.safety_checker, model=source)
+        self.review = ImageReview(open_gate(settings.safety, settings.safety_checker, model=source), scorers)
         family = engine.family
-        facts = facts_of(family).model_copy(update={"safety_checker": self.safety.available})
+        reviewed = {"safety_checker": self.review.safety.available, "scorers": scorers.names}
+        facts = facts_of(family).model_copy(update=reviewed)
         self.info = {
             "device": family.device.type,
             "device_name": device_name(family.device),
@@ -81,7 +84,7 @@ class ServedModel:
             worker=self.name,
             lease_ttl_s=self.settings.lease_ttl_s,
             embed_metadata=self.settings.embed_metadata,
-            safety=self.safety,
+            review=self.review,
             hooks=hooks,
             metrics=self.metrics,
             threads=self.threads,

@@ -21,10 +21,10 @@ from latentfarm.storage.keys import image_key, intermediates_key
 from latentfarm_worker.engine.outcomes import Rendered
 from latentfarm_worker.images.encode import encode_image
 from latentfarm_worker.images.receipt import ImageFileEncoder
-from latentfarm_worker.safety.gate import SafetyGate
 from latentfarm_worker.service.backlog import Backlog
 from latentfarm_worker.service.commits import Commits, Stored
 from latentfarm_worker.service.hooks import WorkerHooks
+from latentfarm_worker.service.image_review import ImageReview
 from latentfarm_worker.service.job_failures import JobFailures
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics
@@ -58,7 +58,7 @@ class Uploader:
         changed: notified whenever the backlog shrinks.
         hooks: what follows from a commit.
         encoder: encodes the images.
-        safety: checks the images.
+        review: checks and scores the images.
         metrics: counts outcomes and retries.
         threads: starts the threads.
         worker: name of the worker in the ledger.
@@ -73,7 +73,7 @@ class Uploader:
         changed: Condition,
         hooks: WorkerHooks,
         encoder: ImageFileEncoder,
-        safety: SafetyGate,
+        review: ImageReview,
         metrics: Metrics,
         threads: Threads,
         worker: str,
@@ -81,7 +81,7 @@ class Uploader:
         self._bucket = bucket
         self._worker = worker
         self._encoder = encoder
-        self.safety = safety
+        self.review = review
         self._stopping = Event()
         self.backlog = Backlog(changed)
         self.retries = retries = Retries(self._stopping, leases, metrics)
@@ -133,7 +133,7 @@ class Uploader:
         lease, image = waiting.lease, waiting.image
         began = time.perf_counter()
         try:
-            checked = self.safety.check(image.job, image.pixels)
+            reviewed = self.review.entries(image)
             body, provenance = self._encoder.encode(image), self._encoder.provenance(image)
             strip = image.strip
             encoded = None if strip is None else encode_image(strip, PNG.name, metadata={})
@@ -162,7 +162,7 @@ class Uploader:
         }
         rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
         facts = {"tokens": image.tokens, "worker": self._worker, "timings": rounded}
-        receipt = {**outcome.value, **provenance, **facts, **checked}
+        receipt = {**outcome.value, **provenance, **facts, **reviewed}
         self.commits.add(Stored(lease, receipt, image.job, image.width * image.height, began))
         self._end_storing(waiting)
         self.commits.submit()

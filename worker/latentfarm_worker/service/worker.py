@@ -25,6 +25,7 @@ from latentfarm.webhooks.deliver import deliver_due
 from latentfarm_worker.build import load_model, make_engine, pick_device
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.model_pool import ModelPool, weights_budget
+from latentfarm_worker.scoring.scorers import load_scorers
 from latentfarm_worker.service.health import Health
 from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.maintenance import Maintenance
@@ -173,6 +174,7 @@ class Worker:
 
     def _load_models(self) -> None:
         """Load every model once, so that one that cannot be used is an error at the start; the first one last."""
+        scorers = load_scorers(self._settings)
         if len(self._models) > 1:
             self._pool = ModelPool(weights_budget(pick_device(), self._settings.model_memory_gb))
         for model in reversed(self._models):
@@ -182,7 +184,7 @@ class Worker:
                 family = self._pool.add(model.alias, partial(load_model, model.settings))
             engine = make_engine(family, model.settings)
             engine.warm_up()
-            model.take_engine(engine)
+            model.take_engine(engine, scorers)
             if self._pool is not None:
                 self._pool.when_leaving(model.alias, partial(_free_device, engine))
         self._models[0].watch_memory()

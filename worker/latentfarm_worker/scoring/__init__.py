@@ -1,0 +1,1 @@
+"""Scores of images and drafts, by which the best are chosen. No image is changed."""
