@@ -42,5 +42,5 @@ class ImageReview:
         Raises:
             JobError: code ``unsafe`` or ``safety_unavailable``.
         """
-        job = image.job
-        return {**self.safety.check(job, image.pixels), **self.scorers.score(job, image.pixels)}
+        job, draft = image.job, image.checkpoint is not None
+        return {**self.safety.check(job, image.pixels), **self.scorers.score(job, image.pixels, draft=draft)}
