@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from latentfarm.batch_drafts import DraftReport, DraftSelection
+from latentfarm.batch_drafts import BatchDrafts, DraftReport, DraftSelection
 from latentfarm.batch_jobs import JobStatus, PresignedUrl, job_status, joined_result
 from latentfarm.batch_picks import ImagePick, check_pick, check_pick_words, decide, has_pick, select_indices
 from latentfarm.batch_state import ACTIVE, BatchState, PausedBy
@@ -263,7 +263,7 @@ class Batch:
             InputError: the selection is invalid, or no draft has the number or hash that it needs.
             ConflictError: a job that it names is no draft.
         """
-        raise NotImplementedError
+        return self._drafts.price(selection)
 
     def finish(self, selection: DraftSelection) -> DraftReport:
         """Render these drafts to their end, from their checkpoints.
@@ -272,16 +272,22 @@ class Batch:
             InputError: the selection is invalid, or no draft has the number or hash that it needs.
             ConflictError: a job that it names is no draft, or the batch is cancelled. Nothing is finished then.
         """
-        raise NotImplementedError
+        return self._drafts.finish(selection)
 
-    def discard(self, selection: DraftSelection) -> DraftReport:
+    def discard(self, selection: DraftSelection, *, flush: bool = True) -> DraftReport:
         """End these drafts without an image: their jobs are cancelled, their checkpoints and previews deleted.
+
+        Store the results, unless workers are to do so later.
 
         Raises:
             InputError: the selection is invalid, or no draft has the number or hash that it needs.
             ConflictError: a job that it names is no draft. Nothing is discarded then.
         """
-        raise NotImplementedError
+        return self._drafts.discard(selection, flush=flush)
+
+    @property
+    def _drafts(self) -> BatchDrafts:
+        return BatchDrafts(self.connection, self.journal, self._manifest)
 
     # -- images -----------------------------------------------------------------------------------------------
 

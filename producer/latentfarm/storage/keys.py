@@ -10,6 +10,7 @@
     batches/<batch>/previews/00017042-<epoch>-<number>.png   its partial image <number>, with partial_images
     batches/<batch>/drafts/00017042-<epoch>.safetensors      the checkpoint of job 17042, drafted or parked
     batches/<batch>/drafts/00017042-<epoch>.png              the preview of its draft; or .webp, .jpg
+    batches/<batch>/draft-results/part-00017.<id>.jsonl.gz   receipts of drafts of theirs, finished or discarded since
     batches/<batch>/results/part-00017.jsonl.gz              receipts of jobs 17000 to 17999
     batches/<batch>/results/part-00017.<generation>.jsonl.gz those after a retry or a recovery; the highest counts
     batches/<batch>/picks/<time>-<id>-<images>.jsonl.gz      changes of picks and ratings, of so many images
@@ -31,6 +32,7 @@ INPUTS_PREFIX, BATCHES_PREFIX = "inputs/", "batches/"
 _RESULTS_KEY = re.compile(r"/results/part-(\d{5,})\.(?:([1-9]\d*)\.)?jsonl\.gz\Z")
 _PREVIEW_KEY = re.compile(rf"/previews/(\d{{8,}})-(\d+)-(\d+)\.(?:{EXTENSIONS})\Z")
 _DRAFT_KEY = re.compile(rf"/drafts/(\d{{8,}})-(\d+)\.(?:safetensors|{EXTENSIONS})\Z")
+_DRAFT_RESULTS_KEY = re.compile(r"/draft-results/part-(\d{5,})\.[0-9a-f]{16}\.jsonl\.gz\Z")
 _PICKS_KEY = re.compile(r"/picks/(\d{16,})-([0-9a-f]{16})-(\d+)\.jsonl\.gz\Z")
 _IMAGE_KEY = re.compile(rf"/(\d{{8,}})-(\d+)\.(?:{EXTENSIONS})\Z")
 
@@ -148,6 +150,22 @@ def parse_draft_key(key: str) -> tuple[int, int] | None:
     """Return the index and the epoch in the key of a checkpoint or of a draft's preview, None for any other key."""
     found = _DRAFT_KEY.search(key)
     return (int(found[1]), int(found[2])) if found else None
+
+
+def draft_results_prefix(batch: str) -> str:
+    """Return the prefix of the results of drafts that were finished or discarded."""
+    return f"{batch_prefix(batch)}draft-results/"
+
+
+def draft_results_key(batch: str, part: int, digest: str) -> str:
+    """Return the key of some results of a part's drafts; ``digest``, 16 hex digits, is that of their lines."""
+    return f"{draft_results_prefix(batch)}part-{part:05d}.{digest}.jsonl.gz"
+
+
+def parse_draft_results_key(key: str) -> int | None:
+    """Return the part in the key of results of drafts, None for any other key."""
+    found = _DRAFT_RESULTS_KEY.search(key)
+    return int(found[1]) if found else None
 
 
 def picks_prefix(batch: str) -> str:
