@@ -104,13 +104,13 @@ class Batch:
 
     # -- control: decisions are durable, and repeating one changes nothing --------------------------------------
 
-    def pause(self, reason: str = "") -> BatchStatus:
-        """Start no more jobs until ``resume``. Running jobs finish.
+    def pause(self, reason: str = "", *, now: bool = False) -> BatchStatus:
+        """Start no more jobs until ``resume``. Running images are finished; with ``now`` they are parked.
 
         Raises:
             ConflictError: the batch is not active.
         """
-        self._require_active(self._ledger.pause(self.name, PausedBy.USER, reason))
+        self._require_active(self._ledger.pause(self.name, PausedBy.USER, reason, now=now))
         self._store_control()
         return self.status()
 

@@ -1,7 +1,8 @@
 """Rebuild the ledger from the bucket: manifests have the jobs, results and images prove which of them are done.
 
 This is for a Redis that lost its data or restored an old snapshot. A job is done if its image is in the bucket, decodes
-and has the job's name. Done jobs are not rendered again. All leases on the batch are lost.
+and has the job's name. Done jobs are not rendered again. A job is drafted if the preview of its draft is like that and
+its checkpoint is in the bucket. All leases on the batch are lost, and the marks of those drafts that were to be finished.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pydantic import BaseModel, ConfigDict
 
 from latentfarm.batch_state import BatchState
 from latentfarm.errors import NotFoundError
-from latentfarm.job_state import JobState
+from latentfarm.job_state import COMMITTED_STATES, TERMINAL_STATES, JobState
 from latentfarm.ledger import BatchRecord, Ledger, Restoration
 from latentfarm.parallel import ordered_parallel_map
-from latentfarm.recovery.bucket_scan import ManifestExtent, PartScan, scan_part
+from latentfarm.recovery.bucket_scan import BatchScan, ManifestExtent, PartScan
 from latentfarm.storage.batch_control import BatchControl, read_control
 from latentfarm.storage.bucket import Bucket
+from latentfarm.storage.keys import drafts_prefix
 from latentfarm.storage.manifest import Header, read_header
 from latentfarm.storage.pick_state import PickChange
 from latentfarm.storage.picks import PickJournal
@@ -50,6 +52,7 @@ class RecoveryReport(BaseModel):
     total: int
     done: int
     failed: int
+    drafted: int
     changes: dict[str, int]
     examples: dict[str, list[int]]
     broken: list[str]
@@ -90,10 +93,15 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
     generations = list_generations(bucket, batch)
     picks = _LostPicks(bucket, batch)
 
-    def scan(part: int) -> PartScan:
-        return scan_part(ledger if before else None, bucket, extent, part, generations.get(part))
-
-    with closing(ordered_parallel_map(range(extent.parts), scan, group=1, threads=_THREADS)) as scans:
+    scan = BatchScan(
+        ledger if before else None,
+        bucket,
+        extent,
+        generations,
+        cancelled=control.cancelled or (before is not None and before.state is BatchState.CANCELLED),
+        with_drafts=any(bucket.keys(drafts_prefix(batch))),
+    )
+    with closing(ordered_parallel_map(range(extent.parts), scan.part, group=1, threads=_THREADS)) as scans:
         for part, found in scans:
             tally.add(found)
             picks.add(found)
@@ -106,6 +114,7 @@ def recover_batch(ledger: Ledger, bucket: Bucket, batch: str, *, dry_run: bool =
                     flushed=found.flushed,
                     generation=found.generation,
                     truncated=found.truncated,
+                    drafts=found.drafts,
                 )
     state = _expected_state(extent, control, tally)
     if not dry_run:
@@ -128,6 +137,7 @@ def _fields(header: Header, control: BatchControl) -> dict[str, str | int | floa
         "budget": header.failure_budget,
         "canary": header.canary,
         "webhook": header.webhook,
+        "preempt": int(header.preempt),
         "paused": control.paused,
         "paused_by": control.paused_by,
     }
@@ -138,7 +148,8 @@ def _expected_state(extent: ManifestExtent, control: BatchControl, tally: _Tally
         return BatchState.CANCELLED
     if not extent.closed:
         return BatchState.OPENING
-    return BatchState.COMPLETE if tally.ended.total() == extent.total else BatchState.OPEN
+    ended = tally.ended.total() - tally.ended[JobState.DRAFTED]
+    return BatchState.COMPLETE if ended == extent.total else BatchState.OPEN
 
 
 class _LostPicks:
@@ -158,10 +169,11 @@ class _LostPicks:
         """Collect those of a part; parts come in order."""
         while self._decisions and self._decisions[0].index < found.first + len(found.states):
             decided = self._decisions.popleft()
-            receipt = found.receipts.get(decided.index, {"epoch": decided.epoch})
-            done = found.states[decided.index - found.first] is JobState.DONE
-            if not done or receipt["epoch"] != decided.epoch:
-                self._lost.append(PickChange(decided.index, decided.epoch, None, None))
+            # what the results list is taken for the image that was decided about
+            receipt = found.receipts.get(decided.index, {"epoch": found.drafts.get(decided.index, decided.epoch)})
+            state = found.states[decided.index - found.first]
+            epoch = receipt["epoch"] if state in COMMITTED_STATES else None
+            self._lost += self._journal.outdated(decided.index, epoch, draft=state is JobState.DRAFTED)
 
     def withdraw(self, ledger: Ledger) -> None:
         """Withdraw what was collected."""
@@ -183,7 +195,7 @@ class _Tally:
         """Count the changes of a part."""
         self._broken += found.broken
         for at, (was, now) in enumerate(zip(found.before, found.states, strict=True)):
-            if now in {JobState.DONE, JobState.FAILED}:
+            if now in TERMINAL_STATES:
                 self.ended[now] += 1
             # pending is the default of a new record, and a cancelled job becomes cancelled again with its batch
             if was is now or (now is JobState.PENDING and was in {None, JobState.CANCELLED}):
@@ -203,6 +215,7 @@ class _Tally:
             total=total,
             done=self.ended[JobState.DONE],
             failed=self.ended[JobState.FAILED],
+            drafted=self.ended[JobState.DRAFTED],
             changes=dict(self._changes),
             examples=self._examples,
             broken=self._broken,

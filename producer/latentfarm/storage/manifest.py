@@ -37,7 +37,8 @@ class Header(BaseModel):
     It is written before the first part and again, with ``total``, after the last one: a total means that the manifest
     is whole. ``digest`` identifies the submission (file and options). ``parts_digest`` is that of the last part.
     ``model_facts`` are what workers had announced of the model when the batch was submitted, with the licence of the
-    weights and the defaults of its jobs; None if none had. ``inputs``: whether jobs may have input images.
+    weights and the defaults of its jobs; None if none had. ``inputs``: whether jobs may have input images. ``preempt``:
+    whether they take the place of running images.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", populate_by_name=True)
@@ -55,6 +56,7 @@ class Header(BaseModel):
     kind: BatchKind = BatchKind.SUBMITTED
     owner: str = ""
     keep_s: int = 0
+    preempt: bool = False
     model_facts: ModelFacts | None = None
     inputs: bool = False
 

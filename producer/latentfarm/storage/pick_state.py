@@ -198,14 +198,30 @@ class PickState:
         return _decision(index, self._newest(index))
 
     def decision_about(self, index: int, epoch: int, *, draft: bool) -> Decision | None:
-        """Return what was decided about the image, or the draft, that a job had under an epoch."""
+        """Return what was decided about the image, or the draft, that a job has, of an epoch."""
         image, made_of = self._images.get(index), self._drafts.get(index)
-        if draft:
-            return _decision(index, made_of) if made_of is not None and made_of.epoch == epoch else None
-        found = image if image is not None and image.epoch == epoch else None
-        if made_of is not None and made_of.epoch <= epoch:
-            found = (found or _Image(epoch)).join(made_of)
+        found = _Image(epoch)
+        if image is not None and not draft and image.epoch == epoch:
+            found = found.join(image)
+        if made_of is not None and _holds(made_of, epoch, draft=draft):
+            found = found.join(made_of)
         return _decision(index, found)
+
+    def outdated(self, index: int, epoch: int | None, *, draft: bool) -> list[PickChange]:
+        """Return the changes that withdraw what counts no longer for a job.
+
+        Args:
+            index: index of the job.
+            epoch: that of the image, or the draft, that it has; None for neither.
+            draft: whether it is a draft.
+        """
+        image, made_of = self._images.get(index), self._drafts.get(index)
+        found = []
+        if image is not None and _is_set(image) and (draft or image.epoch != epoch):
+            found.append(PickChange(index, image.epoch, None, None))
+        if made_of is not None and _is_set(made_of) and not (epoch and _holds(made_of, epoch, draft=draft)):
+            found.append(PickChange(index, made_of.epoch, None, None, draft=True))
+        return found
 
     def decisions(self) -> list[Decision]:
         """Return all decisions by rising index."""
@@ -228,8 +244,17 @@ class PickState:
         )
 
 
+def _is_set(image: _Image) -> bool:
+    return bool(image.pick[2] or image.rating[2])
+
+
+def _holds(made_of: _Image, epoch: int, *, draft: bool) -> bool:
+    """Return whether what was decided about a draft counts for the draft, or the image, of an epoch."""
+    return made_of.epoch == epoch if draft else made_of.epoch <= epoch
+
+
 def _decision(index: int, image: _Image | None) -> Decision | None:
-    if image is None or not (image.pick[2] or image.rating[2]):
+    if image is None or not _is_set(image):
         return None
     return Decision(index, image.epoch, Pick(image.pick[2]) if image.pick[2] else None, image.rating[2] or None)
 

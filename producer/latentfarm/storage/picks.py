@@ -182,6 +182,11 @@ class PickJournal:
         with self._lock:
             return self._state.decisions()
 
+    def outdated(self, index: int, epoch: int | None, *, draft: bool) -> list[PickChange]:
+        """Return the changes that withdraw what counts no longer for a job; see ``PickState.outdated``."""
+        with self._lock:
+            return self._state.outdated(index, epoch, draft=draft)
+
     def select(self, words: Collection[str], rating: int = 0, start: int = 0) -> list[int]:
         """Return the rising indices from ``start`` of images with a decision that fits; see ``PickState.select``."""
         with self._lock:

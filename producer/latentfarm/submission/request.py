@@ -62,6 +62,7 @@ class SubmitOptions:
     ``kind``: what the batch is submitted for.
     ``owner``: name of the API key that submits it; empty: none.
     ``keep_s``: seconds after which the batch is deleted, in any state; 0: never.
+    ``preempt``: its jobs take the place of running images of other batches, which go on later from where they are.
     """
 
     priority: int = 0
@@ -73,6 +74,7 @@ class SubmitOptions:
     kind: BatchKind = BatchKind.SUBMITTED
     owner: str = ""
     keep_s: int = 0
+    preempt: bool = False
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ class Submission:
             kind=options.kind,
             owner=options.owner,
             keep_s=options.keep_s,
+            preempt=options.preempt,
         )
         if reserved.digest != digest:
             raise self._other_content(reserved.digest, digest)
@@ -220,6 +221,7 @@ class Submission:
             kind=options.kind,
             owner=options.owner,
             keep_s=options.keep_s,
+            preempt=options.preempt,
             model_facts=self._request.facts,
             # the rows of a batch that is not whole are not known yet
             inputs=self._has_inputs or total is None,

@@ -206,8 +206,8 @@ def test_a_small_submission_that_is_killed_anywhere_is_continued(
     assert batch.wait().done == 3
 
 
-def test_kind_owner_and_expiry_of_a_batch_survive_the_loss_of_the_ledger(farm: Farm) -> None:
-    openai = SubmitOptions(kind=BatchKind.OPENAI, owner="alice", keep_s=7200)
+def test_kind_owner_expiry_and_urgency_of_a_batch_survive_the_loss_of_the_ledger(farm: Farm) -> None:
+    openai = SubmitOptions(kind=BatchKind.OPENAI, owner="alice", keep_s=7200, preempt=True)
     interactive = SubmitOptions(kind=BatchKind.INTERACTIVE, owner="bob", keep_s=3600, priority=INTERACTIVE_PRIORITY)
     farm.submit(rows(1100), batch="large", options=openai)
     farm.submit(rows(2), batch="small", options=interactive)
@@ -223,7 +223,8 @@ def test_kind_owner_and_expiry_of_a_batch_survive_the_loss_of_the_ledger(farm: F
     assert (before[0].kind, before[0].owner, before[1].owner) == (BatchKind.OPENAI, "alice", "bob")
     assert farm.ledger.batches() == ["large"]
     assert farm.ledger.unfinished_by_owner() == {(BatchKind.OPENAI, "alice"): 1100, (BatchKind.INTERACTIVE, "bob"): 2}
-    assert [lease.interactive for lease in farm.ledger.lease("mini", "w", 3, lease_s=30)] == [True, True, False]
+    leases = farm.ledger.lease("mini", "w", 3, lease_s=30, urgent=True)
+    assert [(lease.interactive, lease.urgent) for lease in leases] == [(True, True), (True, True), (False, True)]
     client: Any = farm.ledger.redis
     client.zadd("{lf}:expiring", {"small": 1}, xx=True)
     assert delete_expired(farm.ledger, farm.bucket, limit=5) == 1

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from latentfarm.errors import InputError
@@ -111,6 +111,25 @@ def test_what_was_decided_about_a_draft_holds_for_the_image_that_is_made_of_it(
     own = {(image, False)} if image == epoch else set()
     found, decided = state.decision_about(index, epoch, draft=False), expected(lines, index, {*made_of, *own})
     assert (found and found.fields()) == (decided and decided.fields())
+
+
+@given(journals(), st.integers(0, 4), st.none() | st.integers(1, 4), st.booleans())
+def test_without_what_is_outdated_a_job_has_what_counts_for_its_image_and_no_more(
+    lines: list[PickLine],
+    index: int,
+    epoch: int | None,
+    draft: bool,  # noqa: FBT001
+) -> None:
+    state = joined(lines)
+    # no image is older than the draft that it was made of
+    assume(draft or epoch is None or (newest(lines, index, draft=True) or 0) <= epoch)
+    counts = None if epoch is None else state.decision_about(index, epoch, draft=draft)
+    for each in state.outdated(index, epoch, draft=draft):
+        about: dict[str, Any] = {"draft": True} if each.draft else {}
+        state.join(PickLine(at=9, id="z", pick=None, rating=None, images=[(each.index, each.epoch)], **about))
+    left = state.decision(index)
+    assert (left and left.fields()) == (counts and counts.fields())
+    assert state.outdated(index, epoch, draft=draft) == []
 
 
 @given(journals(), st.lists(st.booleans(), min_size=12, max_size=12))
