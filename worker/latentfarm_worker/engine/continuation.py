@@ -10,23 +10,22 @@ import torch
 
 from latentfarm.job import Job
 from latentfarm_worker.engine.image_checkpoint import CheckpointMismatchError, ImageCheckpoint, Made
-from latentfarm_worker.engine.image_state import ImageState
-from latentfarm_worker.engine.sampling_plan import HISTORY, SamplingPlan
+from latentfarm_worker.engine.image_state import SCHEDULE_COLUMNS, ImageState
+from latentfarm_worker.engine.sampling_plan import HISTORY
 from latentfarm_worker.models.base import Family, precision_of
 
-#: the largest difference of two plans of one scheduler, relative to the largest number or 1: other machines round
-#: otherwise, and other plans differ by more
-_SAME_PLAN = 1e-4
+#: the largest difference of timesteps, input scales and guidance, relative to the number or 1: machines round
+#: otherwise, and other schedules differ by more
+_SAME_SCHEDULE = 1e-4
 
 
-def columns_read(plan: SamplingPlan, step_index: int) -> tuple[int, ...]:
+def columns_read(ring_coefficients: Sequence[Sequence[float]], step_index: int) -> tuple[int, ...]:
     """Return the ring columns that the evaluations from ``step_index`` on read before they are written again."""
-    last = plan.num_evaluations
     read, written = {step_index % HISTORY}, set[int]()
-    for index in range(step_index, last):
+    for index in range(step_index, len(ring_coefficients)):
         # an evaluation stores its output first, and the next latents last
         written.add(HISTORY + index % HISTORY)
-        numbers = plan.ring_coefficients[index][: 2 * HISTORY]
+        numbers = ring_coefficients[index][: 2 * HISTORY]
         read |= {column for column, number in enumerate(numbers) if number and column not in written}
         written.add((index + 1) % HISTORY)
     return tuple(sorted(read))
@@ -38,7 +37,7 @@ def made_by(family: Family, image: ImageState) -> Made:
         job=job_digest(image.job),
         model=family.model_digest,
         dtype=precision_of(family),
-        plan=image.plan.digest,
+        plan=image.plan_digest,
         adapters=image.adapters,
         spans=image.spans,
     )
@@ -72,6 +71,9 @@ def checkpoint_of(
 def go_on(family: Family, image: ImageState, checkpoint: ImageCheckpoint) -> ImageState:
     """Return the stage of an image with which it goes on from a checkpoint.
 
+    It goes on with the table of the checkpoint. For a plan is fitted: another machine may find other coefficients of
+    the same run, which read another past.
+
     Args:
         family: the model.
         image: the prepared image, which has not begun.
@@ -91,21 +93,28 @@ def go_on(family: Family, image: ImageState, checkpoint: ImageCheckpoint) -> Ima
         theirs = getattr(checkpoint.made, name)
         if theirs != getattr(ours, name):
             raise _mismatch(name, f"{theirs}, and here it is {getattr(ours, name)}")
-    table = stage.table()
-    step_index = checkpoint.step_index
-    if table.shape != checkpoint.table.shape or not 0 <= step_index <= stage.plan.num_evaluations:
-        raise _mismatch("plan", f"of {len(checkpoint.table)} evaluations, and here it has {len(table)}")
-    if float((table - checkpoint.table).abs().max()) > _SAME_PLAN * max(1.0, float(table.abs().max())):
+    if not _is_of_schedule(checkpoint, stage.table()):
         raise _mismatch("plan", f"{checkpoint.made.plan}, and here it is {ours.plan}")
     shape = (family.latent_channels, *stage.shape)
     stored = {column for column, tensor in checkpoint.columns.items() if tensor.shape == shape}
-    if not stored.issuperset(columns_read(stage.plan, step_index)):
+    ring_coefficients = checkpoint.table[:, SCHEDULE_COLUMNS:].tolist()
+    if not stored.issuperset(columns_read(ring_coefficients, checkpoint.step_index)):
         raise _mismatch("past", f"of other evaluations or of another size than {shape}")
     if image.draft_at is not None and checkpoint.evaluations >= image.draft_at:
         raise _mismatch("draft", f"at evaluation {checkpoint.evaluations}, and it ends as one at {image.draft_at}")
     stage.checkpoint = stage.given = checkpoint
     stage.restart()
     return stage
+
+
+def _is_of_schedule(checkpoint: ImageCheckpoint, ours: torch.Tensor) -> bool:
+    """Return whether a checkpoint has the evaluations of a table, and is between two of them."""
+    theirs = checkpoint.table
+    if theirs.shape != ours.shape or not 0 <= checkpoint.step_index <= len(ours):
+        return False
+    return torch.allclose(
+        theirs[:, :SCHEDULE_COLUMNS], ours[:, :SCHEDULE_COLUMNS], rtol=_SAME_SCHEDULE, atol=_SAME_SCHEDULE
+    )
 
 
 def _mismatch(name: str, found: str) -> CheckpointMismatchError:

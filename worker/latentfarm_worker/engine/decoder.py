@@ -102,6 +102,12 @@ class Decoder:
         pending = (*tuple(self._transfers), *tuple(self._waiting))
         return [*dict.fromkeys(each.image for each in pending)]
 
+    @property
+    def first_stages(self) -> dict[ImageState, torch.Tensor]:
+        """Return the images that are decoded for their second stage, and their latents (C, h, w)."""
+        pending = [each for each in (*self._transfers, *self._waiting) if not each.is_frame and each.draft is None]
+        return {each.image: each.latents for each in pending if each.image.second is not None}
+
     def add(self, image: ImageState, latents: torch.Tensor) -> None:
         """Add an image after its last step, with its latents (C, h, w), which are copied, and its intermediates."""
         # an image's groups keep this order, so it reaches the host after its intermediates
@@ -252,7 +258,7 @@ class Decoder:
         pixels, image.timings["decode"] = self._pixels(pending, transfer)
         if image.second is not None and draft is None:
             return FirstImage(image, pixels)
-        begun, own = image.first, SecondStage(image.micro_batch, image.plan.digest)
+        begun, own = image.first, SecondStage(image.micro_batch, image.plan_digest)
         return Rendered(
             job=image.job,
             handle=image.handle,
@@ -274,6 +280,8 @@ class Decoder:
             timings=image.all_timings,
             checkpoint=None if draft is None else checkpoint_of(self._family, image, draft.columns, draft.frames),
             spans=image.spans if image.interrupted else (),
+            evaluations=image.evaluations,
+            evaluations_made=image.evaluations_made,
         )
 
     def _pixels(self, pending: _PendingDecode, transfer: HostTransfer) -> tuple[torch.Tensor, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -11,11 +11,11 @@ from latentfarm_worker.adapters.base import Hold
 from latentfarm_worker.cuda_graph import Evaluate, GraphedEvaluation
 from latentfarm_worker.engine.continuation import columns_read
 from latentfarm_worker.engine.image_checkpoint import RenderSpan
-from latentfarm_worker.engine.image_state import ImageState
+from latentfarm_worker.engine.image_state import SCHEDULE_COLUMNS, ImageState
 from latentfarm_worker.engine.input_latents import KeptRegion
 from latentfarm_worker.engine.latent_update import NOISE, TABLE_COLUMNS, LatentState, begin, update
 from latentfarm_worker.engine.micro_batch import MicroBatch, form
-from latentfarm_worker.engine.sampling_plan import COLUMNS, HISTORY
+from latentfarm_worker.engine.sampling_plan import COLUMNS, HISTORY, SamplingPlan
 from latentfarm_worker.host_copy import send
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.models.base import Family, conditions_of, native_shape, precision_of
@@ -165,9 +165,14 @@ class DeviceBatch:
         """Return a view of an image's latents, float32 (C, h, w)."""
         return self._state.history[image.place, image.step_index % HISTORY]
 
-    def columns(self, image: ImageState) -> dict[int, torch.Tensor]:
-        """Return views of the ring columns that later evaluations of an image read, float32 (C, h, w) each."""
-        return {at: self._state.history[image.place, at] for at in columns_read(image.plan, image.step_index)}
+    def columns(self, image: ImageState, others: Iterable[SamplingPlan] = ()) -> dict[int, torch.Tensor]:
+        """Return views of the ring columns that later evaluations of an image read, float32 (C, h, w) each.
+
+        So with those that the evaluations of other plans read from here on.
+        """
+        plans = [image.table()[:, SCHEDULE_COLUMNS:].tolist(), *(plan.ring_coefficients for plan in others)]
+        read = {at for plan in plans for at in columns_read(plan, image.step_index)}
+        return {at: self._state.history[image.place, at] for at in sorted(read)}
 
     def frame(self, image: ImageState) -> torch.Tensor:
         """Return an image's latents for an intermediate, float32 (C, h, w), a copy."""

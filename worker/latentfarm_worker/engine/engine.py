@@ -91,7 +91,7 @@ class Engine:
         #: of the images that began last
         self._cohort: Hashable = None
         self._run_ahead = RunAhead(family.device)
-        self._parking = Parking(family, self._running, self._queue)
+        self._parking = Parking(family, self._running, self._queue, self._decoder)
         self._broken = BrokenCalls(self._call, self._running, self._queue, self._decoder, self._parking)
 
     # -- state, thread-safe ----------------------------------------------------------------------------------
@@ -124,8 +124,11 @@ class Engine:
         return bool(self._queue or self._running or self._decoder.images)
 
     def remaining(self) -> list[tuple[Hashable, int | None]]:
-        """Return each image's handle and the model evaluations that it still needs; None for one that waits."""
-        waiting = [(image.handle, image.evaluations_left if image.begun else None) for image in self._queue]
+        """Return each image's handle and the model evaluations that it still needs.
+
+        None for one that waits and has made no evaluation here: without it, no work is lost.
+        """
+        waiting = [(image.handle, image.evaluations_left if image.evaluations_made else None) for image in self._queue]
         decoding = [(image.handle, image.evaluations_left) for image in self._decoder.images]
         return [*waiting, *decoding, *((image.handle, image.evaluations_left) for image in self._running)]
 
@@ -221,9 +224,9 @@ class Engine:
 
     @torch.inference_mode()
     def park(self, handles: Collection[Hashable]) -> list[Parked]:
-        """Take images out of the engine midway: if they run, are paused or suspended, or wait for their second stage.
+        """Take images out of the engine midway: if they run, are paused or suspended, or are between two stages.
 
-        Those that have made no evaluation here stay, and so do those that are decoded. It waits for the device.
+        Those that have made no evaluation here stay, and so do those that are only decoded. It waits for the device.
         """
         return self._parking.park(handles)
 

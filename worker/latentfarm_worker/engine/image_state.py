@@ -22,6 +22,8 @@ from latentfarm_worker.engine.sampling_plan import SamplingPlan
 from latentfarm_worker.latent_shape import LatentShape
 from latentfarm_worker.text_encoders.prompt import Prompt, Tensors
 
+#: columns of ``ImageState.table`` before the ring coefficients
+SCHEDULE_COLUMNS = 3
 #: images in a strip of intermediates, the finished one included
 FRAMES = 8
 
@@ -35,6 +37,7 @@ class ImageState:
         cohort: images run together only if theirs are equal [default: None, that of most images].
         interactive: a client waits for it: it begins before all images that are not, and is decoded at once.
         urgent: it begins before all images that are not, and takes their rows. Each interactive image is.
+        held: it waits for another image, with whose beginning it goes on.
         paused: it keeps its place, but takes no part in steps, because an urgent one has its rows.
         put_down: ``time.perf_counter()`` at which it was paused, or suspended, for an urgent one; 0 while it runs.
         prompts: the prompt and, for guidance with a second row, the negative prompt.
@@ -54,7 +57,8 @@ class ImageState:
         first: the first stage, of the second one; None until it has ended.
         draft_at: evaluations of all stages after which it ends as a draft; None: it is rendered to its end.
         checkpoint: what it goes on from if it begins in a batch; None: it begins with its first evaluation.
-        given: the checkpoint with which it was prepared.
+        given: the checkpoint with which it was prepared, or the beginning that it has from another image.
+        forked: evaluations of that beginning; 0: it has none.
         span: the evaluations since it began in its batch.
         micro_batch: rows of a call of the model when the image began; its bytes depend on it.
         frames: the latents of its intermediates so far, float32 (C, h, w) each.
@@ -82,6 +86,7 @@ class ImageState:
     interactive: bool = False
     urgent: bool = False
     following: tuple[Prompt, ...] = ()
+    held: bool = False
     paused: bool = False
     put_down: float = 0.0
     place: int = -1
@@ -103,6 +108,7 @@ class ImageState:
     draft_at: int | None = None
     checkpoint: ImageCheckpoint | None = None
     given: ImageCheckpoint | None = None
+    forked: int = 0
     span: RenderSpan | None = None
 
     @property
@@ -183,8 +189,13 @@ class ImageState:
 
     @property
     def evaluations_left(self) -> int:
-        """Return the model evaluations that the image still needs, in all stages."""
-        return self.evaluations - self.evaluations_done
+        """Return the model evaluations that the image still needs, in all stages; a draft, to its end as one."""
+        return (self.evaluations if self.draft_at is None else self.draft_at) - self.evaluations_done
+
+    @property
+    def evaluations_made(self) -> int:
+        """Return the model evaluations that were made since the image was prepared, in all stages."""
+        return self.evaluations_done - (0 if self.given is None else self.given.evaluations)
 
     @property
     def evaluations(self) -> int:
@@ -204,6 +215,11 @@ class ImageState:
         return self.step_index == self.plan.num_evaluations
 
     @property
+    def plan_digest(self) -> str:
+        """Return the digest of the sampling plan that it began with."""
+        return self.plan.digest if self.checkpoint is None else self.checkpoint.made.plan
+
+    @property
     def drafted(self) -> bool:
         """Whether it has made the last evaluation of a draft."""
         return self.evaluations_done == self.draft_at
@@ -214,12 +230,21 @@ class ImageState:
         before: tuple[RenderSpan, ...] = () if self.first is None else self.first.spans
         before = before if self.checkpoint is None else self.checkpoint.made.spans
         own = () if self.span is None else (self.span._replace(stop=self.evaluations_done),)
+        if own and self._goes_on_from_fork:
+            # by the same engine, with the same rows
+            before, own = (), (own[0]._replace(start=0),)
         return (*before, *(span for span in own if span.start < span.stop))
 
     @property
     def interrupted(self) -> bool:
         """Whether it was put down at least once."""
-        return self.checkpoint is not None or (self.first is not None and self.first.interrupted)
+        put_down = self.checkpoint is not None and not self._goes_on_from_fork
+        return put_down or (self.first is not None and self.first.interrupted)
+
+    @property
+    def _goes_on_from_fork(self) -> bool:
+        """Whether it goes on from the beginning of another image, and was not put down since."""
+        return self.forked > 0 and self.checkpoint is not None and self.checkpoint is self.given
 
     @property
     def all_timings(self) -> dict[str, float]:
@@ -284,8 +309,11 @@ class ImageState:
     def table(self) -> torch.Tensor:
         """Return the numbers of each evaluation, float32 (evaluations, 3 + COLUMNS), on the host.
 
-        The columns are timestep, input scale, guidance scale and the ring coefficients.
+        The columns are timestep, input scale, guidance scale and the ring coefficients. They are those of the
+        checkpoint from which it goes on.
         """
+        if self.checkpoint is not None:
+            return self.checkpoint.table
         plan, scale = self.plan, self.job.guidance_scale
         lines = zip(plan.timesteps, plan.input_scales, plan.ring_coefficients, strict=True)
         return torch.tensor([[timestep, input_scale, scale, *ring] for timestep, input_scale, ring in lines])

@@ -47,6 +47,8 @@ class Rendered:
             ``decode`` (its share of the group's).
         checkpoint: that of a draft, of whose finished image ``decoded`` is an estimate; None: the image is finished.
         spans: where an image was made that was put down at least once; empty for all others.
+        evaluations: of the model, in all stages of the finished image.
+        evaluations_made: those that were made here.
     """
 
     job: Job
@@ -69,6 +71,8 @@ class Rendered:
     timings: dict[str, float]
     checkpoint: ImageCheckpoint | None = None
     spans: tuple[RenderSpan, ...] = ()
+    evaluations: int = 0
+    evaluations_made: int = 0
 
     @cached_property
     def pixels(self) -> torch.Tensor:

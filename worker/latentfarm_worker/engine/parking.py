@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from itertools import chain
 
 import torch
 
 from latentfarm_worker.engine.admission import AdmissionQueue
 from latentfarm_worker.engine.continuation import checkpoint_of
+from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.image_checkpoint import ImageCheckpoint
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import Parked
 from latentfarm_worker.engine.running_images import RunningImages
+from latentfarm_worker.engine.sampling_plan import HISTORY
 from latentfarm_worker.models.base import Family
 
 
@@ -22,17 +24,20 @@ class Parking:
 
     Args:
         family: the loaded model.
-        running, queue: the images.
+        running, queue, decoder: the images.
     """
 
-    def __init__(self, family: Family, running: RunningImages, queue: AdmissionQueue[ImageState]) -> None:
+    def __init__(
+        self, family: Family, running: RunningImages, queue: AdmissionQueue[ImageState], decoder: Decoder
+    ) -> None:
         self._family = family
         self._running = running
         self._queue = queue
+        self._decoder = decoder
 
     def keep(self, images: Sequence[ImageState]) -> None:
         """Let running images go on from where they are when they begin again. They wait for the device."""
-        for image, checkpoint in zip(images, self._read(images), strict=True):
+        for image, checkpoint in self._read(self._leave(images)).items():
             image.checkpoint = checkpoint
 
     def make_way(self) -> None:
@@ -54,19 +59,26 @@ class Parking:
 
     def park(self, handles: Collection[Hashable]) -> list[Parked]:
         """Take images out of the engine; as ``Engine.park``."""
-        running, waiting = (
-            [image for image in images if image.handle in handles and _has_progress(image)]
-            for images in (self._running, self._queue)
+        running, waiting, decoding = (
+            [image for image in images if image.handle in handles and image.evaluations_made]
+            for images in (self._running, self._queue, self._decoder.first_stages)
         )
-        fresh = [image for image in (*running, *waiting) if image.place >= 0 or image.checkpoint is None]
-        made = dict(zip(fresh, self._read(fresh), strict=True))
+        fresh = self._leave(running)
+        for image in waiting:
+            if image.checkpoint is None:
+                assert image.origin is not None  # noqa: S101 (it waits for its second stage)
+                fresh[image] = {0: image.origin.initial}
+        fresh |= {image: {image.step_index % HISTORY: self._decoder.first_stages[image]} for image in decoding}
+        made = self._read(fresh)
         for image in running:
             self._running.remove(image)
         for image in waiting:
             self._queue.remove(image)
+        for image in decoding:
+            self._decoder.drop(image.handle)
         # what was suspended has its checkpoint
-        checkpoints = {image: made.get(image, image.checkpoint) for image in (*running, *waiting)}
-        return [Parked(image.job, image.handle, found) for image, found in checkpoints.items() if found is not None]
+        found = ((image, made.get(image, image.checkpoint)) for image in (*running, *waiting, *decoding))
+        return [Parked(image.job, image.handle, checkpoint) for image, checkpoint in found if checkpoint is not None]
 
     def paused(self) -> list[tuple[Hashable, float]]:
         """Return the images that urgent ones have put down; as ``Engine.paused``."""
@@ -74,31 +86,24 @@ class Parking:
         images = {image: image.put_down for image in (*self._running, *self._queue)}
         return [(image.handle, now - since) for image, since in images.items() if since]
 
-    def _read(self, images: Sequence[ImageState]) -> list[ImageCheckpoint]:
-        """Return the checkpoints of images that run or wait for their second stage, with one copy off the device."""
+    def _leave(self, images: Sequence[ImageState]) -> dict[ImageState, Mapping[int, torch.Tensor]]:
+        """End the time of running images in the batch; return views of their ring columns."""
+        found: dict[ImageState, Mapping[int, torch.Tensor]] = {}
         for image in images:
-            if image.place >= 0:
-                image.leave()
-        columns = [self._columns(image) for image in images]
-        frames = [image.all_frames for image in images]
-        host = iter(_copy([*chain(*(each.values() for each in columns)), *chain(*frames)]))
-        copied = [{at: next(host) for at in each} for each in columns]
-        return [
-            checkpoint_of(self._family, image, own, [next(host) for _ in latents])
-            for image, own, latents in zip(images, copied, frames, strict=True)
-        ]
+            assert self._running.batch is not None  # noqa: S101 (it runs)
+            image.leave()
+            found[image] = self._running.batch.columns(image)
+        return found
 
-    def _columns(self, image: ImageState) -> dict[int, torch.Tensor]:
-        if image.place < 0:
-            assert image.origin is not None  # noqa: S101 (it waits for its second stage)
-            return {0: image.origin.initial}
-        assert self._running.batch is not None  # noqa: S101 (it runs)
-        return self._running.batch.columns(image)
-
-
-def _has_progress(image: ImageState) -> bool:
-    """Return whether evaluations were made since the image was prepared."""
-    return image.evaluations_done > (0 if image.given is None else image.given.evaluations)
+    def _read(self, columns: Mapping[ImageState, Mapping[int, torch.Tensor]]) -> dict[ImageState, ImageCheckpoint]:
+        """Return the checkpoints of images with these ring columns, by one copy off the device."""
+        frames = {image: image.all_frames for image in columns}
+        host = iter(_copy([*chain(*(each.values() for each in columns.values())), *chain(*frames.values())]))
+        copied = {image: {at: next(host) for at in each} for image, each in columns.items()}
+        return {
+            image: checkpoint_of(self._family, image, copied[image], [next(host) for _ in latents])
+            for image, latents in frames.items()
+        }
 
 
 def _copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

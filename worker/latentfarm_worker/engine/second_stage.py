@@ -138,7 +138,7 @@ def _follow(first: ImageState, second: ImageState, origin: InputLatents) -> Imag
         width=first.width,
         height=first.height,
         evaluations=first.plan.num_evaluations,
-        plan_digest=first.plan.digest,
+        plan_digest=first.plan_digest,
         micro_batch=first.micro_batch,
         timings=first.timings,
         adapters=first.adapters,
@@ -146,7 +146,7 @@ def _follow(first: ImageState, second: ImageState, origin: InputLatents) -> Imag
         spans=first.spans,
         interrupted=first.interrupted,
     )
-    second.previews = first.previews
+    second.previews, second.given = first.previews, first.given
     second.queued = time.perf_counter()
     return second
 
