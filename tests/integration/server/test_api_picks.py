@@ -23,6 +23,8 @@ from latentfarm.storage.picks import PickJournal
 
 pytestmark = pytest.mark.integration
 
+NO_DRAFTS = {"picked_drafts": 0, "rejected_drafts": 0}
+
 
 def decide(server: RunningServer, name: str, *wanted: dict[str, Any]) -> Any:
     answer = server.client.post(f"/api/batches/{name}/picks", json={"picks": wanted})
@@ -38,15 +40,16 @@ def test_decisions_are_seen_at_once_in_lists_jobs_and_results(server: RunningSer
     batch = done_batch(farm, ["a", "b", "c", "d"], "seen")
     client, path = server.client, "/api/batches/seen"
     epoch = next(batch.results())["epoch"]
-    assert client.get(f"{path}/picks").json() == {"picks": [], "picked": 0, "rejected": 0, "rated": 0}
+    assert client.get(f"{path}/picks").json() == {"picks": [], "picked": 0, "rejected": 0, "rated": 0, **NO_DRAFTS}
     assert decide(server, "seen", {"index": 0, "pick": "picked", "epoch": epoch}, {"index": 2, "rating": 4}) == {
         "picked": 1,
         "rejected": 0,
         "rated": 1,
+        **NO_DRAFTS,
     }
     # a field that is left out stays, and null removes its value
     decide(server, "seen", {"index": 0, "rating": 2}, {"index": 1, "pick": "rejected", "rating": 1})
-    assert decide(server, "seen", {"index": 1, "rating": None}) == {"picked": 1, "rejected": 1, "rated": 2}
+    assert decide(server, "seen", {"index": 1, "rating": None}) == {"picked": 1, "rejected": 1, "rated": 2, **NO_DRAFTS}
     found = client.get(f"{path}/picks").json()["picks"]
     assert [(each["index"], each["pick"], each["rating"]) for each in found] == [
         (0, "picked", 2),
@@ -110,7 +113,11 @@ def test_a_pick_of_an_earlier_image_counts_in_no_filter(server: RunningServer, f
 @pytest.mark.parametrize(
     ("wanted", "status", "message"),
     [
-        ([{"index": 1, "pick": "picked"}], 409, "job wrong/1 is failed; only the image of a done job, or a draft, can be picked"),
+        (
+            [{"index": 1, "pick": "picked"}],
+            409,
+            "job wrong/1 is failed; only the image of a done job, or a draft, can be picked",
+        ),
         ([{"index": 3, "pick": "picked"}], 404, "job wrong/3 does not exist; the batch has the jobs 0 to 2"),
         ([{"index": 0, "epoch": 7}], 409, "job wrong/0 has another image now, of epoch "),
         ([{"index": 0}, {"index": 0}], 400, "job wrong/0 is named twice"),
@@ -166,7 +173,7 @@ def test_of_two_servers_at_once_none_loses_a_decision(
     expected = [(index, "picked", index % 5 + 1) for index in range(count)]
     for server in (*servers, serving()):
         # one who decides reads first what others have decided
-        assert decide(server, "both") == {"picked": count, "rejected": 0, "rated": count}
+        assert decide(server, "both") == {"picked": count, "rejected": 0, "rated": count, **NO_DRAFTS}
         found = server.client.get("/api/batches/both/picks").json()["picks"]
         assert [(each["index"], each["pick"], each["rating"]) for each in found] == expected
 
@@ -199,7 +206,7 @@ def test_a_batch_of_the_name_of_a_deleted_one_has_no_picks(server: RunningServer
     batch.delete()
     done_batch(farm, ["a"], "again")
     assert "pick" not in server.client.get("/api/batches/again/jobs/0").json()
-    assert decide(server, "again", {"index": 0, "rating": 3}) == {"picked": 0, "rejected": 0, "rated": 1}
+    assert decide(server, "again", {"index": 0, "rating": 3}) == {"picked": 0, "rejected": 0, "rated": 1, **NO_DRAFTS}
 
 
 def test_the_preference_set_is_streamed_as_parquet(

@@ -1,8 +1,8 @@
-"""The farm's own protocol at ``/api``: batches, jobs, images, workers and events."""
+"""The farm's own protocol at ``/api``: batches, jobs, drafts, images, workers and events."""
 
 from __future__ import annotations
 
-from latentfarm.server.api import batches, events, images, jobs, picks, results, submission, workers
+from latentfarm.server.api import batches, drafts, events, images, jobs, picks, results, submission, workers
 from latentfarm.server.api.document import document_operation
 from latentfarm.server.http.operation import Operation
 from latentfarm.server.security import session_operations
@@ -13,6 +13,7 @@ _OWN: tuple[Operation, ...] = (
     *jobs.OPERATIONS,
     *results.OPERATIONS,
     *picks.OPERATIONS,
+    *drafts.OPERATIONS,
     *images.OPERATIONS,
     *workers.OPERATIONS,
     *events.OPERATIONS,

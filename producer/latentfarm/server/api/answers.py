@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from latentfarm.batch_drafts import DraftReport
 from latentfarm.batch_status import BatchStatus
 from latentfarm.model_facts import ModelFacts
 from latentfarm.server.api.models import JobWord, PickWord, Rating
@@ -57,8 +58,9 @@ class JobAnswer(BaseModel):
     """A job: the line of its result.
 
     ``image``, ``thumbnail`` and ``intermediates``, the strip of intermediate images, are paths on this server; null
-    without such an image. A done job has the fields of its receipt as well, see the reference of results. ``pick`` and
-    ``rating`` are there if they are decided about the image that the job has.
+    without such an image. Those of a draft are of its preview. A done job and a draft have the fields of their receipt
+    as well, see the reference of results. ``pick`` and ``rating`` are there if they are decided about the image that
+    the job has.
     """
 
     model_config = ConfigDict(extra="allow")
@@ -99,11 +101,13 @@ class JobsAnswer(BaseModel):
 
 
 class PickCountsAnswer(BaseModel):
-    """How many images of a batch are picked, rejected and rated."""
+    """How many images of a batch are picked, rejected and rated; and how many of the drafts are picked or rejected."""
 
     picked: int
     rejected: int
     rated: int
+    picked_drafts: int
+    rejected_drafts: int
 
 
 class PickAnswer(BaseModel):
@@ -119,6 +123,15 @@ class PicksAnswer(PickCountsAnswer):
     """All decisions about images of a batch, by rising index."""
 
     picks: list[PickAnswer]
+
+
+class DraftsAnswer(DraftReport):
+    """What a selection of drafts is, costs, or became.
+
+    ``drafts`` counts the drafts of the batch before, ``selected`` those that are selected; ``indices`` are the first
+    1,000 of them. ``before`` counts jobs of the request's ``indices`` that were finished or discarded before.
+    ``changed`` drafts were finished or discarded. ``price`` is there if it was queried.
+    """
 
 
 class FailureAnswer(BaseModel):

@@ -62,9 +62,9 @@ def _page(farm: Farm, query: BatchesQuery) -> BatchesAnswer:
 
 
 def _candidates(farm: Farm, names: Sequence[str], query: BatchesQuery) -> set[str]:
-    """Return those of the batches that may match, in one round trip; a summary does not have pauses."""
+    """Return those of the batches that may match, in one round trip; a summary has the stored state only."""
     stored = set(query.state)
-    if BatchState.PAUSED in stored:
+    if stored & {BatchState.PAUSED, BatchState.DRAFTED}:
         stored |= ACTIVE
     return {
         each.name
@@ -128,7 +128,7 @@ def active_answers(farm: Farm, kind: BatchKind | None) -> list[BatchAnswer]:
 
 async def pause(request: Request) -> Response:
     body = await read_optional_json(request, PauseBody)
-    return await _decide(request, lambda batch: batch.pause(body.reason))
+    return await _decide(request, lambda batch: batch.pause(body.reason, now=body.now))
 
 
 async def resume(request: Request) -> Response:
@@ -215,7 +215,7 @@ def _operations() -> Iterator[Operation]:
         "GET", path, show_batch, Scope.READ, "Report a batch's progress", query=EmptyQuery, answer=BatchAnswer
     )
     for verb, endpoint, body, summary in (
-        ("pause", pause, PauseBody, "Start no more jobs of a batch; running ones finish"),
+        ("pause", pause, PauseBody, "Start no more jobs of a batch; running ones finish, or are parked"),
         ("resume", resume, EmptyBody, "Continue a batch after a pause or a canary"),
         ("cancel", cancel, EmptyBody, "End a batch for good; finished images stay"),
         ("priority", set_priority, PriorityBody, "Set a batch's priority"),

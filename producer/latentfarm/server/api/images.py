@@ -21,7 +21,15 @@ from latentfarm.server.context import ServerContext, context_of, of_server
 from latentfarm.server.http.operation import Operation, Rate, Scope
 from latentfarm.server.http.request_error import RequestError
 from latentfarm.storage.bucket import MissingObjectError
-from latentfarm.storage.keys import image_key, intermediates_key, parse_image_key, parse_preview_key, preview_key
+from latentfarm.storage.keys import (
+    draft_key,
+    image_key,
+    intermediates_key,
+    parse_draft_key,
+    parse_image_key,
+    parse_preview_key,
+    preview_key,
+)
 from latentfarm.storage.parallel_get import DamagedObjectError
 from latentfarm.storage.results import read_range
 
@@ -42,7 +50,7 @@ class _Image:
 async def show_image(request: Request) -> Response:
     query = read_query(request, ImageQuery)
     context = context_of(request)
-    found = await _find(request, query.epoch, query.format)
+    found = await _find(request, query)
     headers = _headers(found, query.epoch)
     if query.redirect:
         url = await context.run(context.farm.bucket.presign, found.key, expires_s=context.settings.url_expires_s)
@@ -57,7 +65,7 @@ async def show_image(request: Request) -> Response:
 async def show_thumbnail(request: Request) -> Response:
     query = read_query(request, ThumbnailQuery)
     context = context_of(request)
-    found = await _find(request, query.epoch, query.format)
+    found = await _find(request, query)
     headers = _headers(found, query.epoch)
     if request.headers.get("if-none-match") == headers["ETag"]:
         return Response(status_code=304, headers=headers)
@@ -109,20 +117,21 @@ def _thumbnails(request: Request, context: ServerContext) -> Thumbnails:
     return of_server(request, "thumbnails", make)
 
 
-async def _find(request: Request, epoch: int | None, image_format: str | None) -> _Image:
-    """Return the image of a job.
+async def _find(request: Request, query: ThumbnailQuery) -> _Image:
+    """Return the image of a job, or the preview of a draft.
 
     With epoch and format, only the batch is looked up: a page has many images, and a receipt is a part of results.
     """
     context, name, index = context_of(request), batch_name(request), job_index(request)
-    if epoch is not None and image_format is not None:
+    if query.epoch is not None and query.format is not None:
         await context.run(context.farm.ledger.require_batch, name)
-        return _Image(image_key(name, index, epoch, IMAGE_FORMATS[image_format]), epoch)
-    return await run_with_bucket(request, _find_receipt, context.farm, name, index, epoch)
+        key_of = draft_key if query.draft else image_key
+        return _Image(key_of(name, index, query.epoch, IMAGE_FORMATS[query.format]), query.epoch)
+    return await run_with_bucket(request, _find_receipt, context.farm, name, index, query)
 
 
 def _find_strip(farm: Farm, name: str, index: int) -> _Image:
-    line = _read_receipt(farm, name, index)
+    line = _read_receipt(farm, name, index, JobState.DONE)
     strip = line.get("intermediates")
     if not isinstance(strip, dict) or parse_image_key(strip["key"]) is None:
         text = f"job {name}/{index} has no intermediate images; submit it with save_intermediates"
@@ -130,18 +139,24 @@ def _find_strip(farm: Farm, name: str, index: int) -> _Image:
     return _Image(strip["key"], line["epoch"], strip["sha256"])
 
 
-def _read_receipt(farm: Farm, name: str, index: int) -> dict[str, Any]:
+def _read_receipt(farm: Farm, name: str, index: int, state: JobState) -> dict[str, Any]:
     check_index(farm, name, index)
     line = next(read_range(farm.ledger, farm.bucket, name, range(index, index + 1)))
-    if line["state"] != JobState.DONE.word:
-        raise RequestError(404, "no_image", f"job {name}/{index} is {line['state']}; only a done job has an image")
-    return line
+    if line["state"] == state.word:
+        return line
+    text = f"job {name}/{index} is {line['state']}; only a {state.word} job has "
+    if state is JobState.DRAFTED:
+        text += "a preview: leave out draft"
+    else:
+        text += "an image" + (": write draft=1 for its preview" if line["state"] == JobState.DRAFTED.word else "")
+    raise RequestError(404, "no_image", text)
 
 
-def _find_receipt(farm: Farm, name: str, index: int, epoch: int | None) -> _Image:
-    line = _read_receipt(farm, name, index)
+def _find_receipt(farm: Farm, name: str, index: int, query: ThumbnailQuery) -> _Image:
+    state, parse = (JobState.DRAFTED, parse_draft_key) if query.draft else (JobState.DONE, parse_image_key)
+    line = _read_receipt(farm, name, index, state)
     found = _Image(line["key"], line["epoch"], line["sha256"])
-    if epoch not in {None, found.epoch} or parse_image_key(found.key) is None:
+    if query.epoch not in {None, found.epoch} or parse(found.key) is None:
         raise RequestError(404, "no_image", f"job {name}/{index} has another image now; leave out epoch", param="epoch")
     return found
 
@@ -166,7 +181,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/api/batches/{name}/images/{index}",
         show_image,
         Scope.READ,
-        "Return the image of a job",
+        "Return the image of a job, or with draft=1 the preview of a draft",
         rate=Rate.IMAGES,
         query=ImageQuery,
         media_type="image/*",

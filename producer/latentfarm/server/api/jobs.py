@@ -39,6 +39,8 @@ _WINDOW_JOBS = 65_536
 #: failed jobs that are listed for each code
 _LISTED_JOBS = 20
 
+#: of jobs whose receipt has the key of an image, or of the preview of a draft
+_WITH_IMAGE = {JobState.DONE.word, JobState.DRAFTED.word}
 #: states by their words
 STATE_OF = {state.word: state for state in JobState}
 
@@ -61,7 +63,7 @@ def _page(batch: Batch, query: JobsQuery) -> dict[str, Any]:
     wanted: list[int] = []
     by_row = bool(query.prompt) or query.seed is not None
     filtered = by_row or bool(query.code)
-    for index in _find_jobs(batch, query, states, total):
+    for index in find_jobs(batch, query, states, total):
         parts.add(part_of(index))
         # with a filter, more jobs are read than are wanted
         if len(parts) > _MAX_PARTS or (not filtered and len(wanted) == query.limit):
@@ -87,7 +89,7 @@ def _page(batch: Batch, query: JobsQuery) -> dict[str, Any]:
     return {"jobs": jobs, "next": following}
 
 
-def _find_jobs(batch: Batch, query: JobsQuery, states: Collection[JobState], total: int) -> Iterator[int]:
+def find_jobs(batch: Batch, query: JobsQuery, states: Collection[JobState], total: int) -> Iterator[int]:
     """Yield the rising indices of jobs in some states whose picks and ratings fit a query, by their indices alone."""
     ledger, journal = batch.connection.ledger, batch.journal
     if query.pick or query.rating:
@@ -106,9 +108,10 @@ def _find_jobs(batch: Batch, query: JobsQuery, states: Collection[JobState], tot
 def _with_paths(batch: str, line: dict[str, Any]) -> dict[str, Any]:
     """Return a job with the paths of its image, its thumbnail and its intermediates."""
     image = thumbnail = intermediates = None
-    if line["state"] == JobState.DONE.word and "key" in line and (found := format_of(line["key"])):
+    if line["state"] in _WITH_IMAGE and "key" in line and (found := format_of(line["key"])):
         path = f"/api/batches/{batch}/{{}}/{line['index']}?epoch={line['epoch']}"
-        image, thumbnail = (f"{path.format(kind)}&format={found.name}" for kind in ("images", "thumbnails"))
+        draft = "" if line["state"] == JobState.DONE.word else "&draft=1"
+        image, thumbnail = (f"{path.format(kind)}&format={found.name}{draft}" for kind in ("images", "thumbnails"))
         intermediates = path.format("intermediates") if "intermediates" in line else None
     return {**line, "image": image, "thumbnail": thumbnail, "intermediates": intermediates}
 
@@ -223,7 +226,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/api/batches/{name}/states",
         show_states,
         Scope.READ,
-        "Report the states of jobs, a byte each: 0 pending, 1 leased, 2 done, 3 failed, 4 cancelled",
+        "Report the states of jobs, a byte each: 0 pending, 1 leased, 2 done, 3 failed, 4 cancelled, 5 drafted",
         query=StatesQuery,
         media_type="application/octet-stream",
         also=(304,),

@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSche
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import BatchState
+from latentfarm.draft_ranking import HASH_BITS
 from latentfarm.image_formats import IMAGE_FORMATS
 from latentfarm.job import Defaults
 from latentfarm.job_state import JobState
@@ -61,6 +62,8 @@ JobWord = StrEnum("JobWord", {state.name: state.word for state in JobState})  # 
 PickWord = Literal["picked", "rejected"]
 PickFilter = Annotated[tuple[Literal["picked", "rejected", "none"], ...], Field(max_length=10)]
 Rating = Annotated[int, Field(ge=MIN_RATING, le=MAX_RATING)]
+Top = Annotated[float, Field(ge=0, le=MAX_INDEX, allow_inf_nan=False)]
+Distinct = Annotated[int, Field(ge=0, le=HASH_BITS)]
 
 
 class Query(BaseModel):
@@ -138,22 +141,21 @@ class StatesQuery(Query):
     stop: Index | None = None
 
 
-class ImageQuery(Query):
-    """Which image: with ``epoch`` the answer never changes, and with ``format`` as well no receipt is read for it.
+class ThumbnailQuery(Query):
+    """Of which image: with ``epoch`` the answer never changes, and with ``format`` as well no receipt is read for it.
 
-    ``redirect``: answer with a URL of the bucket.
+    ``draft``: the preview of a draft; without it, the image of a done job.
     """
 
     epoch: Index | None = None
     format: ImageFormatWord | None = None
+    draft: Flag = False
+
+
+class ImageQuery(ThumbnailQuery):
+    """Which image, see the query of thumbnails. ``redirect``: answer with a URL of the bucket."""
+
     redirect: Flag = False
-
-
-class ThumbnailQuery(Query):
-    """Of which image, see the query of images."""
-
-    epoch: Index | None = None
-    format: ImageFormatWord | None = None
 
 
 class IntermediatesQuery(Query):
@@ -189,6 +191,22 @@ class EventsQuery(Query):
     worker: Annotated[tuple[Annotated[str, Field(min_length=1, max_length=200)], ...], Field(max_length=16)] = ()
 
 
+class DraftsQuery(Query):
+    """Which drafts: those that fit every criterion that is set; without any, all.
+
+    ``indices``: only these jobs. ``pick``: only drafts that are picked, or that are rejected.
+    ``top``: only the best, as a share such as 0.1 or a number; ``by`` is the number of a result that makes a draft
+    better, such as ``scores.clip``, or the name of a scorer. ``distinct``: no draft whose perceptual hash is within so
+    many bits of that of a better one.
+    """
+
+    indices: Annotated[tuple[Index, ...], Field(max_length=MAX_PICKS)] = ()
+    pick: PickWord | None = None
+    top: Top = 0
+    by: Text = ""
+    distinct: Distinct | None = None
+
+
 class ModelQuery(Query):
     """``model``: only of this model."""
 
@@ -203,11 +221,13 @@ class SubmitOptionsBody(Body):
 
     ``defaults`` are fields of rows that do not set them. ``format`` is that of the source [default: by its name].
     ``columns`` has the column of a field. ``keep_columns`` copies unknown columns to the results: all, or those named.
+    ``preempt``: the jobs take the place of running images of other batches, which go on later from where they are.
     """
 
     name: Annotated[str, Field(max_length=64)] | None = None
     model: Annotated[str, Field(max_length=64)] | None = None
     priority: Annotated[int, Field(ge=-_MAX_PRIORITY, le=_MAX_PRIORITY)] = 0
+    preempt: bool = False
     canary: Annotated[int, Field(ge=0, le=10_000)] = 0
     failure_budget: Annotated[float, Field(ge=0, le=1)] = DEFAULT_BUDGET
     max_invalid: Annotated[float, Field(ge=0, le=1)] = DEFAULT_MAX_INVALID
@@ -247,9 +267,10 @@ class EmptyBody(Body):
 
 
 class PauseBody(Body):
-    """``reason`` is shown with the batch."""
+    """``reason`` is shown with the batch. ``now``: running images are parked, instead of rendered to their end."""
 
     reason: Annotated[str, Field(max_length=500)] = ""
+    now: bool = False
 
 
 class RetryBody(Body):
@@ -274,6 +295,20 @@ class PicksBody(Body):
     """Decisions, at most one about an image. If one cannot be made, none is."""
 
     picks: Annotated[list[PickBody], Field(max_length=MAX_PICKS)]
+
+
+class DraftsBody(Body):
+    """Which drafts, see the query of their price. ``all``: all of them, which no criterion may narrow then.
+
+    A job in ``indices`` that is no draft is an error, unless it was finished or discarded before.
+    """
+
+    indices: Annotated[list[Index], Field(max_length=_MAX_ROWS)] | None = None
+    pick: PickWord | None = None
+    top: Top = 0
+    by: Text = ""
+    distinct: Distinct | None = None
+    all: bool = False
 
 
 class PriorityBody(Body):

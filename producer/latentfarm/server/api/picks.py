@@ -14,8 +14,10 @@ from latentfarm.batch import Batch
 from latentfarm.batch_picks import ImagePick
 from latentfarm.errors import InputError
 from latentfarm.fetch.tables import require_parquet
+from latentfarm.job_state import JobState
 from latentfarm.server.api.answers import PickCountsAnswer, PicksAnswer
-from latentfarm.server.api.models import EmptyQuery, PickBody, PicksBody, PreferencesQuery
+from latentfarm.server.api.jobs import find_jobs
+from latentfarm.server.api.models import EmptyQuery, JobsQuery, PickBody, PicksBody, PreferencesQuery
 from latentfarm.server.api.pick_journals import batch_with_picks
 from latentfarm.server.api.request import json_answer, read_query
 from latentfarm.server.api.threads import run_with_bucket
@@ -34,7 +36,17 @@ async def list_picks(request: Request) -> Response:
 
 def _all_picks(batch: Batch) -> bytes:
     decisions = batch.picks()
-    return to_json({"picks": decisions, **asdict(batch.journal.counts())})
+    return to_json({"picks": decisions, **_counts(batch)})
+
+
+def _counts(batch: Batch) -> dict[str, int]:
+    found = asdict(batch.journal.counts())
+    record = batch.connection.ledger.batch(batch.name)
+    for word in Pick:
+        drafts = find_jobs(batch, JobsQuery(pick=(word.value,)), {JobState.DRAFTED}, record.total)
+        # most batches have none, and their states need not be read
+        found[f"{word}_drafts"] = sum(1 for _ in drafts) if record.drafted else 0
+    return found
 
 
 async def change_picks(request: Request) -> Response:
@@ -42,7 +54,12 @@ async def change_picks(request: Request) -> Response:
     body = await read_json(request, PicksBody)
     batch = batch_with_picks(request)
     wanted, by = [_wanted(each) for each in body.picks], access_of(request).name
-    return json_answer(asdict(await run_with_bucket(request, batch.decide, wanted, by=by)))
+    return json_answer(await run_with_bucket(request, _decide, batch, wanted, by))
+
+
+def _decide(batch: Batch, wanted: list[ImagePick], by: str) -> dict[str, int]:
+    batch.decide(wanted, by=by)
+    return _counts(batch)
 
 
 def _wanted(body: PickBody) -> ImagePick:

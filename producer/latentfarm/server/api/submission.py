@@ -151,6 +151,7 @@ def _submit(context: ServerContext, submission: _Submission, owner: str) -> Subm
         batch=options.name,
         options=SubmitOptions(
             priority=options.priority,
+            preempt=options.preempt,
             canary=options.canary,
             failure_budget=options.failure_budget,
             webhook=options.webhook,

@@ -174,6 +174,9 @@ def _requests(submitted: Submitted, batch: str, bucket: Bucket | None) -> list[d
         parts += writer.add(row, number)
     parts += writer.flush()
     entries = [parse(line, name=batch) for part in parts for line in part.lines.splitlines()]
+    if any(entry.get("draft") for entry in entries):
+        text = "draft: who waits for an image gets a whole one; leave it out, or submit a batch"
+        raise RequestError(400, "not_supported", text, param="draft")
     return [{name: value for name, value in entry.items() if name not in NOT_THE_REQUEST} for entry in entries]
 
 
