@@ -172,7 +172,7 @@ def serving(settings: Settings, **changes: Any) -> Iterator[Subject]:
             start.setattr(Ledger, "connect", instrumented("ledger", Ledger.connect, "latentfarm.ledger"))
             start.setattr(Bucket, "connect", instrumented("bucket", Bucket.connect, "latentfarm.storage.bucket"))
             worker = Worker(settings, app, state=SharedState(), name="worker-a", supervised=False)
-        faults.install("encoder", worker.render_loop._uploader._encoder, inside="latentfarm_worker.images")
+        faults.install("encoder", worker.render_loop._uploader._objects._encoder, inside="latentfarm_worker.images")
         # orphans are due as soon as their batch has ended
         worker._maintenance._orphans_after_s = 0
         # the start has calls of its own

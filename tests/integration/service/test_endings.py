@@ -1,4 +1,4 @@
-"""A render loop that drains, stops or loses its device finishes what it can and releases the rest uncharged."""
+"""A render loop that drains, stops or loses its device ends or parks what it can, and releases the rest uncharged."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.support.rendering import SMALL, FaultyBucket, Paced, render_loop, sub
 
 from latentfarm import Farm
 from latentfarm.ledger import Company, Lease
+from latentfarm.storage.keys import checkpoint_key
 from latentfarm_worker.models import Family
 from latentfarm_worker.service.hooks import WorkerHooks
 
@@ -49,7 +50,9 @@ def test_a_stopped_worker_releases_unfinished_jobs_uncharged(farm: Farm, family:
     assert [lease.attempts for lease in farm.ledger.lease("mini", "w", 2, lease_s=30)] == [0, 0]
 
 
-def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(farm: Farm, family: Family) -> None:
+def test_a_draining_worker_finishes_what_takes_no_longer_than_a_checkpoint_and_parks_the_rest(
+    farm: Farm, family: Family
+) -> None:
     rows = [{"prompt": "short", **SMALL}, {"prompt": "long", **SMALL, "num_inference_steps": 500}]
     batch = farm.submit(rows, batch="b")
     steps, go = Semaphore(0), Semaphore(0)
@@ -61,18 +64,23 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(farm
     hooks = RecordingHooks()
     with render_loop(farm, cast("Family", Paced(family, before_step)), hooks=hooks) as loop:
         loop._supply.add_step(0.1)
+        # a checkpoint is stored and read in a second
+        loop._parking._checkpoints.add_image(0.5)
         thread = Thread(target=loop.render_all)
         thread.start()
-        steps.acquire()
-        loop.drain(time.monotonic() + 10)
-        # at once, although the engine is in the middle of a step
-        assert (batch.status().pending, batch.status().leased) == (1, 1)
-        assert hooks.notified.is_set()
+        while len(loop._engine._running) < 2:
+            assert steps.acquire(timeout=30)
+            go.release()
+        loop.drain(time.monotonic() + 30)
+        assert batch.status().leased == 2
         go.release(1_000)
         thread.join(30)
         assert not thread.is_alive()
-        until(lambda: batch.status().done == 1)
+        until(lambda: batch.status().done == 1 and hooks.notified.is_set())
     assert [(job.state, job.attempts) for job in batch.jobs()] == [("done", 1), ("pending", 0)]
+    [lease] = farm.ledger.lease("mini", "w", 2, lease_s=30)
+    assert farm.bucket.exists(checkpoint_key("b", 1, lease.checkpoint))
+    assert loop.metrics.instruments.evaluations.labels("mini", "lost")._value.get() == 0
 
 
 def test_a_draining_worker_leases_no_more(farm: Farm, family: Family) -> None:

@@ -119,7 +119,7 @@ def test_beside_a_full_batch_it_is_made_first_and_committed_at_once(
     before = {lease.name for lease in loop._leases.held()}
     assert not loop._engine.free
     batch = submit_interactive(farm)
-    until(lambda: bool(loop._supply.interactive._ready), timeout_s=60)
+    until(lambda: bool(loop._supply.urgent._ready), timeout_s=60)
     # the step that ran as it came, and its own
     gate.open(1 + SMALL["num_inference_steps"])  # type: ignore[operator]
     assert batch.wait(timeout_s=60).done == 1
@@ -132,7 +132,7 @@ def test_a_cancelled_interactive_job_gives_its_slot_back_at_the_next_step(
     farm: Farm, loop: RenderLoop, gate: Gate
 ) -> None:
     batch = submit_interactive(farm, num_inference_steps=8)
-    until(lambda: bool(loop._supply.interactive._ready), timeout_s=60)
+    until(lambda: bool(loop._supply.urgent._ready), timeout_s=60)
     gate.open()
     until(lambda: len(loop._engine.interactive_progress()) == 1, timeout_s=60)
     batch.cancel()

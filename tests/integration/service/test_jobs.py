@@ -113,7 +113,7 @@ def test_a_job_that_the_same_worker_leases_again_replaces_its_older_image(farm: 
         until(lambda: batch.status().done == 1, timeout_s=10)
     # at most two steps of the older image, then three of the newer
     assert len(steps) in {4, 5}
-    assert loop.metrics.images() == {"done": 1, "failed": 0, "retried": 0, "lost": 0}
+    assert loop.metrics.images() == {"done": 1, "drafted": 0, "failed": 0, "retried": 0, "lost": 0}
     assert [job.attempts for job in batch.jobs()] == [1]
 
 

@@ -134,7 +134,7 @@ def test_the_metrics_of_a_worker_follow_the_conventions_of_prometheus() -> None:
             # a label has a fixed set of values
             bounded = {"model", "outcome", "stage", "le", "event", "operation", "cause", "kind"}
             assert set(sample.labels) <= bounded or family.name == "latentfarm_worker_info"
-    assert metrics.images() == {"done": 1, "failed": 1, "retried": 0, "lost": 0}
+    assert metrics.images() == {"done": 1, "drafted": 0, "failed": 1, "retried": 0, "lost": 0}
     samples = samples_of(metrics.registry)
     assert samples["latentfarm_device_busy_seconds_total", "mini"] == 0.25
     assert samples["latentfarm_stage_seconds_count", "mini", "decode"] == 1

@@ -201,7 +201,7 @@ def test_a_model_without_a_turn_leases_no_interactive_job(farm: Farm, two: TwoLo
     assert (client.wait(timeout_s=60).done, changes(steps)) == (1, ["second"])
 
 
-def test_a_drain_ends_the_images_of_an_interrupted_turn(farm: Farm, two: TwoLoops) -> None:
+def test_a_drain_parks_the_images_of_an_interrupted_turn(farm: Farm, two: TwoLoops) -> None:
     batch = submit(farm, "first", 3)
     two.thread.start()
     # after one step, its time is known
@@ -212,7 +212,10 @@ def test_a_drain_ends_the_images_of_an_interrupted_turn(farm: Farm, two: TwoLoop
     two.finish()
     two.loops.close()
     status = batch.status()
-    assert (status.done, status.leased, status.pending) == (1, 0, 2)
+    assert (status.done, status.leased, status.pending) == (0, 0, 3)
+    leases = farm.ledger.lease("first", "w", 3, lease_s=30)
+    found = {(lease.index, lease.checkpoint > 0, lease.attempts) for lease in leases}
+    assert found == {(0, True, 0), (1, False, 0), (2, False, 0)}
 
 
 def test_a_lost_device_releases_the_jobs_of_every_model(farm: Farm, two: TwoLoops) -> None:

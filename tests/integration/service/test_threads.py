@@ -233,13 +233,12 @@ def test_every_thread_is_counted_from_the_start(subject: Subject) -> None:
         "engine",
         "heartbeat",
         "inputs",
-        "interactive",
         "leases",
         "live",
         "maintenance",
     }
-    names |= {"prefetch", "prefetch-interactive", "preview", "signals", "slots", "upload", "upload-interactive"}
-    names |= {"watchdog", "webhooks"}
+    names |= {"prefetch", "prefetch-urgent", "preview", "signals", "slots", "upload", "upload-interactive"}
+    names |= {"park", "urgent", "watchdog", "webhooks"}
     assert set(subject.worker.threads.names()) == names
     counted = {key[2] for key in samples_of(subject.worker._metrics.registry) if "thread_errors_total" in key[0]}
     assert counted == set(subject.worker.threads.names())

@@ -107,10 +107,10 @@ class Loop:
 
     def _begin(self, turn: Turn) -> bool:
         farm = self.farm
-        if farm.clients[self.model] and not (turn.interactive and turn.over):
+        if farm.clients[self.model] and not (turn.urgent and turn.over):
             farm.clients[self.model] -= 1
             farm.answered[self.model].append(farm.now)
-        elif turn.interactive or turn.over or not farm.pending(self.model):
+        elif turn.urgent or turn.over or not farm.pending(self.model):
             return False
         else:
             farm.left[self.model].pop(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,7 +21,8 @@ from latentfarm_worker.models import Family
 class ImageFileEncoder:
     """Encode the images of one engine as files with their provenance inside. Thread-safe.
 
-    A file contains no time, host or worker name, so the same job always gives the same bytes.
+    A file contains no time, host or worker name, so the same job always gives the same bytes. That it was put down is
+    in a file only if its bytes may depend on it: if it went on under other conditions.
 
     Args:
         engine: the engine that renders the images.
@@ -42,9 +44,9 @@ class ImageFileEncoder:
             **({} if engine.deterministic else {"deterministic": False}),
         }
 
-    def encode(self, image: Rendered) -> bytes:
-        """Return the image as a file in the format of its job."""
-        metadata = self._metadata(image) if self._embed_metadata else {}
+    def encode(self, image: Rendered, *, draft: Mapping[str, Any] | None = None) -> bytes:
+        """Return the image, or the preview of a draft with this part of its receipt, in the format of its job."""
+        metadata = self._metadata(image, draft) if self._embed_metadata else {}
         return encode_image(image.pixels, image.job.image_format, metadata=metadata)
 
     def provenance(self, image: Rendered) -> dict[str, Any]:
@@ -70,9 +72,10 @@ class ImageFileEncoder:
             "prompt_truncated": "prompt" in image.truncated,
             **({"negative_prompt_truncated": True} if "negative_prompt" in image.truncated else {}),
             **({"tiled": True} if image.tiled else {}),
+            **({"spans": [span._asdict() for span in image.spans]} if image.spans else {}),
         }
 
-    def _metadata(self, image: Rendered) -> dict[str, str]:
+    def _metadata(self, image: Rendered, draft: Mapping[str, Any] | None) -> dict[str, str]:
         text = parameters_text(
             image.job,
             width=image.requested[0],
@@ -82,7 +85,9 @@ class ImageFileEncoder:
             model_digest=self._family.model_digest,
             scheduler_config=self._family.scheduler_config,
         )
-        receipt = {"job": image.job.name, **self.provenance(image)}
+        receipt = {"job": image.job.name, **self.provenance(image), **({} if draft is None else {"draft": draft})}
+        if _made_alike(image):
+            receipt.pop("spans", None)
         return {"parameters": text, "latentfarm": json.dumps(receipt, ensure_ascii=False)}
 
 
@@ -94,6 +99,13 @@ def _second_stage(image: Rendered) -> dict[str, Any]:
     if image.job.refiner is not None:
         return {"refinement": second}
     return {"hires": {"width": image.width, "height": image.height, **second}}
+
+
+def _made_alike(image: Rendered) -> bool:
+    """Return whether all spans of an image were made under the conditions of its receipt."""
+    rows = {image.micro_batch, *(() if image.second is None else (image.second.micro_batch,))}
+    places = {(span.device, span.dtype) for span in image.spans}
+    return len(places) < 2 and rows.issuperset(span.micro_batch for span in image.spans)
 
 
 def _text_conditions(family: Family) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from threading import Event
 from typing import Any
 
 from latentfarm.errors import JobError
-from latentfarm.job import Job
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.records import CommitOutcome
 from latentfarm_worker.service.backlog import Backlog
+from latentfarm_worker.service.checkpoints import outdated_keys
 from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.job_failures import LOST, JobFailures
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
@@ -38,12 +38,20 @@ _RECENT = 16
 
 @dataclass(frozen=True)
 class Stored:
-    """An image in the bucket that waits for its commit; ``began``: when its pixels came, ``time.perf_counter()``."""
+    """An image or a draft in the bucket that waits for its commit.
+
+    Attributes:
+        lease: its lease.
+        receipt: its receipt.
+        pixels: of the image.
+        compute_cost: of what was made of it under this lease, as ``Job.compute_cost``.
+        began: when its pixels came, ``time.perf_counter()``.
+    """
 
     lease: Lease
     receipt: dict[str, Any]
-    job: Job
     pixels: int
+    compute_cost: float
     began: float
 
 
@@ -163,6 +171,7 @@ class Commits:
 
     def _on_committed(self, stored: Stored, outcome: CommitOutcome) -> None:
         receipt = stored.receipt
+        draft = receipt.get("draft")
         if outcome in LOST:
             self._metrics.ended("lost")
         else:
@@ -171,11 +180,18 @@ class Commits:
             self._metrics.committed(
                 size_bytes=receipt["bytes"],
                 pixels=stored.pixels,
-                compute_cost=stored.job.compute_cost(stored.pixels),
+                compute_cost=stored.compute_cost,
                 timings=receipt["timings"],
+                drafted=draft is not None,
             )
+            # what the job went on from
+            self._delete(outdated_keys([stored.lease]))
         self._failures.on_outcome(stored.lease, outcome)
         if outcome == "deleting":
-            # the deletion may have listed the bucket before this image was stored
-            intermediates = receipt.get("intermediates")
-            self._hooks.delete_objects([receipt["key"], *([intermediates["key"]] if intermediates else [])])
+            # the deletion may have listed the bucket before these were stored
+            others = (receipt.get("intermediates"), draft and draft["checkpoint"])
+            self._delete([receipt["key"], *(each["key"] for each in others if each)])
+
+    def _delete(self, keys: list[str]) -> None:
+        if keys:
+            self._hooks.delete_objects(keys)

@@ -29,7 +29,7 @@ class WorkerHooks(UploadHooks):
         """Handle a device error that this process cannot recover from."""
 
     def on_urgent(self) -> None:
-        """Handle a job for which a client waits: if ``render_all`` does not run, it must be called."""
+        """Handle an urgent job: if ``render_all`` does not run, it must be called."""
 
     def before_step(self, turn: Turn | None) -> None:
         """Have the model's weights on the device. The time that it takes does not count for the turn."""

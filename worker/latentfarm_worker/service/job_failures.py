@@ -8,6 +8,7 @@ from latentfarm.errors import JobError
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.ledger.records import FailOutcome
 from latentfarm.monitoring.logs import log_fields
+from latentfarm_worker.service.checkpoints import outdated_keys
 from latentfarm_worker.service.hooks import UploadHooks
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics, Outcome
@@ -76,6 +77,9 @@ class JobFailures:
             self._leases.drop(lease)
             self._metrics.ended(_FAILURES[outcome.value])
             self.on_outcome(lease, outcome.value)
+            if outcome.value not in LOST and (keys := outdated_keys([lease])):
+                # the checkpoint may be the cause: the ledger has forgotten it
+                self._hooks.delete_objects(keys)
 
     def give_back(self, lease: Lease) -> None:
         """Release a job uncharged whose end cannot be recorded."""

@@ -1,6 +1,6 @@
-"""Which jobs a worker leases when: those of batches ahead of the engine, and interactive ones at once.
+"""Which jobs a worker leases when: those of batches ahead of the engine, and urgent ones at once.
 
-A worker hears of an interactive job by a signal of the ledger, and leases it for the next step. What is leased already
+A worker hears of an urgent job by a signal of the ledger, and leases it for the next step. What is leased already
 waits behind it, and what runs is paused for it if no slot is free. So a full worker leaves it a moment to others.
 """
 
@@ -17,11 +17,13 @@ from latentfarm.job import Job
 from latentfarm.ledger import Company, Lease
 from latentfarm.storage.bucket import Bucket
 from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.engine.image_checkpoint import CheckpointError
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.job_inputs import JobInputs
 from latentfarm_worker.engine.preparation import tokenize
 from latentfarm_worker.input_images.reader import InputReader
 from latentfarm_worker.input_images.supply import InputSupply
+from latentfarm_worker.service.checkpoints import Checkpoints
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.metrics import Metrics
@@ -32,7 +34,7 @@ from latentfarm_worker.service.uploader import Uploader
 
 #: seconds before a slot becomes free in which its next job is leased
 _AHEAD_S = 1.0
-#: seconds in which a worker with a free slot can take an interactive job before a full one
+#: seconds in which a worker with a free slot can take an urgent job before a full one
 _DELAY_S = 0.01
 #: steps of which the median time is taken
 _RECENT = 16
@@ -50,6 +52,7 @@ class JobSupply:
         max_backlog: images that may wait for the bucket, besides two for each slot.
         on_device_lost: called with a device error that this process cannot recover from.
         changed: notified after each round.
+        checkpoints: reads those of jobs that go on.
         metrics: counts retries.
         threads: starts the threads.
     """
@@ -65,11 +68,13 @@ class JobSupply:
         max_backlog: int,
         on_device_lost: Callable[[Exception], None],
         changed: Condition,
+        checkpoints: Checkpoints,
         metrics: Metrics,
         threads: Threads,
     ) -> None:
         self._engine = engine
         self._uploader = uploader
+        self._checkpoints = checkpoints
         self._max_backlog = max_backlog
         self._changed = changed
         self._draining = False
@@ -80,35 +85,55 @@ class JobSupply:
         moved = family.encoder_placement.placement == "offload"
         self._inputs = InputSupply(InputReader(bucket, family), threads)
 
-        def prepare(job: Job, lease: Lease, inputs: JobInputs) -> ImageState:
-            uploader.review.require(job)
-            image = engine.prepare(job, lease, inputs=inputs, cohort=cohort_of(lease), interactive=lease.interactive)
-            return uploader.review.prepared(image)
-
-        def make_prefetcher(on_end: Callable[[], object], *, interactive: bool) -> Prefetcher:
+        def make_prefetcher(on_end: Callable[[], object], *, urgent: bool) -> Prefetcher:
             return Prefetcher(
                 requests=requests,
                 bucket=bucket,
                 inputs=self._inputs,
                 leases=leases,
-                prepare=prepare,
+                prepare=self._prepare,
                 fail=uploader.failures.submit,
                 on_device_lost=on_device_lost,
                 on_end=on_end,
                 metrics=metrics,
                 threads=threads,
-                interactive=interactive,
-                prompts_of=partial(tokenize, family) if moved and not interactive else None,
+                urgent=urgent,
+                prompts_of=partial(tokenize, family) if moved and not urgent else None,
             )
 
-        self.ahead = make_prefetcher(self._notify, interactive=False)
+        self.ahead = make_prefetcher(self._notify, urgent=False)
         #: a prefetcher of its own, because a round of the other may take long
-        self.interactive = make_prefetcher(self._on_interactive_round, interactive=True)
+        self.urgent = make_prefetcher(self._on_urgent_round, urgent=True)
+
+    def _prepare(self, job: Job, lease: Lease, inputs: JobInputs) -> ImageState:
+        """Return a job's image, which goes on from its checkpoint if it has one that can be used."""
+        review = self._uploader.review
+        review.require(job)
+        prepare = partial(
+            self._engine.prepare,
+            job,
+            lease,
+            inputs=inputs,
+            cohort=cohort_of(lease),
+            interactive=lease.interactive,
+            urgent=lease.urgent,
+            finish=lease.finish,
+        )
+        checkpoint = self._checkpoints.read(lease)
+        if checkpoint is not None:
+            try:
+                image = prepare(checkpoint=checkpoint)
+            except CheckpointError as error:
+                self._checkpoints.refuse(lease, error)
+            else:
+                self._checkpoints.use(checkpoint)
+                return review.prepared(image)
+        return review.prepared(prepare())
 
     @property
     def leases(self) -> list[Lease]:
         """The leases of jobs that the engine has not taken yet."""
-        return [*self.interactive.leases, *self.ahead.leases]
+        return [*self.urgent.leases, *self.ahead.leases]
 
     @property
     def step_s(self) -> float | None:
@@ -126,10 +151,10 @@ class JobSupply:
         self.ahead.on_doorbell()
 
     def on_urgent(self) -> None:
-        """Handle a signal that the ledger has an interactive job. Thread-safe."""
-        self.interactive.on_doorbell()
+        """Handle a signal that the ledger has an urgent job. Thread-safe."""
+        self.urgent.on_doorbell()
         # now, not when the engine has time: so the job is ready when the step ends
-        self._request_interactive()
+        self._request_urgent()
         self._notify()
 
     def request(self, *, others_first: bool) -> None:
@@ -138,14 +163,14 @@ class JobSupply:
         On a device that breaks with every job, the few suspects would be charged for it one after the other.
         """
         self._others_first = others_first
-        self._request_interactive()
+        self._request_urgent()
         capacity = self.capacity()
         alone = capacity > 0 and not self._has_lone_suspect()
         self.ahead.request(capacity, alone=alone, others_first=others_first)
 
     def take(self) -> list[ImageState]:
-        """Return the prepared jobs whose lease is still held, interactive ones first."""
-        return [*self.interactive.take(), *self.ahead.take()]
+        """Return the prepared jobs whose lease is still held, urgent ones first."""
+        return [*self.urgent.take(), *self.ahead.take()]
 
     def capacity(self) -> int:
         """Return how many more jobs to lease: as many as the engine can admit soon, within the limit of the backlog.
@@ -161,22 +186,22 @@ class JobSupply:
             return 0
         return min(wanted, self._room()) - prefetched
 
-    def interactive_capacity(self) -> int:
-        """Return how many more interactive jobs to lease: as many as can begin now or at the next step.
+    def urgent_capacity(self) -> int:
+        """Return how many more urgent jobs to lease: as many as can begin now or at the next step.
 
         Other jobs are not counted: those that wait do so behind these, and those that run are paused.
         """
         if self._draining:
             return 0
-        wanted, prefetched = self._engine.free_within(1, urgent=True), self.interactive.prefetched
+        wanted, prefetched = self._engine.free_within(1, urgent=True), self.urgent.prefetched
         return min(wanted, self._room() + self._engine.slots) - prefetched
 
-    def _request_interactive(self) -> None:
-        count = self.interactive_capacity() if self.interactive.wanted else 0
+    def _request_urgent(self) -> None:
+        count = self.urgent_capacity() if self.urgent.wanted else 0
         alone = count > 0 and not self._has_lone_suspect()
         # also for none: the manifest of a job that is leased may be due to be read again
         delay_s = 0.0 if self._engine.free_within(1) else _DELAY_S
-        self.interactive.request(count, alone=alone, others_first=self._others_first, delay_s=delay_s)
+        self.urgent.request(count, alone=alone, others_first=self._others_first, delay_s=delay_s)
 
     def _room(self) -> int:
         """Return how many more images may be in flight."""
@@ -191,9 +216,9 @@ class JobSupply:
         handles = (handle for handle, _ in self._engine.remaining())
         return any(lease.company is Company.ALONE for lease in (*self.leases, *cast("Any", handles)))
 
-    def _on_interactive_round(self) -> None:
+    def _on_urgent_round(self) -> None:
         # a signal may have come during the round, and the engine may be in a long step
-        self._request_interactive()
+        self._request_urgent()
         self._notify()
 
     def _notify(self) -> None:
@@ -205,7 +230,7 @@ class JobSupply:
     @property
     def state(self) -> PrefetchState:
         """What can be done for the engine now, the first that applies to one of the prefetchers."""
-        states = (self.interactive.state, self.ahead.state)
+        states = (self.urgent.state, self.ahead.state)
         first = (PrefetchState.WORKING, PrefetchState.READY, PrefetchState.BACKING_OFF)
         return next((state for state in first if state in states), states[1])
 
@@ -223,9 +248,9 @@ class JobSupply:
 
     # -- turns -----------------------------------------------------------------------------------------------
 
-    def pause(self, *, ahead: bool, interactive: bool) -> None:
-        """Lease no more jobs, those of batches ahead of the engine or interactive ones, or lease them again."""
-        self.ahead.paused, self.interactive.paused = ahead, interactive
+    def pause(self, *, ahead: bool, urgent: bool) -> None:
+        """Lease no more jobs, those of batches ahead of the engine or urgent ones, or lease them again."""
+        self.ahead.paused, self.urgent.paused = ahead, urgent
 
     # -- ending ----------------------------------------------------------------------------------------------
 
@@ -237,11 +262,11 @@ class JobSupply:
     def stop(self) -> None:
         """Start no more rounds. Jobs that a running round still leases are released uncharged."""
         self.ahead.stop()
-        self.interactive.stop()
+        self.urgent.stop()
         self._inputs.stop()
 
     def close(self) -> None:
         """Stop, and wait for the running rounds."""
         self.ahead.close()
-        self.interactive.close()
+        self.urgent.close()
         self._inputs.close()

@@ -21,9 +21,11 @@ from latentfarm.ledger.redis_errors import CAUSES
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-Outcome = Literal["done", "failed", "retried", "lost"]
+Outcome = Literal["done", "drafted", "failed", "retried", "lost"]
 LeaseEvent = Literal["taken", "lost", "returned"]
-Operation = Literal["lease", "renew", "put", "commit", "delete", "fail", "flush", "release", "heartbeat"]
+Operation = Literal["lease", "renew", "put", "commit", "delete", "fail", "flush", "release", "heartbeat", "park"]
+CheckpointEvent = Literal["drafted", "parked", "resumed", "missing", "damaged", "mismatched"]
+EvaluationsFate = Literal["saved", "lost"]
 
 T = TypeVar("T")
 
@@ -31,6 +33,8 @@ STAGES = ("queue", "wait", "text", "denoise", "decode", "encode", "upload")
 _OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
 _LEASE_EVENTS: tuple[LeaseEvent, ...] = get_args(LeaseEvent)
 _OPERATIONS: tuple[Operation, ...] = get_args(Operation)
+_CHECKPOINT_EVENTS: tuple[CheckpointEvent, ...] = get_args(CheckpointEvent)
+_FATES: tuple[EvaluationsFate, ...] = get_args(EvaluationsFate)
 #: what a retry's label ``cause`` may be, so that the number of series is bounded
 _CAUSES = frozenset({*CAUSES, "store"})
 _OTHER_CAUSE = "other"
@@ -57,6 +61,8 @@ class Metrics:
         # all start at 0, so that the first event is visible as an increase
         self._images = {outcome: instruments.images.labels(model, outcome) for outcome in _OUTCOMES}
         self._leases = {event: instruments.leases.labels(model, event) for event in _LEASE_EVENTS}
+        self._checkpoints = {event: instruments.checkpoints.labels(model, event) for event in _CHECKPOINT_EVENTS}
+        self._evaluations = {fate: instruments.evaluations.labels(model, fate) for fate in _FATES}
         self._retries = instruments.retries
         for operation in _OPERATIONS:
             # the usual causes start at 0, too; all pairs would be too many series
@@ -75,15 +81,27 @@ class Metrics:
         """Count a job that ended without an image."""
         self._images[outcome].inc()
 
-    def committed(self, *, size_bytes: int, pixels: int, compute_cost: float, timings: Mapping[str, float]) -> None:
-        """Count a committed image; ``timings`` are seconds by stage."""
-        self._images["done"].inc()
+    def committed(
+        self, *, size_bytes: int, pixels: int, compute_cost: float, timings: Mapping[str, float], drafted: bool = False
+    ) -> None:
+        """Count a committed image or draft; ``timings`` are seconds by stage."""
+        self._images["drafted" if drafted else "done"].inc()
+        if drafted:
+            self.checkpoint("drafted")
         self._bytes.inc(size_bytes)
         self._pixels.inc(pixels)
         self._compute_cost.inc(compute_cost)
         for stage in STAGES:
             if stage in timings:
                 self._stages.labels(self.model, stage).observe(timings[stage])
+
+    def checkpoint(self, event: CheckpointEvent, count: int = 1) -> None:
+        """Count what became of ``count`` checkpoints."""
+        self._checkpoints[event].inc(count)
+
+    def evaluations(self, fate: EvaluationsFate, count: int) -> None:
+        """Count evaluations of the model that a checkpoint saved, or that are to be made again."""
+        self._evaluations[fate].inc(count)
 
     def step(self, seconds: float) -> None:
         """Count a step of the engine and its duration."""
@@ -124,7 +142,7 @@ class Metrics:
 
     def _totals(self) -> dict[str, float]:
         return {
-            "images": _value(self._images["done"]),
+            "images": _value(self._images["done"]) + _value(self._images["drafted"]),
             "work": _value(self._compute_cost),
             "busy_s": _value(self._busy_s),
             "size_bytes": _value(self._bytes),
@@ -152,6 +170,9 @@ class Instruments:
         self.registry = CollectorRegistry()
         self.images = self._counter("images", "Jobs that ended on this worker, by outcome.", "outcome")
         self.leases = self._counter("leases", "Leases, by event.", "event")
+        texts = "Image checkpoints, by what became of them.", "Evaluations of the model, of images that were put down."
+        self.checkpoints = self._counter("checkpoints", texts[0], "event")
+        self.evaluations = self._counter("evaluations", texts[1], "outcome")
         retries = "Retries because Redis or the bucket was unavailable, by cause."
         self.retries = self._counter("store_retries", retries, "operation", "cause")
         self.stages = Histogram(

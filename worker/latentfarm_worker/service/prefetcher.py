@@ -108,7 +108,7 @@ class Prefetcher:
         on_end: called after each round.
         metrics: counts retries.
         threads: starts the thread.
-        interactive: lease only interactive jobs.
+        urgent: lease only urgent jobs.
         prompts_of: tokenizes the rows behind a job, for text encoders that are moved [default: they are not].
         patience_s: seconds until a job fails whose part of the manifest cannot be read.
 
@@ -129,7 +129,7 @@ class Prefetcher:
         on_end: Callable[[], object],
         metrics: Metrics,
         threads: Threads,
-        interactive: bool = False,
+        urgent: bool = False,
         prompts_of: Callable[[Job], Sequence[Prompt]] | None = None,
         patience_s: float = _PATIENCE_S,
     ) -> None:
@@ -142,10 +142,10 @@ class Prefetcher:
         self._on_device_lost = on_device_lost
         self._on_end = on_end
         self._metrics = metrics
-        self._interactive = interactive
+        self._urgent = urgent
         self._prompts_of = prompts_of
         self._patience_s = patience_s
-        self._pool = threads.pool("prefetch-interactive" if interactive else "prefetch", 1)
+        self._pool = threads.pool("prefetch-urgent" if urgent else "prefetch", 1)
         self._working = False
         #: of the flag above
         self._starting = Lock()
@@ -263,7 +263,7 @@ class Prefetcher:
 
     def _lease(self, count: int, *, alone: bool, others_first: bool) -> None:
         rung = self._rung
-        leases = self._requests.lease(count, alone=alone, others_first=others_first, interactive=self._interactive)
+        leases = self._requests.lease(count, alone=alone, others_first=others_first, urgent=self._urgent)
         if len(leases) < count:
             self._answered = rung
         if not leases and rung == self._rung:

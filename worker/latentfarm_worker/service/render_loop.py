@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Condition, Event, Lock
 from typing import cast
@@ -19,24 +19,15 @@ from latentfarm_worker import device_errors
 from latentfarm_worker.engine.engine import Engine, Failed, Rendered
 from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.outcomes import engine_error
-from latentfarm_worker.engine.self_test import find_fault
-from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.image_review import ImageReview
-from latentfarm_worker.service.job_supply import JobSupply
-from latentfarm_worker.service.late_jobs import LateJobs
-from latentfarm_worker.service.lease_renewer import LeaseRenewer
-from latentfarm_worker.service.lease_requests import LeaseRequests
-from latentfarm_worker.service.lease_returns import LeaseReturns
-from latentfarm_worker.service.live_reporter import LiveReporter
+from latentfarm_worker.service.loop_parts import LoopParts
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.prefetcher import PrefetchState
 from latentfarm_worker.service.signal_listener import SignalListener
-from latentfarm_worker.service.slot_reporter import SlotReporter
 from latentfarm_worker.service.suspects import AtRiskRecorder
 from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.service.turns import Turn
-from latentfarm_worker.service.uploader import Uploader
 from latentfarm_worker.supervise.shared_state import Phase
 
 log = logging.getLogger(__name__)
@@ -97,48 +88,40 @@ class RenderLoop:
         self._failures = self.threads.failures("engine")
         #: notified when a round of leasing ends, the backlog shrinks, or the loop is to end
         self._changed = Condition()
-        self._leases = LeaseRenewer(ledger, lease_ttl_s=lease_ttl_s, metrics=self.metrics, threads=self.threads)
-        self._returns = LeaseReturns(
-            ledger=ledger, leases=self._leases, metrics=self.metrics, notify_workers=self._hooks.notify_workers
-        )
-        self._uploader = Uploader(
-            ledger=ledger,
-            bucket=bucket,
-            leases=self._leases,
-            changed=self._changed,
-            hooks=self._hooks,
-            encoder=ImageFileEncoder(engine, model=model, embed_metadata=embed_metadata),
-            review=review or ImageReview(),
-            metrics=self.metrics,
-            threads=self.threads,
-            worker=worker,
-        )
-        self._live = LiveReporter(ledger=ledger, bucket=bucket, leases=self._leases, threads=self.threads)
-        self._slots = SlotReporter(engine, ledger=ledger, leases=self._leases, worker=worker, threads=self.threads)
-        requests = LeaseRequests(ledger, self._leases, model=model, worker=worker, lease_ttl_s=lease_ttl_s)
-        self._supply = self._make_supply(requests, bucket, max_backlog)
-        engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
-        # only one thread may use the engine: a doorbell that rings meanwhile waits, and then finds no job left
+        #: only one thread may use the engine: a doorbell that rings meanwhile waits, and then finds no job left
         self._engine_lock = Lock()
-        self._stopping, self._draining, self._device_lost = Event(), Event(), Event()
+        self._stopping, self._draining = Event(), Event()
         #: time.monotonic() by which a draining worker must have committed
         self._deadline = float("inf")
-        self._late = LateJobs(engine, self._supply, self._uploader)
-        # last: it may call at once
-        handlers = (self._leases.check_batch, self._on_urgent, self._slots.on_watched)
-        self._signals = SignalListener(ledger, *handlers, model=model, worker=worker, threads=self.threads)
-
-    def _make_supply(self, requests: LeaseRequests, bucket: Bucket, max_backlog: int) -> JobSupply:
-        return JobSupply(
-            engine=self._engine,
-            requests=requests,
+        parts = LoopParts(
+            ledger=ledger,
             bucket=bucket,
-            leases=self._leases,
-            uploader=self._uploader,
+            engine=engine,
+            model=model,
+            worker=worker,
+            lease_ttl_s=lease_ttl_s,
+            embed_metadata=embed_metadata,
             max_backlog=max_backlog,
-            on_device_lost=self._on_device_lost,
-            changed=self._changed,
+            review=review or ImageReview(),
+            hooks=self._hooks,
             metrics=self.metrics,
+            threads=self.threads,
+            changed=self._changed,
+            abandon_device=self.abandon_device,
+        )
+        self._leases, self._returns, self._uploader = parts.leases, parts.returns, parts.uploader
+        self._faults, self._supply, self._late = parts.faults, parts.supply, parts.late
+        self._parking, self._live, self._slots = parts.parking, parts.live, parts.slots
+        engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
+        # last: it may call at once
+        self._signals = SignalListener(
+            ledger,
+            on_cancelled=self._leases.check_batch,
+            on_paused=self._parking.pause,
+            on_urgent=self._on_urgent,
+            on_watched=self._slots.on_watched,
+            model=model,
+            worker=worker,
             threads=self.threads,
         )
 
@@ -173,6 +156,7 @@ class RenderLoop:
             self._give_way(turn)
         for lease in self._leases.take_lost():
             self._engine.cancel(lease)
+        self._parking.park_due(self._deadline if self._draining.is_set() else None)
         self._supply.request(others_first=not self._has_rendered)
         self._admitting = self._supply.take()
         for image in self._admitting:
@@ -190,7 +174,7 @@ class RenderLoop:
         try:
             outcomes = self._engine.step()
         except Exception as error:  # noqa: BLE001 (isolated below)
-            outcomes = [*self._isolate(error)]
+            outcomes = [*self._faults.isolate(error)]
         finally:
             self._hooks.state.enter(Phase.IDLE)
         busy_s = time.perf_counter() - began
@@ -222,48 +206,20 @@ class RenderLoop:
 
     # -- trouble ---------------------------------------------------------------------------------------------
 
-    def _isolate(self, error: Exception) -> list[Failed]:
-        """Go on after a broken step; return the job whose fault it is, once it is known.
-
-        Before a job is charged, the device must show that it can render something else.
-        """
-        if device_errors.is_fatal(error):
-            self._on_device_lost(error)
-            return []
-        log.error("a call of the device failed with %d jobs", len(self._engine.at_risk()), exc_info=error)
-        failed = self._engine.isolate(error)
-        charged = [cast("Lease", each.handle) for each in failed if each.retry]
-        engine = self._engine
-        fault = find_fault(engine.family, engine.micro_batch, on_forward=engine.on_forward) if charged else None
-        if fault is None:
-            return failed
-        self._hooks.state.forget_at_risk()
-        self._returns.release(charged)
-        self._on_device_lost(fault, at_risk=())
-        return []
-
     def _on_broken_iteration(self, error: Exception) -> None:
         """Release all jobs that are not finished, after an error outside of a step."""
         self._failures.add(error)
         unfinished = [image.handle for image in self._admitting]
         self._admitting = []
         if device_errors.is_fatal(error):
-            self._on_device_lost(error)
+            self._faults.on_lost(error)
         else:
             unfinished += self._engine.abort_all()
         self._returns.release([*cast("list[Lease]", unfinished), *self._supply.leases])
 
-    def _on_device_lost(self, error: Exception, at_risk: Collection[Lease] | None = None) -> None:
-        """End this process: jobs at risk [default: those in the broken call] run alone next, others are released."""
-        log.critical("the device is lost to this process: %s", error)
-        self._device_lost.set()
-        self._returns.record_crash(cast("list[Lease]", self._engine.at_risk()) if at_risk is None else at_risk)
-        self.abandon_device()
-        self._hooks.on_device_lost()
-
     def abandon_device(self) -> None:
         """Make no further step, and release the jobs that are not finished, uncharged."""
-        self._device_lost.set()
+        self._faults.lost.set()
         self._supply.stop()
         self.release_unfinishable()
 
@@ -275,7 +231,7 @@ class RenderLoop:
 
     def _wait_for_jobs(self, turn: Turn | None) -> bool:
         """Wait until a job may be ready or leased; return False if no more will come."""
-        ends = turn is not None and (turn.interactive or turn.over)
+        ends = turn is not None and (turn.urgent or turn.over)
         with self._changed:
             self._changed.wait_for(
                 lambda: self.stopped or self._supply.has_work(ending=self._is_ending or ends), _POLL_S
@@ -289,7 +245,7 @@ class RenderLoop:
 
     def sleep(self) -> None:
         """Lease nothing outside of a turn."""
-        self._supply.pause(ahead=True, interactive=True)
+        self._supply.pause(ahead=True, urgent=True)
 
     @contextmanager
     def _awake(self, turn: Turn | None) -> Iterator[None]:
@@ -297,7 +253,7 @@ class RenderLoop:
         if turn is None:
             yield
             return
-        self._supply.pause(ahead=turn.interactive, interactive=False)
+        self._supply.pause(ahead=turn.urgent, urgent=False)
         # the calls of another model have replaced the record of its jobs
         self._engine.on_forward = AtRiskRecorder(self._engine, self._hooks.state)
         yield
@@ -307,10 +263,8 @@ class RenderLoop:
 
     def _give_way(self, turn: Turn) -> None:
         """Lease nothing more for a turn that is over, and release the jobs that have not begun, uncharged."""
-        self._supply.pause(ahead=True, interactive=turn.interactive)
-        waiting = [cast("Lease", handle) for handle, left in self._engine.remaining() if left is None]
-        ahead = self._supply.ahead.leases
-        self._returns.release(lease for lease in (*ahead, *waiting) if turn.interactive or not lease.interactive)
+        self._supply.pause(ahead=True, urgent=turn.urgent)
+        self._returns.release(lease for lease in self._late.not_begun() if turn.urgent or not lease.urgent)
 
     @property
     def unfinished(self) -> bool:
@@ -320,7 +274,7 @@ class RenderLoop:
     @property
     def stopped(self) -> bool:
         """Whether no further step is made."""
-        return self._stopping.is_set() or self._device_lost.is_set()
+        return self._stopping.is_set() or self._faults.lost.is_set()
 
     # -- ending ----------------------------------------------------------------------------------------------
 
@@ -331,9 +285,10 @@ class RenderLoop:
         self._uploader.stop_waiting()
 
     def drain(self, deadline: float) -> None:
-        """Lease no more, finish the jobs that can be committed by ``deadline``, and release the others now, uncharged.
+        """Lease no more, and release the jobs that have not begun now, uncharged; finish or park the others.
 
-        ``deadline`` is a time of ``time.monotonic()``.
+        Those are parked before the next step that take longer than a checkpoint, or that cannot be committed by
+        ``deadline``, a time of ``time.monotonic()``.
         """
         self._deadline = deadline
         self._draining.set()
@@ -343,8 +298,8 @@ class RenderLoop:
             self._changed.notify_all()
 
     def release_unfinishable(self) -> None:
-        """Release the jobs that cannot be committed in time, uncharged. It works while the engine's thread hangs."""
-        self._returns.release(self._late.find(self._deadline, all_begun=self._device_lost.is_set()))
+        """Release the jobs that will not end or be parked in time, uncharged, even while the engine's thread hangs."""
+        self._returns.release(self._late.find(self._deadline, all_begun=self._faults.lost.is_set()))
 
     def release_all(self) -> None:
         """Stop, and release all leases uncharged, even of images that wait for the bucket."""
@@ -363,7 +318,7 @@ class RenderLoop:
     @property
     def draining(self) -> bool:
         """Whether no more jobs are leased."""
-        return self._is_ending or self._device_lost.is_set()
+        return self._is_ending or self._faults.lost.is_set()
 
     @property
     def _is_ending(self) -> bool:
@@ -384,6 +339,7 @@ class RenderLoop:
         with self._engine_lock:
             self._engine.abort_all()
         self._supply.close()
+        self._parking.close()
         self._live.close()
         self._slots.close()
         # the uploader first: an image that is stored now need not be rendered again

@@ -51,7 +51,7 @@ class RenderLoops:
                 # it goes on later
                 continue
             self._turns.end(turn, rendered=rendered > 0)
-            if turn.interactive:
+            if turn.urgent:
                 continue
             # after an image, time has passed: another model may have jobs by now
             empty = set() if turn.over else {turn.model} if rendered else empty | {turn.model}

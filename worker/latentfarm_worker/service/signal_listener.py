@@ -1,6 +1,6 @@
-"""Listen for signals to workers, on a thread of its own: cancelled batches, interactive jobs, and that it is watched.
+"""Listen for signals to workers, on a thread of its own: cancelled and paused batches, urgent jobs, that it is watched.
 
-So a cancelled job stops at the next step and not at the next renewal, and an interactive job need not wait for the next
+So a cancelled job stops at the next step and not at the next renewal, and an urgent job need not wait for the next
 lease. A signal may be missed; then it comes about as without it.
 """
 
@@ -25,9 +25,10 @@ class SignalListener:
     Args:
         ledger: the ledger.
         on_cancelled: called with the name of each batch that is cancelled.
-        on_urgent: called for each interactive job of the model.
+        on_paused: called with the name of each batch that is paused at once.
+        on_urgent: called for each urgent job of the model.
         on_watched: called again and again while a client watches the worker.
-        model: alias of the model whose interactive jobs count.
+        model: alias of the model whose urgent jobs count.
         worker: name of the worker in the ledger.
         threads: starts the thread.
     """
@@ -35,10 +36,11 @@ class SignalListener:
     def __init__(
         self,
         ledger: Ledger,
+        *,
         on_cancelled: Callable[[str], object],
+        on_paused: Callable[[str], object],
         on_urgent: Callable[[], object],
         on_watched: Callable[[], object],
-        *,
         model: str,
         worker: str,
         threads: Threads,
@@ -47,6 +49,7 @@ class SignalListener:
         self._model = model
         self._worker = worker
         self._on_cancelled = on_cancelled
+        self._on_paused = on_paused
         self._on_urgent = on_urgent
         self._on_watched = on_watched
         self._closing = Event()
@@ -79,6 +82,8 @@ class SignalListener:
             return
         if signal.kind == "cancelled":
             self._on_cancelled(signal.name)
+        elif signal.kind == "paused":
+            self._on_paused(signal.name)
         elif signal.kind == "watched":
             self._on_watched()
         elif signal.name == self._model:

@@ -5,9 +5,9 @@ A worker of several models renders with one at a time. The model that has its tu
 waits longest has its turn. So a model waits at most for one turn, its running images and the load of weights of each
 other model: ``(models - 1) * (turn_s + images + load)``.
 
-A job for which a client waits interrupts the turn of another model between two steps. The running images stay where
-they are, and go on after it. Such jobs go before all others, as they do within a model, so the bound leaves them out.
-Neither interruptions nor loads count for the length of a turn.
+An urgent job, such as one for which a client waits, interrupts the turn of another model between two steps. The running
+images stay where they are, and go on after it; if it takes long, they are parked. Such jobs go before all others, as
+they do within a model, so the bound leaves them out. Neither interruptions nor loads count for the length of a turn.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from threading import Lock
 
 
 class Turn:
-    """The turn of one model; ``interactive`` if only for jobs for which clients wait. Thread-safe.
+    """The turn of one model; ``urgent`` if only for urgent jobs. Thread-safe.
 
     Args:
         turns: what decides when it is over.
         model: alias of the model.
-        interactive: whether only interactive jobs are rendered.
+        urgent: whether only urgent jobs are rendered.
         began: when it began, a time of the clock of ``turns``.
     """
 
-    def __init__(self, turns: Turns, model: str, *, interactive: bool, began: float) -> None:
+    def __init__(self, turns: Turns, model: str, *, urgent: bool, began: float) -> None:
         self._turns = turns
         self.model = model
-        self.interactive = interactive
+        self.urgent = urgent
         self.began = began
         #: when it was interrupted
         self.left: float | None = None
@@ -73,7 +73,7 @@ class Turns:
         self._lock = Lock()
         #: since when each model waits
         self._waiting: dict[str, float] = {}
-        #: the models for whose jobs clients wait, in order
+        #: the models that have urgent jobs, in order
         self._urgent: dict[str, None] = {}
         #: the turn that has begun and not ended, perhaps interrupted
         self._open: Turn | None = None
@@ -89,7 +89,7 @@ class Turns:
                 self._waiting.setdefault(model, self._clock())
 
     def on_urgent(self, model: str) -> None:
-        """Record that a client waits for a job of a model."""
+        """Record that a model has an urgent job."""
         with self._lock:
             self._urgent[model] = None
 
@@ -98,20 +98,20 @@ class Turns:
     def is_over(self, turn: Turn) -> bool:
         """Return whether a turn has lasted long enough while another model waits."""
         with self._lock:
-            others = self._urgent if turn.interactive else self._waiting
+            others = self._urgent if turn.urgent else self._waiting
             return self._clock() >= turn.began + self._turn_s and any(model != turn.model for model in others)
 
     def is_interrupted(self, turn: Turn) -> bool:
-        """Return whether a client waits for a job of another model; an interactive turn is not interrupted."""
+        """Return whether another model has an urgent job; an urgent turn is not interrupted."""
         with self._lock:
-            return not turn.interactive and any(model != turn.model for model in self._urgent)
+            return not turn.urgent and any(model != turn.model for model in self._urgent)
 
     # -- order -----------------------------------------------------------------------------------------------
 
     def next(self, empty: Collection[str]) -> Turn | None:
         """Return the turn that begins or goes on now; None if all models are ``empty``.
 
-        First those for whose jobs clients wait, then an interrupted turn. Else the model that rendered last, whose
+        First those with urgent jobs, then an interrupted turn. Else the model that rendered last, whose
         weights are loaded; one that had to give way comes behind those that wait, the longest first.
 
         Args:
@@ -120,14 +120,14 @@ class Turns:
         with self._lock:
             now = self._clock()
             if self._open is not None:
-                # its own interactive jobs are among its others, before them
+                # its own urgent jobs are among its others, before them
                 self._urgent.pop(self._open.model, None)
             if self._urgent:
                 model = next(iter(self._urgent))
                 del self._urgent[model]
                 if self._open is not None and self._open.left is None:
                     self._open.left = now
-                return Turn(self, model, interactive=True, began=now)
+                return Turn(self, model, urgent=True, began=now)
             if self._open is not None:
                 if self._open.left is not None:
                     self._open.extend(now - self._open.left)
@@ -138,7 +138,7 @@ class Turns:
                 return None
             model = min(found, key=lambda model: (model != self._loaded, self._waiting.get(model, float("inf"))))
             self._waiting.pop(model, None)
-            self._open = Turn(self, model, interactive=False, began=now)
+            self._open = Turn(self, model, urgent=False, began=now)
             return self._open
 
     def end(self, turn: Turn, *, rendered: bool) -> None:
@@ -151,7 +151,7 @@ class Turns:
         with self._lock:
             # read before, because `over` takes the lock
             gave_way = turn._over  # noqa: SLF001 (of this module)
-            if turn.interactive:
+            if turn.urgent:
                 if gave_way:
                     # behind the others: there may be more of its jobs
                     self._urgent.pop(turn.model, None)

@@ -5,30 +5,27 @@ For an interactive image a client waits, so it has threads of its own.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import time
 from dataclasses import dataclass
 from threading import Condition, Event
-from typing import Any
 
 from latentfarm.errors import JobError
-from latentfarm.image_formats import IMAGE_FORMATS, PNG, ImageFormat
 from latentfarm.ledger import Lease, Ledger
 from latentfarm.monitoring.logs import log_fields
 from latentfarm.storage.bucket import Bucket
-from latentfarm.storage.keys import image_key, intermediates_key
 from latentfarm_worker.engine.outcomes import Rendered
-from latentfarm_worker.images.encode import encode_image
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.service.backlog import Backlog
+from latentfarm_worker.service.checkpoints import Checkpoints
 from latentfarm_worker.service.commits import Commits, Stored
 from latentfarm_worker.service.hooks import WorkerHooks
+from latentfarm_worker.service.image_objects import ImageObjects
 from latentfarm_worker.service.image_review import ImageReview
 from latentfarm_worker.service.job_failures import JobFailures
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics
-from latentfarm_worker.service.retries import Abandoned, Broken, Done, Retries, log_abandoned
+from latentfarm_worker.service.retries import Abandoned, Broken, Retries, log_abandoned
 from latentfarm_worker.service.threads import Threads
 
 log = logging.getLogger(__name__)
@@ -58,6 +55,7 @@ class Uploader:
         changed: notified whenever the backlog shrinks.
         hooks: what follows from a commit.
         encoder: encodes the images.
+        checkpoints: stores those of drafts.
         review: checks and scores the images.
         metrics: counts outcomes and retries.
         threads: starts the threads.
@@ -73,20 +71,20 @@ class Uploader:
         changed: Condition,
         hooks: WorkerHooks,
         encoder: ImageFileEncoder,
+        checkpoints: Checkpoints,
         review: ImageReview,
         metrics: Metrics,
         threads: Threads,
         worker: str,
     ) -> None:
-        self._bucket = bucket
         self._worker = worker
-        self._encoder = encoder
         self.review = review
         self._stopping = Event()
         self.backlog = Backlog(changed)
         self.retries = retries = Retries(self._stopping, leases, metrics)
         self._pool = threads.pool("upload", _THREADS)
         self._interactive_pool = threads.pool("upload-interactive", _INTERACTIVE_THREADS)
+        self._objects = ImageObjects(bucket, encoder, checkpoints=checkpoints, retries=retries, pool=self._pool)
         self.failures = failures = JobFailures(
             ledger=ledger,
             leases=leases,
@@ -109,7 +107,7 @@ class Uploader:
         )
 
     def store(self, lease: Lease, image: Rendered) -> None:
-        """Store and commit an image and its strip of intermediates."""
+        """Store and commit an image or a draft."""
         self.backlog.enter()
         waiting = _Waiting(lease, image)
         pool = self._interactive_pool if lease.interactive else self._pool
@@ -134,9 +132,8 @@ class Uploader:
         began = time.perf_counter()
         try:
             reviewed = self.review.entries(image)
-            body, provenance = self._encoder.encode(image), self._encoder.provenance(image)
-            strip = image.strip
-            encoded = None if strip is None else encode_image(strip, PNG.name, metadata={})
+            review_s = time.perf_counter() - began
+            outcome = self._objects.store(lease, image)
         except JobError as error:
             self._leave_backlog(waiting)
             self.failures.record(lease, error, retry=False)
@@ -145,8 +142,6 @@ class Uploader:
             log.exception("%s could not be encoded", lease.name, extra=log_fields(lease.name))
             self._drop_image(waiting, JobError.unexpected("encode_error", error))
             return
-        encode_s = time.perf_counter() - began
-        outcome = self._upload(lease, image, body, encoded)
         if isinstance(outcome, Broken):
             self._drop_image(waiting, JobError.unexpected("upload_error", outcome.error))
             return
@@ -154,16 +149,17 @@ class Uploader:
             log_abandoned([lease], outcome, "not stored")
             self._leave_backlog(waiting)
             return
+        objects = outcome.value
         timings = {
             "queue": lease.queued_ms / 1000,
             **image.timings,
-            "encode": encode_s,
-            "upload": time.perf_counter() - began - encode_s,
+            "encode": review_s + objects.encode_s,
+            "upload": objects.upload_s,
         }
         rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
         facts = {"tokens": image.tokens, "worker": self._worker, "timings": rounded}
-        receipt = {**outcome.value, **provenance, **facts, **reviewed}
-        self.commits.add(Stored(lease, receipt, image.job, image.width * image.height, began))
+        receipt = {**objects.receipt, **facts, **reviewed}
+        self.commits.add(Stored(lease, receipt, image.width * image.height, _work_of(image), began))
         self._end_storing(waiting)
         self.commits.submit()
 
@@ -178,26 +174,6 @@ class Uploader:
         else:
             self._drop_image(waiting, JobError.unexpected("upload_error", error))
 
-    def _upload(
-        self, lease: Lease, image: Rendered, body: bytes, strip: bytes | None
-    ) -> Done[dict[str, Any]] | Abandoned | Broken:
-        """Upload an image and its intermediates; return their keys and digests for the receipt."""
-        image_format = IMAGE_FORMATS[image.job.image_format]
-        stored = self._put(lease, image_key(lease.batch, lease.index, lease.epoch, image_format), body, image_format)
-        if strip is None or not isinstance(stored, Done):
-            return stored
-        second = self._put(lease, intermediates_key(lease.batch, lease.index, lease.epoch), strip, PNG)
-        return Done({**stored.value, "intermediates": second.value}) if isinstance(second, Done) else second
-
-    def _put(
-        self, lease: Lease, key: str, body: bytes, image_format: ImageFormat
-    ) -> Done[dict[str, Any]] | Abandoned | Broken:
-        def put() -> dict[str, Any]:
-            self._bucket.put(key, body, content_type=image_format.content_type)
-            return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
-
-        return self.retries.repeat("put", put, lease=lease, pool=self._pool)
-
     def _end_storing(self, waiting: _Waiting) -> None:
         waiting.done = True
         self.backlog.end_storing()
@@ -206,3 +182,9 @@ class Uploader:
         """Forget an image that is not stored."""
         self._end_storing(waiting)
         self.backlog.leave(1)
+
+
+def _work_of(image: Rendered) -> float:
+    """Return the cost of the evaluations that were made of an image here, of those of the whole job."""
+    whole = image.job.compute_cost(image.width * image.height)
+    return whole * image.evaluations_made / image.evaluations if image.evaluations else whole

@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 
 #: seconds to wait at the end for a heartbeat that hangs
 _CLOSE_S = 5.0
-#: seconds after which a wait for an interactive job counts as success of its thread, or its failures would stay
+#: seconds after which a wait for an urgent job counts as success of its thread, or its failures would stay
 _IDLE_S = 5.0
 
 
@@ -119,7 +119,7 @@ class Worker:
         self._settings = settings
         self._app = app
         self._name = name
-        #: set by an interactive job
+        #: set by an urgent job
         self._urgent = Event()
         self._models = _models_of(settings, name)
         self._metrics, self.threads = self._models[0].metrics, self._models[0].threads
@@ -199,7 +199,7 @@ class Worker:
         interval_s = self._settings.housekeeping_interval_s
         self._heartbeats = self.threads.loop("heartbeat", self._do_housekeeping, interval_s=interval_s)
         # a doorbell is heard a second late at worst: kombu listens again when its event loop turns
-        self._interactive = self.threads.loop("interactive", self._render_urgent, interval_s=0)
+        self._urgent_loop = self.threads.loop("urgent", self._render_urgent, interval_s=0)
         # a thread of its own, because a slow endpoint would delay the heartbeats
         self._webhooks = self.threads.loop("webhooks", self._send_webhooks, interval_s=interval_s)
         if not supervised:
@@ -233,7 +233,7 @@ class Worker:
         self._urgent.set()
 
     def announce_urgent(self, model: str) -> None:
-        """Give a model the next turn: a client waits for a job of it."""
+        """Give a model the next turn: it has an urgent job."""
         self._turns.on_urgent(model)
         self.on_urgent()
 
@@ -292,7 +292,7 @@ class Worker:
         return expired
 
     def _render_urgent(self) -> None:
-        """Wait for an interactive job, and render all jobs. While a doorbell does so, this finds none left after it."""
+        """Wait for an urgent job, and render all jobs. While a doorbell does so, this finds none left after it."""
         if self._urgent.wait(_IDLE_S):
             self._urgent.clear()
             self.render_loops.render_all()
@@ -308,7 +308,7 @@ class Worker:
         if self._spot_watch is not None:
             self._spot_watch.close()
         self.render_loops.close()
-        self._interactive.stop()
+        self._urgent_loop.stop()
         self._urgent.set()
         self._heartbeats.stop(_CLOSE_S)
         self._webhooks.stop()
