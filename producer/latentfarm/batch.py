@@ -301,6 +301,7 @@ class Batch:
         states: Collection[JobState] = (),
         picks: Collection[str] = (),
         image_format: str | None = None,
+        drafts: bool = False,
         force: bool = False,
         progress: Callable[[FetchReport], None] = lambda _: None,
     ) -> FetchReport:
@@ -313,9 +314,10 @@ class Batch:
             name_template: names of image files, such as ``{id}-{seed}`` [default: ``{index:06d}``].
             skip_fetched: skip images that an earlier fetch into the directory has fetched, even if their files were
                 removed since.
-            states: only jobs in these states [default: all]. Only done jobs have images.
+            states: only jobs in these states [default: all].
             picks: only jobs whose image is ``picked``, ``rejected`` or ``none`` of both [default: all].
             image_format: only jobs of this format [default: all]. A webdataset has one format.
+            drafts: also fetch the previews of drafts, which the finished images replace.
             force: write into the directory of another batch, whose images are removed, and over files of others.
             progress: called after each job with the counts so far.
 
@@ -332,6 +334,7 @@ class Batch:
             skip_fetched=skip_fetched,
             states={state.word for state in states},
             image_format=image_format,
+            drafts=drafts,
             force=force,
         )
         chosen = partial(self.results, picks=check_pick_words(picks))

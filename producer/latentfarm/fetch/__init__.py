@@ -44,8 +44,9 @@ def fetch_batch(
 ) -> FetchReport:
     """Download the image of every done job in ``results`` and write one line per job to ``results.jsonl``.
 
-    Files are written atomically. A file whose sha256 is right is not downloaded again. If names contain the user's
-    ids, all names are checked before the first download; for a webdataset, all formats are.
+    With ``options.drafts``, previews are downloaded as images are. Files are written atomically. A file whose sha256 is
+    right is not downloaded again. If names contain the user's ids, all names are checked before the first download; for
+    a webdataset, all formats are.
 
     Args:
         bucket: the store of the images.
@@ -63,6 +64,8 @@ def fetch_batch(
     options = options or FetchOptions()
     if options.layout == "webdataset" and options.name_template != DEFAULT_TEMPLATE:
         raise InputError("a webdataset names its samples by index; leave out --name-template")
+    if options.layout == "webdataset" and options.drafts:
+        raise InputError("a webdataset has no previews of drafts; leave out --drafts, or use --format files")
     template = NameTemplate(options.name_template)
 
     def selected() -> Iterable[dict[str, Any]]:
@@ -72,9 +75,9 @@ def fetch_batch(
         owner = replace(owner, webdataset=common_format(selected()))
     folder = OutputFolder(directory, owner, options)
     if options.layout != "webdataset" and not template.always_unique:
-        check_names(selected(), template, folder.require_free)
+        check_names(selected(), template, folder.require_free, options)
     folder.claim()
     with parallel_reader(bucket) as read:
         if options.layout == "webdataset":
             return fetch_shards(read, selected(), directory, skip_fetched=options.skip_fetched, progress=progress)
-        return fetch_images(read, selected(), directory, template, skip_fetched=options.skip_fetched, progress=progress)
+        return fetch_images(read, selected(), directory, template, options=options, progress=progress)

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from latentfarm.fetch.atomic_files import atomic_write, atomic_write_bytes
 from latentfarm.fetch.names import NameTemplate, add_file_name
+from latentfarm.fetch.options import FetchOptions
 from latentfarm.fetch.report import RESULTS_FILE, FetchReport
 from latentfarm.fetch.serialize import flatten_result, metadata_entry, to_json
 from latentfarm.fetch.state_file import FetchState
@@ -48,15 +49,20 @@ class _Counts:
     size_bytes: int = 0
 
 
-def check_names(results: Iterable[dict[str, Any]], template: NameTemplate, require_free: Callable[[str], None]) -> None:
-    """Check the file name of every done job.
+def check_names(
+    results: Iterable[dict[str, Any]],
+    template: NameTemplate,
+    require_free: Callable[[str], None],
+    options: FetchOptions,
+) -> None:
+    """Check the file name of every job that has a file.
 
     Raises:
         InputError: a name is unsafe, two jobs have the same, or ``require_free`` raises it.
     """
     with UniqueNames() as names:
         for result in results:
-            if result["state"] == "done":
+            if options.has_file(result):
                 name = template.name(result)
                 add_file_name(names, name, result["job"])
                 require_free(name)
@@ -68,10 +74,10 @@ def fetch_images(
     directory: Path,
     template: NameTemplate,
     *,
-    skip_fetched: bool,
+    options: FetchOptions,
     progress: Callable[[FetchReport], None],
 ) -> FetchReport:
-    """Store every done job's image, then ``results.jsonl`` and ``metadata.jsonl``."""
+    """Store the image of every job that has a file, then ``results.jsonl`` and ``metadata.jsonl``."""
     report = FetchReport(directory)
     with (
         FetchState(directory / ".fetched-files") as state,
@@ -80,7 +86,7 @@ def fetch_images(
         atomic_write(directory / METADATA_FILE) as metadata,
         closing(
             ordered_parallel_map(
-                _tasks(results, template, names, state if skip_fetched else None),
+                _tasks(results, template, names, state, options),
                 _downloader(read, directory),
                 threads=read.threads,
                 group=_GROUP,
@@ -106,17 +112,22 @@ def fetch_images(
 
 
 def _tasks(
-    results: Iterable[dict[str, Any]], template: NameTemplate, names: UniqueNames, state: FetchState | None
+    results: Iterable[dict[str, Any]],
+    template: NameTemplate,
+    names: UniqueNames,
+    state: FetchState,
+    options: FetchOptions,
 ) -> Iterator[_Task]:
     for result in results:
-        if result["state"] != "done":
+        if not options.has_file(result):
             yield _Task(result, None)
             continue
         name = template.name(result)
         if not template.always_unique:
             # checked before, but more jobs may be done by now
             add_file_name(names, name, result["job"])
-        yield _Task(result, name, skipped=state is not None and state.has(result["index"], result["sha256"]))
+        skipped = options.skip_fetched and state.has(result["index"], result["sha256"])
+        yield _Task(result, name, skipped=skipped)
 
 
 def _downloader(read: ParallelReader, directory: Path) -> Callable[[_Task], _Counts]:

@@ -37,6 +37,7 @@ TABLE_COLUMNS = {
     "image_format": "string",
     "edits": "string",
     "safety": "string",
+    "scores": "string",
     "intermediates": "string",
     "pick": "string",
     "rating": "int64",
@@ -47,7 +48,10 @@ TABLE_COLUMNS = {
 
 
 #: columns of objects and lists: JSON text in a table, and the text for a missing one
-_JSON_COLUMNS = {"columns": "{}", "edits": "{}", "guidance_interval": "[]", "safety": "{}", "scheduler_options": "{}"}
+_JSON_COLUMNS = {
+    **dict.fromkeys(("columns", "edits", "safety", "scheduler_options", "scores"), "{}"),
+    "guidance_interval": "[]",
+}
 _EMPTY = {"string": "", "int64": 0, "float64": 0.0}
 #: what is decided about an image changes after it is fetched: a shard, which is costly to write again, has it not
 DECISION_COLUMNS = {name: TABLE_COLUMNS[name] for name in ("pick", "rating")}
@@ -65,9 +69,10 @@ def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
     """Return a result with the fields of its request, in diffusers' names, on the same level.
 
     ``intermediates`` is the key of the strip of intermediate images. ``columns`` are other columns of the row, if kept.
-    ``safety`` has the scores of unsafe concepts, if they were wanted, and ``adapters`` the digests of those that were
-    used. ``pick`` and ``rating`` are there if they are decided. ``error`` has a failed job's ``code`` and ``message``.
-    An invalid row has no prompt.
+    ``safety`` has the scores of unsafe concepts, if they were wanted, ``scores`` those of scorers, and ``adapters`` the
+    digests of those that were used. ``draft`` has how many evaluations of the model a draft has had. ``pick`` and
+    ``rating`` are there if they are decided. ``error`` has a failed job's ``code`` and ``message``. An invalid row has
+    no prompt.
     """
     request = result.get("request", {})
     line = {
@@ -86,7 +91,7 @@ def flatten_result(result: dict[str, Any]) -> dict[str, Any]:
         line |= {name: value for name, value in _DEFAULTS.items() if name not in request}
     if "intermediates" in result:
         line["intermediates"] = result["intermediates"]["key"]
-    more = (*DECISION_COLUMNS, "adapters", "safety", "columns", "error")
+    more = (*DECISION_COLUMNS, "adapters", "safety", "scores", "draft", "columns", "error")
     return line | {name: result[name] for name in more if name in result}
 
 

@@ -23,29 +23,31 @@ pytestmark = pytest.mark.unit
 
 
 def test_every_field_of_a_job_has_a_column_in_tables() -> None:
-    # a job's name has its batch, its strip is stored as `intermediates`, and its previews last as long as it is watched
-    besides = {"batch", "save_intermediates", "partial_images"}
+    # a job's name has its batch, its strip is stored as `intermediates`, its previews last as long as it is watched, a
+    # draft has its state, and of its scorers the scores are stored
+    besides = {"batch", "save_intermediates", "partial_images", "draft", "scorers"}
     # those of input images, adapters and second stages are the column `edits`
     fields = Job.model_fields.keys() - set(EDIT_FIELDS)
     assert fields - TABLE_COLUMNS.keys() == besides
-    assert IMAGE_COLUMNS.keys() >= (fields - besides) | {"edits", "safety"}
+    assert IMAGE_COLUMNS.keys() >= (fields - besides) | {"edits", "safety", "scores"}
 
 
-def test_input_images_adapters_and_the_safety_check_are_in_every_format() -> None:
+def test_input_images_adapters_scores_and_the_safety_check_are_in_every_format() -> None:
     edits = {"image": f"sha256:{'0' * 64}", "strength": 0.5, "loras": [{"name": "outlined", "scale": 0.8}]}
     job = Job(batch="cats", index=1, prompt="a", seed=1, **edits)
     safety = {"flagged": True, "concepts": {"3": 0.02}}
-    found = result(
-        1, request=json.loads(json.dumps(job.request())), safety=safety, adapters=[{"name": "outlined", "sha256": "ab"}]
-    )
+    scores = {"sharpness": 0.25, "clip": None, "phash": "0123456789abcdef"}
+    request, adapters = json.loads(json.dumps(job.request())), [{"name": "outlined", "sha256": "ab"}]
+    found = result(1, request=request, safety=safety, scores=scores, adapters=adapters)
     line = flatten_result(found)
     assert {name: line[name] for name in edits} == edits
     assert (line["safety"], line["adapters"]) == (safety, found["adapters"])
     for entry in (table_row(found), metadata_entry(found, "a.png")):
         assert json.loads(entry["edits"]) == edits
         assert json.loads(entry["safety"]) == safety
+        assert json.loads(entry["scores"]) == scores
     bare = metadata_entry(result(), "a.png")
-    assert (bare["edits"], bare["safety"], table_row(result())["edits"]) == ("{}", "{}", None)
+    assert (bare["edits"], bare["safety"], bare["scores"], table_row(result())["edits"]) == ("{}", "{}", "{}", None)
 
 
 def test_every_format_has_the_same_values_of_rare_fields() -> None:
