@@ -54,7 +54,6 @@ class Parking:
             self._running.remove(image)
             image.restart()
             image.queued = image.put_down = time.perf_counter()
-        for image in reversed(images):
             self._queue.resume(image)
 
     def park(self, handles: Collection[Hashable]) -> list[Parked]:
@@ -98,7 +97,7 @@ class Parking:
     def _read(self, columns: Mapping[ImageState, Mapping[int, torch.Tensor]]) -> dict[ImageState, ImageCheckpoint]:
         """Return the checkpoints of images with these ring columns, by one copy off the device."""
         frames = {image: image.all_frames for image in columns}
-        host = iter(_copy([*chain(*(each.values() for each in columns.values())), *chain(*frames.values())]))
+        host = iter(copy_to_host([*chain(*(each.values() for each in columns.values())), *chain(*frames.values())]))
         copied = {image: {at: next(host) for at in each} for image, each in columns.items()}
         return {
             image: checkpoint_of(self._family, image, copied[image], [next(host) for _ in latents])
@@ -106,7 +105,7 @@ class Parking:
         }
 
 
-def _copy(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def copy_to_host(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Return copies of float32 tensors on the host; those on the device are copied at once."""
     on_device = [tensor for tensor in tensors if tensor.device.type != "cpu"]
     copied: Iterator[torch.Tensor] = iter(())
