@@ -41,7 +41,7 @@ def prepare(
         cohort: only images with an equal cohort run together.
         interactive: a client waits for the image: it is urgent, and decoded at once.
         urgent: the image begins before all that are not, and takes their place.
-        finish: the image is rendered to its end also if the job asks for a draft.
+        finish: the image is rendered to its end also if the job is one for a draft.
 
     Raises:
         JobError: code ``scheduler`` for a scheduler or options that cannot be used, ``prompt_too_complex`` for a text
