@@ -57,13 +57,18 @@ class BatchStatus(BaseModel):
 
     @property
     def complete(self) -> bool:
-        """Whether every job is done or failed."""
+        """Whether every job is done, failed or discarded."""
         return self.state is BatchState.COMPLETE
 
     @property
     def is_final(self) -> bool:
         """Whether no job changes by itself any more: the batch is complete, cancelled or drafted."""
         return self.state in FINAL or self.state is BatchState.DRAFTED
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether every job has ended as it was submitted: as an image, or as a draft that may have been discarded."""
+        return self.state in {BatchState.COMPLETE, BatchState.DRAFTED} and not self.failed
 
     @property
     def needs_attention(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from latentfarm.batch import Batch
+from latentfarm.batch_state import FINAL
 from latentfarm.cli import options
 from latentfarm.cli.output import plural
 from latentfarm.cli.status_text import format_failures
@@ -57,7 +58,7 @@ def cancel(batches: BatchNames, as_json: JsonLines = False) -> None:
     def act(batch: Batch) -> str:
         before = batch.status()
         after = batch.cancel()
-        if before.is_final:
+        if before.state in FINAL:
             return f"is already {before.state}"
         return f"is {after.state}: {after.done} done, {after.failed} failed, {after.cancelled} cancelled"
 

@@ -25,16 +25,16 @@ def wait(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Wait until every job of a batch has ended. Warnings report why it waits.
+    """Wait until every job of a batch has ended; drafts have. Warnings report why it waits.
 
-    Exit code 1: a job failed or was cancelled, or the batch paused itself.
+    Exit code 1: a job failed, the batch was cancelled, or it paused itself.
 
     Example: `latentfarm wait cats && latentfarm fetch cats -o cats`
     """
     found = Farm.from_env().batch(batch)
     try:
         status = wait_for(found, timeout_s=timeout)
-        fail_if(status.failed or not status.complete)
+        fail_if(not status.succeeded)
     finally:
         if as_json:
             status = found.status()

@@ -179,7 +179,8 @@ def _table(statuses: Sequence[BatchStatus]) -> Table:
     for status in statuses:
         bar = ProgressBar(total=max(status.total, 1), completed=status.ended, width=_BAR_CHARACTERS)
         count = f"{status.done}/{status.total}"
-        remark = f"{status.cancelled} cancelled" if status.cancelled else status.paused
+        counts = {"drafted": status.drafted, "cancelled": status.cancelled}
+        remark = ", ".join(f"{jobs} {word}" for word, jobs in counts.items() if jobs) or status.paused
         texts = (count, format_rate(status), format_eta(status), format_failures(status), remark)
         # names and reasons are user input: Text keeps rich from reading markup in them
         table.add_row(Text(status.batch), status.state, bar, *(Text(text) for text in texts))

@@ -25,7 +25,8 @@ def recover(
 ) -> None:
     """Rebuild the ledger from the bucket, after Redis lost its data or restored an old snapshot.
 
-    Manifests, results and images prove which jobs are done; these are not rendered again. The leases of these
+    Manifests, results and images prove which jobs are done; these are not rendered again. Previews and checkpoints
+    prove which are drafted, also those that were to be finished: run `latentfarm finish` again. The leases of these
     batches end: a worker that renders such a job now loses it.
 
     Example: `latentfarm recover --dry-run`
@@ -58,9 +59,9 @@ def recover(
 def _text(found: RecoveryReport) -> str:
     if not found.changed:
         return f"  {found.batch}  unchanged: {found.state}, {found.done} of {found.total} done"
-    lines = [
-        f"~ {found.batch}  {found.was} -> {found.state}: {found.done} of {found.total} done, {found.failed} failed"
-    ]
+    ends = f"{found.done} of {found.total} done, {found.failed} failed"
+    ends += f", {found.drafted} drafted" if found.drafted else ""
+    lines = [f"~ {found.batch}  {found.was} -> {found.state}: {ends}"]
     for change, count in sorted(found.changes.items()):
         named = ", ".join(str(index) for index in found.examples[change])
         lines.append(f"    {change:<20} {count:>9}  ({named}{', ...' if count > len(found.examples[change]) else ''})")

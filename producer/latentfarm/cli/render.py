@@ -80,7 +80,7 @@ def render(
         write_contact_sheet(fetched)
         if as_json:
             print_json(_summary(found, fetched))
-    fail_if(status.failed or not status.complete)
+    fail_if(not status.succeeded)
 
 
 #: seconds in which another command starts its servers, or stops its workers

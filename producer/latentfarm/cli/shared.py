@@ -67,6 +67,11 @@ def wait_for(
         echo_err(f"{status.failed} of {status.total} jobs failed: `latentfarm jobs {batch.name} --state failed`")
     if status.state is BatchState.CANCELLED:
         echo_err(f"the batch was cancelled: {format_ends(status)}")
+    if status.state is BatchState.DRAFTED:
+        echo_err(
+            f"{plural(status.drafted, 'draft')} to be finished or discarded: `latentfarm drafts {batch.name}`, then "
+            f"`latentfarm finish {batch.name}` and `latentfarm discard {batch.name}`"
+        )
     if status.truncated:
         echo_err(format_truncations(status))
     if status.needs_attention:
@@ -170,7 +175,9 @@ def fetch_into(
     files = plural(fetched.downloaded, "shard" if options.get("layout") == "webdataset" else "file")
     text = f"{files} fetched into {directory}, {fetched.present} already present"
     text += f", {fetched.skipped} fetched before and skipped" if fetched.skipped else ""
-    not_done = fetched.jobs - fetched.states[JobState.DONE.word]
+    previews = fetched.states[JobState.DRAFTED.word] if options.get("drafts") else 0
+    not_done = fetched.jobs - fetched.states[JobState.DONE.word] - previews
+    text += f", {plural(previews, 'preview')} of drafts among them" if previews else ""
     echo_err(text + (f", {plural(not_done, 'job')} not done" if not_done else ""))
     return fetched
 

@@ -19,7 +19,8 @@ from latentfarm.farm import Farm
 from latentfarm.ledger.webhook_outbox import WebhookOutbox
 from latentfarm.waiting import wait_reasons
 
-_COLUMNS = ("batch", "model", "state", "priority", "total", "pending", "leased", "done", "failed", "cancelled")
+_COLUMNS = ("batch", "model", "state", "priority")
+_JOBS = ("total", "pending", "leased", "drafted", "done", "failed", "cancelled")
 
 
 def status(
@@ -35,8 +36,9 @@ def status(
     For one batch it also shows why it is paused, its errors by code, truncated prompts and its webhook. Warnings report
     why jobs wait. With --json each batch includes them, and the workers of its model.
 
-    The states are opening, open, paused, complete, cancelled, deleting and recovering. Each request for images to
-    `latentfarm serve` makes an interactive batch, which is deleted after a day.
+    The states are opening, open, paused, drafted, complete, cancelled, deleting and recovering. Each request for images
+    to `latentfarm serve` makes an interactive batch, which is deleted after a day. A batch is drafted when all its jobs
+    have ended, and some of them wait as drafts: finish or discard them.
 
     Example: `latentfarm status cats --json`
     """
@@ -71,9 +73,10 @@ def _with_workers(farm: Farm, found: BatchStatus) -> dict[str, Any]:
 def _print_table(statuses: Sequence[BatchStatus]) -> None:
     if not statuses:
         return
-    rows: list[tuple[str, ...]] = [(*_COLUMNS, "images/s", "ETA")]
+    columns = (*_COLUMNS, *_JOBS)
+    rows: list[tuple[str, ...]] = [(*columns, "images/s", "ETA")]
     rows += [
-        (*(str(getattr(each, name)) for name in _COLUMNS), format_rate(each), format_eta(each)) for each in statuses
+        (*(str(getattr(each, name)) for name in columns), format_rate(each), format_eta(each)) for each in statuses
     ]
     print_columns(rows)
 

@@ -13,6 +13,8 @@ def format_progress(status: BatchStatus) -> str:
         found = [format_ends(status)]
     else:
         found = [f"{status.ended}/{status.total}"]
+        if status.drafted:
+            found.append(f"{status.drafted} drafted")
         if status.failed:
             found.append(format_failures(status))
     if status.images_per_s is not None:
@@ -27,6 +29,8 @@ def format_progress(status: BatchStatus) -> str:
 def format_ends(status: BatchStatus) -> str:
     """Return how the jobs have ended, such as ``4 of 10 jobs done, 1 failed, 5 cancelled``."""
     ends = [f"{status.done} of {status.total} jobs done"]
+    if status.drafted:
+        ends.append(f"{status.drafted} drafted")
     if status.failed:
         ends.append(format_failures(status))
     if status.cancelled:

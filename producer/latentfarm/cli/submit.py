@@ -108,7 +108,7 @@ def submit(
         _show_canary(submitted, folder, force=force, known=warnings)
     if wait:
         status = wait_for(submitted, known=warnings)
-        fail_if(status.failed or not status.complete)
+        fail_if(not status.succeeded)
     fail_if(submitted.rejected)
 
 

@@ -254,9 +254,11 @@ class Queries(LedgerClient):
         return bytes(found)
 
     def _images_per_s(self, batch: str, facts: Mapping[str, str]) -> float | None:
-        """Return the rate of the last two minutes; of a batch that has ended, that of its whole run."""
-        done, first_ms, last_ms = (int(facts.get(name, 0)) for name in ("done", "first_ms", "last_ms"))
-        if not done or not first_ms:
+        """Return the rate of images and drafts of the last two minutes; of a batch that has ended, of its whole run."""
+        done, drafted, first_ms, last_ms = (
+            int(facts.get(name, 0)) for name in ("done", "drafted", "first_ms", "last_ms")
+        )
+        if not done + drafted or not first_ms:
             # nothing was rendered, or all of it before a recovery
             return None
         if facts["state"] in FINAL:

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.errors import InputError, UnavailableError
+from latentfarm.job_state import JobState
 from latentfarm.ledger import BatchRecord, BatchSummary, Ledger
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ log = logging.getLogger(__name__)
 
 DEFAULT_ADDRESS = "127.0.0.1:9465"
 MAX_BATCHES = 100
-_STATES = ("pending", "leased", "done", "failed", "cancelled")
+_STATES = tuple(state.word for state in JobState)
 
 
 class LedgerCollector(Collector):

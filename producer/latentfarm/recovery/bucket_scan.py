@@ -12,7 +12,15 @@ from latentfarm.ledger.records import is_truncated
 from latentfarm.limits import PART_JOBS
 from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.embedded_receipt import embedded_receipt
-from latentfarm.storage.keys import images_prefix, manifest_key, parse_image_key, part_indices
+from latentfarm.storage.keys import (
+    checkpoint_key,
+    drafts_prefix,
+    images_prefix,
+    manifest_key,
+    parse_draft_key,
+    parse_image_key,
+    part_indices,
+)
 from latentfarm.storage.manifest import Header, digest_parts
 from latentfarm.storage.part_codec import parse, unpack_lines
 from latentfarm.storage.results import read_part
@@ -59,9 +67,10 @@ class PartScan:
         first: index of the first job.
         states: the states that the bucket proves.
         before: the states in the ledger; None for jobs that it does not have.
-        receipts: receipts that are in images only, by index.
+        receipts: receipts that are in images and previews of drafts only, by index.
+        drafts: epochs of the checkpoints of the drafted jobs, by index.
         errors: errors of the failed jobs, by index.
-        broken: keys of images that do not decode or belong to another job.
+        broken: keys of images and previews that do not decode or belong to another job.
         flushed: whether the bucket's results have every line of the part.
         generation: generation of the object that has them, or some of them; 0 without one.
         truncated: done jobs whose prompt was too long for the model.
@@ -71,6 +80,7 @@ class PartScan:
     states: list[JobState]
     before: list[JobState | None]
     receipts: dict[int, dict[str, Any]]
+    drafts: dict[int, int]
     errors: dict[int, dict[str, str]]
     broken: list[str]
     flushed: bool
@@ -78,52 +88,137 @@ class PartScan:
     truncated: int
 
 
-def scan_part(
-    ledger: Ledger | None, bucket: Bucket, extent: ManifestExtent, part: int, generation: int | None
-) -> PartScan:
-    """Scan a part: its results, the images that they do not list, and the failures that only the ledger has.
+@dataclass(frozen=True)
+class _Committed:
+    """The jobs of a part whose image, or whose draft, is in the bucket.
 
-    ``ledger`` is None if it does not have the batch. ``generation`` is the highest of the part's results in the bucket,
-    None without any.
+    ``lines`` are those of results, by index; ``receipts`` those of objects that no line names; ``broken`` are keys of
+    objects that prove nothing.
     """
-    indices = part_indices(part, extent.total)
-    records = ledger.jobs(extent.batch, indices) if ledger else []
-    images = _list_images(bucket, extent.batch, part)
-    stored = [] if generation is None else read_part(bucket, extent.batch, part, generation)
-    lines = {line["index"]: line for line in stored if line["index"] in indices}
-    done = {index: line for index, line in lines.items() if _is_proved(line, images.get(index, {}))}
-    unlisted = {index: keys for index, keys in images.items() if index in indices and index not in done}
-    receipts, broken = _read_receipts(bucket, extent.batch, unlisted)
-    errors = {
-        index: line.get("error") or _NO_ERROR for index, line in lines.items() if line["state"] == JobState.FAILED.word
-    }
-    if any(index not in done and index not in receipts and index not in errors for index in indices):
-        invalid = _invalid_rows(_manifest_lines(bucket, extent.batch, part), indices)
-        errors = {**invalid, **_failures(records), **errors}
-    states = derive_states(indices, done={*done, *receipts}, failed=errors)
-    return PartScan(
-        first=indices.start,
-        states=states,
-        before=[record.state for record in records] if ledger else [None] * len(indices),
-        receipts=receipts,
-        errors={index: errors[index] for index, state in zip(indices, states, strict=True) if state is JobState.FAILED},
-        broken=broken,
-        flushed=JobState.PENDING not in states and not receipts and len(lines) == len(indices),
-        generation=generation or 0,
-        truncated=sum(map(is_truncated, [*done.values(), *receipts.values()])),
+
+    lines: dict[int, dict[str, Any]]
+    receipts: dict[int, dict[str, Any]]
+    broken: list[str]
+
+    @property
+    def indices(self) -> set[int]:
+        """The indices of the jobs."""
+        return {*self.lines, *self.receipts}
+
+    def epoch(self, index: int) -> int:
+        """Return the epoch of a job's image or draft."""
+        found: int = (self.receipts.get(index) or self.lines[index])["epoch"]
+        return found
+
+
+@dataclass(frozen=True)
+class BatchScan:
+    """Scans the parts of one batch.
+
+    Attributes:
+        ledger: the ledger; None if it does not have the batch.
+        bucket: the bucket.
+        extent: the jobs of the manifest.
+        generations: the highest generation of results in the bucket of each part that has any.
+        cancelled: the user has cancelled the batch.
+        with_drafts: the bucket has drafts of the batch, or checkpoints.
+    """
+
+    ledger: Ledger | None
+    bucket: Bucket
+    extent: ManifestExtent
+    generations: Mapping[int, int]
+    cancelled: bool
+    with_drafts: bool
+
+    def part(self, part: int) -> PartScan:
+        """Scan a part: its results, the images and drafts that they do not list, and what only the ledger has."""
+        batch, indices = self.extent.batch, part_indices(part, self.extent.total)
+        generation = self.generations.get(part)
+        records = self.ledger.jobs(batch, indices) if self.ledger else []
+        images = _list_images(self.bucket, batch, part)
+        # in a batch that is cancelled no job is drafted
+        previews = _list_drafts(self.bucket, batch, part) if self.with_drafts and not self.cancelled else {}
+        stored = [] if generation is None else read_part(self.bucket, batch, part, generation)
+        lines = {line["index"]: line for line in stored if line["index"] in indices}
+        done = self._committed(JobState.DONE, lines, images, set(indices))
+        discarded = set() if self.cancelled else _discarded(lines, records) - done.indices
+        drafted = self._committed(JobState.DRAFTED, lines, previews, {*indices} - done.indices - discarded)
+        known = done.indices | discarded | drafted.indices
+        errors = self._errors(part, lines, records, {*indices} - known)
+        states = derive_states(indices, done=done.indices, discarded=discarded, drafted=drafted.indices, failed=errors)
+        receipts = {**done.receipts, **drafted.receipts}
+        return PartScan(
+            first=indices.start,
+            states=states,
+            before=[record.state for record in records] if self.ledger else [None] * len(indices),
+            receipts=receipts,
+            drafts={index: drafted.epoch(index) for index in sorted(drafted.indices)},
+            errors=errors,
+            broken=done.broken + drafted.broken,
+            flushed=not receipts
+            and [lines.get(index, {}).get("state") for index in indices] == [state.word for state in states],
+            generation=generation or 0,
+            truncated=sum(map(is_truncated, [*done.lines.values(), *done.receipts.values()])),
+        )
+
+    def _committed(
+        self,
+        state: JobState,
+        lines: Mapping[int, dict[str, Any]],
+        keys: Mapping[int, Mapping[int, str]],
+        indices: Collection[int],
+    ) -> _Committed:
+        """Return the images, or the drafts, of some jobs. ``keys`` are those of the objects, by index and epoch."""
+        proved = {
+            index: line
+            for index, line in lines.items()
+            if index in indices and line["state"] == state.word and line["key"] in keys.get(index, {}).values()
+        }
+        unlisted = {index: found for index, found in keys.items() if index in indices and index not in proved}
+        receipts, broken = _read_receipts(self.bucket, self.extent.batch, unlisted)
+        if state is JobState.DRAFTED:
+            receipts = {index: receipt for index, receipt in receipts.items() if "draft" in receipt}
+        return _Committed(proved, receipts, broken)
+
+    def _errors(
+        self, part: int, lines: Mapping[int, dict[str, Any]], records: Sequence[JobRecord], indices: Collection[int]
+    ) -> dict[int, dict[str, str]]:
+        """Return the errors of those of these jobs that have failed: in the results, in the ledger, or as rows."""
+        failed = JobState.FAILED.word
+        errors = {index: line.get("error") or _NO_ERROR for index, line in lines.items() if line["state"] == failed}
+        if any(index not in errors for index in indices):
+            span = part_indices(part, self.extent.total)
+            invalid = _invalid_rows(_manifest_lines(self.bucket, self.extent.batch, part), span)
+            errors = {**invalid, **_failures(records), **errors}
+        return {index: error for index, error in errors.items() if index in indices}
+
+
+def derive_states(
+    indices: range,
+    *,
+    done: Collection[int],
+    discarded: Collection[int] = (),
+    drafted: Collection[int] = (),
+    failed: Collection[int],
+) -> list[JobState]:
+    """Return the state of each job. An image outweighs an error: it was made after the failure was stored.
+
+    A draft outweighs one, too: it can be finished again.
+    """
+    ends = (
+        (JobState.DONE, done),
+        (JobState.CANCELLED, discarded),
+        (JobState.DRAFTED, drafted),
+        (JobState.FAILED, failed),
     )
+    return [next((state for state, found in ends if index in found), JobState.PENDING) for index in indices]
 
 
-def derive_states(indices: range, *, done: Collection[int], failed: Collection[int]) -> list[JobState]:
-    """Return the state of each job. An image outweighs an error: it was made after the failure was stored."""
-    return [
-        JobState.DONE if index in done else JobState.FAILED if index in failed else JobState.PENDING
-        for index in indices
-    ]
-
-
-def _is_proved(line: Mapping[str, Any], images: Mapping[int, str]) -> bool:
-    return line["state"] == JobState.DONE.word and line["key"] in images.values()
+def _discarded(lines: Mapping[int, Mapping[str, Any]], records: Sequence[JobRecord]) -> set[int]:
+    """Return the jobs of a batch that is not cancelled whose drafts were discarded."""
+    listed = {index for index, line in lines.items() if line["state"] == JobState.CANCELLED.word}
+    return listed | {record.index for record in records if record.state is JobState.CANCELLED}
 
 
 def _manifest_lines(bucket: Bucket, batch: str, part: int) -> list[bytes]:
@@ -139,6 +234,18 @@ def _list_images(bucket: Bucket, batch: str, part: int) -> dict[int, dict[int, s
     found: dict[int, dict[int, str]] = {}
     for key in bucket.keys(images_prefix(batch, part)):
         if parsed := parse_image_key(key):
+            index, epoch = parsed
+            found.setdefault(index, {})[epoch] = key
+    return found
+
+
+def _list_drafts(bucket: Bucket, batch: str, part: int) -> dict[int, dict[int, str]]:
+    """Return the keys of previews by index and epoch, of those drafts that have a checkpoint too."""
+    keys = set(bucket.keys(drafts_prefix(batch, part)))
+    found: dict[int, dict[int, str]] = {}
+    for key in keys:
+        parsed = parse_draft_key(key)
+        if parsed and key != (checkpoint := checkpoint_key(batch, *parsed)) and checkpoint in keys:
             index, epoch = parsed
             found.setdefault(index, {})[epoch] = key
     return found

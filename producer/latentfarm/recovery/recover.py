@@ -2,7 +2,7 @@
 
 This is for a Redis that lost its data or restored an old snapshot. A job is done if its image is in the bucket, decodes
 and has the job's name. Done jobs are not rendered again. A job is drafted if the preview of its draft is like that and
-its checkpoint is in the bucket. All leases on the batch are lost, and the marks of those drafts that were to be finished.
+its checkpoint is in the bucket. All leases on the batch are lost, and so is which drafts were to be finished.
 """
 
 from __future__ import annotations

@@ -130,10 +130,13 @@ def parse_preview_key(key: str) -> tuple[int, int, int] | None:
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
-def drafts_prefix(batch: str, part: int) -> str:
-    """Return a prefix of the keys of a part's checkpoints and previews; other parts' keys may have it too."""
+def drafts_prefix(batch: str, part: int | None = None) -> str:
+    """Return the prefix of the keys of checkpoints and drafts' previews.
+
+    That of a part may be one of other parts' keys too.
+    """
     # an index has eight digits or more, and the last three count within its part
-    return f"{batch_prefix(batch)}drafts/{part:05d}"
+    return f"{batch_prefix(batch)}drafts/{'' if part is None else f'{part:05d}'}"
 
 
 def checkpoint_key(batch: str, index: int, epoch: int) -> str:

@@ -32,6 +32,12 @@ _HOLD_S = 60.0
 #: events that are sent at the same time
 _PARALLEL = 4
 _GONE = 410
+#: types of events by the state in which a batch has ended
+_TYPES = {
+    BatchState.COMPLETE: "batch.completed",
+    BatchState.CANCELLED: "batch.cancelled",
+    BatchState.DRAFTED: "batch.drafted",
+}
 
 
 def deliver_due(ledger: Ledger, settings: Settings, *, attempt_timeout_s: float = _ATTEMPT_TIMEOUT_S) -> int:
@@ -105,11 +111,12 @@ def _body(event: Event) -> bytes:
         "done": event.done,
         "failed": event.failed,
         "cancelled": event.cancelled,
+        "drafted": event.drafted,
     }
     if event.errors:
         data["errors"] = event.errors
     message = {
-        "type": "batch.completed" if event.state is BatchState.COMPLETE else "batch.cancelled",
+        "type": _TYPES[event.state],
         "timestamp": ended.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
         "data": data,
     }

@@ -1,4 +1,4 @@
-"""Random histories of flushes, retries and recoveries: results, jobs, fetch and the ledger agree at every point."""
+"""Random histories of drafts, flushes, retries and recoveries: results, jobs, fetch and the ledger always agree."""
 
 from __future__ import annotations
 
@@ -20,13 +20,21 @@ from hypothesis.stateful import (
     precondition,
     rule,
 )
-from tests.support.tiny_images import store
+from tests.support.tiny_images import store, store_draft
 
 from latentfarm import Batch, Farm
 from latentfarm.job_state import TERMINAL_STATES, JobState
 from latentfarm.ledger import Lease
 from latentfarm.recovery.recover import recover_batch
-from latentfarm.storage.keys import batch_prefix, parse_results_key, results_prefix
+from latentfarm.storage.keys import (
+    batch_prefix,
+    checkpoint_key,
+    draft_key,
+    drafts_prefix,
+    parse_draft_key,
+    parse_results_key,
+    results_prefix,
+)
 from latentfarm.storage.orphans import collect_orphans
 from latentfarm.storage.results import PartFlush, flush_batch, flush_due, list_generations, read_part
 
@@ -36,6 +44,8 @@ TOTAL = 3
 #: state, image and error code of a job
 Outcome = tuple[JobState, str | None, str | None]
 PENDING: Outcome = (JobState.PENDING, None, None)
+CANCELLED: Outcome = (JobState.CANCELLED, None, None)
+INDICES = st.sets(st.integers(0, TOTAL - 1))
 
 
 class SlowFlush:
@@ -69,24 +79,54 @@ class ResultsHistory(RuleBasedStateMachine):
         self.batch: Batch = self.farm.submit([{"prompt": "p", "seed": 1}] * TOTAL, batch="b")
         self.jobs: list[Outcome] = [PENDING] * TOTAL
         self.cancelled = False
+        #: of each job that has a preview and a checkpoint in the bucket, the key of the former
+        self.drafts: dict[int, str] = {}
         #: what was stored for each key
         self.bodies: dict[str, bytes] = {}
 
     # -- jobs ------------------------------------------------------------------------------------------------
 
-    @rule(count=st.integers(1, TOTAL), failing=st.sets(st.integers(0, TOTAL - 1)))
-    def run(self, count: int, failing: set[int]) -> None:
+    @rule(count=st.integers(1, TOTAL), failing=INDICES, drafting=INDICES, parking=INDICES)
+    def run(self, count: int, failing: set[int], drafting: set[int], parking: set[int]) -> None:
         for lease in self.farm.ledger.lease("mini", "w", count, lease_s=1000):
-            self.jobs[lease.index] = self.end(lease, fail=lease.index in failing)
+            if lease.index in parking:
+                # its next lease comes within this very rule, or a later one
+                self.farm.bucket.put(checkpoint_key("b", lease.index, lease.epoch), b"latents")
+                assert self.farm.ledger.park([lease]) == 1
+            else:
+                draft = lease.index in drafting and not lease.finish
+                self.jobs[lease.index] = self.end(lease, fail=lease.index in failing, draft=draft)
 
-    def end(self, lease: Lease, *, fail: bool) -> Outcome:
+    def end(self, lease: Lease, *, fail: bool, draft: bool) -> Outcome:
         if fail:
             code = f"code{lease.epoch % 1000}"
             assert self.farm.ledger.fail(lease, {"code": code, "message": "m"}) in {"failed", "full"}
             return JobState.FAILED, None, code
-        receipt = store(self.farm, lease)
+        receipt = store_draft(self.farm, lease) if draft else store(self.farm, lease)
         assert self.farm.ledger.commit([(lease, receipt)])[0] in {"done", "full"}
-        return JobState.DONE, receipt["key"], None
+        if draft:
+            self.drafts[lease.index] = receipt["key"]
+        return JobState.DRAFTED if draft else JobState.DONE, receipt["key"], None
+
+    @precondition(lambda self: not self.cancelled)
+    @rule(indices=INDICES)
+    def finish(self, indices: set[int]) -> None:
+        drafted = [index for index in indices if self.jobs[index][0] is JobState.DRAFTED]
+        assert self.farm.ledger.finish("b", sorted(indices)) == len(drafted)
+        for index in drafted:
+            self.jobs[index] = PENDING
+
+    @rule(indices=INDICES, dies=st.booleans())
+    def discard(self, indices: set[int], *, dies: bool) -> None:
+        """``dies``: before what the drafts have stored is deleted."""
+        drafted = [index for index in indices if self.jobs[index][0] is JobState.DRAFTED]
+        found = self.farm.ledger.discard("b", sorted(indices))
+        assert [index for index, _ in found] == sorted(drafted)
+        for index, epoch in found:
+            self.jobs[index] = CANCELLED
+            if not dies:
+                self.farm.bucket.delete([make("b", index, epoch) for make in (checkpoint_key, draft_key)])
+                del self.drafts[index]
 
     @precondition(lambda self: not self.cancelled)
     @rule()
@@ -100,11 +140,12 @@ class ResultsHistory(RuleBasedStateMachine):
     def cancel(self, dice: int) -> None:
         if dice:
             return  # no job changes after it, so it comes rarely
-        ended = {state for state, _, _ in self.jobs} <= TERMINAL_STATES
+        kept = TERMINAL_STATES - {JobState.DRAFTED}
+        complete = {state for state, _, _ in self.jobs} <= kept
         self.batch.cancel()
-        if not ended:
+        if not complete:
             self.cancelled = True
-            self.jobs = [(JobState.CANCELLED, None, None) if job is PENDING else job for job in self.jobs]
+            self.jobs = [job if job[0] in kept else CANCELLED for job in self.jobs]
 
     # -- flushes ---------------------------------------------------------------------------------------------
 
@@ -141,6 +182,9 @@ class ResultsHistory(RuleBasedStateMachine):
     @rule()
     def collect(self) -> None:
         collect_orphans(self.farm.ledger, self.farm.bucket, "b")
+        for index, (state, _, _) in enumerate(self.jobs):
+            if state in TERMINAL_STATES - {JobState.DRAFTED}:
+                self.drafts.pop(index, None)
 
     # -- recoveries ------------------------------------------------------------------------------------------
 
@@ -151,19 +195,25 @@ class ResultsHistory(RuleBasedStateMachine):
             self.farm.ledger.redis.flushall()
         recover_batch(self.farm.ledger, self.farm.bucket, "b")
         self.jobs = [
-            self.recovered(job, stored.get(index, {}), ledger_is_lost=ledger_is_lost)
+            self.recovered(index, job, stored.get(index, {}), ledger_is_lost=ledger_is_lost)
             for index, job in enumerate(self.jobs)
         ]
 
-    def recovered(self, job: Outcome, line: dict[str, Any], *, ledger_is_lost: bool) -> Outcome:
+    def recovered(self, index: int, job: Outcome, line: dict[str, Any], *, ledger_is_lost: bool) -> Outcome:
         if job[0] is JobState.DONE:
             return job
+        if not self.cancelled:
+            if job == CANCELLED and (not ledger_is_lost or line.get("state") == "cancelled"):
+                return job
+            if index in self.drafts:
+                # also one that was to be finished
+                return JobState.DRAFTED, self.drafts[index], None
         if line.get("state") == "failed":
             # also a job whose retry has not ended
             return JobState.FAILED, None, line["error"]["code"]
         if job[0] is JobState.FAILED and not ledger_is_lost:
             return job
-        return (JobState.CANCELLED, None, None) if self.cancelled else PENDING
+        return CANCELLED if self.cancelled else PENDING
 
     def newest_lines(self) -> list[dict[str, Any]]:
         return [
@@ -192,7 +242,7 @@ class ResultsHistory(RuleBasedStateMachine):
         """Let the rest of the jobs and flushes end: the bucket agrees with the ledger."""
         if not hasattr(self, "jobs"):
             return
-        self.run(TOTAL, set())
+        self.run(TOTAL, set(), set(), set())
         for flush in self.names_values():
             while flush.step():
                 pass
@@ -200,6 +250,10 @@ class ResultsHistory(RuleBasedStateMachine):
         self.results_jobs_and_ledger_agree()
         self.fetch()
         collect_orphans(self.farm.ledger, self.farm.bucket, "b")
+        # no checkpoint is left of a job that has ended
+        kept = [index for index, (state, _, _) in enumerate(self.jobs) if state is JobState.DRAFTED]
+        found = sorted(self.farm.bucket.keys(drafts_prefix("b")))
+        assert [(parse_draft_key(key) or (-1, 0))[0] for key in found] == [index for index in kept for _ in range(2)]
         newest = [outcome(line) for line in self.newest_lines()]
         # a batch that was cancelled before any job ended has no results
         assert newest == self.jobs or (newest == [] and {state for state, _, _ in self.jobs} == {JobState.CANCELLED})

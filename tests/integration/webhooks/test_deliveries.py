@@ -59,6 +59,7 @@ def test_the_end_of_a_batch_is_delivered_signed_and_once(ledger: Ledger, worker:
         "done": 2,
         "failed": 1,
         "cancelled": 0,
+        "drafted": 0,
         "errors": {"nan": 1},
     }
     assert facts(ledger) == ("sent", 1, "")

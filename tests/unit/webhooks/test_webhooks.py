@@ -201,6 +201,7 @@ def test_an_event_has_only_the_counts_and_the_state_of_the_batch() -> None:
             "done": 10,
             "failed": 2,
             "cancelled": 0,
+            "drafted": 0,
             "errors": {"nan": 2},
         },
     }

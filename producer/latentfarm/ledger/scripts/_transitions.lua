@@ -106,16 +106,14 @@ end
 -- Return the delay after a job's trouble. Meanwhile its worker renders another job, which clears the device.
 local function retry_delay_ms(times) return RETRY_DELAY_MS * 2 ^ (times - 1) end
 
-local function queue_webhook(batch, now)
-  if (read_fields(batch, 'webhook').webhook or '') == '' then return end
-  redis.call('ZADD', '{lf}:webhooks', now, batch)
-  redis.call('HSET', batch_key(batch), 'webhook_state', 'due', 'webhook_attempts', 0, 'webhook_error', '')
-end
-
--- The batch has ended: queue its webhook and the collection of its orphaned images, where it has any
+-- The batch has ended: queue its webhook and the collection of its orphaned objects, where it has any
 local function queue_after_end(batch, now)
-  queue_webhook(batch, now)
-  if read_fields(batch, 'lost_leases').lost_leases == '1' then redis.call('ZADD', '{lf}:orphans', now, batch) end
+  local fields = read_fields(batch, 'webhook', 'lost_leases')
+  if (fields.webhook or '') ~= '' then
+    redis.call('ZADD', '{lf}:webhooks', now, batch)
+    redis.call('HSET', batch_key(batch), 'webhook_state', 'due', 'webhook_attempts', 0, 'webhook_error', '')
+  end
+  if fields.lost_leases == '1' then redis.call('ZADD', '{lf}:orphans', now, batch) end
 end
 
 local function read_counters(batch)
@@ -137,7 +135,7 @@ local function complete_if_done(batch, now, counters)
   local ended = counters.state == BATCH_OPEN and all_ended(counters)
   if ended and counters.drafted > 0 then
     redis.call('HSET', key, 'ended_ms', now)
-    queue_webhook(batch, now)
+    queue_after_end(batch, now)
     add_batch_event('drafted', batch)
   elseif ended then
     redis.call('HSET', key, 'state', BATCH_COMPLETE, 'paused_by', '', 'paused', '', 'ended_ms', now)
