@@ -154,9 +154,10 @@ class RenderLoop:
         """Lease and admit jobs, and run one step; return how many jobs ended, or None if no more will come."""
         if turn and turn.over:
             self._give_way(turn)
+        # first: what it releases must not begin
+        self._parking.park_due(self._deadline if self._draining.is_set() else None)
         for lease in self._leases.take_lost():
             self._engine.cancel(lease)
-        self._parking.park_due(self._deadline if self._draining.is_set() else None)
         self._supply.request(others_first=not self._has_rendered)
         self._admitting = self._supply.take()
         for image in self._admitting:
