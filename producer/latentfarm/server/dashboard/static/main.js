@@ -2,7 +2,7 @@
 
 import { connectionLabel } from "./core/connection.js";
 import { fill, h } from "./core/dom.js";
-import { readAgain } from "./core/retry.js";
+import { readAgain } from "./core/api.js";
 import { show, start } from "./core/router.js";
 import { keyName, maySubmit, restoreSession, signOut } from "./core/session.js";
 import { chosenTheme, themeButton } from "./parts/theme.js";
@@ -13,11 +13,7 @@ import { showSignIn } from "./views/sign_in.js";
 /** @typedef {import("./core/router.js").Page} Page */
 /** @typedef {import("./core/router.js").Route} Route */
 
-const SECTIONS = [
-  { section: "batches", path: "/", label: "Batches" },
-  { section: "workers", path: "/workers", label: "Workers" },
-  { section: "submit", path: "/submit", label: "Submit" },
-];
+const SECTIONS = Object.entries({ "/": "Batches", "/workers": "Workers", "/submit": "Submit" });
 
 let signedIn = false;
 
@@ -32,7 +28,7 @@ let signedIn = false;
 function route(pattern, section, load) {
   /** @param {Page} page */
   async function guarded(page) {
-    if (!signedIn) return showSignIn(page, enter);
+    if (!signedIn) return showSignIn(page, () => enter(true));
     try {
       const view = await load();
       if (!page.signal.aborted) await view(page);
@@ -45,13 +41,13 @@ function route(pattern, section, load) {
 
 const BATCH = "/batches/(?<name>[^/]+)";
 const ROUTES = [
-  route("", "batches", async () => (await import("./views/batches.js")).showBatches),
-  route("/workers", "workers", async () => (await import("./views/workers.js")).showWorkers),
-  route("/submit", "submit", async () => (await import("./views/submit.js")).showSubmit),
-  route(BATCH, "batches", async () => (await import("./views/batch.js")).showBatch),
-  route(`${BATCH}/gallery`, "batches", async () => (await import("./views/gallery.js")).showGallery),
-  route(`${BATCH}/grid`, "batches", async () => (await import("./views/grid.js")).showGrid),
-  route(`${BATCH}/images/(?<index>\\d+)`, "batches", async () => (await import("./views/image.js")).showImage),
+  route("", "/", async () => (await import("./views/batches.js")).showBatches),
+  route("/workers", "/workers", async () => (await import("./views/workers.js")).showWorkers),
+  route("/submit", "/submit", async () => (await import("./views/submit.js")).showSubmit),
+  route(BATCH, "/", async () => (await import("./views/batch.js")).showBatch),
+  route(`${BATCH}/gallery`, "/", async () => (await import("./views/gallery.js")).showGallery),
+  route(`${BATCH}/grid`, "/", async () => (await import("./views/grid.js")).showGrid),
+  route(`${BATCH}/images/(?<index>\\d+)`, "/", async () => (await import("./views/image.js")).showImage),
   route("/.*", "", async () => showNothing),
 ];
 
@@ -63,38 +59,34 @@ function showNothing({ root, setTitle }) {
 
 /** @param {Route | null} shown */
 function updateNavigation(shown) {
-  const visible = SECTIONS.filter(({ section }) => signedIn && (section !== "submit" || maySubmit()));
-  const links = visible.map(({ section, path, label }) =>
-    h("a", { href: path, "aria-current": section === shown?.section ? "page" : null }, label),
+  const visible = SECTIONS.filter(([path]) => signedIn && (path !== "/submit" || maySubmit()));
+  const links = visible.map(([path, label]) =>
+    h("a", { href: path, "aria-current": path === shown?.section ? "page" : null }, label),
   );
   fill(/** @type {Element} */ (document.getElementById("nav")), ...links);
   const name = keyName();
   const props = { class: "link", type: "button", onclick: exit, title: `Signed in as ${name}` };
-  const leave = h("button", props, "Sign out");
-  const end = /** @type {Element} */ (document.getElementById("top-end"));
-  fill(end, signedIn && connectionLabel(), themeButton(), signedIn && name && leave);
+  const end = h("button", props, "Sign out");
+  const top = /** @type {Element} */ (document.getElementById("top-end"));
+  fill(top, signedIn && connectionLabel(), themeButton(), signedIn && name && end);
 }
 
-/** Request a key: there is no session, or it has ended. */
-function askForKey() {
-  if (!signedIn) return;
-  signedIn = false;
+/** Show the views of a session that has begun, or request a key. @param {boolean} begun */
+function enter(begun) {
+  if (signedIn === begun) return;
+  signedIn = begun;
   show();
 }
 
-function enter() {
-  signedIn = true;
-  show();
-}
-
-const exit = () => signOut().then(askForKey, toastError);
+const leave = () => enter(false);
+const exit = () => signOut().then(leave, toastError);
 
 async function begin() {
   chosenTheme();
   const main = /** @type {Element} */ (document.getElementById("main"));
   const waiting = (/** @type {unknown} */ error) => fill(main, problem("The farm is not available", error));
   try {
-    signedIn = await readAgain(() => restoreSession(askForKey), new AbortController().signal, waiting);
+    signedIn = await readAgain(() => restoreSession(leave), new AbortController().signal, waiting);
     start(ROUTES, updateNavigation);
   } catch (error) {
     fill(main, problem("The dashboard cannot begin", error));

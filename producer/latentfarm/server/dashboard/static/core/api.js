@@ -1,4 +1,7 @@
-/** Requests to `/api`. */
+/** Requests to `/api`, which are sent again while the server, Redis or the bucket is unavailable. */
+
+const FIRST_PAUSE_MS = 1_000;
+const LONGEST_PAUSE_MS = 8_000;
 
 /** @typedef {Record<string, string | number | boolean | readonly (string | number)[] | null | undefined>} Query */
 
@@ -6,16 +9,16 @@
 export class ApiError extends Error {
   /**
    * @param {number} status
-   * @param {string} code short and stable
-   * @param {string} message
-   * @param {{param?: string | null, retryAfter?: number}} [more] `param` is the field that is wrong
+   * @param {{code: string, message: string, param?: string | null} | undefined} error `code` is short and stable, `param`
+   *   the field that is wrong
+   * @param {string | null} [retryAfter] in seconds
    */
-  constructor(status, code, message, more = {}) {
-    super(message);
+  constructor(status, error, retryAfter) {
+    super(error?.message ?? `the server answered ${status}`);
     this.status = status;
-    this.code = code;
-    this.param = more.param ?? null;
-    this.retryAfter = more.retryAfter ?? 0;
+    this.code = error?.code ?? "unknown";
+    this.param = error?.param ?? null;
+    this.retryAfter = Number(retryAfter) || 0;
   }
 
   /** Whether the same request may succeed later: the server, Redis or the bucket is unavailable. */
@@ -24,20 +27,8 @@ export class ApiError extends Error {
   }
 }
 
-let csrfToken = "";
-/** @type {() => void} */
-let onSignedOut = () => {};
-
-/**
- * Send this token with every change, and call back when the server wants a key.
- *
- * @param {string} token
- * @param {() => void} signedOut
- */
-export function useSession(token, signedOut) {
-  csrfToken = token;
-  onSignedOut = signedOut;
-}
+/** The token that each change sends, and what is called when the server wants a key. */
+export const sender = { csrfToken: "", onSignedOut: () => {} };
 
 /**
  * Return a path with a query; values that are null, undefined or "" are left out.
@@ -73,6 +64,16 @@ export function get(path, { query, signal } = {}) {
 }
 
 /**
+ * Return the JSON of an answer, see `readAgain`.
+ *
+ * @param {string} path
+ * @param {{query?: Query, signal: AbortSignal}} options
+ * @param {(error: ApiError) => void} [onProblem]
+ * @returns {Promise<any>}
+ */
+export const getAgain = (path, options, onProblem) => readAgain(() => get(path, options), options.signal, onProblem);
+
+/**
  * @param {string} path
  * @param {unknown} [body]
  * @param {{signal?: AbortSignal}} [options]
@@ -99,13 +100,13 @@ export function upload(path, form, { signal, onProgress } = {}) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", path);
-    if (csrfToken) request.setRequestHeader("X-CSRF-Token", csrfToken);
+    if (sender.csrfToken) request.setRequestHeader("X-CSRF-Token", sender.csrfToken);
     request.upload.onprogress = (event) => onProgress?.(event.total ? event.loaded / event.total : 0);
     request.onload = () => {
       const body = parse(request.responseText);
       if (request.status < 400) return resolve(body);
-      if (request.status === 401) onSignedOut();
-      return reject(errorOf(request.status, body, request.getResponseHeader("Retry-After")));
+      if (request.status === 401) sender.onSignedOut();
+      return reject(new ApiError(request.status, body?.error, request.getResponseHeader("Retry-After")));
     };
     request.onerror = () => reject(unreachable("POST"));
     request.onabort = () => reject(new DOMException("the upload was cancelled", "AbortError"));
@@ -121,7 +122,7 @@ export function upload(path, form, { signal, onProgress } = {}) {
  */
 async function send(method, path, options) {
   const headers = new Headers(options.headers);
-  if (csrfToken && method !== "GET") headers.set("X-CSRF-Token", csrfToken);
+  if (sender.csrfToken && method !== "GET") headers.set("X-CSRF-Token", sender.csrfToken);
   let answer;
   try {
     answer = await fetch(path, { ...options, method, headers });
@@ -130,8 +131,8 @@ async function send(method, path, options) {
   }
   const body = parse(await answer.text());
   if (answer.ok) return body;
-  if (answer.status === 401) onSignedOut();
-  throw errorOf(answer.status, body, answer.headers.get("Retry-After"));
+  if (answer.status === 401) sender.onSignedOut();
+  throw new ApiError(answer.status, body?.error, answer.headers.get("Retry-After"));
 }
 
 /**
@@ -166,20 +167,56 @@ function parse(text) {
   }
 }
 
-/**
- * @param {number} status
- * @param {any} body
- * @param {string | null} retryAfter
- */
-function errorOf(status, body, retryAfter) {
-  const error = body?.error ?? {};
-  const message = error.message ?? `the server answered ${status}`;
-  const more = { param: error.param, retryAfter: Number(retryAfter) || 0 };
-  return new ApiError(status, error.code ?? "unknown", message, more);
-}
-
 /** @param {string} method */
 function unreachable(method) {
   const cure = method === "GET" ? "the page tries again by itself" : "try again when it does";
-  return new ApiError(0, "unreachable", `the server does not answer; ${cure}`);
+  return new ApiError(0, { code: "unreachable", message: `the server does not answer; ${cure}` });
+}
+
+/**
+ * Return what `read` returns; after an error that is temporary, call it again, until `signal` is aborted.
+ *
+ * @template Value
+ * @param {() => Promise<Value>} read
+ * @param {AbortSignal} signal
+ * @param {(error: ApiError) => void} [onProblem] called with each temporary error
+ * @returns {Promise<Value>} never settles if `signal` is aborted first
+ */
+export async function readAgain(read, signal, onProblem = () => {}) {
+  for (let pause = FIRST_PAUSE_MS; ; pause = Math.min(2 * pause, LONGEST_PAUSE_MS)) {
+    try {
+      return await read();
+    } catch (error) {
+      if (signal.aborted) return new Promise(() => {});
+      if (!(error instanceof ApiError) || !error.temporary) throw error;
+      onProblem(error);
+      await sleep(Math.max(pause, 1000 * error.retryAfter));
+      if (signal.aborted) return new Promise(() => {});
+    }
+  }
+}
+
+/** @param {number} ms */
+const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
+/**
+ * Return a function that calls `act`, never twice at a time: a call meanwhile lets it run once more afterwards.
+ *
+ * @param {() => Promise<void>} act
+ */
+export function oneAtATime(act) {
+  let [busy, due] = [false, false];
+  return async () => {
+    due = true;
+    if (busy) return;
+    busy = true;
+    try {
+      while (due) {
+        due = false;
+        await act();
+      }
+    } finally {
+      busy = false;
+    }
+  };
 }

@@ -4,18 +4,13 @@ import { h } from "./dom.js";
 
 /** @typedef {"connecting" | "live" | "lost" | "redis"} Connection */
 
-/** @type {Record<Connection, {label: string, notice: string}>} */
+const OLD = "What you see is the last that was known;";
+/** The label and the notice. @type {Record<Connection, [string, string]>} */
 const TEXTS = {
-  connecting: { label: "Connecting", notice: "" },
-  live: { label: "Live", notice: "" },
-  lost: {
-    label: "No connection",
-    notice: "The server does not answer. What you see is the last that was known; the page connects again by itself.",
-  },
-  redis: {
-    label: "Redis is unavailable",
-    notice: "The server cannot reach Redis. What you see is the last that was known; workers finish what they have.",
-  },
+  connecting: ["Connecting", ""],
+  live: ["Live", ""],
+  lost: ["No connection", `The server does not answer. ${OLD} the page connects again by itself.`],
+  redis: ["Redis is unavailable", `The server cannot reach Redis. ${OLD} workers finish what they have.`],
 };
 
 const label = h("span", { class: "connection", role: "status" });
@@ -32,7 +27,7 @@ export function connectionLabel() {
 /** @param {Connection} connection */
 export function setConnection(connection) {
   current = connection;
-  const { label: text, notice } = TEXTS[connection];
+  const [text, notice] = TEXTS[connection];
   label.dataset.state = connection;
   label.textContent = text;
   const notices = document.getElementById("notices");

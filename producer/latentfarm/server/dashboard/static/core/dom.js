@@ -109,3 +109,9 @@ export function find(parent, selector) {
   if (!(found instanceof HTMLElement)) throw new Error(`there is no ${selector}`);
   return found;
 }
+
+/** Return a copy of the element that index.html has in a template. @param {string} id */
+export const fromTemplate = (id) =>
+  /** @type {HTMLElement} */ (
+    /** @type {HTMLTemplateElement} */ (find(document, `#${id}`)).content.firstElementChild?.cloneNode(true)
+  );

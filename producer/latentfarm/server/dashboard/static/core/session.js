@@ -1,13 +1,11 @@
 /** Who sends the requests of this browser, and what the key allows. */
 
-import { ApiError, get, post, remove, useSession } from "./api.js";
+import { ApiError, get, post, remove, sender } from "./api.js";
 
 /** @typedef {import("./types.js").Session} Session */
 
 /** @type {Session | null} */
 let session = null;
-/** @type {() => void} */
-let onSignedOut = () => {};
 
 /** Whether the key allows to submit and decide. Views leave out what it does not allow. */
 export const maySubmit = () => session?.scopes.includes("submit") ?? false;
@@ -24,7 +22,7 @@ export const keyName = () => (session?.csrf_token ? session.name : "");
  * @param {() => void} signedOut called when the server wants a key from now on
  */
 export async function restoreSession(signedOut) {
-  onSignedOut = signedOut;
+  sender.onSignedOut = signedOut;
   try {
     keep(await get("/api/session"));
     return true;
@@ -39,12 +37,8 @@ export const signIn = async (key) => keep(await post("/api/session", { key }));
 
 export async function signOut() {
   await remove("/api/session");
-  session = null;
-  useSession("", () => {});
+  [session, sender.csrfToken] = [null, ""];
 }
 
 /** @param {Session} found */
-function keep(found) {
-  session = found;
-  useSession(found.csrf_token, () => onSignedOut());
-}
+const keep = (found) => ([session, sender.csrfToken] = [found, found.csrf_token]);

@@ -1,7 +1,7 @@
 /** The states of jobs, a byte each, as events bring them. */
 
 /** The state of each byte. @type {readonly import("./types.js").JobState[]} */
-export const STATE_OF_BYTE = ["pending", "leased", "done", "failed", "cancelled"];
+export const STATE_OF_BYTE = ["pending", "leased", "done", "failed", "cancelled", "drafted"];
 
 /** Jobs whose states an event has at most. */
 export const WINDOW = 1_000_000;

@@ -1,8 +1,8 @@
 /**
  * The answers of `/api` that the dashboard reads; docs/reference/http.md describes them.
  *
- * @typedef {"pending" | "leased" | "done" | "failed" | "cancelled"} JobState
- * @typedef {"opening" | "open" | "complete" | "cancelled" | "deleting" | "recovering" | "paused"} BatchState
+ * @typedef {"pending" | "leased" | "done" | "failed" | "cancelled" | "drafted"} JobState
+ * @typedef {"opening" | "open" | "complete" | "cancelled" | "deleting" | "recovering" | "paused" | "drafted"} BatchState
  * @typedef {"picked" | "rejected" | null} Pick
  *
  * @typedef {object} Batch
@@ -18,6 +18,7 @@
  * @property {number} done
  * @property {number} failed
  * @property {number} cancelled
+ * @property {number} drafted
  * @property {Record<string, number>} errors failed jobs by code
  * @property {number | null} images_per_s
  * @property {number | null} eta_s
@@ -34,6 +35,7 @@
  * @property {{code: string, message: string} | null} error
  * @property {Record<string, any>} request the row
  * @property {Record<string, any>} [columns] of the row, unread
+ * @property {{evaluations: number, of: number}} [draft] after how many evaluations of the model it stopped
  * @property {string | null} image
  * @property {string | null} thumbnail
  * @property {Pick} [pick]
@@ -43,6 +45,13 @@
  * @property {string} [sha256]
  * @property {string} [model]
  * @property {number} [seed]
+ *
+ * @typedef {object} PickCounts
+ * @property {number} picked
+ * @property {number} rejected
+ * @property {number} rated
+ * @property {number} picked_drafts
+ * @property {number} rejected_drafts
  *
  * @typedef {object} Failure
  * @property {string} code

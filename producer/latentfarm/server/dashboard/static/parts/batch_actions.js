@@ -1,13 +1,16 @@
 /** Decisions about a batch. What can be undone has an undo, what cannot needs a confirmation. */
 
-import { batchPath, post, remove } from "../core/api.js";
+import { batchPage, batchPath, post, remove } from "../core/api.js";
 import { h } from "../core/dom.js";
 import { plural } from "../core/format.js";
+import { navigate } from "../core/router.js";
 import { maySubmit } from "../core/session.js";
 import { confirmed, entered } from "./dialogs.js";
-import { toast, toastError } from "./toasts.js";
+import { button, toast } from "./toasts.js";
 
 /** @typedef {import("../core/types.js").Batch} Batch */
+
+const PAUSE = { reason: "in the dashboard" };
 
 /**
  * @typedef {object} Action
@@ -24,30 +27,47 @@ import { toast, toastError } from "./toasts.js";
 const decide = (batch, verb, body) => post(`${batchPath(batch.batch)}/${verb}`, body);
 
 /** @param {Batch} batch */
-const isActive = (batch) => ["opening", "open", "paused"].includes(batch.state);
+const isActive = (batch) => ["opening", "open", "paused", "drafted"].includes(batch.state);
+
+/** @param {Batch} batch */
+const isRunning = (batch) => isActive(batch) && batch.state !== "paused";
 
 /** @param {Batch} batch */
 const hasRetryable = ({ errors, state }) =>
   state !== "cancelled" && Object.keys(errors).some((code) => code !== "invalid_row");
 
+/**
+ * Offer a way back from what was done.
+ *
+ * @param {Batch} batch
+ * @param {string} done what was done, after the batch's name
+ * @param {[verb: string, body?: object]} back
+ */
+const offerUndo = (batch, done, back) =>
+  toast(`${batch.batch} ${done}`, { label: "Undo", onaction: () => decide(batch, ...back) });
+
 /** @param {Batch} batch */
-async function pause(batch) {
-  await decide(batch, "pause", { reason: "in the dashboard" });
-  const undo = () => decide(batch, "resume").catch(toastError);
-  toast(`${batch.batch} is paused. Jobs that run are finished.`, { label: "Undo", onaction: undo });
+const hasChoice = ({ drafted }) => drafted > 0 && !location.pathname.endsWith("/gallery");
+
+/** @param {Batch} batch */
+const choose = async ({ batch }) => navigate(`${batchPage(batch)}/gallery`);
+
+/** @param {Batch} batch @param {boolean} [now] put the jobs that run down as well */
+async function pause(batch, now = false) {
+  await decide(batch, "pause", { ...PAUSE, now });
+  offerUndo(batch, `is paused. Jobs that run are ${now ? "put down where they are" : "finished"}.`, ["resume"]);
 }
 
 /** @param {Batch} batch */
 export async function resume(batch) {
   await decide(batch, "resume");
-  const undo = () => decide(batch, "pause", { reason: "in the dashboard" }).catch(toastError);
-  toast(`${batch.batch} goes on.`, { label: "Undo", onaction: undo });
+  offerUndo(batch, "goes on.", ["pause", PAUSE]);
 }
 
 /** @param {Batch} batch */
 async function cancel(batch) {
-  const left = batch.pending + batch.leased;
-  const text = `${plural(left, "job")} will not be rendered, for good. Finished images stay.`;
+  const left = batch.pending + batch.leased + batch.drafted;
+  const text = `${plural(left, "job")} will not be rendered to the end, for good. Finished images stay.`;
   if (!(await confirmed({ title: `Cancel ${batch.batch}?`, text, confirm: "Cancel the batch" }))) return;
   await decide(batch, "cancel");
   toast(`${batch.batch} is cancelled.`);
@@ -71,8 +91,7 @@ async function setPriority(batch) {
   const answer = await entered({ ...question, value: String(batch.priority) });
   if (answer === null || Number(answer) === batch.priority) return;
   await decide(batch, "priority", { priority: Number(answer) });
-  const undo = () => decide(batch, "priority", { priority: batch.priority }).catch(toastError);
-  toast(`${batch.batch} has the priority ${Number(answer)}.`, { label: "Undo", onaction: undo });
+  offerUndo(batch, `has the priority ${Number(answer)}.`, ["priority", { priority: batch.priority }]);
 }
 
 /** @param {Batch} batch */
@@ -86,7 +105,9 @@ async function deleteBatch(batch) {
 
 /** @type {readonly Action[]} */
 const ACTIONS = [
-  { label: "Pause", offered: (batch) => isActive(batch) && batch.state !== "paused", run: pause },
+  { label: "Choose drafts", offered: hasChoice, run: choose },
+  { label: "Pause", offered: isRunning, run: (batch) => pause(batch) },
+  { label: "Pause now", offered: (batch) => isRunning(batch) && batch.leased > 0, run: (batch) => pause(batch, true) },
   { label: "Resume", offered: (batch) => batch.state === "paused", run: resume },
   { label: "Retry failed", offered: hasRetryable, run: retry },
   { label: "Priority …", offered: isActive, run: setPriority },
@@ -100,10 +121,7 @@ const ACTIONS = [
  * @param {() => Batch} batch returns the batch as it is now
  */
 export function batchActions(batch) {
-  const buttons = ACTIONS.map((action) => {
-    const run = () => action.run(batch()).catch(toastError);
-    return h("button", { type: "button", onclick: run }, action.label);
-  });
+  const buttons = ACTIONS.map(({ label, run }) => button(label, () => run(batch()), { hidden: true }));
   return h("div", { class: "row actions" }, ...(maySubmit() ? buttons : []));
 }
 
@@ -112,7 +130,6 @@ export function batchActions(batch) {
  * @param {Batch} batch
  */
 export function updateBatchActions(actions, batch) {
-  [...actions.children].forEach((button, place) => {
-    if (button instanceof HTMLElement) button.hidden = !ACTIONS[place].offered(batch);
-  });
+  const buttons = /** @type {HTMLElement[]} */ ([...actions.children]);
+  buttons.forEach((each, place) => (each.hidden = !ACTIONS[place].offered(batch)));
 }

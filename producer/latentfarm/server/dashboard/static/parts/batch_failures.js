@@ -1,12 +1,11 @@
 /** The failed jobs of a batch by error code: how many, why, which, and how to run them again. */
 
-import { batchPage, batchPath, get } from "../core/api.js";
+import { batchPage, batchPath, getAgain, oneAtATime } from "../core/api.js";
 import { fill, find, h, setText, syncList } from "../core/dom.js";
 import { number, plural } from "../core/format.js";
-import { oneAtATime, readAgain } from "../core/retry.js";
 import { maySubmit } from "../core/session.js";
 import { retry } from "./batch_actions.js";
-import { toastError } from "./toasts.js";
+import { button } from "./toasts.js";
 
 /** @typedef {import("../core/types.js").Batch} Batch */
 /** @typedef {import("../core/types.js").Failure} Failure */
@@ -24,9 +23,8 @@ export function batchFailures({ params: { name }, signal }) {
 
   /** @param {Failure} failure */
   function createRow({ code }) {
-    const run = () => retry(batch, code).catch(toastError);
-    const button = h("button", { type: "button", onclick: run, "aria-label": `Retry ${code}` }, "Retry");
-    const action = code === "invalid_row" ? h("p", { class: "muted" }, "Cannot run: the row is invalid") : button;
+    const again = button("Retry", () => retry(batch, code), { "aria-label": `Retry ${code}` });
+    const action = code === "invalid_row" ? h("p", { class: "muted" }, "Cannot run: the row is invalid") : again;
     const facts = ["count", "message", "indices"].map((name_) => h("p", { class: name_ }));
     return h("li", { class: "card failure" }, h("code", {}, code), ...facts, maySubmit() && action);
   }
@@ -46,7 +44,7 @@ export function batchFailures({ params: { name }, signal }) {
   const report = (/** @type {unknown} */ error) =>
     signal.aborted || setText(complaint, /** @type {Error} */ (error).message);
   const read = oneAtATime(async () => {
-    const { failures } = await readAgain(() => get(`${batchPath(name)}/failures`, { signal }), signal, report);
+    const { failures } = await getAgain(`${batchPath(name)}/failures`, { signal }, report);
     setText(complaint, "");
     syncList(list, /** @type {Failure[]} */ (failures), ({ code }) => code, createRow, updateRow);
   });

@@ -1,14 +1,12 @@
 /** The top of each view of a batch, and how such a view keeps itself current. */
 
-import { ApiError, batchPage, batchPath, get } from "../core/api.js";
+import { ApiError, batchPage, batchPath, get, readAgain } from "../core/api.js";
 import { fill, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { number } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
 import { batchActions, updateBatchActions } from "./batch_actions.js";
-import { describeFacts, describePace } from "./batch_texts.js";
 import { empty, problem } from "./placeholder.js";
-import { STATES, stateBar, updateStateBadge, updateStateBar } from "./state_bar.js";
+import { STATES, describeFacts, describePace, stateBar, updateStateBadge, updateStateBar } from "./state_bar.js";
 
 /** @typedef {import("../core/types.js").Batch} Batch */
 /** @typedef {import("../core/router.js").Page} Page */
@@ -41,12 +39,10 @@ export function batchHeader({ params, setTitle }, current) {
   const progress = h("div", { class: "progress" }, bar, h("ul", { class: "counts" }, ...counts), pace);
   const nav = h("nav", { class: "tabs", "aria-label": "Views of the batch" }, ...tabs);
   const element = h("header", { class: "batch-header" }, h("div", {}, title, facts), actions, progress, warnings, nav);
-  for (const each of [badge, actions]) each.hidden = true;
 
   /** @param {Batch} batch */
   function update(batch) {
     shown = batch;
-    for (const each of [badge, actions]) each.hidden = false;
     updateStateBadge(badge, batch);
     setText(facts, describeFacts(batch));
     updateBatchActions(actions, batch);

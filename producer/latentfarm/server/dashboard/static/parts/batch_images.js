@@ -1,9 +1,8 @@
 /** Images of a batch: the latest, those of its canary, or the jobs that are looked for. */
 
-import { batchPage, batchPath, get, url } from "../core/api.js";
+import { batchPage, batchPath, getAgain, oneAtATime, url } from "../core/api.js";
 import { find, h, setText, syncList } from "../core/dom.js";
 import { number } from "../core/format.js";
-import { oneAtATime, readAgain } from "../core/retry.js";
 import { maySubmit } from "../core/session.js";
 import { STATE_OF_BYTE } from "../core/states.js";
 import { resume } from "./batch_actions.js";
@@ -47,8 +46,8 @@ export function batchImages({ params: { name }, signal }, wanted) {
     readAt = performance.now();
     const codes = wanted.code.size ? [...wanted.code] : [""];
     const readCode = (/** @type {string} */ code) =>
-      get(`${batchPath(name)}/jobs`, { query: { state, code, start, limit: SHOWN }, signal });
-    const answers = await readAgain(() => Promise.all(codes.map(readCode)), signal, report);
+      getAgain(`${batchPath(name)}/jobs`, { query: { state, code, start, limit: SHOWN }, signal }, report);
+    const answers = await Promise.all(codes.map(readCode));
     /** @type {Job[]} */
     const jobs = answers.flatMap((answer) => answer.jobs).sort((one, other) => one.index - other.index);
     setText(title, label);
@@ -67,9 +66,9 @@ export function batchImages({ params: { name }, signal }, wanted) {
   function update(batch, states, start) {
     go.hidden = batch.paused_by !== "canary";
     go.onclick = () => resume(batch).catch(toastError);
-    choice = choose(wanted, batch, () => start + nthLast(states, STATE_OF_BYTE.indexOf("done"), SHOWN));
+    choice = choose(wanted, batch, (state) => start + nthLast(states, STATE_OF_BYTE.indexOf(state), SHOWN));
     const chosen = JSON.stringify([choice.label, choice.state, [...wanted.code], wanted.at]);
-    const counted = chosen + [batch.done, batch.failed, batch.cancelled, batch.pending];
+    const counted = chosen + [batch.done, batch.drafted, batch.failed, batch.cancelled, batch.pending];
     const isDue = !shown.startsWith(chosen) || !batch.leased || performance.now() > readAt + PAUSE_MS;
     if (counted === shown || !isDue) return;
     shown = counted;
@@ -84,15 +83,17 @@ export function batchImages({ params: { name }, signal }, wanted) {
  *
  * @param {Wanted} wanted
  * @param {Batch} batch
- * @param {() => number} latest returns the first of the latest images
+ * @param {(state: "done" | "drafted") => number} latest returns the first of the latest images, or drafts
  * @returns {{label: string, state: string[], start: number, latest?: boolean}}
  */
 function choose({ state, code, at }, batch, latest) {
   const start = at ?? 0;
   if (state.size || code.size) return { label: "Jobs that match", state: [...state], start };
   if (at !== null) return { label: `Jobs from ${number(start)} on`, state: [], start };
-  if (batch.paused_by === "canary") return { label: "The canary's images", state: ["done", "failed"], start };
-  return { label: "Latest images", state: ["done"], start: latest(), latest: true };
+  const ended = ["done", "drafted", "failed"];
+  if (batch.paused_by === "canary") return { label: "The canary's images", state: ended, start };
+  if (batch.drafted) return { label: "Latest drafts", state: ["drafted"], start: latest("drafted"), latest: true };
+  return { label: "Latest images", state: ["done"], start: latest("done"), latest: true };
 }
 
 /**

@@ -38,16 +38,11 @@ export function chips(label, chosen, onchange) {
       const data = { value, ...(state ? { state } : {}) };
       return h("button", { class: "chip", type: "button", data, onclick: () => toggle(value) }, text, counted);
     };
-    syncList(
-      element,
-      all,
-      ({ value }) => value,
-      create,
-      (button, { value, count }) => {
-        button.setAttribute("aria-pressed", String(chosen.has(value)));
-        if (button.lastElementChild) setText(button.lastElementChild, number(count ?? 0));
-      },
-    );
+    const refresh = (/** @type {HTMLElement} */ button, /** @type {Chip} */ { value, count }) => {
+      button.ariaPressed = String(chosen.has(value));
+      if (button.lastElementChild) setText(button.lastElementChild, number(count ?? 0));
+    };
+    syncList(element, all, ({ value }) => value, create, refresh);
   }
 
   return { element, update };

@@ -5,13 +5,13 @@ import { h } from "../core/dom.js";
 /**
  * Return whether the user confirms.
  *
- * @param {{title: string, text: string, confirm: string, typed?: string}} question `typed` is a word that must be
- *   typed first, for what destroys images
+ * @param {{title: string, text: string, confirm: string, kind?: "danger" | "primary", typed?: string}} question `typed`
+ *   is a word that must be typed first, for what destroys images
  * @returns {Promise<boolean>}
  */
-export function confirmed({ title, text, confirm, typed }) {
+export function confirmed({ title, text, confirm, kind = "danger", typed }) {
   const input = h("input", { type: "text", autocomplete: "off", spellcheck: "false" });
-  const button = h("button", { class: "danger", type: "submit", value: "yes", disabled: Boolean(typed) }, confirm);
+  const button = h("button", { class: kind, type: "submit", value: "yes", disabled: Boolean(typed) }, confirm);
   input.addEventListener("input", () => (button.disabled = input.value !== typed));
   const label = h("label", {}, h("span", {}, "Type ", h("strong", {}, typed), " to confirm"), input);
   return openDialog(title, [h("p", {}, text), typed && label], button);

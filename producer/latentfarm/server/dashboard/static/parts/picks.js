@@ -3,10 +3,9 @@
  * stored in the bucket soon after. The gallery and the view of an image have this in common.
  */
 
-import { batchPath, post } from "../core/api.js";
+import { batchPath, post, readAgain } from "../core/api.js";
 import { h, setText } from "../core/dom.js";
 import { plural } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
 import { maySubmit } from "../core/session.js";
 import { toast } from "./toasts.js";
 
@@ -28,7 +27,7 @@ export function picksOf(batch) {
 }
 
 export class Picks {
-  counts = { picked: 0, rejected: 0, rated: 0 };
+  counts = { picked: 0, rejected: 0, rated: 0, picked_drafts: 0, rejected_drafts: 0 };
   /** Why decisions are not stored yet; empty if nothing is wrong. */
   problem = "";
   /** Called after a change of a decision, of `counts` or of `problem`. */
@@ -60,6 +59,11 @@ export class Picks {
     if (!this.#sending) this.#send();
     this.onchange();
     return () => jobs.forEach((job, place) => this.decide([job], before[place]));
+  }
+
+  /** Whether the bucket has every decision. */
+  get stored() {
+    return !this.#unstored.size;
   }
 
   /** Show what is not stored yet on a job that was read just now. @param {Job} job */

@@ -12,7 +12,7 @@ const ZOOMS = [...GROUPED, ...[2, 3, 4, 6, 8, 12, 16, 24].map((size) => [size, 1
 /** The sizes from which there are gaps between cells, and in which a single job is shown. */
 const [LARGE, SHOWN] = [6, 16];
 /** A cell of several jobs has the last of these states that one of them has: a failed job is seen among thousands. */
-const URGENCY = ["done", "cancelled", "pending", "leased", "failed"];
+const URGENCY = ["done", "cancelled", "pending", "drafted", "leased", "failed"];
 /** How opaque those are that are done, below the dots of others, and those that are not wanted. */
 const [CALM, FADED] = [0.5, 0.15];
 const DRAGGED = 5;
@@ -199,7 +199,8 @@ export class Strip {
 
   /** Open the job of the cursor. */
   #enter() {
-    if (["done", "failed"].includes(STATE_OF_BYTE[this.#states[this.#cursor]])) this.#open(this.#start + this.#cursor);
+    const state = STATE_OF_BYTE[this.#states[this.#cursor]];
+    if (["done", "drafted", "failed"].includes(state)) this.#open(this.#start + this.#cursor);
   }
 
   #listen() {

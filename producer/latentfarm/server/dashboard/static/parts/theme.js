@@ -13,15 +13,11 @@ export function chosenTheme() {
 /** @returns {HTMLButtonElement} */
 export function themeButton() {
   const change = () => {
-    const theme = isDark() ? "light" : "dark";
-    document.documentElement.dataset.theme = theme;
-    localStorage.setItem(KEY, theme);
+    const { dataset } = document.documentElement;
+    const isDark = dataset.theme ? dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+    dataset.theme = isDark ? "light" : "dark";
+    localStorage.setItem(KEY, dataset.theme);
   };
   const label = "Change between light and dark";
   return h("button", { class: "icon", type: "button", "aria-label": label, onclick: change }, "◐");
-}
-
-function isDark() {
-  const { theme } = document.documentElement.dataset;
-  return theme ? theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
 }

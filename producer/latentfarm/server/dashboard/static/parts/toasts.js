@@ -8,21 +8,17 @@ const SHOWN_MS = 8_000;
  * Show a message. One with an action stays while it has the pointer or the focus.
  *
  * @param {string} text
- * @param {{label?: string, onaction?: () => void, kind?: "plain" | "error"}} [options]
+ * @param {{label?: string, onaction?: () => unknown, kind?: "plain" | "error"}} [options]
  */
 export function toast(text, { label, onaction, kind = "plain" } = {}) {
   const close = () => element.remove();
   const act = () => {
     close();
-    onaction?.();
+    return onaction?.();
   };
-  const element = h(
-    "div",
-    { class: "toast", data: { kind } },
-    h("p", {}, text),
-    label && h("button", { class: "link", type: "button", onclick: act }, label),
-    h("button", { class: "icon", type: "button", "aria-label": "Close this message", onclick: close }, "×"),
-  );
+  const action = label && button(label, act, { class: "link" });
+  const end = button("×", close, { class: "icon", "aria-label": "Close this message" });
+  const element = h("div", { class: "toast", data: { kind } }, h("p", {}, text), action, end);
   document.getElementById("toasts")?.append(element);
   const expire = () => {
     if (element.matches(":hover, :focus-within")) setTimeout(expire, SHOWN_MS / 4);
@@ -36,6 +32,16 @@ export function toastError(error) {
   if (error instanceof DOMException && error.name === "AbortError") return;
   toast(error instanceof Error ? error.message : String(error), { kind: "error" });
 }
+
+/**
+ * Return a button; an error of what it does is shown.
+ *
+ * @param {string} text
+ * @param {() => unknown} act
+ * @param {Record<string, any>} [props]
+ */
+export const button = (text, act, props = {}) =>
+  h("button", { type: "button", ...props, onclick: () => Promise.resolve().then(act).catch(toastError) }, text);
 
 /** Copy a text, and confirm it. @param {string} text */
 export function copy(text) {

@@ -1,21 +1,19 @@
 /** All batches, newest first: how far each is, and why it waits. */
 
-import { batchPage, get } from "../core/api.js";
+import { batchPage, getAgain, oneAtATime } from "../core/api.js";
 import { fill, find, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
-import { oneAtATime, readAgain } from "../core/retry.js";
 import { setQuery } from "../core/router.js";
 import { maySubmit } from "../core/session.js";
 import { batchActions, updateBatchActions } from "../parts/batch_actions.js";
-import { describeFacts, describePace } from "../parts/batch_texts.js";
 import { chips } from "../parts/chips.js";
 import { menu } from "../parts/menu.js";
 import { empty, problem, reading } from "../parts/placeholder.js";
-import { stateBar, updateStateBadge, updateStateBar } from "../parts/state_bar.js";
+import { describeFacts, describePace, stateBar, updateStateBadge, updateStateBar } from "../parts/state_bar.js";
 
 /** @typedef {import("../core/types.js").Batch} Batch */
 
-const STATES = ["open", "paused", "complete", "cancelled"];
+const STATES = ["open", "paused", "drafted", "complete", "cancelled"];
 const PAGE = 50;
 
 /** @param {import("../core/router.js").Page} page */
@@ -39,7 +37,7 @@ export function showBatches({ root, query, signal, setTitle }) {
     for (let page = 0; page < pages && (cursor || !page); page += 1) {
       const options = { query: { state: [...chosen], limit: PAGE, cursor }, signal };
       /** @type {{batches: Batch[], next: string | null}} */
-      const answer = await readAgain(() => get("/api/batches", options), signal, fail);
+      const answer = await getAgain("/api/batches", options, fail);
       found.push(...answer.batches);
       cursor = answer.next;
     }

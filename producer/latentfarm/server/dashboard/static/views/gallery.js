@@ -1,17 +1,17 @@
 /** The images of a batch, page by page: to look through, to decide about, to export. */
 
-import { batchPath, get } from "../core/api.js";
-import { fill, h, setText } from "../core/dom.js";
+import { batchPath, getAgain } from "../core/api.js";
+import { fill, fromTemplate, h, setText } from "../core/dom.js";
 import { number, plural } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
 import { setQuery } from "../core/router.js";
 import { batchHeader, followBatch } from "../parts/batch_header.js";
+import { draftDecisions } from "../parts/drafts.js";
 import { menu } from "../parts/menu.js";
 import { picksOf } from "../parts/picks.js";
 import { empty, problem, reading } from "../parts/placeholder.js";
-import { toastError } from "../parts/toasts.js";
+import { button, toastError } from "../parts/toasts.js";
 import { exportChoices, galleryFilters } from "./gallery_filters.js";
-import { KEYS, Tiles } from "./gallery_tiles.js";
+import { Tiles } from "./gallery_tiles.js";
 
 /** @import { Batch, Job } from "../core/types.js" */
 /** @import { Page } from "../core/router.js" */
@@ -23,7 +23,6 @@ export function showGallery(page) {
   const header = batchHeader(page, "gallery");
   const gallery = new Gallery(page);
   page.root.append(header.element, ...gallery.elements);
-  gallery.read(Number(page.query.get("start")) || 0);
   const progress = (/** @type {Batch} */ batch) => {
     header.update(batch);
     gallery.update(batch);
@@ -42,9 +41,9 @@ class Gallery {
   search = new AbortController();
   /** Why the images cannot be read. */
   trouble = "";
-  /** How many images the batch has, and had when the page was read. */
-  done = -1;
-  seen = -1;
+  /** The batch as it is, and as it was when the page was read. */
+  batch = /** @type {Batch | null} */ (null);
+  seen = /** @type {Batch | null} */ (null);
   body = h("div", { class: "gallery-body" }, reading("Reading the images …"));
   counts = h("p", { class: "muted" });
   status = h("p", { role: "status" });
@@ -54,16 +53,18 @@ class Gallery {
   back = button("Previous", () => this.read(this.before.at(-1) ?? this.startBefore(), this.before.slice(0, -1)));
   forth = button("Next", () => this.read(this.next ?? 0, [...this.before, this.start]));
   target = h("input", { type: "number", min: 0, required: true, "aria-label": "Job", placeholder: "Job" });
-  keys = menu("Keys", h("ul", { class: "actions" }, ...KEYS.map((key) => h("li", {}, key))), "Keys");
+  keys = menu("Keys", fromTemplate("keys"), "Keys");
 
   /** @param {Page} page */
   constructor({ params, query, signal }) {
     this.path = batchPath(params.name);
+    this.start = Number(query.get("start")) || 0;
     this.signal = signal;
     this.picks = picksOf(params.name);
     this.picks.onchange = () => this.showPicks();
     this.tiles = new Tiles(params.name, this.picks);
     this.filters = galleryFilters(query, () => this.read(0));
+    this.drafts = draftDecisions(params.name, () => this.read(this.start, this.before));
     const exported = menu("Export", exportChoices(params.name), "Export");
     const jump = (/** @type {Event} */ event) => {
       event.preventDefault();
@@ -75,30 +76,42 @@ class Gallery {
     this.elements = [
       h("div", { class: "row gallery-tools" }, this.counts, this.keys, exported),
       this.filters.element,
+      this.drafts.element,
       this.body,
       h("div", { class: "gallery-bar" }, texts, this.stop, this.fresh, this.back, this.forth, form),
     ];
     document.addEventListener("keydown", (event) => this.onKey(event), { signal });
-    const readPicks = () => get(`${this.path}/picks`, { signal });
-    readAgain(readPicks, signal, () => {}).then((counts) => this.showPicks(counts), toastError);
+  }
+
+  readPicks() {
+    const read = getAgain(`${this.path}/picks`, { signal: this.signal });
+    read.then((counts) => this.showPicks(counts)).catch((error) => this.signal.aborted || toastError(error));
   }
 
   showPicks(counts = this.picks.counts) {
     const { picked, rejected, rated } = (this.picks.counts = counts);
     setText(this.counts, `${number(picked)} picked · ${number(rejected)} rejected · ${number(rated)} rated`);
     setText(this.warning, this.picks.problem);
+    this.drafts.update(this.batch, counts, this.picks.stored);
     this.tiles.update();
   }
 
   /** @param {Batch} batch as it is now */
   update(batch) {
-    if (this.seen < 0) this.seen = batch.done;
-    this.done = batch.done;
+    const before = this.batch;
+    this.batch = batch;
     this.target.max = String(batch.total - 1);
+    if (before?.drafted !== batch.drafted) this.readPicks();
+    this.adapt(before ? 0 : this.start, !before);
     this.filters.update(batch);
     this.showTurns();
     // an empty page has nothing that could move
     if (!this.jobs.length && !this.fresh.hidden) this.fresh.click();
+  }
+
+  /** Read what the batch has now, drafts or images, if nothing is shown. @param {number} start @param {boolean} first */
+  adapt(start, first) {
+    if (!this.jobs.length && this.batch && (this.filters.adapt(this.batch) || first)) this.read(start);
   }
 
   /** Show the page of the jobs from `start` on that fit. @param {number} start @param {number[]} [before] */
@@ -106,7 +119,7 @@ class Gallery {
     if (this.signal.aborted) return;
     this.search.abort();
     this.search = new AbortController();
-    Object.assign(this, { start, before, next: start, seen: this.done, trouble: "" });
+    Object.assign(this, { start, before, next: start, seen: this.batch, trouble: "" });
     const signal = AbortSignal.any([this.signal, this.search.signal]);
     this.readPage(signal).catch((error) => {
       if (signal.aborted) return;
@@ -118,7 +131,7 @@ class Gallery {
   /** @param {AbortSignal} signal */
   async readPage(signal) {
     const query = this.filters.query();
-    const state = query.state.join() === "done" ? null : query.state.length ? query.state : "all";
+    const state = this.filters.areUsual(query.state) ? null : query.state.length ? query.state : "all";
     setQuery({ ...query, state, start: this.start || null });
     const focused = this.tiles.element.contains(document.activeElement);
     const fail = (/** @type {Error} */ error) => this.fail(error);
@@ -127,9 +140,8 @@ class Gallery {
     while (this.next !== null && jobs.length < PAGE) {
       this.showTurns();
       const part = { ...query, start: this.next, limit: PAGE - jobs.length };
-      const readPart = () => get(`${this.path}/jobs`, { query: part, signal });
       /** @type {{jobs: Job[], next: number | null}} */
-      const found = await readAgain(readPart, signal, fail);
+      const found = await getAgain(`${this.path}/jobs`, { query: part, signal }, fail);
       [this.next, this.trouble] = [found.next, ""];
       jobs.push(...found.jobs);
       this.jobs = jobs;
@@ -145,6 +157,8 @@ class Gallery {
     this.search.abort();
     if (!this.jobs.length) fill(this.body, nothing());
     this.showTurns();
+    // its last draft may be gone since it was read
+    this.adapt(0, false);
   }
 
   /** @param {unknown} error */
@@ -159,6 +173,13 @@ class Gallery {
     return Math.max(0, this.start - Math.max(PAGE, (this.next ?? 0) - this.start));
   }
 
+  /** How many images and drafts came since the page was read, of the states that are shown. */
+  get newer() {
+    const [{ batch, seen }, { state }] = [this, this.filters.query()];
+    const shown = /** @type {const} */ (["done", "drafted"]).filter((each) => !state.length || state.includes(each));
+    return batch && seen ? shown.reduce((sum, each) => sum + Math.max(0, batch[each] - seen[each]), 0) : 0;
+  }
+
   /** Show how far the search is, or what the page has, and where to go from it. */
   showTurns() {
     const [busy, first, last] = [!this.search.signal.aborted, this.jobs[0], this.jobs.at(-1)];
@@ -167,8 +188,8 @@ class Gallery {
     setText(this.status, this.trouble || (busy ? searching : range));
     for (const each of [this.status, this.stop]) each.classList.toggle("searching", busy);
     this.stop.hidden = !busy;
-    this.fresh.hidden = busy || this.done <= this.seen;
-    setText(this.fresh, plural(this.done - this.seen, "new image"));
+    this.fresh.hidden = busy || !this.newer;
+    setText(this.fresh, plural(this.newer, "new image"));
     this.back.disabled = !this.start;
     this.forth.disabled = busy || this.next === null;
   }
@@ -189,9 +210,6 @@ class Gallery {
     event.preventDefault();
   }
 }
-
-/** @param {string} text @param {() => void} onclick */
-const button = (text, onclick) => h("button", { type: "button", onclick }, text);
 
 const linkToAll = () => h("a", { class: "button", href: location.pathname }, "Show all images");
 

@@ -16,7 +16,9 @@ const PICKS = Object.entries({ picked: "picked", rejected: "rejected", none: "un
  * @param {() => void} onchange
  */
 export function galleryFilters(query, onchange) {
-  const chosen = new Set(query.has("state") ? query.getAll("state").filter((each) => each !== "all") : ["done"]);
+  const chosen = new Set(query.getAll("state").filter((each) => each !== "all"));
+  /** The state of the jobs that are shown unless the user chooses: drafts are to be decided about. */
+  let usual = "";
   const picks = new Set(query.getAll("pick"));
   const states = chips("Only jobs that are", chosen, onchange);
   const pickChips = chips("Only images that are", picks, onchange);
@@ -49,6 +51,16 @@ export function galleryFilters(query, onchange) {
     query: () => {
       const texts = /** @type {Record<string, string>} */ (Object.fromEntries(new FormData(form)));
       return { ...texts, state: texts.code ? [] : [...chosen], pick: [...picks] };
+    },
+    /** Whether these are the states that are shown unless the user chooses. */
+    areUsual: (/** @type {string[]} */ state) => state.join() === usual,
+    /** Show what the batch has, drafts or images, unless the user has chosen. Return whether that is a change. */
+    adapt: (/** @type {Batch} */ { drafted }) => {
+      const state = drafted ? "drafted" : "done";
+      if (state === usual || (usual ? [...chosen].join() !== usual : query.has("state"))) return false;
+      chosen.clear();
+      chosen.add((usual = state));
+      return true;
     },
     update: (/** @type {Batch} */ batch) => {
       states.update(stateChips(batch));

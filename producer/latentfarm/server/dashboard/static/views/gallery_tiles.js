@@ -4,6 +4,7 @@ import { batchPage } from "../core/api.js";
 import { find, h, setText, syncList } from "../core/dom.js";
 import { number, plural } from "../core/format.js";
 import { maySubmit } from "../core/session.js";
+import { describeDraft } from "../parts/drafts.js";
 import { pickControls, updatePickControls } from "../parts/picks.js";
 import { thumbnail, updateThumbnail } from "../parts/thumbnail.js";
 import { toast } from "../parts/toasts.js";
@@ -11,14 +12,6 @@ import { toast } from "../parts/toasts.js";
 /** @import { Job } from "../core/types.js" */
 /** @import { Decision, Picks } from "../parts/picks.js" */
 
-export const KEYS = [
-  "← → ↑ ↓ go to another image; with Shift, they select all up to it",
-  "P picks, X rejects, 1 to 5 rate, 0 or U clears",
-  "Enter opens the image",
-  "N and B go to the next page and the one before; so do Page down and Page up",
-  "J goes to where you jump to a job",
-  "Escape ends a selection",
-];
 const CLEAR = { pick: null, rating: null };
 /** @type {Record<string, Decision>} */
 const DECISIONS = { p: { pick: "picked" }, x: { pick: "rejected" }, u: CLEAR, 0: CLEAR };
@@ -74,7 +67,8 @@ export class Tiles {
   /** @param {number} index */
   create(index) {
     const link = h("a", {}, thumbnail());
-    const text = h("p", {}, h("span", { class: "number" }, number(index)), " ", h("span", { class: "prompt" }));
+    const [badge, prompt] = [h("span", { class: "badge", data: { state: "drafted" } }), h("span", { class: "prompt" })];
+    const text = h("p", {}, h("span", { class: "number" }, number(index)), " ", badge, " ", prompt);
     const controls = pickControls((decision) => this.decide(index, decision));
     const cells = [link, text, controls].map((each) => h("div", { role: "gridcell" }, each));
     return h("div", { class: "tile", role: "row" }, ...cells);
@@ -84,6 +78,8 @@ export class Tiles {
   updateTile(tile, job) {
     tile.ariaSelected = String(this.selected.has(job.index));
     tile.dataset.pick = job.pick ?? "";
+    find(tile, ".badge").hidden = job.state !== "drafted";
+    setText(find(tile, ".badge"), describeDraft(job));
     setText(find(tile, ".prompt"), job.request.prompt ?? "");
     // from the image, the gallery is found again as it is now
     find(tile, "a").setAttribute("href", `${this.path}/${job.index}${location.search}`);

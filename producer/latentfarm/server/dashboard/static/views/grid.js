@@ -1,9 +1,8 @@
 /** A sweep as a table: two fields in which the rows of the batch differ are its axes. */
 
-import { batchPage, batchPath, get, toJson } from "../core/api.js";
+import { batchPage, batchPath, getAgain, oneAtATime, toJson } from "../core/api.js";
 import { fill, find, h } from "../core/dom.js";
 import { number } from "../core/format.js";
-import { oneAtATime, readAgain } from "../core/retry.js";
 import { navigate, setQuery } from "../core/router.js";
 import { batchHeader, followBatch } from "../parts/batch_header.js";
 import { empty, problem, reading } from "../parts/placeholder.js";
@@ -43,7 +42,7 @@ export async function showGrid(page) {
     all = false;
     while (from < stop) {
       const options = { query: { start: from, limit: Math.min(PAGE, stop - from) }, signal };
-      const found = await readAgain(() => get(`${batchPath(params.name)}/jobs`, options), signal, fail);
+      const found = await getAgain(`${batchPath(params.name)}/jobs`, options, fail);
       for (const job of found.jobs) jobs.set(job.index, job);
       from = found.next ?? stop;
     }

@@ -1,19 +1,19 @@
 /** One image, large, with its receipt; over another one, or over what its row gives when it is rendered again. */
 
-import { batchPage, batchPath, get, post, toJson } from "../core/api.js";
+import { batchPage, batchPath, get, getAgain, oneAtATime, post, readAgain, toJson } from "../core/api.js";
 import { fill, h, setText } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { plural } from "../core/format.js";
-import { oneAtATime, readAgain } from "../core/retry.js";
 import { navigate } from "../core/router.js";
 import { maySubmit } from "../core/session.js";
 import { retry } from "../parts/batch_actions.js";
 import { batchHeader, followBatch } from "../parts/batch_header.js";
 import { comparison } from "../parts/compare.js";
+import { describeDraft } from "../parts/drafts.js";
 import { pickControls, picksOf, updatePickControls } from "../parts/picks.js";
 import { problem, reading } from "../parts/placeholder.js";
 import { wordOf } from "../parts/state_bar.js";
-import { copy, toastError } from "../parts/toasts.js";
+import { button, copy } from "../parts/toasts.js";
 
 /** @import { Batch, Job, Slot } from "../core/types.js" */
 /** @import { Page } from "../core/router.js" */
@@ -51,7 +51,7 @@ export async function showImage(page) {
     fill(stage, problem("This image cannot be read", error));
   };
   const readJob = (/** @type {string} */ name, /** @type {string} */ index) =>
-    readAgain(() => get(`${batchPath(name)}/jobs/${index}`, { signal }), signal, fail);
+    getAgain(`${batchPath(name)}/jobs/${index}`, { signal }, fail);
 
   const read = oneAtATime(async () => {
     /** @type {Job} */
@@ -116,7 +116,7 @@ function movesFrom(page, total) {
   return [
     link("← Previous", index > 0 && pathTo(page, index - 1, against), "ArrowLeft"),
     link("Next →", index + 1 < total && pathTo(page, index + 1, against), "ArrowRight"),
-    h("button", { type: "button", "aria-keyshortcuts": "Z", onclick: zoom }, "Zoom"),
+    button("Zoom", zoom, { "aria-keyshortcuts": "Z" }),
     link("Gallery", pathTo(page, "../gallery")),
   ];
 }
@@ -155,10 +155,6 @@ function zoom() {
   if (image) image.style.width = pixels ? `${image.naturalWidth / devicePixelRatio}px` : "";
 }
 
-/** @param {string} text @param {() => unknown} act */
-const button = (text, act) =>
-  h("button", { type: "button", onclick: () => Promise.resolve().then(act).catch(toastError) }, text);
-
 /** Return why a job has no image. @param {Job} job @param {Batch} batch that is shown @param {AbortSignal} signal */
 function waiting(job, batch, signal) {
   const { state, worker, error, attempts } = job;
@@ -189,7 +185,8 @@ function describe(job, batch) {
     image && h("a", { class: "button", href: image, download: job.job.replace("/", "-") }, "Download"),
     image && maySubmit() && button("Render again and compare", () => renderAgain(job, batch)),
   ];
-  return [h("p", { class: "prompt" }, request.prompt), h("div", { class: "row" }, ...actions)];
+  const draft = job.state === "drafted" && h("p", { class: "badge", data: { state: "drafted" } }, describeDraft(job));
+  return [draft, h("p", { class: "prompt" }, request.prompt), h("div", { class: "row" }, ...actions)];
 }
 
 /** @param {Job} job */

@@ -1,6 +1,6 @@
 /** The view that begins a session: the server wants a key. */
 
-import { h, withCode } from "../core/dom.js";
+import { find, fromTemplate, setText } from "../core/dom.js";
 import { signIn } from "../core/session.js";
 
 /**
@@ -9,30 +9,17 @@ import { signIn } from "../core/session.js";
  */
 export function showSignIn({ root, setTitle }, onsignedin) {
   setTitle("Sign in");
-  const key = h("input", { type: "password", name: "key", autocomplete: "current-password", required: true });
-  const complaint = h("p", { class: "complaint", role: "alert" });
-  const text = withCode("This farm needs a key. Its operator makes one with `latentfarm key new NAME`.");
-  const label = h("label", {}, h("span", {}, "Key"), key);
-  const button = h("button", { class: "primary" }, "Sign in");
-  const form = h(
-    "form",
-    { class: "card sign-in" },
-    h("h1", {}, "Sign in"),
-    h("p", {}, ...text),
-    label,
-    complaint,
-    button,
-  );
+  const form = /** @type {HTMLFormElement} */ (fromTemplate("sign-in"));
   form.addEventListener("submit", async (event) => {
     event.preventDefault();
     try {
-      await signIn(key.value);
+      await signIn(form.key.value);
       onsignedin();
     } catch (error) {
-      complaint.textContent = error instanceof Error ? error.message : String(error);
-      key.select();
+      setText(find(form, ".complaint"), error instanceof Error ? error.message : String(error));
+      form.key.select();
     }
   });
   root.append(form);
-  key.focus();
+  form.key.focus();
 }

@@ -1,10 +1,9 @@
 /** A submission: a file or prompts, the options, what they would enqueue, and then the batch. */
 
-import { batchPage, get, upload } from "../core/api.js";
+import { batchPage, getAgain, readAgain, upload } from "../core/api.js";
 import { fill, find, h, setText, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { bytes, duration, number, plural, workerCommand } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
 import { navigate } from "../core/router.js";
 import { keyName, maySubmit } from "../core/session.js";
 import { empty } from "../parts/placeholder.js";
@@ -48,8 +47,7 @@ export async function showSubmit({ root, signal, setTitle }) {
   signal.addEventListener("abort", () => submission.begin());
   // the page shows when the server is unavailable
   follow({ progress: 0 }, {}, signal);
-  const read = () => get("/api/models", { signal });
-  const { models } = await readAgain(read, signal, () => {});
+  const { models } = await getAgain("/api/models", { signal });
   fill(find(form, "#models"), ...models.map((/** @type {any} */ { model }) => h("option", { value: model })));
   form.model.placeholder = (models.find((/** @type {any} */ { workers }) => workers) ?? models[0])?.model ?? "mini";
   if (!form.inert) submission.change();

@@ -1,11 +1,12 @@
 /** The fields of a submission, named by their parameters of the API. Those that are empty are not sent. */
 
-import { find, h, setText } from "../core/dom.js";
+import { find, fromTemplate, h, setText } from "../core/dom.js";
 import { bytes } from "../core/format.js";
 
 const FORMATS = "txt, jsonl, json, csv, tsv or parquet, also with .gz; or drop one anywhere on this page";
 const NAME = { pattern: "[a-z0-9][a-z0-9_\\-]{0,63}", title: "a-z, 0-9, - and _", placeholder: "from the file" };
 const PIXELS = { type: "number", min: 64, max: 2048, step: 8, placeholder: "the model's" };
+const DRAFT = { type: "number", min: 0, step: "any", placeholder: "0.3, or 8 steps" };
 const SWEEPS = { rows: 2, placeholder: "guidance_scale=3,5,7.5\nseed=1..4" };
 const RARE = "More options";
 const GROUPS = ["Batch", "Images, unless a row sets it", RARE];
@@ -21,6 +22,7 @@ const FIELDS = [
   [1, "defaults.height", "Height", PIXELS],
   [1, "defaults.seed", "Seed", { type: "number", min: 0, max: Number.MAX_SAFE_INTEGER, placeholder: "one a job" }],
   [1, "defaults.num_images_per_prompt", "Images per prompt", { type: "number", min: 1, placeholder: "1" }],
+  [1, "defaults.draft", "Draft after", DRAFT],
   [1, "defaults.negative_prompt", "Negative prompt", { placeholder: "what the images must not show" }],
   [2, "defaults.scheduler", "Scheduler", { placeholder: "such as dpm++2m" }],
   [2, "defaults.image_format", "Image format", { placeholder: "png, webp or jpeg" }],
@@ -30,25 +32,20 @@ const FIELDS = [
 
 /** @param {string} owner the name of the key whose form it is */
 export function createForm(owner) {
-  const file = h("input", { type: "file", name: "file", id: "file", class: "visually-hidden" });
-  const remove = () => {
-    file.value = "";
-    file.dispatchEvent(new Event("input", { bubbles: true }));
-    file.focus();
-  };
-  const prompts = h("textarea", { name: "text", rows: 5, placeholder: "a red fox in the snow\na lighthouse at dusk" });
-  const label = [h("strong", {}, "Choose a prompt file"), h("span", { class: "chosen" })];
-  const drop = h("label", { class: "drop", for: "file" }, ...label);
-  const removal = h("button", { class: "link remove", type: "button", onclick: remove }, "Remove the file");
-  const text = h("label", { class: "prompts" }, h("span", {}, "or write prompts, one a line"), prompts);
-  const source = h("section", { class: "card source" }, file, drop, removal, text);
+  const form = /** @type {HTMLFormElement} */ (fromTemplate("submission"));
+  form.dataset.owner = owner;
+  find(form, ".remove").addEventListener("click", () => {
+    form.file.value = "";
+    form.file.dispatchEvent(new Event("input", { bubbles: true }));
+    form.file.focus();
+  });
   const groups = GROUPS.map((title, place) => {
     const fields = h("div", { class: "fields" }, ...FIELDS.filter(([group]) => group === place).map(createField));
     if (title === RARE) return h("details", { class: "card" }, h("summary", {}, title), fields);
     return h("fieldset", { class: "card" }, h("legend", {}, title), fields);
   });
-  const entries = h("div", { class: "entries" }, source, ...groups, h("datalist", { id: "models" }));
-  return h("form", { class: "submission", data: { owner } }, entries, h("aside", { class: "card plan" }));
+  find(form, ".entries").append(...groups);
+  return form;
 }
 
 /** @param {(typeof FIELDS)[number]} field */

@@ -1,14 +1,13 @@
 /** The live workers: their rate, and what each of their slots renders. */
 
-import { get, post } from "../core/api.js";
+import { getAgain, post } from "../core/api.js";
 import { fill, find, h, setText, syncList, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
 import { ago, number, percent, plural, rate, workerCommand } from "../core/format.js";
-import { readAgain } from "../core/retry.js";
 import { mayAdminister } from "../core/session.js";
 import { confirmed } from "../parts/dialogs.js";
 import { empty, problem, reading } from "../parts/placeholder.js";
-import { toast, toastError } from "../parts/toasts.js";
+import { button, toast } from "../parts/toasts.js";
 
 /** @typedef {import("../core/types.js").Worker} Worker */
 /** @typedef {import("../core/types.js").Slot} Slot */
@@ -41,13 +40,13 @@ export async function showWorkers({ root, signal, setTitle }) {
     follow({ worker, progress: 0 }, { slots: show }, AbortSignal.any([signal, stream.signal]));
   }
 
-  const read = () => Promise.all([get("/api/workers", { signal }), get("/api/models", { signal })]);
   const wait = (/** @type {Error} */ error) =>
     list.isConnected || fill(body, problem("The workers cannot be read", error));
   async function poll() {
     clearTimeout(timer);
     if (document.hidden) return;
-    const [{ workers }, served] = await readAgain(read, signal, wait);
+    const reads = ["/api/workers", "/api/models"].map((path) => getAgain(path, { signal }, wait));
+    const [{ workers }, served] = await Promise.all(reads);
     const create = () => h("li");
     syncList(models, served.models, (each) => each.model, create, updateModel);
     syncList(list, workers, (each) => each.worker, createWorker, updateWorker);
@@ -86,8 +85,8 @@ function createWorker({ worker, slots }) {
     return h("li", {}, h("a", {}, preview, h("span", { class: "name" })), h("progress", { hidden: true }), h("small"));
   };
   const draining = h("span", { class: "badge", data: { state: "paused" } }, "draining");
-  const button = h("button", { type: "button", onclick: () => drain(worker).catch(toastError) }, "Drain …");
-  const title = h("div", { class: "row" }, h("h2", {}, worker), draining, mayAdminister() && button);
+  const end = mayAdminister() && button("Drain …", () => drain(worker));
+  const title = h("div", { class: "row" }, h("h2", {}, worker), draining, end);
   const [facts, pace, used] = ["facts", "pace", "used"].map((name) => h("p", { class: name }));
   const busy = h("progress", { "aria-label": `Busy share of ${worker}` });
   const list = h("ol", { class: "slots", "aria-label": `Slots of ${worker}` });
@@ -103,12 +102,12 @@ function updateWorker(card, { model, device_name, dtype, images, images_per_s, b
   setText(find(card, ".pace"), [...pace, ...past].filter(Boolean).join(" · "));
   /** @type {HTMLProgressElement} */ (find(card, "progress")).value = busy_share ?? 0;
   find(card, ".badge").hidden = !draining;
-  for (const button of card.querySelectorAll("button")) button.hidden = draining;
+  for (const each of card.querySelectorAll("button")) each.hidden = draining;
 }
 
 /** @param {string} worker */
 async function drain(worker) {
-  const text = "It takes no more jobs, finishes the images that it can in time, and ends; others get the rest.";
+  const text = "It takes no more jobs, finishes its images or parks them, and ends; others go on with them.";
   if (!(await confirmed({ title: `Drain ${worker}?`, text, confirm: "Drain" }))) return;
   await post(`/api/workers/${encodeURIComponent(worker)}/drain`);
   toast(`${worker} takes no more jobs.`);
