@@ -35,15 +35,19 @@ def images(farm: Farm) -> list[str]:
 
 
 class FaultyBucket(Bucket):
-    """The real bucket, but puts of images fail while ``refuses`` is true; ``refused`` is set by the first failure."""
+    """The real bucket, but puts of images fail while ``refuses`` is true; ``refused`` is set by the first failure.
 
-    def __init__(self, real: Bucket, refuses: Callable[[], bool]) -> None:
+    With ``folder`` it is other objects that fail.
+    """
+
+    def __init__(self, real: Bucket, refuses: Callable[[], bool], folder: str = "images") -> None:
         super().__init__(real.name, where=real.where, open_session=lambda: (real.client, real.credentials))
         self.refuses = refuses
+        self._folder = folder
         self.refused = Event()
 
     def put(self, key: str, body: bytes, *, content_type: str = "application/octet-stream") -> None:
-        if "/images/" in key and self.refuses():
+        if f"/{self._folder}/" in key and self.refuses():
             self.refused.set()
             raise UnavailableError("503 Slow Down")
         super().put(key, body, content_type=content_type)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
-from threading import Event, Semaphore, Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
 from PIL import Image
 from tests.conftest import until
+from tests.support.gate import Gate
 from tests.support.rendering import SMALL, Paced, render_loop, submit
 
 from latentfarm import Batch, Farm
@@ -30,30 +31,6 @@ def submit_interactive(farm: Farm, name: str = "interactive-1", *, images: int =
     options = SubmitOptions(kind=BatchKind.INTERACTIVE, priority=INTERACTIVE_PRIORITY, keep_s=3600)
     rows = [{"prompt": f"i{n}", **SMALL} for n in range(images)]
     return farm.submit(rows, batch=name, options=options, **fields)
-
-
-class Gate:
-    """Lets the engine make one step for each ``open``."""
-
-    def __init__(self) -> None:
-        self._steps = Semaphore(0)
-        self._free = Event()
-        self.begun = 0
-
-    def wait(self) -> None:
-        """Wait for the next step, on the engine's thread."""
-        self.begun += 1
-        if not self._free.is_set():
-            assert self._steps.acquire(timeout=60)
-
-    def open(self, steps: int = 1) -> None:
-        """Let so many steps pass."""
-        self._steps.release(steps)
-
-    def open_for_good(self) -> None:
-        """Let all steps pass."""
-        self._free.set()
-        self.open(1_000)
 
 
 class Called(WorkerHooks):

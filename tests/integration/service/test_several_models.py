@@ -191,6 +191,30 @@ def test_an_interactive_job_of_the_other_model_is_rendered_between_two_steps(far
     assert {line["attempts"] for line in batch.results()} == {1}
 
 
+def test_images_of_a_turn_that_stays_interrupted_are_parked_so_that_other_workers_go_on(
+    farm: Farm, two: TwoLoops
+) -> None:
+    batch = submit(farm, "first", 2, num_inference_steps=6)
+    two.thread.start()
+    two.gate.open()
+    until(lambda: len(two.gate.steps) == 2, timeout_s=60)
+    client = farm.submit([{"prompt": "now", **SMALL}], batch="u", model="second", options=SubmitOptions(preempt=True))
+    until(lambda: two.turns.is_interrupted(cast("Any", two.turns._open)), timeout_s=60)
+    two.gate.open()
+    until(lambda: len(two.gate.steps) == 3, timeout_s=60)
+    assert batch.status().leased > 0
+    two.now += 10
+    two.gate.open()
+    until(lambda: batch.status().leased == 0, timeout_s=60)
+    [lease] = [each for each in farm.ledger.lease("first", "w", 2, lease_s=30) if each.checkpoint]
+    farm.ledger.release([lease])
+    steps = two.finish()
+    assert client.wait(timeout_s=60).done == 1
+    # its two steps are not made again; the other job is leased by the test
+    assert (len(steps), steps[:5]) == (6 + 3, ["first", "first", "second", "second", "second"])
+    assert farm.ledger.batch(batch.name).done == 1
+
+
 def test_a_model_without_a_turn_leases_no_interactive_job(farm: Farm, two: TwoLoops) -> None:
     options = SubmitOptions(kind=BatchKind.INTERACTIVE, priority=INTERACTIVE_PRIORITY, keep_s=3600)
     client = farm.submit([{"prompt": "now", **SMALL}], batch="interactive-1", model="second", options=options)

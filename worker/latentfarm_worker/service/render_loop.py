@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from threading import TIMEOUT_MAX, Condition, Event, Lock
 from typing import cast
@@ -58,6 +58,9 @@ class RenderLoop:
         hooks: callbacks to the process [default: none].
         metrics: the counters [default: counters of its own].
         threads: starts the threads [default: a group of its own].
+
+    Attributes:
+        between_steps: called before each step, on the engine's thread.
     """
 
     def __init__(  # noqa: PLR0913 (all are collaborators or settings, passed by name)
@@ -77,6 +80,7 @@ class RenderLoop:
         threads: Threads | None = None,
     ) -> None:
         self._engine = engine
+        self.between_steps: Callable[[], None] = lambda: None
         #: whether this process has rendered an image: then its device works
         self._has_rendered = False
         #: images on their way to the engine
@@ -154,6 +158,7 @@ class RenderLoop:
         """Lease and admit jobs, and run one step; return how many jobs ended, or None if no more will come."""
         if turn and turn.over:
             self._give_way(turn)
+        self.between_steps()
         # first: what it releases must not begin
         self._parking.park_due(self._deadline if self._draining.is_set() else None)
         for lease in self._leases.take_lost():
@@ -266,6 +271,12 @@ class RenderLoop:
         """Lease nothing more for a turn that is over, and release the jobs that have not begun, uncharged."""
         self._supply.pause(ahead=True, urgent=turn.urgent)
         self._returns.release(lease for lease in self._late.not_begun() if turn.urgent or not lease.urgent)
+
+    def park_all(self) -> None:
+        """Park the images of a turn that was interrupted, and release what has not begun, so that others go on."""
+        with self._engine_lock:
+            self._parking.park(self._late.worth_parking())
+            self._returns.release(self._late.not_begun())
 
     @property
     def unfinished(self) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from threading import TIMEOUT_MAX, Lock
 
+from latentfarm_worker.service.parking import PAUSED_S
 from latentfarm_worker.service.render_loop import RenderLoop
 from latentfarm_worker.service.turns import Turns
 
@@ -28,6 +29,7 @@ class RenderLoops:
         self._deadline = float("inf")
         if len(self._loops) > 1:
             for loop in self._loops.values():
+                loop.between_steps = self._park_interrupted
                 loop.sleep()
 
     def render_all(self) -> int:
@@ -56,6 +58,11 @@ class RenderLoops:
             # after an image, time has passed: another model may have jobs by now
             empty = set() if turn.over else {turn.model} if rendered else empty | {turn.model}
         return ended
+
+    def _park_interrupted(self) -> None:
+        """Park the images of a turn that urgent jobs of other models have interrupted for seconds."""
+        if model := self._turns.left_for(PAUSED_S):
+            self._loops[model].park_all()
 
     # -- state -----------------------------------------------------------------------------------------------
 

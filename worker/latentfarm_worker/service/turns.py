@@ -106,6 +106,14 @@ class Turns:
         with self._lock:
             return not turn.urgent and any(model != turn.model for model in self._urgent)
 
+    def left_for(self, seconds: float) -> str | None:
+        """Return the model whose turn was interrupted longer ago than that and has not gone on yet; or None."""
+        with self._lock:
+            turn = self._open
+            if turn is None or turn.left is None or self._clock() - turn.left <= seconds:
+                return None
+            return turn.model
+
     # -- order -----------------------------------------------------------------------------------------------
 
     def next(self, empty: Collection[str]) -> Turn | None:
