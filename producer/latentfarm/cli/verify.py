@@ -17,7 +17,7 @@ from latentfarm.local.farm import require_worker_packages
 from latentfarm.model_spec import of_model
 
 if TYPE_CHECKING:
-    from latentfarm_worker.tools.verification import ComparisonResult
+    from latentfarm_worker.tools.comparison import ComparisonResult
 
 
 def verify(

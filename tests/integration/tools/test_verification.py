@@ -16,20 +16,15 @@ from tests.support.refined import make_refinable
 from tests.support.tiny import Kind, make_tiny
 
 from latentfarm import Batch, Farm, InputError, ModelError
+from latentfarm.batch_drafts import DraftSelection
 from latentfarm.storage.keys import results_key
 from latentfarm.storage.part_codec import pack, unpack
 from latentfarm.storage.results import flush_due
 from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.models import load_family
 from latentfarm_worker.service.render_loop import RenderLoop
-from latentfarm_worker.tools.verification import (
-    JPEG_TOLERANCE,
-    SHORT_DTYPE_TOLERANCE,
-    TOLERANCE,
-    ComparisonResult,
-    Verification,
-    sample_finished,
-)
+from latentfarm_worker.tools.comparison import JPEG_TOLERANCE, SHORT_DTYPE_TOLERANCE, TOLERANCE, ComparisonResult
+from latentfarm_worker.tools.verification import Verification, sample_finished
 
 pytestmark = pytest.mark.integration
 
@@ -100,7 +95,8 @@ def results_of(batch: Batch, model: Path, **how: Any) -> dict[str, ComparisonRes
 
 
 def tamper_with_receipt(batch: Batch, index: int, **fields: Any) -> None:
-    key = results_key(batch.name, 0)
+    # the newest generation
+    key = max(batch.connection.bucket.keys(f"batches/{batch.name}/results/"), key=lambda key: (len(key), key))
     lines = unpack(batch.connection.bucket.get(key), name=key)
     request = {**lines[index]["request"], **fields.pop("request", {})}
     changed = {**lines[index], **fields, "request": request}
@@ -186,6 +182,42 @@ def test_images_of_each_flow_matching_family_have_the_same_bytes_in_another_work
     assert batch.status().done == len(rows)
     found = results_of(batch, model)
     assert [each.same_bytes for each in found.values()] == [True] * len(rows)
+
+
+def test_images_that_went_on_elsewhere_are_made_again_in_their_spans(farm: Farm, model: Path) -> None:
+    rows: list[dict[str, Any]] = [
+        {"draft": 2, "num_inference_steps": 4, "scheduler": "dpm++2m-sde"},
+        # in its second stage, whose calls have a quarter of the rows
+        {"draft": 0.8, "hires_scale": 2, "hires_strength": 1},
+        {"draft": 2},
+        {},
+    ]
+    batch = farm.submit([{"prompt": f"p{n}", "seed": n, **SMALL, **row} for n, row in enumerate(rows)], batch="b")
+    work(farm, model, micro_batch=8)
+    batch.finish(DraftSelection(indices=(0, 1)))
+    work(farm, model, micro_batch=16)
+    batch.finish(DraftSelection(indices=(2,)))
+    work(farm, model, micro_batch=8)
+    spans = [
+        [(span["start"], span["stop"], span["micro_batch"]) for span in line.get("spans", ())]
+        for line in batch.results()
+    ]
+    assert spans == [
+        [(0, 2, 8), (2, 4, 16)],
+        [(0, 3, 8), (3, 5, 2), (5, 6, 4)],
+        [(0, 2, 8), (2, 3, 8)],
+        [],
+    ]
+    found = results_of(batch, model)
+    assert [(each.same_bytes, each.differences, each.other_conditions) for each in found.values()] == [
+        (True, (), ())
+    ] * len(rows)
+    # as if another device had begun it
+    [first, *rest] = next(iter(batch.results()))["spans"]
+    tamper_with_receipt(batch, 0, spans=[{**first, "device": "cuda, another"}, *rest])
+    moved = results_of(batch, model)["b/0"]
+    assert moved.other_conditions == ("evaluations 0 to 2: 8 rows, float32, cuda, another",)
+    assert (moved.tolerance, moved.differences) == (TOLERANCE, ())
 
 
 def test_images_without_metadata_have_the_same_bytes_too(farm: Farm, model: Path) -> None:

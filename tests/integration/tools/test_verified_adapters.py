@@ -17,7 +17,8 @@ from tests.support.tiny import make_tiny
 from latentfarm import Farm
 from latentfarm.storage.embedded_receipt import embedded_receipt
 from latentfarm_worker.models import load_family
-from latentfarm_worker.tools.verification import ComparisonResult, Verification, sample_finished
+from latentfarm_worker.tools.comparison import ComparisonResult
+from latentfarm_worker.tools.verification import Verification, sample_finished
 
 pytestmark = pytest.mark.integration
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from latentfarm.cli.verify import _Tally
-from latentfarm_worker.tools.verification import ComparisonResult
+from latentfarm_worker.tools.comparison import ComparisonResult
 
 pytestmark = pytest.mark.unit
 
