@@ -256,6 +256,10 @@ class Batch:
 
     # -- drafts: to repeat a call changes nothing, and an interrupted one is continued ----------------------------
 
+    def drafts(self, selection: DraftSelection | None = None) -> Iterator[dict[str, Any]]:
+        """Yield the results of these drafts [default: all], the best first if the others are left out for them."""
+        return self._drafts.lines(selection or DraftSelection())
+
     def price_drafts(self, selection: DraftSelection) -> DraftReport:
         """Return what it costs to finish these drafts, and what is saved if the others are discarded.
 

@@ -129,11 +129,15 @@ class _End(Enum):
 
 @dataclass(frozen=True)
 class _Choice:
-    """The drafts of a batch that are selected, by rising index, and how many selected ones have that end already."""
+    """The drafts of a batch that are selected, best first or by index, and how many have that end already."""
 
     drafts: int
-    indices: list[int]
+    ranked: list[int]
     before: int
+
+    @property
+    def indices(self) -> list[int]:
+        return sorted(self.ranked)
 
 
 @dataclass(slots=True)
@@ -161,10 +165,23 @@ class BatchDrafts:
         self._manifest = manifest
         self._kept = DraftResults(connection.bucket, journal.batch)
 
+    def lines(self, selection: DraftSelection) -> Iterator[dict[str, Any]]:
+        """Yield the joined result lines of the selected drafts, the best first if others are left out for them."""
+        choice = self._choose(selection, _End.FINISHED)
+        chosen = set(choice.ranked)
+        self._journal.refresh()
+        found = (line for line, is_draft in self._lines(()) if is_draft and line["index"] in chosen)
+        if not selection.is_ranked:
+            yield from found
+            return
+        lines = {line["index"]: line for line in found}
+        # one that was finished meanwhile is no draft any more
+        yield from (lines[index] for index in choice.ranked if index in lines)
+
     def price(self, selection: DraftSelection) -> DraftReport:
         """Return what the selection costs. Nothing is changed."""
         choice = self._choose(selection, _End.FINISHED)
-        chosen, made, finish, saved = set(choice.indices), _Sum(), _Sum(), _Sum()
+        chosen, made, finish, saved = set(choice.ranked), _Sum(), _Sum(), _Sum()
         for line, is_draft in self._lines(frozenset(JobState)):
             evaluations, total = line["draft"]["evaluations"], line["draft"]["of"]
             cost, left = self._cost_of(line) / total, total - evaluations
@@ -201,7 +218,7 @@ class BatchDrafts:
         return DraftReport(
             batch=self._batch,
             drafts=choice.drafts,
-            selected=len(choice.indices),
+            selected=len(choice.ranked),
             indices=tuple(choice.indices),
             before=choice.before,
             changed=changed,
@@ -236,8 +253,8 @@ class BatchDrafts:
         if found and selection.distinct is not None and not with_hash:
             raise InputError(f"no draft of {self._batch} has a perceptual hash, scores.phash; leave out distinct")
         ranked = list(rank(found, distinct=selection.distinct))[: count_best(selection.top, len(found))]
-        indices = sorted(draft.index for draft in ranked if found[draft])
-        return _Choice(len(drafts), indices, len(ranked) - len(indices))
+        chosen = [draft.index for draft in ranked if found[draft]]
+        return _Choice(len(drafts), chosen, len(ranked) - len(chosen))
 
     def _lines(self, ended: Collection[JobState]) -> Iterator[tuple[dict[str, Any], bool]]:
         """Yield the joined result lines of drafts in order, and whether each is one now.

@@ -6,11 +6,11 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from tests.support.tiny_images import png, store
+from tests.support.tiny_images import png
 
 from latentfarm import Batch, Farm
 from latentfarm.ledger import Lease
-from latentfarm.storage.keys import checkpoint_key, draft_key
+from latentfarm.storage.keys import checkpoint_key, draft_key, image_key
 from latentfarm.storage.results import flush_batch
 
 #: of each draft, unless its row says otherwise
@@ -18,13 +18,20 @@ EVALUATIONS, OF = 3, 10
 Scores = Callable[[int], dict[str, Any]]
 
 
-def render(farm: Farm, *, model: str = "mini", scores: Scores = lambda _: {}, stored: bool = True) -> None:
+def render(
+    farm: Farm,
+    *,
+    model: str = "mini",
+    scores: Scores = lambda _: {},
+    image: Callable[[Lease], bytes] = lambda lease: png(lease.name),
+    stored: bool = True,
+) -> None:
     """Render the pending jobs of the farm as a worker does: to drafts, and those that are to be finished to images.
 
     Unless ``stored``, objects are in the receipts only.
     """
     while leases := farm.ledger.lease(model, "worker-a", 500, lease_s=60):
-        images = [(lease, receipt(farm, lease, scores, stored=stored)) for lease in leases]
+        images = [(lease, receipt(farm, lease, scores, image, stored=stored)) for lease in leases]
         farm.ledger.commit(images)
         for lease in leases:
             if lease.finish:
@@ -32,10 +39,20 @@ def render(farm: Farm, *, model: str = "mini", scores: Scores = lambda _: {}, st
                 farm.bucket.delete([name(lease.batch, lease.index, lease.checkpoint) for name in objects])
 
 
-def receipt(farm: Farm, lease: Lease, scores: Scores = lambda _: {}, *, stored: bool = True) -> dict[str, Any]:
+def receipt(
+    farm: Farm,
+    lease: Lease,
+    scores: Scores = lambda _: {},
+    image: Callable[[Lease], bytes] = lambda lease: png(lease.name),
+    *,
+    stored: bool = True,
+) -> dict[str, Any]:
     """Store what a worker makes of a lease; return its receipt."""
+    made = {"request": {"width": 64, "height": 64}, "scores": scores(lease.index)}
     if lease.finish:
-        return {**store(farm, lease), "scores": scores(lease.index)}
+        body, key = image(lease), image_key(lease.batch, lease.index, lease.epoch)
+        farm.bucket.put(key, body)
+        return {**_file(key, body), **made}
     preview, checkpoint = png(lease.name), f"checkpoint of {lease.name}".encode()
     keys = [name(lease.batch, lease.index, lease.epoch) for name in (draft_key, checkpoint_key)]
     for key, body in zip(keys, (preview, checkpoint), strict=True):
@@ -43,8 +60,7 @@ def receipt(farm: Farm, lease: Lease, scores: Scores = lambda _: {}, *, stored: 
             farm.bucket.put(key, body)
     return {
         **_file(keys[0], preview),
-        "request": {"width": 64, "height": 64},
-        "scores": scores(lease.index),
+        **made,
         "draft": {"evaluations": EVALUATIONS, "of": OF, "checkpoint": _file(keys[1], checkpoint)},
     }
 

@@ -40,6 +40,11 @@ COMMANDS = {
         "job": CommandEntry("jobs:job", "Show one job"),
         "workers": CommandEntry("workers:workers", "List the workers with their throughput"),
     },
+    "Drafts": {
+        "drafts": CommandEntry("drafts:drafts", "List the drafts of a batch, or draw contact sheets of them"),
+        "finish": CommandEntry("drafts:finish", "Render drafts of a batch to their end"),
+        "discard": CommandEntry("drafts:discard", "End drafts of a batch without an image"),
+    },
     "Control": {
         "pause": CommandEntry("control:pause", "Start no more jobs of batches"),
         "resume": CommandEntry("control:resume", "Continue paused batches"),

@@ -19,16 +19,24 @@ BatchNames = Annotated[list[str], typer.Argument(metavar="BATCH...", help="Names
 JsonLines = Annotated[bool, typer.Option("--json", help="Print the status of each batch as one JSON object")]
 
 
-def pause(batches: BatchNames, as_json: JsonLines = False) -> None:
-    """Start no more jobs of these batches until `resume`. Leased jobs are completed.
+def pause(
+    batches: BatchNames,
+    now: Annotated[
+        bool, typer.Option("--now", help="Park running images too: `resume` goes on from where they are")
+    ] = False,
+    as_json: JsonLines = False,
+) -> None:
+    """Start no more jobs of these batches until `resume`. Running images are completed, or parked with --now.
 
     Example: `latentfarm pause cats`
     """
 
     def act(batch: Batch) -> str:
         before = batch.status()
-        after = batch.pause()
-        return f"is already paused: {before.paused}" if before.paused_by else f"is {after.state}"
+        after = batch.pause(now=now)
+        if before.paused_by:
+            return f"is already paused: {before.paused}" + (", and its running images are parked" if now else "")
+        return f"is {after.state}" + (", and its running images are parked" if now else "")
 
     _for_each(batches, act, as_json=as_json)
 

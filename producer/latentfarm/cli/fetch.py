@@ -61,6 +61,7 @@ def fetch(
     image_format: Annotated[
         str | None, typer.Option("--image-format", metavar="FORMAT", help="Only images that are png, webp or jpeg")
     ] = None,
+    drafts: Annotated[bool, typer.Option("--drafts", help="Fetch the previews of drafts too")] = False,
     force: options.Force = False,
     presign: Annotated[
         bool, typer.Option("--presign", help="Download nothing; print a URL for each finished image, one per line")
@@ -74,6 +75,8 @@ def fetch(
 
     A repeated fetch continues: it checks the sha256 of each present file and downloads what is missing or changed.
     Exit code 1: a job in the selected states has failed.
+
+    With --drafts, a preview has the name that the finished image has, which a later fetch puts in its place.
 
     The format `files` adds the metadata.jsonl of Hugging Face's ImageFolder. In `webdataset` a sample is an image, a
     .txt and a .json, and all images have one format; __tables__/index.parquet lists all samples.
@@ -105,6 +108,7 @@ def fetch(
         states=states,
         picks=picks,
         image_format=image_format,
+        drafts=drafts,
         force=force,
     )
     if as_json:

@@ -88,12 +88,15 @@ Workers = Annotated[int, typer.Option("--workers", min=0, max=64, metavar="N", h
 Priority = Annotated[
     int, typer.Option(min=-1000, max=1000, metavar="N", help="Batches with a higher priority run first")
 ]
+Preempt = Annotated[
+    bool, typer.Option("--preempt", help="Take the place of running images of other batches, which go on later")
+]
 JobStates = Annotated[
     list[str] | None,
     typer.Option(
         "--state",
         metavar="STATE",
-        help="Only jobs that are pending, leased, done, failed or cancelled (repeatable)",
+        help="Only pending, leased, done, failed, cancelled or drafted jobs (repeatable)",
     ),
 ]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 import typer
 
 from latentfarm.cli import options
+from latentfarm.cli.amounts import parse_amount
 from latentfarm.cli.command_group import ALL_COLUMNS
 from latentfarm.cli.edit_options import HEADING as EDIT_HEADING
 from latentfarm.cli.edit_options import edit_fields
@@ -85,6 +86,18 @@ ImageFormat = Annotated[
         "--image-format", metavar="FORMAT", help=f"{', '.join(IMAGE_FORMATS)}; only jpeg is lossy [default: {PNG.name}]"
     ),
 ]
+Draft = Annotated[
+    str | None,
+    typer.Option(
+        "--draft",
+        metavar="SHARE",
+        help="Stop after this share of the steps, or N of them, until `finish`",
+    ),
+]
+Score = Annotated[
+    list[str] | None,
+    typer.Option("--score", metavar="NAME", help="Scorer whose scores are recorded, such as clip (repeatable)"),
+]
 PromptColumn = Annotated[str | None, typer.Option(metavar="NAME", help="Column with the prompt [default: prompt]")]
 KeepColumns = Annotated[
     str | None,
@@ -155,6 +168,8 @@ def _rows(
     num_images_per_prompt: Images = None,
     save_intermediates: SaveIntermediates = None,
     image_format: ImageFormat = None,
+    draft: Draft = None,
+    score: Score = None,
 ) -> Rows:
     return Rows(
         reading=ReadOptions(
@@ -183,6 +198,8 @@ def _rows(
             "num_images_per_prompt": num_images_per_prompt,
             "save_intermediates": save_intermediates,
             "image_format": image_format,
+            "draft": None if draft is None else parse_amount("--draft", draft, zero=True),
+            "scorers": [part.strip() for text in score for part in text.split(",")] if score else None,
         },
     )
 

@@ -43,6 +43,7 @@ def render(
     slots: options.Slots = None,
     workers: options.Workers = 1,
     priority: options.Priority = 0,
+    preempt: options.Preempt = False,
     force: options.Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -54,7 +55,7 @@ def render(
     Example: `latentfarm render prompts.txt -o out --num-inference-steps 30`
     """
     [spec] = with_model_options([parse_model(model)], base=base, vae=vae, variant=variant, revision=revision)
-    rules = SubmitOptions(priority=priority)
+    rules = SubmitOptions(priority=priority, preempt=preempt)
     settings = Settings.load()
     # validated before any process starts, so that an invalid row or option is reported at once
     request = make_valid_request(
@@ -76,7 +77,8 @@ def render(
         if not found.status().is_final:
             pool.start()
         status = wait_for(found, meanwhile=pool.require_alive, starting=pool.has_started)
-        fetched = fetch_into(found, output, force=force)
+        # the previews of drafts, until `finish` and this command again replace them by images
+        fetched = fetch_into(found, output, drafts=bool(status.drafted), force=force)
         write_contact_sheet(fetched)
         if as_json:
             print_json(_summary(found, fetched))

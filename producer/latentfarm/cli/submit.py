@@ -60,6 +60,7 @@ def submit(
     batch: options.NewBatch = None,
     model: Alias = DEFAULT_MODEL,
     priority: options.Priority = 0,
+    preempt: options.Preempt = False,
     canary: Canary = 0,
     output: CanaryFolder = None,
     force: options.Force = False,
@@ -80,6 +81,7 @@ def submit(
         raise InputError("--output is the folder of a canary's images; add --canary N, or use `latentfarm fetch`")
     rules = SubmitOptions(
         priority=priority,
+        preempt=preempt,
         canary=canary,
         failure_budget=failure_budget / 100,
         webhook=webhook,
