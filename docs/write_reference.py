@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections import ChainMap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ def _add_model(found: dict[str, type[BaseModel]], model: type[BaseModel]) -> Non
     """Add a model and those that its fields have."""
     found[model.__name__] = model
     definitions = model.model_json_schema().get("$defs", {})
-    known = vars(sys.modules[model.__module__])
+    # a field of a base has a model that the base's module knows
+    known = ChainMap(*(vars(sys.modules[base.__module__]) for base in model.__mro__))
     found |= {name: known[name] for name, schema in definitions.items() if "properties" in schema}
 
 

@@ -129,8 +129,8 @@ class DraftsAnswer(DraftReport):
     """What a selection of drafts is, costs, or became.
 
     ``drafts`` counts the drafts of the batch before, ``selected`` those that are selected; ``indices`` are the first
-    1,000 of them. ``before`` counts jobs of the request's ``indices`` that were finished or discarded before.
-    ``changed`` drafts were finished or discarded. ``price`` is there if it was queried.
+    1,000 of them. ``before`` counts selected jobs that were finished or discarded before. ``changed`` drafts were
+    finished or discarded. ``price`` is there if it was queried.
     """
 
 
