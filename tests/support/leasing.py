@@ -26,6 +26,12 @@ def fail(ledger: Ledger, leases: list[Lease], code: str = "nan") -> None:
         ledger.fail(each, {"code": code, "message": "not finite"})
 
 
+def draft_all(ledger: Ledger, leases: list[Lease]) -> None:
+    """Commit drafts of jobs, which have nothing in a bucket."""
+    for each in leases:
+        assert ledger.commit([(each, {"key": "k", "draft": {"evaluations": 3, "of": 10}})])[0] in {"done", "full"}
+
+
 def lease(ledger: Ledger, k: int = 1, *, worker: str = "worker-a") -> list[Lease]:
     """Lease up to ``k`` jobs of ``mini``."""
     return ledger.lease("mini", worker, k, lease_s=30)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.support.leasing import fail, lease, opened
+from tests.support.leasing import draft_all, fail, lease, opened
 
 from latentfarm.batch_state import BatchState, PausedBy
 from latentfarm.errors import InputError, UnavailableError
@@ -314,3 +314,28 @@ def test_the_error_of_an_unavailable_redis_has_no_password() -> None:
     with pytest.raises(UnavailableError, match=r"127\.0\.0\.1:1") as caught:
         gone.ping()
     assert "secret" not in str(caught.value)
+
+
+def test_drafts_are_no_failures_and_are_cancelled_wherever_they_are(ledger: Ledger) -> None:
+    total = 1_070_000
+    opened(ledger, total=total, budget=0.5)
+    client: Any = ledger.redis
+    # at the beginning, across a block of states that one read has, and in another string of them
+    for start in (0, 65_530, 2_000, total - 5):
+        client.hset("{lf}:batch:cats", "cursor", start)
+        if start == 2_000:
+            fail(ledger, lease(ledger, 50))
+        else:
+            draft_all(ledger, lease(ledger, 10))
+    # none of the jobs is done, but not all have failed
+    assert (ledger.batch("cats").failed, ledger.batch("cats").paused_by) == (50, "")
+    assert ledger.drop_flushed("cats", 0, retries=0) is False
+    drafted = list(ledger.indices("cats", JobState.DRAFTED))
+    assert len(drafted) == ledger.batch("cats").drafted == 25
+    assert ledger.cancel("cats") == "open"
+    record = ledger.batch("cats")
+    assert (record.failed, record.cancelled, record.drafted, record.retries) == (50, total - 50, 0, 1)
+    assert list(ledger.indices("cats", JobState.DRAFTED)) == []
+    assert {job.state for job in ledger.jobs("cats", drafted[:20])} == {JobState.CANCELLED}
+    assert not client.exists("{lf}:checkpoints:cats")
+    assert [part for _, part in ledger.full_parts()] == [0, 2, 65, 1069]

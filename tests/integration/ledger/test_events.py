@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from tests.conftest import until
-from tests.support.leasing import expire, fail, keys_left, lease, opened
+from tests.support.leasing import draft_all, expire, fail, keys_left, lease, opened
 
 from latentfarm.batch_kind import BatchKind
 from latentfarm.batch_state import PausedBy
@@ -56,6 +56,25 @@ def test_each_change_of_a_batch_is_an_event(ledger: Ledger) -> None:
     assert event_names(ledger, is_open.id) == changes
     assert [event.event for event in ledger.read_events("0-0", limit=2)] == ["created", "open"]
     assert {(event.batch, event.owner) for event in ledger.read_events("0-0")} == {("cats", "alice")}
+
+
+def test_a_batch_of_which_nothing_but_drafts_is_left_has_an_event(ledger: Ledger) -> None:
+    opened(ledger, "cats", 3)
+    after = ledger.last_event_id()
+    leases = lease(ledger, 3)
+    draft_all(ledger, leases[:1])
+    ledger.commit([(leases[1], {})])
+    # one that runs may still be a draft
+    assert event_names(ledger, after) == []
+    draft_all(ledger, leases[2:])
+    assert (ledger.finish("cats", [0, 1]), ledger.finish("cats", [0])) == (1, 0)
+    ledger.commit([(each, {}) for each in lease(ledger, 3)])
+    assert ledger.batch("cats").ended_ms
+    assert ledger.discard("cats", [0, 1, 2]) == [(2, leases[2].epoch)]
+    assert ledger.discard("cats", [2]) == []
+    assert event_names(ledger, after) == ["drafted", "finishing", "drafted", "discarded", "complete"]
+    record = ledger.batch("cats")
+    assert (record.done, record.drafted, record.cancelled, record.complete) == (2, 0, 1, True)
 
 
 def test_pauses_by_the_ledger_itself_are_events(ledger: Ledger) -> None:
@@ -121,6 +140,34 @@ def test_a_user_without_permission_for_events_and_signals_changes_batches_all_th
         client.execute_command("ACL", "SETUSER", "default", "+@all")
     assert ledger.batch("cats").complete
     assert ledger.last_event_id() == "0-0"
+
+
+def test_workers_hear_of_a_batch_that_is_paused_at_once_and_of_one_that_preempts_others(ledger: Ledger) -> None:
+    with ledger.signals() as signals:
+        assert signals.wait(0.01) is None
+        opened(ledger, "many", 100)
+        opened(ledger, "now", 2, preempt=True)
+        assert signals.wait(5) == WorkerSignal("urgent", "mini")
+        ledger.pause("many", PausedBy.USER, "lunch")
+        # the pause stays as it is, but its images are to be parked after all
+        ledger.pause("many", PausedBy.USER, now=True)
+        assert signals.wait(5) == WorkerSignal("paused", "many")
+        assert ledger.batch("many").paused == "lunch"
+        ledger.cancel("many")
+        ledger.pause("many", PausedBy.USER, now=True)
+        assert [signals.wait(5), signals.wait(0.01)] == [WorkerSignal("cancelled", "many"), None]
+    first = ledger.lease("mini", "w", 3, lease_s=30, urgent=True, request="r1")
+    assert [(each.urgent, each.interactive, each.checkpoint) for each in first] == [(True, False, 0)] * 2
+    assert ledger.park(first[:1]) == 1
+    [parked] = ledger.lease("mini", "w", 3, lease_s=30, urgent=True, request="r2")
+    assert (parked.checkpoint, parked.finish) == (first[0].epoch, False)
+    draft_all(ledger, [parked])
+    assert ledger.finish("now", [parked.index]) == 1
+    [finishing] = ledger.lease("mini", "w", 3, lease_s=30, request="r3")
+    # the reply was lost
+    [again] = ledger.lease("mini", "w", 3, lease_s=30, request="r3")
+    for each in (finishing, again):
+        assert (each.urgent, each.checkpoint, each.finish) == (True, parked.epoch, True)
 
 
 def test_an_interactive_job_is_leased_first_and_signalled_when_it_waits(ledger: Ledger) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from tests.support.endpoints import Endpoint, ended, facts, status, verify, work
+from tests.support.leasing import draft_all, lease, opened
 
 from latentfarm.ledger import Ledger
 from latentfarm.ledger.webhook_outbox import WebhookOutbox
@@ -74,6 +75,32 @@ def test_a_cancelled_batch_has_its_own_event(ledger: Ledger, worker: Settings, e
     message = json.loads(endpoint.received[0][2])
     assert (message["type"], message["data"]["state"]) == ("batch.cancelled", "cancelled")
     assert (message["data"]["cancelled"], "errors" in message["data"]) == (3, False)
+
+
+def test_a_batch_whose_drafts_wait_has_its_own_event_and_another_one_at_its_end(
+    ledger: Ledger, worker: Settings, endpoint: Endpoint
+) -> None:
+    opened(ledger, total=3, webhook=f"https://localhost:{endpoint.port}/")
+    draft_all(ledger, lease(ledger, 3))
+    assert deliver_due(ledger, worker) == 0, "the results are not in the bucket"
+    ledger.drop_flushed("cats", 0, retries=0)
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 1
+    # nobody hears of an end that was none by the time of the attempt
+    ledger.finish("cats", [0])
+    draft_all(ledger, lease(ledger, 1))
+    ledger.finish("cats", [0])
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 0
+    ledger.commit([(each, {}) for each in lease(ledger, 1)])
+    ledger.discard("cats", [1, 2])
+    ledger.drop_flushed("cats", 0, retries=ledger.batch("cats").retries)
+    due_now(ledger)
+    assert deliver_due(ledger, worker) == 1
+    found = [json.loads(body) for _, _, body in endpoint.received]
+    assert [each["type"] for each in found] == ["batch.drafted", "batch.completed"]
+    counts = [{state: each["data"][state] for state in ("done", "cancelled", "drafted")} for each in found]
+    assert counts == [{"done": 0, "cancelled": 0, "drafted": 3}, {"done": 1, "cancelled": 2, "drafted": 0}]
 
 
 def test_after_a_500_the_event_is_sent_again_with_the_same_id(

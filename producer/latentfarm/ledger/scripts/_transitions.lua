@@ -123,7 +123,7 @@ local function read_counters(batch)
   return fields
 end
 
--- Return whether every job of a batch has ended, by its counters; drafted ones have
+-- Return whether every job of a batch has ended, by its counters
 local function all_ended(counters)
   return counters.done + counters.failed + counters.cancelled + counters.drafted == counters.total
 end
@@ -162,27 +162,48 @@ local function flush_started_parts(batch, now)
   for at = 1, #counts, 2 do queue_flush(batch, tonumber(counts[at]), now) end
 end
 
--- Count a job of a part as one that has not ended, as it runs again
-local function uncount_ended(batch, index, total)
-  local part = part_of(index)
-  -- the count of a flushed part was removed: all its jobs had ended
-  redis.call('HSETNX', '{lf}:ended:' .. batch, decimal(part), part_size(part, total))
-  redis.call('HINCRBY', '{lf}:ended:' .. batch, decimal(part), -1)
-  redis.call('ZREM', '{lf}:flush_queue', job_name(batch, part))
-end
-
--- A job of a part has ended otherwise than it had: store the part's lines again, once all its jobs have ended
-local function rewrite_lines(batch, part, total, now)
-  redis.call('HSETNX', '{lf}:ended:' .. batch, decimal(part), part_size(part, total))
-  local ended = tonumber(redis.call('HGET', '{lf}:ended:' .. batch, decimal(part)))
-  if ended == part_size(part, total) then queue_flush(batch, part, now) end
-end
-
--- Remove what is recorded of a job's runs: it runs again as if it had never run, or not at all
-local function forget_runs(batch, index)
-  for _, kind in ipairs({ 'attempts', 'lost_by', 'errors', 'receipts' }) do
-    redis.call('HDEL', '{lf}:' .. kind .. ':' .. batch, decimal(index))
+-- Select the jobs whose indices are in ARGV, from a place on and so many places apart, by their state.
+-- Return their indices as text, and how many they are by part.
+local function select_jobs(batch, from, apart, state)
+  local fields, parts, seen = {}, {}, {}
+  for at = from, #ARGV, apart do
+    local field, index = ARGV[at], tonumber(ARGV[at])
+    if not seen[index] and get_state(batch, index) == state then
+      local part = part_of(index)
+      fields[#fields + 1], seen[index] = field, true
+      parts[part] = (parts[part] or 0) + 1
+    end
   end
+  return fields, parts
+end
+
+-- Count jobs that had ended and run again, by part
+local function uncount_ended(batch, parts, total)
+  for part, count in pairs(parts) do
+    -- the count of a flushed part was removed: all its jobs had ended
+    redis.call('HSETNX', '{lf}:ended:' .. batch, decimal(part), part_size(part, total))
+    redis.call('HINCRBY', '{lf}:ended:' .. batch, decimal(part), -count)
+    redis.call('ZREM', '{lf}:flush_queue', job_name(batch, part))
+  end
+end
+
+-- Remove what is recorded of the runs of jobs: they run again as if they had never run, or not at all
+local function forget_runs(batch, fields)
+  for _, kind in ipairs({ 'attempts', 'lost_by', 'errors', 'receipts' }) do
+    redis.call('HDEL', '{lf}:' .. kind .. ':' .. batch, unpack(fields))
+  end
+end
+
+-- Let jobs that had ended run again; `parts` has how many they are by part
+local function queue_again(batch, fields, parts, total, now)
+  local members = {}
+  for _, field in ipairs(fields) do
+    set_state(batch, tonumber(field), PENDING)
+    members[#members + 1], members[#members + 2] = now, field
+  end
+  redis.call('ZADD', '{lf}:requeued:' .. batch, unpack(members))
+  uncount_ended(batch, parts, total)
+  forget_runs(batch, fields)
 end
 
 -- Let an active or complete batch run on whose ended jobs run again; its failure budget starts again

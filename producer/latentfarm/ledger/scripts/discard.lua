@@ -1,32 +1,33 @@
 -- Cancel drafted jobs. ARGV: batch, then index of each.
 -- Returns index and epoch of the checkpoint of each job that was drafted, one after the other; -1 if the batch is unknown
 -- or being rebuilt.
-local batch, discarded = ARGV[1], {}
-local now = now_ms()
+local batch, now = ARGV[1], now_ms()
+local CHECKPOINTS = '{lf}:checkpoints:' .. batch
 local f = read_fields(batch, 'state', 'total', 'drafted', 'cancelled')
 if not f.state or f.state == BATCH_RECOVERING then return -1 end
 -- in a batch that has ended no job is drafted
-if not is_active(f.state) then return discarded end
+if not is_active(f.state) then return {} end
+local fields, parts = select_jobs(batch, 2, 1, DRAFTED)
+if #fields == 0 then return {} end
 
-local parts = {}
-for at = 2, #ARGV do
-  local index, field = tonumber(ARGV[at]), ARGV[at]
-  if get_state(batch, index) == DRAFTED then
-    local epoch = parse_checkpoint(redis.call('HGET', '{lf}:checkpoints:' .. batch, field))
-    forget_runs(batch, index)
-    redis.call('HDEL', '{lf}:checkpoints:' .. batch, field)
-    set_state(batch, index, CANCELLED)
-    parts[part_of(index)] = true
-    discarded[#discarded + 1], discarded[#discarded + 2] = index, epoch
-  end
+local discarded = {}
+for at, value in ipairs(redis.call('HMGET', CHECKPOINTS, unpack(fields))) do
+  local index = tonumber(fields[at])
+  set_state(batch, index, CANCELLED)
+  discarded[#discarded + 1], discarded[#discarded + 2] = index, (parse_checkpoint(value))
 end
-local count = #discarded / 2
-if count == 0 then return discarded end
-redis.call('HSET', batch_key(batch), 'drafted', f.drafted - count, 'cancelled', f.cancelled + count)
--- result lines change; who discards may also die before it deletes what the drafts have stored
+redis.call('HDEL', CHECKPOINTS, unpack(fields))
+forget_runs(batch, fields)
+-- result lines change; whoever discards may also die before it deletes what the drafts have stored
+redis.call('HSET', batch_key(batch), 'drafted', f.drafted - #fields, 'cancelled', f.cancelled + #fields)
 redis.call('HINCRBY', batch_key(batch), 'retries', 1)
 mark_lost_lease(batch)
-for part in pairs(parts) do rewrite_lines(batch, part, tonumber(f.total), now) end
+for part in pairs(parts) do
+  local size = part_size(part, tonumber(f.total))
+  -- the count of a flushed part was removed
+  redis.call('HSETNX', '{lf}:ended:' .. batch, decimal(part), size)
+  if tonumber(redis.call('HGET', '{lf}:ended:' .. batch, decimal(part))) == size then queue_flush(batch, part, now) end
+end
 add_batch_event('discarded', batch)
-if tonumber(f.drafted) == count then complete_if_done(batch, now, read_counters(batch)) end
+if tonumber(f.drafted) == #fields then complete_if_done(batch, now, read_counters(batch)) end
 return discarded
