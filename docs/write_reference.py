@@ -101,7 +101,10 @@ def _add_model(found: dict[str, type[BaseModel]], model: type[BaseModel]) -> Non
     definitions = model.model_json_schema().get("$defs", {})
     # a field of a base has a model that the base's module knows
     known = ChainMap(*(vars(sys.modules[base.__module__]) for base in model.__mro__))
-    found |= {name: known[name] for name, schema in definitions.items() if "properties" in schema}
+    for name, schema in definitions.items():
+        # those of a field's own fields are known where that one is
+        if "properties" in schema and name in known and name not in found:
+            _add_model(found, known[name])
 
 
 def _model_lines(model: type[BaseModel], *, answer: bool) -> Iterator[str]:

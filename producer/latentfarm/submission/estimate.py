@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import sqrt
 from typing import Any
 
@@ -17,6 +18,7 @@ from latentfarm.job import Row
 from latentfarm.ledger import Throughput
 from latentfarm.limits import MAX_TOKENS
 from latentfarm.model_facts import ModelFacts, model_defaults
+from latentfarm.submission.draft_estimate import DraftEstimate, DraftSums, Size
 from latentfarm.submission.edit_rows import count_steps
 from latentfarm.submission.prompts import RowError
 from latentfarm.submission.request import Request
@@ -42,6 +44,7 @@ class Estimate(BaseModel):
     ``steps`` are the denoising steps of all images: a part of them on an input image, more with a second stage.
     ``shared_steps`` are those among them that a worker makes once for several images, which begin alike.
     ``inputs`` counts different input images, ``adapters`` are the names of those that rows use, by kind.
+    ``drafts`` is what drafts cost and save, None if no row stops as one; all other fields are of finished images.
     ``size_bytes`` and ``gpu_hours`` come from measurements of the model's workers; None without any.
     ``problems`` are the messages of the first 20 invalid rows.
     ``notes`` are numbers of rows by sentence: what was mapped, dropped or chosen.
@@ -66,11 +69,9 @@ class Estimate(BaseModel):
     adapters: dict[str, list[str]]
     size_bytes: int | None
     gpu_hours: float | None
+    drafts: DraftEstimate | None
     problems: list[str]
     notes: dict[str, int]
-
-
-_Size = tuple[int | None, int | None]
 
 
 @dataclass
@@ -82,16 +83,21 @@ class _Sums:
     steps: int = 0
     shared_steps: int = 0
     inputs: int = 0
+    drafts: DraftSums = field(default_factory=DraftSums)
     #: by kind
     adapters: defaultdict[str, set[str]] = field(default_factory=lambda: defaultdict(set))
     #: steps x U-Net rows, and images, by size; (None, None) is the model's native size. An image of a second stage
     #: counts as its area, in images of the first one
-    work: defaultdict[_Size, float] = field(default_factory=lambda: defaultdict(float))
-    images: defaultdict[_Size, float] = field(default_factory=lambda: defaultdict(float))
+    work: defaultdict[Size, float] = field(default_factory=lambda: defaultdict(float))
+    images: defaultdict[Size, float] = field(default_factory=lambda: defaultdict(float))
 
 
 def make_estimate(
-    request: Request, *, throughput: Throughput | None, count_tokens: Callable[[str], int] | None
+    request: Request,
+    *,
+    throughput: Throughput | None,
+    count_tokens: Callable[[str], int] | None,
+    keep: float = 1,
 ) -> Estimate:
     """Read every row of a request and return the estimate.
 
@@ -99,6 +105,7 @@ def make_estimate(
         request: the rows, their expansion and defaults, and what is known of the model.
         throughput: measurements of the model's workers.
         count_tokens: returns a prompt's number of tokens, start and end tokens included.
+        keep: the share of the drafts that is finished, from 0 to 1.
     """
     sums, report, last = _Sums(), ValidationReport(), -1
     facts = request.facts
@@ -119,7 +126,8 @@ def make_estimate(
             _add_inputs(sums, fields, sources)
             if count_tokens is not None and _is_cut(fields, count_tokens, max_tokens):
                 sums.too_long += int(fields.get("num_images_per_prompt", 1))
-    size_bytes, gpu_hours = _cost(sums, throughput, facts)
+    size_bytes = _count_bytes(sums, throughput, facts)
+    count_hours = partial(_count_hours, throughput=throughput, facts=facts)
     return Estimate(
         source=request.source.name,
         model=request.model,
@@ -137,7 +145,8 @@ def make_estimate(
         inputs=sums.inputs,
         adapters={kind: sorted(names) for kind, names in sorted(sums.adapters.items())},
         size_bytes=size_bytes,
-        gpu_hours=gpu_hours,
+        gpu_hours=count_hours(sums.work),
+        drafts=sums.drafts.estimate(keep, count_hours),
         problems=report.problems,
         notes={**request.notes, **({_UNSEEDED: beginnings.unseeded} if beginnings.unseeded else {})},
     )
@@ -160,6 +169,7 @@ def _add(sums: _Sums, fields: dict[str, Any], shared: Shared, *, flow: bool) -> 
     sums.steps += jobs * (made + second)
     sums.images[size] += jobs * area
     sums.shared_steps += jobs * shared.steps
+    sums.drafts.add(fields, size, (made, second), rows)
     sums.work[size] += jobs * ((made + second * area) * rows - shared.work)
 
 
@@ -186,16 +196,22 @@ def _is_cut(fields: dict[str, Any], count_tokens: Callable[[str], int], max_toke
     return count_tokens(prompt) > max_tokens
 
 
-def _cost(sums: _Sums, throughput: Throughput | None, facts: ModelFacts | None) -> tuple[int | None, float | None]:
-    """Return bytes and GPU-hours; None without measurements."""
+def _count_bytes(sums: _Sums, throughput: Throughput | None, facts: ModelFacts | None) -> int | None:
+    """Return the bytes of all images; None without measurements."""
     if throughput is None or not (throughput.images and throughput.busy_s):
-        return None, None
+        return None
+    return round(_pixels(sums.images, throughput, facts) * throughput.size_bytes / throughput.pixels)
+
+
+def _count_hours(work: Mapping[Size, float], throughput: Throughput | None, facts: ModelFacts | None) -> float | None:
+    """Return the GPU hours of steps x U-Net rows by size; None without measurements."""
+    if throughput is None or not (throughput.images and throughput.busy_s):
+        return None
+    return _pixels(work, throughput, facts) * throughput.busy_s / throughput.work / 3600
+
+
+def _pixels(counts: Mapping[Size, float], throughput: Throughput, facts: ModelFacts | None) -> float:
     # if the native size is unknown, the mean size of rendered images replaces it
     mean_side = sqrt(throughput.pixels / throughput.images)
     native = (facts.native_width, facts.native_height) if facts else (mean_side, mean_side)
-
-    def total(counts: Mapping[_Size, float]) -> float:
-        return sum((width or native[0]) * (height or native[1]) * count for (width, height), count in counts.items())
-
-    size_bytes = total(sums.images) * throughput.size_bytes / throughput.pixels
-    return round(size_bytes), total(sums.work) * throughput.busy_s / throughput.work / 3600
+    return sum((width or native[0]) * (height or native[1]) * count for (width, height), count in counts.items())

@@ -135,6 +135,23 @@ def test_an_urgent_draft_batch_is_submitted_and_its_running_images_are_parked_by
         assert message["data"] == b"cats"
 
 
+def test_the_price_of_drafts_is_estimated_before_they_are_submitted(farm: Farm, tmp_path: Path) -> None:
+    file = tmp_path / "cats.txt"
+    file.write_text("a cat\n" * 100)
+    words = ["estimate", str(file), "--draft", "0.3", "--num-inference-steps", "50", "--keep", "10%"]
+    code, text = invoke(farm.settings, *words)
+    assert (code, [line for line in text.splitlines() if line.split()[0] in {"drafts", "finishing", "saved"}]) == (
+        0,
+        [
+            "drafts          100 images: 1,500 steps",
+            "finishing       10% of them: 350 steps",
+            "saved           3,150 steps (63%)",
+        ],
+    )
+    code, text = invoke(farm.settings, *words, "--json")
+    assert json.loads(text)["drafts"]["saved"] == {"steps": 3_150, "gpu_hours": None}
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -154,6 +171,8 @@ def test_an_urgent_draft_batch_is_submitted_and_its_running_images_are_parked_by
         ("finish cats --indices 7", "job cats/7 does not exist; the batch has the jobs 0 to 1"),
         ("discard cats --from dogs.txt", "dogs.txt:2: job dogs/1 is of another batch than cats; leave it out"),
         ("discard cats --from words.txt", "words.txt:1: 'cat': write indices and rising ranges, such as 3,17-40"),
+        ("estimate x.txt --keep 10%", "--keep '10%': no row stops as a draft; add --draft, such as --draft 0.3"),
+        ("estimate x.txt --draft 3 --keep 5", "--keep '5': write a share such as 0.1 or 10%"),
         ("submit x.txt --draft 1.5", "--draft '1.5': write a share such as 0.1 or 10%, or a number such as 20"),
     ],
 )

@@ -23,10 +23,15 @@ MEASURED = Throughput(
 
 
 def estimate(
-    rows: list[Any], *, sweeps: tuple[str, ...] = (), speed: Throughput | None = MEASURED, **defaults: Any
+    rows: list[Any],
+    *,
+    sweeps: tuple[str, ...] = (),
+    speed: Throughput | None = MEASURED,
+    keep: float = 1,
+    **defaults: Any,
 ) -> Estimate:
     request = make_request(rows, ReadOptions(), model="mini", expansion=Expansion.parse(sweeps), **defaults)
-    return make_estimate(request, throughput=speed, count_tokens=lambda prompt: len(prompt.split()) + 2)
+    return make_estimate(request, throughput=speed, count_tokens=lambda prompt: len(prompt.split()) + 2, keep=keep)
 
 
 def test_rows_invalid_rows_duplicates_and_images_are_counted() -> None:
@@ -209,3 +214,29 @@ def test_guidance_that_is_an_input_of_the_model_is_in_all_steps() -> None:
     )
     assert found.shared_steps == 50
     assert make_estimate(request.with_facts(FLUX), throughput=None, count_tokens=None).shared_steps == 25 + 50
+
+
+def test_drafts_are_priced_by_the_share_that_is_finished() -> None:
+    # 100 images take a minute; the last two rows are no drafts
+    rows = [*["a"] * 98, {"prompt": "b", "draft": 0}, {"prompt": "c", "num_inference_steps": 1}]
+    found = estimate(rows, draft=0.2, keep=0.1)
+    drafts = found.drafts
+    assert drafts is not None
+    assert (drafts.jobs, drafts.keep) == (98, 0.1)
+    assert (drafts.made.steps, drafts.finish.steps, drafts.saved.steps) == (98 * 5, 196, 98 * 18)
+    hours = [part.gpu_hours for part in (drafts.made, drafts.finish, drafts.saved)]
+    assert hours == pytest.approx([0.98 / 60 * share for share in (0.2, 0.08, 0.72)])
+    unmeasured = estimate(rows, draft=0.2, speed=None).drafts
+    assert unmeasured is not None
+    assert (unmeasured.made.gpu_hours, unmeasured.saved.gpu_hours, unmeasured.saved.steps) == (None, None, 0)
+    assert estimate(["a"]).drafts is None
+
+
+def test_a_draft_in_a_second_stage_has_paid_for_its_size() -> None:
+    fields = {"prompt": "a", "hires_scale": 2, "hires_strength": 0.4, "num_inference_steps": 25, "draft": 30}
+    drafts = estimate([fields], guidance_scale=4).drafts
+    # all but the last of 35 steps: 25, and 10 with four times as many pixels
+    assert drafts is not None
+    assert (drafts.made.steps, drafts.finish.steps) == (34, 1)
+    assert drafts.made.gpu_hours == pytest.approx((25 + 9 * 4) / 25 * 0.6 / 3600)
+    assert drafts.finish.gpu_hours == pytest.approx(4 / 25 * 0.6 / 3600)
