@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from threading import Event
 from typing import Any
 
 from tests.chaos import fake_worker
@@ -50,6 +51,8 @@ WORKER_ACTS: dict[str, tuple[type, str, When]] = {
     "render": (Engine, "step", _renders),
     "encode": (ImageFileEncoder, "encode", _always),
     "put": (Bucket, "put", _key_has("/images/")),
+    "put a checkpoint": (Bucket, "put", _key_has("/drafts/")),
+    "park": (Ledger, "park", _always),
     "commit": (Ledger, "commit", _always),
     "flush": (Bucket, "put", _key_has("/results/")),
     "forget": (Ledger, "drop_flushed", _always),
@@ -64,9 +67,15 @@ PRODUCER_ACTS: dict[str, tuple[type, str, When]] = {
 }
 
 
+#: acts of a worker that is stopped midway
+PARKING_ACTS = ("put a checkpoint", "park")
+
+
 def work(point: str) -> int:
     """Be the real worker with the fake family, up to the point; to the end for an empty one."""
     _set_up(point, WORKER_ACTS)
+    if point.endswith(PARKING_ACTS):
+        _stop_midway()
     fake_worker.register()
     return fake_worker.run_worker()
 
@@ -94,3 +103,18 @@ def _set_up(point: str, acts: dict[str, tuple[type, str, When]]) -> None:
         return result
 
     setattr(owner, name, deadly)
+
+
+def _stop_midway() -> None:
+    """Send SIGTERM to this process once an image of a job has begun."""
+    step, sent = Engine.step, Event()
+
+    def stopping(engine: Engine) -> Any:
+        result = step(engine)
+        if not sent.is_set() and any(isinstance(handle, Lease) and left for handle, left in engine.remaining()):
+            # a second one would end it at once
+            sent.set()
+            os.kill(os.getpid(), signal.SIGTERM)
+        return result
+
+    setattr(Engine, "step", stopping)  # noqa: B010 (mypy takes a method for a constant)

@@ -67,16 +67,17 @@ class LateJobs:
         return [*self.not_begun(), *(each.lease for each in rests)]
 
     def worth_parking(self, deadline: float | None = None) -> list[Lease]:
-        """Return the leases of begun images that still take longer than a checkpoint.
+        """Return the leases of begun images that still take longer than a checkpoint, but for those clients wait for.
 
-        With a ``deadline`` of ``time.monotonic()``, also those that cannot be committed by it.
+        With a ``deadline`` of ``time.monotonic()``, also all that cannot be committed by it.
         """
         left_s = float("inf") if deadline is None else deadline - time.monotonic()
         checkpoint_s = self._checkpoints.seconds
         return [
             each.lease
             for each in self._rests()
-            if each.evaluations and (each.seconds > checkpoint_s or self._is_late(each, left_s))
+            if each.evaluations
+            and ((each.seconds > checkpoint_s and not each.lease.interactive) or self._is_late(each, left_s))
         ]
 
     def _is_late(self, rest: _Rest, left_s: float) -> bool:

@@ -2,7 +2,8 @@
 
 Four things put images down: the end of a worker, a pause of their batch that takes effect at once, an urgent image that
 has had their place for seconds, and an urgent job of another model of the worker. An image is ended instead of that if
-this takes no longer than to store its checkpoint and to read it. Both are measured.
+this takes no longer than to store its checkpoint and to read it, both of which are measured, or if a client waits for
+it. Only if it would come too late is it parked all the same.
 
 The engine's thread takes images out of the engine. All else is done on threads of their own. Until the ledger has
 recorded it, the worker keeps the leases: if it dies meanwhile, they expire as those of images that run.
