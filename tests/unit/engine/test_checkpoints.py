@@ -151,6 +151,22 @@ def test_drafts_of_every_scheduler_after_every_evaluation_have_all_of_its_past(
     check_all_drafts(family, jobs, slots=10, other=ExactFamily(**config))
 
 
+def test_the_noise_of_an_image_that_goes_on_is_drawn_before_its_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    # the noise of one step at a time is held
+    monkeypatch.setattr("latentfarm_worker.engine.noise.MAX_BYTES", 1)
+    family, job = ExactFamily(), make(0, scheduler="euler_a", num_inference_steps=6)
+    check_all_drafts(family, [job], slots=3)
+    checkpoint = checkpoint_after(job, 3)
+    engine = Engine(family, slots=1)
+    engine.admit(engine.prepare(job, checkpoint=checkpoint))
+    randn = torch.randn
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "randn", None)
+        engine.step()
+    assert torch.randn is randn
+    assert bytes_of(outcomes_of(engine)[0]) == whole(family, [job], slots=1)[0]
+
+
 # -- models, inputs, adapters, stages ------------------------------------------------------------------------
 
 

@@ -104,6 +104,9 @@ def go_on(family: Family, image: ImageState, checkpoint: ImageCheckpoint) -> Ima
         raise _mismatch("draft", f"at evaluation {checkpoint.evaluations}, and it ends as one at {image.draft_at}")
     stage.checkpoint = stage.given = checkpoint
     stage.restart()
+    if any(stage.plan.uses_noise[checkpoint.step_index :]):
+        # here, and not within a step, which would wait for it
+        stage.noise.skip_to(stage.plan.draws_before[checkpoint.step_index])
     return stage
 
 

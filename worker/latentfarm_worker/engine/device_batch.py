@@ -11,7 +11,7 @@ from latentfarm_worker.adapters.base import Hold
 from latentfarm_worker.cuda_graph import Evaluate, GraphedEvaluation
 from latentfarm_worker.engine.continuation import columns_read
 from latentfarm_worker.engine.image_checkpoint import RenderSpan
-from latentfarm_worker.engine.image_state import SCHEDULE_COLUMNS, ImageState
+from latentfarm_worker.engine.image_state import ImageState
 from latentfarm_worker.engine.input_latents import KeptRegion
 from latentfarm_worker.engine.latent_update import NOISE, TABLE_COLUMNS, LatentState, begin, update
 from latentfarm_worker.engine.micro_batch import MicroBatch, form
@@ -170,7 +170,7 @@ class DeviceBatch:
 
         So with those that the evaluations of other plans read from here on.
         """
-        plans = [image.table()[:, SCHEDULE_COLUMNS:].tolist(), *(plan.ring_coefficients for plan in others)]
+        plans = [image.ring_coefficients, *(plan.ring_coefficients for plan in others)]
         read = {at for plan in plans for at in columns_read(plan, image.step_index)}
         return {at: self._state.history[image.place, at] for at in sorted(read)}
 

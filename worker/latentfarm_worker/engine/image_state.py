@@ -220,6 +220,13 @@ class ImageState:
         return self.plan.digest if self.checkpoint is None else self.checkpoint.made.plan
 
     @property
+    def ring_coefficients(self) -> list[list[float]]:
+        """Return those of each evaluation, by ring column; of the checkpoint from which it goes on."""
+        if self.checkpoint is None:
+            return self.plan.ring_coefficients
+        return self.checkpoint.table[:, SCHEDULE_COLUMNS:].tolist()
+
+    @property
     def drafted(self) -> bool:
         """Whether it has made the last evaluation of a draft."""
         return self.evaluations_done == self.draft_at

@@ -64,11 +64,15 @@ class NoiseSource:
         if self._first:
             self._begin()
 
-    def at(self, position: int) -> torch.Tensor:
-        """Return a step's noise on the device, float32 (C, h, w). ``position`` is 0 or more, and never falls."""
+    def skip_to(self, position: int) -> None:
+        """Draw the noise of a step now, and all before it. ``position`` is less than the count, and never falls."""
         while position >= self._first + len(self._block):
             self._first += len(self._block)
             self._block = self._draw_block()
+
+    def at(self, position: int) -> torch.Tensor:
+        """Return a step's noise on the device, float32 (C, h, w). ``position`` is 0 or more, and never falls."""
+        self.skip_to(position)
         if self._block.device != self._device:
             self._block = send(self._block, self._device)
         return self._block[position - self._first]
