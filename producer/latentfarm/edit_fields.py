@@ -193,6 +193,8 @@ PromptScales = Annotated[tuple[Scale, ...], _List, _OfPrompts]
 #: fields of a row that hold one source, and those that hold several
 SOURCE_FIELDS = ("image", "mask_image")
 SOURCE_LIST_FIELDS = ("control_image", "ip_adapter_image")
+#: fields of a second stage
+SECOND_STAGE_FIELDS = ("refiner", "refiner_start", "hires_scale", "hires_steps", "hires_strength", "hires_upscaler")
 #: lists that belong together, each by the one that sets their length
 _LISTS = {
     "controlnet": (

@@ -11,7 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
 
 from latentfarm import schedulers
-from latentfarm.edit_fields import EDIT_FIELDS, AdapterName, EditDefaults, EditFields, refuse_bool
+from latentfarm.edit_fields import (
+    EDIT_FIELDS,
+    SECOND_STAGE_FIELDS,
+    AdapterName,
+    EditDefaults,
+    EditFields,
+    refuse_bool,
+)
 from latentfarm.errors import InputError
 from latentfarm.image_formats import IMAGE_FORMATS, JPEG, PNG
 from latentfarm.limits import (
@@ -38,6 +45,13 @@ from latentfarm.step_counts import steps_made
 
 #: fields that a request lists only if they differ from their defaults
 _RARE_FIELDS = ("guidance_interval", "prompt_syntax", "clip_skip", "image_format", *EDIT_FIELDS)
+#: fields that make no difference to the first steps of an image, but to later ones or to its second stage
+LATER_FIELDS = frozenset(
+    {
+        *("guidance_scale", "guidance_interval", "negative_prompt", "loras", "controlnet_conditioning_scale"),
+        *("control_guidance_start", "control_guidance_end", *SECOND_STAGE_FIELDS, "image_format"),
+    }
+)
 #: fields for what is made besides the image, which does not depend on them
 _BESIDES = ("save_intermediates", "partial_images", "safety", "draft", "scorers")
 

@@ -11,22 +11,19 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any, NamedTuple
 
-from latentfarm.edit_fields import EditFields, controls_of
+from latentfarm.edit_fields import SECOND_STAGE_FIELDS, EditFields, controls_of
+from latentfarm.job import LATER_FIELDS
 from latentfarm.step_counts import evaluations_between, first_evaluation
 from latentfarm.submission.edit_rows import count_steps
 
 #: rows with a common beginning that a new one is compared with, and beginnings that are remembered
 _ROWS, _BEGINNINGS = 16, 64
 
-#: fields of the second stage
-_SECOND = ("refiner", "refiner_start", "hires_scale", "hires_steps", "hires_strength", "hires_upscaler")
-#: fields that have an effect from a step on, and those with no effect on the first stage of an image
+#: fields without effect on the first steps of an image, and the seed
 _LATER = frozenset(
     {
-        *_SECOND,
-        *("guidance_scale", "guidance_interval", "negative_prompt", "loras", "controlnet_conditioning_scale"),
-        *("control_guidance_start", "control_guidance_end"),
-        *("id", "columns", "image_format", "safety", "scorers", "draft", "num_images_per_prompt", "seed"),
+        *LATER_FIELDS,
+        *("id", "columns", "safety", "scorers", "draft", "num_images_per_prompt", "seed"),
         *("save_intermediates", "partial_images"),
     }
 )
@@ -129,7 +126,7 @@ class SharedBeginnings:
         # what a refiner makes is not shared
         if fields.get("refiner"):
             steps = first_evaluation(_given(fields, "refiner_start"), steps)
-        return _Row(steps, guided, tuple(changes), tuple(fields.get(name) for name in _SECOND))
+        return _Row(steps, guided, tuple(changes), tuple(fields.get(name) for name in SECOND_STAGE_FIELDS))
 
 
 def _given(fields: Mapping[str, Any], name: str) -> Any:

@@ -27,6 +27,7 @@ class Image:
     cohort: Hashable = None
     interactive: bool = False
     urgent: bool = False
+    held: bool = False
     skipped: int = 0
     begun: bool = False
 

@@ -7,7 +7,7 @@ in other calls of the model. So a call without adapters computes and costs what 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from latentfarm.adapter_kind import AdapterKind
@@ -53,6 +53,9 @@ class Hold(Protocol):
 
     def release(self) -> None:
         """Release the room of ``reserve``, if there is any: the image does not begin now."""
+
+    def at(self, evaluation: int) -> Hashable:
+        """Return what the adapters add at an evaluation, beside their weights and what is the same in all of them."""
 
     def begin(self, rows: int) -> Sequence[Tensors]:
         """Move the adapters to the device if necessary; return the conditioning of each of the image's rows.

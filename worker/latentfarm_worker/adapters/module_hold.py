@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from latentfarm_worker.adapters.catalogue import Adapter
 from latentfarm_worker.adapters.module_cache import LoadedModule, ModuleCache
@@ -36,6 +36,11 @@ class ModuleHold(ABC):
 
     def release(self) -> None:  # noqa: B027 (it has nothing to do)
         """Release nothing, as ``reserve`` keeps no room."""
+
+    def at(self, evaluation: int) -> Hashable:
+        """Return what the adapters add at an evaluation: the same in all of them, unless a class overrides it."""
+        del evaluation
+        return None
 
     def begin(self, rows: int) -> Sequence[Tensors]:
         """Have the adapters on the device; return the conditioning of the rows.

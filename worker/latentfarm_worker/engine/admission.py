@@ -31,14 +31,15 @@ class BatchKey(NamedTuple):
 class Admissible(Protocol):
     """A waiting image.
 
-    ``skipped`` counts the later images that began before it. ``begun``: it goes on, from a checkpoint or with a second
-    stage. Each interactive image is urgent.
+    ``held``: it does not begin yet, and keeps no other image waiting. ``skipped`` counts the later images that began
+    before it. ``begun``: it goes on, from a checkpoint or with a second stage. Each interactive image is urgent.
     """
 
     shape: LatentShape
     cohort: Hashable
     interactive: bool
     urgent: bool
+    held: bool
     skipped: int
 
     @property
@@ -122,9 +123,9 @@ class AdmissionQueue(Generic[T]):
     def free_slots(self, rows_in_use: int, *, urgent: bool = False, rows_of_image: int = 2) -> int:
         """Return how many more images of the native shape, of so many rows, fit beside the waiting ones.
 
-        ``urgent``: beside those that an urgent image has before it.
+        Images that are held take no room. ``urgent``: beside those that an urgent image has before it.
         """
-        before = (image.rows_needed for image in self if image.urgent or not urgent)
+        before = (image.rows_needed for image in self if not image.held and (image.urgent or not urgent))
         taken = rows_in_use + sum(before)
         return max(0, (2 * self.max_slots(self._native) - taken) // rows_of_image)
 
@@ -147,15 +148,19 @@ class AdmissionQueue(Generic[T]):
     def next_key(self, running: BatchKey | None) -> BatchKey | None:
         """Return the key of the next images to begin: that of the running ones, else that of the first image.
 
-        None if nothing waits.
+        None if nothing waits, or only images that are held.
         """
-        if not self._waiting:
-            return None
-        return running or _key_of(self._waiting[0])
+        first = self.first()
+        return None if first is None else running or _key_of(first)
+
+    def first(self) -> T | None:
+        """Return the first image that is not held."""
+        return next((image for image in self if not image.held), None)
 
     def urgent_key(self) -> BatchKey | None:
-        """Return the key of the first image if it is urgent."""
-        return _key_of(self._waiting[0]) if self._waiting and self._waiting[0].urgent else None
+        """Return the key of the first image that is not held if it is urgent."""
+        first = self.first()
+        return _key_of(first) if first is not None and first.urgent else None
 
     def urgent_rows(self, key: BatchKey) -> int:
         """Return the rows of the urgent images of a key that are the first to begin."""
@@ -176,6 +181,8 @@ class AdmissionQueue(Generic[T]):
         starting: list[T] = []
         overtaken: list[T] = []
         for image in self._waiting:
+            if image.held:
+                continue
             fits = _key_of(image) == key and image.rows_needed <= free
             if fits and any(each.skipped >= rows for each in overtaken):
                 break

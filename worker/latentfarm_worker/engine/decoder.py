@@ -280,6 +280,7 @@ class Decoder:
             timings=image.all_timings,
             checkpoint=None if draft is None else checkpoint_of(self._family, image, draft.columns, draft.frames),
             spans=image.spans if image.interrupted else (),
+            forked=image.forked,
             evaluations=image.evaluations,
             evaluations_made=image.evaluations_made,
         )

@@ -21,6 +21,7 @@ from latentfarm_worker.engine.broken_calls import BrokenCalls
 from latentfarm_worker.engine.continuation import go_on
 from latentfarm_worker.engine.decoder import Decoder
 from latentfarm_worker.engine.device_call import DeviceCall, RunAhead
+from latentfarm_worker.engine.forks import Forks
 from latentfarm_worker.engine.image_checkpoint import ImageCheckpoint
 from latentfarm_worker.engine.image_state import ImageState, following, prompts_of, release_unless_begun
 from latentfarm_worker.engine.job_inputs import NO_INPUTS, JobInputs
@@ -92,6 +93,7 @@ class Engine:
         self._cohort: Hashable = None
         self._run_ahead = RunAhead(family.device)
         self._parking = Parking(family, self._running, self._queue, self._decoder)
+        self._forks = Forks(family, self._running, self._queue, slots=slots)
         self._broken = BrokenCalls(self._call, self._running, self._queue, self._decoder, self._parking)
 
     # -- state, thread-safe ----------------------------------------------------------------------------------
@@ -206,7 +208,9 @@ class Engine:
         Raises:
             JobError: as ``prepare``; then nothing is queued.
         """
-        self._queue.append(job if isinstance(job, ImageState) else self.prepare(job))
+        image = job if isinstance(job, ImageState) else self.prepare(job)
+        self._forks.add(image)
+        self._queue.append(image)
 
     @torch.inference_mode()
     def cancel(self, handle: Hashable) -> bool:
@@ -250,6 +254,7 @@ class Engine:
         try:
             self._admit_waiting()
             self._denoise()
+            self._forks.keep()
             self._retire()
             self._previews.advance()
         except Exception as error:
@@ -292,13 +297,14 @@ class Engine:
     def _admit_waiting(self) -> None:
         """Start the waiting images that fit, and encode their prompts together."""
         self._parking.make_way()
+        self._forks.settle()
         running = self._running.key
         key = self._queue.next_key(running) or running
         if key is None:
             return
         if running is None:
             # the first to allocate memory for a batch
-            self._call.images = [next(iter(self._queue))]
+            self._call.images = [image for image in (self._queue.first(),) if image is not None]
         batch = self._running.batch_of(key.shape, self._queue.max_rows(key.shape))
         free = batch.make_room(self._queue.urgent_rows(key))
         starting = self._queue.next_images(key, rows=batch.rows, free=free, reserve=ImageState.reserve_adapters)

@@ -47,6 +47,7 @@ class Rendered:
             ``decode`` (its share of the group's).
         checkpoint: that of a draft, of whose finished image ``decoded`` is an estimate; None: the image is finished.
         spans: where an image was made that was put down at least once; empty for all others.
+        forked: evaluations that another image made for both; 0: none.
         evaluations: of the model, in all stages of the finished image.
         evaluations_made: those that were made here.
     """
@@ -71,6 +72,7 @@ class Rendered:
     timings: dict[str, float]
     checkpoint: ImageCheckpoint | None = None
     spans: tuple[RenderSpan, ...] = ()
+    forked: int = 0
     evaluations: int = 0
     evaluations_made: int = 0
 

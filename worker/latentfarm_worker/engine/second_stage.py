@@ -147,6 +147,7 @@ def _follow(first: ImageState, second: ImageState, origin: InputLatents) -> Imag
         interrupted=first.interrupted,
     )
     second.previews, second.given = first.previews, first.given
+    second.forked = first.forked
     second.queued = time.perf_counter()
     return second
 

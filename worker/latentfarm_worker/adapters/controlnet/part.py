@@ -79,6 +79,14 @@ class ControlHold(ModuleHold):
         self.draws += self._nets.reads_sample(use.net.module)
         self.adapters.append(adapter)
 
+    def at(self, evaluation: int) -> tuple[float, ...]:
+        """Return the scale of each net at an evaluation, 0 where it is off."""
+        bounds = (evaluations_between(use.control.start, use.control.end, self._evaluations) for use in self._uses)
+        return tuple(
+            use.control.scale if first <= evaluation < end else 0.0
+            for use, (first, end) in zip(self._uses, bounds, strict=True)
+        )
+
     def conditioning(self, row: int) -> Tensors:
         """Return of each net the control image, and float32 (3,): the scale, and where it begins and ends."""
         if not self._images:

@@ -76,6 +76,10 @@ class LoraHold:
         self._reserved = self._reserved or self._part.stacks.reserve(self._pages)
         return self._reserved
 
+    def at(self, evaluation: int) -> tuple[float, ...]:
+        """Return the scale of each LoRA at an evaluation, 0 before its first one."""
+        return tuple(at.scale if evaluation >= at.first else 0.0 for _, at in self._uses)
+
     def begin(self, rows: int) -> Sequence[Tensors]:
         """Have the LoRAs on the device; return the conditioning of the rows: pages (K,), and their scales (K, 2).
 
