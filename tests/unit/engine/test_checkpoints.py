@@ -1,6 +1,6 @@
 """Images that are put down and go on have the bytes of a run without interruption.
 
-Whatever their scheduler, guidance, inputs, adapters and stages are, in whatever company, and in another process.
+So it is with every scheduler, with guidance, inputs, adapters and second stages, in company, and in another process.
 """
 
 from __future__ import annotations
