@@ -128,6 +128,16 @@ def test_a_selection_that_means_no_drafts_is_refused_and_nothing_is_done(
         assert server.client.get("/api/batches/wrong/drafts/price", params=body).json()["error"] == error
 
 
+def test_a_plan_reports_what_drafts_save(server: RunningServer) -> None:
+    body = {"rows": CATS, "defaults": {"draft": STOPPED, "num_inference_steps": WHOLE}}
+    found = ok(server.client.post("/api/plan?keep=0.5", json=body))
+    steps = {name: found["drafts"][name]["steps"] for name in ("made", "finish", "saved")}
+    assert steps == {"made": 6 * STOPPED, "finish": 3 * LEFT, "saved": 3 * LEFT}
+    assert found["steps"] == 6 * WHOLE
+    assert server.client.post("/api/plan?keep=2", json=body).json()["error"]["param"] == "keep"
+    assert ok(server.client.post("/api/plan", json={"rows": CATS}))["drafts"] is None
+
+
 def test_the_preview_of_a_draft_is_no_image(server: RunningServer, farm: Farm) -> None:
     drafted_batch(farm, CATS[:2], "seen")
     client, path = server.client, "/api/batches/seen"

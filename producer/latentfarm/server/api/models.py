@@ -207,6 +207,12 @@ class DraftsQuery(Query):
     distinct: Distinct | None = None
 
 
+class PlanQuery(Query):
+    """``keep``: the share of the drafts that is finished, if rows stop as drafts."""
+
+    keep: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
 class ModelQuery(Query):
     """``model``: only of this model."""
 

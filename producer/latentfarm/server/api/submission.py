@@ -6,6 +6,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.requests import Request
@@ -14,7 +15,14 @@ from starlette.responses import Response
 from latentfarm.errors import ConflictError, InputError, InvalidRowsError
 from latentfarm.names import DEFAULT_MODEL, check_batch_name, check_model_alias
 from latentfarm.server.api.answers import ErrorAnswer, ErrorBody, PlanAnswer, SubmitAnswer
-from latentfarm.server.api.models import DEFAULT_FIELDS, EmptyQuery, SubmitBody, SubmitForm, SubmitOptionsBody
+from latentfarm.server.api.models import (
+    DEFAULT_FIELDS,
+    EmptyQuery,
+    PlanQuery,
+    SubmitBody,
+    SubmitForm,
+    SubmitOptionsBody,
+)
 from latentfarm.server.api.polled import polled_answers
 from latentfarm.server.api.request import json_answer, read_query
 from latentfarm.server.api.threads import run_submission, run_with_bucket
@@ -87,6 +95,7 @@ class _Submission:
 
 
 async def submit(request: Request) -> Response:
+    read_query(request, EmptyQuery)
     owner = access_of(request).name
 
     def work(context: ServerContext, submission: _Submission) -> SubmitAnswer:
@@ -96,13 +105,13 @@ async def submit(request: Request) -> Response:
 
 
 async def plan(request: Request) -> Response:
-    return await _answered(request, _plan, status=200)
+    query = read_query(request, PlanQuery)
+    return await _answered(request, partial(_plan, keep=query.keep), status=200)
 
 
 async def _answered(
     request: Request, work: Callable[[ServerContext, _Submission], SubmitAnswer | PlanAnswer], *, status: int
 ) -> Response:
-    read_query(request, EmptyQuery)
     context = context_of(request)
     async with _read(request) as submission:
         try:
@@ -168,12 +177,13 @@ def _submit(context: ServerContext, submission: _Submission, owner: str) -> Subm
     )
 
 
-def _plan(context: ServerContext, submission: _Submission) -> PlanAnswer:
+def _plan(context: ServerContext, submission: _Submission, *, keep: float) -> PlanAnswer:
     farm, inputs = context.farm, context.inputs
     request = make_request(submission.source, client=farm.bucket.client, inputs=inputs, **submission.arguments())
     request = request.with_facts(farm.facts_for(request, submission.options.name))
     workers = farm.workers(request.model)
-    found = make_estimate(request, throughput=farm.ledger.throughput(request.model), count_tokens=None)
+    throughput = farm.ledger.throughput(request.model)
+    found = make_estimate(request, throughput=throughput, count_tokens=None, keep=keep)
     hours = found.gpu_hours / len(workers) if workers and found.gpu_hours is not None else None
     return PlanAnswer(**found.model_dump(), workers=len(workers), hours=hours)
 
@@ -235,7 +245,7 @@ OPERATIONS: tuple[Operation, ...] = (
         plan,
         Scope.SUBMIT,
         "Report what a submission would enqueue; nothing is stored",
-        query=EmptyQuery,
+        query=PlanQuery,
         body=SubmitBody,
         form=SubmitForm,
         answer=PlanAnswer,

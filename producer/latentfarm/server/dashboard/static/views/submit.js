@@ -3,7 +3,7 @@
 import { batchPage, getAgain, readAgain, upload } from "../core/api.js";
 import { fill, find, h, setText, withCode } from "../core/dom.js";
 import { follow } from "../core/events.js";
-import { bytes, duration, number, plural, workerCommand } from "../core/format.js";
+import { bytes, duration, number, percent, plural, workerCommand } from "../core/format.js";
 import { navigate } from "../core/router.js";
 import { keyName, maySubmit } from "../core/session.js";
 import { empty } from "../parts/placeholder.js";
@@ -94,7 +94,7 @@ class Submission {
     const until = this.begin();
     const wait = () => this.#say("The farm does not answer. The plan follows when it does.", true);
     try {
-      const plan = await readAgain(() => this.#send("/api/plan", until), until, wait);
+      const plan = await readAgain(() => this.#send("/api/plan?keep=0.1", until), until, wait);
       const without = plan.invalid ? ` without ${plural(plan.invalid, "invalid row")}` : "";
       // who has seen how many rows are invalid submits the others
       const lenient = plan.invalid ? { validate_first: false, max_invalid: 1 } : {};
@@ -167,6 +167,8 @@ function describe(plan) {
     ["By default", `${plural(plan.num_inference_steps, "step")}, guidance ${plan.guidance_scale}`],
     ["Size", plan.size_bytes === null ? "unknown" : bytes(plan.size_bytes)],
     ["GPU time", time(plan.gpu_hours)],
+    plan.drafts && ["Drafts", plural(plan.drafts.made.steps, "step")],
+    plan.drafts && ["Saved if 10% are finished", percent(plan.drafts.saved.steps / plan.steps)],
     plan.workers && [`With ${plural(plan.workers, "worker")}`, time(plan.hours)],
   ];
   const start = `No worker serves ${plan.model}. Its jobs wait until one does: ${workerCommand(plan.model)}`;
