@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.conftest import Command, empty, until
+from PIL import Image
+from tests.conftest import Command, empty, read_lines, until
 
 from latentfarm import Batch, Farm
 from latentfarm.ledger.webhook_outbox import WebhookOutbox
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
+from latentfarm.storage.keys import batch_prefix
 from latentfarm.storage.results import flush_due
 from latentfarm.submission.request import SubmitOptions
 from latentfarm.webhooks.deliver import deliver_due
@@ -296,3 +298,43 @@ def test_watch_ends_quietly_on_ctrl_c(settings: Settings, tmp_path: Path) -> Non
         rest = read_until(terminal, "never printed, so all output is read")
         assert process.wait(60) == 130
     assert "Traceback" not in rest
+
+
+def test_of_drafts_the_picked_become_the_images_of_an_uninterrupted_run_and_the_rest_is_deleted(
+    worked: Settings, latentfarm: Command, tmp_path: Path
+) -> None:
+    found = [{"prompt": f"image {n}", "seed": n, **SMALL} for n in range(6)]
+    found += [{**found[n], "draft": 0} for n in (1, 4)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, found)))
+
+    def run(*words: str) -> str:
+        ended = latentfarm(*words, settings=worked)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout
+
+    options = ["--draft", "40%", "--num-inference-steps", "12", "--wait"]
+    run("submit", "rows.jsonl", "--batch", "sketched", *options)
+    listed = [json.loads(line) for line in run("drafts", "sketched", "--sheet", "sheet.png", "--json").splitlines()]
+    assert [(line["index"], line["draft"]["evaluations"], line["draft"]["of"]) for line in listed] == [
+        (n, 5, 12) for n in range(6)
+    ]
+    assert all(line["scores"]["sharpness"] > 0 and len(line["scores"]["phash"]) == 16 for line in listed)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 4 * 192
+    priced = json.loads(run("finish", "sketched", "--indices", "1,4", "--dry-run", "--json"))["price"]
+    assert {name: work["evaluations"] for name, work in priced.items()} == {"made": 30, "finish": 14, "saved": 28}
+    assert priced["saved"]["gpu_hours"] == pytest.approx(2 * priced["finish"]["gpu_hours"])
+    farm = Farm.open(worked)
+    farm.batch("sketched").pick([4], "picked")
+    run("finish", "sketched", "--indices", "1,4", "--wait")
+    run("discard", "sketched", "--yes")
+    run("fetch", "sketched", "-o", "out")
+    results = [line for line in read_lines(tmp_path / "out" / "results.jsonl") if line["state"] == "done"]
+    assert [(line["index"], line.get("pick")) for line in results] == [(1, None), (4, "picked"), (6, None), (7, None)]
+    pixels = []
+    for line in results:
+        with Image.open(tmp_path / "out" / line["file"]) as image:
+            pixels.append(image.tobytes())
+    assert pixels[:2] == pixels[2:]
+    # the worker deletes a checkpoint after its image is committed
+    until(lambda: not list(farm.bucket.keys(f"{batch_prefix('sketched')}drafts/")))

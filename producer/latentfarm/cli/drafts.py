@@ -29,6 +29,8 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Change nothing; print w
 
 #: drafts that --by lists unless --top names another number
 _LISTED = 1_000
+#: GPU hours below which minutes and seconds are printed
+_LEAST_HOURS = 1.0
 #: downloads of previews at the same time
 _THREADS = 8
 
@@ -201,7 +203,9 @@ def _format_work(work: DraftWork) -> str:
     text = plural(work.evaluations, "evaluation")
     if work.gpu_hours is None:
         return text
-    return f"{text}, {work.gpu_hours:,.2f} GPU h ({format_duration(3600 * work.gpu_hours)})"
+    if work.gpu_hours < _LEAST_HOURS:
+        return f"{text}, {format_duration(3600 * work.gpu_hours)} of GPU time"
+    return f"{text}, {work.gpu_hours:,.1f} GPU hours"
 
 
 def _data(line: dict[str, Any]) -> dict[str, Any]:
