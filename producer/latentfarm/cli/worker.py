@@ -165,8 +165,8 @@ def worker(
 ) -> None:
     """Run a worker in the foreground, or one on each device. It loads the model and renders the farm's jobs.
 
-    A supervisor restarts it if it dies or hangs. The first stop request (Ctrl-C or SIGTERM) lets it finish what it can
-    within the shutdown timeout. The second one releases all jobs and ends it at once. Several models render in turns.
+    A supervisor restarts it if it dies or hangs. The first stop request (Ctrl-C or SIGTERM) lets it park or finish
+    its images within the shutdown timeout. The second one ends it at once. Several models render in turns.
 
     Example: `latentfarm worker --model sd14=CompVis/stable-diffusion-v1-4`
     """
