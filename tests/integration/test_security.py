@@ -117,6 +117,13 @@ def test_a_workers_permissions_suffice_for_previews_and_to_delete_what_has_expir
         assert not Bucket.connect(run.settings["producer"]).exists(key)
 
 
+def test_a_workers_permissions_suffice_to_put_images_down_and_take_them_up(run: Run) -> None:
+    drafts = {right for right in run.requests["worker"] if "batches/drafts/drafts/" in right.key}
+    assert {right.action for right in drafts} == {"s3:PutObject", "s3:GetObject", "s3:DeleteObject"}
+    # the preview and the checkpoint of the draft that was finished, and of the one that was discarded
+    assert not list(Bucket.connect(run.settings["producer"]).keys("batches/drafts/drafts/"))
+
+
 # -- Redis -----------------------------------------------------------------------------------------------------
 
 FORBIDDEN = [

@@ -24,7 +24,9 @@ from tests.support.locked_redis import locked_redis
 from tests.support.s3_front import Right, front
 
 from latentfarm import doorbell
+from latentfarm.batch_drafts import DraftSelection
 from latentfarm.batch_kind import BatchKind
+from latentfarm.batch_state import BatchState
 from latentfarm.farm import Farm
 from latentfarm.inputs.collection import collect_inputs
 from latentfarm.ledger import INTERACTIVE_PRIORITY, Ledger
@@ -135,7 +137,7 @@ def forge(bucket: Bucket, index: int, **fields: Any) -> None:
 
 
 def collect(run: Run) -> None:
-    """Use an ended batch as its user does."""
+    """Use ended batches as their user does, and one that runs."""
     farm = Farm.open(run.settings["producer"])
     batch = farm.batch("cats")
     until(lambda: batch.status().is_final)
@@ -154,6 +156,7 @@ def collect(run: Run) -> None:
     run.results = list(batch.results())
     serve(run, farm)
     use_input(farm)
+    use_drafts(farm)
     batch.fetch(run.logs[0].parent / "out")
     check_bucket(farm.bucket)
     assert farm.ledger.ping()
@@ -161,10 +164,22 @@ def collect(run: Run) -> None:
     other = farm.submit([quick, *[slow] * 20], batch="dogs")
     until(lambda: other.status().done > 0)
     assert other.status().images_per_s
-    other.pause()
+    other.pause(now=True)
+    # their worker hears of it: they would take minutes
+    until(lambda: not other.status().leased)
     other.resume()
     other.set_priority(3)
     other.cancel()
+
+
+def use_drafts(farm: Farm) -> None:
+    """Finish one of two drafts, and discard the other."""
+    batch = farm.submit([{"prompt": "a", "draft": 0.5, **SMALL}] * 2, batch="drafts")
+    assert batch.wait(timeout_s=60).state is BatchState.DRAFTED
+    batch.finish(DraftSelection(indices=(0,)))
+    assert batch.wait(timeout_s=60).done == 1
+    batch.discard(DraftSelection())
+    assert batch.wait(timeout_s=60).complete
 
 
 def serve(run: Run, farm: Farm) -> None:
