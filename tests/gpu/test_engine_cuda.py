@@ -17,6 +17,7 @@ from latentfarm.settings import Settings
 from latentfarm_worker.calibration.cache import device_name
 from latentfarm_worker.compilation import compile_or_run_eagerly
 from latentfarm_worker.engine.engine import Engine, Rendered
+from latentfarm_worker.engine.image_checkpoint import decode, encode
 from latentfarm_worker.images.receipt import ImageFileEncoder
 from latentfarm_worker.models import Memory, load_family
 
@@ -158,6 +159,48 @@ def test_an_image_that_is_paused_for_an_interactive_one_has_the_same_bytes(folde
     assert any(image.paused for image in engine._running)
     done = render(engine, [])
     assert all(torch.equal(done[index].pixels, plain[index]) for index in plain)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_drafts_wait_for_no_copy_and_are_finished_to_the_same_bytes(folder: Path, *, cuda_graphs: bool) -> None:
+    family = load_family(folder, dtype=torch.float16, device=CUDA)
+    plain = run(family, jobs(), cuda_graphs=cuda_graphs)
+    engine = Engine(family, slots=4, micro_batch=4, cuda_graphs=cuda_graphs)
+    render(engine, jobs())
+    prepared = [engine.prepare(job.model_copy(update={"draft": 2})) for job in jobs()]
+    with waits_forbidden():
+        drafts = render(engine, prepared)
+    checkpoints = [each.checkpoint for _, each in sorted(drafts.items()) if each.checkpoint is not None]
+    again = [
+        engine.prepare(job, checkpoint=decode(encode(checkpoint)))
+        for job, checkpoint in zip(jobs(), checkpoints, strict=True)
+    ]
+    with waits_forbidden():
+        done = render(engine, again)
+    assert all(torch.equal(done[index].pixels, plain[index]) for index in plain)
+
+
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_parked_and_suspended_images_have_the_same_bytes(folder: Path, *, cuda_graphs: bool) -> None:
+    family = load_family(folder, dtype=torch.float16, device=CUDA)
+    wanted = jobs()[:4]
+    plain = run(family, wanted, cuda_graphs=cuda_graphs)
+    engine = Engine(family, slots=4, micro_batch=4, cuda_graphs=cuda_graphs)
+    for job in wanted:
+        engine.admit(job)
+    engine.step()
+    engine.admit(engine.prepare(jobs(width=128, height=64)[4], urgent=True))
+    engine.step()
+    assert len(engine.paused()) == 4
+    while engine.paused():
+        engine.step()
+    engine.step()
+    parked = engine.park([job.name for job in wanted])
+    assert len(parked) == 4
+    again = [engine.prepare(each.job, checkpoint=decode(encode(each.checkpoint))) for each in parked]
+    done = render(engine, again)
+    assert all(torch.equal(done[index].pixels, plain[index]) for index in plain)
+    assert all(len(done[index].spans) == 3 for index in plain)
 
 
 @pytest.mark.skipif(

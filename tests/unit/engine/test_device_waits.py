@@ -16,7 +16,9 @@ from tests.support.tiny import Kind, make_tiny
 from tests.support.transfers import META, Transfers, send_to_meta
 
 from latentfarm_worker.engine import device_batch, micro_batch, noise
+from latentfarm_worker.engine.continuation import columns_read, made_by
 from latentfarm_worker.engine.engine import Engine
+from latentfarm_worker.engine.image_checkpoint import ImageCheckpoint
 from latentfarm_worker.models import load_family
 from latentfarm_worker.text_encoders import clip, t5
 
@@ -159,6 +161,50 @@ def test_an_image_that_begins_costs_few_copies_and_reads_no_number(
     assert transfers.copies == []
     # one more is the place of the images whose noise is new
     assert len(sent) <= ADMISSION_BUDGET + 1, sent
+
+
+def test_a_draft_costs_its_step_few_operations_and_no_copy_to_the_host(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # what the decoder costs is not the engine's, and its copy waits on a stream of its own
+    monkeypatch.setattr("latentfarm_worker.engine.decoder.Decoder.advance", lambda *_, **__: [])
+    counts = []
+    for draft_at in (None, 2):
+        engine = engine_with(family, "euler", "dpm++2m-sde", save_intermediates=True)
+        for image in engine._running:
+            image.draft_at = draft_at
+        with Transfers() as transfers:
+            engine.step()
+        assert transfers.copies == []
+        counts.append(len(transfers.operations))
+    assert len(engine._decoder.images) == 2
+    # their estimates, and copies of their ring columns
+    assert 0 < counts[1] - counts[0] <= 2 * (ESTIMATE_BUDGET + 2 * 4)
+
+
+def test_an_image_that_goes_on_costs_a_copy_more_for_each_ring_column(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_with(family, "euler")
+    image = engine.prepare(make(9, scheduler="dpm++2m-sde", num_inference_steps=8))
+    columns = {at: torch.zeros(4, 8, 8) for at in columns_read(image.ring_coefficients, 3)}
+    image.checkpoint = ImageCheckpoint(made_by(family, image), 1, 3, 3, columns, image.table())
+    image.restart()
+    sent: list[tuple[int, ...]] = []
+
+    def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+        sent.append(tuple(tensor.shape))
+        return send_to_meta(tensor, device)
+
+    for module in (device_batch, micro_batch):
+        monkeypatch.setattr(module, "send", send)
+    engine.admit(image)
+    with Transfers() as transfers:
+        engine.step()
+    assert transfers.copies == []
+    # they are in the place of the latents
+    assert len(columns) > 1
+    assert len(sent) <= ADMISSION_BUDGET + len(columns), sent
 
 
 def test_a_number_that_the_host_reads_within_a_step_fails_this_test(family: Any) -> None:
