@@ -131,10 +131,20 @@ def _parse_interval(value: object) -> object:
 
 def _check_draft(draft: float) -> float:
     if draft > 1 and not draft.is_integer():
-        raise ValueError(
-            f"is {draft:g}; write a share of the steps below 1 such as 0.3, or a number of steps such as 8"
-        )
+        raise ValueError("is neither; write a share of the steps such as 0.3 or 30%, or a number of steps such as 8")
     return draft
+
+
+def _parse_share(value: object) -> object:
+    # columns of a table are text
+    number = value.strip() if isinstance(value, str) else ""
+    if not number.endswith("%"):
+        return refuse_bool(value)
+    try:
+        share = float(number.removesuffix("%")) / 100
+    except ValueError:
+        return value
+    return share if share < 1 else -1
 
 
 def _parse_names(value: object) -> object:
@@ -157,7 +167,7 @@ GuidanceInterval = Annotated[tuple[float, float], BeforeValidator(_parse_interva
 Seed = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_SEED)]
 PromptSyntax = Literal["plain", "a1111"]
 PartialImages = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_PARTIAL_IMAGES)]
-Draft = Annotated[float, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_STEPS), AfterValidator(_check_draft)]
+Draft = Annotated[float, BeforeValidator(_parse_share), Field(ge=0, le=MAX_STEPS), AfterValidator(_check_draft)]
 Scorers = Annotated[tuple[AdapterName, ...], BeforeValidator(_parse_names), Field(max_length=MAX_SCORERS)]
 ClipSkip = Annotated[int, BeforeValidator(refuse_bool), Field(ge=0, le=MAX_CLIP_SKIP)]
 SchedulerField = Annotated[str, AfterValidator(_check_scheduler)]

@@ -93,10 +93,17 @@ def test_scorers_are_names_or_text_with_commas(written: object) -> None:
     assert Row.model_validate({"prompt": "a", "scorers": written}).scorers == ("sharpness", "clip")
 
 
-@pytest.mark.parametrize("draft", [-1, 1.5, 501, True, "nan"])
+@pytest.mark.parametrize("draft", [-1, 1.5, 501, True, "nan", "100%", "-5%", "x%", "%", "1.5"])
 def test_a_draft_is_a_share_or_a_number_of_steps(draft: object) -> None:
     with pytest.raises(ValidationError, match="draft"):
         Row.model_validate({"prompt": "a", "draft": draft})
+
+
+@pytest.mark.parametrize(
+    ("draft", "expected"), [("30%", 0.3), (" 12.5 %", 0.125), ("0.3", 0.3), ("8", 8), ("0%", 0), (0, 0)]
+)
+def test_a_draft_may_be_a_percentage(draft: object, expected: float) -> None:
+    assert Row.model_validate({"prompt": "a", "draft": draft}).draft == expected
 
 
 def test_a_draft_does_not_determine_the_image() -> None:
