@@ -23,6 +23,7 @@ from tests.support.input_images import Inputs, paint, paint_mask
 from tests.support.loras import ATTENTION, catalogue_of, changes, write_peft
 from tests.support.refined import make_refinable, refined
 from tests.support.tiny import SD_SCHEDULE, make_tiny
+from tests.support.tiny.controlnets import make_controlnet
 
 from latentfarm import schedulers
 from latentfarm.adapter_kind import AdapterKind
@@ -170,11 +171,12 @@ def test_the_noise_of_an_image_that_goes_on_is_drawn_before_its_step(monkeypatch
 # -- models, inputs, adapters, stages ------------------------------------------------------------------------
 
 
-def test_drafts_of_text_images_masks_loras_and_second_stages_in_one_batch(tmp_path: Path) -> None:
+def test_drafts_of_text_images_masks_adapters_and_second_stages_in_one_batch(tmp_path: Path) -> None:
     folder, found = make_tiny(tmp_path / "model"), tmp_path / "loras"
     family = load(folder)
     found.mkdir()
     write_peft(found / "one.safetensors", changes(family, rank=4, seed=1, ends=ATTENTION))
+    make_controlnet(found / "net", folder)
     family.use_catalogue(catalogue_of(found, tmp_path))
     inputs = Inputs()
     image, mask = inputs.add(paint(1)), inputs.add(paint_mask())
@@ -186,6 +188,7 @@ def test_drafts_of_text_images_masks_loras_and_second_stages_in_one_batch(tmp_pa
         make(3, scheduler="unipc", loras="one:0.7", **small),
         make(4, scheduler="euler_a", hires_scale=1.5, hires_strength=0.6, save_intermediates=True, **small),
         make(5, scheduler="dpm++2m-sde", hires_scale=1.5, hires_upscaler="pixel", hires_strength=0.5, **small),
+        make(6, scheduler="lms", controlnet=("net",), control_image=(image,), control_guidance_end=0.5, **small),
     ]
     reader: Any = InputReader
     check_all_drafts(family, jobs, [reader(inputs, family).read(job) for job in jobs], slots=3)
