@@ -31,9 +31,10 @@ def gc(
 ) -> None:
     """Delete the images that lost leases left in the bucket of a batch, or unused inputs.
 
-    An image is orphaned if its job has ended with another lease's image or with none. Workers collect such images
-    when a batch ends, so this command is only needed earlier. Results that newer ones have replaced are deleted too. It
-    is safe while the batch runs.
+    An image is orphaned if its job has ended with another lease's image or with none; so is the checkpoint of an image,
+    or the preview of a draft, if its job has ended otherwise. Workers collect such objects when a batch ends, so this
+    command is only needed earlier. Results that newer ones have replaced are deleted too. It is safe while the batch
+    runs.
 
     With --inputs, the input images that no batch of the bucket names are deleted. A submission stores an input before
     the rows that name it, so keep --older-than above the time that this takes.

@@ -20,7 +20,7 @@ from latentfarm.ledger.webhook_outbox import WebhookOutbox
 from latentfarm.waiting import wait_reasons
 
 _COLUMNS = ("batch", "model", "state", "priority")
-_JOBS = ("total", "pending", "leased", "drafted", "done", "failed", "cancelled")
+_JOBS = ("total", "pending", "leased", "done", "failed", "cancelled")
 
 
 def status(
@@ -73,7 +73,8 @@ def _with_workers(farm: Farm, found: BatchStatus) -> dict[str, Any]:
 def _print_table(statuses: Sequence[BatchStatus]) -> None:
     if not statuses:
         return
-    columns = (*_COLUMNS, *_JOBS)
+    # most farms have no drafts
+    columns = (*_COLUMNS, *_JOBS, *(("drafted",) if any(each.drafted for each in statuses) else ()))
     rows: list[tuple[str, ...]] = [(*columns, "images/s", "ETA")]
     rows += [
         (*(str(getattr(each, name)) for name in columns), format_rate(each), format_eta(each)) for each in statuses

@@ -9,6 +9,7 @@ import pytest
 from prometheus_client import generate_latest
 from tests.support.invocation import invoke
 from tests.support.locked_redis import locked_redis
+from tests.support.tiny_images import store_draft
 
 from latentfarm import Farm
 from latentfarm.ledger import Ledger
@@ -34,6 +35,10 @@ COMMANDS = {
     "picks ended": "",
     "verify ended": "",
     "wait ended": "",
+    "wait drafted": "viewer",
+    "drafts drafted": "",
+    "finish drafted --indices 0": "viewer",
+    "discard drafted --yes": "viewer",
     "doctor": "viewer",
     "retry cats": "",
     "gc cats": "",
@@ -41,6 +46,7 @@ COMMANDS = {
     "recover cats": "viewer",
     "pause cats": "viewer",
     "resume cats": "viewer",
+    "pause cats --now": "viewer",
     "set-priority cats 3": "viewer",
     "submit rows.txt --batch more": "viewer",
     "cancel cats": "viewer",
@@ -75,6 +81,9 @@ def test_every_command_works_or_names_the_permission_and_changes_nothing(
     Path("rows.txt").write_text("a cat\n")
     farm, mine = Farm.open(as_user(settings, port, "admin")), as_user(settings, port, user)
     farm.ledger.redis.flushall()
+    farm.submit(["a cow", "a calf"], batch="drafted")
+    for lease in farm.ledger.lease("mini", "w", 2, lease_s=30):
+        farm.ledger.commit([(lease, store_draft(farm, lease))])
     farm.submit(["a cat"], batch="cats")
     farm.submit(["a dog"], batch="ended").cancel()
     for command, refused in COMMANDS.items():

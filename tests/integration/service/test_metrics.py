@@ -10,10 +10,12 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.conftest import Command
+from tests.support.leasing import draft_all
 from tests.support.scraping import Samples, http_get, samples_of
 
 from latentfarm import Farm, InputError, UnavailableError
 from latentfarm.batch_kind import BatchKind
+from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger
 from latentfarm.monitoring.exporter import make_registry
 from latentfarm.monitoring.http_server import Check, MetricsServer
@@ -41,19 +43,21 @@ def test_a_scrape_returns_the_counts_of_the_ledger(farm: Farm) -> None:
     leases = farm.ledger.lease("mini", "w", 4, lease_s=30)
     farm.ledger.fail(leases[0], {"code": "non_finite", "message": "not finite"})
     farm.ledger.commit([(leases[1], {"key": "k", "sha256": "s", "bytes": 1})])
+    draft_all(farm.ledger, leases[2:3])
     farm.ledger.heartbeat("mini", "w", {"images": 1.0})
 
     samples = scrape(farm)
     assert samples["latentfarm_ledger_up",] == 1
     assert samples["latentfarm_ledger_memory_bytes",] > 100_000
-    assert jobs(samples, "cats") == {"pending": 6, "leased": 2, "done": 1, "failed": 1, "cancelled": 0}
-    assert jobs(samples, "dogs") == {"pending": 5, "leased": 0, "done": 0, "failed": 0, "cancelled": 0}
+    ends = {"done": 1, "failed": 1, "cancelled": 0}
+    assert jobs(samples, "cats") == ends | {"pending": 6, "leased": 1, "drafted": 1}
+    assert jobs(samples, "dogs") == {state.word: 5 if state is JobState.PENDING else 0 for state in JobState}
     assert samples["latentfarm_batch_failures", "cats", "non_finite", "mini"] == 1
     # the jobs of a paused batch cannot be leased, so no worker is needed for them
     # interactive batches are in the sums only
     assert jobs(samples, "now") == {}
     assert samples["latentfarm_model_jobs", "mini", "pending"] == 6
-    assert samples["latentfarm_model_jobs", "mini", "leased"] == 4
+    assert samples["latentfarm_model_jobs", "mini", "leased"] == 3
     assert samples["latentfarm_model_images_total", "mini"] == 1
     assert samples["latentfarm_workers", "mini"] == 1
     assert samples["latentfarm_batches_omitted",] == 0
