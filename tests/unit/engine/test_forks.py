@@ -208,7 +208,7 @@ def test_an_urgent_image_waits_for_none() -> None:
     engine.step()
     assert [image.handle for image in engine._running] == [0, 2]
     assert {each.handle: each.forked for each in rendered(engine).values()} == {0: 0, 1: 7, 2: 0}
-    # but it goes on from what is there
+    # but it goes on from a beginning that is kept
     engine.admit(engine.prepare(second, 3, urgent=True))
     assert rendered(engine)[3].forked == 7
 

@@ -172,7 +172,7 @@ class Forks:
         self._queue.resume(image)
 
     def _check_rows(self, image: ImageState) -> None:
-        """Let an image begin anew if calls of the model have other rows by now than in the beginning that it has.
+        """Let an image begin again if calls of the model have other rows by now than in the beginning that it has.
 
         So its bytes are those of one micro-batch.
         """

@@ -25,7 +25,7 @@ Outcome = Literal["done", "drafted", "failed", "retried", "lost"]
 LeaseEvent = Literal["taken", "lost", "returned"]
 Operation = Literal["lease", "renew", "put", "commit", "delete", "fail", "flush", "release", "heartbeat", "park"]
 CheckpointEvent = Literal["drafted", "parked", "resumed", "missing", "damaged", "mismatched"]
-EvaluationsFate = Literal["saved", "lost"]
+EvaluationsFate = Literal["saved", "lost", "shared"]
 
 T = TypeVar("T")
 
@@ -100,7 +100,7 @@ class Metrics:
         self._checkpoints[event].inc(count)
 
     def evaluations(self, fate: EvaluationsFate, count: int) -> None:
-        """Count evaluations of the model that a checkpoint saved, or that are to be made again."""
+        """Count evaluations of the model that a checkpoint or another image saved, or that are to be made again."""
         self._evaluations[fate].inc(count)
 
     def step(self, seconds: float) -> None:
@@ -170,7 +170,7 @@ class Instruments:
         self.registry = CollectorRegistry()
         self.images = self._counter("images", "Jobs that ended on this worker, by outcome.", "outcome")
         self.leases = self._counter("leases", "Leases, by event.", "event")
-        texts = "Image checkpoints, by what became of them.", "Evaluations of the model, of images that were put down."
+        texts = "Image checkpoints, by what became of them.", "Evaluations that images did not make, or make again."
         self.checkpoints = self._counter("checkpoints", texts[0], "event")
         self.evaluations = self._counter("evaluations", texts[1], "outcome")
         retries = "Retries because Redis or the bucket was unavailable, by cause."

@@ -9,6 +9,7 @@ import logging
 import time
 from dataclasses import dataclass
 from threading import Condition, Event
+from typing import Any
 
 from latentfarm.errors import JobError
 from latentfarm.ledger import Lease, Ledger
@@ -78,6 +79,7 @@ class Uploader:
         worker: str,
     ) -> None:
         self._worker = worker
+        self._metrics = metrics
         self.review = review
         self._stopping = Event()
         self.backlog = Backlog(changed)
@@ -157,7 +159,10 @@ class Uploader:
             "upload": objects.upload_s,
         }
         rounded = {name: round(seconds, 6) for name, seconds in timings.items()}
-        facts = {"tokens": image.tokens, "worker": self._worker, "timings": rounded}
+        facts: dict[str, Any] = {"tokens": image.tokens, "worker": self._worker, "timings": rounded}
+        if image.forked:
+            facts["forked"] = {"evaluations": image.forked}
+            self._metrics.evaluations("shared", image.forked)
         receipt = {**objects.receipt, **facts, **reviewed}
         self.commits.add(Stored(lease, receipt, image.width * image.height, _work_of(image), began))
         self._end_storing(waiting)
