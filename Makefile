@@ -17,7 +17,7 @@ JAVASCRIPT := .ci/javascript
 PRETTIER := $(NODE) $(JAVASCRIPT)/node_modules/prettier/bin/prettier.cjs --config $(JAVASCRIPT)/prettier.json --log-level warn
 DASHBOARD := producer/latentfarm/server/dashboard
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
-BENCHMARKS := mini mini_adapters submission first_image ledger fair_share fetch throughput mixed families start memory embeddings loras image_to_image images parking interactive draft_previews live_preview server dashboard
+BENCHMARKS := mini mini_adapters submission first_image ledger fair_share fetch throughput mixed families start memory embeddings loras image_to_image drafts images parking interactive draft_previews live_preview server dashboard
 
 .PHONY: demo install test test-chaos test-images test-s3 unit check check-javascript format bench docs screenshots chaos clean
 

@@ -11,12 +11,14 @@ from pathlib import Path
 from urllib.parse import urlparse
 
 import redis
+from tests.chaos.alone import images_that_differ
+from tests.chaos.curator import Curator
 from tests.chaos.fake_worker import ALIAS, write_model
 from tests.chaos.fault_injector import FaultInjector
 from tests.chaos.fault_log import FaultLog, Replica
 from tests.chaos.faults import LEASE_S, schedule
 from tests.chaos.invariants import Findings, Losses, check_farm, forgotten
-from tests.chaos.journal import FRESH, Entry, read_journals
+from tests.chaos.journal import FRESH, STORES, Entry, read_journals
 from tests.chaos.network import Network
 from tests.chaos.producer import Producer
 from tests.chaos.recovery import Recovery, recovery, resumption, work_again
@@ -27,8 +29,10 @@ from tests.support.fork_server import PRELOAD, ForkServer
 from tests.support.machines import free_ports
 from tests.support.scraping import http_get
 
+from latentfarm.batch_state import ACTIVE, PausedBy
 from latentfarm.errors import InputError, UnavailableError
 from latentfarm.farm import Farm
+from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger
 from latentfarm.settings import Settings
 from latentfarm.storage.bucket import Bucket, MissingObjectError
@@ -45,11 +49,13 @@ SLOTS = 4
 CALM_S = LEASE_S + 2
 _MINI_JOBS = 24
 #: another batch is submitted when fewer jobs than this wait
-_LOW_WATER = 500
+_LOW_WATER = 300
 #: a worker is ready so long after the farm has finished
 _READY_S = 30.0
 #: time to finish after the faults: seconds, plus a share of the run
 _SETTLE_S, _SETTLE_SHARE = 90.0, 1.0
+#: how long a pause lasts, and how long the lease of a long job is old whose work is put down for it
+_PAUSE_S, _LONG_S = 2.0, 1.0
 #: how far back a kill -9 of Redis might reach: more than appendfsync everysec promises
 _FORGETS_S = 5.0
 
@@ -69,6 +75,9 @@ class Outcome:
     duration_s: float
     settled_s: float
     producer_kills: int
+    #: commands that finished or discarded drafts, by verb, and how many of them were killed
+    curated: dict[str, int]
+    curator_kills: int
     forgotten: list[str]
     store_counts: dict[str, int]
     eaten: int
@@ -107,13 +116,23 @@ class _FarmRun:
         self.journal = injector.folder / "journal"
         self.acknowledged: list[Entry] = []
         self.forgotten: list[str] = []
+        #: drafts that a killed Redis may have forgotten
+        self.uncertain: set[str] = set()
         self.checked: set[str] = set()
         self.observed_s = 0.0
         self.violations: list[str] = []
         self._make_replicas()
         env = self._env(injector.link(seed=seed + 100).url, ALIAS)
         self.producer = Producer(injector.fork_server, injector.folder, env, seed=seed)
-        injector.stop_producer = self.producer.kill_soon
+        self.curator = Curator(injector.fork_server, injector.folder, env, self.observer, seed=seed)
+        injector.stop_producer = self._stop_commands
+        injector.drain, injector.pause = self._drain, self._pause_soon
+        #: batches that are paused, and when they are to run again
+        self.paused: set[str] = set()
+        self.resume_s = 0.0
+        #: a pause is due, once a long job is seen to run
+        self.pause_due = False
+        self.long_since_s: dict[tuple[str, int], float] = {}
         injector.before_redis_dies, injector.after_redis_returns = self._remember, self._compare
 
     def _env(self, redis_url: str, model: str, source: str = "") -> dict[str, str]:
@@ -167,9 +186,12 @@ class _FarmRun:
         late = sum(collect_orphans(self.farm.ledger, self.farm.bucket, batch) for batch in known)
         self.injector.note("checking", batches=len(self.producer.plans), late_orphans=late)
         faults_seen = self.injector.faults_seen
-        lost = Losses(frozenset(self.forgotten), faults_seen.failovers_s)
+        lost = Losses(frozenset(self.forgotten), frozenset(self.uncertain), faults_seen.failovers_s)
         found = check_farm(self.farm, self.producer.plans, entries, lost)
-        violations = [*self.violations, *faults_seen.violations, *found.lines()]
+        for problem in images_that_differ(self.farm, self.injector.folder / "model", found.put_down, seed=self.seed):
+            found.require(None, "images are as if rendered alone", problem)
+        self.injector.note("checked", violations=len(found.violations))
+        violations = [*self.violations, *self.curator.violations, *faults_seen.violations, *found.lines()]
         return Outcome(
             faults_seen=faults_seen,
             found=found,
@@ -181,6 +203,8 @@ class _FarmRun:
             duration_s=duration_s,
             settled_s=settled_s,
             producer_kills=self.producer.kills,
+            curated=dict(self.curator.commands),
+            curator_kills=self.curator.kills,
             forgotten=self.forgotten,
             store_counts=dict(self.front.counts),
             eaten=sum(link.eaten for link in self.injector.links),
@@ -190,7 +214,12 @@ class _FarmRun:
 
     def _tick(self) -> None:
         self.producer.tick(self.injector.note)
+        self.curator.tick(self.producer.plans, self.injector.note)
         now = time.monotonic()
+        if self.pause_due and self._runs_long(now):
+            self._pause(now)
+        if self.paused and now >= self.resume_s:
+            self._resume()
         if now - self.observed_s > 1:
             self.observed_s = now
             self._check_open_batches()
@@ -224,11 +253,11 @@ class _FarmRun:
 
     def _settle(self, limit_s: float) -> float:
         """Wait until everything is done; return how long it took."""
-        began = time.monotonic()
+        began, self.curator.hurries = time.monotonic(), True
         while (took := time.monotonic() - began) < limit_s:
             self.injector.mend()
             self._tick()
-            if not self.producer.busy and self._finished():
+            if not self.producer.busy and not self.curator.busy and self._finished():
                 return took
             time.sleep(0.05)
         self.violations.append(f"the farm had not finished {limit_s:g} s after the faults: {self._left()}")
@@ -254,6 +283,8 @@ class _FarmRun:
     def _finished(self) -> bool:
         try:
             records = [self.observer.batch(plan.batch) for plan in self.producer.plans]
+            # a Redis that took over may have forgotten that they run again
+            self.paused |= {record.name for record in records if record.paused}
             # a batch whose collection of orphans was killed is due an hour later; the run collects them itself
             return all(record.state == "complete" for record in records) and not self.observer.full_parts()
         except (InputError, UnavailableError, redis.RedisError):
@@ -264,16 +295,80 @@ class _FarmRun:
             return f"a batch is not submitted ({self.producer.refusals[-3:]})"
         records = [self.farm.ledger.batch(plan.batch) for plan in self.producer.plans]
         left = [
-            f"{r.name} {r.state} {r.paused} {r.done}+{r.failed}/{r.total}" for r in records if r.state != "complete"
+            f"{r.name} {r.state} {r.paused} {r.done}+{r.failed}+{r.cancelled}, {r.drafted} drafts, of {r.total}"
+            for r in records
+            if r.state != "complete"
         ]
         return f"{left}, parts to flush {self.farm.ledger.full_parts()}"
+
+    # -- what its user does ----------------------------------------------------------------------------------
+
+    def _stop_commands(self) -> None:
+        self.producer.kill_soon()
+        self.curator.kill_soon()
+
+    def _drain(self, replica: Replica) -> bool:
+        """Request the end of a worker by the ledger; return whether it could be."""
+        try:
+            for worker in self.observer.worker_records("mini" if replica.name == "worker-mini" else ALIAS):
+                if any(f"-{pid}-" in worker.name for pid in replica.worker_pids()):
+                    return self.observer.request_drain(worker.name)
+        except UnavailableError as error:
+            self.injector.note(f"there is no drain: {error}")
+        return False
+
+    def _pause_soon(self) -> None:
+        self.pause_due = True
+
+    def _runs_long(self, now: float) -> bool:
+        """Return whether a long job has been leased for a while, so that it probably runs."""
+        leased: set[tuple[str, int]] = set()
+        try:
+            for plan in self.producer.plans:
+                if plan.long and self.observer.batch(plan.batch).state in ACTIVE:
+                    states = self.observer.states(plan.batch, 0, plan.rows)
+                    leased |= {(plan.batch, index) for index in plan.long if states[index] is JobState.LEASED}
+        except (InputError, UnavailableError):
+            return False
+        self.long_since_s = {job: self.long_since_s.get(job, now) for job in leased}
+        return any(now - since_s > _LONG_S for since_s in self.long_since_s.values())
+
+    def _pause(self, now: float) -> None:
+        """Pause every open batch, and have what runs of it put down."""
+        self.pause_due, self.resume_s = False, now + _PAUSE_S
+        for plan in self.producer.plans:
+            try:
+                if self.observer.batch(plan.batch).state in ACTIVE:
+                    self.observer.pause(plan.batch, PausedBy.USER, now=True)
+                    self.paused.add(plan.batch)
+            except InputError:
+                continue
+            except UnavailableError as error:
+                # it may have been heard
+                self.paused.add(plan.batch)
+                self.injector.note(f"there is no pause: {error}")
+                return
+
+    def _resume(self) -> None:
+        """Let the paused batches run again, now or as soon as Redis is available."""
+        for batch in sorted(self.paused):
+            try:
+                self.observer.resume(batch)
+            except UnavailableError:
+                return
+            except InputError:
+                # its submission had not begun
+                pass
+            self.paused.discard(batch)
 
     # -- what a killed Redis forgets -------------------------------------------------------------------------
 
     def _remember(self) -> None:
         since = time.monotonic() - _FORGETS_S
         entries = read_journals(self.journal)
-        self.acknowledged = [e for e in entries if e.what == "commit" and e.outcome in FRESH and e.at_s > since]
+        recent = [e for e in entries if e.what in STORES and e.outcome in FRESH and e.at_s > since]
+        self.acknowledged = [entry for entry in recent if entry.what == "commit"]
+        self.uncertain |= {entry.job for entry in recent if entry.what == "draft"}
 
     def _compare(self) -> None:
         lost = forgotten(self.farm, self.acknowledged)

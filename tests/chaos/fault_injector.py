@@ -28,7 +28,9 @@ _RESTART_S = 0.3
 _AFTERMATH_S = 3.0
 _TICK_S = 0.05
 #: kinds without an end after which a worker works again: it does not, or at once
-_ENDLESS = frozenset({"kill -9 a worker", "SIGTERM a worker", "kill -9 the producer"})
+_ENDLESS = frozenset(
+    {"kill -9 a worker", "SIGTERM a worker", "drain a worker", "kill -9 the producer", "pause batches at once"}
+)
 #: a fault of the store: its attribute of the front, and its value
 _STORE_FAULTS: dict[str, tuple[str, Any]] = {
     "S3: 30% 503": ("refuse_share", SHARE),
@@ -51,7 +53,7 @@ class FaultInjector:
     """Injects faults into everything that can have them.
 
     ``before_redis_dies`` and ``after_redis_returns`` are called around a SIGKILL of Redis, when no connection
-    reaches it.
+    reaches it. ``drain`` requests a worker's end, and ``pause`` puts down what runs, for a while.
     """
 
     def __init__(self, folder: Path, network: Network, fork_server: ForkServer, redis: RedisHost, *, seed: int) -> None:
@@ -67,6 +69,8 @@ class FaultInjector:
         self.front: S3Front | None = None
         self.faults_seen = FaultLog()
         self.stop_producer: Callable[[], None] = lambda: None
+        self.drain: Callable[[Replica], bool] = lambda _: False
+        self.pause: Callable[[], None] = lambda: None
         self.before_redis_dies: Callable[[], None] = lambda: None
         self.after_redis_returns: Callable[[], None] = lambda: None
         self._events = (folder / "events.jsonl").open("a")
@@ -99,6 +103,7 @@ class FaultInjector:
             replica.name, replica.entry, replica.arguments, env=replica.env, log=log
         )
         replica.stopped, replica.signalled_s, replica.killed, replica.gone_s = False, None, False, None
+        replica.drained = False
 
     def mend(self) -> None:
         """Restart workers that have ended; kill those that ignore SIGTERM."""
@@ -127,6 +132,8 @@ class FaultInjector:
         if replica.signalled_s is not None and not replica.killed:
             self.faults_seen.ends_s.append(now - replica.signalled_s)
             self.note("ended", worker=replica.name, code=code, after_s=round(now - replica.signalled_s, 1))
+        elif replica.drained and code == 0:
+            self.note("drained", worker=replica.name)
         elif not replica.killed:
             self.note("ended unexpectedly", worker=replica.name, code=code)
             problem = f"{replica.name} ended unexpectedly with exit code {code}"
@@ -223,6 +230,8 @@ class FaultInjector:
             case "SIGTERM a worker":
                 replica.signalled_s = time.monotonic()
                 replica.send(signal.SIGTERM)
+            case "drain a worker":
+                replica.drained = self.drain(replica)
             case "stop a worker past its lease":
                 replica.stopped = True
                 replica.send(signal.SIGSTOP)
@@ -296,6 +305,8 @@ class FaultInjector:
                 for link in self.links:
                     link.delay_s = 0.1
                 return self._end_delays
+            case "pause batches at once":
+                self.pause()
             case _:
                 self.stop_producer()
         return None

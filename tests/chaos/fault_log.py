@@ -34,6 +34,8 @@ class Replica:
     #: when the child of a supervisor was killed last
     child_killed_s: float = 0.0
     gone_s: float | None = None
+    #: it is requested to end by the ledger, which may forget it
+    drained: bool = False
 
     @property
     def healthy(self) -> bool:

@@ -39,6 +39,7 @@ KINDS = {
     _KILL: _Kind(8),
     "stop a worker past its lease": _Kind(3, 2 * LEASE_S, 3 * LEASE_S),
     "SIGTERM a worker": _Kind(3),
+    "drain a worker": _Kind(2),
     "black hole for a worker": _Kind(2, 2 * LEASE_S, 4 * LEASE_S),
     "eat 10% of the replies to a worker": _Kind(2, 3, 6),
     "restart Redis": _Kind(1),
@@ -62,6 +63,7 @@ KINDS = {
     "S3: slow": _Kind(1, 6, 12),
     "S3: down": _Kind(1, 4, 10),
     "kill -9 the producer": _Kind(3),
+    "pause batches at once": _Kind(2),
 }
 #: those in which nothing else begins: they stop everything, or change what Redis is
 _ALONE = frozenset(
@@ -74,9 +76,11 @@ _ALONE = frozenset(
 )
 #: seconds after one of those until the next fault
 _REST_S = 1.0
-#: those that a farm without our store and our producer meets too; the control has no replica
+#: those that a farm without our store, our producer and our commands meets too; the control has no replica
 STOCK_KINDS = frozenset(
-    kind for kind in KINDS if not kind.startswith(("S3", "Redis:")) and "producer" not in kind and "replica" not in kind
+    kind
+    for kind in KINDS
+    if not kind.startswith(("S3", "Redis:", "drain", "pause")) and "producer" not in kind and "replica" not in kind
 )
 #: of one worker only
 WORKER_KINDS = frozenset(kind for kind in KINDS if kind.endswith(" worker") or "a worker" in kind)

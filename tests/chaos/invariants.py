@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -43,10 +43,13 @@ class Findings:
     jobs: int = 0
     done: int = 0
     failed: int = 0
+    discarded: int = 0
     charged: int = 0
     orphans: int = 0
     #: jobs without fault that failed, or were charged an attempt that was none of theirs
     harmed: list[str] = field(default_factory=list)
+    #: by batch, the indices of done jobs whose images were put down and taken up
+    put_down: dict[str, list[int]] = field(default_factory=dict)
 
     def require(self, holds: object, invariant: str, what: str) -> None:
         """Record a violation unless it holds."""
@@ -62,9 +65,13 @@ class Findings:
 
 @dataclass(frozen=True)
 class Losses:
-    """What Redis had acknowledged and lost: commits of these jobs, and what was answered right before a failover."""
+    """What Redis had acknowledged and lost: commits of these jobs, and what was answered right before a failover.
+
+    ``drafts`` are jobs whose drafts may be lost.
+    """
 
     commits: frozenset[str] = frozenset()
+    drafts: frozenset[str] = frozenset()
     failovers_s: Sequence[float] = ()
 
     def may_include(self, entry: Entry) -> bool:
@@ -94,15 +101,21 @@ def check_farm(
 def _check_batch(found: Findings, farm: Farm, plan: Plan, read: Read, pool: ThreadPoolExecutor) -> None:
     batch = farm.batch(plan.batch)
     record = farm.ledger.batch(plan.batch)
-    counts = f"{plan.batch} is {record.state}: {record.done} done, {record.failed} failed of {plan.rows}"
-    found.require(record.state == "complete", "every batch is complete", counts)
-    found.require(record.done + record.failed == record.total == plan.rows, "done + failed = manifest", counts)
-    found.jobs, found.done, found.failed = (
-        found.jobs + plan.rows,
-        found.done + record.done,
-        found.failed + record.failed,
+    ended = record.done + record.failed + record.cancelled
+    counts = (
+        f"{plan.batch} is {record.state}: {record.done} done, {record.failed} failed, {record.cancelled} discarded, "
+        f"{record.drafted} drafts of {plan.rows}"
     )
+    found.require(record.state == "complete", "every batch is complete", counts)
+    found.require(ended == record.total == plan.rows, "done + failed + discarded = manifest", counts)
+    states = Counter(state.word for state in farm.ledger.states(plan.batch, 0, record.total))
+    fields = ("done", "failed", "cancelled", "drafted")
+    wrong = {name: states[name] for name in fields if states[name] != getattr(record, name)}
+    found.require(not wrong, "counts agree with states", f"{counts}; states: {dict(states)}")
+    found.jobs, found.done = found.jobs + plan.rows, found.done + record.done
+    found.failed, found.discarded = found.failed + record.failed, found.discarded + record.cancelled
     _check_manifest(found, farm, plan)
+    _check_checkpoints(found, farm, plan)
     try:
         lines = list(batch.results())
     except (MissingResultsError, InputError) as error:
@@ -110,6 +123,7 @@ def _check_batch(found: Findings, farm: Farm, plan: Plan, read: Read, pool: Thre
         return
     for line in lines:
         _check_line(found, plan, line)
+    found.put_down[plan.batch] = [line["index"] for line in lines if line["state"] == "done" and "spans" in line]
     _check_parts(found, farm, plan, lines)
     _check_images(found, farm, batch, lines, read, pool)
 
@@ -129,12 +143,22 @@ def _check_line(found: Findings, plan: Plan, line: dict[str, Any]) -> None:
     wanted = plan.fails.get(line["index"])
     if line["state"] in {"done", "failed"}:
         found.require(code == wanted, "a job fails for its own fault only", f"{job}: {line.get('error')}, not {wanted}")
+    choice = "cancelled" if line["index"] in plan.discarded else "failed" if wanted else "done"
+    found.require(line["state"] == choice, "every draft ends as chosen, and no other job", f"{job}: {line['state']}")
     if wanted is None and (code is not None or attempts > 1):
         found.harmed.append(job)
     # the run that succeeds counts as one
     most = 1 if wanted != "engine_error" else _MOST_ATTEMPTS
     found.require(0 <= attempts <= most, "no job is charged for a fault that is not its own", f"{job}: {attempts}")
     found.charged += max(0, attempts - 1)
+
+
+def _check_checkpoints(found: Findings, farm: Farm, plan: Plan) -> None:
+    """A checkpoint is of use until its job ends. Then it goes, with the preview of a draft, at the latest by ``gc``."""
+    kept = sorted(key for key in farm.bucket.keys(batch_prefix(plan.batch)) if "/drafts/" in key)
+    found.require(not kept, "no checkpoint outlives its job", f"{plan.batch}: {len(kept)}: {kept[:3]}")
+    known = farm.ledger.redis.hgetall(f"{{lf}}:checkpoints:{plan.batch}")
+    found.require(not known, "no checkpoint outlives its job", f"{plan.batch}: the ledger has {known}")
 
 
 def _check_parts(found: Findings, farm: Farm, plan: Plan, lines: Sequence[dict[str, Any]]) -> None:
@@ -204,12 +228,19 @@ def _check_journals(found: Findings, all_entries: Sequence[Entry], losses: Losse
     for job, journal in by_job.items():
         leases = [entry for entry in journal if entry.what == "lease"]
         commits = [entry for entry in journal if entry.what == "commit" and entry.outcome in FRESH]
+        drafts = [entry for entry in journal if entry.what == "draft" and entry.outcome in FRESH]
         found.require(
             len(commits) <= 1 or job in losses.commits, "no job is committed twice", f"{job}: {len(commits)} times"
         )
+        many = len(drafts) > 1 and job not in losses.drafts
+        found.require(not many, "no draft is made twice", f"{job}: {len(drafts)} times")
         found.require(_rises(leases), "epochs rise", f"{job}: {[entry.epoch for entry in leases]}")
         newest = max((entry.epoch for entry in leases), default=0)
         for entry in commits:
+            found.require(entry.epoch >= newest, "no stale epoch commits", f"{job}: {entry.epoch}, leased {newest}")
+        for entry in drafts:
+            # a draft that is finished is leased again
+            newest = max((lease.epoch for lease in leases if lease.at_s < entry.requested_s), default=0)
             found.require(entry.epoch >= newest, "no stale epoch commits", f"{job}: {entry.epoch}, leased {newest}")
 
 

@@ -15,13 +15,16 @@ from latentfarm.ledger.records import CommitOutcome, FailOutcome
 
 #: outcomes of a commit that took effect just now
 FRESH = frozenset({"done", "full"})
+#: what stores an image or a draft
+STORES = frozenset({"commit", "draft"})
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One call of the ledger, sent at ``requested_s`` and answered at ``at_s`` of CLOCK_MONOTONIC.
 
-    All processes of a machine share that clock. ``what`` is lease, commit, fail or release, ``outcome`` the answer.
+    All processes of a machine share that clock. ``what`` is lease, commit, draft, fail, release or park, and
+    ``outcome`` the answer: of a lease that goes on from a checkpoint, the checkpoint's epoch. A draft is a commit.
     """
 
     requested_s: float
@@ -67,12 +70,12 @@ def read_journal(file: Path) -> Iterator[Entry]:
 
 def watch_ledger(journal: Journal) -> None:
     """Have every ledger of this process record its answers."""
-    lease, commit, fail, release = Ledger.lease, Ledger.commit, Ledger.fail, Ledger.release
+    lease, commit, fail, release, park = Ledger.lease, Ledger.commit, Ledger.fail, Ledger.release, Ledger.park
 
     def noted_lease(self: Ledger, *args: Any, **options: Any) -> list[Lease]:
         requested_s = time.monotonic()
         leases = lease(self, *args, **options)
-        journal.write("lease", requested_s, leases)
+        journal.write("lease", requested_s, leases, [str(each.checkpoint or "") for each in leases])
         return leases
 
     def noted_commit(
@@ -81,7 +84,8 @@ def watch_ledger(journal: Journal) -> None:
         requested_s = time.monotonic()
         outcomes = commit(self, finished, *args, **options)
         for (held, receipt), outcome in zip(finished, outcomes, strict=True):
-            journal.write("commit", requested_s, [held], [outcome], sha256=receipt["sha256"])
+            what = "draft" if "draft" in receipt else "commit"
+            journal.write(what, requested_s, [held], [outcome], sha256=receipt["sha256"])
         return outcomes
 
     def noted_fail(self: Ledger, lease: Lease, *args: Any, **options: Any) -> FailOutcome:
@@ -97,7 +101,14 @@ def watch_ledger(journal: Journal) -> None:
         journal.write("release", requested_s, held)
         return released
 
+    def noted_park(self: Ledger, parked: Sequence[Lease], *args: Any, **options: Any) -> int:
+        requested_s = time.monotonic()
+        still_held = park(self, parked, *args, **options)
+        journal.write("park", requested_s, parked)
+        return still_held
+
     Ledger.lease = noted_lease  # type: ignore[method-assign]
     Ledger.commit = noted_commit  # type: ignore[method-assign]
     Ledger.fail = noted_fail  # type: ignore[method-assign]
     Ledger.release = noted_release  # type: ignore[method-assign]
+    Ledger.park = noted_park  # type: ignore[method-assign]

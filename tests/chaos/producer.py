@@ -18,11 +18,15 @@ from latentfarm.errors import UnavailableError
 #: error code of a job whose row is invalid
 INVALID_ROW = "invalid_row"
 
-#: few, since each worker builds a sampling plan for each
-STEPS = (1, 4, 16)
+#: steps and scheduler; few, since each worker builds a sampling plan for each
+RUNS = ((1, "euler"), (4, "euler"), (16, "dpm++2m"), (200, "euler_a"))
+#: how often, relative to others
+_WEIGHTS = (10, 10, 10, 1)
+#: two rows in this many are drafts, of this share of their steps
+_DRAFTS_OF, _DRAFT = 11, 0.5
 
 _RETRY_S = 0.5
-_SMALLEST, _LARGEST = 150, 1500
+_SMALLEST, _LARGEST = 150, 1000
 #: one row in this many is invalid, or fails in the worker
 _INVALID_EVERY, _FAILING_EVERY = 211, 173
 #: first word of a prompt that does harm -> the error code of its job, and its rows of a batch: each costs some starts
@@ -38,13 +42,24 @@ _DEADLY_EVERY = 2
 
 @dataclass(frozen=True)
 class Plan:
-    """A batch to submit, and the error codes of its jobs that cannot succeed."""
+    """A batch to submit, the error codes of its jobs that cannot succeed, and those that become drafts.
+
+    Drafts of an even index are to be finished, the others discarded.
+    """
 
     batch: str
     model: str
     file: Path
     rows: int
     fails: Mapping[int, str]
+    drafts: frozenset[int] = frozenset()
+    #: those with the most steps
+    long: frozenset[int] = frozenset()
+
+    @property
+    def discarded(self) -> frozenset[int]:
+        """The drafts that are to be discarded."""
+        return frozenset(index for index in self.drafts if index % 2)
 
 
 class Producer:
@@ -69,25 +84,34 @@ class Producer:
         return bool(self._queue)
 
     def add(self, model: str, *, rows: int = 0) -> None:
-        """Plan another batch, of ``rows`` or of a random size; every job has one of the few numbers of steps."""
+        """Plan another batch, of ``rows`` or of a random size; every job has one of the few numbers of steps.
+
+        Long ones are rare, and run for seconds: what they have done is worth a checkpoint if they are to stop.
+        """
         number = len(self.plans)
         count = rows or self._random.randint(_SMALLEST, _LARGEST)
-        file, fails = self._folder / f"batch-{number}.jsonl", dict[int, str]()
+        file, fails, drafts = self._folder / f"batch-{number}.jsonl", dict[int, str](), set[int]()
+        long = set[int]()
         with file.open("w") as out:
             for index in range(count):
-                row: dict[str, object] = {
-                    "prompt": f"a red circle {number} {index}",
-                    "num_inference_steps": self._random.choice(STEPS),
-                }
-                row["guidance_scale"] = 1.0
+                # the steps of mini take longer
+                kinds = len(RUNS) - (model == "mini")
+                [(steps, scheduler)] = self._random.choices(RUNS[:kinds], _WEIGHTS[:kinds])
+                row: dict[str, object] = {"prompt": f"a red circle {number} {index}", "guidance_scale": 1.0}
+                row |= {"num_inference_steps": steps, "scheduler": scheduler}
                 if model != "mini" and index % _INVALID_EVERY == _INVALID_EVERY - 1:
                     row["width"], fails[index] = 1030, INVALID_ROW
                 elif model != "mini" and index % _FAILING_EVERY == _FAILING_EVERY - 1:
                     row["scheduler_options"], fails[index] = {"no_such_option": 1}, "scheduler"
                 elif model != "mini" and (word := _harm_at(number, index)):
                     row["prompt"], fails[index] = f"{word} {number} {index}", _HARMFUL[word][0]
+                elif steps > 1 and index % _DRAFTS_OF in {1, 4}:
+                    row["draft"] = _DRAFT
+                    drafts.add(index)
+                if steps == RUNS[-1][0] and index not in fails:
+                    long.add(index)
                 out.write(json.dumps(row) + "\n")
-        plan = Plan(f"batch-{number}", model, file, count, fails)
+        plan = Plan(f"batch-{number}", model, file, count, fails, frozenset(drafts), frozenset(long))
         self.plans.append(plan)
         self._queue.append(plan)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from tests.chaos.fault_log import FaultLog, Kill, Return, Spell
-from tests.chaos.journal import FRESH, Entry
+from tests.chaos.journal import FRESH, STORES, Entry
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Recovery:
 def recovery(entries: Iterable[Entry], kills: Iterable[Kill]) -> Recovery:
     """Return how long the jobs of killed workers took to be committed elsewhere."""
     by_pid: dict[int, list[Entry]] = defaultdict(list)
-    committed: dict[str, float] = {}
+    stored: dict[str, list[float]] = defaultdict(list)
     for entry in entries:
         by_pid[entry.pid].append(entry)
-        if entry.what == "commit" and entry.outcome in FRESH:
-            committed[entry.job] = entry.at_s
+        if entry.what in STORES and entry.outcome in FRESH:
+            stored[entry.job].append(entry.at_s)
     seconds = []
     died: dict[int, float] = defaultdict(float)
     for kill in sorted(kills, key=lambda kill: kill.at_s):
@@ -45,7 +45,9 @@ def recovery(entries: Iterable[Entry], kills: Iterable[Kill]) -> Recovery:
             else:
                 held.pop(entry.job, None)
         died[kill.pid] = kill.at_s
-        seconds += [committed[job] - kill.at_s for job in held if committed.get(job, 0.0) > kill.at_s]
+        # a draft is stored once more when it is finished
+        firsts = (next((at_s for at_s in sorted(stored[job]) if at_s > kill.at_s), None) for job in held)
+        seconds += [first - kill.at_s for first in firsts if first is not None]
     return Recovery(seconds)
 
 
@@ -75,7 +77,7 @@ def work_again(entries: Iterable[Entry], faults: FaultLog) -> Mapping[str, Recov
     """
     commits: dict[int, list[float]] = defaultdict(list)
     for entry in entries:
-        if entry.what == "commit" and entry.outcome in FRESH:
+        if entry.what in STORES and entry.outcome in FRESH:
             commits[entry.pid].append(entry.at_s)
     seconds: dict[str, list[float]] = defaultdict(list)
     for spell in faults.spells:

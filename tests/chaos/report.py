@@ -30,13 +30,19 @@ def _figures(farm: Outcome, stock: StockOutcome | None) -> list[str]:
     outcomes = Counter(entry.outcome for entry in farm.entries if entry.what == "commit")
     leases = Counter(entry.job for entry in farm.entries if entry.what == "lease")
     commits = Counter(entry.job for entry in farm.entries if entry.what == "commit" and entry.outcome in FRESH)
+    drafts = sum(1 for entry in farm.entries if entry.what == "draft" and entry.outcome in FRESH)
+    parked = sum(1 for entry in farm.entries if entry.what == "park")
+    taken_up = sum(1 for entry in farm.entries if entry.what == "lease" and entry.outcome)
     ends = f"{max(farm.faults_seen.ends_s, default=0):.1f} s"
     their_ends = f"{max(stock.faults_seen.ends_s, default=0):.1f} s" if stock else ""
     rows: list[tuple[str, object, object]] = [
         ("jobs", f"{found.jobs:,}", f"{stock.jobs:,}" if stock else ""),
-        ("jobs lost", found.jobs - found.done - found.failed, stock.lost if stock else ""),
+        ("jobs lost", found.jobs - found.done - found.failed - found.discarded, stock.lost if stock else ""),
         ("jobs committed twice", sum(1 for count in commits.values() if count > 1), "nothing is committed"),
         ("jobs run more than once", sum(1 for n in leases.values() if n > 1), stock.run_twice if stock else ""),
+        ("drafts made; discarded", f"{drafts:,}; {found.discarded:,}", ""),
+        ("images parked midway; leases that went on from a checkpoint", f"{parked:,}; {taken_up:,}", ""),
+        ("`finish` and `discard` commands; killed", f"{sum(farm.curated.values())}; {farm.curator_kills}", ""),
         ("most runs of one job", max(leases.values(), default=0), stock.most_runs if stock else ""),
         ("late commits of presumed-dead workers, refused", outcomes["stale"], "none can be"),
         ("jobs without fault that failed or were charged", len(found.harmed), ""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from tests.chaos.faults import KINDS
 
 pytestmark = pytest.mark.acceptance
 
-SEED = 20
+SEED = 21
 
 
 @pytest.mark.timeout(600)
@@ -20,5 +21,13 @@ def test_under_faults_no_job_is_lost_none_is_committed_twice_and_none_fails_for_
 ) -> None:
     outcome = run_farm(tmp_path / "farm", seed=SEED, duration_s=seconds, store="rclone")
     assert outcome.violations == [], f"seed {SEED}; the logs of the run are in {tmp_path}"
-    assert outcome.found.done + outcome.found.failed == outcome.found.jobs > 0
+    found = outcome.found
+    assert found.done + found.failed + found.discarded == found.jobs > 0
     assert set(outcome.faults_seen.faults) == set(KINDS)
+    # all that is new to a farm that has drafts has happened
+    assert found.discarded
+    assert {"finish", "discard"} <= outcome.curated.keys()
+    assert any(found.put_down.values())
+    kinds = Counter(entry.what for entry in outcome.entries)
+    assert kinds["draft"] > found.discarded
+    assert kinds["park"]

@@ -2,9 +2,9 @@
 
 import torch
 from tests.chaos.fake_worker import FakeFamily
-from tests.chaos.producer import STEPS
+from tests.chaos.producer import RUNS
 
 from latentfarm_worker.engine.sampling_plan import plan_for
 
-for _steps in STEPS:
-    plan_for(FakeFamily("warm", torch.device("cpu"), torch.float32).scheduler_config, None, {}, _steps)
+for _steps, _scheduler in RUNS:
+    plan_for(FakeFamily("warm", torch.device("cpu"), torch.float32).scheduler_config, _scheduler, {}, _steps)
