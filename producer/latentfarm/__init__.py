@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from latentfarm.batch import Batch
+    from latentfarm.batch_drafts import DraftReport, DraftSelection
     from latentfarm.batch_jobs import JobStatus
     from latentfarm.batch_state import BatchState, PausedBy
     from latentfarm.batch_status import BatchStatus
@@ -34,6 +35,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "batch": ("Batch",),
+    "batch_drafts": ("DraftReport", "DraftSelection"),
     "batch_status": ("BatchStatus",),
     "batch_jobs": ("JobStatus",),
     "batch_state": ("BatchState", "PausedBy"),
@@ -50,6 +52,8 @@ __all__ = [
     "Batch",
     "BatchState",
     "BatchStatus",
+    "DraftReport",
+    "DraftSelection",
     "Expansion",
     "Farm",
     "InputError",

@@ -13,7 +13,7 @@ from latentfarm.ledger import Lease
 from latentfarm.storage.keys import checkpoint_key, draft_key, image_key
 from latentfarm.storage.results import flush_batch
 
-#: of each draft, unless its row says otherwise
+#: evaluations of the model that each draft has had, and of how many
 EVALUATIONS, OF = 3, 10
 Scores = Callable[[int], dict[str, Any]]
 

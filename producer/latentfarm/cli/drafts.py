@@ -1,4 +1,4 @@
-"""``drafts``, ``finish`` and ``discard``: look at the drafts of a batch, and pay for those that are kept."""
+"""``drafts``, ``finish`` and ``discard``: see the drafts of a batch, and pay for those that are kept."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def drafts(
     distinct: draft_selection.Distinct = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per draft")] = False,
 ) -> None:
-    """List the drafts of a batch, with their picks and scores; with --sheet, look at them.
+    """List the drafts of a batch, with their picks and scores; with --sheet, see them.
 
     The options select those that `finish` would. With --by, the best are listed first.
 
