@@ -26,10 +26,11 @@ OPTIONS: dict[str, Any] = {
 }
 
 
-def render(farm: Farm) -> tuple[dict[int, str], int, float]:
+def render(farm: Farm, *, shares: bool) -> tuple[dict[int, str], int, float]:
     """Return the digests of the files, the evaluations that the receipts report as shared, and those of the metric."""
     batch = farm.submit(ROWS, batch="b", **OPTIONS)
     with render_loop(farm, cast("Family", ExactFamily())) as loop:
+        loop._engine.shares_beginnings = shares
         loop.render_all()
         assert batch.wait(timeout_s=60).done == 9
     lines = [*batch.results()]
@@ -38,14 +39,12 @@ def render(farm: Farm) -> tuple[dict[int, str], int, float]:
     return {line["index"]: line["sha256"] for line in lines}, shared, counted
 
 
-def test_a_sweep_makes_the_steps_that_its_estimate_counts(farm: Farm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sweep_makes_the_steps_that_its_estimate_counts(farm: Farm) -> None:
     request = make_request(ROWS, model="mini", **OPTIONS)
     estimate = make_estimate(request, throughput=None, count_tokens=None)
-    files, shared, counted = render(farm)
+    files, shared, counted = render(farm, shares=True)
     assert shared == counted == estimate.shared_steps == 3 * (3 + 6)
     empty(farm)
-    monkeypatch.setattr("latentfarm_worker.engine.forks._HELD_BY_SLOT", 0)
-    monkeypatch.setattr("latentfarm_worker.engine.forks._MAX_BYTES", 0)
-    alone, shared, counted = render(farm)
+    alone, shared, counted = render(farm, shares=False)
     assert shared == counted == 0
     assert alone == files, "also the receipts within the files are the same"

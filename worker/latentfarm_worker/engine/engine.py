@@ -64,6 +64,7 @@ class Engine:
     Attributes:
         on_forward: called before each forward pass of the text encoder, the model and the decoder, as a sign of life.
         slot_viewer: has what ``view_slots`` reads.
+        shares_beginnings: whether images that are admitted from now on share what they have in common with others.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class Engine:
         self._cohort: Hashable = None
         self._run_ahead = RunAhead(family.device)
         self._parking = Parking(family, self._running, self._queue, self._decoder)
+        self.shares_beginnings = True
         self._forks = Forks(family, self._running, self._queue, slots=slots)
         self._broken = BrokenCalls(self._call, self._running, self._queue, self._decoder, self._parking)
 
@@ -209,7 +211,8 @@ class Engine:
             JobError: as ``prepare``; then nothing is queued.
         """
         image = job if isinstance(job, ImageState) else self.prepare(job)
-        self._forks.add(image)
+        if self.shares_beginnings:
+            self._forks.add(image)
         self._queue.append(image)
 
     @torch.inference_mode()

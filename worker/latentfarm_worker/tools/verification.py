@@ -233,11 +233,15 @@ def _pixels_of(entry: Mapping[str, Any]) -> int:
 def _make_engine(family: Family, settings: Settings, micro_batch: int, decode_group: int) -> Engine:
     """Return an engine with these sizes, without a measurement of others; for a receipt without them, a worker's."""
     if not micro_batch:
-        return make_engine(family, settings)
-    if wants_compiling(family, settings):
-        # again for each engine, so that no number of them reaches the compiler's limit
-        compile_or_run_eagerly(family, settings.model_copy(update={"micro_batch": micro_batch}))
-    return Engine(family, slots=micro_batch // 2, micro_batch=micro_batch, decode_group=decode_group)
+        engine = make_engine(family, settings)
+    else:
+        if wants_compiling(family, settings):
+            # again for each engine, so that no number of them reaches the compiler's limit
+            compile_or_run_eagerly(family, settings.model_copy(update={"micro_batch": micro_batch}))
+        engine = Engine(family, slots=micro_batch // 2, micro_batch=micro_batch, decode_group=decode_group)
+    # each image shows by itself that its bytes are those of its row
+    engine.shares_beginnings = False
+    return engine
 
 
 def _describe(engine: Engine, threads: int) -> str:
