@@ -1,7 +1,7 @@
 """Screenshots of each view for docs/dashboard: ``make screenshots``.
 
 A local farm renders batches with mini, as a user's would: one whose images are all done, one that runs, one with
-failures, a paused one, one that its canary paused, and a sweep.
+failures, a paused one, one that its canary paused, a sweep, and one of drafts.
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ def _see_previews(page: Page) -> None:
     expect(page.get_by_role("main").locator("img").nth(3)).to_be_visible(timeout=30_000)
 
 
+def _see_price(page: Page) -> None:
+    page.get_by_role("button", name="Finish 4 picked").click()
+    expect(page.get_by_role("dialog")).to_be_visible()
+
+
 def _scroll_to_images(page: Page) -> None:
     page.get_by_role("main").locator("img").first.scroll_into_view_if_needed()
 
@@ -84,6 +89,10 @@ SHOTS = (
     Shot("gallery", "/batches/shapes/gallery", PROMPTS[0]),
     Shot("gallery-dark", "/batches/shapes/gallery", PROMPTS[0], DESK_DARK),
     Shot("gallery-phone", "/batches/shapes/gallery", PROMPTS[0], PHONE, _scroll_to_images),
+    Shot("drafts", "/batches/choices/gallery", "40 drafts"),
+    Shot("drafts-dark", "/batches/choices/gallery", "40 drafts", DESK_DARK),
+    Shot("drafts-phone", "/batches/choices/gallery", "40 drafts", PHONE, _scroll_to_images),
+    Shot("finish", "/batches/choices/gallery", "40 drafts", DESK, _see_price),
     Shot("grid", "/batches/guidance/grid", "Select two images"),
     Shot("image", "/batches/shapes/images/21", PROMPTS[21]),
     Shot("image-dark", "/batches/shapes/images/21", PROMPTS[21], DESK_DARK),
@@ -118,11 +127,15 @@ def fill(farm: Farm) -> None:
     canary = submit(PROMPTS, batch="canary", options=SubmitOptions(canary=4))
     paused = submit(PROMPTS, batch="later")
     paused.pause()
+    choices = submit(PROMPTS[:40], batch="choices", draft=0.4)
     for batch in (shapes, guidance, failures):
         _wait(batch, BatchState.COMPLETE)
+    _wait(choices, BatchState.DRAFTED)
     _wait(canary, BatchState.PAUSED)
     shapes.pick([0, 3, 5], "picked", rating=5)
     shapes.pick([4, 9], "rejected")
+    choices.pick([1, 5, 10, 12], "picked", rating=4)
+    choices.pick([0, 3], "rejected")
     overnight = submit(PROMPTS * 30, batch="overnight", num_images_per_prompt=2)
     until(lambda: overnight.status().done >= 30)
 

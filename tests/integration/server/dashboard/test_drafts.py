@@ -92,6 +92,7 @@ def test_drafts_are_picked_by_keyboard_finished_and_the_rest_is_discarded(page: 
     expect(drafts).to_be_hidden()
     # with no draft left, the images are shown
     shown(page, 0, 3)
+    expect(page.get_by_role("button", name="done 2")).to_have_attribute("aria-pressed", "true")
     expect(page.locator(".badge").first).to_have_text("complete")
     assert (farm.batch("cats").status().done, farm.batch("cats").status().cancelled) == (2, 6)
 

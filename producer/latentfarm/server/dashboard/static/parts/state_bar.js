@@ -1,4 +1,4 @@
-/** What is said and drawn of how far a batch is: the share of its jobs in each state as a stacked bar, and texts. */
+/** How far a batch is: the share of its jobs in each state as a stacked bar, and in words. */
 
 import { h, setText } from "../core/dom.js";
 import { ago, duration, number, percent, rate } from "../core/format.js";

@@ -103,15 +103,15 @@ class Gallery {
     this.target.max = String(batch.total - 1);
     if (before?.drafted !== batch.drafted) this.readPicks();
     this.adapt(before ? 0 : this.start, !before);
-    this.filters.update(batch);
     this.showTurns();
     // an empty page has nothing that could move
     if (!this.jobs.length && !this.fresh.hidden) this.fresh.click();
   }
 
-  /** Read what the batch has now, drafts or images, if nothing is shown. @param {number} start @param {boolean} first */
+  /** If nothing is shown, read what the batch has now, drafts or images. @param {number} start @param {boolean} first */
   adapt(start, first) {
     if (!this.jobs.length && this.batch && (this.filters.adapt(this.batch) || first)) this.read(start);
+    if (this.batch) this.filters.update(this.batch);
   }
 
   /** Show the page of the jobs from `start` on that fit. @param {number} start @param {number[]} [before] */
