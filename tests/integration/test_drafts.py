@@ -13,6 +13,7 @@ from latentfarm.batch_state import BatchState
 from latentfarm.errors import ConflictError, NotFoundError
 from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger
+from latentfarm.recovery.recover import recover_batch
 from latentfarm.storage.keys import batch_prefix
 from latentfarm.storage.pick_state import Pick
 
@@ -159,3 +160,27 @@ def test_a_job_of_which_no_draft_is_left_is_named_with_its_state(farm: Farm) -> 
     assert batch.finish(ALL).changed == 0
     with pytest.raises(ConflictError, match=r"job cats/1 is cancelled: its draft was discarded"):
         batch.finish(DraftSelection(indices=(1,)))
+
+
+def test_after_the_loss_of_the_ledger_drafts_keep_their_picks_and_finish_is_repeated(farm: Farm) -> None:
+    batch = drafted_batch(farm, ["a", "b", "c"], scores=scores)
+    batch.pick([0], "picked")
+    batch.pick([2], "rejected", rating=1)
+    picked = DraftSelection(pick=Pick.PICKED)
+    batch.finish(picked)
+    batch.discard(DraftSelection(indices=(2,)))
+    farm.ledger.redis.flushall()
+    recover_batch(farm.ledger, farm.bucket, "cats")
+    # the results of its part were not stored since, so nothing proves that it was discarded: it is drafted again
+    assert states(batch) == {"drafted": [0, 1], "pending": [2]}
+    assert [(each.index, each.pick) for each in batch.picks()] == [(0, "picked")]
+    assert [batch.finish(picked).changed for _ in range(2)] == [1, 0]
+    render(farm, scores=scores)
+    assert [(line["state"], line.get("pick")) for line in batch.results()] == [
+        ("done", "picked"),
+        ("drafted", None),
+        ("drafted", None),
+    ]
+    # the finished one counts, and its draft was less sharp than the others
+    assert batch.price_drafts(DraftSelection(top=1, by="sharpness")).indices == (2,)
+    assert batch.price_drafts(DraftSelection(top=3, by="sharpness")).before == 1
