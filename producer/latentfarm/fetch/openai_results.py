@@ -25,7 +25,10 @@ ImageEntry = Callable[[dict[str, Any]], dict[str, str]]
 _DONE = JobState.DONE.word
 #: states of an error line
 _NOT_DONE = (JobState.FAILED.word, JobState.CANCELLED.word)
-_CANCELLED = {"code": "batch_cancelled", "message": "the batch was cancelled before this image was rendered"}
+_CANCELLED = {
+    "code": "batch_cancelled",
+    "message": "the batch was cancelled, or the draft discarded, before this image was rendered to its end",
+}
 
 
 def url_entry(bucket: Bucket, *, expires_s: int) -> ImageEntry:
