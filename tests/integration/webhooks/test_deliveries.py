@@ -86,7 +86,7 @@ def test_a_batch_whose_drafts_wait_has_its_own_event_and_another_one_at_its_end(
     ledger.drop_flushed("cats", 0, retries=0)
     due_now(ledger)
     assert deliver_due(ledger, worker) == 1
-    # nobody hears of an end that was none by the time of the attempt
+    # an end that is none any more by the time of the attempt is not sent
     ledger.finish("cats", [0])
     draft_all(ledger, lease(ledger, 1))
     ledger.finish("cats", [0])
