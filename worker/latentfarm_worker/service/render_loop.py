@@ -118,7 +118,10 @@ class RenderLoop:
         self._parking, self._live, self._slots = parts.parking, parts.live, parts.slots
         engine.on_forward = AtRiskRecorder(engine, self._hooks.state)
         # last: it may call at once
-        self._signals = SignalListener(
+        self._signals = self._listen(ledger, model, worker)
+
+    def _listen(self, ledger: Ledger, model: str, worker: str) -> SignalListener:
+        return SignalListener(
             ledger,
             on_cancelled=self._leases.check_batch,
             on_paused=self._parking.pause,
