@@ -80,6 +80,8 @@ def bytes_of(outcome: Rendered) -> bytes:
 
 def drafts_of(engine: Engine, jobs: Sequence[Job], inputs: Sequence[JobInputs] = ()) -> dict[tuple[int, int], Rendered]:
     """Return a draft of each job after every number of evaluations, by the place of the job and that number."""
+    # each is made by itself
+    engine.shares_beginnings = False
     for at, job in enumerate(jobs):
         given = inputs[at] if inputs else NO_INPUTS
         for evaluations in range(1, engine.prepare(job, inputs=given).evaluations):
