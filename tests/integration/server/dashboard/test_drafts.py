@@ -12,6 +12,7 @@ from tests.integration.server.dashboard.conftest import OpenPage
 from tests.support.browser import LOOKS, Problems, sideways_pixels, violations
 from tests.support.drafts import STOPPED, WHOLE, drafted_batch, work
 
+from latentfarm.batch_drafts import DraftSelection
 from latentfarm.farm import Farm
 from latentfarm.server.security.keys import new_key
 
@@ -111,8 +112,16 @@ def test_a_draft_is_seen_in_the_other_views(page: Page, farm: Farm) -> None:
     page.get_by_role("button", name="Reject").click()
     page.get_by_role("navigation", name="Views of the batch").get_by_role("link", name="Gallery").click()
     expect(page.get_by_role("button", name="Discard 1 rejected …")).to_be_enabled()
-    # another user discards it: this page hears of it
-    farm.batch("cats").cancel()
+    # another user finishes one and discards the rest: the pages hear of it
+    page.get_by_role("link", name="Grid").click()
+    image = page.get_by_role("region", name="Grid").locator('[data-job="0"] img')
+    expect(image).to_have_attribute("src", re.compile("draft=1"))
+    farm.batch("cats").finish(DraftSelection(indices=(0,)))
+    work(farm)
+    expect(image).not_to_have_attribute("src", re.compile("draft=1"))
+    page.get_by_role("link", name="Gallery").click()
+    shown(page, 1)
+    farm.batch("cats").discard(DraftSelection())
     expect(page.get_by_role("region", name="Drafts")).to_be_hidden()
 
 

@@ -37,7 +37,7 @@ export async function showGrid(page) {
 
   const read = oneAtATime(async () => {
     // but for a retry, those before the first that has not ended stay as they are
-    const running = [...jobs.values()].find(({ state }) => state === "pending" || state === "leased");
+    const running = [...jobs.values()].find(({ state }) => ["pending", "leased", "drafted"].includes(state));
     let from = all ? start : (running?.index ?? stop);
     all = false;
     while (from < stop) {
