@@ -239,7 +239,8 @@ class BatchDrafts:
         found: dict[RankedDraft, bool] = {}
         paths: list[str] = []
         with_hash = False
-        for line, is_draft in self._lines(end.value):
+        # the manifest has the columns, and takes longer to read than the rest of a line
+        for line, is_draft in self._lines(end.value, whole=selection.by.startswith("columns.")):
             if named is not None and line["index"] not in named:
                 continue
             if selection.pick is not None and line.get("pick") != selection.pick:
@@ -256,10 +257,11 @@ class BatchDrafts:
         chosen = [draft.index for draft in ranked if found[draft]]
         return _Choice(len(drafts), chosen, len(ranked) - len(chosen))
 
-    def _lines(self, ended: Collection[JobState]) -> Iterator[tuple[dict[str, Any], bool]]:
-        """Yield the joined result lines of drafts in order, and whether each is one now.
+    def _lines(self, ended: Collection[JobState], *, whole: bool = True) -> Iterator[tuple[dict[str, Any], bool]]:
+        """Yield the result lines of drafts in order, and whether each is one now.
 
         The others are of drafts that were finished or discarded and whose jobs are in one of the states ``ended``.
+        Unless ``whole``, lines are not joined with the manifest.
         """
         drafts = self._ledger.indices(self._batch, JobState.DRAFTED)
         by_part = {part: list(group) for part, group in groupby(drafts, key=part_of)}
@@ -272,7 +274,8 @@ class BatchDrafts:
             states = self._ledger.states(self._batch, span.start, span.stop) if before else []
             past = {index: line for index, line in before.items() if states[index - span.start] in ended}
             lines = {**past, **now}
-            return [(self._joined(lines[index]), index in now) for index in sorted(lines)]
+            join = self._joined if whole else self._decided
+            return [(join(lines[index]), index in now) for index in sorted(lines)]
 
         parts = sorted(by_part.keys() | kept.keys())
         with closing(ordered_parallel_map(parts, read, threads=_THREADS, group=1)) as found:
@@ -286,6 +289,9 @@ class BatchDrafts:
 
     def _joined(self, line: dict[str, Any]) -> dict[str, Any]:
         return joined_result(line, self._manifest.entry(self._batch, line["index"]), self._journal.fields_of(line))
+
+    def _decided(self, line: dict[str, Any]) -> dict[str, Any]:
+        return {**line, **self._journal.fields_of(line)}
 
     def _keep(self, indices: Sequence[int]) -> Iterator[Lines]:
         """Store the result lines of drafts and yield them, a part at a time."""

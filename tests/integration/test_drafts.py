@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.support.drafted_jobs import EVALUATIONS, OF, drafted_batch, receipt, render
 
-from latentfarm import Batch, Farm, InputError
+from latentfarm import Batch, Farm, InputError, ReadOptions
 from latentfarm.batch_drafts import DraftSelection
 from latentfarm.batch_state import BatchState
 from latentfarm.errors import ConflictError, NotFoundError
@@ -85,6 +85,17 @@ def test_an_interrupted_selection_of_the_best_is_continued(farm: Farm, monkeypat
     continued = batch.finish(best)
     assert (continued.before, continued.changed) == (60, 60)
     assert [*farm.ledger.indices("cats", JobState.PENDING)] == list(wanted)
+
+
+def test_columns_and_ratings_order_drafts_as_scores_do(farm: Farm) -> None:
+    rows = [{"prompt": f"cat {index}", "aesthetic": str(7 - index)} for index in range(4)]
+    batch = farm.submit(rows, batch="cats", draft=0.3, reading=ReadOptions(keep_columns=True))
+    render(farm)
+    batch.pick([2], rating=5)
+    batch.pick([1], rating=3)
+    assert [line["index"] for line in batch.drafts(DraftSelection(top=3, by="columns.aesthetic"))] == [0, 1, 2]
+    assert [line["index"] for line in batch.drafts(DraftSelection(top=3, by="rating"))] == [2, 1, 0]
+    assert [line["index"] for line in batch.drafts()] == [0, 1, 2, 3]
 
 
 def test_work_is_priced_by_the_receipts_and_by_what_workers_have_measured(farm: Farm) -> None:
