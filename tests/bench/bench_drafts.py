@@ -22,12 +22,11 @@ from tests.bench.workload import GUIDANCE, Row, uniform
 from latentfarm.batch import Batch
 from latentfarm.batch_drafts import DraftSelection
 from latentfarm.job_state import JobState
-from latentfarm.limits import DEFAULT_STEPS
 from latentfarm.step_counts import draft_evaluations
-from latentfarm.storage.keys import batch_prefix
+from latentfarm.storage.keys import drafts_prefix
 from latentfarm.storage.orphans import collect_orphans
 
-_DRAFT, _KEPT, _BY = 0.3, 0.1, "sharpness"
+_STEPS, _DRAFT, _KEPT, _BY = 30, 0.3, 0.1, "sharpness"
 #: points between what is saved and the arithmetic
 _MOST_POINTS = 3
 _POLL_S, _TIMEOUT_S = 0.25, 3600
@@ -84,6 +83,7 @@ def measure(workers: LatentfarmWorkers, rows: list[Row]) -> list[Line]:
     batch = farm.submit(rows, batch="whole", model=model)
     wait_for(batch, JobState.DONE, count)
     whole = stopwatch.phase(f"{count} images")
+    decode_s = statistics.fmean(line["timings"]["decode"] for line in batch.results())
 
     batch = farm.submit(rows, batch="drafts", model=model, draft=_DRAFT)
     wait_for(batch, JobState.DRAFTED, count)
@@ -102,25 +102,28 @@ def measure(workers: LatentfarmWorkers, rows: list[Row]) -> list[Line]:
 
     # a worker deletes what a finished draft had stored a moment after the image, and what is lost stays until then
     collect_orphans(farm.ledger, farm.bucket, batch.name)
-    stored = [key for key in farm.bucket.keys(batch_prefix(batch.name)) if "/drafts/" in key]
+    stored = [*farm.bucket.keys(drafts_prefix(batch.name))]
     assert price.selected == kept
     assert kept + discarded == count
     used_s = drafts.cpu_s + finished.cpu_s + freed.cpu_s
     saved, wall_saved = 1 - used_s / whole.cpu_s, 1 - (drafts.wall_s + finished.wall_s) / whole.wall_s
-    steps = rows[0]["num_inference_steps"]
-    made = draft_evaluations(_DRAFT, steps, steps)
+    made = draft_evaluations(_DRAFT, _STEPS, _STEPS)
     assert made is not None
     assert {receipt["evaluations"] for receipt in receipts} == {made}
-    arithmetic = 1 - (made + kept / count * (steps - made)) / steps
+    arithmetic = 1 - (made + kept / count * (_STEPS - made)) / _STEPS
+    # a preview is decoded for each draft, and one image more for each that is finished
+    decoder = decode_s * count / whole.cpu_s
+    with_decoder = (1 - decoder) * arithmetic - decoder * kept / count
     return [
-        Line(f"{count:,} images of {steps} steps: CPU of the workers", whole.cpu_s, "s"),
+        Line(f"{count:,} images of {_STEPS} steps: CPU of the workers", whole.cpu_s, "s"),
         Line(f"{count:,} drafts of {made} steps", drafts.cpu_s, "s"),
         Line(f"{kept} of them finished", finished.cpu_s, "s"),
         Line("saved", 100 * saved, "%"),
         Line("saved by the arithmetic of steps", 100 * arithmetic, "%"),
         Line("the difference", 100 * abs(arithmetic - saved), "points", _MOST_POINTS),
+        Line("saved by the arithmetic of steps and decoder", 100 * with_decoder, "%"),
         Line("saved of the time until the last image", 100 * wall_saved, "%"),
-        Line("a draft besides its steps: CPU", (drafts.cpu_s - whole.cpu_s * made / steps) / count * 1000, "ms"),
+        Line("a draft besides its steps: CPU", (drafts.cpu_s - whole.cpu_s * made / _STEPS) / count * 1000, "ms"),
         Line("a checkpoint", checkpoint_bytes / 1e3, "kB"),
         Line(f"choosing the best tenth by {_BY}, with the price", choose_s, "s"),
         Line(f"discarding {discarded}", freed.wall_s, "s"),
@@ -138,7 +141,7 @@ def main() -> int:
         farm_servers(folder) as settings,
         latentfarm_workers(settings.model_copy(update={"dtype": "float32"}), CORES, folder / "workers") as workers,
     ):
-        lines = measure(workers, uniform(count, num_inference_steps=DEFAULT_STEPS))
+        lines = measure(workers, uniform(count, num_inference_steps=_STEPS))
     note = f"The model is mini, in float32, guidance {GUIDANCE:g}; {CORES} workers of 1 torch thread."
     return report("drafts", lines, conditions, write=arguments.write, note=note)
 
