@@ -1,4 +1,4 @@
-"""Who looks at the drafts of a run: the real ``latentfarm finish`` and ``discard``, killed and run again."""
+"""Decisions about the drafts of a run: the real ``latentfarm finish`` and ``discard``, killed and run again."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from latentfarm.errors import InputError, UnavailableError
 from latentfarm.job_state import JobState
 from latentfarm.ledger import Ledger
 
-#: seconds between two looks at the batches
-_LOOK_S = 1.0
+#: seconds between two polls of the batches
+_POLL_S = 1.0
 #: so many drafts are worth a command when there are no more faults, for which a command would be cut in pieces
 _MANY = 30
 _ENTRY = "tests.chaos.fake_worker:run_command"
@@ -48,7 +48,7 @@ class Curator:
         self._process: ForkedProcess | None = None
         self._command: list[str] = []
         self._repeats = False
-        self._look_at_s = self._kill_s = 0.0
+        self._poll_at_s = self._kill_s = 0.0
         self._kills_next = False
 
     @property
@@ -65,8 +65,8 @@ class Curator:
         now = time.monotonic()
         if self._process is not None:
             self._check(self._process, now, note)
-        elif now >= self._look_at_s:
-            self._look_at_s = now + (_LOOK_S / 10 if self.hurries else _LOOK_S)
+        elif now >= self._poll_at_s:
+            self._poll_at_s = now + (_POLL_S / 10 if self.hurries else _POLL_S)
             try:
                 self._command = self._next_command(plans)
             except (InputError, UnavailableError, redis.RedisError):

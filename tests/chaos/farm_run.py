@@ -321,7 +321,7 @@ class _FarmRun:
         self.pause_due = True
 
     def _runs_long(self, now: float) -> bool:
-        """Return whether a long job has been leased for a while, so that it probably runs."""
+        """Return whether a long job has been leased for some time, so that it probably runs."""
         leased: set[tuple[str, int]] = set()
         try:
             for plan in self.producer.plans:

@@ -53,7 +53,7 @@ class FaultInjector:
     """Injects faults into everything that can have them.
 
     ``before_redis_dies`` and ``after_redis_returns`` are called around a SIGKILL of Redis, when no connection
-    reaches it. ``drain`` requests a worker's end, and ``pause`` puts down what runs, for a while.
+    reaches it. ``drain`` requests a worker's end, and ``pause`` puts down what runs for some seconds.
     """
 
     def __init__(self, folder: Path, network: Network, fork_server: ForkServer, redis: RedisHost, *, seed: int) -> None:

@@ -69,8 +69,8 @@ def wait_for(
         echo_err(f"the batch was cancelled: {format_ends(status)}")
     if status.state is BatchState.DRAFTED:
         echo_err(
-            f"{plural(status.drafted, 'draft')} to be finished or discarded: `latentfarm drafts {batch.name}`, then "
-            f"`latentfarm finish {batch.name}` and `latentfarm discard {batch.name}`"
+            f"{plural(status.drafted, 'draft')} to be finished or discarded: `latentfarm drafts {batch.name} --sheet "
+            f"drafts.png`, then `latentfarm finish {batch.name} --indices ...` and `latentfarm discard {batch.name}`"
         )
     if status.truncated:
         echo_err(format_truncations(status))

@@ -47,7 +47,7 @@ class Lease:
     ``attempts`` were charged before this lease. ``created_ms`` is the creation of the batch: a deleted batch and a
     later one of its name differ in it. ``interactive``: a client waits for the image. ``urgent``: it takes the place of
     running images that are not; every interactive one does. ``checkpoint`` is the epoch of the checkpoint from which
-    the job goes on, 0 for none. ``finish``: the job is rendered to its end also if its row asks for a draft.
+    the job goes on, 0 for none. ``finish``: the job is rendered to its end also if its row has a ``draft``.
     """
 
     batch: str

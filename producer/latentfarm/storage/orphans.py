@@ -1,8 +1,8 @@
 """Removes orphaned objects from the bucket: images of leases that ended without a commit, checkpoints of ended jobs.
 
 A worker that lost its lease may have stored an image of the job already, and its last request may arrive later. The key
-contains the lease's epoch, so such an image costs space and does no harm. Whoever ends a job deletes its checkpoint and
-the preview of its draft, but may die before that.
+contains the lease's epoch, so such an image costs space and does no harm. A process that ends a job deletes its
+checkpoint and the preview of its draft, but may die before that.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@
 -- checkpoints:<b>      hash    <i> -> "<epoch> <finish>" of jobs that were drafted or      commit, discard, cancel,
 --                              parked: the epoch of the image checkpoint from which the    restore_begin; failures
 --                              job goes on, 0 for none; finish is 1 if it is rendered to
---                              its end also if its row asks for a draft. A job of an active
+--                              its end also if its row has a draft. A job of an active
 --                              batch that is drafted has an epoch
 -- attempts:<b>         hash    <i> -> charged attempts: errors of the job itself           drop_flushed, retry
 -- lost_by:<b>          hash    <i> -> names of the workers that lost it, one a loss;       drop_flushed, retry,

@@ -18,7 +18,7 @@ for at, value in ipairs(redis.call('HMGET', CHECKPOINTS, unpack(fields))) do
 end
 redis.call('HDEL', CHECKPOINTS, unpack(fields))
 forget_runs(batch, fields)
--- result lines change; whoever discards may also die before it deletes what the drafts have stored
+-- result lines change; the process that discards may also die before it deletes what the drafts have stored
 redis.call('HSET', batch_key(batch), 'drafted', f.drafted - #fields, 'cancelled', f.cancelled + #fields)
 redis.call('HINCRBY', batch_key(batch), 'retries', 1)
 mark_lost_lease(batch)

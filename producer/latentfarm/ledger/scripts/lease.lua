@@ -9,7 +9,7 @@
 -- are returned again, with their full time, for any k.
 -- Returns a list of runs of consecutive jobs under one epoch: [batch, first index, jobs, epoch, charged attempts,
 -- creation of the batch, company, urgency as in `urgency_of`, epoch of the checkpoint from which they go on (0 for none),
--- 1 if they are rendered to their end also if their rows ask for drafts].
+-- 1 if they are rendered to their end also if their rows have drafts].
 local model, worker, wanted, lease_ms, request = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), ARGV[5]
 local may_run_alone = ARGV[6] == '1'
 local only_urgent = ARGV[7] == '1'
