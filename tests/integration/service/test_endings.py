@@ -68,9 +68,12 @@ def test_a_draining_worker_finishes_what_takes_no_longer_than_a_checkpoint_and_p
         loop._parking._checkpoints.add_image(0.5)
         thread = Thread(target=loop.render_all)
         thread.start()
-        while len(loop._engine._running) < 2:
-            assert steps.acquire(timeout=30)
+        assert steps.acquire(timeout=60)
+        if len(loop._engine._running) < 2:
+            # it begins with the next step
+            until(lambda: bool(loop._supply.ahead._ready), timeout_s=60)
             go.release()
+            assert steps.acquire(timeout=60)
         loop.drain(time.monotonic() + 30)
         assert batch.status().leased == 2
         go.release(1_000)
