@@ -103,7 +103,7 @@ def finish(
     elif dry_run:
         _print_price(report)
     else:
-        typer.echo(f"{batch} {_outcome(report, 'finish', 'finished')}")
+        typer.echo(f"{batch} {_outcome(report, 'finish', 'finishes', 'finished')}")
     if dry_run:
         return
     warnings = warnings_of(found.connection.ledger, found.status())
@@ -139,7 +139,7 @@ def discard(
     if as_json:
         print_json(report.model_dump(exclude_none=True))
     else:
-        typer.echo(f"{batch} {_outcome(report, 'discard', 'discarded')}")
+        typer.echo(f"{batch} {_outcome(report, 'discard', 'discards', 'discarded')}")
 
 
 def _selection(
@@ -172,14 +172,15 @@ def _confirm(question: str) -> None:
         raise typer.Exit(1)
 
 
-def _outcome(report: DraftReport, verb: str, participle: str) -> str:
-    before = f"; {plural(report.before, 'draft')} of the selection was {participle} before" if report.before else ""
-    before = before if report.before == 1 else before.replace(" was ", " were ")
+def _outcome(report: DraftReport, verb: str, third_person: str, participle: str) -> str:
+    """Return what became of a selection, as the end of a sentence that begins with the batch."""
     left = report.drafts - report.changed
-    if not report.changed:
-        return f"has no draft to {verb}{before}"
-    drafts_left = f"; {plural(left, 'draft')} left" if left else "; no draft is left"
-    return f"{verb}es {plural(report.changed, 'draft')}".replace("discardes", "discards") + before + drafts_left
+    parts = [f"{third_person} {plural(report.changed, 'draft')}" if report.changed else f"has no draft to {verb}"]
+    if report.before:
+        parts.append(f"{report.before:,} of the selection {participle} before")
+    if report.changed:
+        parts.append(f"{plural(left, 'draft')} left" if left else "no draft is left")
+    return "; ".join(parts)
 
 
 def _print_price(report: DraftReport) -> None:

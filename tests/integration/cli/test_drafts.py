@@ -63,7 +63,7 @@ def test_drafts_are_listed_picked_finished_and_discarded(farm: Farm, tmp_path: P
     assert "no worker is running now" in text
     assert (
         invoke(settings, *finish)[1].splitlines()[0]
-        == "cats has no draft to finish; 2 drafts of the selection were finished before"
+        == "cats has no draft to finish; 2 of the selection finished before"
     )
     names = tmp_path / "names.txt"
     names.write_text("cats/2\n\n 3, 4-5 \n")
