@@ -60,7 +60,7 @@ def test_one_bad_job_of_eight_harms_no_other(settings: Settings, tmp_path: Path,
         check_it_renders_on(farm, worker)
 
 
-@pytest.mark.parametrize("fault", quick(CODES, but={*CODES} - {"die"}))
+@pytest.mark.parametrize("fault", quick(CODES, but={*CODES}))
 def test_two_bad_jobs_of_thirty_harm_no_other(settings: Settings, tmp_path: Path, fault: str) -> None:
     farm, bad = Farm.open(settings), [7, 20]
     with faulty(settings, tmp_path / "w", LIMITS, *OPTIONS) as worker:

@@ -109,7 +109,7 @@ JOBS = 60
 LEASE_S = 3
 
 
-@pytest.mark.parametrize("cause", quick(CAUSES, but={"READONLY", "MISCONF"}))
+@pytest.mark.parametrize("cause", quick(CAUSES, but={"READONLY", "MISCONF", "NOPERM"}))
 def test_a_batch_loses_and_charges_nothing_while_redis_refuses_writes(
     cause: str, settings: Settings, refusing: RefusingRedis, tmp_path: Path, latentfarm: Command
 ) -> None:

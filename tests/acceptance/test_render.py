@@ -58,7 +58,7 @@ def test_prompts_become_images_once(latentfarm: Command, tmp_path: Path) -> None
     assert len(read_lines(out / "results.jsonl")) == 2
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_an_interrupted_render_continues(latentfarm: Command, tmp_path: Path, how: signal.Signals) -> None:
     (tmp_path / "p.txt").write_text("\n".join(f"prompt {n}" for n in range(24)))
     options = ("render", "p.txt", "-o", "out", "--num-inference-steps", "20", "--width", "64", "--height", "64")

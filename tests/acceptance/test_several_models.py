@@ -71,6 +71,7 @@ def test_two_models_in_one_worker_give_the_files_of_two_workers(
     assert together == alone
 
 
+@pytest.mark.slow
 def test_a_worker_of_two_models_that_is_killed_loses_and_charges_no_job(
     settings: Settings, sources: dict[str, Path], tmp_path: Path
 ) -> None:

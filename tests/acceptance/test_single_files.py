@@ -19,6 +19,7 @@ def pixels(folder: Path) -> list[bytes]:
     return [Image.open(path).tobytes() for path in sorted(folder.glob("0*.png"))]
 
 
+@pytest.mark.slow
 def test_a_file_with_a_base_and_another_vae_renders_as_the_folder_that_has_both(
     latentfarm: Command, tmp_path: Path
 ) -> None:

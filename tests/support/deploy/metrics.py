@@ -21,6 +21,8 @@ WORKER = {
     "latentfarm_uploaded_bytes_total": {"model"},
     "latentfarm_pixels_total": {"model"},
     "latentfarm_compute_cost_total": {"model"},
+    "latentfarm_checkpoints_total": {"model", "event"},
+    "latentfarm_evaluations_total": {"model", "outcome"},
     "latentfarm_ready": {"model"},
     "latentfarm_worker_info": {"model", "worker", "device", "dtype", "version"},
 }

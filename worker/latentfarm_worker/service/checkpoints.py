@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import statistics
 import time
+from collections import deque
 from collections.abc import Iterable
-from threading import Lock
 from typing import Any
 
 from latentfarm.image_formats import IMAGE_FORMATS
@@ -20,20 +21,26 @@ from latentfarm_worker.service.metrics import CheckpointEvent, Metrics
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/octet-stream"
-#: share of the newest measurement in a mean
-_NEWEST = 0.25
+#: measurements that a median is of
+_RECENT = 16
 
 
-class _MeanSeconds:
-    """An exponentially weighted mean of seconds, None before the first. Thread-safe."""
+class _RecentSeconds:
+    """The median of the seconds that recent requests took, None before the first. Thread-safe.
+
+    A mean would keep the slow ones of an outage for long.
+    """
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self.value: float | None = None
+        self._recent: deque[float] = deque(maxlen=_RECENT)
+
+    @property
+    def median(self) -> float | None:
+        recent = self._recent.copy()
+        return statistics.median(recent) if recent else None
 
     def add(self, seconds: float) -> None:
-        with self._lock:
-            self.value = seconds if self.value is None else self.value + _NEWEST * (seconds - self.value)
+        self._recent.append(seconds)
 
 
 class Checkpoints:
@@ -47,24 +54,24 @@ class Checkpoints:
     def __init__(self, bucket: Bucket, metrics: Metrics) -> None:
         self._bucket = bucket
         self._metrics = metrics
-        self._stored, self._read, self._other_puts = _MeanSeconds(), _MeanSeconds(), _MeanSeconds()
+        self._puts, self._reads = _RecentSeconds(), _RecentSeconds()
 
     # -- what they cost --------------------------------------------------------------------------------------
 
     @property
     def store_s(self) -> float:
-        """Return the mean seconds in which one is stored; before the first, those of images, and 0 without any."""
-        return self._stored.value or self._other_puts.value or 0.0
+        """Return the median seconds in which checkpoints and images, which are as large, are stored; 0 before any."""
+        return self._puts.median or 0.0
 
     @property
     def seconds(self) -> float:
-        """Return the mean seconds in which one is stored and read. Before one is read, both take equally long."""
-        read_s = self._read.value
+        """Return the median seconds in which one is stored and read. Before one is read, both take equally long."""
+        read_s = self._reads.median
         return self.store_s + (self.store_s if read_s is None else read_s)
 
     def add_image(self, seconds: float) -> None:
         """Record how long an image took to its place in the bucket."""
-        self._other_puts.add(seconds)
+        self._puts.add(seconds)
 
     # -- objects ---------------------------------------------------------------------------------------------
 
@@ -77,7 +84,7 @@ class Checkpoints:
         began = time.perf_counter()
         body, key = encode(checkpoint), checkpoint_key(lease.batch, lease.index, lease.epoch)
         self._bucket.put(key, body, content_type=CONTENT_TYPE)
-        self._stored.add(time.perf_counter() - began)
+        self._puts.add(time.perf_counter() - began)
         return {"key": key, "sha256": hashlib.sha256(body).hexdigest(), "bytes": len(body)}
 
     def read(self, lease: Lease) -> ImageCheckpoint | None:
@@ -97,7 +104,7 @@ class Checkpoints:
         except CheckpointError as error:
             self._report(lease, "damaged", error)
             return None
-        self._read.add(time.perf_counter() - began)
+        self._reads.add(time.perf_counter() - began)
         return checkpoint
 
     def use(self, checkpoint: ImageCheckpoint) -> None:
