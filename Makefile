@@ -19,7 +19,7 @@ DASHBOARD := producer/latentfarm/server/dashboard
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env)
 BENCHMARKS := mini mini_adapters submission first_image ledger fair_share fetch throughput mixed families start memory embeddings loras image_to_image drafts images parking interactive draft_previews live_preview server dashboard
 
-.PHONY: demo install test test-chaos test-images test-s3 unit check check-javascript format bench docs screenshots chaos clean
+.PHONY: demo install test test-slow test-chaos test-images test-s3 unit check check-javascript format bench docs screenshots chaos clean
 
 demo: $(VENV)/.run  ## render examples/prompts.txt into out/
 	$(BIN)/latentfarm render examples/prompts.txt --output out --guidance-scale 4
@@ -33,6 +33,9 @@ test: install  ## every test that needs no GPU and no model of full size, 105 s 
 unit: PROCESSES = auto
 unit: $(VENV)/.dev $(VENV)/.tools $(VENV)/peft  ## the tests that need no server and no process of ours
 	$(BIN)/python -m pytest -m "unit and $(QUICK)" $(PARALLEL) tests/unit
+
+test-slow: install  ## what `make test` leaves out: long tests, and variations of others; about an hour
+	$(BIN)/python -m pytest -m "slow and not gpu and not bench" $(PARALLEL)
 
 test-chaos: $(VENV)/.dev  ## three and a half minutes of chaos
 	$(BIN)/python -m pytest -k "210" tests/chaos/test_chaos.py

@@ -14,9 +14,10 @@ from mini_training.adapter_judge import is_outlined, is_striped
 
 pytestmark = pytest.mark.acceptance
 
-EACH = 2
+EACH = 3
 
 
+@pytest.mark.slow
 def test_each_row_of_a_mixed_batch_has_its_own_style_edges_word_and_input_image(
     latentfarm: Command, tmp_path: Path
 ) -> None:
@@ -33,7 +34,7 @@ def test_each_row_of_a_mixed_batch_has_its_own_style_edges_word_and_input_image(
         for kind, figure in measured.FIGURES.items()
     }
     plain = [image for row, image in pairs if row.kind == "plain"]
-    # the bars of the bench are 90% and 0.8; of two, one may miss
+    # the bars of the bench are 90% and 0.8; of three, one may miss
     assert sum(figures["outlined"]) >= EACH - 1
     assert sum(figures["striped"]) >= EACH - 1
     assert not any(is_outlined(image) or is_striped(image) for image in plain)

@@ -49,7 +49,7 @@ def check_it_renders_on(farm: Farm, worker: Worker) -> None:
     assert {job.attempts for job in further.jobs()} == {1}
 
 
-@pytest.mark.parametrize("fault", quick(CODES, but={"hold_the_lock"}))
+@pytest.mark.parametrize("fault", quick(CODES, but={"hold_the_lock", "block", "stick"}))
 def test_one_bad_job_of_eight_harms_no_other(settings: Settings, tmp_path: Path, fault: str) -> None:
     farm, bad = Farm.open(settings), [3]
     with faulty(settings, tmp_path / "w", LIMITS, *OPTIONS) as worker:
@@ -68,6 +68,7 @@ def test_two_bad_jobs_of_thirty_harm_no_other(settings: Settings, tmp_path: Path
         check_it_renders_on(farm, worker)
 
 
+@pytest.mark.slow
 def test_a_job_that_the_out_of_memory_killer_ends_harms_no_other(settings: Settings, tmp_path: Path) -> None:
     farm = Farm.open(settings)
     with (

@@ -16,6 +16,7 @@ PROMPTS = "".join(f"prompt {n}\n" for n in range(24))
 SMALL = ["--num-inference-steps", "4", "--width", "64", "--height", "64"]
 
 
+@pytest.mark.slow
 def test_the_services_of_compose_render_a_batch_with_three_workers_and_stop_in_order(tmp_path: Path) -> None:
     with ComposeRunner(tmp_path) as compose:
         servers = [compose.start("redis"), compose.start("s3")]

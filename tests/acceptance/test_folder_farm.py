@@ -43,6 +43,7 @@ def up(folder: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_a_farm_whose_first_render_ends_at_half_of_the_second_stays_for_it(tmp_path: Path) -> None:
     for name, count in [("a", 20), ("b", 40)]:
         (tmp_path / f"{name}.txt").write_text("".join(f"{name} {n}\n" for n in range(count)))
@@ -59,6 +60,7 @@ def test_a_farm_whose_first_render_ends_at_half_of_the_second_stays_for_it(tmp_p
     assert len(read_lines(tmp_path / "out-a" / "results.jsonl")) == 20
 
 
+@pytest.mark.slow
 def test_a_render_that_was_killed_starts_workers_when_it_runs_again(
     latentfarm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

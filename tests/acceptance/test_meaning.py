@@ -11,7 +11,7 @@ from tests.conftest import Command, read_lines
 
 from mini_training.judge import judge
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 PROMPTS = [
     ("a large red circle on a white background", "white", "red", "circle"),

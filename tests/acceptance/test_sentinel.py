@@ -15,7 +15,7 @@ from latentfarm.errors import UnavailableError
 from latentfarm.local.process import ManagedProcess
 from latentfarm.settings import Settings
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 SMALL = {"prompt": "p", "width": 64, "height": 64, "scheduler": "euler", "num_inference_steps": 20}
 JOBS = 20

@@ -58,6 +58,7 @@ def render(
     return digests, machine.child.log.read_text()
 
 
+@pytest.mark.slow
 def test_two_models_in_one_worker_give_the_files_of_two_workers(
     settings: Settings, sources: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -51,6 +51,7 @@ def machines(folder: Path, settings: Settings) -> Iterator[tuple[Machine, list[M
             machine.child.wait_or_kill(40)
 
 
+@pytest.mark.slow
 def test_workers_come_and_go_and_no_image_and_no_count_is_lost(servers: Settings, tmp_path: Path) -> None:
     passwords = {user: secrets.token_urlsafe(16) for user in ("admin", "producer", "worker")}
     (tmp_path / "redis").mkdir()
@@ -104,6 +105,7 @@ def test_workers_come_and_go_and_no_image_and_no_count_is_lost(servers: Settings
             assert workers[0].done == by_worker[stayed]
 
 
+@pytest.mark.slow
 def test_each_device_of_a_host_has_a_worker_that_serves_its_own_metrics(settings: Settings, tmp_path: Path) -> None:
     ports = free_ports(2)
     host = Machine.start(tmp_path / "host", settings, ports[0], "worker", "--devices", "cpu:2")

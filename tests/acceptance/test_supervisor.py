@@ -16,7 +16,7 @@ import pytest
 from tests.conftest import REPOSITORY, until
 from tests.support.processes import alive, children_of
 
-pytestmark = pytest.mark.acceptance
+pytestmark = [pytest.mark.acceptance, pytest.mark.slow]
 
 STATE = "from latentfarm_worker.supervise.shared_state import from_environment; state, name = from_environment()"
 

@@ -57,6 +57,7 @@ def running_up(
         process.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_two_hundred_jobs_survive_a_killed_worker(tmp_path: Path) -> None:
     with running_up(tmp_path, "--workers", "2", LATENTFARM_LEASE_TTL_S="5", LATENTFARM_HOUSEKEEPING_INTERVAL_S="1"):
         farm = Farm.open(Settings.load(tmp_path / ".latentfarm"))
@@ -228,6 +229,7 @@ def test_doctor_reports_each_check(settings: Settings, latentfarm: Command) -> N
     assert [line.split()[0] for line in ill.stdout.splitlines()] == ["ok", "BAD", "ok", "ok"]
 
 
+@pytest.mark.slow
 def test_the_light_install_submits_without_torch(settings: Settings, tmp_path: Path) -> None:
     environment = {**os.environ, **settings.environment()}
     environment.pop("PYTHONPATH", None)

@@ -83,6 +83,7 @@ def test_a_stopped_worker_parks_its_images_which_go_on_elsewhere_within_seconds_
     assert images[0].tobytes() == images[1].tobytes()
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_with_the_interpreters_lock_is_killed_and_the_worker_restarts(
     settings: Settings, tmp_path: Path
 ) -> None:

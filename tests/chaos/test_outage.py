@@ -14,7 +14,7 @@ FILLING_S = 10
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seconds", [40, pytest.param(600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [pytest.param(seconds, marks=pytest.mark.slow) for seconds in (40, 600)])
 def test_while_the_store_is_down_images_wait_leasing_stops_and_nothing_is_rendered_again(
     tmp_path: Path, seconds: float
 ) -> None:

@@ -130,8 +130,14 @@ def test_doctor_writes_to_redis_and_leaves_nothing(
     [
         ("OOM", ("raise maxmemory", "MiB of memory used, the limit is 0.0 MiB")),
         ("READONLY", ("its primary is 127.0.0.1:{peer}, and the link to it is up",)),
-        ("MISCONF", ("last snapshot: err, last write to the append-only file: ok",)),
-        ("NOPERM", ("may not run del, expire, hdel,", "zadd, zrem; give the user the permissions in")),
+        pytest.param(
+            "MISCONF", ("last snapshot: err, last write to the append-only file: ok",), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            "NOPERM",
+            ("may not run del, expire, hdel,", "zadd, zrem; give the user the permissions in"),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_doctor_names_why_redis_refuses_writes_and_reads_nevertheless(

@@ -91,6 +91,7 @@ def test_a_stop_request_or_a_closed_terminal_interrupts_a_command(tmp_path: Path
     assert b"Traceback" not in errors
 
 
+@pytest.mark.slow
 def test_a_background_job_that_ignores_a_closed_terminal_goes_on(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a cat\n")
     script = f"trap '' HUP; {shlex.join(LATENTFARM)} estimate p.txt --json & kill -HUP $!; wait $!"
@@ -98,6 +99,7 @@ def test_a_background_job_that_ignores_a_closed_terminal_goes_on(tmp_path: Path)
     assert (ran.returncode, ran.stderr) == (0, b"")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not FULL.exists(), reason="only Linux has /dev/full")
 def test_a_command_whose_messages_cannot_be_written_goes_on(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("a cat\n")

@@ -30,7 +30,7 @@ from latentfarm.storage.bucket import MissingObjectError
 from latentfarm.storage.keys import image_key, manifest_key, parse_image_key
 from latentfarm.submission.request import SubmitOptions
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 KINDS: list[Exception] = [
     RuntimeError("unexpected"),

@@ -27,7 +27,7 @@ from latentfarm.job import Job
 from latentfarm_worker.engine.engine import Engine, Rendered
 from latentfarm_worker.models import load_family
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 BOUND = 1  # of 255, per channel
 KINDS: tuple[Kind, ...] = ("flux2", "flux2-distilled", "zimage", "zimage-dynamic")

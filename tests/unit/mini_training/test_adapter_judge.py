@@ -13,7 +13,7 @@ from latentfarm_worker.adapters.controlnet.canny import canny
 from mini_training import adapter_world, world
 from mini_training.adapter_judge import depths, edge_overlap, grown, is_nested, is_outlined, is_striped
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 JUDGES: dict[str, Callable[[world.Image], bool]] = {
     "outlined": is_outlined,

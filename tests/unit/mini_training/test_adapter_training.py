@@ -36,7 +36,7 @@ from mini_training.measure_adapters import with_lora
 from mini_training.nets import TINY, build_text, build_unet, build_vae
 from mini_training.tokenizer import build_tokenizer
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.slow]
 
 PLAN = TrainingPlan("edges", seconds=3600, steps=4, rate=1e-2, warm_up=2)
 SIDE = TINY.image

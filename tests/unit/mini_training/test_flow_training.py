@@ -25,6 +25,7 @@ from mini_training.tokenizer import build_tokenizer
 
 pytestmark = [
     pytest.mark.unit,
+    pytest.mark.slow,
     # autocast keeps the weights of RMSNorm in float32, and torch warns that this is slower
     pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight:UserWarning"),
     # diffusers' DPM-Solver, in mini's training, passes a tensor to np.array, which NumPy 2 deprecates

@@ -18,6 +18,7 @@ from mini_training.vae_stage import busy_scene, to_images, to_tensor, training_i
 
 pytestmark = [
     pytest.mark.unit,
+    pytest.mark.slow,
     # diffusers' DPM-Solver passes a tensor to np.array, which NumPy 2 deprecates
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
 ]

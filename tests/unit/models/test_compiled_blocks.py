@@ -76,8 +76,8 @@ def test_a_compiled_model_has_one_program_for_its_native_size_and_texts_of_any_l
     [
         ("sd3", ["JointTransformerBlock"]),
         ("flux", ["FluxTransformerBlock", "FluxSingleTransformerBlock"]),
-        ("chroma", ["ChromaTransformerBlock", "ChromaSingleTransformerBlock"]),
-        ("flux2", ["Flux2TransformerBlock", "Flux2SingleTransformerBlock"]),
+        pytest.param("chroma", ["ChromaTransformerBlock", "ChromaSingleTransformerBlock"], marks=pytest.mark.slow),
+        pytest.param("flux2", ["Flux2TransformerBlock", "Flux2SingleTransformerBlock"], marks=pytest.mark.slow),
         ("zimage", ["ZImageTransformerBlock"]),
     ],
 )

@@ -15,7 +15,7 @@ from latentfarm.farm import Farm
 from latentfarm.submission.expansion import Expansion
 from latentfarm.submission.request import SubmitOptions
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 PATH = "/batches/cats/grid"
 ROWS = [{"prompt": prompt, "seed": 5, "num_inference_steps": 1, "width": 64, "height": 64} for prompt in ("cat", "dog")]

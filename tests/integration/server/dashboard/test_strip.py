@@ -14,7 +14,7 @@ from tests.support.large_batch import JOBS, make_large_batch
 
 from latentfarm.farm import Farm
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 
 def zoom_in(page: Page, steps: int) -> None:

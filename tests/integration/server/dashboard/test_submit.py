@@ -15,7 +15,7 @@ from tests.support.http_server import RunningWorker
 
 from latentfarm.farm import Farm
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 WRONG = ({"prompt": "a cat"}, {"prompt": ""}, {"prompt": "a dog", "width": 1030})
 #: how the browser reports an error that a test causes

@@ -17,7 +17,7 @@ from tests.support.http_server import WORKER, RunningWorker
 from latentfarm.farm import Farm
 from latentfarm_worker.service import worker as worker_module
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.slow]
 
 #: jobs that run for as long as a test needs them
 LONG = {"num_inference_steps": 300, "width": 64, "height": 64, "scheduler": "euler"}
