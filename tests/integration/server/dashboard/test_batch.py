@@ -224,7 +224,7 @@ def test_a_batch_that_is_deleted_under_its_page_is_reported(page: Page, farm: Fa
     page.reload()
     expect(page.get_by_role("heading", name="There is no batch cats")).to_be_visible()
     page.get_by_role("main").get_by_role("link").click()
-    expect(page.get_by_role("heading", name="Batches")).to_be_visible()
+    expect(page.get_by_role("heading", name="Batches", exact=True)).to_be_visible()
 
 
 def test_a_page_reports_that_the_server_stopped_and_what_was_deleted_meanwhile(
