@@ -133,8 +133,8 @@ def measure(workers: LatentfarmWorkers, rows: list[Row]) -> list[Line]:
 
 def main() -> int:
     """Return 1 if a bar is missed."""
-    arguments = parse_arguments(__doc__)
-    count = 40 if arguments.quick else 2_000
+    arguments = parse_arguments(__doc__, count=2_000)
+    count = 40 if arguments.quick else arguments.count
     conditions = Conditions()
     with (
         temporary_folder() as folder,

@@ -131,11 +131,13 @@ def format_figure(figure: float) -> str:
     return f"{figure:,.0f}" if abs(figure) >= 100 else f"{figure:.3g}"
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Parse ``--quick`` and ``--write``, the options of every benchmark."""
+def parse_arguments(description: str | None, *, count: int | None = None) -> argparse.Namespace:
+    """Parse ``--quick`` and ``--write``, the options of every benchmark, and ``--count`` of one that has a default."""
     parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small run that only checks the script")
     parser.add_argument("--write", action="store_true", help="write the table into docs/explanation/benchmarks.md")
+    if count is not None:
+        parser.add_argument("--count", type=int, default=count, help=f"jobs [default: {count:,}]")
     return parser.parse_args()
 
 
