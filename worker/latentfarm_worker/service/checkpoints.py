@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import statistics
 import time
-from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,30 +15,11 @@ from latentfarm.storage.bucket import Bucket, MissingObjectError
 from latentfarm.storage.keys import checkpoint_key, draft_key
 from latentfarm_worker.engine.image_checkpoint import CheckpointError, ImageCheckpoint, decode, encode
 from latentfarm_worker.service.metrics import CheckpointEvent, Metrics
+from latentfarm_worker.service.recent_seconds import RecentSeconds
 
 log = logging.getLogger(__name__)
 
 CONTENT_TYPE = "application/octet-stream"
-#: measurements that a median is of
-_RECENT = 16
-
-
-class _RecentSeconds:
-    """The median of the seconds that recent requests took, None before the first. Thread-safe.
-
-    A mean would keep the slow ones of an outage for long.
-    """
-
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=_RECENT)
-
-    @property
-    def median(self) -> float | None:
-        recent = self._recent.copy()
-        return statistics.median(recent) if recent else None
-
-    def add(self, seconds: float) -> None:
-        self._recent.append(seconds)
 
 
 class Checkpoints:
@@ -54,7 +33,7 @@ class Checkpoints:
     def __init__(self, bucket: Bucket, metrics: Metrics) -> None:
         self._bucket = bucket
         self._metrics = metrics
-        self._puts, self._reads = _RecentSeconds(), _RecentSeconds()
+        self._puts, self._reads = RecentSeconds(), RecentSeconds()
 
     # -- what they cost --------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ waits.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from latentfarm_worker.service.hooks import WorkerHooks
 from latentfarm_worker.service.job_failures import LOST, JobFailures
 from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.metrics import Metrics
+from latentfarm_worker.service.recent_seconds import RecentSeconds
 from latentfarm_worker.service.retries import Abandoned, Done, Retries, log_abandoned
 from latentfarm_worker.service.threads import Threads
 
@@ -32,8 +32,6 @@ _COMMIT_EVERY_S, _COMMIT_EARLY_S = 1.0, 3.0
 #: how long a commit waits for other images that are being stored
 _GATHER_S = 0.5
 _MAX_COMMITS_PER_CALL = 1000
-#: number of latencies that the median is taken of
-_RECENT = 16
 
 
 @dataclass(frozen=True)
@@ -96,12 +94,12 @@ class Commits:
         #: of them those that a client waits for
         self._interactive_stored = 0
         self._due = 0.0
-        self._latencies_s: deque[float] = deque(maxlen=_RECENT)
+        self._latencies = RecentSeconds()
 
     @property
     def median_latency_s(self) -> float:
         """Median seconds from an image's pixels to its commit; 0 before the first."""
-        return statistics.median(self._latencies_s or (0.0,))
+        return self._latencies.median or 0.0
 
     def add(self, stored: Stored) -> None:
         """Let an image wait for the next commit; ``submit`` must follow."""
@@ -176,7 +174,7 @@ class Commits:
             self._metrics.ended("lost")
         else:
             self._hooks.state.commit()
-            self._latencies_s.append(time.perf_counter() - stored.began)
+            self._latencies.add(time.perf_counter() - stored.began)
             self._metrics.committed(
                 size_bytes=receipt["bytes"],
                 pixels=stored.pixels,

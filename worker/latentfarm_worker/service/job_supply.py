@@ -6,8 +6,6 @@ waits behind it, and what runs is paused for it if no slot is free. So a full wo
 
 from __future__ import annotations
 
-import statistics
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from threading import Condition
@@ -28,6 +26,7 @@ from latentfarm_worker.service.lease_renewer import LeaseRenewer
 from latentfarm_worker.service.lease_requests import LeaseRequests
 from latentfarm_worker.service.metrics import Metrics
 from latentfarm_worker.service.prefetcher import Prefetcher, PrefetchState
+from latentfarm_worker.service.recent_seconds import RecentSeconds
 from latentfarm_worker.service.suspects import cohort_of
 from latentfarm_worker.service.threads import Threads
 from latentfarm_worker.service.uploader import Uploader
@@ -36,8 +35,6 @@ from latentfarm_worker.service.uploader import Uploader
 _AHEAD_S = 1.0
 #: seconds in which a worker with a free slot can take an urgent job before a full one
 _DELAY_S = 0.01
-#: steps of which the median time is taken
-_RECENT = 16
 
 
 class JobSupply:
@@ -79,7 +76,7 @@ class JobSupply:
         self._changed = changed
         self._draining = False
         self._others_first = True
-        self._recent_step_s: deque[float] = deque(maxlen=_RECENT)
+        self._steps = RecentSeconds()
 
         family = engine.family
         moved = family.encoder_placement.placement == "offload"
@@ -138,11 +135,11 @@ class JobSupply:
     @property
     def step_s(self) -> float | None:
         """The median seconds of recent steps, without the decoder's; None before the first."""
-        return statistics.median(self._recent_step_s) if self._recent_step_s else None
+        return self._steps.median
 
     def add_step(self, seconds: float) -> None:
         """Record how long a step took."""
-        self._recent_step_s.append(seconds)
+        self._steps.add(seconds)
 
     # -- leasing ---------------------------------------------------------------------------------------------
 

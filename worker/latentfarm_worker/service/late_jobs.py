@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections import deque
 from collections.abc import Iterable
 from operator import itemgetter
 from typing import NamedTuple, cast
@@ -14,9 +12,10 @@ from latentfarm_worker.engine.engine import Engine
 from latentfarm_worker.service.checkpoints import Checkpoints
 from latentfarm_worker.service.commits import Commits
 from latentfarm_worker.service.job_supply import JobSupply
+from latentfarm_worker.service.recent_seconds import RecentSeconds
 
-#: safety factor of an estimated time, and the number of measurements it is made of
-_SAFETY, _RECENT = 1.2, 16
+#: safety factor of an estimated time
+_SAFETY = 1.2
 
 
 class _Rest(NamedTuple):
@@ -42,11 +41,12 @@ class LateJobs:
         self._supply = supply
         self._commits = commits
         self._checkpoints = checkpoints
-        self._decode_s: deque[float] = deque(maxlen=_RECENT)
+        self._decodes = RecentSeconds()
 
     def add_decodes(self, seconds: Iterable[float]) -> None:
         """Record how long images took to decode."""
-        self._decode_s.extend(seconds)
+        for each in seconds:
+            self._decodes.add(each)
 
     def not_begun(self) -> list[Lease]:
         """Return the leases of jobs of which nothing was made under them, so that no work is lost without them."""
@@ -87,7 +87,7 @@ class LateJobs:
         """Return what is left of each image that has begun, the shortest first."""
         remaining = ((evaluations, cast("Lease", handle)) for handle, evaluations in self._engine.remaining())
         begun = sorted(((left, lease) for left, lease in remaining if left is not None), key=itemgetter(0))
-        step_s, decode_s = self._supply.step_s, statistics.median(self._decode_s or (0.0,))
+        step_s, decode_s = self._supply.step_s, self._decodes.median or 0.0
         if step_s is None:
             return [_Rest(lease, left, float("inf")) for left, lease in begun]
         # images that end together are decoded one after the other
