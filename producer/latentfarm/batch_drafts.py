@@ -150,8 +150,7 @@ class _Sum:
         self.cost += cost
 
     def work(self, throughput: Throughput | None) -> DraftWork:
-        known = throughput is not None and throughput.work and throughput.busy_s
-        hours = self.cost * throughput.busy_s / throughput.work / 3600 if throughput and known else None
+        hours = None if throughput is None else throughput.gpu_hours(self.cost)
         return DraftWork(evaluations=self.evaluations, gpu_hours=hours)
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from typing import Annotated
 
 import typer
 
 from latentfarm.batch import Batch
+from latentfarm.cli.confirmation import require_confirmation, require_terminal
 from latentfarm.cli.output import echo_err, plural
-from latentfarm.errors import InputError
 from latentfarm.farm import Farm
 from latentfarm.names import check_batch_name
 
@@ -44,19 +43,12 @@ def delete(
 
 def _confirm(batches: list[Batch]) -> None:
     """Return if the user confirms every deletion; none has begun then."""
-    if batches and not sys.stdin.isatty():
-        raise InputError("delete prompts for confirmation, and stdin is not a terminal; write --yes")
+    if batches:
+        require_terminal("delete")
     for batch in batches:
         images = plural(batch.status().done, "image")
-        try:
-            confirmed = typer.confirm(f"Delete {images} and everything else of batch {batch.name!r}?", err=True)
-        except typer.Abort:
-            # Ctrl-C, or the end of the input
-            echo_err("\nnothing was deleted")
-            raise typer.Exit(130) from None
-        if not confirmed:
-            echo_err("nothing was deleted")
-            raise typer.Exit(1)
+        question = f"Delete {images} and everything else of batch {batch.name!r}?"
+        require_confirmation(question, "nothing was deleted")
 
 
 def _delete(batch: Batch) -> int:

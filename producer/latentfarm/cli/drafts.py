@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import islice
@@ -16,6 +15,7 @@ import typer
 from latentfarm.batch import Batch
 from latentfarm.batch_drafts import DraftReport, DraftSelection, DraftWork
 from latentfarm.cli import draft_selection, options
+from latentfarm.cli.confirmation import require_confirmation, require_terminal
 from latentfarm.cli.draft_selection import format_indices, parse_selection
 from latentfarm.cli.output import echo_err, format_duration, plural, print_json
 from latentfarm.cli.shared import fail_if, wait_for
@@ -57,7 +57,10 @@ def drafts(
     Example: `latentfarm drafts cats --sheet drafts.png`
     """
     found = Farm.from_env().batch(batch)
-    selection = _selection(batch, indices, from_, picked, rejected, top or (by and str(_LISTED)) or None, by, distinct)
+    top = top or (by and str(_LISTED)) or None
+    selection = parse_selection(
+        batch, indices=indices, file=from_, picked=picked, rejected=rejected, top=top, by=by, distinct=distinct
+    )
     listed: list[int] = []
     sheets = _Sheets(found, sheet, by) if sheet is not None else None
     lines = found.drafts(selection)
@@ -94,7 +97,7 @@ def finish(
     Example: `latentfarm finish cats --top 10% --by sharpness --distinct 6`
     """
     found = Farm.from_env().batch(batch)
-    selection = _selection(batch, indices, from_, picked, False, top, by, distinct)  # noqa: FBT003
+    selection = parse_selection(batch, indices=indices, file=from_, picked=picked, top=top, by=by, distinct=distinct)
     if every != (selection == DraftSelection()):
         raise InputError("finish: write which drafts, --indices, --from, --picked or --top, or --all without them")
     report = found.price_drafts(selection) if dry_run else found.finish(selection)
@@ -131,45 +134,18 @@ def discard(
     Example: `latentfarm discard cats --rejected`
     """
     found = Farm.from_env().batch(batch)
-    selection = _selection(batch, indices, from_, picked, rejected, top, by, distinct)
+    selection = parse_selection(
+        batch, indices=indices, file=from_, picked=picked, rejected=rejected, top=top, by=by, distinct=distinct
+    )
     left = found.status().drafted
     if selection == DraftSelection() and left and not yes:
-        _confirm(f"Discard {plural(left, 'draft')} of batch {batch!r}?")
+        require_terminal("discard")
+        require_confirmation(f"Discard {plural(left, 'draft')} of batch {batch!r}?", "nothing was discarded")
     report = found.discard(selection)
     if as_json:
         print_json(report.model_dump(exclude_none=True))
     else:
         typer.echo(f"{batch} {_outcome(report, 'discard', 'discards', 'discarded')}")
-
-
-def _selection(
-    batch: str,
-    indices: str | None,
-    file: str | None,
-    picked: bool,  # noqa: FBT001
-    rejected: bool,  # noqa: FBT001
-    top: str | None,
-    by: str,
-    distinct: int | None,
-) -> DraftSelection:
-    return parse_selection(
-        batch, indices=indices, file=file, picked=picked, rejected=rejected, top=top, by=by, distinct=distinct
-    )
-
-
-def _confirm(question: str) -> None:
-    """Return if the user confirms; nothing has changed then."""
-    if not sys.stdin.isatty():
-        raise InputError("discard prompts for confirmation, and stdin is not a terminal; write --yes")
-    try:
-        confirmed = typer.confirm(question, err=True)
-    except typer.Abort:
-        # Ctrl-C, or the end of the input
-        echo_err("\nnothing was discarded")
-        raise typer.Exit(130) from None
-    if not confirmed:
-        echo_err("nothing was discarded")
-        raise typer.Exit(1)
 
 
 def _outcome(report: DraftReport, verb: str, third_person: str, participle: str) -> str:

@@ -75,6 +75,10 @@ class Throughput:
     size_bytes: float
     pixels: float
 
+    def gpu_hours(self, work: float) -> float | None:
+        """Return the GPU hours of so much work, None without measurements."""
+        return work * self.busy_s / self.work / 3600 if self.work and self.busy_s else None
+
 
 class WorkerRegistry(AnnouncedFacts):
     """The workers of all models."""

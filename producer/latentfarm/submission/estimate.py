@@ -207,7 +207,7 @@ def _count_hours(work: Mapping[Size, float], throughput: Throughput | None, fact
     """Return the GPU hours of steps x U-Net rows by size; None without measurements."""
     if throughput is None or not (throughput.images and throughput.busy_s):
         return None
-    return _pixels(work, throughput, facts) * throughput.busy_s / throughput.work / 3600
+    return throughput.gpu_hours(_pixels(work, throughput, facts))
 
 
 def _pixels(counts: Mapping[Size, float], throughput: Throughput, facts: ModelFacts | None) -> float:
