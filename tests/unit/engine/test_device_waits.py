@@ -142,11 +142,8 @@ def test_a_view_of_the_slots_costs_few_operations_and_reads_no_number(family: An
     assert 0 < len(transfers.operations) <= 4 * VIEW_BUDGET, transfers.operations
 
 
-def test_an_image_that_begins_costs_few_copies_and_reads_no_number(
-    family: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = engine_with(family, "euler")
-    image = engine.prepare(make(9, scheduler="euler_a"))
+def record_sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Return the shapes of the tensors that the batch sends to the device from now on."""
     sent: list[tuple[int, ...]] = []
 
     def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -155,6 +152,15 @@ def test_an_image_that_begins_costs_few_copies_and_reads_no_number(
 
     for module in (device_batch, micro_batch):
         monkeypatch.setattr(module, "send", send)
+    return sent
+
+
+def test_an_image_that_begins_costs_few_copies_and_reads_no_number(
+    family: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_with(family, "euler")
+    image = engine.prepare(make(9, scheduler="euler_a"))
+    sent = record_sent(monkeypatch)
     engine.admit(image)
     with Transfers() as transfers:
         engine.step()
@@ -190,14 +196,7 @@ def test_an_image_that_goes_on_costs_a_copy_more_for_each_ring_column(
     columns = {at: torch.zeros(4, 8, 8) for at in columns_read(image.ring_coefficients, 3)}
     image.checkpoint = ImageCheckpoint(made_by(family, image), 1, 3, 3, columns, image.table())
     image.restart()
-    sent: list[tuple[int, ...]] = []
-
-    def send(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-        sent.append(tuple(tensor.shape))
-        return send_to_meta(tensor, device)
-
-    for module in (device_batch, micro_batch):
-        monkeypatch.setattr(module, "send", send)
+    sent = record_sent(monkeypatch)
     engine.admit(image)
     with Transfers() as transfers:
         engine.step()
